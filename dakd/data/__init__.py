@@ -1,0 +1,1 @@
+"""PREPARE: datasets on disk -> shards -> batches."""

@@ -1,0 +1,74 @@
+"""What one sample is: a SAR image with a label, a soft label, or none; and the class tables with names, ids and colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# A pixel with this label takes part in no loss and in no metric.
+IGNORE_INDEX = 255
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Names and RGB colours of the classes; the id of a class is its place in the table."""
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.colours):
+            raise ValueError(f"class table has {len(self.names)} names and {len(self.colours)} colours; give one each")
+        if not 2 <= len(self.names) <= IGNORE_INDEX:
+            raise ValueError(f"class table has {len(self.names)} classes; wanted 2 to {IGNORE_INDEX}")
+        for what, entries in (("name", self.names), ("colour", self.colours)):
+            if len(set(entries)) != len(entries):
+                raise ValueError(f"class table repeats a {what}: {entries}")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    def id_of(self, name: str) -> int:
+        """The id of the class called `name`; ValueError when there is none."""
+        if name not in self.names:
+            raise ValueError(f"no class is called {name!r}; the table has {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def palette(self) -> np.ndarray:
+        """(256, 3) uint8 colours by id; ids outside the table, the ignore index among them, are mid-grey."""
+        table = np.full((256, 3), 128, np.uint8)
+        table[: self.num_classes] = np.array(self.colours, np.uint8)
+        return table
+
+    def to_dict(self) -> dict:
+        return {"names": list(self.names), "colours": [list(colour) for colour in self.colours]}
+
+    @classmethod
+    def from_dict(cls, table: dict) -> ClassTable:
+        return cls(tuple(table["names"]), tuple(tuple(colour) for colour in table["colours"]))
+
+
+# Krestenitis et al. 2019; (the authors' generated masks use the same palette).
+OSD_CLASSES = ClassTable(
+    ("sea", "oil", "look-alike", "ship", "land"),
+    ((0, 0, 0), (0, 255, 255), (255, 0, 0), (153, 76, 0), (0, 153, 0)),
+)
+# Zhu et al. 2022: oil or no oil; oil is shown in white, as in the published masks.
+SOS_CLASSES = ClassTable(("sea", "oil"), ((0, 0, 0), (255, 255, 255)))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with what is known of it.
+
+    sar: (H, W) uint8 grey values.  label: (H, W) uint8 class ids, IGNORE_INDEX where unknown, or None.
+    soft_label: (K, H, W) float16 raw logits of the teacher, or None.  meta: JSON-serialisable facts.
+    """
+
+    key: str
+    sar: np.ndarray
+    label: np.ndarray | None = None
+    soft_label: np.ndarray | None = None
+    meta: dict = field(default_factory=dict)
