@@ -1,0 +1,369 @@
+"""One experiment is one YAML with a section per step; this file types every setting, with its default, unit and reason.
+
+`load_config(path, overrides)` reads a YAML (strictly: an unknown key is an error that names the nearest known one),
+expands `${VARIABLES}` from the environment, applies dotted overrides (`train_jointnet.stage1.steps=100`) and returns a
+validated `Config`. Defaults are the values of the paper (arXiv 2412.08116) where it states them; where it is silent a
+comment says `inferred`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Size = tuple[Positive, Positive]  # (height, width) in pixels
+
+
+class Section(BaseModel):
+    """A strict, immutable part of the configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# --- prepare ----------------------------------------------------------------------------------------------------------
+
+
+class SimulationConfig(Section):
+    """The embedded dataset: SAR scenes under multiplicative speckle, five classes in OSD's ids and colours."""
+
+    num_train: Positive = 600
+    num_test: Positive = 120
+    size: Size = (64, 64)
+    looks: Annotated[float, Field(gt=0)] = 6.0  # equivalent number of looks of the gamma speckle
+    # Mean pixel shares that the scenes aim at; sea is what remains (OSD: 88.30 / 1.01 / 5.59 / 0.04 / 5.06 %).
+    oil_share: Fraction = 0.0101
+    look_alike_share: Fraction = 0.0559
+    ship_share: Fraction = 0.0004
+    land_share: Fraction = 0.0506
+    # A slick damps the sea's backscatter by this many dB, a look-alike by fewer (ranges, drawn per object).
+    oil_damping_db: tuple[float, float] = (6.0, 11.0)
+    look_alike_damping_db: tuple[float, float] = (2.0, 4.5)
+
+
+class PrepareConfig(Section):
+    """Which dataset, and how it is packed into shards."""
+
+    dataset: Literal["simulated", "osd", "sos", "folder"] = "simulated"
+    root: str | None = None  # folder of the dataset; unused by "simulated"
+    sensor: Literal["palsar", "sentinel"] | None = None  # sos only
+    polarity: Literal["oil_is_white", "oil_is_black"] = "oil_is_white"  # sos only; checked against the images
+    mask_threshold: Annotated[int, Field(ge=1, le=255)] = 128  # sos: grey values at or above it are white
+    # folder only: class names and colours in the order of the ids; masks hold ids or these colours.
+    classes: dict[str, tuple[int, int, int]] | None = None
+    resize: Size | None = None  # every image is brought to this size (area average; labels by nearest neighbour)
+    max_samples: Positive | None = None  # per split; None takes all
+    shard_size: Positive = 256  # samples a shard
+    on_bad_file: Literal["stop", "skip"] = "stop"
+    simulation: SimulationConfig = SimulationConfig()
+
+    @model_validator(mode="after")
+    def _dataset_has_what_it_needs(self) -> PrepareConfig:
+        if self.dataset != "simulated" and not self.root:
+            raise ValueError(f"dataset {self.dataset!r} has no root; set prepare.root to its folder")
+        if self.dataset == "sos" and self.sensor is None:
+            raise ValueError("dataset 'sos' has no sensor; set prepare.sensor to palsar or sentinel")
+        if self.dataset == "folder" and not self.classes:
+            raise ValueError("dataset 'folder' has no classes; set prepare.classes to {name: [r, g, b], ...}")
+        return self
+
+
+class BalanceConfig(Section):
+    """The balancing factor b of the mask's noisy input (paper, Eq. 1 and 4)."""
+
+    b: Literal["auto"] | Annotated[float, Field(gt=0, le=4)] = "auto"
+
+
+# --- train_jointnet ---------------------------------------------------------------------------------------------------
+
+
+class UNetConfig(Section):
+    """One branch. The default is the usual unconditional 256-pixel U-Net, 113.67 M parameters (inferred)."""
+
+    channels: tuple[Positive, ...] = (128, 128, 256, 256, 512, 512)
+    blocks_per_level: Positive = 2
+    attention_levels: tuple[NonNegative, ...] = (4,)  # 1/16 of the resolution
+    attention_head_dim: Positive = 8
+    norm_groups: Positive = 32  # fewer where a level has fewer channels
+    dropout: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _levels_exist(self) -> UNetConfig:
+        if any(level >= len(self.channels) for level in self.attention_levels):
+            raise ValueError(
+                f"attention_levels {self.attention_levels} name a level beyond the last, {len(self.channels) - 1}"
+            )
+        return self
+
+
+class ScheduleConfig(Section):
+    """The forward process: squared-cosine betas (paper)."""
+
+    num_train_timesteps: Positive = 1000
+    max_beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
+
+
+class OptimizerConfig(Section):
+    """AdamW (paper) with an EMA of the weights kept as one more state of the optimizer."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-4  # inferred
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2  # inferred: torch's default
+    betas: tuple[float, float] = (0.9, 0.999)  # inferred: torch's default
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    warmup_steps: NonNegative = 500  # linear, inferred
+    lr_decay: Literal["constant", "cosine", "poly"] = "constant"  # to zero at the last step; inferred
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0  # global L2 norm; 0 means none
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999  # inferred
+    # decay(step) = min(ema_decay, (1 + step) / (ema_ramp + step)): the EMA means something in a short run too.
+    ema_ramp: Annotated[float, Field(ge=1)] = 10.0
+
+
+class EngineConfig(Section):
+    """How the steps run: DeepSpeed's ZeRO, precision, memory layout, logging and checkpoints."""
+
+    deepspeed: str = "configs/deepspeed/zero1.json"  # ZeRO and offload only; relative to the repository or the cwd
+    # auto: fp32 on a CPU; on a GPU bf16 parameters for JointNet (GroupNorm), autocast for the student (BatchNorm).
+    precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
+    channels_last: bool = True
+    compile: bool = False  # torch.compile; the first step then takes a minute or more
+    num_workers: NonNegative = 2  # reader processes a rank; 0 reads in the training process
+    threads: NonNegative = 0  # CPU threads a rank; 0 shares the cores among the ranks of a host
+    log_every: Positive = 50  # optimizer steps
+    checkpoint_every: Positive = 1000  # optimizer steps
+    keep_checkpoints: Positive = 2
+    sample_every: NonNegative = 5000  # optimizer steps; 0 makes no grids
+    num_samples: Positive = 8  # pairs in a grid
+    sample_steps: Positive = 50  # DDIM steps of a grid
+    wandb: Literal["off", "auto", "online", "offline"] = "auto"  # auto: online with a key, else offline
+
+
+class StageConfig(Section):
+    """One of the teacher's three stages (paper)."""
+
+    steps: Positive  # optimizer steps ("iterations")
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+
+
+class Stage1Config(StageConfig):
+    """SAR-Net alone, on images; labels are not looked at."""
+
+    extra_images: tuple[str, ...] = ()  # folders of prepared shards whose images (with or without labels) join in
+
+
+class TrainJointNetConfig(Section):
+    """The teacher, SAR-JointNet: three stages (paper)."""
+
+    unet: UNetConfig = UNetConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    crop: Size = (256, 256)
+    flip: bool = False
+    global_batch: Positive = 32  # 16 a GPU on two GPUs (paper)
+    micro_batch: Positive = 16  # samples a rank and forward pass; the rest is gradient accumulation
+    label_loss_weight: Annotated[float, Field(gt=0)] = 1.0  # L_y against L_x (inferred)
+    init_from: Literal["ema", "raw"] = "ema"  # which weights a stage takes from the one before
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+    stage1: Stage1Config = Stage1Config(steps=50_000)
+    stage2: StageConfig = StageConfig(steps=250_000)
+    stage3: StageConfig = StageConfig(steps=100_000, lr=1e-5)
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+class GenerateConfig(Section):
+    """Synthetic pairs from the teacher: DDIM, deterministic unless eta > 0 (paper)."""
+
+    num_samples: Positive = 4480
+    size: Size = (256, 256)
+    sampling_steps: Positive = 200
+    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip: Annotated[float, Field(gt=0)] = 1.0  # |x0| bound, applied before the update
+    weights: Literal["ema", "raw"] = "ema"
+    micro_batch: Positive = 16
+    shard_size: Positive = 128
+    codec: Literal["fp16"] = "fp16"  # how soft labels are stored
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: NonNegative = 0
+
+
+# --- train_saross -----------------------------------------------------------------------------------------------------
+
+TrainingSet = Literal["real", "real+synthetic", "synthetic"]
+
+
+class StudentConfig(Section):
+    """SAROSS-Net: an encoder and the CAFT triangle."""
+
+    name: Literal["saross"] = "saross"
+    # mamba_vision_{t,t2,s,b,l}; mamba_vision (with encoder_options); resnet34; timm:<name of a feature extractor>
+    encoder: str = "mamba_vision_b"
+    encoder_options: dict[str, Any] = {}
+    pretrained: str | None = None  # a public checkpoint file of the encoder
+    decoder_channels: tuple[Positive, Positive, Positive, Positive] = (256, 256, 128, 64)  # inferred
+    caft_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5  # inner width over HR width (inferred)
+    caft_heads: tuple[Positive, Positive, Positive] = (1, 2, 4)  # rows 1, 2, 3 (inferred)
+    skip_module: Literal["caft", "conv3x3", "none"] = "caft"
+
+
+class StudentLossConfig(Section):
+    """L = l_ce CE + l_kd tau^2 KD + l_dice Dice, a sum over samples divided by the global batch (paper, Eq. 8-10)."""
+
+    ce: Annotated[float, Field(ge=0)] = 1.0  # inferred
+    kd: Annotated[float, Field(ge=0)] = 1.0  # inferred
+    dice: Annotated[float, Field(ge=0)] = 1.0  # inferred
+    temperature: Annotated[float, Field(gt=0)] = 2.0  # tau (inferred)
+    dice_samples: Literal["real", "all"] = "real"  # inferred
+    dice_form: Literal["soft", "generalized"] = "soft"
+    class_weights: tuple[float, ...] | None = None
+    hard_labels: bool = False  # synthetic samples carry the teacher's argmax and are treated as real ones
+
+
+class TrainSarossConfig(Section):
+    """The student on real and synthetic pairs."""
+
+    student: StudentConfig = StudentConfig()
+    loss: StudentLossConfig = StudentLossConfig()
+    training_sets: tuple[TrainingSet, ...] = ("real+synthetic",)  # one student each, with equal numbers of steps
+    crop: Size = (512, 512)
+    mosaic: bool = True  # four synthetic images tiled to one of twice the size
+    flip: bool = True  # inferred
+    num_synthetic: Positive | None = None  # use only the first N pairs; None takes all
+    global_batch: Positive = 16
+    micro_batch: Positive = 16
+    epochs: Positive = 200  # of real + synthetic; every training set gets the steps that this makes
+    steps: Positive | None = None  # overrides epochs
+    optimizer: OptimizerConfig = OptimizerConfig(lr_decay="poly")
+    engine: EngineConfig = EngineConfig(sample_every=0)
+
+
+# --- evaluate, predict ------------------------------------------------------------------------------------------------
+
+
+class EvaluateConfig(Section):
+    """One pooled confusion matrix over the test split."""
+
+    batch_size: Positive = 1  # images of one size are batched
+    split: Literal["test", "train"] = "test"
+    weights: Literal["ema", "raw"] = "ema"
+    num_pictures: NonNegative = 12  # predictions kept for the report
+
+
+class PredictConfig(Section):
+    """Class maps for images: a file or a folder, or the test split where none is named."""
+
+    inputs: str | None = None
+    training_set: TrainingSet | None = None  # whose student; None takes the last of train_saross.training_sets
+    num_images: Positive = 8  # taken from the test split where `inputs` is not set
+    overlay_alpha: Fraction = 0.45
+
+
+class Config(Section):
+    """The whole experiment, in pipeline order."""
+
+    name: str = Field(min_length=1)
+    run_dir: str | None = None  # default: runs/NAME
+    seed: NonNegative = 0
+    prepare: PrepareConfig = PrepareConfig()
+    balance: BalanceConfig = BalanceConfig()
+    train_jointnet: TrainJointNetConfig = TrainJointNetConfig()
+    generate: GenerateConfig = GenerateConfig()
+    train_saross: TrainSarossConfig = TrainSarossConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    predict: PredictConfig = PredictConfig()
+
+    @property
+    def run_path(self) -> Path:
+        return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """The validated configuration of a YAML file with dotted overrides (`section.key=value`, values in YAML).
+
+    Raises ValueError naming the key, what was found and what was wanted.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no configuration at {path}; the ones that come with dakd lie in configs/")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds {type(tree).__name__}; wanted a mapping with sections prepare, balance, ...")
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return build_config(_expand_variables(tree), source=str(path))
+
+
+def build_config(tree: dict, source: str = "configuration") -> Config:
+    """Validate a plain mapping; errors of all keys are told at once."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [f"  {_explain(detail)}" for detail in error.errors()]
+        raise ValueError(f"{source} is not a valid configuration:\n" + "\n".join(lines)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply_override(tree: dict, override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r} is not of the form section.key=value")
+    node = tree
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"override {override!r}: {parent!r} is a value, not a section")
+    node[last] = yaml.safe_load(value)
+
+
+def _expand_variables(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _expand_variables(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_expand_variables(value) for value in node]
+    if isinstance(node, str):
+        return re.sub(r"\$\{(\w+)\}", _environment_value, node)
+    return node
+
+
+def _environment_value(match: re.Match) -> str:
+    name = match.group(1)
+    if name not in os.environ:
+        raise ValueError(f"the configuration uses ${{{name}}}, which is not set; run: export {name}=/path/to/it")
+    return os.environ[name]
+
+
+def _explain(detail: dict) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        names = _known_keys(detail["loc"][:-1])
+        nearest = difflib.get_close_matches(str(detail["loc"][-1]), names, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys here: {', '.join(names)}"
+        return f"{where}: unknown key; {hint}"
+    return f"{where}: {detail['msg']} (found {detail['input']!r})"
+
+
+def _known_keys(location: tuple) -> list[str]:
+    model: Any = Config
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    return sorted(getattr(model, "model_fields", {}))
