@@ -1,0 +1,1 @@
+"""What every step stands on: processes, seeds, run folders and logs."""
