@@ -1,0 +1,68 @@
+"""Counts of (true class, predicted class) over all pixels of all images and ranks, exact in int64."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dakd.data.sample import IGNORE_INDEX, ClassTable
+from dakd.metrics.scores import SegmentationScores, score
+
+
+class ConfusionMatrix:
+    """One matrix pooled over a whole test set, as the paper evaluates.
+
+    counts: (K, K) int64 on `device`; rows are the true class, columns the predicted one.
+    Pixels whose true class is `ignore_index` are not counted.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX, device: str | torch.device = "cpu") -> None:
+        if num_classes < 2:
+            raise ValueError(f"a confusion matrix of {num_classes} class says nothing; give at least 2 classes")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def update(self, prediction: Tensor, target: Tensor) -> ConfusionMatrix:
+        """Count the pixels of a batch.
+
+        prediction, target: integer class ids of one shape, usually (B, H, W), on any device.
+        Raises ValueError for different shapes and for ids outside 0 .. K-1 other than the ignore index.
+        """
+        self.counts += count_pairs(prediction, target, self.num_classes, self.ignore_index).to(self.counts.device)
+        return self
+
+    def all_reduce(self) -> ConfusionMatrix:
+        """Sum over the ranks of the default process group, exactly; without a process group nothing changes."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.counts)
+        return self
+
+    def scores(self, classes: ClassTable) -> SegmentationScores:
+        """What follows from the counts; classes: names in the order of the ids."""
+        return score(self.counts.cpu().numpy(), classes.names)
+
+
+def count_pairs(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """(K, K) int64 counts of one batch on the prediction's device; arguments as in `ConfusionMatrix.update`."""
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; give ids of one shape"
+        )
+    target = target.to(prediction.device)
+    counted = target != ignore_index
+    true_ids = target[counted].to(torch.int64)
+    predicted_ids = prediction[counted].to(torch.int64)
+    _check_ids(true_ids, "target", num_classes)
+    _check_ids(predicted_ids, "prediction", num_classes)
+    pairs = torch.bincount(true_ids * num_classes + predicted_ids, minlength=num_classes**2)
+    return pairs.reshape(num_classes, num_classes)
+
+
+def _check_ids(ids: Tensor, what: str, num_classes: int) -> None:
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= num_classes):
+        raise ValueError(
+            f"{what} has class ids from {int(ids.min())} to {int(ids.max())}; wanted 0 to {num_classes - 1} or the "
+            f"ignore index; check the class table and the labels"
+        )

@@ -1,0 +1,147 @@
+"""From a confusion matrix to the numbers of the paper's tables.
+
+Per class, one against the rest:
+
+    IoU = TP/(TP+FP+FN)    P = TP/(TP+FP)    R = TP/(TP+FN)    F1 = 2TP/(2TP+FP+FN)    A = (TP+TN)/N
+
+mIoU, P, R, F1 and A are plain means over the classes: F1 is the mean of the classes' F1, and A the mean one-vs-rest
+accuracy, not the pixel accuracy. The rows of the paper's tables obey these identities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Fractions of one class against the rest; support: its true pixels.
+
+    A class that is predicted but never occurs has recall 0, one that occurs but is never predicted precision 0.
+    """
+
+    iou: float
+    precision: float
+    recall: float
+    f1: float
+    accuracy: float
+    support: int
+
+
+@dataclass(frozen=True)
+class SegmentationScores:
+    """Scores of one test set. Means run over the classes that occur or are predicted; the others are in `absent`."""
+
+    class_names: tuple[str, ...]  # all, in the order of the ids
+    per_class: dict[str, ClassScores]  # without the absent ones
+    absent: tuple[str, ...]
+    miou: float
+    f1: float
+    accuracy: float  # mean one-vs-rest: A in the tables
+    recall: float
+    precision: float
+    pixel_accuracy: float
+    num_pixels: int
+    counts: tuple[tuple[int, ...], ...]  # rows true, columns predicted
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each class's fraction of the counted pixels."""
+        return {name: sum(row) / self.num_pixels for name, row in zip(self.class_names, self.counts)}
+
+    @property
+    def has_oil_convention(self) -> bool:
+        """Whether there are two classes, a predicted or occurring "oil" among them."""
+        return len(self.class_names) == 2 and "oil" in self.per_class
+
+    def oil_convention(self) -> dict[str, float]:
+        """The other convention for two classes: P, R and F1 of oil alone, beside the mIoU of both classes.
+
+        The rows of CBD-Net (Zhu et al. 2022) on SOS follow it; they do not compare with the class means of other rows.
+        Raises ValueError where there are other than two classes, or oil neither occurs nor is predicted.
+        """
+        if not self.has_oil_convention:
+            found = ", ".join(self.class_names)
+            raise ValueError(
+                f"the one-class convention wants two classes, oil one of them and not absent; found {found}"
+            )
+        oil = self.per_class["oil"]
+        return {
+            "miou": self.miou,
+            "f1": oil.f1,
+            "accuracy": oil.accuracy,
+            "recall": oil.recall,
+            "precision": oil.precision,
+        }
+
+    def to_dict(self) -> dict:
+        """JSON-serialisable; fractions, not percent."""
+        table = asdict(self) | {"shares": self.shares}
+        if self.has_oil_convention:
+            table["oil_convention"] = self.oil_convention()
+        return table
+
+
+def score(counts: np.ndarray, class_names: tuple[str, ...]) -> SegmentationScores:
+    """Scores of a confusion matrix.
+
+    counts: (K, K) non-negative integers, rows the true class, columns the predicted one.  class_names: K names.
+    Raises ValueError for another shape and for a matrix without a single pixel.
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    num_classes = len(class_names)
+    if counts.shape != (num_classes, num_classes):
+        raise ValueError(f"counts have shape {counts.shape} for {num_classes} class names; wanted {(num_classes,) * 2}")
+    num_pixels = int(counts.sum())
+    if num_pixels == 0:
+        raise ValueError("no pixel was counted; the images are none, or their labels are the ignore index everywhere")
+    per_class = {
+        name: _class_scores(counts, index, num_pixels)
+        for index, name in enumerate(class_names)
+        if counts[index].sum() + counts[:, index].sum() > 0
+    }
+    return SegmentationScores(
+        class_names=tuple(class_names),
+        per_class=per_class,
+        absent=tuple(name for name in class_names if name not in per_class),
+        miou=_mean(per_class, "iou"),
+        f1=_mean(per_class, "f1"),
+        accuracy=_mean(per_class, "accuracy"),
+        recall=_mean(per_class, "recall"),
+        precision=_mean(per_class, "precision"),
+        pixel_accuracy=int(np.trace(counts)) / num_pixels,
+        num_pixels=num_pixels,
+        counts=tuple(tuple(int(n) for n in row) for row in counts),
+    )
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    """mIoU of one (K, K) matrix over the classes that occur or are predicted; NaN where nothing was counted."""
+    if counts.sum() == 0:
+        return float("nan")
+    return score(counts, tuple(str(index) for index in range(len(counts)))).miou
+
+
+def _class_scores(counts: np.ndarray, index: int, num_pixels: int) -> ClassScores:
+    true_positive = int(counts[index, index])
+    false_positive = int(counts[:, index].sum()) - true_positive
+    false_negative = int(counts[index].sum()) - true_positive
+    wrong = false_positive + false_negative
+    return ClassScores(
+        iou=true_positive / (true_positive + wrong),
+        precision=_ratio(true_positive, true_positive + false_positive),
+        recall=_ratio(true_positive, true_positive + false_negative),
+        f1=2 * true_positive / (2 * true_positive + wrong),
+        accuracy=(num_pixels - wrong) / num_pixels,
+        support=true_positive + false_negative,
+    )
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _mean(per_class: dict[str, ClassScores], field: str) -> float:
+    return float(np.mean([getattr(scores, field) for scores in per_class.values()]))
