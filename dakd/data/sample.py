@@ -1,4 +1,4 @@
-"""What one sample is: a SAR image with a label, a soft label, or none; and the class tables with names, ids and colours."""
+"""One sample: a SAR image with a label, a soft label, or none; and the class tables: names, ids and colours."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""BALANCE and the teacher's mathematics: schedule, forward process, losses, sampler."""

@@ -1,0 +1,180 @@
+"""One branch: a pixel-space U-Net denoiser, in two halves so that another branch can be heard in between.
+
+The layout is the usual unconditional one (DDPM, Ho et al. 2020, in diffusers' form): per level `blocks_per_level`
+residual blocks with the time embedding, self-attention on chosen levels and in the middle, strided convolutions down,
+nearest neighbour and a convolution up. The paper does not give its U-Net; the default (113.67 M) is inferred.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dakd.config import UNetConfig
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoids of the timestep, cosines first.  t: (B,) integers.  Returns (B, dim) fp32."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def group_norm(channels: int, max_groups: int) -> nn.GroupNorm:
+    """GroupNorm with as many groups as divide the channels, `max_groups` at most."""
+    return nn.GroupNorm(math.gcd(channels, max_groups), channels, eps=1e-5)
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, conv, + time, norm, SiLU, conv; the input is added (through a 1x1 where the width changes)."""
+
+    def __init__(self, c_in: int, c_out: int, time_dim: int, cfg: UNetConfig):
+        super().__init__()
+        self.norm1 = group_norm(c_in, cfg.norm_groups)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time = nn.Linear(time_dim, c_out)
+        self.norm2 = group_norm(c_out, cfg.norm_groups)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        inner = self.conv1(F.silu(self.norm1(h)))
+        inner = inner + self.time(F.silu(time))[:, :, None, None]
+        inner = self.conv2(self.dropout(F.silu(self.norm2(inner))))
+        return self.shortcut(h) + inner
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the pixels of a map, residual."""
+
+    def __init__(self, channels: int, cfg: UNetConfig):
+        super().__init__()
+        self.num_heads = max(1, channels // cfg.attention_head_dim)
+        if channels % self.num_heads:
+            raise ValueError(
+                f"{channels} channels do not divide into heads of {cfg.attention_head_dim}; change attention_head_dim"
+            )
+        self.norm = group_norm(channels, cfg.norm_groups)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, h: Tensor) -> Tensor:
+        batch, channels, height, width = h.shape
+        tokens = self.norm(h).flatten(2).transpose(1, 2)
+        qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.num_heads, channels // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return h + self.out(mixed).transpose(1, 2).reshape(h.shape)
+
+
+class Level(nn.Module):
+    """Residual blocks (each with attention where the level has it) and a change of resolution at the end, or none."""
+
+    def __init__(self, widths_in: list[int], c_out: int, time_dim: int, attends: bool, resample: str, cfg: UNetConfig):
+        super().__init__()
+        self.blocks = nn.ModuleList(ResBlock(c_in, c_out, time_dim, cfg) for c_in in widths_in)
+        self.attention = nn.ModuleList(SelfAttention(c_out, cfg) for _ in widths_in) if attends else None
+        stride = 2 if resample == "down" else 1
+        self.resample = None if resample == "none" else nn.Conv2d(c_out, c_out, 3, stride=stride, padding=1)
+
+    def apply_block(self, index: int, h: Tensor, time: Tensor) -> Tensor:
+        h = self.blocks[index](h, time)
+        return h if self.attention is None else self.attention[index](h)
+
+
+class UNet(nn.Module):
+    """A denoiser x_hat = f(x_t, t).  `encode` returns what the decoder and another branch need; `decode` the rest."""
+
+    def __init__(self, cfg: UNetConfig, in_channels: int, out_channels: int):
+        super().__init__()
+        self.cfg = cfg
+        widths = list(cfg.channels)
+        time_dim = 4 * widths[0]
+        self.time_mlp = nn.Sequential(nn.Linear(widths[0], time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+
+        self.down = nn.ModuleList()
+        self.skip_channels = [widths[0]]  # of every skip tensor, in the order of encode
+        previous = widths[0]
+        for i, width in enumerate(widths):
+            is_last = i == len(widths) - 1
+            inputs = [previous] + [width] * (cfg.blocks_per_level - 1)
+            resample = "none" if is_last else "down"
+            self.down.append(Level(inputs, width, time_dim, i in cfg.attention_levels, resample, cfg))
+            self.skip_channels += [width] * (cfg.blocks_per_level + (not is_last))
+            previous = width
+
+        self.mid_block1 = ResBlock(previous, previous, time_dim, cfg)
+        self.mid_attention = SelfAttention(previous, cfg)
+        self.mid_block2 = ResBlock(previous, previous, time_dim, cfg)
+
+        self.up = nn.ModuleList()
+        skips = list(self.skip_channels)
+        for i, width in reversed(list(enumerate(widths))):
+            inputs = []
+            for _ in range(cfg.blocks_per_level + 1):
+                inputs.append(previous + skips.pop())
+                previous = width
+            resample = "none" if i == 0 else "up"
+            self.up.append(Level(inputs, width, time_dim, i in cfg.attention_levels, resample, cfg))
+
+        self.norm_out = group_norm(widths[0], cfg.norm_groups)
+        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+
+    @property
+    def stride(self) -> int:
+        """Heights and widths of the input must be multiples of it."""
+        return 2 ** (len(self.cfg.channels) - 1)
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """(B,) timesteps to (B, 4 C0); sinusoids in fp32, then the parameters' dtype."""
+        return self.time_mlp(timestep_embedding(t, self.cfg.channels[0]).to(self.conv_in.weight.dtype))
+
+    def encode(self, x_t: Tensor, time: Tensor, extra: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Down and middle.
+
+        x_t: (B, C_in, H, W).  time: from embed_time.  extra: (B, C0, H, W) added after conv_in, or None.
+        Returns the middle's output and the skip tensors, first to last.
+        """
+        self._check_size(x_t)
+        h = self.conv_in(x_t)
+        h = h if extra is None else h + extra
+        skips = [h]
+        for level in self.down:
+            for index in range(len(level.blocks)):
+                h = level.apply_block(index, h, time)
+                skips.append(h)
+            if level.resample is not None:
+                h = level.resample(h)
+                skips.append(h)
+        h = self.mid_block1(h, time)
+        h = self.mid_attention(h)
+        return self.mid_block2(h, time), skips
+
+    def decode(self, mid: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
+        """Up: (B, C_out, H, W) from the middle's output and the skip tensors."""
+        h, remaining = mid, list(skips)
+        for level in self.up:
+            for index in range(len(level.blocks)):
+                h = level.apply_block(index, torch.cat([h, remaining.pop()], dim=1), time)
+            if level.resample is not None:
+                h = level.resample(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        time = self.embed_time(t)
+        mid, skips = self.encode(x_t, time)
+        return self.decode(mid, skips, time)
+
+    def _check_size(self, x_t: Tensor) -> None:
+        height, width = x_t.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f"image of {height} x {width} pixels for a U-Net of {len(self.cfg.channels)} levels; "
+                f"height and width must be multiples of {self.stride}"
+            )

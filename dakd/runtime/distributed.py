@@ -1,0 +1,96 @@
+"""Which process this is among how many, on which device; set up once, under any launcher.
+
+`deepspeed`, `torchrun` and SLURM tell a process its place through the environment (RANK, WORLD_SIZE, LOCAL_RANK);
+plain `python` tells nothing and is a world of one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This rank's device: its GPU where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank())
+    return torch.device("cpu")
+
+
+def init_process_group() -> None:
+    """Join the process group, in a world of one too (DeepSpeed wants a group); a second call does nothing.
+
+    NCCL on GPUs, gloo on CPUs.
+    """
+    if dist.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def init_if_many() -> None:
+    """Join the process group where a launcher started several processes; a lone process needs none."""
+    if world_size() > 1:
+        init_process_group()
+
+
+def shut_down() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
+    """Sums over the ranks, in float64; the same list on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def limit_threads(threads: int) -> None:
+    """Give this rank its share of the host's cores: `threads`, or with 0 an equal share among the host's ranks.
+
+    Two ranks that each start a thread a core slow one another down several times over.
+    """
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, available // max(1, ranks_here)))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

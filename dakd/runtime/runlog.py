@@ -1,0 +1,200 @@
+"""The run folder and what is told while a step runs: config.yaml, metrics.jsonl, one console line a report, W&B.
+
+Only rank 0 writes. A resumed run continues the same files: lines of steps beyond the checkpoint, which will be taken
+again, are dropped first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dakd.config import Config, dump_config
+from dakd.runtime.distributed import is_main
+
+REPORT_INTERVAL_S = 30.0
+
+
+def say(message: str) -> None:
+    """One line on rank 0's standard output, at once."""
+    if is_main():
+        print(message, flush=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all: aside, to the disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(aside, "w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(aside, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def save_config(config: Config) -> None:
+    """Keep the resolved configuration with the run."""
+    if is_main():
+        write_text(config.run_path / "config.yaml", dump_config(config))
+
+
+def format_duration(seconds: float) -> str:
+    """`4h12m`, `3m05s`, `12s`."""
+    total = max(0, round(seconds))
+    if total >= 3600:
+        return f"{total // 3600}h{total % 3600 // 60:02d}m"
+    return f"{total // 60}m{total % 60:02d}s" if total >= 60 else f"{total}s"
+
+
+def format_count(count: float) -> str:
+    """`812`, `13.1k`, `1.31M`."""
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if count >= scale:
+            return f"{count / (1e3 if suffix == 'k' else scale):.3g}{suffix}"
+    return f"{count:.0f}"
+
+
+def progress(items: Iterable, total: int, label: str) -> Iterator:
+    """Pass the items through: a bar on a terminal, a line every 30 s in a log; silent but on rank 0."""
+    if not is_main():
+        yield from items
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=label, leave=False)
+    else:
+        yield from _log_progress(items, total, label)
+
+
+def _log_progress(items: Iterable, total: int, label: str) -> Iterator:
+    start = last = time.monotonic()
+    for count, item in enumerate(items):
+        yield item
+        now = time.monotonic()
+        if now - last >= REPORT_INTERVAL_S:
+            last = now
+            done = count + 1
+            say(f"{label}  {done}/{total}  eta {format_duration((now - start) / done * (total - done))}")
+
+
+class RunLog:
+    """Reports of a training: a line on the console, a record in metrics.jsonl, W&B where it is on."""
+
+    def __init__(self, folder: Path, label: str, total_steps: int, start_step: int, wandb_mode: str, config: Config):
+        self.folder, self.label, self.total_steps = folder, label, total_steps
+        self.active = is_main()
+        self._start_step, self._start_s = start_step, time.monotonic()
+        self._last_report_s = self._start_s
+        self._bar = None
+        self._wandb = None
+        if not self.active:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        drop_records_after(self._path, start_step)
+        self._wandb = _start_wandb(wandb_mode, folder, label, config)
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total_steps, initial=start_step, desc=label, leave=True, unit="step")
+
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def is_due(self, step: int, log_every: int) -> bool:
+        """After every `log_every` steps, at the last step, and never later than 30 s after the last report."""
+        late = time.monotonic() - self._last_report_s >= REPORT_INTERVAL_S
+        return step % log_every == 0 or step == self.total_steps or late
+
+    def report(self, step: int, images_seen: int, values: dict[str, float], images_per_s: float) -> None:
+        """Record the values of one optimizer step (1-based)."""
+        self._last_report_s = time.monotonic()
+        if not self.active:
+            return
+        record = {"step": step, "images_seen": images_seen, **values, "images_per_s": round(images_per_s, 3)}
+        with open(self._path, "a") as stream:
+            stream.write(json.dumps(record) + "\n")
+        if self._wandb is not None:
+            self._wandb.log({f"{self.label}/{name}": value for name, value in record.items()})
+        line = self._line(step, images_seen, values, images_per_s)
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            say(line)
+
+    def _line(self, step: int, images_seen: int, values: dict[str, float], images_per_s: float) -> str:
+        elapsed = time.monotonic() - self._start_s
+        done = max(1, step - self._start_step)
+        eta = format_duration(elapsed / done * (self.total_steps - step))
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        return (
+            f"{self.label}  step {step}/{self.total_steps}  images {format_count(images_seen)}  {numbers}  "
+            f"{images_per_s:.3g} img/s  eta {eta}"
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+
+
+def drop_records_after(path: Path, step: int) -> None:
+    """Keep the records of steps up to `step`; a last line that a kill cut short is dropped too."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
+    if len(kept) != len(lines):
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def read_records(path: Path) -> list[dict]:
+    """The records of a metrics.jsonl, in order; an unfinished last line is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if _step_of(line) is not None]
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+def _start_wandb(mode: str, folder: Path, label: str, config: Config) -> Any:
+    """A W&B run, or None. `auto` is online with a key, else offline; without the package it is off."""
+    if mode == "off":
+        return None
+    try:
+        import wandb
+    except ImportError:
+        if mode != "auto":
+            raise RuntimeError(f"wandb is {mode} but the package is not installed; pip install wandb") from None
+        return None
+    if mode == "auto":
+        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    run_id = folder / "wandb_id"
+    if not run_id.exists():
+        write_text(run_id, wandb.util.generate_id())
+    return wandb.init(
+        project="dakd",
+        name=f"{config.name}-{label}",
+        id=run_id.read_text().strip(),
+        resume="allow",
+        mode=mode,
+        dir=str(folder),
+        config=config.model_dump(mode="json"),
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+    )

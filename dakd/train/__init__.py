@@ -1,0 +1,1 @@
+"""TRAIN: the teacher's three stages and the student, under DeepSpeed."""

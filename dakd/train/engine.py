@@ -1,0 +1,295 @@
+"""One DeepSpeed engine: a training module under ZeRO, its steps, and its state by parameter name.
+
+A training module's forward takes a batch and returns per-sample losses, so that ZeRO-3 and autocast see the whole
+computation. State leaves and enters by name, as fp32 tensors, through DeepSpeed's public getters and setters: it
+depends neither on the ZeRO stage nor on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dakd.config import EngineConfig, OptimizerConfig
+from dakd.runtime import distributed
+from dakd.train.optim import build_optimizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "ema")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient that is not a number: raised on all ranks, before the optimizer has moved."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Means over the global batch, and the gradient's norm before clipping."""
+
+    losses: dict[str, float]
+    grad_norm: float
+
+
+def gradient_accumulation(global_batch: int, micro_batch: int, world: int) -> int:
+    """Forward passes a rank and optimizer step; ValueError where the sizes do not fit."""
+    if global_batch % (micro_batch * world):
+        raise ValueError(
+            f"global_batch ({global_batch}) is not a multiple of micro_batch x world ({micro_batch} x {world} = "
+            f"{micro_batch * world}); change global_batch or micro_batch"
+        )
+    return global_batch // (micro_batch * world)
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, told that there is no GPU where there is none; a clear error where it is not installed."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    try:
+        import deepspeed
+    except ImportError:
+        raise RuntimeError("training needs DeepSpeed, which is not installed; run: pip install 'dakd[train]'") from None
+    import logging
+
+    from deepspeed.ops import __compatible_ops__
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # DeepSpeed would compile this op when the process group starts, for a minute or more; nothing here uses it.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def zero_config(path: str) -> dict:
+    """The ZeRO section of a JSON file, found from the working directory or from the repository."""
+    for candidate in (Path(path), REPOSITORY / path):
+        if candidate.is_file():
+            tree = json.loads(candidate.read_text())
+            unknown = set(tree) - {"zero_optimization"}
+            stage = tree.get("zero_optimization", {}).get("stage")
+            if unknown or stage not in (1, 2, 3):
+                raise ValueError(
+                    f"{candidate} has stage {stage} and {sorted(unknown) or 'no other key'}; wanted zero_optimization "
+                    "alone, with stage 1, 2 or 3: everything else is said by the YAML"
+                )
+            return tree
+    raise ValueError(f"no DeepSpeed configuration at {path}; the ones that come with dakd lie in configs/deepspeed/")
+
+
+def resolve_precision(precision: str, on_gpu: str) -> str:
+    """`auto` is fp32 on a CPU and `on_gpu` on a GPU."""
+    return precision if precision != "auto" else (on_gpu if torch.cuda.is_available() else "fp32")
+
+
+class Engine:
+    """A training module, its optimizer and DeepSpeed around both."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        engine: EngineConfig,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        precision: str,
+        decays_vectors: bool,
+    ):
+        deepspeed = import_deepspeed()
+        distributed.init_process_group()
+        self.device = distributed.device()
+        self.micro_batch = micro_batch
+        self.accumulation = gradient_accumulation(global_batch, micro_batch, distributed.world_size())
+        # The engine may round frozen parameters to bf16, and its getters do not know them: keep the originals.
+        self._frozen = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
+        config = zero_config(engine.deepspeed) | {
+            "train_batch_size": global_batch,
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_clipping": float(optimizer.grad_clip),  # DeepSpeed clips to 1.0 unless told otherwise
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 2**31,
+        }
+        if precision == "bf16":
+            config["bf16"] = {"enabled": True}
+        elif precision == "autocast":
+            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        if engine.compile:
+            module.compile()
+        self.engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=build_optimizer(module, optimizer, decays_vectors), config=config
+        )
+        self.module: nn.Module = self.engine.module
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def train_step(self, batches: Iterator[dict], lr: float) -> StepResult:
+        """One optimizer step on the next micro-batches. Raises NonFiniteLoss on all ranks before the weights move."""
+        self._set_lr(lr)
+        self.engine.train()
+        sums: dict[str, Tensor] = {}
+        keys: list[str] = []
+        for _ in range(self.accumulation):
+            batch = next(batches)
+            keys += batch["keys"]
+            losses = self.engine(self._to_device(batch))
+            self.engine.backward(losses["loss"].sum() / self.micro_batch)
+            for name, values in losses.items():
+                sums[name] = sums.get(name, 0) + values.detach().double().sum()
+            if not self.engine.is_gradient_accumulation_boundary():
+                self.engine.step()
+        means = self._global_means(sums)
+        self._stop_if_non_finite(means["loss"], keys)
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        if not self.engine.was_step_applied() or norm != norm or norm in (float("inf"), -1.0):
+            raise NonFiniteLoss(_non_finite_message("gradient", norm, keys))
+        return StepResult(means, norm)
+
+    def _global_means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        names = sorted(sums)
+        totals = distributed.all_reduce_sum(torch.stack([sums[name] for name in names]).tolist())
+        count = self.accumulation * self.micro_batch * distributed.world_size()
+        return {name: total / count for name, total in zip(names, totals)}
+
+    def _stop_if_non_finite(self, loss: float, keys: list[str]) -> None:
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise NonFiniteLoss(_non_finite_message("loss", loss, keys))
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
+    def _to_device(self, batch: dict) -> dict:
+        return {
+            name: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
+            for name, value in batch.items()
+        }
+
+    # -- state by name ------------------------------------------------------------------------------------------------
+
+    def collect(self, what: str) -> dict[str, Tensor]:
+        """A full fp32 copy by name, on the CPU: `master` weights, or the state `exp_avg`, `exp_avg_sq` or `ema`.
+
+        A collective: every rank calls it, every rank gets the whole.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        collected = {}
+        for name, parameter in self.module.named_parameters():
+            if name not in self._frozen:
+                value = (
+                    safe_get_full_fp32_param(parameter)
+                    if what == "master"
+                    else safe_get_full_optimizer_state(parameter, what)
+                )
+                collected[name] = value.detach().float().cpu().clone()
+        return collected
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers by name on the CPU; floating ones (batch norm's statistics) as their mean over the ranks."""
+        world = distributed.world_size()
+        averaged = {}
+        for name, buffer in self.module.named_buffers():
+            if name.rpartition(".")[2] in _non_persistent(self.module, name):
+                continue
+            value = buffer.detach().clone()
+            if world > 1 and value.is_floating_point():
+                dist.all_reduce(value)
+                value /= world
+            averaged[name] = value.cpu()
+        return averaged
+
+    def weights(self, kind: str) -> dict[str, Tensor]:
+        """The whole state dict, fp32, of the `raw` or the `ema` weights; a collective."""
+        trained = self.collect("master" if kind == "raw" else "ema")
+        frozen = {name: value.float().cpu() for name, value in self._frozen.items()}
+        return trained | frozen | self.buffers()
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resume needs, flat, by `kind/name`; a collective."""
+        parts = {kind: self.collect(kind) for kind in ("master", *MOMENTS)}
+        parts["frozen"] = {name: value.cpu() for name, value in self._frozen.items()}
+        parts["buffer"] = self.buffers()
+        return {f"{kind}/{name}": value for kind, values in parts.items() for name, value in values.items()}
+
+    def restore(self, state: dict[str, Tensor], step: int, batches: Callable[[], Iterator[dict]]) -> None:
+        """Put a `state()` back. The module must have been built with the state's weights already.
+
+        Optimizer states exist only after a step: one is taken on a zero loss at rate 0, which moves nothing, and what
+        it made is then overwritten.
+        """
+        self._set_lr(0.0)
+        self.engine.train()
+        source = batches()
+        for _ in range(self.accumulation):
+            losses = self.engine(self._to_device(next(source)))
+            self.engine.backward(losses["loss"].sum() * 0.0)
+            self.engine.step()
+        for name, parameter in self.module.named_parameters():
+            if name not in self._frozen:
+                for kind in ("master", *MOMENTS):
+                    self._set(parameter, kind, state[f"{kind}/{name}"])
+        for entry in _inner_optimizer(self._optimizer).state.values():
+            entry["step"] = torch.full_like(torch.as_tensor(entry["step"]), step)
+        for name, buffer in self.module.named_buffers():
+            if f"buffer/{name}" in state:
+                buffer.copy_(state[f"buffer/{name}"])
+
+    def _set(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        value = value.to(self.device)
+        if hasattr(parameter, "ds_id"):  # ZeRO-3: this rank's slice of the zero-padded flat tensor
+            local = _rank_slice(value)
+            if kind == "master":
+                safe_set_local_fp32_param(parameter, local)
+            else:
+                safe_set_local_optimizer_state(parameter, local, kind)
+        elif kind == "master":
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+
+    def close(self) -> None:
+        self.engine.destroy()
+
+
+def _non_finite_message(what: str, value: float, keys: list[str]) -> str:
+    shown = ", ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
+    return (
+        f"the {what} is {value}; the optimizer was not run and the last checkpoint stands. This rank's batch: {shown}. "
+        "Lower the learning rate or set grad_clip, or look at these samples"
+    )
+
+
+def _rank_slice(value: Tensor) -> Tensor:
+    world = distributed.world_size()
+    flat = value.flatten()
+    width = -(-flat.numel() // world)
+    padded = torch.nn.functional.pad(flat, (0, width * world - flat.numel()))
+    return padded[distributed.rank() * width : (distributed.rank() + 1) * width].contiguous()
+
+
+def _inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def _non_persistent(module: nn.Module, name: str) -> set[str]:
+    return module.get_submodule(name.rpartition(".")[0])._non_persistent_buffers_set
