@@ -1,0 +1,100 @@
+"""Pictures of images and labels: class colours, overlays, contact sheets (the image left, its label right)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dakd.data.sample import ClassTable, Sample
+
+_GAP = 4  # pixels between pairs
+_INNER_GAP = 1  # pixels between an image and its label
+_BACKGROUND = (245, 245, 245)
+_INK = (40, 40, 40)
+
+
+def colourise(label: np.ndarray, classes: ClassTable) -> np.ndarray:
+    """(H, W) uint8 class ids to (H, W, 3) uint8 colours; ids outside the table are mid-grey."""
+    return classes.palette()[label]
+
+
+def overlay(sar: np.ndarray, label: np.ndarray, classes: ClassTable, alpha: float = 0.45) -> np.ndarray:
+    """(H, W, 3) uint8: the image with every class but the first laid over it in its colour, `alpha` strong (0 to 1)."""
+    grey = np.repeat(sar[..., None], 3, axis=-1).astype(np.float32)
+    mixed = (1 - alpha) * grey + alpha * colourise(label, classes)
+    return np.where((label == 0)[..., None], grey, mixed).round().astype(np.uint8)
+
+
+def contact_sheet(
+    pairs: Sequence[Sample | tuple[np.ndarray, np.ndarray | None]],
+    classes: ClassTable,
+    columns: int = 4,
+    scale: int = 1,
+) -> Image.Image:
+    """One picture of many pairs, image left and label right, with a legend of the class colours below.
+
+    pairs: samples, or (sar, label); a soft label shows as its argmax, a missing one not at all.
+    columns: pairs in a row.  scale: whole-number magnification.
+    """
+    rows = [[sar] if label is None else [sar, colourise(label, classes)] for sar, label in map(_arrays, pairs)]
+    sheet = image_grid([_beside(row, scale) for row in rows], columns)
+    return _with_legend(sheet, classes)
+
+
+def image_grid(images: Sequence[np.ndarray], columns: int = 4, scale: int = 1) -> Image.Image:
+    """Images (H, W) or (H, W, 3) uint8, not necessarily of one size, in rows of `columns`, magnified `scale` times."""
+    if not len(images):
+        raise ValueError("a picture of no images was asked for; wanted at least one")
+    tiles = [_magnify(_as_rgb(image), scale) for image in images]
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (0, 1))
+    columns = min(columns, len(tiles))
+    num_rows = -(-len(tiles) // columns)
+    canvas = np.full((num_rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), _BACKGROUND, np.uint8)
+    for place, tile in enumerate(tiles):
+        top = _GAP + place // columns * (height + _GAP)
+        left = _GAP + place % columns * (width + _GAP)
+        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return Image.fromarray(canvas)
+
+
+def _arrays(pair: Sample | tuple) -> tuple[np.ndarray, np.ndarray | None]:
+    if not isinstance(pair, Sample):
+        return pair
+    if pair.label is None and pair.soft_label is not None:
+        return pair.sar, pair.soft_label.argmax(axis=0).astype(np.uint8)
+    return pair.sar, pair.label
+
+
+def _beside(images: list[np.ndarray], scale: int) -> np.ndarray:
+    tiles = [_magnify(_as_rgb(image), scale) for image in images]
+    gap = np.full((tiles[0].shape[0], _INNER_GAP, 3), _BACKGROUND, np.uint8)
+    return np.concatenate([part for tile in tiles for part in (gap, tile)][1:], axis=1)
+
+
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    return np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
+
+
+def _magnify(image: np.ndarray, scale: int) -> np.ndarray:
+    return image.repeat(scale, axis=0).repeat(scale, axis=1) if scale > 1 else image
+
+
+def _with_legend(sheet: Image.Image, classes: ClassTable) -> Image.Image:
+    font = ImageFont.load_default()
+    swatch, line = 10, 16
+    places, x, y = [], _GAP, sheet.height + 2
+    for name in classes.names:
+        width = swatch + 5 + int(font.getlength(name)) + 12
+        if x + width > sheet.width and x > _GAP:
+            x, y = _GAP, y + line
+        places.append((x, y))
+        x += width
+    canvas = Image.new("RGB", (sheet.width, y + line), _BACKGROUND)
+    canvas.paste(sheet)
+    draw = ImageDraw.Draw(canvas)
+    for (x, y), name, colour in zip(places, classes.names, classes.colours):
+        draw.rectangle((x, y + 1, x + swatch, y + 1 + swatch), fill=tuple(colour), outline=_INK)
+        draw.text((x + swatch + 5, y), name, fill=_INK, font=font)
+    return canvas

@@ -1,0 +1,259 @@
+"""PREPARE: a dataset on disk, or the embedded one, packed into shards with an index, a contact sheet and a report.
+
+The run folder gets prepare/{train,test}/ with shards and index.json, prepare/contact_sheet.png and prepare/report.json.
+All of it is written aside and renamed at the end: prepare/ is whole or absent. Bad files are gathered over the whole
+dataset and told in one report; they are left out only where the settings say so, and then they stand in report.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dakd.config import Config, PrepareConfig
+from dakd.data.pictures import contact_sheet
+from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
+from dakd.data.sample import Sample
+from dakd.data.shards import write_index, write_json, write_shard
+
+_NUM_PICTURES = 16
+_MAX_SHEET_SIDE = 256  # pixels; larger images are shown smaller
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """folder: RUN/prepare.  splits: {name: folder of its shards}.  report: as in report.json.
+
+    is_reused: the folder was there already, made with the same settings.
+    """
+
+    folder: Path
+    splits: dict[str, Path]
+    report: dict
+    is_reused: bool
+
+
+@dataclass
+class _Tally:
+    """What is learnt of the files while they are read."""
+
+    problems: list[BadFile] = field(default_factory=list)
+    off_palette: dict[str, int] = field(default_factory=dict)
+
+
+def prepare(cfg: Config, run_dir: str | Path | None = None, rebuild: bool = False) -> PrepareResult:
+    """Packs the dataset of `cfg.prepare` into RUN/prepare; a second call with the same settings reuses what is there.
+
+    run_dir: default cfg.run_path.  rebuild: replaces what other settings have made; else that is a ValueError.
+    Raises BadDataset naming every bad file; with on_bad_file="skip" only when a split is left empty.
+    """
+    folder = Path(run_dir or cfg.run_path) / "prepare"
+    settings = _settings(cfg)
+    found = _find_report(folder)
+    if found is not None and not rebuild:
+        _refuse_other_settings(folder, found, settings)
+        logger.info("prepare: %s is there already, made with the same settings", folder)
+        return _result(folder, found, is_reused=True)
+    aside = folder.with_name("prepare.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        report = _build(cfg.prepare, cfg.seed, settings, aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for line in describe(report):
+        logger.info("prepare: %s", line)
+    return _result(folder, report, is_reused=False)
+
+
+def describe(report: dict) -> list[str]:
+    """report.json in a few lines for people."""
+    lines = []
+    for split, facts in report["splits"].items():
+        shares = "  ".join(f"{name} {100 * share:.2f}%" for name, share in facts["class_pixel_shares"].items())
+        sizes = ", ".join(f"{number} of {size}" for size, number in facts["sizes"].items())
+        lines.append(f"{split}: {facts['num_samples']} samples ({sizes})  {shares}  b {facts['balancing_factor']:.4f}")
+    if report["num_off_palette"]:
+        files = ", ".join(f"{name} {count}" for name, count in report["off_palette"].items())
+        lines.append(f"{report['num_off_palette']} label pixels took the nearest palette colour ({files})")
+    if report["skipped"]:
+        lines.append(f"{len(report['skipped'])} bad files were skipped; report.json names them")
+    return lines
+
+
+def resize_sample(sample: Sample, size: tuple[int, int]) -> Sample:
+    """The sample at (height, width): the image by area averages, the label by nearest neighbour."""
+    if sample.sar.shape == tuple(size):
+        return sample
+    wanted = (size[1], size[0])
+    sar = np.array(Image.fromarray(sample.sar).resize(wanted, Image.Resampling.BOX))
+    label = sample.label
+    if label is not None:
+        label = np.array(Image.fromarray(label).resize(wanted, Image.Resampling.NEAREST))
+    return replace(sample, sar=sar, label=label)
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def _build(cfg: PrepareConfig, seed: int, settings: dict, folder: Path) -> dict:
+    dataset = open_dataset(cfg, seed)
+    tally = _Tally(problems=dataset.problems())
+    if all(dataset.entries(split) for split in dataset.splits):
+        dataset.check()
+    pictures: list[Sample] = []
+    for split in dataset.splits:
+        entries = _pick(dataset.entries(split), cfg.max_samples)
+        shown = set(_pick(range(len(entries)), -(-_NUM_PICTURES // len(dataset.splits))))
+        samples = _read_all(dataset, split, entries, cfg, tally, pictures, shown)
+        _write_split(folder / split, samples, dataset, cfg)
+    _refuse_bad_files(cfg, tally, folder, dataset.splits)
+    report = _write_report(folder, dataset, settings, tally)
+    _sheet(pictures, dataset).save(folder / "contact_sheet.png")
+    return report
+
+
+def _pick(entries: list | range, count: int | None) -> list:
+    """`count` entries evenly spread over all of them, or all."""
+    if count is None or count >= len(entries):
+        return list(entries)
+    return [entries[i * len(entries) // count] for i in range(count)]
+
+
+def _read_all(
+    dataset: Dataset,
+    split: str,
+    entries: list[Entry],
+    cfg: PrepareConfig,
+    tally: _Tally,
+    pictures: list[Sample],
+    shown: set[int],
+) -> Iterator[Sample]:
+    for place, entry in enumerate(tqdm(entries, desc=f"prepare {split}", unit="image", disable=None)):
+        try:
+            sample = dataset.read(entry)
+        except BadFile as problem:
+            tally.problems.append(problem)
+            continue
+        if off_palette := sample.meta.get("off_palette"):
+            tally.off_palette[f"{split}/{entry.label_path.name}"] = off_palette
+        if cfg.resize is not None:
+            sample = resize_sample(sample, cfg.resize)
+        if place in shown:
+            pictures.append(sample)
+        yield sample
+
+
+def _write_split(folder: Path, samples: Iterator[Sample], dataset: Dataset, cfg: PrepareConfig) -> None:
+    for index in itertools.count():
+        first = next(samples, None)
+        if first is None:
+            return
+        rest = itertools.islice(samples, cfg.shard_size - 1)
+        write_shard(folder, index, itertools.chain([first], rest), dataset.classes)
+
+
+def _refuse_bad_files(cfg: PrepareConfig, tally: _Tally, folder: Path, splits: tuple[str, ...]) -> None:
+    problems = tally.problems
+    if problems and cfg.on_bad_file == "stop":
+        raise BadDataset(
+            f"dataset {cfg.dataset!r} at {cfg.root} has {len(problems)} problem(s):",
+            problems,
+            "mend or remove them, or set prepare.on_bad_file to skip to leave these samples out",
+        )
+    empty = [split for split in splits if not any(folder.joinpath(split).glob("shard-*.tar"))]
+    if empty or not splits:
+        raise BadDataset(
+            f"dataset {cfg.dataset!r} at {cfg.root} has no usable sample in {', '.join(empty) or 'any split'}:",
+            problems,
+            "an empty split cannot be skipped; check prepare.root and the files named above",
+        )
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally) -> dict:
+    splits = {}
+    for split in dataset.splits:
+        index = write_index(folder / split, kind="real", classes=dataset.classes, provenance={"settings": settings})
+        shares = dict(zip(dataset.classes.names, index["class_pixel_shares"]))
+        kept = ("num_samples", "num_labelled", "num_bytes", "sizes", "fingerprint", "mean_power", "balancing_factor")
+        splits[split] = {**{name: index[name] for name in kept}, "class_pixel_shares": shares}
+    report = {
+        "settings": settings,
+        "settings_sha256": _fingerprint(settings),
+        "splits": splits,
+        "num_off_palette": sum(tally.off_palette.values()),
+        "off_palette": tally.off_palette,
+        "skipped": [{"path": str(problem.path), "reason": problem.reason} for problem in tally.problems],
+    }
+    write_json(folder / "report.json", report)
+    return report
+
+
+def _sheet(pictures: list[Sample], dataset: Dataset) -> Image.Image:
+    small = []
+    for sample in pictures:
+        height, width = sample.sar.shape
+        factor = min(1.0, _MAX_SHEET_SIDE / max(height, width))
+        small.append(resize_sample(sample, (max(1, round(height * factor)), max(1, round(width * factor)))))
+    scale = max(1, 128 // max(max(sample.sar.shape) for sample in small))
+    return contact_sheet(small, dataset.classes, columns=4, scale=scale)
+
+
+def _settings(cfg: Config) -> dict:
+    """What decides the shards; the seed only where scenes are simulated."""
+    settings = cfg.prepare.model_dump(mode="json")
+    if cfg.prepare.dataset == "simulated":
+        settings["seed"] = cfg.seed
+    else:
+        settings.pop("simulation")
+    return settings
+
+
+def _fingerprint(settings: dict) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _find_report(folder: Path) -> dict | None:
+    path = folder / "report.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    if folder.exists():
+        raise ValueError(
+            f"{folder} exists without report.json, so prepare did not make it; remove it or take another run"
+        )
+    return None
+
+
+def _refuse_other_settings(folder: Path, report: dict, settings: dict) -> None:
+    if report["settings_sha256"] == _fingerprint(settings):
+        return
+    before = report["settings"]
+    changed = [
+        f"{name}: {before.get(name)!r} then, {settings.get(name)!r} now"
+        for name in sorted(before.keys() | settings.keys())
+        if before.get(name) != settings.get(name)
+    ]
+    raise ValueError(
+        f"{folder} was made with other settings ({'; '.join(changed)}); "
+        "take another run folder, remove it, or ask for a rebuild"
+    )
+
+
+def _result(folder: Path, report: dict, is_reused: bool) -> PrepareResult:
+    return PrepareResult(folder, {split: folder / split for split in report["splits"]}, report, is_reused)

@@ -1,0 +1,79 @@
+"""Any folder of images, with or without masks, and a class table from the configuration.
+
+    ROOT/{train,test,val}/images/* and ROOT/{train,test,val}/{masks,labels}/*     with splits
+    ROOT/images/* and ROOT/{masks,labels}/*                                       everything is the train split
+    ROOT/{train,test,val}/* or ROOT/*                                             images alone, without masks
+
+A mask has the stem of its image and holds class ids (255 = unknown) or the colours of the table. Without masks the data
+serves the teacher's first stage alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dakd.data.readers.base import BadFile, Dataset, find_folder, list_pictures, open_picture, require_root
+from dakd.data.sample import IGNORE_INDEX, ClassTable
+
+_SPLITS = ("train", "test", "val")
+_MASK_FOLDERS = ("masks", "mask", "labels", "label")
+
+
+class FolderDataset(Dataset):
+    """classes: {name: (r, g, b)} in the order of the ids."""
+
+    def __init__(self, root: str, classes: dict[str, tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.classes = ClassTable(tuple(classes), tuple(tuple(colour) for colour in classes.values()))
+        self._palette = {_pack(np.array(colour)): i for i, colour in enumerate(self.classes.colours)}
+        path = require_root(root, "folder")
+        splits = {split: folder for split in _SPLITS if (folder := find_folder(path, split))}
+        for split, folder in splits.items() or [("train", path)]:
+            self._scan(split, folder)
+
+    def _scan(self, split: str, folder: Path) -> None:
+        images, masks = find_folder(folder, "images", "image"), find_folder(folder, *_MASK_FOLDERS)
+        if masks and not images:
+            raise ValueError(f"{folder} has {masks.name}/ but no images/; put the images there")
+        labels = list_pictures(masks, _stem) if masks else None
+        self._add_split(split, list_pictures(images or folder, _stem), labels, folder)
+
+    def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
+        picture = open_picture(path)
+        if picture.mode in ("L", "P", "1"):
+            values = np.array(picture).astype(np.uint8)
+            label = self._ids(values)
+            if label is not None:
+                return label, {}
+        return self._colours(path, np.array(picture.convert("RGB"))), {}
+
+    def _ids(self, values: np.ndarray) -> np.ndarray | None:
+        """The values as ids; None where one is neither an id nor 255, or where 255 is white in the class table."""
+        is_white_a_class = (255, 255, 255) in self.classes.colours
+        known = [*range(self.classes.num_classes), *([] if is_white_a_class else [IGNORE_INDEX])]
+        return values if np.isin(values, known).all() else None
+
+    def _colours(self, path: Path, colours: np.ndarray) -> np.ndarray:
+        packed = _pack(colours)
+        found, places = np.unique(packed, return_inverse=True)
+        unknown = [value for value in found.tolist() if value not in self._palette]
+        if unknown:
+            named = ", ".join(str((value >> 16, value >> 8 & 255, value & 255)) for value in unknown[:5])
+            raise BadFile(
+                path,
+                f"holds {len(unknown)} value(s) that are neither ids 0 to {self.classes.num_classes - 1} nor class colours: "
+                f"{named}{' ...' if len(unknown) > 5 else ''}; complete prepare.classes or mend the mask",
+            )
+        ids = np.array([self._palette[value] for value in found.tolist()], np.uint8)
+        return ids[places.reshape(packed.shape)]
+
+
+def _pack(colours: np.ndarray):
+    packed = np.asarray(colours).astype(np.int64) @ np.array([65536, 256, 1])
+    return int(packed) if packed.ndim == 0 else packed
+
+
+def _stem(path: Path) -> str:
+    return "".join("_" if character in " ." else character for character in path.stem)

@@ -1,0 +1,65 @@
+"""Oil Spill Detection (Krestenitis et al. 2019): {train,test}/images/*.jpg with labels_1D/*.png or labels/*.png.
+
+`labels_1D` holds class ids and is taken where present; `labels` holds colours, which are decoded by the nearest colour of
+the palette, and the pixels whose colour was not in it are counted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dakd.data.readers.base import BadFile, Dataset, find_folder, list_pictures, open_picture, require_root
+from dakd.data.sample import OSD_CLASSES, ClassTable
+
+
+class OsdDataset(Dataset):
+    """root: the folder with train/ and test/ (folder names in any case)."""
+
+    classes = OSD_CLASSES
+
+    def __init__(self, root: str) -> None:
+        super().__init__()
+        path = require_root(root, "osd")
+        for split in ("train", "test"):
+            self._scan(split, find_folder(path, split), path)
+
+    def _scan(self, split: str, folder: Path | None, root: Path) -> None:
+        images = find_folder(folder, "images") if folder else None
+        labels = find_folder(folder, "labels_1D", "labels") if folder else None
+        if images is None or labels is None:
+            raise ValueError(
+                f"{root} is not an OSD folder: wanted {split}/images and {split}/labels_1D or {split}/labels; "
+                "set prepare.root to the folder that holds train and test"
+            )
+        keys = lambda path: path.stem.replace(".", "_")  # noqa: E731
+        self._add_split(split, list_pictures(images, keys), list_pictures(labels, keys), folder)
+
+    def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
+        if path.parent.name.lower() == "labels_1d":
+            return read_ids(path, self.classes), {"off_palette": 0}
+        label, num_off = decode_palette(np.array(open_picture(path).convert("RGB")), self.classes)
+        return label, {"off_palette": num_off}
+
+
+def read_ids(path: Path, classes: ClassTable) -> np.ndarray:
+    """(H, W) uint8 class ids of a one-channel picture (three equal channels will do); BadFile for an unknown id."""
+    array = np.array(open_picture(path))
+    label = array if array.ndim == 2 else array[..., 0]
+    if array.ndim == 3 and (array[..., :3] != label[..., None]).any():
+        raise BadFile(path, "holds colours; wanted class ids in one channel")
+    unknown = np.setdiff1d(label, np.arange(classes.num_classes))
+    if unknown.size:
+        raise BadFile(path, f"holds the ids {unknown[:10].tolist()}; wanted 0 to {classes.num_classes - 1}")
+    return label.astype(np.uint8)
+
+
+def decode_palette(colours: np.ndarray, classes: ClassTable) -> tuple[np.ndarray, int]:
+    """(H, W, 3) uint8 colours to (H, W) ids of the nearest palette colour, and how many were not exactly in it."""
+    packed = colours.astype(np.int64) @ np.array([65536, 256, 1])
+    found, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    rgb = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=-1)
+    distances = ((rgb[:, None] - np.array(classes.colours)) ** 2).sum(axis=-1)
+    label = distances.argmin(axis=1).astype(np.uint8)[places.reshape(packed.shape)]
+    return label, int(counts[distances.min(axis=1) > 0].sum())

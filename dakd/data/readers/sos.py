@@ -1,0 +1,125 @@
+"""Deep-SAR Oil Spill (Zhu et al. 2022), one sensor of it, in any of the three layouts that are in circulation:
+
+    train/SENSOR/N_sat.jpg + N_mask.png,  test/SENSOR/sat/N_sat.jpg + gt/N_mask.png     the original
+    {train,test}/SENSOR/{image,label}/N.png
+    {images,masks}/{train,val}/SENSOR_N.png                                             val serves as the test split
+
+Folder names may be in any case. Masks are grey with soft edges: they are cut at a threshold. Which side is oil is a
+setting, because published scripts disagree; it is checked once against the images, where oil is the darker side.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dakd.data.readers.base import (
+    BadDataset,
+    BadFile,
+    Dataset,
+    Entry,
+    find_folder,
+    list_pictures,
+    read_grey,
+    require_root,
+)
+from dakd.data.sample import SOS_CLASSES
+
+_NUM_CHECKED = 64  # training images that the polarity is checked on
+_SUFFIX = re.compile(r"_(sat|mask|gt|label|image)$", re.IGNORECASE)
+_IMAGE_FOLDERS, _MASK_FOLDERS = ("sat", "image", "images"), ("gt", "label", "labels", "mask", "masks")
+
+
+class SosDataset(Dataset):
+    """root: the folder with train/ and test/, with images/ and masks/, or the one above it called dataset/.
+
+    sensor: palsar or sentinel.  polarity: oil_is_white or oil_is_black.  threshold: greys from it on are white.
+    """
+
+    classes = SOS_CLASSES
+
+    def __init__(self, root: str, sensor: str, polarity: str = "oil_is_white", threshold: int = 128) -> None:
+        super().__init__()
+        self._sensor, self._polarity, self._threshold = sensor, polarity, threshold
+        path = require_root(root, "sos")
+        path = find_folder(path, "dataset") or path
+        images, masks = find_folder(path, "images", "image"), find_folder(path, "masks", "mask", "labels")
+        if images and masks:
+            self._scan_images_and_masks(path, images, masks)
+        elif find_folder(path, "train") and find_folder(path, "test"):
+            for split in ("train", "test"):
+                self._scan_sensor_folder(split, path)
+        else:
+            raise ValueError(
+                f"{path} is not an SOS folder: wanted train/ and test/ with {sensor}/ in each, or images/ and masks/ "
+                "with train/ and val/ in each; set prepare.root to the folder that holds them"
+            )
+
+    def _scan_sensor_folder(self, split: str, root: Path) -> None:
+        folder = find_folder(find_folder(root, split), self._sensor)
+        if folder is None:
+            raise ValueError(
+                f"{root / split} has no folder {self._sensor} (in any case); check prepare.sensor and root"
+            )
+        images, masks = find_folder(folder, *_IMAGE_FOLDERS), find_folder(folder, *_MASK_FOLDERS)
+        if images and masks:
+            pictures, labels = list_pictures(images, _number), list_pictures(masks, _number)
+        else:
+            pictures = list_pictures(folder, lambda path: _ending(path, "_sat"))
+            labels = list_pictures(folder, lambda path: _ending(path, "_mask"))
+        self._add_split(split, pictures, labels, folder)
+
+    def _scan_images_and_masks(self, root: Path, images: Path, masks: Path) -> None:
+        def key(path: Path) -> str | None:
+            sensor, _, number = path.stem.rpartition("_")
+            return number if sensor.lower() == self._sensor else None
+
+        for split, names in (("train", ("train",)), ("test", ("val", "test"))):
+            pictures, labels = find_folder(images, *names), find_folder(masks, *names)
+            if pictures is None or labels is None:
+                raise ValueError(f"{root}: images/ and masks/ need {' or '.join(names)}/ in each for the {split} split")
+            self._add_split(split, list_pictures(pictures, key), list_pictures(labels, key), pictures)
+
+    def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
+        white = read_grey(path) >= self._threshold
+        is_oil = white if self._polarity == "oil_is_white" else ~white
+        return is_oil.astype(np.uint8), {"sensor": self._sensor}
+
+    def check(self) -> None:
+        """Oil damps the waves, so it is the darker side: averaged over up to 64 training images that hold both sides.
+
+        ValueError, naming both means and the setting to flip, when it is the brighter one.
+        """
+        entries = self.entries("train")
+        step = max(1, len(entries) // _NUM_CHECKED)
+        means = [pair for entry in entries[::step] if (pair := self._means(entry)) is not None]
+        if not means:
+            return
+        oil, sea = np.mean(means, axis=0)
+        if oil >= sea:
+            other = "oil_is_black" if self._polarity == "oil_is_white" else "oil_is_white"
+            raise ValueError(
+                f"with polarity {self._polarity!r} oil would be the brighter side (mean grey {oil:.1f}, sea {sea:.1f}, "
+                f"over {len(means)} training images), but oil is dark in SAR; set prepare.polarity to {other}"
+            )
+
+    def _means(self, entry: Entry) -> tuple[float, float] | None:
+        """Mean grey of oil and of sea; None without both. Damaged files are told when the whole set is read."""
+        try:
+            sample = self.read(entry)
+        except BadFile:
+            return None
+        is_oil = sample.label == 1
+        if is_oil.all() or not is_oil.any():
+            return None
+        return float(sample.sar[is_oil].mean()), float(sample.sar[~is_oil].mean())
+
+
+def _number(path: Path) -> str:
+    return _SUFFIX.sub("", path.stem).replace(".", "_")
+
+
+def _ending(path: Path, ending: str) -> str | None:
+    return _number(path) if path.stem.lower().endswith(ending) else None

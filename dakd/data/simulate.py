@@ -1,0 +1,277 @@
+"""The embedded dataset: SAR scenes of sea, slicks, look-alikes, ships and land under multiplicative speckle.
+
+A scene is built as backscatter in dB, as the radar would see it: wind-roughened sea with swell and an incidence
+gradient; oil damps it in thin winding bands and patches with crisp edges, look-alikes (low wind, natural films) in broad
+weak areas with soft ones; land is bright with relief; ships are strong scatterers with side lobes along range and
+azimuth. Then come the noise floor, gamma-distributed multi-look speckle with the slight correlation of an oversampled
+image, and the linear mapping of dB to grey values. Every shape is cut from a random field at the area that it should
+have, so the class shares are those of the configuration at any size. One scene is a pure function of (seed, index).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from dakd.config import SimulationConfig
+from dakd.data.sample import OSD_CLASSES, Sample
+from dakd.runtime.seeding import Stream, numpy_rng
+
+SEA, OIL, LOOK_ALIKE, SHIP, LAND = range(OSD_CLASSES.num_classes)
+
+# How often a scene holds a class at all; its mean area there is the class share over this.
+_OIL_PRESENCE, _LOOK_ALIKE_PRESENCE, _LAND_PRESENCE = 0.6, 0.4, 0.3
+_MAX_MEAN_AREA = 0.5  # of a scene; a class with a greater share is present more often instead
+_NOISE_FLOOR_DB = -13.0  # below the mean sea
+_SPECKLE_TAP = 0.12  # weight of each neighbour in the speckle's point spread, per axis
+
+
+def simulate(index: int, cfg: SimulationConfig, seed: int) -> Sample:
+    """Scene number `index` >= 0 of a seed: image and label (H, W) uint8 of cfg.size, classes as in OSD_CLASSES."""
+    rng = numpy_rng(seed, index, stream=Stream.SIMULATE)
+    shape = tuple(cfg.size)
+    label = np.zeros(shape, np.uint8)
+    db = _sea(rng, shape)
+    _add_look_alike(rng, db, label, cfg)
+    _add_oil(rng, db, label, cfg)
+    _add_land(rng, db, label, cfg)
+    intensity = 10 ** (db / 10) + 10 ** (_NOISE_FLOOR_DB / 10)
+    intensity += _add_ships(rng, label, cfg)
+    intensity *= speckle(rng, shape, cfg.looks)
+    meta = {"source": "simulated", "seed": seed, "index": index, "looks": cfg.looks}
+    return Sample(key=f"sim-{index:08d}", sar=_to_grey(rng, intensity), label=label, meta=meta)
+
+
+# --- the image --------------------------------------------------------------------------------------------------------
+
+
+def speckle(rng: np.random.Generator, shape: tuple[int, int], looks: float) -> np.ndarray:
+    """(H, W) factors of mean 1 and variance 1 / looks: gamma noise through the point spread of an oversampled image."""
+    taps = np.array([_SPECKLE_TAP, 1 - 2 * _SPECKLE_TAP, _SPECKLE_TAP])
+    # Averaging independent looks multiplies their number by 1 / sum(taps^2) per axis, so that many fewer are drawn.
+    drawn_looks = looks * np.sum(taps**2) ** 2
+    height, width = shape
+    noise = rng.gamma(drawn_looks, 1 / drawn_looks, (height + 2, width + 2))
+    noise = taps[0] * (noise[:-2] + noise[2:]) + taps[1] * noise[1:-1]
+    return taps[0] * (noise[:, :-2] + noise[:, 2:]) + taps[1] * noise[:, 1:-1]
+
+
+def _to_grey(rng: np.random.Generator, intensity: np.ndarray) -> np.ndarray:
+    """dB to grey values linearly, with the brightness and gain of a scene; 0 and 255 saturate."""
+    sea_level = np.clip(rng.normal(84, 34), 40, 165)
+    levels_per_db = rng.uniform(7.0, 10.5)
+    grey = sea_level + levels_per_db * 10 * np.log10(np.maximum(intensity, 1e-6))
+    return np.clip(np.round(grey), 0, 255).astype(np.uint8)
+
+
+def _sea(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """dB of the open sea, mean about 0: wind, gusts, streaks along the wind, and the fall-off with incidence angle."""
+    wind, gusts = noise_pair(rng, shape, slope=3.2)
+    ripples, _ = noise_pair(rng, shape, slope=1.4)
+    streaks = _streaks(rng, shape)
+    across = np.linspace(-0.5, 0.5, shape[1]) * rng.choice([-1, 1]) * rng.uniform(0.5, 4.5)
+    return (
+        rng.uniform(0.4, 1.1) * wind
+        + rng.uniform(0.1, 0.4) * gusts * np.tanh(wind)
+        + rng.uniform(0.2, 0.5) * ripples
+        + rng.uniform(0.0, 0.8) * streaks
+        + across[None, :]
+    )
+
+
+def _streaks(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Unit-variance bands along a random direction: wind rows or swell, a few to a dozen across the scene."""
+    angle = rng.uniform(0, np.pi)
+    ky, kx = _wave_numbers(shape)
+    along, across = kx * np.cos(angle) + ky * np.sin(angle), ky * np.cos(angle) - kx * np.sin(angle)
+    centre = rng.uniform(5, 14)
+    amplitude = np.exp(-((along / 2.0) ** 2) - ((np.abs(across) - centre) / (0.35 * centre)) ** 2)
+    return _unit(_field(rng, shape, amplitude).real)
+
+
+def _add_look_alike(rng: np.random.Generator, db: np.ndarray, label: np.ndarray, cfg: SimulationConfig) -> None:
+    """Broad areas of low wind: smooth outline, weak contrast that fades over a wide margin."""
+    area = _draw_area(rng, cfg.look_alike_share, _LOOK_ALIKE_PRESENCE)
+    if not area:
+        return
+    shape = label.shape
+    u, v = _stretched_coordinates(rng, shape, warp=0.12)
+    bumps, variation = noise_pair(rng, shape, slope=4.2)
+    half_length, half_width = rng.uniform(0.35, 0.9), rng.uniform(0.12, 0.35)
+    form = 0.45 * bumps - np.sqrt((u / half_length) ** 2 + (v / half_width) ** 2)
+    mask = _cut(form, label == SEA, area)
+    label[mask] = LOOK_ALIKE
+    damping = rng.uniform(*cfg.look_alike_damping_db) * (1 + 0.12 * variation)
+    db -= damping * blur(mask, rng.uniform(0.015, 0.035) * min(shape))
+
+
+def _add_oil(rng: np.random.Generator, db: np.ndarray, label: np.ndarray, cfg: SimulationConfig) -> None:
+    """A slick: one to three thin winding bands, or a patch with a ragged rim; thicker and thinner film inside."""
+    area = _draw_area(rng, cfg.oil_share, _OIL_PRESENCE)
+    if not area:
+        return
+    shape = label.shape
+    if rng.random() < 0.75:
+        form = _band(rng, shape)
+        for _ in range(rng.integers(0, 3)):
+            form = np.maximum(form, _band(rng, shape) - rng.uniform(0, 0.02))
+    else:
+        form = _patch(rng, shape)
+    mask = _cut(form, np.ones(shape, bool), area)
+    label[mask] = OIL
+    film, _ = noise_pair(rng, shape, slope=2.5)
+    damping = rng.uniform(*cfg.oil_damping_db) * np.clip(1 + 0.15 * film, 0.55, 1.3)
+    edge = rng.uniform(0.25, 0.6) * (min(shape) / 64) ** 0.5
+    # Film on a calm sea changes little: where a look-alike lies below, the stronger of the two counts.
+    db -= damping * blur(mask, edge)
+
+
+def _add_land(rng: np.random.Generator, db: np.ndarray, label: np.ndarray, cfg: SimulationConfig) -> None:
+    """Land from one side with a fractal coast, sometimes islands: bright, with relief and strong scatterers."""
+    area = _draw_area(rng, cfg.land_share, _LAND_PRESENCE)
+    if not area:
+        return
+    shape = label.shape
+    y, x = _coordinates(shape)
+    coast, height = noise_pair(rng, shape, slope=2.9)
+    angle = rng.uniform(0, 2 * np.pi)
+    inland = rng.uniform(2.0, 4.0) * (x * np.cos(angle) + y * np.sin(angle))
+    mask = _cut(inland + rng.uniform(0.25, 0.55) * coast, np.ones(shape, bool), area)
+    label[mask] = LAND
+    relief = _unit(np.diff(height, axis=1, append=height[:, :1]))
+    cover, towns = noise_pair(rng, shape, slope=1.6)
+    scatterers = (towns > 1.0) * rng.exponential(3.5, shape)
+    land_db = rng.uniform(7.5, 10.5) + 1.3 * cover + 1.5 * relief + scatterers
+    db[mask] = land_db[mask]
+
+
+def _add_ships(rng: np.random.Generator, label: np.ndarray, cfg: SimulationConfig) -> np.ndarray:
+    """(H, W) intensity of ships, added to the sea's: a bright hull and a cross of side lobes. Labels the hull."""
+    height, width = label.shape
+    unit = min(height, width) ** 0.5
+    low, high = 0.4 * unit, 0.8 * unit  # length in pixels
+    mean_area = np.pi / 4 * ((low + high) / 2) ** 2 * 0.42
+    intensity = np.zeros(label.shape)
+    y, x = np.mgrid[:height, :width]
+    for _ in range(rng.poisson(cfg.ship_share * label.size / mean_area)):
+        top, left = rng.uniform(0, height - 1), rng.uniform(0, width - 1)
+        length, angle, peak = rng.uniform(low, high), rng.uniform(0, np.pi), 10 ** rng.uniform(1.5, 2.3)
+        if label[round(top), round(left)] == LAND:
+            continue
+        dy, dx = y - top, x - left
+        along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+        distance = np.sqrt((2 * along / length) ** 2 + (2 * across / (0.42 * length)) ** 2)
+        label[(distance <= 1) & (label != LAND)] = SHIP
+        hull = np.exp(-(distance**4))
+        intensity += peak * (hull + _side_lobes(dx, dy, length) + _side_lobes(dy, dx, length))
+    return intensity
+
+
+def _side_lobes(along: np.ndarray, across: np.ndarray, length: float) -> np.ndarray:
+    """Lobes of a point target along one axis of the image: falling with the square of the distance, one pixel wide."""
+    scaled = np.abs(along) / (0.35 * length)
+    return 0.25 * np.exp(-((across / 0.75) ** 2)) / (1 + scaled**2) * np.exp(-scaled / 5)
+
+
+# --- shapes and fields ------------------------------------------------------------------------------------------------
+
+
+def noise_pair(rng: np.random.Generator, shape: tuple[int, int], slope: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two independent fields of mean 0 and variance 1 with the power spectrum k^-slope; periodic."""
+    field = _field(rng, shape, _power_law(shape, slope))
+    return _unit(field.real), _unit(field.imag)
+
+
+def blur(mask: np.ndarray, sigma: float) -> np.ndarray:
+    """A boolean (H, W) mask through a Gaussian of `sigma` pixels, 0 to 1, reflected at the borders."""
+    radius = max(1, int(np.ceil(3 * sigma)))
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    result = mask.astype(np.float64)
+    for axis in (0, 1):
+        edges = [(0, 0), (0, 0)]
+        edges[axis] = (radius, radius)
+        padded = np.pad(result, edges, mode="symmetric")
+        size = result.shape[axis]
+        parts = (tap * padded.take(range(i, i + size), axis=axis) for i, tap in enumerate(taps / taps.sum()))
+        result = sum(parts)
+    return result
+
+
+def _band(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """High along a winding line of finite length whose width swells, thins and sometimes breaks."""
+    u, v = _stretched_coordinates(rng, shape, warp=rng.uniform(0.05, 0.14))
+    width, rim = noise_pair(rng, shape, slope=2.6)
+    half_length = rng.uniform(0.25, 0.6)
+    beyond = np.maximum(np.abs(u) - half_length, 0)
+    return 0.012 * width + 0.004 * rim - np.hypot(v, beyond) - 0.03 * (u / half_length + 1) * rng.random()
+
+
+def _patch(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """High inside a stretched blob with a ragged rim."""
+    u, v = _stretched_coordinates(rng, shape, warp=0.05)
+    rim, _ = noise_pair(rng, shape, slope=2.7)
+    return 0.05 * rim - np.hypot(u * rng.uniform(0.4, 0.9), v)
+
+
+def _stretched_coordinates(
+    rng: np.random.Generator, shape: tuple[int, int], warp: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates along and across a random direction through a random point, bent by smooth noise of size `warp`."""
+    y, x = _coordinates(shape)
+    bend_y, bend_x = noise_pair(rng, shape, slope=4.5)
+    y = y - rng.uniform(-0.38, 0.38) + warp * bend_y
+    x = x - rng.uniform(-0.38, 0.38) + warp * bend_x
+    angle = rng.uniform(0, np.pi)
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+
+
+def _draw_area(rng: np.random.Generator, share: float, presence: float) -> float:
+    """Fraction of the scene that a class takes: 0 where it is absent; over many scenes the mean is `share`."""
+    presence = max(presence, share / _MAX_MEAN_AREA)
+    is_present, size = rng.random() < presence, rng.uniform(0.4, 1.6)
+    return min(1.0, size * share / presence) if is_present and share > 0 else 0.0
+
+
+def _cut(form: np.ndarray, allowed: np.ndarray, area: float) -> np.ndarray:
+    """The highest pixels of `form` among the allowed ones, `area` of the whole scene in number."""
+    count = min(round(area * form.size), int(allowed.sum()))
+    mask = np.zeros(form.size, bool)
+    if count:
+        ranked = np.where(allowed, form, -np.inf).ravel()
+        mask[np.argpartition(ranked, -count)[-count:]] = True
+    return mask.reshape(form.shape)
+
+
+def _coordinates(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(H, 1) and (1, W): centred, in units of the shorter side."""
+    height, width = shape
+    unit = min(shape)
+    return (np.arange(height)[:, None] - height / 2) / unit, (np.arange(width)[None, :] - width / 2) / unit
+
+
+@lru_cache(maxsize=8)
+def _wave_numbers(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(H, 1) and (1, W): cycles per shorter side."""
+    unit = min(shape)
+    return np.fft.fftfreq(shape[0])[:, None] * unit, np.fft.fftfreq(shape[1])[None, :] * unit
+
+
+@lru_cache(maxsize=64)
+def _power_law(shape: tuple[int, int], slope: float) -> np.ndarray:
+    ky, kx = _wave_numbers(shape)
+    k = np.hypot(ky, kx)
+    k[0, 0] = np.inf  # no constant part
+    return k ** (-slope / 2)
+
+
+def _field(rng: np.random.Generator, shape: tuple[int, int], amplitude: np.ndarray) -> np.ndarray:
+    """Complex Gaussian noise with the given spectral amplitude; its real and imaginary parts are independent."""
+    white = rng.standard_normal((*shape, 2)).view(np.complex128)[..., 0]
+    return np.fft.ifft2(white * amplitude)
+
+
+def _unit(field: np.ndarray) -> np.ndarray:
+    """Shifted and scaled to mean 0 and variance 1; a constant field becomes 0."""
+    field = field - field.mean()
+    return field / max(float(field.std()), 1e-12)

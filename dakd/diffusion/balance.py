@@ -1,0 +1,81 @@
+"""BALANCE: the factor b that brings the mask's noisy input to the image's SNR (the paper, Eq. 1-4 and 11-20).
+
+One scalar per dataset: mean power of the training images, DC included, over mean power of the masks, then the root.
+With masks in {-1, +1} the mask's power is exactly 1, so b is the RMS of the training images in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from dakd.config import Config
+from dakd.runtime.distributed import is_main
+from dakd.runtime.runlog import say, write_json
+
+
+def normalise(image: np.ndarray) -> np.ndarray:
+    """uint8 grey values to float64 in [-1, 1]: g / 127.5 - 1."""
+    return np.asarray(image, np.float64) / 127.5 - 1.0
+
+
+def image_power(image: np.ndarray) -> float:
+    """Mean square of an (H, W) uint8 image in [-1, 1]: the spatial route."""
+    return float(np.mean(normalise(image) ** 2))
+
+
+def image_power_fft(image: np.ndarray) -> float:
+    """The same number by the discrete Fourier transform (the paper, Eq. 11-13) and Parseval's theorem.
+
+    sum |F|^2 / (M N) is the energy of Eq. 13; divided by the number of pixels once more it is the mean power.
+    """
+    spectrum = np.fft.fft2(normalise(image))
+    return float(np.sum(np.abs(spectrum) ** 2) / spectrum.size**2)
+
+
+def mean_power(images: Iterable[np.ndarray]) -> float:
+    """Mean over (H, W) uint8 images of their power; each image counts once, whatever its size."""
+    powers = [image_power(image) for image in images]
+    if not powers:
+        raise ValueError("mean power of no images; wanted at least one")
+    return math.fsum(powers) / len(powers)
+
+
+def balancing_factor(mean_power_x: float, mean_power_y: float = 1.0) -> float:
+    """b = sqrt(P(x_0) / P(y_0)), the paper's Eq. 4 and 20.  Both arguments are mean powers, > 0."""
+    if not (mean_power_x > 0 and mean_power_y > 0):
+        raise ValueError(f"mean powers are {mean_power_x} (image) and {mean_power_y} (mask); wanted both above 0")
+    return math.sqrt(mean_power_x / mean_power_y)
+
+
+def resolve_balance(b: float | str, run_dir: str | Path) -> float:
+    """The b to train with: the number that the config gives, or with `auto` the one of the prepared training set.
+
+    Raises ValueError where `auto` finds no prepared training set.
+    """
+    if b != "auto":
+        return float(b)
+    return computed_balance(run_dir)
+
+
+def computed_balance(run_dir: str | Path) -> float:
+    """The balancing factor in the index of the run's training set."""
+    path = Path(run_dir) / "prepare" / "train" / "index.json"
+    if not path.is_file():
+        raise ValueError(f"b is computed from {path}, which is absent; run the prepare step first")
+    return float(json.loads(path.read_text())["balancing_factor"])
+
+
+def balance(config: Config) -> float:
+    """The balance step: tells the configured and the computed b, writes balance/balance.json, returns the one in use."""
+    computed = computed_balance(config.run_path)
+    b = resolve_balance(config.balance.b, config.run_path)
+    if is_main():
+        facts = {"b": b, "configured": config.balance.b, "computed": computed}
+        write_json(config.run_path / "balance" / "balance.json", facts)
+    say(f"balance: b = {b:.4f} ({'computed' if config.balance.b == 'auto' else 'configured'}); computed {computed:.4f}")
+    return b
