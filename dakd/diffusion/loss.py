@@ -26,8 +26,3 @@ def label_loss(logits: Tensor, label: Tensor) -> Tensor:
     per_pixel = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE_INDEX, reduction="none")
     known = (label != IGNORE_INDEX).sum(dim=(1, 2)).clamp(min=1)
     return per_pixel.sum(dim=(1, 2)) / known
-
-
-def unit_range(image: Tensor) -> Tensor:
-    """x_0 = g / 127.5 - 1: uint8 grey values to fp32 in [-1, 1]."""
-    return image.to(torch.float32) / 127.5 - 1

@@ -1,0 +1,7 @@
+"""`python -m dakd`."""
+
+import sys
+
+from dakd.cli import main
+
+sys.exit(main())

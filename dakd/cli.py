@@ -1,0 +1,155 @@
+"""The steps, in pipeline order, and how each is called from a command line.
+
+`dakd STEP --config FILE [section.key=value ...]` and `launch/STEP.py` are the same thing. A step also accepts what
+launchers append (`--local_rank`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dakd.config import Config, load_config
+
+
+def _prepare(config: Config, _: argparse.Namespace) -> None:
+    from dakd.data.prepare import prepare
+
+    prepare(config, config.run_path)
+
+
+def _balance(config: Config, _: argparse.Namespace) -> None:
+    from dakd.diffusion.balance import balance
+
+    balance(config)
+
+
+def _train_jointnet(config: Config, args: argparse.Namespace) -> None:
+    from dakd.train.jointnet import train_jointnet
+
+    if args.dry_run:
+        from dakd.train.dry_run import describe_jointnet
+
+        print(describe_jointnet(config))
+        return
+    train_jointnet(config, (1, 2, 3) if args.stage == "all" else (int(args.stage),))
+
+
+def _generate(config: Config, _: argparse.Namespace) -> None:
+    from dakd.generate.generate import generate
+
+    generate(config)
+
+
+def _train_saross(config: Config, args: argparse.Namespace) -> None:
+    from dakd.train.saross import train_saross
+
+    if args.dry_run:
+        from dakd.train.dry_run import describe_saross
+
+        print(describe_saross(config))
+        return
+    train_saross(config, (args.training_set,) if args.training_set else None)
+
+
+def _evaluate(config: Config, _: argparse.Namespace) -> None:
+    from dakd.evaluate.evaluate import evaluate
+
+    evaluate(config, config.run_path)
+
+
+def _predict(config: Config, _: argparse.Namespace) -> None:
+    from dakd.predict.predict import predict
+
+    predict(config, config.run_path)
+
+
+def _report(config: Config, _: argparse.Namespace) -> None:
+    from dakd.evaluate.report import write_report
+
+    print(f"report: {write_report(config.run_path)}")
+
+
+def _pipeline(config: Config, args: argparse.Namespace) -> None:
+    from dakd.pipeline import run_pipeline
+
+    run_pipeline(config, Path(args.config), args.overrides, args.processes)
+
+
+STEPS: dict[str, tuple[Callable[[Config, argparse.Namespace], None], str]] = {
+    "prepare": (_prepare, "pack a dataset into shards with an index"),
+    "balance": (_balance, "print the balancing factor b, computed and configured"),
+    "train_jointnet": (_train_jointnet, "train the teacher, SAR-JointNet, through its three stages"),
+    "generate": (_generate, "write shards of synthetic pairs"),
+    "train_saross": (_train_saross, "train the student, SAROSS-Net, on real and synthetic pairs"),
+    "evaluate": (_evaluate, "score the students on the test split"),
+    "predict": (_predict, "class maps, overlays and probabilities for images"),
+    "report": (_report, "one self-contained HTML page of the run"),
+    "pipeline": (_pipeline, "all of the above, one after the other"),
+}
+
+
+def build_parser(step: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"dakd {step}", description=STEPS[step][1])
+    parser.add_argument("--config", required=True, help="the experiment's YAML")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the YAML's")
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
+    if step in ("train_jointnet", "train_saross"):
+        parser.add_argument(
+            "--dry-run", action="store_true", help="print the settings, parameters, FLOPs and memory, and leave"
+        )
+    if step == "train_jointnet":
+        parser.add_argument("--stage", choices=("1", "2", "3", "all"), default="all")
+    if step == "train_saross":
+        parser.add_argument("--training-set", choices=("real", "real+synthetic", "synthetic"), default=None)
+    if step == "pipeline":
+        parser.add_argument("--processes", type=int, default=None, help="per training and generation; default: GPUs, or 1")
+    return parser
+
+
+def run_step(step: str, argv: Sequence[str] | None = None) -> int:
+    """Parse and run; a mistake of the user's is one clear message and exit status 1 (2 for the command line)."""
+    args = build_parser(step).parse_args(argv)
+    # Rank 0 tells which backends were taken; the other ranks took the same.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("dakd").setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)
+    if args.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        config = load_config(args.config, args.overrides)
+        STEPS[step][0](config, args)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        if os.environ.get("DAKD_TRACEBACK"):
+            raise
+        print(f"dakd {step}: {error}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        _leave_process_group()
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command `dakd`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] == "doctor":
+        from dakd.doctor import diagnose
+
+        print(diagnose())
+        return 0
+    if argv and argv[0] in STEPS:
+        return run_step(argv[0], argv[1:])
+    lines = [f"  {name:<16}{description}" for name, (_, description) in STEPS.items()]
+    usage = "usage: dakd STEP --config FILE [section.key=value ...]\n\n" + "\n".join(lines)
+    print(usage + "\n  doctor          what is installed, and which backend each operation will take")
+    return 0 if argv in ([], ["-h"], ["--help"]) else 2
+
+
+def _leave_process_group() -> None:
+    if "torch" in sys.modules:
+        from dakd.runtime.distributed import shut_down
+
+        shut_down()

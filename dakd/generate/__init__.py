@@ -1,0 +1,1 @@
+"""GENERATE: the teacher makes pairs, pairs go into shards."""

@@ -1,0 +1,61 @@
+"""All steps, one after the other, each in a process of its own: the trainings and the generation under `deepspeed`.
+
+Every step is repeatable, so the same command goes on where a stopped one was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from dakd.config import Config
+from dakd.runtime.runlog import format_duration, say
+
+LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+STEP_ORDER = ("prepare", "balance", "train_jointnet", "generate", "train_saross", "evaluate", "predict", "report")
+UNDER_DEEPSPEED = ("train_jointnet", "generate", "train_saross")
+
+
+def run_pipeline(config: Config, config_file: Path, overrides: list[str], processes: int | None = None) -> None:
+    """Run every step of the experiment. Raises RuntimeError naming the step that failed."""
+    processes = processes or max(1, torch.cuda.device_count())
+    seconds = {}
+    for number, step in enumerate(STEP_ORDER, 1):
+        say(f"\n=== {number}/{len(STEP_ORDER)} {step} ===")
+        start = time.monotonic()
+        command = step_command(step, config_file, overrides, processes)
+        code = subprocess.run(command, env=step_environment(), check=False).returncode
+        if code != 0:
+            raise RuntimeError(f"step {step} ended with status {code}; mend what it says above, then run the same again")
+        seconds[step] = time.monotonic() - start
+    table = config.run_path / "evaluate" / "table.txt"
+    if table.exists():
+        say("\n" + table.read_text().rstrip())
+    say("\ntime: " + ", ".join(f"{step} {format_duration(spent)}" for step, spent in seconds.items()))
+    say(f"report: {config.run_path / 'report' / 'index.html'}")
+
+
+def step_command(step: str, config_file: Path, overrides: list[str], processes: int) -> list[str]:
+    """The command line of a step, as a person would type it."""
+    arguments = ["--config", str(config_file), *overrides]
+    if step not in UNDER_DEEPSPEED:
+        return [sys.executable, "-m", "dakd", step, *arguments]
+    runner = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or shutil.which("deepspeed")
+    if runner is None:
+        raise RuntimeError("the deepspeed launcher is not installed; run: pip install 'dakd[train]'")
+    return [runner, "--num_gpus", str(processes), str(LAUNCH / f"{step}.py"), *arguments]
+
+
+def step_environment() -> dict[str, str]:
+    """DeepSpeed's launcher is told that there is no GPU where there is none."""
+    environment = dict(os.environ)
+    if not torch.cuda.is_available():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    return environment

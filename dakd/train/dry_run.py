@@ -1,0 +1,126 @@
+"""`--dry-run`: the resolved settings, parameters, FLOPs an image and a memory estimate, without training anything.
+
+The nets are built on torch's meta device: nothing is allocated, whatever the size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dakd.config import Config, EngineConfig, dump_config
+from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
+from dakd.models.jointnet import SARJointNet
+from dakd.models.unet import UNet
+from dakd.models.zoo import build_student
+from dakd.runtime.distributed import world_size
+from dakd.runtime.runlog import format_count
+from dakd.train.engine import resolve_precision, zero_config
+from dakd.train.jointnet import freeze_for_stage
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one net on one image: parameters, multiply-adds of a forward pass, bytes kept for the backward pass."""
+
+    num_parameters: int
+    num_trained: int
+    macs: float
+    saved_bytes: int
+
+
+def describe_jointnet(config: Config) -> str:
+    """What `train_jointnet --dry-run` prints."""
+    cfg = config.train_jointnet
+    num_classes = num_classes_of(config)
+    lines = [dump_config(config), f"SAR-JointNet, {num_classes} classes, crop {cfg.crop[0]} x {cfg.crop[1]}"]
+    for stage in (1, 2, 3):
+        with torch.device("meta"):
+            net: nn.Module = UNet(cfg.unet, 1, 1) if stage == 1 else SARJointNet(cfg.unet, num_classes)
+            image, label = torch.empty(1, 1, *cfg.crop), torch.empty(1, num_classes, *cfg.crop)
+            t = torch.zeros(1, dtype=torch.int64)
+        if stage > 1:
+            freeze_for_stage(net, stage)
+        cost = measure(net, (image, t) if stage == 1 else (image, label, t))
+        lines.append(f"stage {stage}   {_cost_line(cost)}")
+        lines.append(f"          {_memory_line(cost, cfg.engine, cfg.micro_batch, 'bf16')}")
+    return "\n".join(lines)
+
+
+def describe_saross(config: Config) -> str:
+    """What `train_saross --dry-run` prints."""
+    cfg = config.train_saross
+    with torch.device("meta"):
+        net = build_student(cfg.student, num_classes_of(config))
+        image = torch.empty(1, 3, *cfg.crop)
+    cost = measure(net.eval(), (image,))
+    lines = [
+        dump_config(config),
+        f"SAROSS-Net, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
+        f"student   {_cost_line(cost)} (without the scans and the attention cores)",
+        f"          {_memory_line(cost, cfg.engine, cfg.micro_batch, 'autocast')}",
+    ]
+    return "\n".join(lines)
+
+
+def num_classes_of(config: Config) -> int:
+    """Known from the config alone, before anything is prepared."""
+    prepare = config.prepare
+    if prepare.dataset == "folder":
+        return len(prepare.classes)
+    return (SOS_CLASSES if prepare.dataset == "sos" else OSD_CLASSES).num_classes
+
+
+def measure(net: nn.Module, inputs: tuple[Tensor, ...]) -> Cost:
+    """Run a meta-device net once, counting."""
+    saved: dict[int, int] = {}
+    own = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = net(*inputs)
+    del outputs
+    return Cost(
+        sum(parameter.numel() for parameter in net.parameters()),
+        sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad),
+        counter.get_total_flops() / 2,
+        sum(saved.values()),
+    )
+
+
+def _cost_line(cost: Cost) -> str:
+    return (
+        f"{cost.num_parameters / 1e6:.2f} M parameters, {cost.num_trained / 1e6:.2f} M trained; "
+        f"{cost.macs / 1e9:.2f} GMAC ({format_count(2 * cost.macs)}FLOP) an image and forward pass"
+    )
+
+
+def _memory_line(cost: Cost, engine: EngineConfig, micro_batch: int, on_gpu: str) -> str:
+    """Weights, gradients, and the optimizer's fp32 master, two moments and EMA (divided among ranks as ZeRO says)."""
+    stage, world = zero_config(engine.deepspeed)["zero_optimization"]["stage"], world_size()
+    precision = resolve_precision(engine.precision, on_gpu)
+    width = 2 if precision == "bf16" else 4
+    weights = cost.num_parameters * width / (world if stage == 3 else 1)
+    gradients = cost.num_trained * width / (world if stage >= 2 else 1)
+    optimizer = cost.num_trained * 16 / world
+    activations = cost.saved_bytes * micro_batch * (1.0 if precision == "fp32" else 0.5)
+    total = weights + gradients + optimizer + activations
+    parts = ", ".join(
+        f"{name} {size / 2**30:.2f}"
+        for name, size in (
+            ("weights", weights),
+            ("gradients", gradients),
+            ("optimizer", optimizer),
+            (f"activations of {micro_batch} images", activations),
+        )
+    )
+    return f"about {total / 2**30:.2f} GiB a rank ({parts}; ZeRO-{stage} on {world}, {precision})"

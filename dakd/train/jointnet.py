@@ -1,0 +1,221 @@
+"""The teacher's three stages: what each trains, what it freezes, what it starts from (paper, section on training).
+
+    stage 1   SAR-Net alone, without bridges                                               L_x
+    stage 2   Label-Net (from SAR-Net) and all bridges; the rest of SAR-Net stands still   L_x + L_y
+    stage 3   everything, at a reduced rate                                                L_x + L_y
+
+Each stage is a training of its own with a new engine; weights pass between stages as safetensors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dakd.config import Config
+from dakd.data.loader import TeacherDataset
+from dakd.data.pictures import contact_sheet
+from dakd.data.shards import ShardSet
+from dakd.data.transforms import to_teacher
+from dakd.diffusion.balance import resolve_balance
+from dakd.diffusion.loss import image_loss, label_loss
+from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
+from dakd.diffusion.schedule import CosineSchedule
+from dakd.kernels.joint_noising import joint_noising
+from dakd.models.jointnet import SARJointNet
+from dakd.models.unet import UNet
+from dakd.runtime.distributed import device, is_main
+from dakd.runtime.runlog import save_config
+from dakd.train.engine import Engine, resolve_precision
+from dakd.train.loop import Training, run_training
+from dakd.weights import load_state, load_strict, save_weights
+
+
+@dataclass(frozen=True)
+class Noising:
+    """The forward process of a stage: t and noise are functions of (seed, global position)."""
+
+    schedule: CosineSchedule
+    b: float
+    num_classes: int
+    seed: int
+
+    def __call__(self, image: Tensor, label: Tensor | None, positions: Tensor, dtype: torch.dtype):
+        """x_t, y_t (or None) and t of a batch; see kernels.joint_noising."""
+        return joint_noising(
+            image,
+            label,
+            positions,
+            self.schedule.noising_table(image.device),
+            b=self.b,
+            num_classes=self.num_classes,
+            seed=self.seed,
+            out_dtype=dtype,
+        )
+
+
+class ImageTraining(nn.Module):
+    """Stage 1: L_x of SAR-Net on a batch."""
+
+    def __init__(self, net: UNet, noising: Noising, memory_format: torch.memory_format):
+        super().__init__()
+        self.net, self.noising, self.memory_format = net, noising, memory_format
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        x_t, _, t = self.noising(batch["image"], None, batch["positions"], _dtype(self.net))
+        x_hat = self.net(x_t.to(memory_format=self.memory_format), t)
+        loss = image_loss(to_teacher(batch["image"]), x_hat)
+        return {"loss": loss, "loss_x": loss}
+
+
+class JointTraining(nn.Module):
+    """Stages 2 and 3: L_x + w L_y of SAR-JointNet on a batch (paper, Eq. 7)."""
+
+    def __init__(self, net: SARJointNet, noising: Noising, label_weight: float, memory_format: torch.memory_format):
+        super().__init__()
+        self.net, self.noising, self.label_weight, self.memory_format = net, noising, label_weight, memory_format
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        x_t, y_t, t = self.noising(batch["image"], batch["label"], batch["positions"], _dtype(self.net))
+        x_hat, logits = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
+        loss_x = image_loss(to_teacher(batch["image"]), x_hat)
+        loss_y = label_loss(logits, batch["label"])  # raw logits against the mask, which b does not touch
+        return {"loss": loss_x + self.label_weight * loss_y, "loss_x": loss_x, "loss_y": loss_y}
+
+
+def freeze_for_stage(net: SARJointNet, stage: int) -> None:
+    """Stage 2 holds SAR-Net but not its bridge; stage 3 frees all. Gradients still flow through what is held."""
+    net.requires_grad_(True)
+    if stage == 2:
+        net.sar_net.requires_grad_(False)
+
+
+def stage_folder(config: Config, stage: int) -> Path:
+    return config.run_path / "train_jointnet" / f"stage{stage}"
+
+
+def weights_file(config: Config, stage: int, kind: str) -> Path:
+    """Where a stage leaves its `ema` or `raw` weights."""
+    return stage_folder(config, stage) / f"weights_{kind}.safetensors"
+
+
+def train_jointnet(config: Config, stages: tuple[int, ...] = (1, 2, 3)) -> None:
+    """Train the given stages in order; a stage that is finished is left as it is, an unfinished one goes on."""
+    save_config(config)
+    train = ShardSet(config.run_path / "prepare" / "train")
+    b = resolve_balance(config.balance.b, config.run_path)
+    for stage in stages:
+        run_training(describe_stage(config, stage, train, b), config)
+
+
+def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Training:
+    """All that is particular about a stage. Raises ValueError where the stage before has left no weights."""
+    cfg = config.train_jointnet
+    settings = {1: cfg.stage1, 2: cfg.stage2, 3: cfg.stage3}[stage]
+    previous = None if stage == 1 else weights_file(config, stage - 1, cfg.init_from)
+    if previous is not None and not previous.exists():
+        raise ValueError(f"stage {stage} starts from {previous}, which is absent; run --stage {stage - 1} first")
+    sources = [train] + ([ShardSet(folder) for folder in cfg.stage1.extra_images] if stage == 1 else [])
+    seed = config.seed * 8 + stage  # every stage has its own order and noise
+    num_classes = train.classes.num_classes
+    schedule = CosineSchedule(cfg.schedule.num_train_timesteps, cfg.schedule.max_beta)
+    noising = Noising(schedule, b, num_classes, seed)
+    identity = {
+        "stage": stage,
+        "unet": cfg.unet.model_dump(mode="json"),
+        "num_classes": num_classes,
+        "schedule": cfg.schedule.model_dump(mode="json"),
+        "b": b,
+        "global_batch": cfg.global_batch,
+        "crop": list(cfg.crop),
+        "flip": cfg.flip,
+        "seed": config.seed,
+        "data": [source.index["fingerprint"] for source in sources],
+    }
+    metadata = identity | {"kind": "unet" if stage == 1 else "jointnet", "classes": train.classes.to_dict()}
+
+    def build() -> nn.Module:
+        memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
+        if stage == 1:
+            return ImageTraining(UNet(cfg.unet, 1, 1), noising, memory_format)
+        net = SARJointNet(cfg.unet, num_classes)
+        if stage == 2:
+            load_strict(net.sar_net, load_state(previous), str(previous))
+            net.start_label_net_from_sar_net()
+        else:
+            load_strict(net, load_state(previous), str(previous))
+        freeze_for_stage(net, stage)
+        return JointTraining(net, noising, cfg.label_loss_weight, memory_format)
+
+    def finish(engine: Engine) -> None:
+        for kind in ("raw", "ema"):
+            weights = _net_weights(engine, kind)
+            if is_main():
+                save_weights(weights_file(config, stage, kind), weights, metadata | {"weights": kind})
+
+    def draw(engine: Engine, folder: Path, step: int) -> None:
+        weights = _net_weights(engine, "ema")
+        if is_main():
+            draw_grid(config, stage, weights, schedule, b, train, folder / f"step-{step:08d}.png")
+
+    return Training(
+        label=f"stage{stage}",
+        folder=stage_folder(config, stage),
+        build=build,
+        dataset=TeacherDataset(sources, cfg.crop, flip=cfg.flip, seed=seed, labelled=stage > 1),
+        total_steps=settings.steps,
+        lr=settings.lr,
+        global_batch=cfg.global_batch,
+        micro_batch=cfg.micro_batch,
+        seed=seed,
+        optimizer=cfg.optimizer,
+        engine=cfg.engine,
+        precision=resolve_precision(cfg.engine.precision, on_gpu="bf16"),
+        decays_vectors=True,
+        identity=identity,
+        final_weights=weights_file(config, stage, "ema"),
+        finish=finish,
+        draw=draw,
+    )
+
+
+class ImageOnly(nn.Module):
+    """Stage 1's net behind the interface of the joint one: its labels are blank."""
+
+    def __init__(self, net: UNet):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(x_t, t), torch.zeros_like(y_t)
+
+
+def draw_grid(
+    config: Config, stage: int, weights: dict, schedule: CosineSchedule, b: float, train: ShardSet, path: Path
+) -> None:
+    """A picture of sampled pairs, image and label side by side (images alone in stage 1), from the same starts each time."""
+    cfg, classes = config.train_jointnet, train.classes
+    net: nn.Module = UNet(cfg.unet, 1, 1) if stage == 1 else SARJointNet(cfg.unet, classes.num_classes)
+    load_strict(net, weights, "the training engine")
+    net = (ImageOnly(net) if stage == 1 else net).to(device()).eval()
+    sampler = PairSampler(net, schedule, cfg.engine.sample_steps, b=b, device=device())
+    x, y = start_noise(config.seed, range(cfg.engine.num_samples), cfg.crop, classes.num_classes)
+    image, logits = sampler(x, y)
+    grey = to_grey(image)[:, 0].cpu().numpy()
+    labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
+    pairs = [(sar, None if stage == 1 else label) for sar, label in zip(grey, labels)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = max(1, math.isqrt(len(pairs)))
+    contact_sheet(pairs, classes, columns=columns, scale=max(1, 128 // cfg.crop[0])).save(path)
+
+
+def _net_weights(engine: Engine, kind: str) -> dict[str, Tensor]:
+    return {name.removeprefix("net."): value for name, value in engine.weights(kind).items()}
+
+
+def _dtype(net: nn.Module) -> torch.dtype:
+    return next(net.parameters()).dtype

@@ -1,0 +1,127 @@
+"""The loop that every training shares: build, resume, step, report, checkpoint, finish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from dakd.config import Config, EngineConfig, OptimizerConfig
+from dakd.data.loader import make_loader
+from dakd.runtime import distributed
+from dakd.runtime.runlog import RunLog, say
+from dakd.runtime.seeding import seed_everything
+from dakd.train.checkpoint import load_latest, save_checkpoint
+from dakd.train.engine import Engine
+from dakd.train.optim import learning_rate
+from dakd.weights import load_strict
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is particular about one training.
+
+    build: makes the training module with its initial weights (same on every rank).
+    identity: settings that a checkpoint must share to be continued.
+    draw: (engine, folder, step) writes a sample grid; a collective; None draws nothing.
+    finish: (engine) writes the final weights; a collective.
+    """
+
+    label: str
+    folder: Path
+    build: Callable[[], nn.Module]
+    dataset: Dataset
+    total_steps: int
+    lr: float
+    global_batch: int
+    micro_batch: int
+    seed: int
+    optimizer: OptimizerConfig
+    engine: EngineConfig
+    precision: str
+    decays_vectors: bool
+    identity: dict
+    final_weights: Path
+    finish: Callable[[Engine], None]
+    draw: Callable[[Engine, Path, int], None] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def run_training(training: Training, config: Config) -> None:
+    """Train to the last step; the same call again goes on from the newest checkpoint, or finds nothing left to do."""
+    distributed.init_process_group()
+    distributed.limit_threads(training.engine.threads)
+    saved = load_latest(training.checkpoints, training.identity)
+    first_step = saved[1]["step"] if saved else 0
+    if first_step >= training.total_steps and training.final_weights.exists():
+        say(f"{training.label}: {first_step} steps are done; nothing to do")
+        return
+
+    seed_everything(training.seed)
+    module = training.build()
+    if saved:
+        say(f"{training.label}: goes on after step {first_step} of {training.total_steps}")
+        load_strict(module, _module_state(saved[0]), f"checkpoint of step {first_step}")
+    engine = Engine(
+        module,
+        training.optimizer,
+        training.engine,
+        global_batch=training.global_batch,
+        micro_batch=training.micro_batch,
+        precision=training.precision,
+        decays_vectors=training.decays_vectors,
+    )
+    if saved:
+        engine.restore(saved[0], first_step, lambda: _batches(training, first_step))
+    _train_steps(training, engine, first_step, config)
+    training.finish(engine)
+    engine.close()
+
+
+def _train_steps(training: Training, engine: Engine, first_step: int, config: Config) -> None:
+    settings = training.engine
+    log = RunLog(training.folder, training.label, training.total_steps, first_step, settings.wandb, config)
+    batches = _batches(training, first_step)
+    since_s, since_step = time.monotonic(), first_step
+    for step in range(first_step + 1, training.total_steps + 1):
+        lr = learning_rate(step - 1, training.total_steps, training.lr, training.optimizer)
+        result = engine.train_step(batches, lr)
+        log.advance()
+        if log.is_due(step, settings.log_every):
+            now_s = time.monotonic()
+            rate = (step - since_step) * training.global_batch / max(1e-9, now_s - since_s)
+            values = {**result.losses, "grad": result.grad_norm, "lr": lr}
+            log.report(step, step * training.global_batch, values, rate)
+            since_s, since_step = now_s, step
+        is_last = step == training.total_steps
+        if is_last or step % settings.checkpoint_every == 0:
+            facts = {"identity": training.identity, "position": step * training.global_batch}
+            save_checkpoint(training.checkpoints, step, engine.state(), facts, settings.keep_checkpoints)
+        if training.draw and settings.sample_every and (is_last or step % settings.sample_every == 0):
+            training.draw(engine, training.folder / "samples", step)
+    log.close()
+
+
+def _batches(training: Training, step: int) -> Iterator[dict]:
+    """This rank's micro-batches from the start of optimizer step `step` (0-based)."""
+    loader = make_loader(
+        training.dataset,
+        training.micro_batch,
+        distributed.rank(),
+        distributed.world_size(),
+        step * training.global_batch,
+        training.engine.num_workers,
+    )
+    return iter(loader)
+
+
+def _module_state(state: dict) -> dict:
+    kinds = ("master/", "frozen/", "buffer/")
+    return {name.partition("/")[2]: value for name, value in state.items() if name.startswith(kinds)}

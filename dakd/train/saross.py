@@ -1,0 +1,148 @@
+"""The student: real labels, the teacher's soft labels, and their mix (paper, Eq. 8-10)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dakd.config import Config, StudentLossConfig, TrainingSet
+from dakd.data.loader import StudentDataset
+from dakd.data.shards import ShardSet
+from dakd.data.transforms import to_student
+from dakd.kernels.seg_loss import seg_loss
+from dakd.models.zoo import build_student
+from dakd.runtime.distributed import is_main
+from dakd.runtime.runlog import save_config, say
+from dakd.train.engine import Engine, resolve_precision
+from dakd.train.loop import Training, run_training
+from dakd.weights import load_pretrained_encoder, load_strict, save_student
+
+
+class StudentTraining(nn.Module):
+    """The student's loss on a batch that may mix real and synthetic samples."""
+
+    def __init__(self, net: nn.Module, cfg: StudentLossConfig, seed: int, memory_format: torch.memory_format):
+        super().__init__()
+        self.net, self.cfg, self.seed, self.memory_format = net, cfg, seed, memory_format
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        cfg = self.cfg
+        if hasattr(self.net, "set_sample_positions"):
+            self.net.set_sample_positions(batch["positions"], self.seed)
+        logits = self.net(to_student(batch["image"]).to(memory_format=self.memory_format))
+        weights = cfg.class_weights
+        terms = seg_loss(
+            logits,
+            batch["label"],
+            batch["teacher"],
+            batch["teacher_row"],
+            temperature=cfg.temperature,
+            class_weights=None if weights is None else logits.new_tensor(weights, dtype=torch.float32),
+            dice_samples=cfg.dice_samples,
+            dice_form=cfg.dice_form,
+        )
+        # tau^2 keeps the soft term's gradients on the scale of the hard one's (Hinton et al. 2015; paper, Eq. 9)
+        loss = cfg.ce * terms.ce + cfg.kd * cfg.temperature**2 * terms.kd + cfg.dice * terms.dice
+        return {"loss": loss, "ce": terms.ce, "kd": terms.kd, "dice": terms.dice}
+
+
+def student_folder(config: Config, training_set: TrainingSet) -> Path:
+    return config.run_path / "train_saross" / training_set
+
+
+def train_saross(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> None:
+    """Train one student for each training set, all for the same number of steps."""
+    save_config(config)
+    for training_set in training_sets or config.train_saross.training_sets:
+        run_training(describe_student(config, training_set), config)
+
+
+def describe_student(config: Config, training_set: TrainingSet) -> Training:
+    """All that is particular about one student. Raises ValueError where its data are absent."""
+    cfg = config.train_saross
+    dataset = student_dataset(config, training_set)
+    classes = dataset.classes
+    if cfg.loss.class_weights is not None and len(cfg.loss.class_weights) != classes.num_classes:
+        raise ValueError(f"class_weights has {len(cfg.loss.class_weights)} values for {classes.num_classes} classes")
+    folder = student_folder(config, training_set)
+    sources = [source for source in (dataset.real, dataset.synthetic) if source is not None]
+    identity = {
+        "training_set": training_set,
+        "student": cfg.student.model_dump(mode="json"),
+        "loss": cfg.loss.model_dump(mode="json"),
+        "num_classes": classes.num_classes,
+        "global_batch": cfg.global_batch,
+        "crop": list(cfg.crop),
+        "flip": cfg.flip,
+        "mosaic": cfg.mosaic,
+        "num_synthetic": dataset.num_synthetic,
+        "seed": config.seed,
+        "data": [source.index["fingerprint"] for source in sources],
+    }
+
+    def build() -> nn.Module:
+        memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
+        net = build_student(cfg.student, classes.num_classes)
+        load_pretrained_encoder(net, cfg.student)
+        return StudentTraining(net, cfg.loss, config.seed, memory_format)
+
+    def finish(engine: Engine) -> None:
+        for kind, file in (("raw", "student_raw.safetensors"), ("ema", "student.safetensors")):
+            weights = {name.removeprefix("net."): value for name, value in engine.weights(kind).items()}
+            if is_main():
+                net = build_student(cfg.student, classes.num_classes)
+                load_strict(net, weights, "the training engine")
+                save_student(folder / file, net, cfg.student, classes, identity | {"weights": kind})
+
+    return Training(
+        label=f"student {training_set}",
+        folder=folder,
+        build=build,
+        dataset=dataset,
+        total_steps=student_steps(config),
+        lr=cfg.optimizer.lr,
+        global_batch=cfg.global_batch,
+        micro_batch=cfg.micro_batch,
+        seed=config.seed,
+        optimizer=cfg.optimizer,
+        engine=cfg.engine,
+        precision=resolve_precision(cfg.engine.precision, on_gpu="autocast"),
+        decays_vectors=False,
+        identity=identity,
+        final_weights=folder / "student.safetensors",
+        finish=finish,
+    )
+
+
+def student_dataset(config: Config, training_set: TrainingSet) -> StudentDataset:
+    """The batches of a training set: `real`, `synthetic` or both."""
+    cfg = config.train_saross
+    real = ShardSet(config.run_path / "prepare" / "train") if "real" in training_set else None
+    synthetic = ShardSet(config.run_path / "generate") if "synthetic" in training_set else None
+    return StudentDataset(
+        real,
+        synthetic,
+        cfg.crop,
+        mosaic=cfg.mosaic,
+        flip=cfg.flip,
+        seed=config.seed,
+        num_synthetic=cfg.num_synthetic if synthetic is not None else None,
+        hard_labels=cfg.loss.hard_labels,
+    )
+
+
+def student_steps(config: Config) -> int:
+    """Optimizer steps of every student: `steps`, or what `epochs` of the largest configured training set make.
+
+    One number for all training sets, so that they are compared at equal budgets.
+    """
+    cfg = config.train_saross
+    if cfg.steps is not None:
+        return cfg.steps
+    longest = max(student_dataset(config, name).epoch_length for name in cfg.training_sets)
+    steps = cfg.epochs * math.ceil(longest / cfg.global_batch)
+    say(f"student: {cfg.epochs} epochs of {longest} samples are {steps} steps")
+    return steps
