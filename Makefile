@@ -1,0 +1,45 @@
+# Every target is a line that a person could type; `make demo` and `make test` set up what they need.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+# With an NVIDIA driver: torch's CUDA build, from the default index. Without: the CPU build, from PyTorch's own index.
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+ifeq ($(HAS_GPU),yes)
+  PIP_OPTIONS := -c configs/constraints/cuda.txt
+else
+  PIP_OPTIONS := -c configs/constraints/cpu.txt --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
+endif
+
+.PHONY: help venv demo test test-all lint clean
+
+help:
+	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
+	@echo "make test      the quick tests; no GPU needed"
+	@echo "make test-all  the slow ones too"
+	@echo "make lint      ruff"
+	@echo "make venv      only the installation, into .venv"
+
+venv: $(BIN)/.installed
+
+$(BIN)/.installed: pyproject.toml setup.py $(wildcard configs/constraints/*.txt)
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; on Debian: apt-get install python3.11 python3.11-venv python3.11-dev g++"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --upgrade pip wheel setuptools
+	$(BIN)/pip install -q $(PIP_OPTIONS) torch torchvision numpy
+	$(BIN)/pip install -q $(PIP_OPTIONS) --no-build-isolation -e '.[train,encoders,dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/python launch/pipeline.py --config configs/demo.yaml
+
+test: venv
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: venv
+	$(BIN)/python -m pytest -q
+
+lint: venv
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf runs build *.egg-info .pytest_cache .ruff_cache
