@@ -1,0 +1,98 @@
+"""Which implementation an op takes: the named one or an error, or with "auto" the best that is there, said once.
+
+A variant of op OP called NAME is the module dakd/kernels/OP/NAME.py. All but the reference offer
+`why_not(device_type) -> str | None`, the reason why they cannot run there, and REMEDY, the line that would change it.
+Ops call `load` inside their implementation, never in traced code: a log call or an import probe breaks a full graph.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from functools import cache
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+logger = logging.getLogger("dakd.kernels")
+
+OPS = (
+    "transposed_attention",
+    "ddim_step",
+    "joint_noising",
+    "seg_loss",
+    "selective_scan",
+    "depthwise_conv1d",
+)
+# Best first; "auto" takes the first that can run.
+BACKENDS = ("mamba_ssm", "causal_conv1d", "cuda", "triton", "cpu", "reference")
+
+
+class Choice(NamedTuple):
+    """What "auto" takes for one op: `reasons` says why each better variant cannot run, `remedy` how to get the best."""
+
+    op: str
+    chosen: str
+    reasons: dict[str, str]
+    remedy: str
+
+
+@cache
+def load(op: str, requested: str, device_type: str) -> ModuleType:
+    """The module that implements `op` on this kind of device; RuntimeError when the requested one cannot.
+
+    requested: "auto" or one of BACKENDS.  device_type: such as "cpu" or "cuda".
+    """
+    if requested == "auto":
+        choice = choose(op, device_type)
+        better = "; ".join(f"{name}: {reason}" for name, reason in choice.reasons.items())
+        logger.info("%s: %s on %s (%s)", op, choice.chosen, device_type, better or "no faster variant exists")
+        requested = choice.chosen
+    reason = why_not(op, requested, device_type)
+    if reason is not None:
+        usable = [name for name in _variants(op) if why_not(op, name, device_type) is None]
+        raise RuntimeError(
+            f"{op}: backend {requested!r} cannot run on {device_type}: {reason}; "
+            f"choose one of auto, {', '.join(usable)}"
+        )
+    return _module(op, requested)
+
+
+def choose(op: str, device_type: str) -> Choice:
+    """What "auto" takes for `op` on this kind of device, and why not something better."""
+    reasons, remedy = {}, ""
+    for name in _variants(op):
+        reason = why_not(op, name, device_type)
+        if reason is None:
+            return Choice(op, name, reasons, remedy)
+        reasons[name] = reason
+        remedy = remedy or _module(op, name).REMEDY
+    raise RuntimeError(f"{op} has no variant at all for {device_type}; the package is incomplete, install it again")
+
+
+def why_not(op: str, name: str, device_type: str) -> str | None:
+    """The reason why variant `name` of `op` cannot run on this kind of device; None when it can."""
+    if name not in BACKENDS:
+        return f"no backend is called that (there are auto, {', '.join(BACKENDS)})"
+    if name not in _variants(op):
+        return f"{op} has no such variant"
+    return None if name == "reference" else _module(op, name).why_not(device_type)
+
+
+def report(device_type: str | None = None) -> list[Choice]:
+    """One Choice per op, for the device that a run would take: CUDA where there is one, else the CPU."""
+    device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    return [choose(op, device_type) for op in OPS]
+
+
+def _variants(op: str) -> list[str]:
+    """The variants whose file exists, best first."""
+    if op not in OPS:
+        raise RuntimeError(f"no op is called {op!r}; there are {', '.join(OPS)}")
+    return [name for name in BACKENDS if importlib.util.find_spec(f"dakd.kernels.{op}.{name}")]
+
+
+def _module(op: str, name: str) -> ModuleType:
+    return importlib.import_module(f"dakd.kernels.{op}.{name}")

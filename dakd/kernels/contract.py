@@ -1,0 +1,63 @@
+"""What the rooms' public functions check: shapes, dtypes, devices; never values, which would synchronise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which an op computes: float64 for float64 features, float32 for all narrower ones."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_rank(op: str, name: str, tensor: Tensor, layout: str) -> None:
+    """ValueError unless `tensor` has as many dimensions as `layout`, written like "(B, C, H, W)"."""
+    if tensor.dim() != layout.count(",") + 1:
+        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; wanted {layout}")
+
+
+def check_shape(op: str, name: str, tensor: Tensor, wanted: tuple[int, ...], layout: str) -> None:
+    """ValueError unless `tensor` has exactly the shape `wanted`, called `layout` in the message."""
+    if tuple(tensor.shape) != wanted:
+        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; wanted {layout} = {wanted}")
+
+
+def check_floating(op: str, **tensors: Tensor | None) -> None:
+    """TypeError unless every tensor given has a floating dtype."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; wanted a floating dtype; cast it")
+
+
+def check_same_dtype(op: str, **tensors: Tensor) -> None:
+    """TypeError unless all tensors have the dtype of the first."""
+    (first_name, first), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{op}: {name} has dtype {tensor.dtype}, {first_name} has {first.dtype}; cast one to the other's"
+            )
+
+
+def check_dtype(op: str, name: str, tensor: Tensor, *wanted: torch.dtype) -> None:
+    """TypeError unless `tensor` has one of the dtypes."""
+    if tensor.dtype not in wanted:
+        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; wanted {' or '.join(str(dtype) for dtype in wanted)}")
+
+
+def check_same_device(op: str, **tensors: Tensor | None) -> None:
+    """ValueError unless all tensors given lie on the device of the first."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    (first_name, first), *others = given.items()
+    for name, tensor in others:
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{op}: {name} lies on {tensor.device}, {first_name} on {first.device}; move one to the other"
+            )
+
+
+def check_choice(op: str, name: str, value: str | None, *allowed: str | None) -> None:
+    """ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{op}: {name} is {value!r}; wanted one of {', '.join(repr(choice) for choice in allowed)}")
