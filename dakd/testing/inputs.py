@@ -1,0 +1,125 @@
+"""Operands of every op, by op and by shape: the one source for tests and benchmarks.
+
+`operands(op, shape)` returns the keyword arguments of the public function, seeded, so that two calls give equal tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# The inputs of each op that have a gradient.
+DIFFERENTIABLE = {
+    "transposed_attention": ("q", "k", "v", "temperature", "out_weight", "residual"),
+    "selective_scan": ("u", "delta", "A", "B", "C", "D", "delta_bias"),
+    "depthwise_conv1d": ("x", "weight", "bias"),
+    "seg_loss": ("logits",),
+    "ddim_step": (),
+    "joint_noising": (),
+}
+
+# Named shapes; the numbers are the keyword arguments of the op's builder below.
+SHAPES: dict[str, dict[str, dict[str, int]]] = {
+    "depthwise_conv1d": {
+        "tiny": dict(batch=2, channels=3, length=5),
+        "one": dict(batch=1, channels=1, length=1),
+        "odd": dict(batch=3, channels=63, length=129),
+        "empty": dict(batch=0, channels=4, length=7),
+        "small": dict(batch=16, channels=64, length=196),
+        "main": dict(batch=144, channels=256, length=196),
+    },
+    "selective_scan": {
+        "tiny": dict(batch=2, channels=3, states=2, length=5),
+        "one": dict(batch=1, channels=1, states=1, length=1),
+        "odd": dict(batch=2, channels=63, states=3, length=129),
+        "empty": dict(batch=0, channels=4, states=2, length=7),
+        "small": dict(batch=16, channels=64, states=8, length=49),
+        "main": dict(batch=144, channels=256, states=8, length=196),
+    },
+    "transposed_attention": {
+        "tiny": dict(batch=2, inner=4, channels=3, height=2, width=3, num_heads=2),
+        "one": dict(batch=1, inner=1, channels=1, height=1, width=1, num_heads=1),
+        "odd": dict(batch=2, inner=63, channels=129, height=7, width=9, num_heads=3),
+        "empty": dict(batch=0, inner=4, channels=3, height=2, width=3, num_heads=2),
+        "small": dict(batch=2, inner=64, channels=128, height=32, width=32, num_heads=1),
+        "main": dict(batch=16, inner=64, channels=128, height=128, width=128, num_heads=1),
+    },
+}
+
+
+def operands(
+    op: str,
+    shape: str | dict[str, int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> dict:
+    """Keyword arguments for `op` at a named shape or at one given by its numbers; feature tensors have `dtype`."""
+    sizes = SHAPES[op][shape] if isinstance(shape, str) else shape
+    generator = torch.Generator().manual_seed(seed)
+    arguments = _BUILDERS[op](generator, **sizes)
+    return {name: _place(value, dtype, device) for name, value in arguments.items()}
+
+
+def sliced(tensor: Tensor) -> Tensor:
+    """The same values as a view into a larger tensor: not contiguous in its last dimension, with an offset."""
+    larger = tensor.new_zeros(*tensor.shape[:-1], 2 * tensor.shape[-1] + 1)
+    view = larger[..., 1::2]
+    view.copy_(tensor)
+    return view
+
+
+def _place(value, dtype: torch.dtype, device: str | torch.device):
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else value.dtype)
+
+
+def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+
+def _depthwise_conv1d(generator: torch.Generator, *, batch: int, channels: int, length: int) -> dict:
+    return dict(
+        x=_normal(generator, batch, channels, length),
+        weight=_normal(generator, channels, 3),
+        bias=_normal(generator, channels),
+    )
+
+
+def _selective_scan(generator: torch.Generator, *, batch: int, channels: int, states: int, length: int) -> dict:
+    return dict(
+        u=_normal(generator, batch, channels, length),
+        delta=_normal(generator, batch, channels, length),
+        A=-0.1 - torch.arange(1, states + 1) * _uniform(generator, channels, states),
+        B=_normal(generator, batch, states, length),
+        C=_normal(generator, batch, states, length),
+        D=_normal(generator, channels),
+        delta_bias=_normal(generator, channels) - 2,
+    )
+
+
+def _transposed_attention(
+    generator: torch.Generator, *, batch: int, inner: int, channels: int, height: int, width: int, num_heads: int
+) -> dict:
+    return dict(
+        q=_normal(generator, batch, inner, height, width),
+        k=_normal(generator, batch, inner, height, width),
+        v=_normal(generator, batch, inner, height, width),
+        temperature=1 + _uniform(generator, num_heads),
+        out_weight=_normal(generator, channels, inner) / inner**0.5,
+        residual=_normal(generator, batch, channels, height, width),
+        num_heads=num_heads,
+    )
+
+
+_BUILDERS = {
+    "depthwise_conv1d": _depthwise_conv1d,
+    "selective_scan": _selective_scan,
+    "transposed_attention": _transposed_attention,
+}

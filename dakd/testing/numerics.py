@@ -1,0 +1,102 @@
+"""The tolerance of every comparison: an error budget taken from the numbers themselves.
+
+A result may be off by twice the sum of what plain eager torch in the same dtype is off, what one rounding of the inputs to
+the compute precision does to the exact result (sums that cancel are allowed their noise, whatever their order), and one
+rounding of the result's own dtype; all against plain torch in float64. Errors are the largest of a tensor, so that an entry
+that eager torch happens to hit exactly does not forbid a rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dakd.kernels.contract import compute_dtype
+
+_FACTOR = 2.0
+
+
+def assert_within_budget(name: str, got: Tensor, exact: Tensor, *allowed: Tensor, factor: float = _FACTOR) -> None:
+    """AssertionError unless max|got - exact| <= factor (sum of max|other - exact| over `allowed` + one rounding)."""
+    assert got.shape == exact.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(exact.shape)}"
+    if exact.numel() == 0:
+        return
+    rounding = torch.finfo(got.dtype).eps * exact.abs().max()
+    budget = factor * (sum((other.double() - exact).abs().max() for other in allowed) + rounding)
+    error = (got.double() - exact).abs().max()
+    # Written so that a NaN fails.
+    assert error <= budget, f"{name}: error {error:.3e} is over its budget {budget:.3e}"
+
+
+def assert_matches_plain(
+    function: Callable, plain: Callable, inputs: dict, differentiable: tuple[str, ...], factor: float = _FACTOR
+) -> None:
+    """Holds `function` to the error budget, for all its floating outputs and the gradients of `differentiable` inputs.
+
+    inputs: the keyword arguments of both, features in one dtype; inputs that are None have no gradient.
+    plain: the independent eager implementation.
+    """
+    wide = {name: value.double() if _is_floating(value) else value for name, value in inputs.items()}
+    nudged = {name: _nudge(value, inputs[name].dtype) if _is_floating(value) else value for name, value in wide.items()}
+    got = forward_and_gradients(function, inputs, differentiable)
+    exact, eager, inherent = (forward_and_gradients(plain, given, differentiable) for given in (wide, inputs, nudged))
+    for name in got:
+        assert_within_budget(name, got[name], exact[name], eager[name], inherent[name], factor=factor)
+
+
+def forward_and_gradients(function: Callable, inputs: dict, differentiable: tuple[str, ...]) -> dict[str, Tensor]:
+    """Floating outputs by number, and the gradients "d<input>" of sum(output * cotangent) with seeded cotangents."""
+    leaves = {
+        name: value.detach().requires_grad_(name in differentiable) if _is_floating(value) else value
+        for name, value in inputs.items()
+    }
+    outputs = function(**leaves)
+    outputs = [output for output in (outputs if isinstance(outputs, tuple) else (outputs,)) if _is_floating(output)]
+    results = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
+    wanted = [name for name in differentiable if leaves[name] is not None]
+    if wanted:
+        cotangents = [seeded_like(output, seed) for seed, output in enumerate(outputs)]
+        gradients = torch.autograd.grad(outputs, [leaves[name] for name in wanted], cotangents)
+        results |= {f"d{name}": gradient for name, gradient in zip(wanted, gradients)}
+    return results
+
+
+def seeded_like(tensor: Tensor, seed: int) -> Tensor:
+    """Normal numbers of the tensor's shape, dtype and device; equal for equal seeds, to rounding, in every dtype."""
+    normal = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return normal.to(tensor.device, tensor.dtype)
+
+
+def saved_bytes(function: Callable, inputs: dict) -> int:
+    """Bytes of the distinct storages that autograd keeps for the backward pass of `function(**inputs)`."""
+    storages = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function(**inputs)
+    return sum(storages.values())
+
+
+class poisoned_memory:
+    """A context in which torch.empty is filled with NaN (or the largest integer): an unwritten output shows."""
+
+    def __enter__(self) -> None:
+        self._before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+
+    def __exit__(self, *_exception) -> None:
+        torch.use_deterministic_algorithms(self._before)
+
+
+def _nudge(wide: Tensor, dtype: torch.dtype) -> Tensor:
+    """The float64 tensor with one rounding error of the dtype's compute precision in every element."""
+    return wide * (1 + torch.finfo(compute_dtype(dtype)).eps * seeded_like(wide, 7))
+
+
+def _is_floating(value) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
