@@ -1,0 +1,169 @@
+"""The definition, in plain PyTorch: the recurrence over L, one fused update of all (B, D, N) states per step.
+
+With a_l = exp(delta_l A) and b_l = delta_l u_l B_l:
+
+Forward:   h_l = a_l h_{l-1} + b_l,  y_l = sum_n C_ln h_ln + D u_l
+Backward:  g_l = dy_l C_l + a_{l+1} g_{l+1}  (the gradient of h_l);  z_l = g_l a_l h_{l-1};
+           d(delta u)_l = sum_n g_l B_l;  ddelta_l = d(delta u)_l u_l + sum_n z_l A;  du_l = d(delta u)_l delta_l + D dy_l;
+           dA = sum_{b,l} z_l delta_l;  dB_l = sum_d g_l delta_l u_l;  dC_l = sum_d dy_l h_l;  dD = sum_{b,l} dy_l u_l
+
+Time is cut into chunks: what does not recur is computed for a chunk at once, and a step of the recurrence is one
+multiply-add. The backward pass keeps the states at chunk starts, recomputes a chunk and walks it back, so its memory grows
+with the root of L.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dakd.kernels.contract import compute_dtype
+
+# Elements of (chunk, B, D, N) that are worth computing at once: a few MiB, which a CPU's cache still holds.
+_CHUNK_ELEMENTS = 1 << 20
+
+
+class _Sequence(NamedTuple):
+    """Operands with time first, in the compute dtype: u, delta (L, B, D); B, C (L, B, N); A (D, N)."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    *,
+    y: Tensor,
+) -> None:
+    sequence = _prepare(u, delta, A, B, C, delta_bias, delta_softplus)
+    state = _initial_state(sequence)
+    for steps in _chunks(sequence):
+        _, states = _run_chunk(sequence, steps, state)
+        state = states[-1].clone()
+        output = _contract_states(states, sequence.C[steps])
+        if D is not None:
+            output += D.to(output.dtype) * sequence.u[steps]
+        y[:, :, steps] = output.permute(1, 2, 0)
+
+
+def backward(
+    dy: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    *,
+    gradients: tuple[Tensor, ...],
+) -> None:
+    du, ddelta, dA, dB, dC, dD, ddelta_bias = gradients
+    sequence = _prepare(u, delta, A, B, C, delta_bias, delta_softplus)
+    dy = dy.permute(2, 0, 1).to(sequence.u.dtype).contiguous()
+    chunks = list(_chunks(sequence))
+    starts = _chunk_starts(sequence, chunks)
+    carry = torch.zeros_like(_initial_state(sequence))
+    dA_sum = torch.zeros_like(sequence.A)
+    ddelta_time_first = torch.empty_like(sequence.delta)
+    for steps, start in reversed(list(zip(chunks, starts))):
+        decay, states = _run_chunk(sequence, steps, start)
+        dC[:, :, steps] = _contract_channels(states, dy[steps])
+        dstates = _walk_back(decay, dy[steps], sequence.C[steps], carry)
+        carry = decay[0] * dstates[0]
+        step_sizes, inputs = sequence.delta[steps], sequence.u[steps]
+        dB[:, :, steps] = _contract_channels(dstates, step_sizes * inputs)
+        ddelta_u = _contract_states(dstates, sequence.B[steps])
+        du[:, :, steps] = (ddelta_u * step_sizes).permute(1, 2, 0)
+        z = dstates.mul_(decay)
+        z[1:] *= states[:-1]
+        z[0] *= start
+        ddelta_time_first[steps] = ddelta_u * inputs + torch.einsum("lbdn,dn->lbd", z, sequence.A)
+        dA_sum += torch.einsum("lbdn,lbd->dn", z, step_sizes)
+    if delta_softplus:
+        # softplus' = sigmoid of its argument = 1 - exp(-softplus).
+        ddelta_time_first *= -torch.expm1(-sequence.delta)
+    ddelta.copy_(ddelta_time_first.permute(1, 2, 0))
+    dA.copy_(dA_sum)
+    if delta_bias is not None:
+        ddelta_bias.copy_(ddelta_time_first.sum((0, 1)))
+    if D is not None:
+        du.add_((D.to(dy.dtype) * dy).permute(1, 2, 0))
+        dD.copy_((dy * sequence.u).sum((0, 1)))
+
+
+def _prepare(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor | None, delta_softplus: bool
+) -> _Sequence:
+    dtype = compute_dtype(u.dtype)
+    u, delta, B, C = (tensor.permute(2, 0, 1).to(dtype).contiguous() for tensor in (u, delta, B, C))
+    if delta_bias is not None:
+        delta = delta + delta_bias.to(dtype)
+    return _Sequence(u, F.softplus(delta) if delta_softplus else delta, A.to(dtype), B, C)
+
+
+def _initial_state(sequence: _Sequence) -> Tensor:
+    """(B, D, N) zeros."""
+    return sequence.u.new_zeros(*sequence.u.shape[1:], sequence.A.shape[1])
+
+
+def _chunks(sequence: _Sequence) -> Iterator[slice]:
+    """Slices of time: short enough for the cache, but not so short that the starts outweigh a chunk."""
+    length = sequence.u.shape[0]
+    per_step = max(1, sequence.u[:1].numel() * sequence.A.shape[1])
+    size = max(math.isqrt(length), _CHUNK_ELEMENTS // per_step, 1)
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _run_chunk(sequence: _Sequence, steps: slice, start: Tensor) -> tuple[Tensor, Tensor]:
+    """a_l and h_l of the chunk's steps, (l, B, D, N) each, from the state before its first step."""
+    delta = sequence.delta[steps]
+    decay = torch.exp_(delta.unsqueeze(-1) * sequence.A)
+    states = (delta * sequence.u[steps]).unsqueeze(-1) * sequence.B[steps].unsqueeze(-2)
+    state = start
+    for index in range(states.shape[0]):
+        state = states[index].addcmul_(decay[index], state)
+    return decay, states
+
+
+def _chunk_starts(sequence: _Sequence, chunks: list[slice]) -> list[Tensor]:
+    """The state before each chunk's first step."""
+    starts = [_initial_state(sequence)]
+    for steps in chunks[:-1]:
+        starts.append(_run_chunk(sequence, steps, starts[-1])[1][-1].clone())
+    return starts
+
+
+def _walk_back(decay: Tensor, dy: Tensor, C: Tensor, carry: Tensor) -> Tensor:
+    """g_l of the chunk's steps, (l, B, D, N); carry: a g of the step after the chunk."""
+    dstates = dy.unsqueeze(-1) * C.unsqueeze(-2)
+    dstates[-1] += carry
+    for index in range(dstates.shape[0] - 2, -1, -1):
+        dstates[index].addcmul_(decay[index + 1], dstates[index + 1])
+    return dstates
+
+
+def _contract_states(states: Tensor, weights: Tensor) -> Tensor:
+    """sum_n states (l, B, D, N) weights (l, B, N) -> (l, B, D)."""
+    return torch.matmul(states, weights.unsqueeze(-1)).squeeze(-1)
+
+
+def _contract_channels(states: Tensor, weights: Tensor) -> Tensor:
+    """sum_d states (l, B, D, N) weights (l, B, D) -> (B, N, l)."""
+    return torch.matmul(weights.unsqueeze(-2), states).squeeze(-2).permute(1, 2, 0)
