@@ -133,5 +133,5 @@ def _draw(num_blocks: int, seed: int, sample_ids: Tensor, step: int | Tensor, st
 
 
 def _to_unit(words: Tensor) -> Tensor:
-    """32-bit words to (0, 1]: the upper 24 bits, plus one; the logarithm is finite and fp32 holds the number exactly."""
+    """32-bit words to (0, 1]: the upper 24 bits, plus one, so that a logarithm is finite and fp32 is exact."""
     return ((words >> 8) + 1).to(torch.float64) * 2.0**-24
