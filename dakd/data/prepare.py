@@ -189,7 +189,7 @@ def _refuse_bad_files(cfg: PrepareConfig, tally: _Tally, folder: Path, splits: t
 def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally) -> dict:
     splits = {}
     for split in dataset.splits:
-        index = write_index(folder / split, kind="real", classes=dataset.classes, provenance={"settings": settings})
+        index = write_index(folder / split, dataset.classes, kind="real", provenance={"settings": settings})
         shares = dict(zip(dataset.classes.names, index["class_pixel_shares"]))
         kept = ("num_samples", "num_labelled", "num_bytes", "sizes", "fingerprint", "mean_power", "balancing_factor")
         splits[split] = {**{name: index[name] for name in kept}, "class_pixel_shares": shares}

@@ -138,9 +138,9 @@ def describe_shard(
 
 def write_index(
     folder: str | Path,
+    classes: ClassTable,
     *,
     kind: str,
-    classes: ClassTable,
     codec: str | None = None,
     provenance: dict | None = None,
 ) -> dict:

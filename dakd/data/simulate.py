@@ -1,8 +1,8 @@
 """The embedded dataset: SAR scenes of sea, slicks, look-alikes, ships and land under multiplicative speckle.
 
 A scene is built as backscatter in dB, as the radar would see it: wind-roughened sea with swell and an incidence
-gradient; oil damps it in thin winding bands and patches with crisp edges, look-alikes (low wind, natural films) in broad
-weak areas with soft ones; land is bright with relief; ships are strong scatterers with side lobes along range and
+gradient; oil damps it in thin winding bands and patches with crisp edges, look-alikes (low wind, natural films) in
+broad weak areas with soft ones; land is bright with relief; ships are strong scatterers with side lobes along range and
 azimuth. Then come the noise floor, gamma-distributed multi-look speckle with the slight correlation of an oversampled
 image, and the linear mapping of dB to grey values. Every shape is cut from a random field at the area that it should
 have, so the class shares are those of the configuration at any size. One scene is a pure function of (seed, index).

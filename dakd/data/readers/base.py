@@ -1,7 +1,8 @@
-"""What every reader is, and what they share: reading a picture strictly, pairing images with masks, naming bad files."""
+"""What every reader is, and what they share: strict reading, pairing images with labels, naming bad files."""
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -76,7 +77,7 @@ class Dataset:
         return list(self._problems)
 
     def check(self) -> None:
-        """Raises ValueError when the labels as a whole cannot mean what the settings say. Nothing to check by default."""
+        """ValueError when the labels as a whole cannot mean what the settings say; nothing to check by default."""
 
     def read(self, entry: Entry) -> Sample:
         """The sample of an entry; BadFile when the image or label is damaged, or they do not fit together."""
@@ -85,9 +86,9 @@ class Dataset:
             return Sample(entry.key, sar, meta={"source": entry.image_path.name})
         label, facts = self._read_label(entry.label_path)
         if label.shape != sar.shape:
+            name, label_size, size = entry.image_path.name, _size(label), _size(sar)
             raise BadFile(
-                entry.label_path,
-                f"is {_size(label)} and its image {entry.image_path.name} {_size(sar)} (width x height); they must be equal",
+                entry.label_path, f"is {label_size}, its image {name} {size} (width x height); make them equal"
             )
         return Sample(entry.key, sar, label, meta={"source": entry.image_path.name, **facts})
 
@@ -97,12 +98,9 @@ class Dataset:
     def _add_split(self, split: str, images: dict[str, Path], labels: dict[str, Path] | None, where: Path) -> None:
         """Pairs {key: path}; labels None means that the split has none. Notes missing mates and emptiness."""
         if labels is not None:
-            self._problems += [
-                BadFile(images[key], "has no label file") for key in sorted(images.keys() - labels.keys())
-            ]
-            self._problems += [
-                BadFile(labels[key], "has no image file") for key in sorted(labels.keys() - images.keys())
-            ]
+            lonely, orphaned = images.keys() - labels.keys(), labels.keys() - images.keys()
+            self._problems += [BadFile(images[key], "has no label file") for key in sorted(lonely)]
+            self._problems += [BadFile(labels[key], "has no image file") for key in sorted(orphaned)]
             images = {key: path for key, path in images.items() if key in labels}
         if not images:
             self._problems.append(BadFile(where, f"the split {split!r} is empty"))
@@ -156,6 +154,11 @@ def list_pictures(folder: Path, key: Callable[[Path], str | None]) -> dict[str, 
             raise ValueError(f"{found[name]} and {path} would both be sample {name!r}; rename or remove one")
         found[name] = path
     return found
+
+
+def stem(path: Path) -> str:
+    """A file's name without its suffix, fit to be a sample's key."""
+    return re.sub(r"[\s.]", "_", path.stem)
 
 
 def require_root(root: str | None, what: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dakd.data.readers.base import BadFile, Dataset, find_folder, list_pictures, open_picture, require_root
+from dakd.data.readers.base import BadFile, Dataset, find_folder, list_pictures, open_picture, require_root, stem
 from dakd.data.sample import IGNORE_INDEX, ClassTable
 
 _SPLITS = ("train", "test", "val")
@@ -37,8 +37,8 @@ class FolderDataset(Dataset):
         images, masks = find_folder(folder, "images", "image"), find_folder(folder, *_MASK_FOLDERS)
         if masks and not images:
             raise ValueError(f"{folder} has {masks.name}/ but no images/; put the images there")
-        labels = list_pictures(masks, _stem) if masks else None
-        self._add_split(split, list_pictures(images or folder, _stem), labels, folder)
+        labels = list_pictures(masks, stem) if masks else None
+        self._add_split(split, list_pictures(images or folder, stem), labels, folder)
 
     def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
         picture = open_picture(path)
@@ -61,10 +61,11 @@ class FolderDataset(Dataset):
         unknown = [value for value in found.tolist() if value not in self._palette]
         if unknown:
             named = ", ".join(str((value >> 16, value >> 8 & 255, value & 255)) for value in unknown[:5])
+            more = " ..." if len(unknown) > 5 else ""
             raise BadFile(
                 path,
-                f"holds {len(unknown)} value(s) that are neither ids 0 to {self.classes.num_classes - 1} nor class colours: "
-                f"{named}{' ...' if len(unknown) > 5 else ''}; complete prepare.classes or mend the mask",
+                f"holds {len(unknown)} value(s) that are neither ids 0 to {self.classes.num_classes - 1} "
+                f"nor class colours: {named}{more}; complete prepare.classes or mend the mask",
             )
         ids = np.array([self._palette[value] for value in found.tolist()], np.uint8)
         return ids[places.reshape(packed.shape)]
@@ -73,7 +74,3 @@ class FolderDataset(Dataset):
 def _pack(colours: np.ndarray):
     packed = np.asarray(colours).astype(np.int64) @ np.array([65536, 256, 1])
     return int(packed) if packed.ndim == 0 else packed
-
-
-def _stem(path: Path) -> str:
-    return "".join("_" if character in " ." else character for character in path.stem)

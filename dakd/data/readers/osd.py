@@ -1,7 +1,7 @@
 """Oil Spill Detection (Krestenitis et al. 2019): {train,test}/images/*.jpg with labels_1D/*.png or labels/*.png.
 
-`labels_1D` holds class ids and is taken where present; `labels` holds colours, which are decoded by the nearest colour of
-the palette, and the pixels whose colour was not in it are counted.
+`labels_1D` holds class ids and is taken where present; `labels` holds colours, which are decoded by the nearest colour
+of the palette, and the pixels whose colour was not in it are counted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dakd.data.readers.base import BadFile, Dataset, find_folder, list_pictures, open_picture, require_root
+from dakd.data.readers.base import BadFile, Dataset, find_folder, list_pictures, open_picture, require_root, stem
 from dakd.data.sample import OSD_CLASSES, ClassTable
 
 
@@ -33,8 +33,7 @@ class OsdDataset(Dataset):
                 f"{root} is not an OSD folder: wanted {split}/images and {split}/labels_1D or {split}/labels; "
                 "set prepare.root to the folder that holds train and test"
             )
-        keys = lambda path: path.stem.replace(".", "_")  # noqa: E731
-        self._add_split(split, list_pictures(images, keys), list_pictures(labels, keys), folder)
+        self._add_split(split, list_pictures(images, stem), list_pictures(labels, stem), folder)
 
     def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
         if path.parent.name.lower() == "labels_1d":

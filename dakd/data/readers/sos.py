@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from dakd.data.readers.base import (
-    BadDataset,
     BadFile,
     Dataset,
     Entry,
@@ -24,6 +23,7 @@ from dakd.data.readers.base import (
     list_pictures,
     read_grey,
     require_root,
+    stem,
 )
 from dakd.data.sample import SOS_CLASSES
 
@@ -118,7 +118,7 @@ class SosDataset(Dataset):
 
 
 def _number(path: Path) -> str:
-    return _SUFFIX.sub("", path.stem).replace(".", "_")
+    return _SUFFIX.sub("", stem(path))
 
 
 def _ending(path: Path, ending: str) -> str | None:
