@@ -35,8 +35,7 @@ class ConfusionMatrix:
 
     def all_reduce(self) -> ConfusionMatrix:
         """Sum over the ranks of the default process group, exactly; without a process group nothing changes."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.counts)
+        sum_over_ranks(self.counts)
         return self
 
     def scores(self, classes: ClassTable) -> SegmentationScores:
@@ -58,6 +57,13 @@ def count_pairs(prediction: Tensor, target: Tensor, num_classes: int, ignore_ind
     _check_ids(predicted_ids, "prediction", num_classes)
     pairs = torch.bincount(true_ids * num_classes + predicted_ids, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)
+
+
+def sum_over_ranks(counts: Tensor) -> Tensor:
+    """Sum int64 counts over the ranks of the default process group, in place; without a group nothing changes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(counts)
+    return counts
 
 
 def _check_ids(ids: Tensor, what: str, num_classes: int) -> None:

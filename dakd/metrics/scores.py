@@ -78,7 +78,8 @@ class SegmentationScores:
 
     def to_dict(self) -> dict:
         """JSON-serialisable; fractions, not percent."""
-        table = asdict(self) | {"shares": self.shares}
+        table = asdict(self) | {"shares": self.shares, "counts": [list(row) for row in self.counts]}
+        table |= {"class_names": list(self.class_names), "absent": list(self.absent)}
         if self.has_oil_convention:
             table["oil_convention"] = self.oil_convention()
         return table

@@ -1,0 +1,167 @@
+"""The step `evaluate`: every student of a run on the held-out images, and the synthetic set beside the real one.
+
+Writes `evaluate/NAME.json` a student, `evaluate/generation.json`, `evaluate/table.json`, `evaluate/table.txt` and the
+pictures of the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dakd.config import Config
+from dakd.data.sample import ClassTable
+from dakd.data.shards import ShardSet
+from dakd.evaluate import gallery
+from dakd.evaluate.generation import agreement, count_set, format_statistics, set_statistics
+from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student
+from dakd.metrics import SegmentationScores, format_scores
+from dakd.runtime.distributed import barrier, device, is_main, rank, world_size
+from dakd.runtime.runlog import say, write_json, write_text
+from dakd.weights import file_hash, load_student
+
+# Which file of a student's folder holds which weights.
+WEIGHT_FILES = {"ema": "student.safetensors", "raw": "student_raw.safetensors"}
+# The order of the paper's ablation; students of other names follow by name.
+_ORDER = ("real", "synthetic", "real+synthetic")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """scores: by the student's name.  generation: statistics of the real and the synthetic set, or None without one."""
+
+    scores: dict[str, SegmentationScores]
+    generation: dict | None
+    table: str
+
+
+def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
+    """Evaluate all students under run_dir/train_saross; every rank takes part, rank 0 writes and prints.
+
+    run_dir: None takes the configuration's. Raises ValueError where no student or no prepared split is found.
+    """
+    run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
+    students = find_students(run_dir, cfg.evaluate.weights)
+    held_out = ShardSet(run_dir / "prepare" / cfg.evaluate.split)
+    results, agreed = {}, None
+    synthetic = _open_synthetic(run_dir, held_out.classes)
+    for name, path in students.items():
+        model = open_student(path, held_out.classes)
+        results[name] = evaluate_student(
+            model, held_out, cfg.evaluate.batch_size, device(), rank(), world_size(), label=f"evaluate {name}"
+        )
+        if name == "real" and synthetic is not None:
+            agreed = agreement(model, synthetic, cfg.evaluate.batch_size, device(), rank(), world_size())
+    generation = None
+    if synthetic is not None:
+        generation = _compare_sets(ShardSet(run_dir / "prepare" / "train"), synthetic, agreed)
+    evaluation = _summarise(cfg, results, generation, held_out)
+    if is_main():
+        _write(cfg, run_dir / "evaluate", evaluation, students, held_out)
+        _write_pictures(cfg, run_dir, results, students, held_out, synthetic)
+        say(f"\n{evaluation.table}\n")
+    barrier()
+    return evaluation
+
+
+def find_students(run_dir: Path, weights: str = "ema") -> dict[str, Path]:
+    """Weight files by the name of the training set, in the order of the paper's ablation.
+
+    weights: "ema" or "raw". Raises ValueError where there is none.
+    """
+    file = WEIGHT_FILES[weights]
+    found = {path.parent.name: path for path in sorted((run_dir / "train_saross").glob(f"*/{file}"))}
+    if not found:
+        raise ValueError(f"no student at {run_dir}/train_saross/*/{file}; run the step train_saross first")
+    names = [*(name for name in _ORDER if name in found), *(name for name in found if name not in _ORDER)]
+    return {name: found[name] for name in names}
+
+
+def open_student(path: Path, classes: ClassTable) -> torch.nn.Module:
+    """The student of a weight file on this rank's device; ValueError when it knows other classes than `classes`."""
+    model, metadata = load_student(path, device())
+    own = ClassTable.from_dict(metadata["classes"])
+    if own.names != classes.names:
+        raise ValueError(
+            f"{path} tells {', '.join(own.names)} apart, the images are labelled {', '.join(classes.names)}; "
+            f"train a student on this dataset or evaluate on the other"
+        )
+    return model
+
+
+def _open_synthetic(run_dir: Path, classes: ClassTable) -> ShardSet | None:
+    folder = run_dir / "generate"
+    if not (folder / "index.json").is_file():
+        return None
+    synthetic = ShardSet(folder)
+    if synthetic.classes.names != classes.names:
+        raise ValueError(f"{folder} has classes {synthetic.classes.names}, the images {classes.names}; generate again")
+    return synthetic
+
+
+def _compare_sets(real: ShardSet, synthetic: ShardSet, agreed: StudentEvaluation | None) -> dict:
+    comparison = {}
+    for name, shard_set in (("real", real), ("synthetic", synthetic)):
+        counts = count_set(shard_set, rank(), world_size(), device(), label=f"statistics {name}")
+        comparison[name] = set_statistics(counts, shard_set.classes)
+    comparison["agreement"] = None if agreed is None else agreed.matrix.scores(synthetic.classes).to_dict()
+    return comparison
+
+
+def _summarise(
+    cfg: Config, results: dict[str, StudentEvaluation], generation: dict | None, held_out: ShardSet
+) -> Evaluation:
+    scores = {name: result.matrix.scores(held_out.classes) for name, result in results.items()}
+    head = (
+        f"{cfg.name}: {len(held_out)} images of the {cfg.evaluate.split} split, {cfg.evaluate.weights} weights, percent"
+    )
+    parts = [head, format_scores(scores)]
+    if generation is None:
+        parts.append("synthetic set: none (the step generate has not run)")
+    else:
+        agreed = generation["agreement"]
+        parts.append(format_statistics(generation["real"], generation["synthetic"], agreed["miou"] if agreed else None))
+    return Evaluation(scores, generation, "\n\n".join(parts))
+
+
+def _write(cfg: Config, folder: Path, evaluation: Evaluation, students: dict[str, Path], held_out: ShardSet) -> None:
+    facts = {
+        "split": cfg.evaluate.split,
+        "num_images": len(held_out),
+        "dataset_fingerprint": held_out.index["fingerprint"],
+        "weights": cfg.evaluate.weights,
+    }
+    tables = {name: one.to_dict() for name, one in evaluation.scores.items()}
+    for name, table in tables.items():
+        write_json(folder / f"{name}.json", facts | {"student": name, "sha256": file_hash(students[name])} | table)
+    if evaluation.generation is not None:
+        write_json(folder / "generation.json", evaluation.generation)
+    else:
+        (folder / "generation.json").unlink(missing_ok=True)
+    write_json(folder / "table.json", facts | {"students": tables})
+    write_text(folder / "table.txt", evaluation.table + "\n")
+
+
+def _write_pictures(
+    cfg: Config,
+    run_dir: Path,
+    results: dict[str, StudentEvaluation],
+    students: dict[str, Path],
+    held_out: ShardSet,
+    synthetic: ShardSet | None,
+) -> None:
+    folder = run_dir / "evaluate" / "pictures"
+    gallery.start_gallery(folder)
+    mious = {name: result.image_mious() for name, result in results.items()}
+    last = next(reversed(results))
+    choices = gallery.choose_images(results[last].per_image, mious[last], cfg.evaluate.num_pictures)
+    images = gallery.write_gallery(
+        folder, held_out, choices, mious, lambda name: open_student(students[name], held_out.classes), device()
+    )
+    overlays = {}
+    if cfg.evaluate.num_pictures:
+        sets = {"real": ShardSet(run_dir / "prepare" / "train"), "synthetic": synthetic}
+        overlays = {name: gallery.write_overlays(folder, name, one) for name, one in sets.items() if one is not None}
+    gallery.finish_gallery(folder, images, overlays, held_out.classes)

@@ -1,0 +1,88 @@
+"""A student on whole held-out images at their original size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dakd.data.sample import Sample
+from dakd.data.shards import ShardSet
+from dakd.data.transforms import to_student
+from dakd.metrics.confusion import ConfusionMatrix, count_pairs, sum_over_ranks
+from dakd.metrics.scores import mean_iou
+from dakd.runtime.runlog import progress
+
+
+@dataclass(frozen=True)
+class StudentEvaluation:
+    """matrix: pooled over all images and ranks.  per_image: (num_images, K, K) int64 counts in the set's order."""
+
+    matrix: ConfusionMatrix
+    per_image: np.ndarray
+
+    def image_mious(self) -> np.ndarray:
+        """(num_images,) mIoU of each image over the classes that occur or are predicted in it; NaN without pixels."""
+        return np.array([mean_iou(counts) for counts in self.per_image])
+
+
+@torch.inference_mode()
+def predict_classes(model: nn.Module, sar: Tensor) -> Tensor:
+    """(B, H, W) int64 class ids; sar: (B, 1, H, W) uint8 on the model's device."""
+    return model(to_student(sar)).argmax(dim=1)
+
+
+def evaluate_student(
+    model: nn.Module,
+    shard_set: ShardSet,
+    batch_size: int = 1,
+    device: str | torch.device = "cpu",
+    rank: int = 0,
+    world: int = 1,
+    label: str = "evaluate",
+) -> StudentEvaluation:
+    """Predict all images of a labelled set and pool the counts over the ranks.
+
+    Rank r of `world` takes images i with i % world == r; neighbours of one size form batches of at most `batch_size`.
+    """
+    num_classes = shard_set.classes.num_classes
+    per_image = torch.zeros(len(shard_set), num_classes, num_classes, dtype=torch.int64, device=device)
+    indices = range(rank, len(shard_set), world)
+    samples = ((index, shard_set.read(index)) for index in progress(indices, len(indices), label))
+    for batch in batches_of_one_size(samples, batch_size):
+        predictions = predict_classes(model, stack_images((sample for _, sample in batch), device))
+        for (index, sample), prediction in zip(batch, predictions):
+            per_image[index] = count_pairs(prediction, torch.as_tensor(labels_of(sample)), num_classes)
+    sum_over_ranks(per_image)
+    matrix = ConfusionMatrix(num_classes, device=device)
+    matrix.counts += per_image.sum(dim=0)
+    return StudentEvaluation(matrix, per_image.cpu().numpy())
+
+
+def labels_of(sample: Sample) -> np.ndarray:
+    """(H, W) uint8 class ids: the label, or the argmax of the soft label; ValueError where there is neither."""
+    if sample.label is not None:
+        return sample.label
+    if sample.soft_label is not None:
+        return sample.soft_label.argmax(axis=0).astype(np.uint8)
+    raise ValueError(f"sample {sample.key} has neither label nor soft label; evaluate wants labelled images")
+
+
+def stack_images(samples: Iterable[Sample], device: str | torch.device) -> Tensor:
+    """(B, 1, H, W) uint8 on the device."""
+    return torch.as_tensor(np.stack([sample.sar for sample in samples]), device=device)[:, None]
+
+
+def batches_of_one_size(samples: Iterable[tuple[int, Sample]], batch_size: int) -> Iterator[list[tuple[int, Sample]]]:
+    """Group consecutive samples; a batch ends when it is full or the image size changes."""
+    batch: list[tuple[int, Sample]] = []
+    for index, sample in samples:
+        if batch and (len(batch) == batch_size or batch[0][1].sar.shape != sample.sar.shape):
+            yield batch
+            batch = []
+        batch.append((index, sample))
+    if batch:
+        yield batch

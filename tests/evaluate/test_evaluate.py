@@ -1,0 +1,70 @@
+"""The step as a whole, on a run folder in miniature."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dakd.data.sample import SOS_CLASSES
+from dakd.evaluate.evaluate import evaluate, find_students
+
+
+def test_every_student_is_scored_and_written(run_dir, config, grey_student, capsys):
+    evaluation = evaluate(config, run_dir)
+    assert list(evaluation.scores) == ["real", "real+synthetic"]
+    table = json.loads((run_dir / "evaluate" / "table.json").read_text())
+    assert table["students"]["real"]["miou"] == evaluation.scores["real"].miou < 1
+    assert table["num_images"] == 5 and table["split"] == "test"
+    one = json.loads((run_dir / "evaluate" / "real+synthetic.json").read_text())
+    assert one["student"] == "real+synthetic" and len(one["sha256"]) == 64
+    assert sum(map(sum, one["counts"])) == one["num_pixels"]
+    text = (run_dir / "evaluate" / "table.txt").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert "tiny: 5 images of the test split" in text and "pixel share" in text
+
+
+def test_the_synthetic_set_is_compared_with_the_real_one(run_dir, config, grey_student):
+    generation = evaluate(config, run_dir).generation
+    assert generation["agreement"]["miou"] == 1.0
+    assert generation["real"]["mean_grey"]["oil"] == generation["synthetic"]["mean_grey"]["oil"] == 20
+    assert generation["synthetic"]["contrast_grey"] == 80
+    assert json.loads((run_dir / "evaluate" / "generation.json").read_text()) == generation
+
+
+def test_without_a_synthetic_set_the_table_says_so(run_dir, config, grey_student):
+    (run_dir / "generate" / "index.json").unlink()
+    evaluation = evaluate(config, run_dir)
+    assert evaluation.generation is None and "synthetic set: none" in evaluation.table
+    assert not (run_dir / "evaluate" / "generation.json").exists()
+
+
+def test_pictures_show_truth_and_every_student(run_dir, config, grey_student):
+    stale = run_dir / "evaluate" / "pictures" / "stale.png"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    evaluate(config, run_dir)
+    folder = run_dir / "evaluate" / "pictures"
+    index = json.loads((folder / "index.json").read_text())
+    assert not stale.exists()
+    groups = [image["group"] for image in index["images"]]
+    assert groups == ["held-out"] * 2 + ["best"] * 2 + ["worst"] * 2
+    assert index["images"][2]["key"] == "test-0"
+    for image in index["images"]:
+        assert list(image["files"]) == ["image", "truth", "real", "real+synthetic"]
+        assert all((folder / file).is_file() for file in image["files"].values())
+    assert len(index["overlays"]["real"]) == 4 and len(index["overlays"]["synthetic"]) == 3
+
+
+def test_raw_weights_are_other_files(run_dir, config):
+    with pytest.raises(ValueError, match=r"student_raw.safetensors; run the step train_saross"):
+        find_students(run_dir, "raw")
+    (run_dir / "train_saross" / "real" / "student_raw.safetensors").touch()
+    assert list(find_students(run_dir, "raw")) == ["real"]
+
+
+def test_a_student_of_other_classes_is_refused(run_dir, config, monkeypatch):
+    metadata = {"classes": SOS_CLASSES.to_dict()}
+    monkeypatch.setattr("dakd.evaluate.evaluate.load_student", lambda path, device: (None, metadata))
+    with pytest.raises(ValueError, match="tells sea, oil apart"):
+        evaluate(config, run_dir)
