@@ -1,0 +1,71 @@
+"""Strict configuration: every mistake is named with its remedy; overrides and variables reach their place."""
+
+from __future__ import annotations
+
+import pytest
+
+from dakd.config import Config, build_config, dump_config, load_config
+
+
+def write(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_overrides_replace_what_the_file_says(tmp_path):
+    path = write(tmp_path, "name: a\ntrain_jointnet: {stage1: {steps: 5}}\n")
+    config = load_config(path, ["train_jointnet.stage1.steps=7", "generate.size=[32, 64]", "balance.b=0.528"])
+    assert config.train_jointnet.stage1.steps == 7
+    assert config.generate.size == (32, 64) and config.balance.b == 0.528
+
+
+def test_unknown_key_is_refused_with_the_nearest_name(tmp_path):
+    with pytest.raises(ValueError, match=r"train_jointnet.unet.chanels: unknown key; did you mean 'channels'"):
+        load_config(write(tmp_path, "name: a\ntrain_jointnet: {unet: {chanels: [8]}}"))
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    text = "name: a\nseed: -1\nprepare: {dataset: osd}\ngenerate: {eta: 2}\n"
+    with pytest.raises(ValueError) as caught:
+        load_config(write(tmp_path, text))
+    for part in ("seed", "prepare.root", "generate.eta", "found -1"):
+        assert part in str(caught.value)
+
+
+def test_variables_come_from_the_environment(tmp_path, monkeypatch):
+    path = write(tmp_path, "name: a\nprepare: {dataset: osd, root: '${SAR_HERE}/osd'}\n")
+    monkeypatch.delenv("SAR_HERE", raising=False)
+    with pytest.raises(ValueError, match="export SAR_HERE="):
+        load_config(path)
+    monkeypatch.setenv("SAR_HERE", "/data")
+    assert load_config(path).prepare.root == "/data/osd"
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "name: [", ""])
+def test_files_that_are_no_mapping_are_refused(tmp_path, text):
+    with pytest.raises(ValueError, match=r"c.yaml"):
+        load_config(write(tmp_path, text))
+
+
+def test_absent_file_and_malformed_override_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no configuration at"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match="section.key=value"):
+        load_config(write(tmp_path, "name: a"), ["generate.size"])
+    with pytest.raises(ValueError, match="is a value, not a section"):
+        load_config(write(tmp_path, "name: a"), ["name.x=3"])
+
+
+def test_resolved_configuration_reads_back_as_itself(tmp_path):
+    config = build_config({"name": "a", "balance": {"b": 0.4}})
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+def test_defaults_are_the_papers_values():
+    config = Config(name="a")
+    teacher, student = config.train_jointnet, config.train_saross
+    assert (teacher.stage1.steps, teacher.stage2.steps, teacher.stage3.steps) == (50_000, 250_000, 100_000)
+    assert teacher.global_batch == 32 and teacher.schedule.num_train_timesteps == 1000
+    assert config.generate.num_samples == 4480 and config.generate.sampling_steps == 200 and config.generate.eta == 0
+    assert student.epochs == 200 and student.global_batch == 16 and student.student.encoder == "mamba_vision_b"

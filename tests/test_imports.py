@@ -1,0 +1,85 @@
+"""The core works with its core dependencies alone, and importing it does nothing but define."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+OPTIONAL = ("deepspeed", "wandb", "timm", "torchvision", "triton", "mamba_ssm", "causal_conv1d", "diffusers", "pytest",
+            "scipy", "einops", "skimage", "hypothesis")
+
+BLOCKER = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {OPTIONAL!r}:
+            raise ImportError(f"{{name}} is hidden in this test")
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_without_extras(code: str) -> str:
+    script = BLOCKER + textwrap.dedent(code)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_forward_and_backward_of_both_nets_run_without_any_extra():
+    out = run_without_extras("""
+        import torch
+        from dakd.config import StudentConfig, UNetConfig
+        from dakd.kernels.seg_loss import seg_loss
+        from dakd.models.jointnet import SARJointNet
+        from dakd.models.zoo import build_student
+        net = SARJointNet(UNetConfig(channels=(8, 16), blocks_per_level=1, attention_levels=(), norm_groups=8), 3)
+        x_hat, logits = net(torch.randn(1, 1, 8, 8), torch.randn(1, 3, 8, 8), torch.tensor([5]))
+        (x_hat.sum() + logits.sum()).backward()
+        options = dict(dim=8, in_dim=8, depths=[1, 1, 2, 2], num_heads=[1, 1, 2, 4], window_size=[8, 8, 4, 2])
+        student = build_student(StudentConfig(encoder="mamba_vision", encoder_options=options, caft_heads=(1, 1, 1),
+                                              decoder_channels=(16, 16, 16, 8)), 3)
+        loss = seg_loss(student(torch.randn(2, 3, 40, 40)), torch.randint(0, 3, (2, 40, 40)))
+        (loss.ce.sum() + loss.dice.sum()).backward()
+        print("gradients", all(p.grad is not None for p in student.parameters() if p.requires_grad))
+    """)
+    assert out.strip().endswith("gradients True")
+
+
+def test_every_step_can_be_imported_without_extras():
+    run_without_extras("""
+        import dakd.cli, dakd.doctor, dakd.pipeline
+        import dakd.data.prepare, dakd.diffusion.balance, dakd.generate.generate
+        import dakd.evaluate.evaluate, dakd.evaluate.report, dakd.predict.predict
+        import dakd.train.jointnet, dakd.train.saross, dakd.train.dry_run
+    """)
+
+
+def test_training_without_deepspeed_says_what_to_install():
+    out = run_without_extras("""
+        from dakd.train.engine import import_deepspeed
+        try:
+            import_deepspeed()
+        except RuntimeError as error:
+            print(error)
+    """)
+    assert "pip install 'dakd[train]'" in out
+
+
+def test_importing_draws_no_random_number_and_touches_no_gpu():
+    out = run_without_extras("""
+        import torch
+        before = torch.get_rng_state()
+        import dakd.train.jointnet, dakd.models.zoo, dakd.kernels.selective_scan
+        print(torch.equal(before, torch.get_rng_state()), torch.cuda.is_initialized())
+    """)
+    assert out.split() == ["True", "False"]
+
+
+def test_doctor_names_every_operation_and_a_remedy():
+    out = run_without_extras("""
+        from dakd.doctor import diagnose
+        print(diagnose())
+    """)
+    for name in ("torch", "deepspeed", "mamba-ssm", "transposed_attention", "selective_scan", "reference", "pip install"):
+        assert name in out

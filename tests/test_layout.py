@@ -1,0 +1,104 @@
+"""The house keeps its walls: rooms have their files, and modules import only what lies below them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = sorted(path.name for path in (ROOT / "dakd" / "kernels").iterdir() if (path / "api.py").exists())
+
+# Highest first; a module may import its own row's package and rows below, with the exceptions that follow.
+ROWS = [
+    {"__main__", "cli", "pipeline", "doctor"},
+    {"train", "generate", "evaluate", "predict"},
+    {"metrics", "weights"},
+    {"models", "diffusion", "data"},
+    {"kernels"},
+    {"config", "runtime", "testing"},
+]
+ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
+# diffusion and data serve one another: prepare computes b, the losses know the ignored label.
+NEIGHBOURS = {("data", "diffusion"), ("diffusion", "data"), ("runtime", "config"), ("testing", "runtime"),
+              ("testing", "kernels"), ("cli", "doctor"), ("cli", "pipeline"), ("__main__", "cli")}
+TOP_LEVEL = {
+    "setup.py", "csrc", "dakd", "launch", "configs", "benchmarks", "tests", "README.md", "pyproject.toml",
+    "MANIFEST.in", "LICENSE", "Makefile", ".gitignore", ".ci", ".git",
+}  # fmt: skip
+
+
+def module_files() -> list[Path]:
+    return sorted((ROOT / "dakd").rglob("*.py"))
+
+
+def imported_areas(path: Path) -> set[str]:
+    """The first parts below `dakd` of everything that a file imports, wherever in the file."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names += [f"{node.module}.{alias.name}" if node.module == "dakd" else node.module for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("dakd.")}
+
+
+def area_of(path: Path) -> str:
+    return path.relative_to(ROOT / "dakd").parts[0].removesuffix(".py")
+
+
+def breaches(area: str, imported: set[str]) -> set[str]:
+    allowed = {name for name in imported if ROW_OF[name] > ROW_OF[area] or name == area or (area, name) in NEIGHBOURS}
+    return imported - allowed
+
+
+def test_there_are_six_rooms():
+    assert ROOMS == [
+        "ddim_step", "depthwise_conv1d", "joint_noising", "seg_loss", "selective_scan", "transposed_attention",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_has_its_files_its_test_and_its_benchmark(room):
+    folder = ROOT / "dakd" / "kernels" / room
+    wanted = [folder / name for name in ("__init__.py", "api.py", "ops.py", "reference.py")]
+    wanted += [ROOT / "tests" / "kernels" / f"test_{room}.py", ROOT / "benchmarks" / "kernels" / f"bench_{room}.py"]
+    assert [str(path) for path in wanted if not path.exists()] == []
+
+
+@pytest.mark.parametrize("path", module_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_imports_only_what_lies_below_it(path):
+    area = area_of(path)
+    if area == "__init__":
+        assert imported_areas(path) == set()
+    else:
+        assert breaches(area, imported_areas(path)) == set()
+
+
+def test_a_breach_would_be_seen():
+    assert breaches("kernels", {"models", "runtime"}) == {"models"}
+    assert breaches("train", {"generate", "weights"}) == {"generate"}
+
+
+def test_testing_is_imported_by_tests_and_benchmarks_only():
+    users = {area_of(path) for path in module_files() if "testing" in imported_areas(path)}
+    assert users <= {"testing"}
+
+
+def test_variants_of_a_room_do_not_import_one_another():
+    variants = {"reference", "triton", "cuda", "cpu", "mamba_ssm", "causal_conv1d"}
+    for room in ROOMS:
+        for path in (ROOT / "dakd" / "kernels" / room).glob("*.py"):
+            if path.stem in variants:
+                modules = {node.module or "" for node in ast.walk(ast.parse(path.read_text()))
+                           if isinstance(node, ast.ImportFrom)}
+                crossing = {m for m in modules if m.startswith(f"dakd.kernels.{room}.") and m.split(".")[-1] in variants}
+                assert crossing == set(), path
+
+
+def test_only_known_things_stand_at_the_top_level():
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split()}
+    found = {path.name for path in ROOT.iterdir()} - ignored
+    assert {name for name in found if not name.endswith(".egg-info")} <= TOP_LEVEL

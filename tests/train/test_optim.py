@@ -1,0 +1,50 @@
+"""Which parameters decay, and the learning rate at every step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dakd.config import OptimizerConfig
+from dakd.train.optim import learning_rate, parameter_groups
+
+
+def small_net():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2, bias=False))
+    net[2].weight._no_weight_decay = True
+    return net
+
+
+def test_vectors_and_marked_parameters_do_not_decay_for_the_student():
+    net = small_net()
+    decayed, kept = parameter_groups(net, 0.01, decays_vectors=False)
+    assert [p.shape for p in decayed["params"]] == [net[0].weight.shape]
+    assert decayed["weight_decay"] == 0.01 and kept["weight_decay"] == 0.0
+    assert len(kept["params"]) == 4
+
+
+def test_everything_but_marked_parameters_decays_for_the_teacher():
+    decayed, kept = parameter_groups(small_net(), 0.01, decays_vectors=True)
+    assert len(decayed["params"]) == 4 and len(kept["params"]) == 1
+
+
+def test_frozen_parameters_are_in_no_group():
+    net = small_net().requires_grad_(False)
+    net[0].weight.requires_grad_(True)
+    groups = parameter_groups(net, 0.01, decays_vectors=True)
+    assert sum(len(group["params"]) for group in groups) == 1
+
+
+@pytest.mark.parametrize("decay, halfway, last", [("constant", 1.0, 1.0), ("poly", 0.5, 0.01), ("cosine", 0.5, 0.0)])
+def test_rate_warms_up_then_follows_its_decay(decay, halfway, last):
+    cfg = OptimizerConfig(warmup_steps=10, lr_decay=decay)
+    rates = [learning_rate(step, 110, 2.0, cfg) / 2.0 for step in range(110)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[60] == pytest.approx(halfway)
+    assert rates[109] == pytest.approx(last, abs=1e-3)
+
+
+def test_warm_up_longer_than_the_run_reaches_the_peak_at_its_end():
+    rates = torch.tensor([learning_rate(step, 4, 1.0, OptimizerConfig(warmup_steps=500)) for step in range(4)])
+    assert rates.tolist() == [0.25, 0.5, 0.75, 1.0]
