@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dakd.config import StudentConfig
+from dakd.config import StudentConfig, UNetConfig
 from dakd.data.sample import ClassTable
+from dakd.models.jointnet import SARJointNet
 from dakd.models.zoo import TimmEncoder, build_student
 
 # File and Hugging Face repository of each MambaVision variant's ImageNet-1K weights.
@@ -118,6 +119,22 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
                          "give a student.safetensors of a train_saross run")
     classes = ClassTable.from_dict(metadata["classes"])
     model = build_student(StudentConfig.model_validate(metadata["student"]), classes.num_classes)
+    load_strict(model, load_state(path), str(path))
+    return model.to(device).eval(), metadata
+
+
+def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """The SAR-JointNet of a file that a stage 2 or 3 wrote, in eval mode on `device`, and the file's metadata.
+
+    The metadata hold what sampling needs: b, the schedule and the class table.
+    """
+    metadata = read_metadata(path)
+    if metadata.get("kind") != "jointnet":
+        raise ValueError(
+            f"{path} holds {metadata.get('kind', 'weights of unknown kind')}, not a SAR-JointNet; "
+            "give the weights of stage 2 or 3 of a train_jointnet run"
+        )
+    model = SARJointNet(UNetConfig.model_validate(metadata["unet"]), metadata["num_classes"])
     load_strict(model, load_state(path), str(path))
     return model.to(device).eval(), metadata
 
