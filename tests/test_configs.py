@@ -1,0 +1,57 @@
+"""Every YAML that comes with dakd is valid, and the paper's configs say the paper's numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dakd.config import load_config
+from dakd.train.engine import zero_config
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def roots(monkeypatch):
+    for name in ("OSD_ROOT", "SOS_ROOT", "DAKD_REAL_DATA"):
+        monkeypatch.setenv(name, "/somewhere")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_config_is_valid_and_bears_its_own_name(path):
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    "name, b, steps, num_samples",
+    [
+        ("osd", 0.528, (50_000, 250_000, 100_000), 4480),
+        ("sos_alos", 0.447, (50_000, 150_000, 50_000), 3101),
+        ("sos_sentinel", 0.466, (50_000, 150_000, 50_000), 3354),
+    ],
+)
+def test_paper_configs_say_the_papers_numbers(name, b, steps, num_samples):
+    config = load_config(CONFIGS / f"{name}.yaml")
+    teacher, student = config.train_jointnet, config.train_saross
+    assert config.balance.b == b
+    assert (teacher.stage1.steps, teacher.stage2.steps, teacher.stage3.steps) == steps
+    assert teacher.crop == (256, 256) and teacher.global_batch == 32
+    assert config.generate.num_samples == num_samples and config.generate.sampling_steps == 200
+    assert student.epochs == 200 and student.global_batch == 16 and student.student.encoder == "mamba_vision_b"
+    assert student.crop == ((512, 512) if name == "osd" else (256, 256)) and student.mosaic == (name == "osd")
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "deepspeed").glob("*.json")), ids=lambda path: path.name)
+def test_deepspeed_files_say_zero_and_offload_only(path):
+    stage = zero_config(str(path))["zero_optimization"]["stage"]
+    assert path.name.startswith(f"zero{stage}")
+    assert ("offload_optimizer" in json.loads(path.read_text())["zero_optimization"]) == ("offload" in path.name)
+
+
+def test_zero_file_that_says_more_is_refused(tmp_path):
+    path = tmp_path / "z.json"
+    path.write_text('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}')
+    with pytest.raises(ValueError, match="bf16"):
+        zero_config(str(path))
