@@ -1,0 +1,1 @@
+"""PREDICT: class maps, overlays and probabilities for images and folders of images."""

@@ -1,0 +1,48 @@
+"""Which files to predict, the names of their outputs, and their grey values, read as training images are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dakd.data.readers.base import IMAGE_SUFFIXES, BadFile, read_grey
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """(H, W) uint8 grey values of a PNG, JPEG, TIFF or BMP.
+
+    Taken: 8-bit grey, and 8-bit colour whose channels are equal but for what JPEG does to grey (their mean counts; an
+    alpha channel is dropped). Raises BadFile for other depths, colour pictures, several pages and unreadable files.
+    """
+    path = Path(path)
+    sar = read_grey(path)
+    with Image.open(path) as picture:
+        num_pages = getattr(picture, "n_frames", 1)
+    if num_pages > 1:
+        raise BadFile(path, f"has {num_pages} pages; wanted one picture a file: split it")
+    return sar
+
+
+def list_images(inputs: str | Path) -> tuple[list[Path], int]:
+    """The image files of a file or folder (not its sub-folders) by name, and how many other files lie there.
+
+    Raises ValueError where there is no such file or folder, or no image in it.
+    """
+    inputs = Path(inputs)
+    if inputs.is_file():
+        return [inputs], 0
+    if not inputs.is_dir():
+        raise ValueError(f"no file or folder at {inputs}; give an image or a folder of images")
+    files = sorted(path for path in inputs.iterdir() if path.is_file() and not path.name.startswith("."))
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise ValueError(f"no image in {inputs}; wanted files that end in {', '.join(IMAGE_SUFFIXES)}")
+    return images, len(files) - len(images)
+
+
+def output_names(paths: list[Path]) -> list[str]:
+    """A name for each file's outputs: its stem, or its whole name where two files share a stem."""
+    stems = [path.stem for path in paths]
+    return [path.name if stems.count(path.stem) > 1 else path.stem for path in paths]

@@ -1,0 +1,66 @@
+"""What counts as an image to predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dakd.data.readers.base import BadFile
+from dakd.predict.images import list_images, output_names, read_image
+
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_grey_values_are_read_as_they_are(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(GREY).save(path)
+    assert (read_image(path) == GREY).all()
+
+
+def test_equal_channels_are_one_image(tmp_path):
+    Image.fromarray(np.repeat(GREY[..., None], 3, axis=-1)).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == GREY).all()
+
+
+def test_sixteen_bits_are_refused(tmp_path):
+    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(BadFile, match=r"'I;16'.*wanted 8-bit grey"):
+        read_image(tmp_path / "a.png")
+
+
+def test_colour_is_refused(tmp_path):
+    pixels = np.repeat(GREY[..., None], 3, axis=-1)
+    pixels[0, 0, 0] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(BadFile, match="wanted grey"):
+        read_image(tmp_path / "a.png")
+
+
+def test_several_pages_are_refused(tmp_path):
+    page = Image.fromarray(GREY)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    with pytest.raises(BadFile, match="has 2 pages"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_files_that_are_not_images_are_counted(tmp_path):
+    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.png"):
+        (tmp_path / name).touch()
+    images, num_others = list_images(tmp_path)
+    assert [path.name for path in images] == ["a.jpg", "b.PNG"] and num_others == 1
+
+
+def test_nothing_to_predict_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no image in"):
+        list_images(tmp_path)
+    with pytest.raises(ValueError, match="no file or folder"):
+        list_images(tmp_path / "absent")
+
+
+def test_files_of_one_stem_get_names_of_their_own():
+    paths = [Path("a.png"), Path("a.jpg"), Path("b.png")]
+    assert output_names(paths) == ["a.png", "a.jpg", "b"]

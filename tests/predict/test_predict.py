@@ -1,0 +1,138 @@
+"""Class maps, overlays and probabilities of files and of held-out images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dakd.config import StudentConfig, build_config
+from dakd.data.sample import SOS_CLASSES, Sample
+from dakd.data.shards import write_index, write_shard
+from dakd.data.transforms import to_student
+from dakd.models.zoo import build_student
+from dakd.predict.predict import BadImages, class_probabilities, predict, predict_paths
+from dakd.weights import load_student, save_student
+
+TINY = StudentConfig(
+    encoder="mamba_vision",
+    encoder_options={
+        "dim": 8,
+        "in_dim": 4,
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 1, 2, 4),
+        "window_size": (4, 4, 2, 2),
+    },
+    decoder_channels=(16, 16, 8, 8),
+    caft_heads=(1, 1, 1),
+)
+
+
+class DarkIsOil(nn.Module):
+    """Oil below grey 50, sure by one logit a grey value."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        grey = (image[:, :1] * 0.229 + 0.485) * 255
+        return torch.cat([torch.zeros_like(grey), 49.5 - grey], dim=1)
+
+
+@pytest.fixture
+def dark_is_oil(monkeypatch):
+    def load(path, device):
+        return DarkIsOil().eval(), {"classes": SOS_CLASSES.to_dict()}
+
+    monkeypatch.setattr("dakd.predict.predict.load_student", load)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A grey PNG of odd size, a truncated one, a colour one, a TIFF."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    grey = np.full((7, 11), 120, np.uint8)
+    grey[2:5, 3:9] = 30
+    Image.fromarray(grey).save(folder / "slick.png")
+    Image.fromarray(grey).save(folder / "scan.tif")
+    (folder / "cut.png").write_bytes((folder / "slick.png").read_bytes()[:60])
+    Image.fromarray(np.dstack([grey, grey + 90, grey])).save(folder / "photo.png")
+    return folder
+
+
+def test_the_class_map_holds_ids_in_the_palette_of_the_classes(images, tmp_path, dark_is_oil):
+    predict_paths("w", images / "slick.png", tmp_path / "out")
+    class_map = Image.open(tmp_path / "out" / "slick_class.png")
+    assert class_map.mode == "P" and class_map.size == (11, 7)
+    ids = np.array(class_map)
+    assert ids[2:5, 3:9].all() and ids.sum() == 18
+    assert class_map.getpalette()[:6] == [0, 0, 0, 255, 255, 255]
+
+
+def test_probabilities_are_in_steps_of_one_255th_and_sum_to_one(images, tmp_path, dark_is_oil):
+    predict_paths("w", images / "slick.png", tmp_path / "out")
+    oil, sea = (np.array(Image.open(tmp_path / "out" / f"slick_probability_{name}.png")) for name in ("oil", "sea"))
+    assert oil.dtype == np.uint8 and oil[3, 4] == 255 and oil[0, 0] == 0
+    assert abs(oil.astype(int) + sea - 255).max() <= 1
+
+
+def test_the_overlay_leaves_the_sea_as_it_was(images, tmp_path, dark_is_oil):
+    predict_paths("w", images / "slick.png", tmp_path / "out", overlay_alpha=0.5)
+    laid = np.array(Image.open(tmp_path / "out" / "slick_overlay.png"))
+    assert laid.shape == (7, 11, 3) and (laid[0, 0] == 120).all() and laid[3, 4].max() > 120
+
+
+def test_bad_images_are_told_together_and_the_others_written(images, tmp_path, dark_is_oil):
+    with pytest.raises(BadImages) as caught:
+        predict_paths("w", images, tmp_path / "out")
+    assert [where.rpartition("/")[2] for where, _ in caught.value.failures] == ["cut.png", "photo.png"]
+    assert "2 of 4 images could not be predicted (2 were)" in str(caught.value)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    kinds = ("class", "overlay", "probability_sea", "probability_oil")
+    assert written == {f"{name}_{kind}.png" for name in ("slick", "scan") for kind in kinds}
+
+
+def test_outputs_do_not_go_among_the_inputs(images, dark_is_oil):
+    with pytest.raises(ValueError, match="one folder"):
+        predict_paths("w", images, images)
+
+
+def test_ranks_take_their_share_of_the_images(images, tmp_path, dark_is_oil, monkeypatch):
+    (images / "cut.png").unlink()
+    (images / "photo.png").unlink()
+    monkeypatch.setattr("dakd.predict.predict.world_size", lambda: 2)
+    monkeypatch.setattr("dakd.predict.predict.rank", lambda: 1)
+    predict_paths("w", images, tmp_path / "out")
+    assert not (tmp_path / "out" / "scan_class.png").exists()
+    assert (tmp_path / "out" / "slick_class.png").exists()
+
+
+def test_without_inputs_the_first_held_out_images_are_predicted(tmp_path, dark_is_oil):
+    run_dir = tmp_path / "run"
+    samples = [Sample(f"set/{i}", np.full((6, 6), 20, np.uint8), label=np.ones((6, 6), np.uint8)) for i in range(3)]
+    write_shard(run_dir / "prepare" / "test", 0, samples, SOS_CLASSES)
+    write_index(run_dir / "prepare" / "test", kind="real", classes=SOS_CLASSES)
+    weights = run_dir / "train_saross" / "real+synthetic" / "student.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    out_dir = predict(build_config({"name": "tiny", "run_dir": str(run_dir), "predict": {"num_images": 2}}))
+    assert sorted(path.name for path in out_dir.glob("*_class.png")) == ["set_0_class.png", "set_1_class.png"]
+
+
+def test_an_untrained_student_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="run the step train_saross"):
+        predict(build_config({"name": "tiny", "run_dir": str(tmp_path)}))
+
+
+def test_a_saved_student_predicts_any_size(tmp_path):
+    torch.manual_seed(0)
+    save_student(tmp_path / "student.safetensors", build_student(TINY, 2), TINY, SOS_CLASSES, {})
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 45), dtype=np.uint8)).save(tmp_path / "a.png")
+    predict_paths(tmp_path / "student.safetensors", tmp_path / "a.png", tmp_path / "out")
+    sar = np.array(Image.open(tmp_path / "a.png"))
+    model, _ = load_student(tmp_path / "student.safetensors")
+    probabilities = class_probabilities(model, sar)
+    with torch.no_grad():
+        logits = model(to_student(torch.as_tensor(sar)[None, None]))[0].numpy()
+    assert probabilities.shape == (2, 37, 45)
+    assert (np.array(Image.open(tmp_path / "out" / "a_class.png")) == logits.argmax(axis=0)).all()
