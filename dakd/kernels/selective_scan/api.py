@@ -24,11 +24,13 @@ def selective_scan(
 ) -> Tensor:
     """h_l = exp(delta_l A) h_{l-1} + delta_l B_l u_l from h = 0;  y_l = C_l . h_l + D u_l.
 
-    u, delta: (B, D, L), floating, one dtype with B and C.  A: (D, N), negative, usually fp32.  B, C: (B, N, L), shared by
-    all channels.  D, delta_bias: (D,) or None.  The step is softplus(delta + delta_bias) where delta_softplus, else
-    delta + delta_bias.  A, D, delta_bias are read as fp32 (fp64 for fp64 u); states are kept in that precision.
+    u, delta: (B, D, L), floating, one dtype with B and C.  A: (D, N), negative, usually fp32.
+    B, C: (B, N, L), shared by all channels.  D, delta_bias: (D,) or None.
+    The step is softplus(delta + delta_bias) where delta_softplus, else delta + delta_bias.
+    A, D, delta_bias are read as fp32 (fp64 for fp64 u); states are kept in that precision.
     Result: (B, D, L) in u's dtype, contiguous. The backward pass recomputes the states.
-    Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.  Source: Gu and Dao 2023, Eq. 2 and 4.
+    Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
+    Source: Gu and Dao 2023, Eq. 2 and 4.
     """
     contract.check_rank(_OP, "u", u, "(B, D, L)")
     contract.check_rank(_OP, "A", A, "(D, N)")

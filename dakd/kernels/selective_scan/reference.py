@@ -4,12 +4,13 @@ With a_l = exp(delta_l A) and b_l = delta_l u_l B_l:
 
 Forward:   h_l = a_l h_{l-1} + b_l,  y_l = sum_n C_ln h_ln + D u_l
 Backward:  g_l = dy_l C_l + a_{l+1} g_{l+1}  (the gradient of h_l);  z_l = g_l a_l h_{l-1};
-           d(delta u)_l = sum_n g_l B_l;  ddelta_l = d(delta u)_l u_l + sum_n z_l A;  du_l = d(delta u)_l delta_l + D dy_l;
-           dA = sum_{b,l} z_l delta_l;  dB_l = sum_d g_l delta_l u_l;  dC_l = sum_d dy_l h_l;  dD = sum_{b,l} dy_l u_l
+           d(delta u)_l = sum_n g_l B_l;  ddelta_l = d(delta u)_l u_l + sum_n z_l A;
+           du_l = d(delta u)_l delta_l + D dy_l;  dB_l = sum_d g_l delta_l u_l;  dC_l = sum_d dy_l h_l;
+           dA = sum_{b,l} z_l delta_l;  dD = sum_{b,l} dy_l u_l
 
-Time is cut into chunks: what does not recur is computed for a chunk at once, and a step of the recurrence is one
-multiply-add. The backward pass keeps the states at chunk starts, recomputes a chunk and walks it back, so its memory grows
-with the root of L.
+The batch is cut into groups and time into chunks, so that the work stays in the cache whatever the sizes: what does not
+recur is computed for a chunk at once, and a step of the recurrence is one multiply-add. The backward pass keeps the
+states at chunk starts, recomputes a chunk and walks it back, so its memory grows with the root of L.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from dakd.kernels.contract import compute_dtype
 
-# Elements of (chunk, B, D, N) that are worth computing at once: a few MiB, which a CPU's cache still holds.
-_CHUNK_ELEMENTS = 1 << 20
+# Elements of (chunk, B, D, N) that are worth computing at once: a MiB of fp32, which a CPU's cache still holds.
+_CHUNK_ELEMENTS = 1 << 18
 
 
 class _Sequence(NamedTuple):
@@ -50,15 +51,16 @@ def forward(
     *,
     y: Tensor,
 ) -> None:
-    sequence = _prepare(u, delta, A, B, C, delta_bias, delta_softplus)
-    state = _initial_state(sequence)
-    for steps in _chunks(sequence):
-        _, states = _run_chunk(sequence, steps, state)
-        state = states[-1].clone()
-        output = _contract_states(states, sequence.C[steps])
-        if D is not None:
-            output += D.to(output.dtype) * sequence.u[steps]
-        y[:, :, steps] = output.permute(1, 2, 0)
+    for rows in _groups(u, A):
+        sequence = _prepare(u[rows], delta[rows], A, B[rows], C[rows], delta_bias, delta_softplus)
+        state = _initial_state(sequence)
+        for steps in _chunks(sequence):
+            _, states = _run_chunk(sequence, steps, state)
+            state = states[-1]
+            output = _contract_states(states, sequence.C[steps])
+            if D is not None:
+                output += D.to(output.dtype) * sequence.u[steps]
+            y[rows, :, steps] = output.permute(1, 2, 0)
 
 
 def backward(
@@ -75,37 +77,54 @@ def backward(
     gradients: tuple[Tensor, ...],
 ) -> None:
     du, ddelta, dA, dB, dC, dD, ddelta_bias = gradients
-    sequence = _prepare(u, delta, A, B, C, delta_bias, delta_softplus)
-    dy = dy.permute(2, 0, 1).to(sequence.u.dtype).contiguous()
+    dtype = compute_dtype(u.dtype)
+    sums = [A.new_zeros(shape, dtype=dtype) for shape in (A.shape, A.shape[:1], A.shape[:1])]
+    for rows in _groups(u, A):
+        sequence = _prepare(u[rows], delta[rows], A, B[rows], C[rows], delta_bias, delta_softplus)
+        dy_rows = dy[rows].permute(2, 0, 1).to(dtype).contiguous()
+        outputs = (du[rows], ddelta[rows], dB[rows], dC[rows])
+        _backward_group(sequence, dy_rows, D, delta_softplus, outputs, sums)
+    dA.copy_(sums[0])
+    if D is not None:
+        dD.copy_(sums[1])
+    if delta_bias is not None:
+        ddelta_bias.copy_(sums[2])
+
+
+def _backward_group(
+    sequence: _Sequence,
+    dy: Tensor,
+    D: Tensor | None,
+    delta_softplus: bool,
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    sums: list[Tensor],
+) -> None:
+    """Fills `outputs` (du, ddelta, dB, dC of the group) and adds to `sums` (dA, dD, ddelta_bias); dy: (L, B, D)."""
+    du, ddelta, dB, dC = outputs
+    skip = 0 if D is None else D.to(dy.dtype)
     chunks = list(_chunks(sequence))
     starts = _chunk_starts(sequence, chunks)
-    carry = torch.zeros_like(_initial_state(sequence))
-    dA_sum = torch.zeros_like(sequence.A)
-    ddelta_time_first = torch.empty_like(sequence.delta)
+    carry = torch.zeros_like(starts[0])
     for steps, start in reversed(list(zip(chunks, starts))):
+        step_sizes, inputs, dy_steps = sequence.delta[steps], sequence.u[steps], dy[steps]
         decay, states = _run_chunk(sequence, steps, start)
-        dC[:, :, steps] = _contract_channels(states, dy[steps])
-        dstates = _walk_back(decay, dy[steps], sequence.C[steps], carry)
+        dC[:, :, steps] = _contract_channels(states, dy_steps)
+        dstates = _walk_back(decay, dy_steps, sequence.C[steps], carry)
         carry = decay[0] * dstates[0]
-        step_sizes, inputs = sequence.delta[steps], sequence.u[steps]
         dB[:, :, steps] = _contract_channels(dstates, step_sizes * inputs)
-        ddelta_u = _contract_states(dstates, sequence.B[steps])
-        du[:, :, steps] = (ddelta_u * step_sizes).permute(1, 2, 0)
+        dproduct = _contract_states(dstates, sequence.B[steps])
+        du[:, :, steps] = (dproduct * step_sizes + skip * dy_steps).permute(1, 2, 0)
         z = dstates.mul_(decay)
         z[1:] *= states[:-1]
         z[0] *= start
-        ddelta_time_first[steps] = ddelta_u * inputs + torch.einsum("lbdn,dn->lbd", z, sequence.A)
-        dA_sum += torch.einsum("lbdn,lbd->dn", z, step_sizes)
-    if delta_softplus:
-        # softplus' = sigmoid of its argument = 1 - exp(-softplus).
-        ddelta_time_first *= -torch.expm1(-sequence.delta)
-    ddelta.copy_(ddelta_time_first.permute(1, 2, 0))
-    dA.copy_(dA_sum)
-    if delta_bias is not None:
-        ddelta_bias.copy_(ddelta_time_first.sum((0, 1)))
-    if D is not None:
-        du.add_((D.to(dy.dtype) * dy).permute(1, 2, 0))
-        dD.copy_((dy * sequence.u).sum((0, 1)))
+        dstep_sizes = dproduct * inputs + (z * sequence.A).sum(-1)
+        sums[0] += z.mul_(step_sizes.unsqueeze(-1)).sum((0, 1))
+        if delta_softplus:
+            # softplus' = sigmoid of its argument = 1 - exp(-softplus).
+            dstep_sizes *= -torch.expm1(-step_sizes)
+        ddelta[:, :, steps] = dstep_sizes.permute(1, 2, 0)
+        sums[2] += dstep_sizes.sum((0, 1))
+    sums[1] += (dy * sequence.u).sum((0, 1))
 
 
 def _prepare(
@@ -123,11 +142,18 @@ def _initial_state(sequence: _Sequence) -> Tensor:
     return sequence.u.new_zeros(*sequence.u.shape[1:], sequence.A.shape[1])
 
 
+def _groups(u: Tensor, A: Tensor) -> Iterator[slice]:
+    """Slices of the batch: as many sequences as keep a chunk of root-L steps within the cache."""
+    batch, _, length = u.shape
+    size = max(1, _CHUNK_ELEMENTS // max(1, A.numel() * math.isqrt(length)))
+    return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
+
+
 def _chunks(sequence: _Sequence) -> Iterator[slice]:
     """Slices of time: short enough for the cache, but not so short that the starts outweigh a chunk."""
     length = sequence.u.shape[0]
     per_step = max(1, sequence.u[:1].numel() * sequence.A.shape[1])
-    size = max(math.isqrt(length), _CHUNK_ELEMENTS // per_step, 1)
+    size = max(1, math.isqrt(length), _CHUNK_ELEMENTS // per_step)
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
