@@ -1,6 +1,6 @@
 """Operands of every op, by op and by shape: the one source for tests and benchmarks.
 
-`operands(op, shape)` returns the keyword arguments of the public function, seeded, so that two calls give equal tensors.
+`operands(op, shape)` returns the keyword arguments of the public function, seeded: two calls give equal tensors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Each op as a person would write it in plain torch: the independent check in tests, the rival in benchmarks.
 
-Names and arguments are those of the rooms, less `backend`. Parameters are cast to the features' dtype, as eager code would.
+Names and arguments are those of the rooms, less `backend`. Parameters are cast to the features' dtype, as eager code does.
 """
 
 from __future__ import annotations

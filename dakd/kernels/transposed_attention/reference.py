@@ -1,6 +1,6 @@
 """The definition, in plain PyTorch, with the output projection folded into one small matrix per sample.
 
-Per head, with n_i = max(|q_i|, 1e-12), m_j = max(|k_j|, 1e-12), and all sums over pixels done in the two products with HW:
+Per head, with n_i = max(|q_i|, 1e-12), m_j = max(|k_j|, 1e-12):
 
 Forward:   G = q k^T;  S_ij = G_ij / (n_i m_j);  P = softmax_j(temperature S);  M = W P;  y = residual + M v
 Backward:  dM = dy v^T;  dv = M^T dy;  dW = dM P^T;  dP = W^T dM;  dT = P (dP - sum_j P dP);
