@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dakd.data.prepare import describe
 from dakd.data.sample import ClassTable
 from dakd.evaluate import html
 from dakd.evaluate.gallery import GROUPS
@@ -187,9 +188,11 @@ def _students(run_dir: Path) -> list[str]:
 
 def _data(run_dir: Path) -> list[str]:
     parts = [*_shard_sheet(run_dir), *_balance(run_dir)]
+    index = _read_json(run_dir / "prepare" / "train" / "index.json")
     sheet = run_dir / "prepare" / "contact_sheet.png"
     if sheet.is_file():
         parts.append(html.figure(sheet, "real training pairs: image left, label right", magnify=True))
+        parts += [_legend(index["classes"])] if index else []
     else:
         parts.append(html.missing("Contact sheet of the training set", "prepare"))
     return parts
@@ -208,14 +211,17 @@ def _shard_sheet(run_dir: Path) -> list[str]:
         shares = [100 * share for share in index["class_pixel_shares"]]
         rows.append([name, index["num_samples"], sizes, *shares, index["fingerprint"][:12]])
     header = ["set", "images", "height x width", *(f"{name}, %" for name in classes), "fingerprint"]
-    return [html.table(header, rows)]
+    report = _read_json(run_dir / "prepare" / "report.json")
+    # The table says the rest; what was repaired or left out must not be missed.
+    notes = describe(report)[len(report["splits"]) :] if report is not None else []
+    return [html.table(header, rows), *(html.paragraph(note, "note") for note in notes)]
 
 
 def _balance(run_dir: Path) -> list[str]:
     facts = _read_json(run_dir / "balance" / "balance.json")
     if facts is None:
         return [html.missing("Balancing factor b", "balance")]
-    numbers = [[name, f"{value:.6g}"] for name, value in facts.items() if isinstance(value, int | float)]
+    numbers = [[name, f"{value:.6g}" if isinstance(value, float) else str(value)] for name, value in facts.items()]
     return [html.subheading("Balancing factor of the mask's noisy input"), html.table(["quantity", "value"], numbers)]
 
 

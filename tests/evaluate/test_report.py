@@ -9,6 +9,7 @@ import pytest
 
 from dakd.evaluate.evaluate import evaluate
 from dakd.evaluate.report import write_report
+from dakd.runtime.runlog import write_json
 
 VOID = {"meta", "img", "br"}
 
@@ -75,3 +76,10 @@ def test_names_are_escaped(run_dir, config, grey_student):
     (run_dir / "config.yaml").write_text("name: <script>alert(1)</script>\n")
     text = write_report(run_dir).read_text()
     assert "<script>" not in text and "&lt;script&gt;" in text
+
+
+def test_what_prepare_repaired_or_left_out_is_told(run_dir):
+    report = {"splits": {}, "num_off_palette": 7, "off_palette": {"a.png": 7}, "skipped": ["b.png: is truncated"]}
+    write_json(run_dir / "prepare" / "report.json", report)
+    text = write_report(run_dir).read_text()
+    assert "7 label pixels took the nearest palette colour" in text and "1 bad files were skipped" in text
