@@ -44,6 +44,22 @@ SHAPES: dict[str, dict[str, dict[str, int]]] = {
         "small": dict(batch=2, inner=64, channels=128, height=32, width=32, num_heads=1),
         "main": dict(batch=16, inner=64, channels=128, height=128, width=128, num_heads=1),
     },
+    "joint_noising": {
+        "tiny": dict(batch=2, num_classes=3, height=2, width=3),
+        "one": dict(batch=1, num_classes=2, height=1, width=1),
+        "odd": dict(batch=3, num_classes=5, height=63, width=43),
+        "empty": dict(batch=0, num_classes=2, height=4, width=4),
+        "small": dict(batch=4, num_classes=5, height=64, width=64),
+        "main": dict(batch=16, num_classes=5, height=256, width=256),
+    },
+    "ddim_step": {
+        "tiny": dict(batch=2, num_classes=3, height=2, width=3),
+        "one": dict(batch=1, num_classes=2, height=1, width=1),
+        "odd": dict(batch=3, num_classes=8, height=63, width=43),
+        "empty": dict(batch=0, num_classes=2, height=4, width=4),
+        "small": dict(batch=4, num_classes=5, height=64, width=64),
+        "main": dict(batch=16, num_classes=5, height=256, width=256),
+    },
 }
 
 
@@ -118,7 +134,43 @@ def _transposed_attention(
     )
 
 
+def _joint_noising(generator: torch.Generator, *, batch: int, num_classes: int, height: int, width: int) -> dict:
+    num_timesteps = 1000
+    alpha_bar = torch.linspace(0.9999, 1e-4, num_timesteps, dtype=torch.float64)
+    return dict(
+        image=torch.randint(0, 256, (batch, 1, height, width), generator=generator, dtype=torch.uint8),
+        label=_labels(generator, batch, num_classes, height, width),
+        positions=torch.arange(batch) + 2**33,
+        tables=torch.stack([alpha_bar.sqrt(), (1 - alpha_bar).sqrt()], dim=1),
+        b=0.528,
+        num_classes=num_classes,
+        seed=3,
+    )
+
+
+def _ddim_step(generator: torch.Generator, *, batch: int, num_classes: int, height: int, width: int) -> dict:
+    return dict(
+        x=_normal(generator, batch, 1, height, width),
+        y=_normal(generator, batch, num_classes, height, width),
+        x0_pred=_normal(generator, batch, 1, height, width),
+        logits=4 * _normal(generator, batch, num_classes, height, width),
+        coefficients=_uniform(generator, 20, 3),
+        step=torch.tensor([7]),
+        b=0.528,
+        seed=3,
+        sample_ids=torch.arange(batch) + 2**33,
+    )
+
+
+def _labels(generator: torch.Generator, batch: int, num_classes: int, height: int, width: int) -> Tensor:
+    """(B, H, W) uint8 ids, a tenth of them 255 (ignored)."""
+    labels = torch.randint(0, num_classes, (batch, height, width), generator=generator, dtype=torch.uint8)
+    return labels.masked_fill(_uniform(generator, batch, height, width) < 0.1, 255)
+
+
 _BUILDERS = {
+    "joint_noising": _joint_noising,
+    "ddim_step": _ddim_step,
     "depthwise_conv1d": _depthwise_conv1d,
     "selective_scan": _selective_scan,
     "transposed_attention": _transposed_attention,

@@ -2,8 +2,8 @@
 
 A result may be off by twice the sum of what plain eager torch in the same dtype is off, what one rounding of the inputs
 to the compute precision does to the exact result (sums that cancel are allowed their noise, whatever their order), and
-one rounding of the result's own dtype; all against plain torch in float64. Errors are the largest of a tensor, so that an
-entry that eager torch happens to hit exactly does not forbid a rounding.
+one rounding of the result's own dtype; all against plain torch in float64. Errors are the largest of a tensor, so that
+an entry that eager torch happens to hit exactly does not forbid a rounding.
 """
 
 from __future__ import annotations

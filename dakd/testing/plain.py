@@ -1,6 +1,7 @@
 """Each op as a person would write it in plain torch: the independent check in tests, the rival in benchmarks.
 
-Names and arguments are those of the rooms, less `backend`. Parameters are cast to the features' dtype, as eager code does.
+Names and arguments are those of the rooms, less `backend`. Parameters are cast to the features' dtype, as eager code
+does.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dakd.runtime.seeding import Stream, philox_normal, philox_timesteps
 
 
 def depthwise_conv1d(
@@ -52,3 +55,59 @@ def transposed_attention(
     logits = queries @ keys.transpose(-2, -1) * temperature.to(q.dtype)[:, None, None]
     mixed = (logits.softmax(-1) @ heads[2]).reshape(q.shape)
     return residual + F.conv2d(mixed, out_weight.to(q.dtype)[:, :, None, None])
+
+
+def joint_noising(
+    image: Tensor,
+    label: Tensor | None,
+    positions: Tensor,
+    tables: Tensor,
+    *,
+    b: float,
+    num_classes: int,
+    seed: int,
+    t: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    t = philox_timesteps(seed, positions, len(tables)) if t is None else t
+    a, s = (tables[:, column][t][:, None, None, None] for column in (0, 1))
+    x_0 = image.to(tables.dtype) / 127.5 - 1
+    eps = philox_normal(x_0[:1].numel(), seed, positions, t, Stream.IMAGE_NOISE, tables.dtype).reshape(x_0.shape)
+    x_t = (a * x_0 + s * eps).to(out_dtype)
+    if label is None:
+        return x_t, None, t
+    ignored = label >= num_classes
+    onehot = F.one_hot(label.long().masked_fill(ignored, 0), num_classes).permute(0, 3, 1, 2)
+    y_0 = (2 * onehot.to(tables.dtype) - 1).masked_fill(ignored[:, None], 0)
+    eps = philox_normal(y_0[:1].numel(), seed, positions, t, Stream.LABEL_NOISE, tables.dtype).reshape(y_0.shape)
+    return x_t, (a * b * y_0 + s * eps).to(out_dtype), t
+
+
+def ddim_step(
+    x: Tensor,
+    y: Tensor,
+    x0_pred: Tensor,
+    logits: Tensor,
+    coefficients: Tensor,
+    step: Tensor,
+    *,
+    b: float,
+    clip: float = 1.0,
+    label_update: str = "softmax",
+    stochastic: bool = False,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    input_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    A, B, sigma = coefficients[step.item()].unbind()
+    y0_pred = b * (2 * F.softmax(logits.to(y.dtype), dim=1) - 1)
+    if label_update == "identity":
+        y0_pred = logits.to(y.dtype).clamp(-b, b)
+    x_next = A * x + B * x0_pred.to(x.dtype).clamp(-clip, clip)
+    y_next = A * y + B * y0_pred
+    if stochastic:
+        for state, stream in ((x_next, Stream.DDIM_IMAGE), (y_next, Stream.DDIM_LABEL)):
+            z = philox_normal(state[:1].numel(), seed, sample_ids, step, stream, state.dtype)
+            state += sigma * z.reshape(state.shape)
+    dtype = x.dtype if input_dtype is None else input_dtype
+    return x_next, y_next, x_next.to(dtype), y_next.to(dtype)

@@ -1,0 +1,89 @@
+"""The public function of the room."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dakd.kernels import contract
+from dakd.kernels.ddim_step import ops
+
+_OP = "ddim_step"
+
+
+class DdimStep(NamedTuple):
+    """The new state of both modalities, and the same in the dtype of the network's input."""
+
+    x: Tensor
+    y: Tensor
+    x_input: Tensor
+    y_input: Tensor
+
+
+def ddim_step(
+    x: Tensor,
+    y: Tensor,
+    x0_pred: Tensor,
+    logits: Tensor,
+    coefficients: Tensor,
+    step: Tensor,
+    *,
+    b: float,
+    clip: float = 1.0,
+    label_update: str = "softmax",
+    stochastic: bool = False,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    input_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> DdimStep:
+    """x' = A x + B clamp(x0_pred, -clip, clip) + sigma z_x;  y' = A y + B b (2 softmax(logits) - 1) + sigma z_y.
+
+    x: (B, 1, H, W) and y: (B, K, H, W), the fp32 state (fp64 welcome).
+    x0_pred, logits: the networks' outputs, of the same shapes, any floating dtype.
+    coefficients: (S, 3) table of A, B, sigma, fp32 or fp64.  step: int64 tensor of one element, the row of the table;
+    it is read on the device, and the caller advances it.
+    label_update: "softmax" (paper, Eq. 21), or "identity": logits clamped to [-b, b] are the label's x_0 (for a label
+    branch trained with L2).
+    stochastic: add sigma z, a function of (seed, step, sample id); needs sample_ids (B,) int64.
+    input_dtype: dtype of x_input and y_input; where it is None or the state's, they are the new state itself.
+    No gradient.  Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
+    Source: paper section 4.6, fused form.
+    """
+    _check(x, y, x0_pred, logits, coefficients, step)
+    contract.check_choice(_OP, "label_update", label_update, "softmax", "identity")
+    if stochastic and sample_ids is None:
+        raise ValueError(f"{_OP}: stochastic is on and sample_ids is None; give the (B,) ids that key the noise")
+    if sample_ids is not None:
+        contract.check_shape(_OP, "sample_ids", sample_ids, (x.shape[0],), "(B,)")
+        contract.check_dtype(_OP, "sample_ids", sample_ids, torch.int64)
+    contract.check_same_device(
+        _OP, x=x, y=y, x0_pred=x0_pred, logits=logits, coefficients=coefficients, step=step, sample_ids=sample_ids
+    )
+    noise_ids = sample_ids if stochastic else None
+    cast = None if input_dtype == x.dtype else input_dtype
+    x_next, y_next, x_input, y_input = ops.ddim_step(
+        x, y, x0_pred, logits, coefficients, step, noise_ids, b, clip, label_update, seed, cast, backend
+    )
+    return DdimStep(x_next, y_next, x_next, y_next) if cast is None else DdimStep(x_next, y_next, x_input, y_input)
+
+
+def _check(x: Tensor, y: Tensor, x0_pred: Tensor, logits: Tensor, coefficients: Tensor, step: Tensor) -> None:
+    contract.check_rank(_OP, "x", x, "(B, 1, H, W)")
+    contract.check_rank(_OP, "y", y, "(B, K, H, W)")
+    batch, _, height, width = x.shape
+    contract.check_shape(_OP, "x", x, (batch, 1, height, width), "(B, 1, H, W)")
+    contract.check_shape(_OP, "y", y, (batch, y.shape[1], height, width), "(B, K, H, W)")
+    contract.check_shape(_OP, "x0_pred", x0_pred, tuple(x.shape), "x's shape (B, 1, H, W)")
+    contract.check_shape(_OP, "logits", logits, tuple(y.shape), "y's shape (B, K, H, W)")
+    contract.check_rank(_OP, "coefficients", coefficients, "(S, 3)")
+    contract.check_shape(_OP, "coefficients", coefficients, (coefficients.shape[0], 3), "(S, 3)")
+    contract.check_dtype(_OP, "x", x, torch.float32, torch.float64)
+    contract.check_same_dtype(_OP, x=x, y=y)
+    contract.check_floating(_OP, x0_pred=x0_pred, logits=logits)
+    contract.check_dtype(_OP, "coefficients", coefficients, torch.float32, torch.float64)
+    contract.check_dtype(_OP, "step", step, torch.int64)
+    if step.numel() != 1:
+        raise ValueError(f"{_OP}: step has shape {tuple(step.shape)}; wanted one element")
