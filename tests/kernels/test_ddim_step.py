@@ -24,7 +24,9 @@ def test_fused_form_is_the_textbook_step():
     alpha_bar, alpha_bar_previous = 0.3, 0.4
     keep = ((1 - alpha_bar_previous) / (1 - alpha_bar)) ** 0.5
     take = alpha_bar_previous**0.5 - keep * alpha_bar**0.5
-    result = ddim_step(**inputs | dict(coefficients=torch.tensor([[keep, take, 0.0]]).double(), step=torch.tensor(0)))
+    result = ddim_step(
+        **inputs | dict(coefficients=torch.tensor([[keep, take, 0.0]], dtype=torch.float64), step=torch.tensor(0))
+    )
 
     def textbook(state: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         eps = (state - alpha_bar**0.5 * clean) / (1 - alpha_bar) ** 0.5
