@@ -33,8 +33,8 @@ def simulate(index: int, cfg: SimulationConfig, seed: int) -> Sample:
     shape = tuple(cfg.size)
     label = np.zeros(shape, np.uint8)
     db = _sea(rng, shape)
-    _add_look_alike(rng, db, label, cfg)
-    _add_oil(rng, db, label, cfg)
+    # Film on a calm sea changes little: where both damp the waves, the stronger counts.
+    db -= np.maximum(_add_look_alike(rng, label, cfg), _add_oil(rng, label, cfg))
     _add_land(rng, db, label, cfg)
     intensity = 10 ** (db / 10) + 10 ** (_NOISE_FLOOR_DB / 10)
     intensity += _add_ships(rng, label, cfg)
@@ -59,8 +59,8 @@ def speckle(rng: np.random.Generator, shape: tuple[int, int], looks: float) -> n
 
 def _to_grey(rng: np.random.Generator, intensity: np.ndarray) -> np.ndarray:
     """dB to grey values linearly, with the brightness and gain of a scene; 0 and 255 saturate."""
-    sea_level = np.clip(rng.normal(84, 34), 40, 165)
-    levels_per_db = rng.uniform(7.0, 10.5)
+    sea_level = 46 + 130 * rng.beta(0.7, 2.0)
+    levels_per_db = rng.uniform(8.0, 11.0)
     grey = sea_level + levels_per_db * 10 * np.log10(np.maximum(intensity, 1e-6))
     return np.clip(np.round(grey), 0, 255).astype(np.uint8)
 
@@ -75,7 +75,7 @@ def _sea(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         rng.uniform(0.4, 1.1) * wind
         + rng.uniform(0.1, 0.4) * gusts * np.tanh(wind)
         + rng.uniform(0.2, 0.5) * ripples
-        + rng.uniform(0.0, 0.8) * streaks
+        + rng.uniform(0.0, 0.7) * streaks * (1 + 0.5 * gusts)
         + across[None, :]
     )
 
@@ -85,17 +85,17 @@ def _streaks(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     angle = rng.uniform(0, np.pi)
     ky, kx = _wave_numbers(shape)
     along, across = kx * np.cos(angle) + ky * np.sin(angle), ky * np.cos(angle) - kx * np.sin(angle)
-    centre = rng.uniform(5, 14)
-    amplitude = np.exp(-((along / 2.0) ** 2) - ((np.abs(across) - centre) / (0.35 * centre)) ** 2)
+    centre = rng.uniform(4, 12)
+    amplitude = np.exp(-((along / 2.5) ** 2) - ((np.abs(across) - centre) / (0.6 * centre)) ** 2)
     return _unit(_field(rng, shape, amplitude).real)
 
 
-def _add_look_alike(rng: np.random.Generator, db: np.ndarray, label: np.ndarray, cfg: SimulationConfig) -> None:
-    """Broad areas of low wind: smooth outline, weak contrast that fades over a wide margin."""
+def _add_look_alike(rng: np.random.Generator, label: np.ndarray, cfg: SimulationConfig) -> np.ndarray:
+    """Labels broad areas of low wind and gives their damping in dB: smooth outline, weak, fading over a wide margin."""
+    shape = label.shape
     area = _draw_area(rng, cfg.look_alike_share, _LOOK_ALIKE_PRESENCE)
     if not area:
-        return
-    shape = label.shape
+        return np.zeros(shape)
     u, v = _stretched_coordinates(rng, shape, warp=0.12)
     bumps, variation = noise_pair(rng, shape, slope=4.2)
     half_length, half_width = rng.uniform(0.35, 0.9), rng.uniform(0.12, 0.35)
@@ -103,15 +103,18 @@ def _add_look_alike(rng: np.random.Generator, db: np.ndarray, label: np.ndarray,
     mask = _cut(form, label == SEA, area)
     label[mask] = LOOK_ALIKE
     damping = rng.uniform(*cfg.look_alike_damping_db) * (1 + 0.12 * variation)
-    db -= damping * blur(mask, rng.uniform(0.015, 0.035) * min(shape))
+    return damping * blur(mask, rng.uniform(0.015, 0.035) * min(shape))
 
 
-def _add_oil(rng: np.random.Generator, db: np.ndarray, label: np.ndarray, cfg: SimulationConfig) -> None:
-    """A slick: one to three thin winding bands, or a patch with a ragged rim; thicker and thinner film inside."""
+def _add_oil(rng: np.random.Generator, label: np.ndarray, cfg: SimulationConfig) -> np.ndarray:
+    """Labels a slick and gives its damping in dB: one to three winding bands, or a patch with a ragged rim.
+
+    Thicker and thinner film makes the damping vary inside; a thin sheen may trail off on the lee side.
+    """
+    shape = label.shape
     area = _draw_area(rng, cfg.oil_share, _OIL_PRESENCE)
     if not area:
-        return
-    shape = label.shape
+        return np.zeros(shape)
     if rng.random() < 0.75:
         form = _band(rng, shape)
         for _ in range(rng.integers(0, 3)):
@@ -123,8 +126,9 @@ def _add_oil(rng: np.random.Generator, db: np.ndarray, label: np.ndarray, cfg: S
     film, _ = noise_pair(rng, shape, slope=2.5)
     damping = rng.uniform(*cfg.oil_damping_db) * np.clip(1 + 0.15 * film, 0.55, 1.3)
     edge = rng.uniform(0.25, 0.6) * (min(shape) / 64) ** 0.5
-    # Film on a calm sea changes little: where a look-alike lies below, the stronger of the two counts.
-    db -= damping * blur(mask, edge)
+    drift = np.round(rng.uniform(-0.025, 0.025, 2) * min(shape)).astype(int)
+    sheen = rng.uniform(0.0, 0.35) * blur(np.roll(mask, tuple(drift), (0, 1)), 3 * edge)
+    return damping * np.maximum(blur(mask, edge), sheen)
 
 
 def _add_land(rng: np.random.Generator, db: np.ndarray, label: np.ndarray, cfg: SimulationConfig) -> None:
@@ -134,15 +138,16 @@ def _add_land(rng: np.random.Generator, db: np.ndarray, label: np.ndarray, cfg: 
         return
     shape = label.shape
     y, x = _coordinates(shape)
-    coast, height = noise_pair(rng, shape, slope=2.9)
+    coast, cover = noise_pair(rng, shape, slope=3.1)
     angle = rng.uniform(0, 2 * np.pi)
     inland = rng.uniform(2.0, 4.0) * (x * np.cos(angle) + y * np.sin(angle))
     mask = _cut(inland + rng.uniform(0.25, 0.55) * coast, np.ones(shape, bool), area)
     label[mask] = LAND
+    height, towns = noise_pair(rng, shape, slope=3.6)
+    # Slopes that face the radar are bright: the look direction is along the rows.
     relief = _unit(np.diff(height, axis=1, append=height[:, :1]))
-    cover, towns = noise_pair(rng, shape, slope=1.6)
-    scatterers = (towns > 1.0) * rng.exponential(3.5, shape)
-    land_db = rng.uniform(7.5, 10.5) + 1.3 * cover + 1.5 * relief + scatterers
+    scatterers = (towns > 0.8) * rng.exponential(3.0, shape)
+    land_db = rng.uniform(7.0, 10.0) + 1.2 * cover + 1.8 * relief + scatterers
     db[mask] = land_db[mask]
 
 
@@ -171,7 +176,7 @@ def _add_ships(rng: np.random.Generator, label: np.ndarray, cfg: SimulationConfi
 def _side_lobes(along: np.ndarray, across: np.ndarray, length: float) -> np.ndarray:
     """Lobes of a point target along one axis of the image: falling with the square of the distance, one pixel wide."""
     scaled = np.abs(along) / (0.35 * length)
-    return 0.25 * np.exp(-((across / 0.75) ** 2)) / (1 + scaled**2) * np.exp(-scaled / 5)
+    return 0.35 * np.exp(-((across / 0.7) ** 2)) / (1 + scaled**2) * np.exp(-scaled / 6)
 
 
 # --- shapes and fields ------------------------------------------------------------------------------------------------

@@ -1,0 +1,188 @@
+"""Loading by position: every world size sees the same samples, and a run resumes at any position."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from dakd.data.loader import StudentDataset, TeacherDataset, collate, make_loader
+from dakd.data.order import permutation
+from dakd.data.sample import IGNORE_INDEX
+from dakd.runtime.seeding import Stream
+
+
+def teacher(real_set, **options) -> TeacherDataset:
+    settings = {"flip": True, "seed": 5, "labelled": True, **options}
+    return TeacherDataset([real_set], (8, 12), **settings)
+
+
+def student(real, synthetic, crop=(16, 16), **options) -> StudentDataset:
+    return StudentDataset(real, synthetic, crop, **{"mosaic": True, "flip": True, "seed": 5, **options})
+
+
+def take(loader, count):
+    return list(itertools.islice(iter(loader), count))
+
+
+def assert_equal(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+
+
+def test_teacher_batch_has_the_stated_shapes_and_labels_on_their_images(real_set):
+    batch = take(make_loader(teacher(real_set), 4, 0, 1, 0), 1)[0]
+    assert batch["image"].shape == (4, 1, 8, 12) and batch["image"].dtype == torch.uint8
+    assert batch["label"].shape == (4, 8, 12) and batch["label"].dtype == torch.uint8
+    assert torch.equal(batch["image"][:, 0] % 5, batch["label"])
+    assert batch["teacher"] is None and batch["teacher_row"].tolist() == [-1] * 4
+    assert batch["positions"].tolist() == [0, 1, 2, 3] and len(batch["keys"]) == 4
+
+
+def test_one_epoch_of_the_teacher_holds_every_sample_of_all_sources_once(real_set, synthetic_set):
+    dataset = TeacherDataset([real_set, synthetic_set], (4, 4), flip=False, seed=1, labelled=False)
+    assert dataset.epoch_length == 23
+    keys = [dataset[position]["key"] for position in range(23, 46)]
+    assert sorted(keys) == sorted([real_set.key(i) for i in range(13)] + [synthetic_set.key(i) for i in range(10)])
+
+
+def test_stage_one_takes_images_without_labels_and_later_stages_refuse_them(synthetic_set):
+    dataset = TeacherDataset([synthetic_set], (8, 8), flip=False, seed=1, labelled=False)
+    batch = take(make_loader(dataset, 3, 0, 1, 0), 1)[0]
+    assert batch["label"] is None and batch["teacher"] is None
+    with pytest.raises(ValueError, match="labels for 0 of 10"):
+        TeacherDataset([synthetic_set], (8, 8), flip=False, seed=1, labelled=True)
+    with pytest.raises(ValueError, match="no sources"):
+        TeacherDataset([], (8, 8), flip=False, seed=1, labelled=True)
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_every_world_size_sees_the_same_global_batches(real_set, synthetic_set, world):
+    dataset, start, global_batch = student(real_set, synthetic_set), 7, 6
+    alone = take(make_loader(dataset, global_batch, 0, 1, start), 2)
+    ranks = [take(make_loader(dataset, global_batch // world, rank, world, start), 2) for rank in range(world)]
+    for step, batch in enumerate(alone):
+        by_position = {}
+        for rank in range(world):
+            part = ranks[rank][step]
+            for row, position in enumerate(part["positions"].tolist()):
+                by_position[position] = (part["image"][row], part["label"][row], part["keys"][row])
+        for row, position in enumerate(batch["positions"].tolist()):
+            image, label, key = by_position.pop(position)
+            assert torch.equal(image, batch["image"][row]) and torch.equal(label, batch["label"][row])
+            assert key == batch["keys"][row]
+        assert not by_position
+
+
+def test_a_run_resumed_at_a_position_goes_on_with_the_same_batches(real_set, synthetic_set):
+    dataset = student(real_set, synthetic_set)
+    whole = take(make_loader(dataset, 4, 1, 2, 0), 6)
+    resumed = take(make_loader(dataset, 4, 1, 2, 3 * 8), 3)
+    for before, after in zip(whole[3:], resumed):
+        assert_equal(before, after)
+
+
+def test_gradient_accumulation_covers_the_same_positions(real_set):
+    dataset = teacher(real_set)
+    large = take(make_loader(dataset, 6, 0, 1, 0), 1)[0]
+    small = take(make_loader(dataset, 2, 0, 1, 0), 3)
+    assert torch.equal(torch.cat([batch["image"] for batch in small]), large["image"])
+
+
+def test_reader_processes_give_the_same_batches_as_none(real_set, synthetic_set):
+    dataset = student(real_set, synthetic_set)
+    for one, other in zip(take(make_loader(dataset, 3, 0, 2, 4), 4), take(make_loader(dataset, 3, 0, 2, 4, 2), 4)):
+        assert_equal(one, other)
+
+
+def test_student_epoch_holds_every_real_sample_and_every_mosaic_once(real_set, synthetic_set):
+    dataset = student(real_set, synthetic_set)
+    assert dataset.epoch_length == 13 + 10 // 4
+    items = [dataset[position] for position in range(15, 30)]
+    real_keys = [item["key"] for item in items if not item["is_synthetic"]]
+    tiles = [key for item in items if item["is_synthetic"] for key in item["key"].split("+")]
+    assert sorted(real_keys) == [real_set.key(i) for i in range(13)]
+    assert len(tiles) == len(set(tiles)) == 8
+    left_over = [set(permutation(10, 5, epoch, Stream.MOSAIC)[8:].tolist()) for epoch in range(6)]
+    assert any(left_over[0] != other for other in left_over[1:]), "another two are left out in other epochs"
+
+
+def test_mosaic_tiles_images_and_logits_alike(synthetic_set):
+    dataset = student(None, synthetic_set, flip=False)
+    item = dataset[1]
+    by_key = {synthetic_set.key(i): synthetic_set.read(i) for i in range(10)}
+    tiles = [by_key[key] for key in item["key"].split("+")]
+    assert item["image"].shape == (1, 16, 16) and item["soft"].shape == (5, 16, 16)
+    for place, tile in enumerate(tiles):
+        rows, columns = slice(8 * (place // 2), 8 * (place // 2) + 8), slice(8 * (place % 2), 8 * (place % 2) + 8)
+        assert np.array_equal(item["image"][0, rows, columns], tile.sar)
+        assert np.array_equal(item["soft"][:, rows, columns], tile.soft_label)
+    assert (item["label"] == IGNORE_INDEX).all() and item["soft"].dtype == np.float16
+
+
+def test_flipped_mosaics_keep_logits_on_their_images(synthetic_set):
+    flipped, plain = student(None, synthetic_set), student(None, synthetic_set, flip=False)
+    pairs = [(flipped[position], plain[position]) for position in range(2)]
+    for turned, straight in pairs:
+        where = {value: np.argwhere(straight["image"][0] == value) for value in np.unique(straight["image"])}
+        for value, places in where.items():
+            if len(places) == 1 and len(there := np.argwhere(turned["image"][0] == value)) == 1:
+                (y, x), (v, u) = places[0], there[0]
+                assert np.array_equal(turned["soft"][:, v, u], straight["soft"][:, y, x])
+    assert any(not np.array_equal(turned["image"], straight["image"]) for turned, straight in pairs)
+
+
+def test_mixed_batch_points_each_synthetic_sample_to_its_logits(real_set, synthetic_set):
+    dataset = student(real_set, synthetic_set, crop=(8, 8), mosaic=False)
+    items = [dataset[position] for position in range(23)]
+    batch = collate(items)
+    assert dataset.epoch_length == 23 and batch["teacher"].shape == (10, 5, 8, 8)
+    for row, item in enumerate(items):
+        place = int(batch["teacher_row"][row])
+        assert bool(batch["is_synthetic"][row]) == item["is_synthetic"] == (place >= 0)
+        if place >= 0:
+            assert torch.equal(batch["teacher"][place], torch.from_numpy(item["soft"].copy()))
+            assert (batch["label"][row] == IGNORE_INDEX).all()
+        else:
+            assert torch.equal(batch["label"][row], batch["image"][row, 0] % 5)
+
+
+def test_hard_labels_are_the_argmax_of_the_teacher(synthetic_set):
+    soft = student(None, synthetic_set)[0]
+    hard = student(None, synthetic_set, hard_labels=True)[0]
+    assert hard["soft"] is None and hard["is_synthetic"]
+    assert np.array_equal(hard["label"], soft["soft"].argmax(axis=0))
+    assert np.array_equal(hard["image"], soft["image"])
+
+
+def test_num_synthetic_takes_the_first_pairs_alone(synthetic_set):
+    dataset = student(None, synthetic_set, crop=(8, 8), mosaic=False, num_synthetic=3)
+    keys = [dataset[position]["key"] for position in range(3)]
+    assert sorted(keys) == [synthetic_set.key(i) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_synthetic": 11}, "num_synthetic is 11 of 10"),
+        ({"num_synthetic": 3}, "at least 4"),
+        ({"crop": (15, 16)}, "even sides"),
+    ],
+)
+def test_impossible_mixes_are_refused(real_set, synthetic_set, options, message):
+    with pytest.raises(ValueError, match=message):
+        student(real_set, synthetic_set, **options)
+
+
+def test_sets_in_the_wrong_place_are_refused(real_set, synthetic_set):
+    with pytest.raises(ValueError, match="neither real nor synthetic"):
+        student(None, None)
+    with pytest.raises(ValueError, match="have soft labels; wanted all"):
+        student(None, real_set)
+    with pytest.raises(ValueError, match="0 of 10 samples have labels"):
+        student(synthetic_set, None)
+    with pytest.raises(ValueError, match="rank 1 of 1"):
+        make_loader(student(real_set, None), 2, 1, 1, 0)

@@ -1,0 +1,44 @@
+"""Pictures: colours where labels are, images left of their labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dakd.data.pictures import colourise, contact_sheet, image_grid, overlay
+from dakd.data.sample import OSD_CLASSES, Sample
+
+SAR = np.full((6, 8), 100, np.uint8)
+LABEL = np.tile(np.array([0, 1, 2, 3, 4, 255, 0, 1], np.uint8), (6, 1))
+
+
+def test_every_class_gets_its_colour_and_ignored_pixels_are_grey():
+    picture = colourise(LABEL, OSD_CLASSES)
+    assert picture.shape == (6, 8, 3) and picture.dtype == np.uint8
+    assert [tuple(picture[0, i]) for i in range(5)] == list(OSD_CLASSES.colours)
+    assert tuple(picture[0, 5]) == (128, 128, 128)
+
+
+def test_overlay_leaves_the_first_class_as_it_is_and_mixes_the_others():
+    picture = overlay(SAR, LABEL, OSD_CLASSES, alpha=0.25)
+    assert tuple(picture[0, 0]) == (100, 100, 100)
+    assert tuple(picture[0, 1]) == (75, 139, 139)
+
+
+def test_contact_sheet_shows_the_image_left_and_the_label_right():
+    sheet = np.array(contact_sheet([(SAR, LABEL)] * 3, OSD_CLASSES, columns=2, scale=2))
+    assert (sheet[4:16, 4:20] == 100).all()
+    assert tuple(sheet[4, 4 + 16 + 1]) == (0, 0, 0) and tuple(sheet[4, 4 + 16 + 1 + 2]) == (0, 255, 255)
+
+
+def test_contact_sheet_takes_soft_labels_missing_labels_and_mixed_sizes():
+    soft = np.zeros((5, 4, 4), np.float16)
+    soft[4] = 1
+    samples = [Sample("a", np.zeros((4, 4), np.uint8), soft_label=soft), Sample("b", SAR), Sample("c", SAR, LABEL)]
+    sheet = np.array(contact_sheet(samples, OSD_CLASSES, columns=3))
+    assert tuple(sheet[4, 4 + 4 + 1]) == OSD_CLASSES.colours[4]
+
+
+def test_grid_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no images"):
+        image_grid([])

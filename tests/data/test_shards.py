@@ -1,0 +1,193 @@
+"""Shards: what goes in comes out, byte for byte the same, and damage is told."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dakd.data.sample import OSD_CLASSES, Sample
+from dakd.data.shards import ShardSet, describe_shard, file_sha256, verify, write_index, write_shard
+from dakd.data.soft_labels import get_codec
+
+
+def sample(key="a", shape=(6, 9), **changes) -> Sample:
+    rng = np.random.default_rng(zlib.crc32(key.encode()))
+    sar = rng.integers(0, 256, shape).astype(np.uint8)
+    return replace(Sample(key, sar, rng.integers(0, 5, shape).astype(np.uint8)), **changes)
+
+
+def test_samples_come_back_as_they_went_in(tmp_path):
+    soft = np.random.default_rng(0).normal(0, 4, (5, 3, 7)).astype(np.float16)
+    written = [
+        sample("a", meta={"source": "x"}),
+        sample("b", (1, 63)),
+        sample("c", (3, 7), label=None, soft_label=soft),
+        sample("d", (2, 2), label=None),
+    ]
+    write_shard(tmp_path, 0, written[:3], OSD_CLASSES, codec="fp16")
+    write_shard(tmp_path, 1, written[3:], OSD_CLASSES)
+    write_index(tmp_path, OSD_CLASSES, kind="real", codec="fp16")
+    shards = ShardSet(tmp_path)
+    assert len(shards) == 4 and shards.classes == OSD_CLASSES
+    for i, before in enumerate(written):
+        after = shards.read(i)
+        assert (after.key, after.meta, shards.key(i), shards.size(i)) == (
+            before.key,
+            before.meta,
+            before.key,
+            before.sar.shape,
+        )
+        for name in ("sar", "label", "soft_label"):
+            wanted, found = getattr(before, name), getattr(after, name)
+            assert (wanted is None and found is None) or np.array_equal(wanted, found)
+    assert not list(tmp_path.glob(".*")), "nothing is left aside"
+
+
+def test_same_samples_give_the_same_bytes(tmp_path):
+    for folder in ("one", "two"):
+        write_shard(tmp_path / folder, 0, [sample("a"), sample("b")], OSD_CLASSES)
+        write_index(tmp_path / folder, OSD_CLASSES, kind="real")
+    for name in ("shard-000000.tar", "shard-000000.json", "index.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_webdataset_library_reads_the_shards(real_set):
+    import webdataset
+
+    files = sorted(str(path) for path in real_set.folder.glob("*.tar"))
+    records = list(webdataset.WebDataset(files, shardshuffle=False))
+    assert [record["__key__"] for record in records] == [real_set.key(i) for i in range(13)]
+    first = real_set.read(0)
+    assert records[0]["sar.u8"] == first.sar.tobytes() and records[0]["label.u8"] == first.label.tobytes()
+    facts = json.loads(records[0]["json"])
+    assert facts == {"height": 16, "width": 20, "num_classes": 5, "meta": {"number": 0}}
+
+
+def test_index_counts_pixels_sizes_and_power(tmp_path):
+    label = np.zeros((4, 5), np.uint8)
+    label[0] = 4
+    label[1, 0] = 255
+    flat = Sample("flat", np.full((4, 5), 255, np.uint8), label)
+    dark = Sample("dark", np.full((2, 2), 51, np.uint8), np.ones((2, 2), np.uint8))
+    write_shard(tmp_path, 0, [flat, dark], OSD_CLASSES)
+    index = write_index(tmp_path, OSD_CLASSES, kind="real", provenance={"from": "test"})
+    assert index["class_pixels"] == [14, 4, 0, 0, 5] and index["ignored_pixels"] == 1
+    assert index["class_pixel_shares"][4] == pytest.approx(5 / 23)
+    assert index["sizes"] == {"2x2": 1, "4x5": 1}
+    assert index["mean_power"] == pytest.approx((1 + 0.36) / 2)
+    assert index["balancing_factor"] == pytest.approx(math.sqrt(0.68))
+    assert (index["num_samples"], index["num_labelled"], index["num_soft"]) == (2, 2, 0)
+    assert index["kind"] == "real" and index["provenance"] == {"from": "test"}
+
+
+def test_fingerprint_depends_on_the_samples_alone(tmp_path):
+    def fingerprint(name, *shards):
+        for i, samples in enumerate(shards):
+            write_shard(tmp_path / name, i, samples, OSD_CLASSES)
+        return write_index(tmp_path / name, OSD_CLASSES, kind="real")["fingerprint"]
+
+    a, b = sample("a"), sample("b")
+    changed = replace(b, label=(b.label + 1) % 5)
+    assert fingerprint("one", [a, b]) == fingerprint("two", [b], [a]) != fingerprint("three", [a, changed])
+
+
+def test_a_sidecar_can_be_made_again_from_the_tar(real_set):
+    tar = real_set.folder / "shard-000001.tar"
+    again = describe_shard(tar, OSD_CLASSES)
+    assert again.__dict__ == json.loads(tar.with_suffix(".json").read_text())
+    assert again.sha256 == file_sha256(tar)
+
+
+def test_a_shard_that_fails_half_way_leaves_nothing(tmp_path):
+    def samples():
+        yield sample("a")
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        write_shard(tmp_path, 0, samples(), OSD_CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (sample("a.b"), "not usable"),
+        (sample("a b"), "not usable"),
+        (sample("/a"), "not usable"),
+        (sample(""), "not usable"),
+        (sample(label=np.zeros((6, 8), np.uint8)), "label is uint8 of shape"),
+        (sample(label=np.zeros((6, 9), np.int64)), "label is int64"),
+        (sample(label=np.full((6, 9), 7, np.uint8)), r"label holds \[7\]"),
+        (sample(sar=np.zeros((6, 9), np.float32)), "image is float32"),
+        (sample(soft_label=np.zeros((5, 6, 9), np.float16)), "no codec"),
+        (sample(soft_label=np.zeros((4, 6, 9), np.float16)), "soft label has shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, bad, message):
+    with pytest.raises(ValueError, match=message):
+        write_shard(tmp_path, 0, [bad], OSD_CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doubled_keys_are_refused_within_a_shard_and_across(tmp_path):
+    with pytest.raises(ValueError, match="twice"):
+        write_shard(tmp_path, 0, [sample("a"), sample("a")], OSD_CLASSES)
+    for i in range(2):
+        write_shard(tmp_path, i, [sample("a")], OSD_CLASSES)
+    with pytest.raises(ValueError, match="keys twice"):
+        write_index(tmp_path, OSD_CLASSES, kind="real")
+
+
+def test_verify_finds_a_flipped_bit_and_an_absent_shard(tmp_path):
+    for i in range(3):
+        write_shard(tmp_path, i, [sample(f"k{i}")], OSD_CLASSES)
+    write_index(tmp_path, OSD_CLASSES, kind="real")
+    assert verify(tmp_path) == []
+    damaged = bytearray((tmp_path / "shard-000001.tar").read_bytes())
+    damaged[700] ^= 1
+    (tmp_path / "shard-000001.tar").write_bytes(damaged)
+    (tmp_path / "shard-000002.tar").unlink()
+    problems = verify(tmp_path)
+    assert len(problems) == 2 and "shard-000001.tar: sha256" in problems[0] and "absent" in problems[1]
+
+
+def test_a_truncated_shard_is_told_when_read(tmp_path):
+    write_shard(tmp_path, 0, [sample("a"), sample("b")], OSD_CLASSES)
+    write_index(tmp_path, OSD_CLASSES, kind="real")
+    tar = tmp_path / "shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:1024])
+    with pytest.raises(RuntimeError, match="ends before byte"):
+        ShardSet(tmp_path).read(1)
+
+
+def test_a_folder_without_index_and_an_empty_one_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no set of shards"):
+        ShardSet(tmp_path)
+    with pytest.raises(ValueError, match="holds no records"):
+        write_index(tmp_path, OSD_CLASSES, kind="real")
+
+
+def test_a_set_of_shards_can_be_sent_to_another_process(real_set):
+    there = pickle.loads(pickle.dumps(real_set))
+    assert np.array_equal(there.read(7).sar, real_set.read(7).sar)
+
+
+def test_fp16_codec_keeps_logits_to_half_precision_and_clips():
+    logits = np.random.default_rng(0).normal(0, 30, (5, 8, 8)).astype(np.float32)
+    codec = get_codec("fp16")
+    back = codec.decode(codec.encode(logits), logits.shape)
+    assert back.dtype == np.float16 and len(codec.encode(logits)) == 2 * logits.size
+    assert (np.abs(back - logits) <= np.abs(logits) * 2.0**-11 + 2.0**-25).all()
+    assert codec.decode(codec.encode(np.full((1, 1, 1), 1e9)), (1, 1, 1)).item() == 65504
+    with pytest.raises(ValueError, match="diverged"):
+        codec.encode(np.full((1, 1, 1), np.nan))
+    with pytest.raises(ValueError, match="wanted 8"):
+        codec.decode(b"123", (1, 2, 2))
+    with pytest.raises(ValueError, match="there are: fp16"):
+        get_codec("zip")
