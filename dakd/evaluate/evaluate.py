@@ -18,7 +18,7 @@ from dakd.evaluate import gallery
 from dakd.evaluate.generation import agreement, count_set, format_statistics, set_statistics
 from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student
 from dakd.metrics import SegmentationScores, format_scores
-from dakd.runtime.distributed import barrier, device, is_main, rank, world_size
+from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.runlog import say, write_json, write_text
 from dakd.weights import file_hash, load_student
 
@@ -42,6 +42,7 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
 
     run_dir: None takes the configuration's. Raises ValueError where no student or no prepared split is found.
     """
+    init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
     students = find_students(run_dir, cfg.evaluate.weights)
     held_out = ShardSet(run_dir / "prepare" / cfg.evaluate.split)

@@ -27,7 +27,7 @@ from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_student
 from dakd.predict.images import list_images, output_names, read_image
-from dakd.runtime.distributed import barrier, device, rank, world_size
+from dakd.runtime.distributed import barrier, device, init_if_many, rank, world_size
 from dakd.runtime.runlog import progress, say
 from dakd.weights import load_student
 
@@ -56,6 +56,7 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
 
     Every rank takes its share. Raises BadImages at the end when some images were not predicted.
     """
+    init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
     training_set = cfg.predict.training_set or cfg.train_saross.training_sets[-1]
     weights = run_dir / "train_saross" / training_set / "student.safetensors"

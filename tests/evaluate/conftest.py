@@ -46,6 +46,12 @@ def write_set(folder, samples: list[Sample], kind: str) -> None:
 
 
 @pytest.fixture
+def write_shards():
+    """Writes a set of one image of the given size."""
+    return lambda folder, size: write_set(folder, [scene("one", 0, size)], "real")
+
+
+@pytest.fixture
 def config(tmp_path):
     return build_config(
         {"name": "tiny", "run_dir": str(tmp_path / "run"), "evaluate": {"num_pictures": 2, "batch_size": 2}}

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +74,41 @@ def test_a_student_of_other_classes_is_refused(run_dir, config, monkeypatch):
     monkeypatch.setattr("dakd.evaluate.evaluate.load_student", lambda path, device: (None, metadata))
     with pytest.raises(ValueError, match="tells sea, oil apart"):
         evaluate(config, run_dir)
+
+
+ONE_RANK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import conftest
+from dakd.config import load_config
+from dakd.data.sample import OSD_CLASSES
+from dakd.evaluate import evaluate as step
+from dakd.runtime.distributed import shut_down
+
+step.load_student = lambda path, device: (conftest.GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()})
+step.evaluate(load_config(sys.argv[2]))
+shut_down()
+"""
+
+
+def test_two_ranks_write_the_table_of_one(run_dir, config, grey_student, tmp_path):
+    evaluate(config, run_dir)
+    files = [run_dir / "evaluate" / name for name in ("table.json", "generation.json", "table.txt")]
+    alone = [path.read_bytes() for path in files]
+    shutil.rmtree(run_dir / "evaluate")
+    place = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, "-c", ONE_RANK, str(Path(__file__).parent), str(run_dir / "config.yaml")]
+    ranks = [subprocess.Popen(command, env=os.environ | place | {"RANK": str(rank)}) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert [path.read_bytes() for path in files] == alone
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
