@@ -52,7 +52,7 @@ def import_deepspeed() -> Any:
     """DeepSpeed, told that there is no GPU where there is none; a clear error where it is not installed."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     try:
         import deepspeed
     except ImportError:
@@ -62,7 +62,7 @@ def import_deepspeed() -> Any:
     from deepspeed.ops import __compatible_ops__
     from deepspeed.utils import logger
 
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)  # what it warns of (clients' optimizers, overflow) is dealt with here
     # DeepSpeed would compile this op when the process group starts, for a minute or more; nothing here uses it.
     __compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
@@ -232,8 +232,10 @@ class Engine:
         self.engine.train()
         source = batches()
         for _ in range(self.accumulation):
-            losses = self.engine(self._to_device(next(source)))
-            self.engine.backward(losses["loss"].sum() * 0.0)
+            batch = next(source)
+            loss = self.engine(self._to_device(batch))["loss"].sum()
+            self._stop_if_non_finite(self._global_means({"loss": loss.detach()})["loss"], batch["keys"])
+            self.engine.backward(loss * 0.0)
             self.engine.step()
         for name, parameter in self.module.named_parameters():
             if name not in self._frozen:

@@ -7,6 +7,7 @@ import torch
 
 from dakd.config import UNetConfig
 from dakd.models.unet import UNet, timestep_embedding
+from dakd.models.zoo import import_torchvision
 
 SMALL = UNetConfig(channels=(8, 16, 24), blocks_per_level=2, attention_levels=(1,), norm_groups=8)
 
@@ -19,6 +20,7 @@ def test_default_branch_has_113_67_million_parameters():
 
 
 def test_parameter_count_equals_the_usual_unconditional_unet():
+    import_torchvision()  # diffusers wants it, and on a CPU build it needs help
     from diffusers import UNet2DModel
 
     with torch.device("meta"):

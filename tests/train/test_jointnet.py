@@ -1,0 +1,243 @@
+"""The three stages: what each starts from, trains and leaves; resuming; worlds; ZeRO stages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from worlds import toy_config, train_stages, with_zero_stage
+
+from dakd.config import build_config
+from dakd.data.prepare import prepare
+from dakd.data.sample import Sample
+from dakd.data.shards import ShardSet, write_index, write_shard
+from dakd.diffusion.schedule import CosineSchedule
+from dakd.models.jointnet import SARJointNet
+from dakd.models.unet import UNet
+from dakd.runtime.runlog import read_records
+from dakd.testing.distributed import run_world
+from dakd.train.checkpoint import list_checkpoints
+from dakd.train.engine import NonFiniteLoss
+from dakd.train.jointnet import (
+    JointTraining,
+    Noising,
+    describe_stage,
+    draw_grid,
+    freeze_for_stage,
+    stage_folder,
+    train_jointnet,
+    weights_file,
+)
+from dakd.weights import load_state, load_teacher, read_metadata
+
+
+def prepared(tmp_path, **train):
+    config = toy_config(tmp_path / "run", **train)
+    prepare(config, config.run_path)
+    return config
+
+
+def replaced(config, **train):
+    tree = config.model_dump(mode="json")
+    tree["train_jointnet"] |= train
+    return build_config(tree)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A toy teacher after all three stages; tests only read it."""
+    config = prepared(tmp_path_factory.mktemp("teacher"))
+    train_jointnet(config)
+    return config
+
+
+def test_every_stage_leaves_weights_log_and_checkpoints(trained):
+    for stage in (1, 2, 3):
+        records = read_records(stage_folder(trained, stage) / "metrics.jsonl")
+        assert [record["step"] for record in records] == [1, 2, 3, 4]
+        assert [record["images_seen"] for record in records] == [4, 8, 12, 16]
+        assert ("loss_y" in records[0]) == (stage > 1)
+        assert [path.name for path in list_checkpoints(stage_folder(trained, stage) / "checkpoints")] == [
+            "step-00000002",
+            "step-00000004",
+        ]
+
+
+def test_stage_2_leaves_sar_net_as_stage_1_made_it(trained):
+    stage_1 = load_state(weights_file(trained, 1, "ema"))
+    stage_2 = load_state(weights_file(trained, 2, "raw"))
+    for name, value in stage_1.items():
+        assert torch.equal(stage_2[f"sar_net.{name}"], value), name
+    moved = [name for name, value in stage_2.items() if name.startswith("sar_bridge.") and value.any()]
+    assert "sar_bridge.hear_input.weight" in moved
+
+
+def test_before_its_first_step_stage_2_gives_the_image_of_stage_1_bit_for_bit(trained):
+    training = describe_stage(trained, 2, ShardSet(trained.run_path / "prepare" / "train"), 0.5)
+    net = training.build().net
+    alone = UNet(trained.train_jointnet.unet, 1, 1)
+    alone.load_state_dict(load_state(weights_file(trained, 1, "ema")))
+    x, y, t = torch.randn(2, 1, 16, 16), torch.randn(2, 5, 16, 16), torch.tensor([5, 700])
+    assert torch.equal(net(x, y, t)[0], alone(x, t))
+
+
+def test_stage_3_moves_every_part(trained):
+    before, after = load_state(weights_file(trained, 2, "ema")), load_state(weights_file(trained, 3, "ema"))
+    for part in ("sar_net.", "label_net.", "sar_bridge.", "label_bridge."):
+        assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith(part))
+
+
+def test_averaged_weights_differ_from_raw_ones_and_lie_near_them(trained):
+    raw, ema = load_state(weights_file(trained, 3, "raw")), load_state(weights_file(trained, 3, "ema"))
+    name = "sar_net.conv_out.weight"
+    assert not torch.equal(raw[name], ema[name])
+    torch.testing.assert_close(raw[name], ema[name], rtol=0, atol=0.02)
+
+
+def test_a_teachers_file_is_enough_to_rebuild_it(trained):
+    net, facts = load_teacher(weights_file(trained, 3, "ema"))
+    index = ShardSet(trained.run_path / "prepare" / "train").index
+    assert facts["b"] == pytest.approx(index["balancing_factor"])
+    assert facts["classes"]["names"][1] == "oil" and facts["schedule"]["num_train_timesteps"] == 1000
+    assert isinstance(net, SARJointNet) and not net.training
+
+
+def test_a_finished_stage_is_left_as_it_is(trained, capfd):
+    before = weights_file(trained, 1, "ema").stat().st_mtime_ns
+    train_jointnet(trained, (1,))
+    assert weights_file(trained, 1, "ema").stat().st_mtime_ns == before
+    assert "nothing to do" in capfd.readouterr().out
+
+
+def test_resume_is_bitwise_equal_to_the_uninterrupted_run(trained, tmp_path):
+    config = prepared(tmp_path)
+    for stage in (1, 2):
+        short = {f"stage{stage}": {"steps": 2, "lr": 1e-3}}
+        train_jointnet(replaced(config, **short), (stage,))
+        train_jointnet(config, (stage,))
+        for kind in ("raw", "ema"):
+            resumed, straight = (load_state(weights_file(c, stage, kind)) for c in (config, trained))
+            assert all(torch.equal(resumed[name], value) for name, value in straight.items())
+        steps = [record["step"] for record in read_records(stage_folder(config, stage) / "metrics.jsonl")]
+        assert steps == [1, 2, 3, 4]
+
+
+def test_another_experiments_checkpoint_is_not_continued(trained):
+    with pytest.raises(ValueError, match="flip: False there, True now"):
+        train_jointnet(replaced(trained, flip=True), (1,))
+
+
+def test_stage_without_its_predecessor_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="run --stage 1 first"):
+        train_jointnet(prepared(tmp_path), (2,))
+
+
+def test_global_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a multiple of micro_batch x world"):
+        train_jointnet(prepared(tmp_path, micro_batch=3), (1,))
+
+
+def test_stage_1_trains_on_images_without_any_mask(tmp_path):
+    config = prepared(tmp_path)
+    train = ShardSet(config.run_path / "prepare" / "train")
+    bare = [Sample(sample.key, sample.sar) for sample in map(train.read, range(len(train)))]
+    folder = tmp_path / "images"
+    write_shard(folder, 0, bare, train.classes)
+    write_index(folder, train.classes, kind="real")
+    extra = replaced(config, stage1={"steps": 2, "lr": 1e-3, "extra_images": [str(folder)]})
+    assert describe_stage(extra, 1, train, 0.5).dataset.epoch_length == 24
+    only_images = ShardSet(folder)
+    training = describe_stage(config, 1, only_images, 0.5)
+    batch = training.dataset[0]
+    assert batch["label"] is None and batch["image"].shape == (1, 16, 16)
+    train_jointnet(extra, (1,))
+    assert weights_file(extra, 1, "ema").exists()
+    with pytest.raises(ValueError, match="labels for 0 of 12"):
+        describe_stage(config, 2, only_images, 0.5)
+
+
+def test_balancing_factor_scales_the_noisy_mask_and_nothing_else():
+    image = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    label = torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)
+    positions = torch.arange(2)
+    small, large = (Noising(CosineSchedule(), b, 3, seed=1)(image, label, positions, torch.float32) for b in (0.25, 1.0))
+    assert torch.equal(small[0], large[0]) and torch.equal(small[2], large[2])
+    a = CosineSchedule().noising_table()[small[2], 0].view(-1, 1, 1, 1)
+    y_0 = 2 * torch.nn.functional.one_hot(label.long(), 3).permute(0, 3, 1, 2).float() - 1
+    torch.testing.assert_close(large[1] - small[1], 0.75 * a * y_0, rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_sar_net_costs_no_weight_gradients(trained):
+    """Multiply-adds of backward passes, counted: stage 2 computes none for SAR-Net's weights."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def backward_flops(stage):
+        net = SARJointNet(trained.train_jointnet.unet, 3)
+        freeze_for_stage(net, stage)
+        module = JointTraining(net, Noising(CosineSchedule(), 0.5, 3, seed=0), 1.0, torch.contiguous_format)
+        batch = {
+            "image": torch.zeros(1, 1, 16, 16, dtype=torch.uint8),
+            "label": torch.zeros(1, 16, 16, dtype=torch.uint8),
+            "positions": torch.zeros(1, dtype=torch.int64),
+        }
+        loss = module(batch)["loss"].sum()
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        return counter.get_total_flops()
+
+    assert backward_flops(2) < 0.85 * backward_flops(3)
+
+
+def test_non_finite_loss_stops_before_the_optimizer_and_names_the_batch(tmp_path, monkeypatch):
+    config = prepared(tmp_path)
+    train_jointnet(replaced(config, stage1={"steps": 2, "lr": 1e-3}), (1,))
+    import dakd.train.jointnet as module
+
+    monkeypatch.setattr(module, "image_loss", lambda x_0, x_hat: x_hat.mean(dim=(1, 2, 3)) * float("nan"))
+    with pytest.raises(NonFiniteLoss, match=r"the loss is nan.*batch: \w+"):
+        train_jointnet(config, (1,))
+    assert [path.name for path in list_checkpoints(stage_folder(config, 1) / "checkpoints")] == ["step-00000002"]
+
+
+def test_sample_grid_shows_images_in_stage_1_and_pairs_later(trained, tmp_path):
+    from PIL import Image
+
+    train = ShardSet(trained.run_path / "prepare" / "train")
+    for stage in (1, 2):
+        weights = load_state(weights_file(trained, stage, "ema"))
+        draw_grid(trained, stage, weights, CosineSchedule(), 0.5, train, tmp_path / f"{stage}.png")
+    alone, pairs = (Image.open(tmp_path / f"{stage}.png") for stage in (1, 2))
+    assert pairs.width > 1.7 * alone.width
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_two_processes_train_and_resume_like_one(tmp_path, zero_stage):
+    alone, together = (with_zero_stage(prepared(tmp_path / name), zero_stage) for name in ("one", "two"))
+    train_jointnet(alone, (1, 2))
+    tree = together.model_dump(mode="json")
+    for number, (stage, steps) in enumerate([(1, 4), (2, 2), (2, 4)]):
+        tree["train_jointnet"][f"stage{stage}"]["steps"] = steps
+        folder = tmp_path / f"results{number}"
+        folder.mkdir()
+        losses = run_world(train_stages, 2, folder, tree, (stage,))[0]
+    wanted = [record["loss"] for record in read_records(stage_folder(alone, 2) / "metrics.jsonl")]
+    assert losses == pytest.approx(wanted, rel=1e-4)
+    ours, theirs = (load_state(weights_file(config, 2, "ema")) for config in (together, alone))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=2e-4)
+    assert read_metadata(weights_file(together, 2, "ema"))["b"] == read_metadata(weights_file(alone, 2, "ema"))["b"]
+
+
+@pytest.mark.slow
+def test_one_step_of_the_paper_size_net_runs_on_the_cpu(tmp_path):
+    paper = {"unet": {}, "crop": [64, 64], "global_batch": 1, "micro_batch": 1, "stage3": {"steps": 1, "lr": 1e-5}}
+    config = prepared(tmp_path, **paper)
+    net = SARJointNet(config.train_jointnet.unet, 5)
+    from dakd.weights import save_weights
+
+    weights = weights_file(config, 2, "ema")
+    save_weights(weights, net.state_dict(), {})
+    del net
+    train_jointnet(config, (3,))
+    record = read_records(stage_folder(config, 3) / "metrics.jsonl")[-1]
+    assert record["step"] == 1 and 0 < record["loss"] < 50
