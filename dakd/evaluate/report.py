@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import yaml
+
 from dakd.data.prepare import describe
 from dakd.data.sample import ClassTable
 from dakd.evaluate import html
@@ -299,7 +301,5 @@ def _read_json(path: Path) -> dict | None:
 def _run_name(run_dir: Path) -> str:
     table = run_dir / "config.yaml"
     if table.is_file():
-        import yaml
-
         return yaml.safe_load(table.read_text()).get("name", run_dir.name)
     return run_dir.name
