@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -18,18 +17,16 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from dakd.config import Config, PrepareConfig
 from dakd.data.pictures import contact_sheet
 from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
 from dakd.data.sample import Sample
-from dakd.data.shards import write_index, write_json, write_shard
+from dakd.data.shards import write_index, write_shard
+from dakd.runtime.runlog import progress, say, write_json
 
 _NUM_PICTURES = 16
 _MAX_SHEET_SIDE = 256  # pixels; larger images are shown smaller
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def prepare(cfg: Config, run_dir: str | Path | None = None, rebuild: bool = Fals
     found = _find_report(folder)
     if found is not None and not rebuild:
         _refuse_other_settings(folder, found, settings)
-        logger.info("prepare: %s is there already, made with the same settings", folder)
+        say(f"prepare: {folder} is there already, made with the same settings")
         return _result(folder, found, is_reused=True)
     aside = folder.with_name("prepare.partial")
     shutil.rmtree(aside, ignore_errors=True)
@@ -75,7 +72,7 @@ def prepare(cfg: Config, run_dir: str | Path | None = None, rebuild: bool = Fals
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     for line in describe(report):
-        logger.info("prepare: %s", line)
+        say(f"prepare: {line}")
     return _result(folder, report, is_reused=False)
 
 
@@ -142,7 +139,7 @@ def _read_all(
     pictures: list[Sample],
     shown: set[int],
 ) -> Iterator[Sample]:
-    for place, entry in enumerate(tqdm(entries, desc=f"prepare {split}", unit="image", disable=None)):
+    for place, entry in enumerate(progress(entries, len(entries), f"prepare {split}")):
         try:
             sample = dataset.read(entry)
         except BadFile as problem:
@@ -250,8 +247,7 @@ def _refuse_other_settings(folder: Path, report: dict, settings: dict) -> None:
         if before.get(name) != settings.get(name)
     ]
     raise ValueError(
-        f"{folder} was made with other settings ({'; '.join(changed)}); "
-        "take another run folder, remove it, or ask for a rebuild"
+        f"{folder} was made with other settings ({'; '.join(changed)}); take another run folder, or remove this one"
     )
 
 

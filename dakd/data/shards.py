@@ -28,6 +28,7 @@ import numpy as np
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.soft_labels import get_codec
 from dakd.diffusion.balance import balancing_factor, image_power
+from dakd.runtime.runlog import write_json, write_text
 
 FORMAT = 1
 _KEY_PATTERN = re.compile(r"[^\s./\\][^\s.\\]*")
@@ -95,7 +96,7 @@ def write_shard(
         os.replace(aside, tar_path)
     finally:
         aside.unlink(missing_ok=True)
-    write_json(tar_path.with_suffix(".json"), asdict(info))
+    write_text(tar_path.with_suffix(".json"), json.dumps(asdict(info)) + "\n")
     return info
 
 
@@ -172,23 +173,12 @@ def write_index(
         "ignored_pixels": sum(shard.ignored_pixels for shard in shards),
         "fingerprint": _fingerprint(records),
         "mean_power": power,
-        "balancing_factor": balancing_factor(power) if power > 0 else None,
+        "balancing_factor": balancing_factor(power),
         "shards": [{"file": shard.file, "sha256": shard.sha256, "num_samples": shard.num_samples} for shard in shards],
         "provenance": provenance or {},
     }
     write_json(folder / "index.json", index)
     return index
-
-
-def write_json(path: str | Path, tree: dict) -> None:
-    """JSON written aside, fsynced, then renamed."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "w") as stream:
-        json.dump(tree, stream, indent=None if "records" in tree else 2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def computed_balance(run_dir: str | Path) -> float:
 
 
 def balance(config: Config) -> float:
-    """The balance step: tells the configured and the computed b, writes balance/balance.json, returns the one in use."""
+    """The balance step: tells the configured and computed b, writes balance/balance.json, returns the one in use."""
     computed = computed_balance(config.run_path)
     b = resolve_balance(config.balance.b, config.run_path)
     if is_main():

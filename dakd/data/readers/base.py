@@ -116,10 +116,12 @@ def read_grey(path: Path) -> np.ndarray:
     if picture.mode == "L":
         return np.array(picture)
     colours = np.array(picture.convert("RGB"))
-    difference = int(np.ptp(colours, axis=-1).max())
+    red, green, blue = (colours[..., channel] for channel in range(3))
+    highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    difference = int((highest - lowest).max())
     if difference > _MAX_CHANNEL_DIFFERENCE:
         raise BadFile(path, f"is a colour picture (channels differ by {difference}); wanted grey, one SAR channel")
-    return colours[..., 0] if difference == 0 else colours.mean(axis=-1).round().astype(np.uint8)
+    return red.copy() if difference == 0 else colours.mean(axis=-1).round().astype(np.uint8)
 
 
 def open_picture(path: Path) -> Image.Image:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dakd.data.readers.base import BadFile, Dataset, find_folder, list_pictures, open_picture, require_root, stem
-from dakd.data.sample import OSD_CLASSES, ClassTable
+from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES, ClassTable
 
 
 class OsdDataset(Dataset):
@@ -56,9 +56,12 @@ def read_ids(path: Path, classes: ClassTable) -> np.ndarray:
 
 def decode_palette(colours: np.ndarray, classes: ClassTable) -> tuple[np.ndarray, int]:
     """(H, W, 3) uint8 colours to (H, W) ids of the nearest palette colour, and how many were not exactly in it."""
-    packed = colours.astype(np.int64) @ np.array([65536, 256, 1])
-    found, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
-    rgb = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=-1)
-    distances = ((rgb[:, None] - np.array(classes.colours)) ** 2).sum(axis=-1)
-    label = distances.argmin(axis=1).astype(np.uint8)[places.reshape(packed.shape)]
-    return label, int(counts[distances.min(axis=1) > 0].sum())
+    label = np.full(colours.shape[:2], IGNORE_INDEX, np.uint8)
+    red, green, blue = (colours[..., channel] for channel in range(3))
+    for class_id, (r, g, b) in enumerate(classes.colours):
+        label[(red == r) & (green == g) & (blue == b)] = class_id
+    is_off = label == IGNORE_INDEX
+    strays = colours[is_off].astype(np.int64)
+    distances = ((strays[:, None] - np.array(classes.colours)) ** 2).sum(axis=-1)
+    label[is_off] = distances.argmin(axis=1)
+    return label, len(strays)

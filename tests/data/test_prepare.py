@@ -1,0 +1,169 @@
+"""The prepare step: whole or absent, repeatable, and honest about bad files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dakd.config import build_config
+from dakd.data.prepare import prepare, resize_sample
+from dakd.data.readers import BadDataset
+from dakd.data.sample import Sample
+from dakd.data.shards import ShardSet, verify
+from dakd.diffusion.balance import image_power_fft
+
+SIMULATED = {"simulation": {"num_train": 12, "num_test": 5, "size": (24, 32)}, "shard_size": 5}
+
+
+def config(seed: int = 0, **prepare_settings):
+    return build_config({"name": "test", "seed": seed, "prepare": prepare_settings})
+
+
+def make_folder(root, count=6, shape=(10, 14)):
+    """A folder dataset with two splits and its settings."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("images", "masks"):
+            (root / split / name).mkdir(parents=True)
+        for i in range(count):
+            image, mask = rng.integers(0, 256, shape).astype(np.uint8), rng.integers(0, 2, shape).astype(np.uint8)
+            Image.fromarray(image).save(root / split / "images" / f"{i}.jpg")
+            Image.fromarray(mask).save(root / split / "masks" / f"{i}.png")
+    return {"dataset": "folder", "root": str(root), "classes": {"sea": (0, 0, 0), "oil": (0, 255, 255)}}
+
+
+def test_run_folder_gets_shards_indexes_a_sheet_and_a_report(tmp_path):
+    result = prepare(config(**SIMULATED), tmp_path)
+    assert result.folder == tmp_path / "prepare" and not result.is_reused
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        "contact_sheet.png",
+        "report.json",
+        "test",
+        "train",
+    ]
+    train = ShardSet(result.splits["train"])
+    assert len(train) == 12 and len(ShardSet(result.splits["test"])) == 5
+    assert [shard["num_samples"] for shard in train.index["shards"]] == [5, 5, 2]
+    assert verify(result.splits["train"]) == []
+    assert json.loads((result.folder / "report.json").read_text()) == result.report
+    assert train.index["kind"] == "real" and train.index["sizes"] == {"24x32": 12}
+
+
+def test_index_tells_shares_and_b_as_a_direct_computation_finds_them(tmp_path):
+    train = ShardSet(prepare(config(**SIMULATED), tmp_path).splits["train"])
+    samples = [train.read(i) for i in range(len(train))]
+    b = np.sqrt(np.mean([image_power_fft(sample.sar) for sample in samples]))
+    assert train.index["balancing_factor"] == pytest.approx(b, rel=1e-6)
+    counts = np.bincount(np.concatenate([sample.label.ravel() for sample in samples]), minlength=5)
+    assert train.index["class_pixel_shares"] == pytest.approx((counts / counts.sum()).tolist())
+
+
+def test_second_call_reuses_what_is_there(tmp_path):
+    first = prepare(config(**SIMULATED), tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    second = prepare(config(**SIMULATED), tmp_path)
+    assert second.is_reused and second.report == first.report and second.splits == first.splits
+    assert written == {path: path.stat().st_mtime_ns for path in second.folder.rglob("*")}
+
+
+def test_same_settings_give_the_same_fingerprint_and_another_seed_another(tmp_path):
+    prints = [
+        prepare(config(seed, **SIMULATED), tmp_path / str(i)).report["splits"]["train"]["fingerprint"]
+        for i, seed in enumerate((3, 3, 4))
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_other_settings_are_refused_unless_a_rebuild_is_asked_for(tmp_path):
+    prepare(config(**SIMULATED), tmp_path)
+    other = config(**{**SIMULATED, "max_samples": 3})
+    with pytest.raises(ValueError, match="max_samples: None then, 3 now"):
+        prepare(other, tmp_path)
+    assert len(ShardSet(prepare(other, tmp_path, rebuild=True).splits["train"])) == 3
+
+
+def test_a_folder_that_prepare_did_not_make_is_left_alone(tmp_path):
+    (tmp_path / "prepare").mkdir()
+    (tmp_path / "prepare" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="prepare did not make it"):
+        prepare(config(**SIMULATED), tmp_path, rebuild=True)
+    assert (tmp_path / "prepare" / "mine.txt").read_text() == "keep"
+
+
+def test_all_bad_files_stand_in_one_report_and_nothing_is_written(tmp_path):
+    settings = make_folder(tmp_path / "data")
+    images, masks = tmp_path / "data" / "train" / "images", tmp_path / "data" / "train" / "masks"
+    (images / "0.jpg").write_bytes((images / "0.jpg").read_bytes()[:200])
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(masks / "1.png")
+    Image.fromarray(np.full((10, 14), 9, np.uint8)).save(masks / "2.png")
+    (masks / "3.png").unlink()
+    (tmp_path / "data" / "test" / "images" / "4.jpg").unlink()
+    with pytest.raises(BadDataset) as caught:
+        prepare(config(**settings), tmp_path / "run")
+    message = str(caught.value)
+    assert len(caught.value.problems) == 5 and "has 5 problem(s)" in message
+    reasons = (
+        "0.jpg: cannot be read",
+        "1.png: is 3 x 3",
+        "2.png: holds 1 value",
+        "3.jpg: has no label",
+        "4.png: has no",
+    )
+    assert all(reason in message for reason in reasons)
+    assert "set prepare.on_bad_file to skip" in message
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_bad_files_are_skipped_when_told_and_named_in_the_report(tmp_path):
+    settings = make_folder(tmp_path / "data")
+    (tmp_path / "data" / "train" / "images" / "2.jpg").write_bytes(b"no picture")
+    (tmp_path / "data" / "train" / "masks" / "3.png").unlink()
+    result = prepare(config(**settings, on_bad_file="skip"), tmp_path / "run")
+    keys = [ShardSet(result.splits["train"]).key(i) for i in range(4)]
+    assert keys == ["0", "1", "4", "5"]
+    assert sorted(skipped["path"].rsplit("/", 1)[1] for skipped in result.report["skipped"]) == ["2.jpg", "3.jpg"]
+
+
+def test_an_empty_split_cannot_be_skipped(tmp_path):
+    settings = make_folder(tmp_path / "data", count=2)
+    for path in (tmp_path / "data" / "test").rglob("*.*"):
+        path.unlink()
+    for choice in ("stop", "skip"):
+        with pytest.raises(BadDataset, match="the split 'test' is empty"):
+            prepare(config(**settings, on_bad_file=choice), tmp_path / "run")
+
+
+def test_a_split_of_bad_files_alone_cannot_be_skipped(tmp_path):
+    settings = make_folder(tmp_path / "data", count=2)
+    for path in (tmp_path / "data" / "test" / "images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(BadDataset, match="no usable sample in test"):
+        prepare(config(**settings, on_bad_file="skip"), tmp_path / "run")
+
+
+def test_max_samples_are_spread_over_the_split(tmp_path):
+    settings = make_folder(tmp_path / "data")
+    train = ShardSet(prepare(config(**settings, max_samples=3), tmp_path / "run").splits["train"])
+    assert [train.key(i) for i in range(len(train))] == ["0", "2", "4"]
+
+
+def test_resize_averages_the_image_and_picks_labels_without_mixing(tmp_path):
+    image = np.array([[0, 10, 100, 200], [20, 30, 100, 200]], np.uint8)
+    label = np.array([[1, 1, 4, 4], [1, 1, 4, 4]], np.uint8)
+    small = resize_sample(Sample("a", image, label), (1, 2))
+    assert small.sar.tolist() == [[15, 150]] and small.label.tolist() == [[1, 4]]
+    settings = make_folder(tmp_path / "data")
+    result = prepare(config(**settings, resize=(5, 7)), tmp_path / "run")
+    sample = ShardSet(result.splits["test"]).read(0)
+    assert sample.sar.shape == sample.label.shape == (5, 7) and set(np.unique(sample.label)) <= {0, 1}
+
+
+def test_images_without_masks_are_prepared_for_the_first_stage(tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "data" / "a.png")
+    classes = {"sea": (0, 0, 0), "oil": (0, 255, 255)}
+    result = prepare(config(dataset="folder", root=str(tmp_path / "data"), classes=classes), tmp_path / "run")
+    assert list(result.splits) == ["train"] and ShardSet(result.splits["train"]).index["num_labelled"] == 0
