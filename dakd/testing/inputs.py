@@ -52,6 +52,14 @@ SHAPES: dict[str, dict[str, dict[str, int]]] = {
         "small": dict(batch=4, num_classes=5, height=64, width=64),
         "main": dict(batch=16, num_classes=5, height=256, width=256),
     },
+    "seg_loss": {
+        "tiny": dict(batch=3, synthetic=1, num_classes=3, height=2, width=3),
+        "one": dict(batch=1, synthetic=0, num_classes=2, height=1, width=1),
+        "odd": dict(batch=4, synthetic=2, num_classes=5, height=63, width=43),
+        "empty": dict(batch=0, synthetic=0, num_classes=2, height=4, width=4),
+        "small": dict(batch=4, synthetic=2, num_classes=5, height=64, width=64),
+        "main": dict(batch=16, synthetic=8, num_classes=5, height=512, width=512),
+    },
     "ddim_step": {
         "tiny": dict(batch=2, num_classes=3, height=2, width=3),
         "one": dict(batch=1, num_classes=2, height=1, width=1),
@@ -162,6 +170,20 @@ def _ddim_step(generator: torch.Generator, *, batch: int, num_classes: int, heig
     )
 
 
+def _seg_loss(
+    generator: torch.Generator, *, batch: int, synthetic: int, num_classes: int, height: int, width: int
+) -> dict:
+    """The last `synthetic` samples are synthetic; their rows in the teacher's logits run backwards."""
+    rows = torch.full((batch,), -1, dtype=torch.int64)
+    rows[batch - synthetic :] = torch.arange(synthetic - 1, -1, -1)
+    return dict(
+        logits=3 * _normal(generator, batch, num_classes, height, width),
+        labels=_labels(generator, batch, num_classes, height, width),
+        teacher=3 * _normal(generator, synthetic, num_classes, height, width),
+        teacher_row=rows,
+    )
+
+
 def _labels(generator: torch.Generator, batch: int, num_classes: int, height: int, width: int) -> Tensor:
     """(B, H, W) uint8 ids, a tenth of them 255 (ignored)."""
     labels = torch.randint(0, num_classes, (batch, height, width), generator=generator, dtype=torch.uint8)
@@ -171,6 +193,7 @@ def _labels(generator: torch.Generator, batch: int, num_classes: int, height: in
 _BUILDERS = {
     "joint_noising": _joint_noising,
     "ddim_step": _ddim_step,
+    "seg_loss": _seg_loss,
     "depthwise_conv1d": _depthwise_conv1d,
     "selective_scan": _selective_scan,
     "transposed_attention": _transposed_attention,

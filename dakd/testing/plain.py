@@ -111,3 +111,53 @@ def ddim_step(
             state += sigma * z.reshape(state.shape)
     dtype = x.dtype if input_dtype is None else input_dtype
     return x_next, y_next, x_next.to(dtype), y_next.to(dtype)
+
+
+def seg_loss(
+    logits: Tensor,
+    labels: Tensor,
+    teacher: Tensor | None = None,
+    teacher_row: Tensor | None = None,
+    *,
+    temperature: float = 2.0,
+    ignore_index: int = 255,
+    class_weights: Tensor | None = None,
+    dice_samples: str = "real",
+    dice_form: str = "soft",
+    dice_smooth: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    zero = logits.sum() * 0
+    ce, kd, dice, num_invalid = [], [], [], torch.zeros((), dtype=torch.int64, device=logits.device)
+    rows = [-1] * len(logits) if teacher_row is None else teacher_row.tolist()
+    for s, label, row in zip(logits, labels.long(), rows):
+        num_classes, p = s.shape[0], s.softmax(0).flatten(1)
+        if row >= 0:
+            z = teacher[row].to(s.dtype)
+            kd.append(F.cross_entropy(s[None] / temperature, z[None].div(temperature).softmax(1)))
+            ce.append(zero)
+            target = z.softmax(0).flatten(1)
+        else:
+            invalid = ((label < 0) | (label >= num_classes)) & (label != ignore_index)
+            num_invalid = num_invalid + invalid.sum()
+            label = label.masked_fill(invalid, ignore_index)
+            kept = (label != ignore_index).flatten()
+            weight = None if class_weights is None else class_weights.to(s.dtype)
+            options = dict(weight=weight, ignore_index=ignore_index)
+            ce.append(F.cross_entropy(s[None], label[None], **options) if kept.any() else zero)
+            kd.append(zero)
+            target = F.one_hot(label.flatten()[kept], num_classes).to(s.dtype).T
+            p = p[:, kept]
+        counts = dice_samples == "all" or (dice_samples == "real" and row < 0)
+        dice.append(_dice(p, target, dice_form, dice_smooth) if counts and p.numel() else zero)
+    if not ce:
+        return *[logits.new_zeros(0) + zero for _ in range(3)], num_invalid
+    return torch.stack(ce), torch.stack(kd), torch.stack(dice), num_invalid
+
+
+def _dice(p: Tensor, target: Tensor, form: str, smooth: float) -> Tensor:
+    """p, target: (K, pixels)."""
+    overlap, total, size = (p * target).sum(1), (p + target).sum(1), target.sum(1)
+    if form == "soft":
+        return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+    weight = torch.where(size >= 1, 1 / size.clamp_min(1) ** 2, 0)
+    return 1 - 2 * (weight * overlap).sum() / (weight * total).sum()

@@ -1,0 +1,179 @@
+"""The definition, in plain PyTorch; the formulas of the losses stand in api.py.
+
+With p = softmax(s), and per sample the upstream gradients gce, gkd, gdice:
+
+CE:    ds += gce w_y / (sum w_y) (p - onehot(y))                      on labelled pixels
+KD:    ds += gkd / (H W tau) (softmax(s / tau) - softmax(z / tau))
+Dice:  ds += gdice p (e - sum_c p_c e_c),  e_c = offset_c + slope_c r_c,  on labelled pixels, where
+       soft:         offset = (2 I + smooth) / (K U^2),  slope = -2 / (K U),  U = P + R + smooth
+       generalized:  offset = 2 w N / V^2,  slope = -2 w / V,  N = sum w I,  V = sum w (P + R)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dakd.kernels.contract import compute_dtype
+
+
+class _Targets(NamedTuple):
+    """What the samples are compared with.
+
+    is_real: (B,).  label: (B, H, W) int64, 0 where there is none.  labelled: (B, H, W), False on synthetic samples.
+    num_invalid: int64 scalar.  teacher: (B, K, H, W) logits by sample, arbitrary for real ones; None without a teacher.
+    """
+
+    is_real: Tensor
+    label: Tensor
+    labelled: Tensor
+    num_invalid: Tensor
+    teacher: Tensor | None
+
+
+class _DiceTerms(NamedTuple):
+    """target r and mask (B, K or 1, H, W), and the sums I, P, R (B, K)."""
+
+    target: Tensor
+    mask: Tensor
+    overlap: Tensor
+    predicted: Tensor
+    actual: Tensor
+
+
+def forward(
+    logits: Tensor,
+    labels: Tensor,
+    teacher: Tensor | None,
+    teacher_row: Tensor | None,
+    class_weights: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    dice_samples: str,
+    dice_form: str,
+    dice_smooth: float,
+    *,
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    ce, kd, dice, num_invalid = outputs
+    logits = logits.to(compute_dtype(logits.dtype))
+    targets = _read_targets(logits, labels, teacher, teacher_row, ignore_index)
+    num_invalid.copy_(targets.num_invalid)
+    weight = _pixel_weights(targets, class_weights, logits.dtype)
+    nll = F.nll_loss(logits.log_softmax(1), targets.label, reduction="none")
+    ce.copy_(torch.where(weight > 0, weight * nll, 0).sum((1, 2)))
+    kd.zero_()
+    if targets.teacher is not None:
+        soft_label = (targets.teacher / temperature).softmax(1)
+        per_pixel = -(soft_label * (logits / temperature).log_softmax(1)).sum(1)
+        kd.copy_(torch.where(targets.is_real, 0, per_pixel.mean((1, 2))))
+    dice.zero_()
+    if dice_samples != "none":
+        terms = _dice_terms(logits.softmax(1), targets, dice_samples)
+        dice.copy_(_dice(terms, dice_form, dice_smooth))
+
+
+def backward(
+    dce: Tensor,
+    dkd: Tensor,
+    ddice: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    teacher: Tensor | None,
+    teacher_row: Tensor | None,
+    class_weights: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    dice_samples: str,
+    dice_form: str,
+    dice_smooth: float,
+    *,
+    dlogits: Tensor,
+) -> None:
+    logits = logits.to(compute_dtype(logits.dtype))
+    targets = _read_targets(logits, labels, teacher, teacher_row, ignore_index)
+    p = logits.softmax(1)
+    weight = dce[:, None, None] * _pixel_weights(targets, class_weights, logits.dtype)
+    gradient = weight.unsqueeze(1) * (p - _onehot(targets.label, p))
+    if targets.teacher is not None:
+        scale = torch.where(targets.is_real, 0, dkd) / (temperature * logits[0, 0].numel())
+        gap = (logits / temperature).softmax(1) - (targets.teacher / temperature).softmax(1)
+        gradient += scale[:, None, None, None] * gap
+    if dice_samples != "none":
+        terms = _dice_terms(p, targets, dice_samples)
+        offset, slope = (part[:, :, None, None] for part in _dice_slopes(terms, dice_form, dice_smooth))
+        e = torch.where(terms.mask, ddice[:, None, None, None] * (offset + slope * terms.target), 0)
+        gradient += p * (e - (p * e).sum(1, keepdim=True))
+    dlogits.copy_(gradient)
+
+
+def _read_targets(
+    logits: Tensor, labels: Tensor, teacher: Tensor | None, teacher_row: Tensor | None, ignore_index: int
+) -> _Targets:
+    batch, num_classes = logits.shape[:2]
+    row = labels.new_full((batch,), -1, dtype=torch.int64) if teacher_row is None else teacher_row
+    is_real, label = row < 0, labels.to(torch.int64)
+    given = (label != ignore_index) & is_real[:, None, None]
+    in_table = (label >= 0) & (label < num_classes)
+    if teacher is not None:
+        teacher = teacher[row.clamp_min(0)].to(logits.dtype) if len(teacher) else None
+    labelled = given & in_table
+    return _Targets(is_real, label * labelled, labelled, (given & ~in_table).sum(), teacher)
+
+
+def _pixel_weights(targets: _Targets, class_weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """(B, H, W) weights of a sample's pixels in its cross-entropy: their sum is 1, or 0 where nothing is labelled."""
+    weight = targets.labelled.to(dtype)
+    if class_weights is not None:
+        weight = weight * class_weights.to(dtype)[targets.label]
+    total = weight.sum((1, 2), keepdim=True)
+    return torch.where(total > 0, weight / total, 0)
+
+
+def _onehot(label: Tensor, like: Tensor) -> Tensor:
+    """(B, H, W) ids -> (B, K, H, W) in the dtype of `like`."""
+    return torch.zeros_like(like).scatter_(1, label.unsqueeze(1), 1)
+
+
+def _dice_terms(p: Tensor, targets: _Targets, dice_samples: str) -> _DiceTerms:
+    mask = targets.labelled.unsqueeze(1)
+    target = _onehot(targets.label, p)
+    if dice_samples == "all" and targets.teacher is not None:
+        is_synthetic = ~targets.is_real[:, None, None, None]
+        target = torch.where(is_synthetic, targets.teacher.softmax(1), target)
+        mask = mask | is_synthetic
+    target = target * mask
+    sums = ((part * mask).sum((2, 3)) for part in (target * p, p, target))
+    return _DiceTerms(target, mask, *sums)
+
+
+def _dice(terms: _DiceTerms, form: str, smooth: float) -> Tensor:
+    """(B,) Dice losses; 0 for a sample that is compared with nothing."""
+    if form == "soft":
+        union = terms.predicted + terms.actual + smooth
+        return torch.where(union > 0, 1 - (2 * terms.overlap + smooth) / union, 0).mean(1)
+    _, numerator, denominator = _generalized_parts(terms)
+    return torch.where(denominator > 0, 1 - 2 * numerator / denominator, 0).squeeze(1)
+
+
+def _dice_slopes(terms: _DiceTerms, form: str, smooth: float) -> tuple[Tensor, Tensor]:
+    """offset and slope (B, K): the loss's derivative by p at a labelled pixel is offset + slope r."""
+    if form == "soft":
+        union = terms.predicted + terms.actual + smooth
+        num_classes = union.shape[1]
+        offset, slope = (2 * terms.overlap + smooth) / (num_classes * union.square()), -2 / (num_classes * union)
+        return torch.where(union > 0, offset, 0), torch.where(union > 0, slope, 0)
+    weight, numerator, denominator = _generalized_parts(terms)
+    offset, slope = 2 * weight * numerator / denominator.square(), -2 * weight / denominator
+    return torch.where(denominator > 0, offset, 0), torch.where(denominator > 0, slope, 0)
+
+
+def _generalized_parts(terms: _DiceTerms) -> tuple[Tensor, Tensor, Tensor]:
+    """w (B, K), N and V (B, 1)."""
+    # A class of less than one pixel has no weight: 1 / R^2 would drown all others.
+    weight = torch.where(terms.actual >= 1, terms.actual.square().reciprocal(), 0)
+    numerator = (weight * terms.overlap).sum(1, keepdim=True)
+    return weight, numerator, (weight * (terms.predicted + terms.actual)).sum(1, keepdim=True)
