@@ -1,0 +1,91 @@
+"""The scan of the installed package mamba-ssm, on CUDA; its own backward pass runs on a recomputed forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+REMEDY = (
+    "MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation mamba-ssm causal-conv1d"
+    " (needs nvcc)"
+)
+
+
+@cache
+def why_not(device_type: str) -> str | None:
+    """The reason why the package cannot serve this kind of device; None when a first small call went through."""
+    if device_type != "cuda":
+        return "mamba-ssm runs on CUDA alone"
+    try:
+        x = torch.ones(1, 8, 8, device=device_type)
+        state_input = torch.ones(1, 1, 8, device=device_type)
+        _scan()(x, x, -torch.ones(8, 1, device=device_type), state_input, state_input)
+    # Whatever keeps a foreign package from importing or running is the reason that the user reads.
+    except Exception as error:
+        return f"mamba-ssm is not usable ({type(error).__name__}: {error})"
+    return None
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    *,
+    y: Tensor,
+) -> None:
+    y.copy_(_call(u, delta, A, B, C, D, delta_bias, delta_softplus))
+
+
+def backward(
+    dy: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    *,
+    gradients: tuple[Tensor, ...],
+) -> None:
+    # Cast before they become leaves: below autograd's dispatch only the package's own function records a graph.
+    A, D, delta_bias = (None if tensor is None else tensor.float() for tensor in (A, D, delta_bias))
+    tensors = (u, delta, A, B, C, D, delta_bias)
+    leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in tensors]
+    with torch.enable_grad():
+        y = _call(*leaves, delta_softplus)
+    present = [leaf for leaf in leaves if leaf is not None]
+    outputs = [gradient for gradient, leaf in zip(gradients, leaves) if leaf is not None]
+    for output, gradient in zip(outputs, torch.autograd.grad(y, present, dy.contiguous())):
+        output.copy_(gradient)
+
+
+def _call(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    if u.dtype == torch.float64:
+        raise RuntimeError("selective_scan: mamba_ssm has no float64; name backend 'reference' for float64 inputs")
+    A, D, delta_bias = (None if tensor is None else tensor.float() for tensor in (A, D, delta_bias))
+    return _scan()(u, delta, A, B, C, D=D, delta_bias=delta_bias, delta_softplus=delta_softplus)
+
+
+def _scan() -> Callable[..., Tensor]:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    return selective_scan_fn

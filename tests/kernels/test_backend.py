@@ -1,0 +1,121 @@
+"""The choice of a backend: what is named runs or fails with reasons, what is chosen is said once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from dakd.kernels import backend
+from dakd.kernels.selective_scan import mamba_ssm, selective_scan
+from dakd.testing import numerics, plain
+from dakd.testing.inputs import DIFFERENTIABLE, operands
+
+
+@pytest.fixture(autouse=True)
+def _forget_choices():
+    backend.load.cache_clear()
+    mamba_ssm.why_not.cache_clear()
+    yield
+    backend.load.cache_clear()
+    mamba_ssm.why_not.cache_clear()
+
+
+def test_auto_says_once_what_it_took_and_why_nothing_better(caplog):
+    inputs = operands("selective_scan", "tiny")
+    with caplog.at_level(logging.INFO, logger="dakd.kernels"):
+        selective_scan(**inputs)
+        selective_scan(**inputs)
+    assert caplog.messages == ["selective_scan: reference on cpu (mamba_ssm: mamba-ssm runs on CUDA alone)"]
+
+
+def test_a_named_backend_that_cannot_run_is_an_error_with_the_reason_and_the_alternatives():
+    inputs = operands("selective_scan", "tiny")
+    with pytest.raises(
+        RuntimeError, match=r"'mamba_ssm' cannot run on cpu: .*CUDA alone; choose one of auto, reference"
+    ):
+        selective_scan(**inputs, backend="mamba_ssm")
+    with pytest.raises(RuntimeError, match="selective_scan has no such variant"):
+        selective_scan(**inputs, backend="cuda")
+    with pytest.raises(RuntimeError, match="no backend is called that"):
+        selective_scan(**inputs, backend="fastest")
+
+
+def test_every_op_has_a_reference_and_a_place_in_the_report():
+    choices = backend.report("cpu")
+    assert [choice.op for choice in choices] == list(backend.OPS)
+    assert all(backend.why_not(op, "reference", "cpu") is None for op in backend.OPS)
+    scan = next(choice for choice in choices if choice.op == "selective_scan")
+    assert scan.chosen == "reference" and "CUDA" in scan.reasons["mamba_ssm"] and "mamba-ssm" in scan.remedy
+
+
+def test_an_unknown_op_is_refused():
+    with pytest.raises(RuntimeError, match="no op is called 'softmax'"):
+        backend.load("softmax", "auto", "cpu")
+
+
+def test_a_package_that_is_there_but_broken_is_named_as_the_reason(monkeypatch):
+    broken = ModuleType("mamba_ssm.ops.selective_scan_interface")
+
+    def selective_scan_fn(*_args, **_kwargs):
+        raise OSError("undefined symbol")
+
+    broken.selective_scan_fn = selective_scan_fn
+    _install(monkeypatch, broken)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device=None: torch.zeros(*shape) + 1)
+    assert mamba_ssm.why_not("cuda") == "mamba-ssm is not usable (OSError: undefined symbol)"
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_the_packages_scan_serves_forward_and_backward(monkeypatch, optional):
+    # The package needs CUDA; a stand-in with its signature and its kind of autograd function proves the adapter.
+    interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
+    interface.selective_scan_fn = _stand_in
+    _install(monkeypatch, interface)
+    monkeypatch.setattr(mamba_ssm, "why_not", lambda device_type: None)
+    inputs = operands("selective_scan", "tiny") | ({} if optional else dict(D=None, delta_bias=None))
+    numerics.assert_matches_plain(
+        lambda **given: selective_scan(**given, backend="mamba_ssm"),
+        plain.selective_scan,
+        inputs,
+        DIFFERENTIABLE["selective_scan"],
+    )
+
+
+def _install(monkeypatch, interface: ModuleType) -> None:
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        package = ModuleType(name)
+        package.__path__ = []
+        monkeypatch.setitem(sys.modules, name, package)
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+
+
+class _StandIn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, delta_softplus, *tensors):
+        ctx.delta_softplus = delta_softplus
+        ctx.save_for_backward(*tensors)
+        return plain.selective_scan(*tensors, delta_softplus=delta_softplus)
+
+    @staticmethod
+    def backward(ctx, dy):
+        names = [name for name, tensor in zip(_NAMES, ctx.saved_tensors) if tensor is not None]
+        given = dict(zip(_NAMES, ctx.saved_tensors)) | dict(delta_softplus=ctx.delta_softplus)
+
+        def with_cotangent(**inputs):
+            return (plain.selective_scan(**inputs) * dy).sum()
+
+        def gradient(name):
+            return torch.func.grad(lambda value: with_cotangent(**given | {name: value}))(given[name])
+
+        return None, *(gradient(name) if name in names else None for name in _NAMES)
+
+
+_NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+
+
+def _stand_in(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+    return _StandIn.apply(delta_softplus, u, delta, A, B, C, D, delta_bias)
