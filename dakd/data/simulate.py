@@ -23,6 +23,8 @@ SEA, OIL, LOOK_ALIKE, SHIP, LAND = range(OSD_CLASSES.num_classes)
 # How often a scene holds a class at all; its mean area there is the class share over this.
 _OIL_PRESENCE, _LOOK_ALIKE_PRESENCE, _LAND_PRESENCE = 0.6, 0.4, 0.3
 _MAX_MEAN_AREA = 0.5  # of a scene; a class with a greater share is present more often instead
+# Steps of the three-dimensional additive recurrence of least discrepancy: powers of the root of x^4 = x + 1.
+_R3 = 1.2207440846057596 ** -np.arange(1.0, 4.0)
 _NOISE_FLOOR_DB = -13.0  # below the mean sea
 _SPECKLE_TAP = 0.12  # weight of each neighbour in the speckle's point spread, per axis
 
@@ -32,10 +34,12 @@ def simulate(index: int, cfg: SimulationConfig, seed: int) -> Sample:
     rng = numpy_rng(seed, index, stream=Stream.SIMULATE)
     shape = tuple(cfg.size)
     label = np.zeros(shape, np.uint8)
+    land_area, oil_area, look_alike_area = _areas(index, cfg, seed)
     db = _sea(rng, shape)
+    land_db = _add_land(rng, label, land_area)
     # Film on a calm sea changes little: where both damp the waves, the stronger counts.
-    db -= np.maximum(_add_look_alike(rng, label, cfg), _add_oil(rng, label, cfg))
-    _add_land(rng, db, label, cfg)
+    db -= np.maximum(_add_oil(rng, label, oil_area, cfg), _add_look_alike(rng, label, look_alike_area, cfg))
+    db = np.where(label == LAND, land_db, db)
     intensity = 10 ** (db / 10) + 10 ** (_NOISE_FLOOR_DB / 10)
     intensity += _add_ships(rng, label, cfg)
     intensity *= speckle(rng, shape, cfg.looks)
@@ -90,10 +94,9 @@ def _streaks(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return _unit(_field(rng, shape, amplitude).real)
 
 
-def _add_look_alike(rng: np.random.Generator, label: np.ndarray, cfg: SimulationConfig) -> np.ndarray:
+def _add_look_alike(rng: np.random.Generator, label: np.ndarray, area: float, cfg: SimulationConfig) -> np.ndarray:
     """Labels broad areas of low wind and gives their damping in dB: smooth outline, weak, fading over a wide margin."""
     shape = label.shape
-    area = _draw_area(rng, cfg.look_alike_share, _LOOK_ALIKE_PRESENCE)
     if not area:
         return np.zeros(shape)
     u, v = _stretched_coordinates(rng, shape, warp=0.12)
@@ -106,13 +109,12 @@ def _add_look_alike(rng: np.random.Generator, label: np.ndarray, cfg: Simulation
     return damping * blur(mask, rng.uniform(0.015, 0.035) * min(shape))
 
 
-def _add_oil(rng: np.random.Generator, label: np.ndarray, cfg: SimulationConfig) -> np.ndarray:
+def _add_oil(rng: np.random.Generator, label: np.ndarray, area: float, cfg: SimulationConfig) -> np.ndarray:
     """Labels a slick and gives its damping in dB: one to three winding bands, or a patch with a ragged rim.
 
     Thicker and thinner film makes the damping vary inside; a thin sheen may trail off on the lee side.
     """
     shape = label.shape
-    area = _draw_area(rng, cfg.oil_share, _OIL_PRESENCE)
     if not area:
         return np.zeros(shape)
     if rng.random() < 0.75:
@@ -121,7 +123,7 @@ def _add_oil(rng: np.random.Generator, label: np.ndarray, cfg: SimulationConfig)
             form = np.maximum(form, _band(rng, shape) - rng.uniform(0, 0.02))
     else:
         form = _patch(rng, shape)
-    mask = _cut(form, np.ones(shape, bool), area)
+    mask = _cut(form, label == SEA, area)
     label[mask] = OIL
     film, _ = noise_pair(rng, shape, slope=2.5)
     damping = rng.uniform(*cfg.oil_damping_db) * np.clip(1 + 0.15 * film, 0.55, 1.3)
@@ -131,12 +133,11 @@ def _add_oil(rng: np.random.Generator, label: np.ndarray, cfg: SimulationConfig)
     return damping * np.maximum(blur(mask, edge), sheen)
 
 
-def _add_land(rng: np.random.Generator, db: np.ndarray, label: np.ndarray, cfg: SimulationConfig) -> None:
-    """Land from one side with a fractal coast, sometimes islands: bright, with relief and strong scatterers."""
-    area = _draw_area(rng, cfg.land_share, _LAND_PRESENCE)
-    if not area:
-        return
+def _add_land(rng: np.random.Generator, label: np.ndarray, area: float) -> np.ndarray:
+    """Labels land that comes from one side with a fractal coast and islands; gives dB: bright, relief, scatterers."""
     shape = label.shape
+    if not area:
+        return np.zeros(shape)
     y, x = _coordinates(shape)
     coast, cover = noise_pair(rng, shape, slope=3.1)
     angle = rng.uniform(0, 2 * np.pi)
@@ -147,8 +148,7 @@ def _add_land(rng: np.random.Generator, db: np.ndarray, label: np.ndarray, cfg: 
     # Slopes that face the radar are bright: the look direction is along the rows.
     relief = _unit(np.diff(height, axis=1, append=height[:, :1]))
     scatterers = (towns > 0.8) * rng.exponential(3.0, shape)
-    land_db = rng.uniform(7.0, 10.0) + 1.2 * cover + 1.8 * relief + scatterers
-    db[mask] = land_db[mask]
+    return rng.uniform(7.0, 10.0) + 1.2 * cover + 1.8 * relief + scatterers
 
 
 def _add_ships(rng: np.random.Generator, label: np.ndarray, cfg: SimulationConfig) -> np.ndarray:
@@ -231,11 +231,20 @@ def _stretched_coordinates(
     return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 
-def _draw_area(rng: np.random.Generator, share: float, presence: float) -> float:
-    """Fraction of the scene that a class takes: 0 where it is absent; over many scenes the mean is `share`."""
-    presence = max(presence, share / _MAX_MEAN_AREA)
-    is_present, size = rng.random() < presence, rng.uniform(0.4, 1.6)
-    return min(1.0, size * share / presence) if is_present and share > 0 else 0.0
+def _areas(index: int, cfg: SimulationConfig, seed: int) -> list[float]:
+    """Fractions of a scene that land, oil and look-alikes take; 0 where absent, and the shares of `cfg` on average.
+
+    The scenes of a seed walk through a low-discrepancy sequence, so that the average holds over a few hundred already.
+    """
+    start = numpy_rng(seed, stream=Stream.SIMULATE).random(3)
+    shares = (cfg.land_share, cfg.oil_share, cfg.look_alike_share)
+    presences = (_LAND_PRESENCE, _OIL_PRESENCE, _LOOK_ALIKE_PRESENCE)
+    areas = []
+    for place, share, presence in zip((start + index * _R3) % 1.0, shares, presences):
+        presence = max(presence, share / _MAX_MEAN_AREA)
+        size = 0.4 + 1.2 * place / presence  # mean 1 where present
+        areas.append(min(1.0, size * share / presence) if place < presence else 0.0)
+    return areas
 
 
 def _cut(form: np.ndarray, allowed: np.ndarray, area: float) -> np.ndarray:

@@ -155,6 +155,8 @@ def test_resize_averages_the_image_and_picks_labels_without_mixing(tmp_path):
     label = np.array([[1, 1, 4, 4], [1, 1, 4, 4]], np.uint8)
     small = resize_sample(Sample("a", image, label), (1, 2))
     assert small.sar.tolist() == [[15, 150]] and small.label.tolist() == [[1, 4]]
+    mixed = np.where(np.random.default_rng(0).random((12, 12)) < 0.5, 4, 0).astype(np.uint8)
+    assert set(np.unique(resize_sample(Sample("a", mixed, mixed), (5, 7)).label)) == {0, 4}
     settings = make_folder(tmp_path / "data")
     result = prepare(config(**settings, resize=(5, 7)), tmp_path / "run")
     sample = ShardSet(result.splits["test"]).read(0)

@@ -39,9 +39,9 @@ def test_class_shares_are_near_those_asked_for(scenes):
     shares = counts / counts.sum()
     wanted = {OIL: cfg.oil_share, LOOK_ALIKE: cfg.look_alike_share, LAND: cfg.land_share}
     for class_id, share in wanted.items():
-        assert shares[class_id] == pytest.approx(share, rel=0.2)
+        assert shares[class_id] == pytest.approx(share, rel=0.05)
     assert shares[SHIP] == pytest.approx(cfg.ship_share, rel=0.5)
-    assert shares[SEA] == pytest.approx(0.883, abs=0.02)
+    assert shares[SEA] == pytest.approx(0.883, abs=0.005)
 
 
 def test_shares_follow_the_configuration():
@@ -95,3 +95,10 @@ def test_blur_is_a_gaussian_that_keeps_constants():
     spread = blur(point, 1.5)
     assert spread.sum() == pytest.approx(1) and spread[15, 15] == spread.max()
     assert np.sum(spread * (np.arange(31)[:, None] - 15.0) ** 2) == pytest.approx(1.5**2, rel=0.05)
+
+
+def test_land_takes_no_area_from_slicks_nor_slicks_from_look_alikes():
+    cfg = SimulationConfig(oil_share=0.1, look_alike_share=0.1, land_share=0.1, ship_share=0)
+    counts = sum(np.bincount(simulate(i, cfg, 0).label.ravel(), minlength=5) for i in range(150))
+    shares = counts / counts.sum()
+    assert shares[[OIL, LOOK_ALIKE, LAND]] == pytest.approx([0.1] * 3, rel=0.05)
