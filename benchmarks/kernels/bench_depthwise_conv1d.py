@@ -1,0 +1,16 @@
+"""The symmetric depthwise convolution with SiLU, beside torch's conv1d and silu."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness import run_benchmark
+
+from dakd.kernels.depthwise_conv1d import depthwise_conv1d
+from dakd.testing import plain
+
+if __name__ == "__main__":
+    run_benchmark("depthwise_conv1d", depthwise_conv1d, plain.depthwise_conv1d)

@@ -1,0 +1,16 @@
+"""The student's losses per sample, beside a loop over samples with torch's own losses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness import run_benchmark
+
+from dakd.kernels.seg_loss import seg_loss
+from dakd.testing import plain
+
+if __name__ == "__main__":
+    run_benchmark("seg_loss", seg_loss, plain.seg_loss)

@@ -1,0 +1,16 @@
+"""The selective scan, beside a plain loop over time under autograd."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness import run_benchmark
+
+from dakd.kernels.selective_scan import selective_scan
+from dakd.testing import plain
+
+if __name__ == "__main__":
+    run_benchmark("selective_scan", selective_scan, plain.selective_scan)
