@@ -113,6 +113,19 @@ def test_an_absent_class_leaves_the_generalized_dice_finite():
     assert seg_loss(logits, labels, dice_form="generalized").dice < 1e-6
 
 
+def test_a_class_of_less_than_a_pixel_leaves_the_generalized_dice_alone():
+    logits = torch.tensor([12.0, 0.0, 0.0])[None, :, None, None].expand(1, 3, 4, 4)
+    losses = seg_loss(
+        logits,
+        torch.zeros(1, 4, 4, dtype=torch.uint8),
+        teacher=logits,
+        teacher_row=torch.tensor([0]),
+        dice_form="generalized",
+        dice_samples="all",
+    )
+    assert losses.dice < 1e-4
+
+
 def test_real_batches_need_no_teacher():
     inputs = operands("seg_loss", "tiny")
     without = seg_loss(inputs["logits"], inputs["labels"])

@@ -75,6 +75,15 @@ def test_a_dead_query_channel_attends_evenly_and_gets_a_finite_gradient():
     assert all(value.isfinite().all() for value in results.values())
 
 
+def test_a_norm_below_its_minimum_does_not_vary():
+    inputs = operands("transposed_attention", "tiny", dtype=torch.float64)
+    inputs["q"][:, 0] *= 1e-14
+    inputs["k"][:, 2] *= 1e-14
+    wanted = numerics.forward_and_gradients(plain.transposed_attention, inputs, WRT)
+    for name, value in numerics.forward_and_gradients(transposed_attention, inputs, WRT).items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-10, atol=1e-10)
+
+
 def test_backward_keeps_no_more_than_q_k_v_and_the_weights():
     inputs = operands("transposed_attention", "odd")
     kept = sum(inputs[name].numel() for name in ("q", "k", "v", "temperature", "out_weight"))
