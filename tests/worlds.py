@@ -81,3 +81,15 @@ def generate_pairs(tree: dict) -> str:
     from dakd.generate.generate import generate
 
     return str(generate(build_config(tree)))
+
+
+def train_student(tree: dict, training_set: str) -> list[float]:
+    """Train one student; the losses of its steps, as its log has them."""
+    from dakd.runtime.distributed import barrier
+    from dakd.runtime.runlog import read_records
+    from dakd.train.saross import student_folder, train_saross
+
+    config = build_config(tree)
+    train_saross(config, (training_set,))
+    barrier()
+    return [record["loss"] for record in read_records(student_folder(config, training_set) / "metrics.jsonl")]

@@ -25,6 +25,19 @@ class EmaAdamW(torch.optim.AdamW):
         self.max_decay, self.ramp = max_decay, ramp
 
     @torch.no_grad()
+    def create_states(self) -> None:
+        """Make the state of every parameter now, not at its first step.
+
+        DeepSpeed's ZeRO 1 and 2 step group by group and look for all states after the first group: without this they
+        would never find those of the others.
+        """
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not self.state[p]:
+                    moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                    self.state[p] = {"step": torch.tensor(0.0), **moments, "ema": p.detach().clone()}
+
+    @torch.no_grad()
     def step(self, closure=None):
         touched = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         initial = {p: p.detach().clone() for p in touched if "ema" not in self.state[p]}

@@ -128,6 +128,7 @@ class Engine:
         self.engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=build_optimizer(module, optimizer, decays_vectors), config=config
         )
+        _inner_optimizer(self._optimizer).create_states()
         self.module: nn.Module = self.engine.module
 
     # -- steps --------------------------------------------------------------------------------------------------------

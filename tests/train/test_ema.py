@@ -38,3 +38,20 @@ def test_parameters_without_gradient_have_no_average():
     optimizer = EmaAdamW([parameter], max_decay=0.9, ramp=10, lr=0.1)
     optimizer.step()
     assert "ema" not in optimizer.state[parameter]
+
+
+def test_states_made_beforehand_give_the_same_steps():
+    def run(beforehand):
+        torch.manual_seed(1)
+        parameter = torch.nn.Parameter(torch.randn(5))
+        optimizer = EmaAdamW([parameter], max_decay=0.9, ramp=10, lr=0.1)
+        if beforehand:
+            optimizer.create_states()
+        for _ in range(5):
+            parameter.grad = torch.randn(5)
+            optimizer.step()
+        return parameter.detach(), optimizer.state[parameter]
+
+    (early, early_state), (late, late_state) = run(True), run(False)
+    assert torch.equal(early, late) and set(early_state) == set(late_state)
+    assert all(torch.equal(early_state[name], late_state[name]) for name in late_state)

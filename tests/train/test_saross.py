@@ -1,0 +1,164 @@
+"""The student's training: what each sample contributes, equal budgets, resuming, worlds and ZeRO stages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from worlds import toy_config, train_student, with_zero_stage
+
+from dakd.config import StudentLossConfig, build_config
+from dakd.data.prepare import prepare
+from dakd.data.sample import Sample
+from dakd.data.shards import ShardSet, write_index, write_shard
+from dakd.runtime.runlog import read_records
+from dakd.testing.distributed import run_world
+from dakd.train.saross import StudentTraining, describe_student, student_folder, student_steps, train_saross
+from dakd.weights import load_state, load_student
+
+
+def with_pairs(tmp_path, **train):
+    """A toy run with a prepared training set and eight synthetic pairs of 64 x 64."""
+    tree = toy_config(tmp_path / "run").model_dump(mode="json")
+    tree["prepare"]["simulation"]["size"] = [64, 64]
+    tree["train_saross"] |= train
+    config = build_config(tree)
+    prepare(config, config.run_path)
+    classes = ShardSet(config.run_path / "prepare" / "train").classes
+    rng = np.random.default_rng(0)
+    pairs = [
+        Sample(
+            f"pair-{i}",
+            rng.integers(0, 256, (64, 64), dtype=np.uint8),
+            soft_label=rng.normal(size=(5, 64, 64)).astype(np.float16),
+        )
+        for i in range(8)
+    ]
+    folder = config.run_path / "generate"
+    write_shard(folder, 0, pairs, classes, codec="fp16")
+    write_index(folder, classes, kind="synthetic", codec="fp16")
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    config = with_pairs(tmp_path_factory.mktemp("student"))
+    train_saross(config)
+    return config
+
+
+class FixedLogits(nn.Module):
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, image):
+        return self.logits
+
+
+def mixed_batch():
+    torch.manual_seed(0)
+    return {
+        "positions": torch.arange(2),
+        "image": torch.zeros(2, 1, 6, 6, dtype=torch.uint8),
+        "label": torch.stack([torch.randint(0, 3, (6, 6)), torch.full((6, 6), 255)]).to(torch.uint8),
+        "teacher": torch.randn(1, 3, 6, 6).half(),
+        "teacher_row": torch.tensor([-1, 0]),
+    }
+
+
+def test_real_samples_get_cross_entropy_and_dice_and_synthetic_ones_tau_squared_distillation():
+    batch, logits = mixed_batch(), torch.randn(2, 3, 6, 6)
+    tau = 3.0
+    module = StudentTraining(FixedLogits(logits), StudentLossConfig(temperature=tau), 0, torch.contiguous_format)
+    losses = module(batch)
+    ce = F.cross_entropy(logits[:1], batch["label"][:1].long())
+    q = (batch["teacher"].float() / tau).softmax(1)
+    kd = -(q * (logits[1:] / tau).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(losses["ce"], torch.stack([ce, torch.zeros(())]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses["loss"][1], tau**2 * kd, rtol=1e-4, atol=1e-5)
+    assert float(losses["dice"][0]) > 0 and float(losses["dice"][1]) == 0
+    torch.testing.assert_close(losses["loss"][0], ce + losses["dice"][0])
+
+
+def test_distillation_gradient_is_that_of_tau_squared_kl():
+    batch, logits = mixed_batch(), torch.randn(2, 3, 6, 6)
+    module = StudentTraining(FixedLogits(logits), StudentLossConfig(temperature=2.0), 0, torch.contiguous_format)
+    module(batch)["loss"][1].backward()
+    s = logits[1:].clone().requires_grad_(True)
+    q = (batch["teacher"].float() / 2).softmax(1)
+    (4 * F.kl_div((s / 2).log_softmax(1), q, reduction="none").sum(1).mean()).backward()
+    torch.testing.assert_close(module.net.logits.grad[1:], s.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_both_students_get_the_same_number_of_steps_and_leave_their_files(trained):
+    for training_set in ("real", "real+synthetic"):
+        folder = student_folder(trained, training_set)
+        records = read_records(folder / "metrics.jsonl")
+        assert [record["step"] for record in records] == [1, 2, 3, 4]
+        assert any(record["kd"] > 0 for record in records) == (training_set == "real+synthetic")
+        net, facts = load_student(folder / "student.safetensors")
+        assert facts["training_set"] == training_set and facts["weights"] == "ema"
+        assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 5, 64, 64)
+
+
+def test_epochs_count_real_and_synthetic_samples_of_the_largest_set(trained):
+    tree = trained.model_dump(mode="json")
+    tree["train_saross"] |= {"steps": None, "epochs": 3}
+    assert student_steps(build_config(tree)) == 3 * 5  # 12 real + 8 synthetic in batches of 4
+    tree["train_saross"] |= {"mosaic": True}
+    assert student_steps(build_config(tree)) == 3 * 4  # 12 real + 2 mosaics
+
+
+def test_resume_is_bitwise_equal_to_the_uninterrupted_run(trained, tmp_path):
+    config = with_pairs(tmp_path, steps=2)
+    train_saross(config, ("real+synthetic",))
+    config = with_pairs(tmp_path)
+    train_saross(config, ("real+synthetic",))
+    for file in ("student.safetensors", "student_raw.safetensors"):
+        resumed, straight = (load_state(student_folder(c, "real+synthetic") / file) for c in (config, trained))
+        assert all(torch.equal(resumed[name], value) for name, value in straight.items())
+
+
+def test_hard_labels_train_on_the_teachers_argmax_without_distillation(tmp_path):
+    config = with_pairs(tmp_path, loss={"hard_labels": True}, steps=2)
+    item = next(
+        item
+        for item in map(describe_student(config, "synthetic").dataset.__getitem__, range(8))
+        if item["is_synthetic"]
+    )
+    assert item["soft"] is None and item["label"].max() < 5
+    train_saross(config, ("synthetic",))
+    records = read_records(student_folder(config, "synthetic") / "metrics.jsonl")
+    assert all(record["kd"] == 0 and record["ce"] > 0 for record in records)
+
+
+def test_wrong_number_of_class_weights_is_refused(tmp_path):
+    config = with_pairs(tmp_path, loss={"class_weights": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="2 values for 5 classes"):
+        describe_student(config, "real")
+
+
+def test_student_without_synthetic_pairs_is_told_what_to_run(tmp_path):
+    config = toy_config(tmp_path / "run")
+    prepare(config, config.run_path)
+    with pytest.raises(ValueError, match="generate"):
+        describe_student(config, "real+synthetic")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_two_processes_train_the_student_and_resume(tmp_path, zero_stage):
+    """Batch norm keeps its own statistics on each rank, so only the first step's loss is comparable with one process."""
+    config = with_zero_stage(with_pairs(tmp_path), zero_stage)
+    tree = config.model_dump(mode="json")
+    for number, steps in enumerate((2, 4)):
+        tree["train_saross"]["steps"] = steps
+        folder = tmp_path / f"results{number}"
+        folder.mkdir()
+        losses = run_world(train_student, 2, folder, tree, "real+synthetic")[0]
+    assert len(losses) == 4 and all(np.isfinite(losses))
+    net, _ = load_student(student_folder(config, "real+synthetic") / "student.safetensors")
+    assert bool(torch.isfinite(net(torch.rand(1, 3, 64, 64))).all())
