@@ -1,6 +1,12 @@
-"""What the rooms' public functions check: shapes, dtypes, devices; never values, which would synchronise."""
+"""What all rooms promise: the precision they compute in, and checks of shapes, dtypes and devices, never of values.
+
+A look at values would synchronise with the device and break graphs.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -9,6 +15,20 @@ from torch import Tensor
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which an op computes: float64 for float64 features, float32 for all narrower ones."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def outside_autocast(implementation: Callable) -> Callable:
+    """The implementation of an op, run with autocast off: an op chooses its own precision (`compute_dtype`).
+
+    The first argument must be a tensor; its device says which autocast is meant.
+    """
+
+    @wraps(implementation)
+    def wrapped(first: Tensor, *others):
+        with torch.autocast(first.device.type, enabled=False):
+            return implementation(first, *others)
+
+    return wrapped
 
 
 def check_rank(op: str, name: str, tensor: Tensor, layout: str) -> None:

@@ -36,6 +36,14 @@ def test_operator_contract_holds_for_any_strides(layout):
     assert torch.equal(depthwise_conv1d(x, weight), depthwise_conv1d(inputs["x"], weight))
 
 
+def test_autocast_changes_nothing():
+    inputs = operands("depthwise_conv1d", "tiny")
+    wanted = numerics.forward_and_gradients(depthwise_conv1d, inputs, WRT)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = numerics.forward_and_gradients(depthwise_conv1d, inputs, WRT)
+    assert all(torch.equal(results[name], wanted[name]) for name in wanted)
+
+
 def test_compiles_to_one_graph():
     inputs = operands("depthwise_conv1d", "tiny")
     compiled = torch.compile(depthwise_conv1d, fullgraph=True, backend="aot_eager")

@@ -51,6 +51,14 @@ def test_operator_contract_holds_for_any_strides(layout):
     torch.library.opcheck(ops.seg_loss, (logits, *others, 2.0, 255, "all", "soft", 1.0, "reference"))
 
 
+def test_autocast_changes_nothing():
+    inputs = operands("seg_loss", "tiny")
+    wanted = numerics.forward_and_gradients(seg_loss, inputs, ("logits",))
+    with torch.autocast("cpu", torch.bfloat16):
+        results = numerics.forward_and_gradients(seg_loss, inputs, ("logits",))
+    assert all(torch.equal(results[name], wanted[name]) for name in wanted)
+
+
 def test_compiles_to_one_graph():
     inputs = operands("seg_loss", "tiny")
     compiled = torch.compile(seg_loss, fullgraph=True, backend="aot_eager")

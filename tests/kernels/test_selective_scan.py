@@ -53,6 +53,14 @@ def test_operator_contract_holds_for_any_strides(layout):
     assert torch.equal(selective_scan(*arguments), contiguous)
 
 
+def test_autocast_changes_nothing():
+    inputs = operands("selective_scan", "tiny")
+    wanted = numerics.forward_and_gradients(selective_scan, inputs, WRT)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = numerics.forward_and_gradients(selective_scan, inputs, WRT)
+    assert all(torch.equal(results[name], wanted[name]) for name in wanted)
+
+
 def test_compiles_to_one_graph():
     inputs = operands("selective_scan", "tiny")
     compiled = torch.compile(selective_scan, fullgraph=True, backend="aot_eager")

@@ -52,6 +52,14 @@ def test_result_keeps_the_memory_format_and_dtype_of_the_residual():
     assert y.dtype == torch.float32 and y.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_autocast_changes_nothing():
+    inputs = operands("transposed_attention", "tiny")
+    wanted = numerics.forward_and_gradients(transposed_attention, inputs, WRT)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = numerics.forward_and_gradients(transposed_attention, inputs, WRT)
+    assert all(torch.equal(results[name], wanted[name]) for name in wanted)
+
+
 def test_compiles_to_one_graph():
     inputs = operands("transposed_attention", "tiny")
     compiled = torch.compile(transposed_attention, fullgraph=True, backend="aot_eager")

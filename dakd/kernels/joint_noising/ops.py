@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
+from dakd.kernels.contract import outside_autocast
 
 _OP = "joint_noising"
 
@@ -21,6 +22,7 @@ def _allocate(
 
 
 @torch.library.custom_op("dakd::joint_noising", mutates_args=())
+@outside_autocast
 def joint_noising(
     image: Tensor,
     label: Tensor | None,

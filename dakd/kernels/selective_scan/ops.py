@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
+from dakd.kernels.contract import outside_autocast
 
 _OP = "selective_scan"
 
@@ -21,6 +22,7 @@ def _allocate_gradients(*inputs: Tensor | None) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op("dakd::selective_scan", mutates_args=())
+@outside_autocast
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -44,6 +46,7 @@ def _(u, delta, A, B, C, D, delta_bias, delta_softplus, backend):
 
 
 @torch.library.custom_op("dakd::selective_scan_backward", mutates_args=())
+@outside_autocast
 def selective_scan_backward(
     dy: Tensor,
     u: Tensor,

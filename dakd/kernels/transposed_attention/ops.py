@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
+from dakd.kernels.contract import outside_autocast
 
 _OP = "transposed_attention"
 
@@ -19,6 +20,7 @@ def _allocate_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op("dakd::transposed_attention", mutates_args=())
+@outside_autocast
 def transposed_attention(
     q: Tensor,
     k: Tensor,
@@ -41,6 +43,7 @@ def _(q, k, v, temperature, out_weight, residual, num_heads, backend):
 
 
 @torch.library.custom_op("dakd::transposed_attention_backward", mutates_args=())
+@outside_autocast
 def transposed_attention_backward(
     dy: Tensor,
     q: Tensor,
