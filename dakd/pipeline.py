@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from dakd.config import Config
+from dakd.runtime.distributed import free_port
 from dakd.runtime.runlog import format_duration, say
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
@@ -49,7 +50,9 @@ def step_command(step: str, config_file: Path, overrides: list[str], processes: 
     runner = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or shutil.which("deepspeed")
     if runner is None:
         raise RuntimeError("the deepspeed launcher is not installed; run: pip install 'dakd[train]'")
-    return [runner, "--num_gpus", str(processes), str(LAUNCH / f"{step}.py"), *arguments]
+    # a port of its own: two pipelines may share a host
+    options = ["--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "error"]
+    return [runner, *options, str(LAUNCH / f"{step}.py"), *arguments]
 
 
 def step_environment() -> dict[str, str]:

@@ -46,7 +46,7 @@ def init_process_group() -> None:
         return
     if "RANK" not in os.environ:
         os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
         )
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -90,7 +90,8 @@ def limit_threads(threads: int) -> None:
     torch.set_num_threads(threads or max(1, available // max(1, ranks_here)))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this host that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

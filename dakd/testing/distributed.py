@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+
+from dakd.runtime.distributed import free_port, shut_down
 
 
 def run_world(function: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> list[Any]:
@@ -18,10 +19,7 @@ def run_world(function: Callable[..., Any], world_size: int, folder: Path, *args
     function: importable by name; its result must be loadable without code (tensors, numbers, strings, dicts, lists).
     folder: an empty folder for the results. A process that fails makes the call raise with its traceback.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_run_rank, args=(function, world_size, port, str(folder), args), nprocs=world_size, join=True)
+    mp.spawn(_run_rank, args=(function, world_size, free_port(), str(folder), args), nprocs=world_size, join=True)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
@@ -38,6 +36,4 @@ def _run_rank(rank: int, function: Callable, world_size: int, port: int, folder:
     )
     torch.set_num_threads(1)
     torch.save(function(*args), os.path.join(folder, f"rank{rank}.pt"))
-    from dakd.runtime.distributed import shut_down
-
     shut_down()
