@@ -10,6 +10,7 @@ from functools import wraps
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -17,18 +18,24 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def outside_autocast(implementation: Callable) -> Callable:
-    """The implementation of an op, run with autocast off: an op chooses its own precision (`compute_dtype`).
+def implements(op: str) -> Callable[[Callable], Callable]:
+    """Wraps the implementation of an op's forward or backward pass; its first argument must be a tensor.
 
-    The first argument must be a tensor; its device says which autocast is meant.
+    Autocast is off inside, because an op chooses its own precision (`compute_dtype`). A call within forward-mode
+    differentiation is a RuntimeError: torch would drop the tangents without a word.
     """
 
-    @wraps(implementation)
-    def wrapped(first: Tensor, *others):
-        with torch.autocast(first.device.type, enabled=False):
-            return implementation(first, *others)
+    def decorate(implementation: Callable) -> Callable:
+        @wraps(implementation)
+        def wrapped(first: Tensor, *others):
+            if forward_ad._current_level >= 0:
+                raise RuntimeError(f"{op} has no forward-mode derivative; use reverse mode (backward, torch.func.vjp)")
+            with torch.autocast(first.device.type, enabled=False):
+                return implementation(first, *others)
 
-    return wrapped
+        return wrapped
+
+    return decorate
 
 
 def check_rank(op: str, name: str, tensor: Tensor, layout: str) -> None:

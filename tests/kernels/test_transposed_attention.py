@@ -60,6 +60,18 @@ def test_autocast_changes_nothing():
     assert all(torch.equal(results[name], wanted[name]) for name in wanted)
 
 
+def test_forward_mode_and_double_backward_are_refused():
+    inputs = operands("transposed_attention", "tiny")
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(inputs["q"], inputs["k"])
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            transposed_attention(**inputs | dict(q=dual))
+    q = inputs["q"].requires_grad_()
+    (dq,) = torch.autograd.grad(transposed_attention(**inputs).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        torch.autograd.grad(dq.sum(), q)
+
+
 def test_compiles_to_one_graph():
     inputs = operands("transposed_attention", "tiny")
     compiled = torch.compile(transposed_attention, fullgraph=True, backend="aot_eager")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import outside_autocast
+from dakd.kernels.contract import implements
 
 _OP = "ddim_step"
 
@@ -20,7 +20,7 @@ def _allocate(x: Tensor, y: Tensor, input_dtype: torch.dtype | None) -> tuple[Te
 
 
 @torch.library.custom_op("dakd::ddim_step", mutates_args=())
-@outside_autocast
+@implements(_OP)
 def ddim_step(
     x: Tensor,
     y: Tensor,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import outside_autocast
+from dakd.kernels.contract import implements
 
 _OP = "depthwise_conv1d"
 
@@ -21,7 +21,7 @@ def _allocate_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple
 
 
 @torch.library.custom_op("dakd::depthwise_conv1d", mutates_args=())
-@outside_autocast
+@implements(_OP)
 def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, backend: str) -> Tensor:
     y = _allocate(x)
     backends.load(_OP, backend, x.device.type).forward(x, weight, bias, activation, y=y)
@@ -34,7 +34,7 @@ def _(x, weight, bias, activation, backend):
 
 
 @torch.library.custom_op("dakd::depthwise_conv1d_backward", mutates_args=())
-@outside_autocast
+@implements(_OP)
 def depthwise_conv1d_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import outside_autocast
+from dakd.kernels.contract import implements
 
 _OP = "joint_noising"
 
@@ -22,7 +22,7 @@ def _allocate(
 
 
 @torch.library.custom_op("dakd::joint_noising", mutates_args=())
-@outside_autocast
+@implements(_OP)
 def joint_noising(
     image: Tensor,
     label: Tensor | None,

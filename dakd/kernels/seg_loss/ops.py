@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import compute_dtype, outside_autocast
+from dakd.kernels.contract import compute_dtype, implements
 
 _OP = "seg_loss"
 
@@ -18,7 +18,7 @@ def _allocate(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op("dakd::seg_loss", mutates_args=())
-@outside_autocast
+@implements(_OP)
 def seg_loss(
     logits: Tensor,
     labels: Tensor,
@@ -57,7 +57,7 @@ def _(
 
 
 @torch.library.custom_op("dakd::seg_loss_backward", mutates_args=())
-@outside_autocast
+@implements(_OP)
 def seg_loss_backward(
     dce: Tensor,
     dkd: Tensor,

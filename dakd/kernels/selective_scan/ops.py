@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import outside_autocast
+from dakd.kernels.contract import implements
 
 _OP = "selective_scan"
 
@@ -22,7 +22,7 @@ def _allocate_gradients(*inputs: Tensor | None) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op("dakd::selective_scan", mutates_args=())
-@outside_autocast
+@implements(_OP)
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -46,7 +46,7 @@ def _(u, delta, A, B, C, D, delta_bias, delta_softplus, backend):
 
 
 @torch.library.custom_op("dakd::selective_scan_backward", mutates_args=())
-@outside_autocast
+@implements(_OP)
 def selective_scan_backward(
     dy: Tensor,
     u: Tensor,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import outside_autocast
+from dakd.kernels.contract import implements
 
 _OP = "transposed_attention"
 
@@ -20,7 +20,7 @@ def _allocate_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op("dakd::transposed_attention", mutates_args=())
-@outside_autocast
+@implements(_OP)
 def transposed_attention(
     q: Tensor,
     k: Tensor,
@@ -43,7 +43,7 @@ def _(q, k, v, temperature, out_weight, residual, num_heads, backend):
 
 
 @torch.library.custom_op("dakd::transposed_attention_backward", mutates_args=())
-@outside_autocast
+@implements(_OP)
 def transposed_attention_backward(
     dy: Tensor,
     q: Tensor,
