@@ -107,7 +107,7 @@ def build_parser(step: str) -> argparse.ArgumentParser:
     if step == "train_saross":
         parser.add_argument("--training-set", choices=("real", "real+synthetic", "synthetic"), default=None)
     if step == "pipeline":
-        parser.add_argument("--processes", type=int, default=None, help="per training and generation; default: GPUs, or 1")
+        parser.add_argument("--processes", type=int, default=None, help="ranks of trainings and generation (GPUs, or 1)")
     return parser
 
 
@@ -127,8 +127,6 @@ def run_step(step: str, argv: Sequence[str] | None = None) -> int:
             raise
         print(f"dakd {step}: {error}", file=sys.stderr, flush=True)
         return 1
-    finally:
-        _leave_process_group()
     return 0
 
 
@@ -146,10 +144,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage = "usage: dakd STEP --config FILE [section.key=value ...]\n\n" + "\n".join(lines)
     print(usage + "\n  doctor          what is installed, and which backend each operation will take")
     return 0 if argv in ([], ["-h"], ["--help"]) else 2
-
-
-def _leave_process_group() -> None:
-    if "torch" in sys.modules:
-        from dakd.runtime.distributed import shut_down
-
-        shut_down()

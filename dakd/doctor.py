@@ -47,7 +47,7 @@ def _host_lines() -> list[str]:
     elif torch.version.cuda:
         lines.append(f"CUDA           torch was built with {torch.version.cuda}, but no GPU answers")
     elif shutil.which("nvidia-smi"):
-        lines.append("CUDA           there is an NVIDIA driver, but torch is a CPU build; remove .venv and run: make venv")
+        lines.append("CUDA           NVIDIA driver found, but torch is a CPU build; remove .venv and run: make venv")
     else:
         lines.append("CUDA           none (no NVIDIA driver); everything runs on the CPU")
     return lines

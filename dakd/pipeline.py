@@ -33,7 +33,7 @@ def run_pipeline(config: Config, config_file: Path, overrides: list[str], proces
         command = step_command(step, config_file, overrides, processes)
         code = subprocess.run(command, env=step_environment(), check=False).returncode
         if code != 0:
-            raise RuntimeError(f"step {step} ended with status {code}; mend what it says above, then run the same again")
+            raise RuntimeError(f"step {step} ended with status {code}; mend what it says above and run the same again")
         seconds[step] = time.monotonic() - start
     table = config.run_path / "evaluate" / "table.txt"
     if table.exists():

@@ -51,7 +51,7 @@ def test_files_that_are_no_mapping_are_refused(tmp_path, text):
 def test_absent_file_and_malformed_override_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no configuration at"):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(ValueError, match="section.key=value"):
+    with pytest.raises(ValueError, match=r"section\.key=value"):
         load_config(write(tmp_path, "name: a"), ["generate.size"])
     with pytest.raises(ValueError, match="is a value, not a section"):
         load_config(write(tmp_path, "name: a"), ["name.x=3"])

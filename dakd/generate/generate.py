@@ -1,7 +1,7 @@
 """Synthetic pairs from the teacher, as shards.
 
-A shard is a function of (checkpoint, settings, shard index): sample i starts from noise keyed by (seed, i), so the set is
-the same however many processes make it, to rounding. Ranks take the shards in turn; finished shards are kept.
+A shard is a function of (checkpoint, settings, shard index): sample i starts from noise keyed by (seed, i), so the set
+is the same however many processes make it, to rounding. Ranks take the shards in turn; finished shards are kept.
 """
 
 from __future__ import annotations
@@ -75,11 +75,13 @@ def generate(config: Config) -> Path:
 def _write_shards(config: Config, sampler: PairSampler, classes: ClassTable, folder: Path, provenance: dict) -> None:
     cfg = config.generate
     num_shards = -(-cfg.num_samples // cfg.shard_size)
-    missing = [shard for shard in range(num_shards) if not _is_finished(folder, shard, provenance)]
-    if len(missing) < num_shards:
-        say(f"generate: {num_shards - len(missing)} of {num_shards} shards are there already")
-    mine = missing[distributed.rank() :: distributed.world_size()]
-    ranges = {shard: range(shard * cfg.shard_size, min(cfg.num_samples, (shard + 1) * cfg.shard_size)) for shard in mine}
+    # A shard belongs to one rank whatever is there already: ranks that look at different moments still agree.
+    finished = {shard for shard in range(num_shards) if _is_finished(folder, shard, provenance)}
+    if finished:
+        say(f"generate: {len(finished)} of {num_shards} shards are there already")
+    mine = [shard for shard in range(distributed.rank(), num_shards, distributed.world_size()) if shard not in finished]
+    size, stop = cfg.shard_size, cfg.num_samples
+    ranges = {shard: range(shard * size, min(stop, (shard + 1) * size)) for shard in mine}
     total = sum(len(indices) for indices in ranges.values())
     ticker = progress(range(total), total, "generate")
     for shard, indices in ranges.items():

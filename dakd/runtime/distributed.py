@@ -6,6 +6,7 @@ plain `python` tells nothing and is a world of one.
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ def init_process_group() -> None:
     if on_gpu:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("nccl" if on_gpu else "gloo")
+    # Once a process, at its end: DeepSpeed keeps what it knows of the group, and a second group would confuse it.
+    atexit.register(shut_down)
 
 
 def init_if_many() -> None:

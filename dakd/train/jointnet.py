@@ -197,7 +197,7 @@ class ImageOnly(nn.Module):
 def draw_grid(
     config: Config, stage: int, weights: dict, schedule: CosineSchedule, b: float, train: ShardSet, path: Path
 ) -> None:
-    """A picture of sampled pairs, image and label side by side (images alone in stage 1), from the same starts each time."""
+    """A picture of sampled pairs, label beside image (images alone in stage 1), from the same starts each time."""
     cfg, classes = config.train_jointnet, train.classes
     net: nn.Module = UNet(cfg.unet, 1, 1) if stage == 1 else SARJointNet(cfg.unet, classes.num_classes)
     load_strict(net, weights, "the training engine")

@@ -1,4 +1,4 @@
-"""The bridges: silent at the start, heard when they speak; what stage 2 copies, freezes and still sends gradients through."""
+"""The bridges: silent at the start, heard when they speak; what stage 2 copies, freezes and sends gradients through."""
 
 from __future__ import annotations
 

@@ -159,7 +159,8 @@ def test_balancing_factor_scales_the_noisy_mask_and_nothing_else():
     image = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     label = torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)
     positions = torch.arange(2)
-    small, large = (Noising(CosineSchedule(), b, 3, seed=1)(image, label, positions, torch.float32) for b in (0.25, 1.0))
+    noisings = [Noising(CosineSchedule(), b, 3, seed=1) for b in (0.25, 1.0)]
+    small, large = (noising(image, label, positions, torch.float32) for noising in noisings)
     assert torch.equal(small[0], large[0]) and torch.equal(small[2], large[2])
     a = CosineSchedule().noising_table()[small[2], 0].view(-1, 1, 1, 1)
     y_0 = 2 * torch.nn.functional.one_hot(label.long(), 3).permute(0, 3, 1, 2).float() - 1

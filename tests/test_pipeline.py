@@ -1,0 +1,184 @@
+"""All seven steps in a row, and the real commands on several processes: launched, stopped, continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from worlds import toy_config
+
+from dakd.cli import STEPS, main, run_step
+from dakd.data.shards import ShardSet
+from dakd.pipeline import STEP_ORDER, step_command, step_environment
+from dakd.runtime.distributed import free_port
+from dakd.runtime.runlog import read_records
+from dakd.train.checkpoint import list_checkpoints
+from dakd.weights import load_student
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+def write_config(folder: Path, overrides: dict | None = None) -> Path:
+    tree = toy_config(folder / "run").model_dump(mode="json")
+    tree["train_jointnet"]["crop"] = [32, 32]
+    tree["generate"]["size"] = [32, 32]
+    for section in ("train_jointnet", "train_saross"):
+        tree[section]["engine"]["sample_every"] = 4 if section == "train_jointnet" else 0
+        tree[section]["engine"] |= {"num_samples": 2, "sample_steps": 2}
+    for key, value in (overrides or {}).items():
+        tree[key] |= value
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_steps_stand_in_pipeline_order():
+    assert tuple(STEPS)[:-1] == STEP_ORDER
+    launched = {path.stem for path in (ROOT / "launch").glob("*.py")}
+    assert {"prepare", "train_jointnet", "generate", "train_saross", "evaluate", "predict", "pipeline"} <= launched
+
+
+def test_all_steps_run_one_after_the_other(tmp_path, capsys):
+    config = write_config(tmp_path)
+    for step in STEP_ORDER:
+        assert run_step(step, ["--config", str(config)]) == 0, capsys.readouterr().err
+    run = tmp_path / "run"
+    synthetic = ShardSet(run / "generate")
+    assert len(synthetic) == 7 and synthetic.read(0).soft_label.shape == (5, 32, 32)
+    for training_set in ("real", "real+synthetic"):
+        _, facts = load_student(run / "train_saross" / training_set / "student.safetensors")
+        assert facts["training_set"] == training_set
+        scores = json.loads((run / "evaluate" / f"{training_set}.json").read_text())
+        assert scores
+    assert "mIoU" in (run / "evaluate" / "table.txt").read_text()
+    classes = [path for path in (run / "predict").rglob("*_class.png")]
+    assert len(classes) == 2 and np.asarray(Image.open(classes[0])).max() < 5
+    page = (run / "report" / "index.html").read_text()
+    assert "data:image/png;base64" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert (run / "train_jointnet" / "stage3" / "samples" / "step-00000004.png").exists()
+
+
+def test_a_users_mistake_is_one_message_and_status_1(tmp_path, capsys):
+    config = write_config(tmp_path)
+    assert run_step("generate", ["--config", str(config)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("dakd generate: no trained teacher at") and error.count("\n") == 1
+    assert run_step("prepare", ["--config", str(config), "prepare.datset=osd"]) == 1
+    assert "did you mean 'dataset'" in capsys.readouterr().err
+
+
+def test_command_without_or_with_unknown_step_lists_the_steps(capsys):
+    assert main([]) == 0 and main(["traim"]) == 2
+    printed = capsys.readouterr().out
+    assert all(step in printed for step in (*STEPS, "doctor"))
+
+
+def test_launchers_extra_argument_is_accepted(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert run_step("prepare", ["--local_rank=0", "--config", str(write_config(tmp_path))]) == 0
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
+def test_trainings_run_under_deepspeed_and_the_rest_in_plain_python(tmp_path):
+    command = step_command("train_jointnet", tmp_path / "c.yaml", ["seed=1"], 2)
+    assert Path(command[0]).name == "deepspeed" and command[1:3] == ["--num_gpus", "2"]
+    assert command[-4:] == [str(ROOT / "launch" / "train_jointnet.py"), "--config", str(tmp_path / "c.yaml"), "seed=1"]
+    assert step_command("evaluate", tmp_path / "c.yaml", [], 2)[:4] == [sys.executable, "-m", "dakd", "evaluate"]
+
+
+def test_dry_run_tells_sizes_and_leaves(tmp_path, capsys):
+    overrides = {"train_jointnet": {"unet": {}, "crop": [256, 256], "micro_batch": 16, "global_batch": 32}}
+    config = write_config(tmp_path, overrides)
+    assert run_step("train_jointnet", ["--config", str(config), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "113.67 M parameters" in printed and "231.53 M parameters, 117.86 M trained" in printed
+    assert "GMAC" in printed and "GiB a rank" in printed and "name: toy" in printed
+    assert run_step("train_saross", ["--config", str(config), "--dry-run"]) == 0
+    assert "SAROSS-Net" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def launcher(name: str) -> list[str]:
+    port = str(free_port())
+    if name == "deepspeed":
+        return [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port]
+    return [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", port]
+
+
+def launch(name: str, step: str, *arguments: str, timeout: int = 240) -> str:
+    command = [*launcher(name), str(ROOT / "launch" / f"{step}.py"), *arguments]
+    done = subprocess.run(command, env=quiet(), capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def quiet() -> dict[str, str]:
+    return step_environment() | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepspeed", "torchrun"])
+def test_two_processes_train_stop_continue_and_generate(name, tmp_path):
+    """Killed in the middle of stage 1, then the same command again: every step of the log once, in order."""
+    config = str(write_config(tmp_path))
+    assert run_step("prepare", ["--config", config]) == 0
+    arguments = ["--config", config, "train_jointnet.stage1.steps=400"]
+    checkpoints = tmp_path / "run" / "train_jointnet" / "stage1" / "checkpoints"
+    command = [*launcher(name), str(ROOT / "launch" / "train_jointnet.py"), *arguments]
+    running = subprocess.Popen(command, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(checkpoints) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.terminate()
+    running.wait(timeout=60)
+    stopped_at = int(list_checkpoints(checkpoints)[-1].name[5:])
+    assert 0 < stopped_at < 400
+    shorter = [*arguments[:-1], f"train_jointnet.stage1.steps={stopped_at + 6}"]
+    printed = launch(name, "train_jointnet", *shorter)
+    assert "goes on after step" in printed
+    records = read_records(checkpoints.parent / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, stopped_at + 7))
+    launch(name, "generate", *shorter)
+    assert len(ShardSet(tmp_path / "run" / "generate")) == 7
+    launch(name, "train_saross", *shorter)
+    assert (tmp_path / "run" / "train_saross" / "real+synthetic" / "student.safetensors").exists()
+    printed = launch(name, "evaluate", *shorter)
+    assert "mIoU" in printed
+
+
+@pytest.mark.slow
+def test_plain_python_runs_the_same_script(tmp_path):
+    config = str(write_config(tmp_path))
+    for step in ("prepare", "train_jointnet"):
+        command = [sys.executable, str(ROOT / "launch" / f"{step}.py"), "--config", config]
+        done = subprocess.run(command, env=quiet(), capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "train_jointnet" / "stage3" / "weights_ema.safetensors").exists()
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_all_steps_run_on_real_images(tmp_path, monkeypatch):
+    """SOS Sentinel-1 as it is on disk, a few steps of everything."""
+    root = os.environ.get("DAKD_REAL_DATA")
+    if not root:
+        pytest.skip("DAKD_REAL_DATA is not set; it names the folder of the real images")
+    source = toy_config(tmp_path / "run").model_dump(mode="json")
+    source["prepare"] |= {"dataset": "sos", "sensor": "sentinel", "root": f"{root}/sos/dataset", "resize": [32, 32],
+                          "max_samples": 40}
+    source["train_jointnet"]["crop"] = source["generate"]["size"] = [32, 32]
+    path = tmp_path / "real.yaml"
+    path.write_text(yaml.safe_dump(source))
+    for step in STEP_ORDER:
+        assert run_step(step, ["--config", str(path)]) == 0
+    assert "oil" in (tmp_path / "run" / "evaluate" / "table.txt").read_text()
+    assert (tmp_path / "run" / "report" / "index.html").exists()
