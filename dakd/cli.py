@@ -107,7 +107,7 @@ def build_parser(step: str) -> argparse.ArgumentParser:
     if step == "train_saross":
         parser.add_argument("--training-set", choices=("real", "real+synthetic", "synthetic"), default=None)
     if step == "pipeline":
-        parser.add_argument("--processes", type=int, default=None, help="ranks of trainings and generation (GPUs, or 1)")
+        parser.add_argument("--processes", type=int, default=None, help="ranks of each training (default: GPUs, or 1)")
     return parser
 
 
