@@ -121,6 +121,36 @@ def test_resume_is_bitwise_equal_to_the_uninterrupted_run(trained, tmp_path):
         assert steps == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("first, then, tolerance", [(1, 2, 0), (2, 1, 0), (1, 3, 2e-4), (3, 1, 2e-4)])
+def test_a_run_goes_on_under_another_zero_stage(tmp_path, first, then, tolerance):
+    """Bitwise between stages 1 and 2. Stage 3 adds gradients up in another order, resumed or not: equal to rounding."""
+    straight, resumed = (prepared(tmp_path / name) for name in ("straight", "resumed"))
+    train_jointnet(with_zero_stage(straight, first), (1,))
+    train_jointnet(with_zero_stage(replaced(resumed, stage1={"steps": 2, "lr": 1e-3}), first), (1,))
+    train_jointnet(with_zero_stage(resumed, then), (1,))
+    for kind in ("raw", "ema"):
+        ours, theirs = (load_state(weights_file(config, 1, kind)) for config in (resumed, straight))
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=0, atol=tolerance)
+
+
+def test_bf16_training_follows_fp32_and_keeps_fp32_masters(trained, tmp_path):
+    config = prepared(tmp_path)
+    engine = config.model_dump(mode="json")["train_jointnet"]["engine"] | {"precision": "bf16"}
+    train_jointnet(replaced(config, engine=engine), (1, 2))
+    for stage in (1, 2):
+        ours, theirs = (
+            [record["loss"] for record in read_records(stage_folder(c, stage) / "metrics.jsonl")]
+            for c in (config, trained)
+        )
+        assert ours == pytest.approx(theirs, rel=0.03)
+    weights = load_state(weights_file(config, 2, "ema"))
+    value = weights["label_net.mid_block1.conv1.weight"]
+    assert value.dtype == torch.float32 and not torch.equal(value, value.bfloat16().float())
+    frozen = load_state(weights_file(config, 1, "ema"))["conv_in.weight"]
+    assert torch.equal(weights["sar_net.conv_in.weight"], frozen)
+
+
 def test_another_experiments_checkpoint_is_not_continued(trained):
     with pytest.raises(ValueError, match="flip: False there, True now"):
         train_jointnet(replaced(trained, flip=True), (1,))

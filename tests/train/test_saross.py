@@ -122,6 +122,17 @@ def test_resume_is_bitwise_equal_to_the_uninterrupted_run(trained, tmp_path):
         assert all(torch.equal(resumed[name], value) for name, value in straight.items())
 
 
+def test_autocast_training_follows_fp32(trained, tmp_path):
+    engine = trained.model_dump(mode="json")["train_saross"]["engine"] | {"precision": "autocast"}
+    config = with_pairs(tmp_path, engine=engine)
+    train_saross(config, ("real+synthetic",))
+    ours, theirs = (
+        [record["loss"] for record in read_records(student_folder(c, "real+synthetic") / "metrics.jsonl")]
+        for c in (config, trained)
+    )
+    assert ours == pytest.approx(theirs, rel=0.05) and ours != theirs
+
+
 def test_hard_labels_train_on_the_teachers_argmax_without_distillation(tmp_path):
     config = with_pairs(tmp_path, loss={"hard_labels": True}, steps=2)
     item = next(
