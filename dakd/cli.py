@@ -113,7 +113,7 @@ def build_parser(step: str) -> argparse.ArgumentParser:
 
 def run_step(step: str, argv: Sequence[str] | None = None) -> int:
     """Parse and run; a mistake of the user's is one clear message and exit status 1 (2 for the command line)."""
-    args = build_parser(step).parse_args(argv)
+    args = build_parser(step).parse_intermixed_args(argv)
     # Rank 0 tells which backends were taken; the other ranks took the same.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("dakd").setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING)

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from worlds import toy_config
 
-from dakd.cli import STEPS, main, run_step
+from dakd.cli import STEPS, build_parser, main, run_step
 from dakd.data.shards import ShardSet
 from dakd.pipeline import STEP_ORDER, step_command, step_environment
 from dakd.runtime.distributed import free_port
@@ -86,6 +86,12 @@ def test_launchers_extra_argument_is_accepted(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert run_step("prepare", ["--local_rank=0", "--config", str(write_config(tmp_path))]) == 0
     monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
+def test_settings_may_stand_before_and_after_options():
+    arguments = ["--config", "c.yaml", "name=a", "--stage", "2", "seed=1", "--local_rank=3"]
+    args = build_parser("train_jointnet").parse_intermixed_args(arguments)
+    assert args.overrides == ["name=a", "seed=1"] and args.stage == "2" and args.local_rank == 3
 
 
 def test_trainings_run_under_deepspeed_and_the_rest_in_plain_python(tmp_path):
