@@ -18,8 +18,14 @@ from dakd.config import Config, load_config
 
 def _prepare(config: Config, _: argparse.Namespace) -> None:
     from dakd.data.prepare import prepare
+    from dakd.runtime.distributed import barrier, init_if_many, is_main
+    from dakd.runtime.runlog import save_config
 
-    prepare(config, config.run_path)
+    init_if_many()  # one process packs, however many were launched
+    if is_main():
+        prepare(config, config.run_path)
+        save_config(config)
+    barrier()
 
 
 def _balance(config: Config, _: argparse.Namespace) -> None:

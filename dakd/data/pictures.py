@@ -13,6 +13,7 @@ _GAP = 4  # pixels between pairs
 _INNER_GAP = 1  # pixels between an image and its label
 _BACKGROUND = (245, 245, 245)
 _INK = (40, 40, 40)
+_ORANGE = (255, 110, 0)
 
 
 def colourise(label: np.ndarray, classes: ClassTable) -> np.ndarray:
@@ -21,9 +22,15 @@ def colourise(label: np.ndarray, classes: ClassTable) -> np.ndarray:
 
 
 def overlay(sar: np.ndarray, label: np.ndarray, classes: ClassTable, alpha: float = 0.45) -> np.ndarray:
-    """(H, W, 3) uint8: the image with every class but the first laid over it in its colour, `alpha` strong (0 to 1)."""
+    """(H, W, 3) uint8: the image with every class but the first laid over it in its colour, `alpha` strong (0 to 1).
+
+    A class whose colour is grey, as SOS's white oil, would pass for a part of the image: it is laid on in orange.
+    """
     grey = np.repeat(sar[..., None], 3, axis=-1).astype(np.float32)
-    mixed = (1 - alpha) * grey + alpha * colourise(label, classes)
+    palette = classes.palette()
+    own = palette[: classes.num_classes]
+    own[np.ptp(own, axis=1) == 0] = _ORANGE
+    mixed = (1 - alpha) * grey + alpha * palette[label]
     return np.where((label == 0)[..., None], grey, mixed).round().astype(np.uint8)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -35,8 +35,8 @@ class CosineSchedule:
         return torch.cumprod(1 - self.betas, dim=0)
 
     def noising_table(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """(T, 2) fp32: sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) of every step."""
-        return torch.stack([self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()], dim=1).float().to(device)
+        """(T, 2) fp32: sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) of every step; made once for a device."""
+        return _noising_table(self, str(device))
 
     def sampling_timesteps(self, num_steps: int) -> torch.Tensor:
         """(num_steps,) int64, descending: "leading" spacing, e.g. 995, 990, ..., 0 for 200 of 1000."""
@@ -62,3 +62,8 @@ class CosineSchedule:
         A = ((1 - p - sigma**2).clamp(min=0) / (1 - a)).sqrt()
         B = p.sqrt() - A * a.sqrt()
         return torch.stack([A, B, sigma], dim=1).float().to(device)
+
+
+@lru_cache(maxsize=8)
+def _noising_table(schedule: CosineSchedule, device: str) -> torch.Tensor:
+    return torch.stack([schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()], dim=1).float().to(device)

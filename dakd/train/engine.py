@@ -171,17 +171,20 @@ class Engine:
             group["lr"] = lr
 
     def _to_device(self, batch: dict) -> dict:
-        return {
+        """The batch on this rank's device; `host_positions` stays behind for draws that are made on the host."""
+        moved = {
             name: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
             for name, value in batch.items()
         }
+        return moved | {"host_positions": batch["positions"]}
 
     # -- state by name ------------------------------------------------------------------------------------------------
 
     def collect(self, what: str) -> dict[str, Tensor]:
         """A full fp32 copy by name, on the CPU: `master` weights, or the state `exp_avg`, `exp_avg_sq` or `ema`.
 
-        A collective: every rank calls it, every rank gets the whole.
+        A collective: every rank calls it. Only rank 0 keeps what comes of it, and the others return nothing: a copy a
+        rank would fill the host.
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -193,7 +196,8 @@ class Engine:
                     if what == "master"
                     else safe_get_full_optimizer_state(parameter, what)
                 )
-                collected[name] = value.detach().float().cpu().clone()
+                if distributed.is_main():
+                    collected[name] = value.detach().float().cpu().clone()
         return collected
 
     def buffers(self) -> dict[str, Tensor]:
@@ -211,13 +215,13 @@ class Engine:
         return averaged
 
     def weights(self, kind: str) -> dict[str, Tensor]:
-        """The whole state dict, fp32, of the `raw` or the `ema` weights; a collective."""
+        """The whole state dict, fp32, of the `raw` or the `ema` weights, on rank 0; a collective."""
         trained = self.collect("master" if kind == "raw" else "ema")
         frozen = {name: value.float().cpu() for name, value in self._frozen.items()}
         return trained | frozen | self.buffers()
 
     def state(self) -> dict[str, Tensor]:
-        """All that a resume needs, flat, by `kind/name`; a collective."""
+        """All that a resume needs, flat, by `kind/name`, on rank 0; a collective."""
         parts = {kind: self.collect(kind) for kind in ("master", *MOMENTS)}
         parts["frozen"] = {name: value.cpu() for name, value in self._frozen.items()}
         parts["buffer"] = self.buffers()

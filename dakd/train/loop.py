@@ -83,6 +83,7 @@ def run_training(training: Training, config: Config) -> None:
     _train_steps(training, engine, first_step, config)
     training.finish(engine)
     engine.close()
+    distributed.barrier()  # what rank 0 has written is there for all, before the next training looks for it
 
 
 def _train_steps(training: Training, engine: Engine, first_step: int, config: Config) -> None:
@@ -118,6 +119,7 @@ def _batches(training: Training, step: int) -> Iterator[dict]:
         distributed.world_size(),
         step * training.global_batch,
         training.engine.num_workers,
+        pin_memory=distributed.device().type == "cuda",
     )
     return iter(loader)
 

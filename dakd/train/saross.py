@@ -31,7 +31,7 @@ class StudentTraining(nn.Module):
     def forward(self, batch: dict) -> dict[str, Tensor]:
         cfg = self.cfg
         if hasattr(self.net, "set_sample_positions"):
-            self.net.set_sample_positions(batch["positions"], self.seed)
+            self.net.set_sample_positions(batch["host_positions"], self.seed)
         logits = self.net(to_student(batch["image"]).to(memory_format=self.memory_format))
         weights = cfg.class_weights
         terms = seg_loss(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dakd.data.pictures import colourise, contact_sheet, image_grid, overlay
-from dakd.data.sample import OSD_CLASSES, Sample
+from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, Sample
 
 SAR = np.full((6, 8), 100, np.uint8)
 LABEL = np.tile(np.array([0, 1, 2, 3, 4, 255, 0, 1], np.uint8), (6, 1))
@@ -23,6 +23,12 @@ def test_overlay_leaves_the_first_class_as_it_is_and_mixes_the_others():
     picture = overlay(SAR, LABEL, OSD_CLASSES, alpha=0.25)
     assert tuple(picture[0, 0]) == (100, 100, 100)
     assert tuple(picture[0, 1]) == (75, 139, 139)
+
+
+def test_overlay_shows_a_class_whose_colour_is_grey_in_orange_and_ignored_pixels_in_grey():
+    label = np.array([[0, 1, 255]], np.uint8)
+    picture = overlay(np.full((1, 3), 200, np.uint8), label, SOS_CLASSES, alpha=1.0)
+    assert [tuple(pixel) for pixel in picture[0]] == [(200, 200, 200), (255, 110, 0), (128, 128, 128)]
 
 
 def test_contact_sheet_shows_the_image_left_and_the_label_right():
