@@ -128,10 +128,11 @@ def run_step(step: str, argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.overrides)
         STEPS[step][0](config, args)
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("DAKD_TRACEBACK"):
             raise
-        print(f"dakd {step}: {error}", file=sys.stderr, flush=True)
+        hint = "" if isinstance(error, ValueError) else "\n(DAKD_TRACEBACK=1 shows where it happened)"
+        print(f"dakd {step}: {error}{hint}", file=sys.stderr, flush=True)
         return 1
     return 0
 

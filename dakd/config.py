@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -93,7 +93,6 @@ class UNetConfig(Section):
     attention_levels: tuple[NonNegative, ...] = (4,)  # 1/16 of the resolution
     attention_head_dim: Positive = 8
     norm_groups: Positive = 32  # fewer where a level has fewer channels
-    dropout: Fraction = 0.0
 
     @model_validator(mode="after")
     def _levels_exist(self) -> UNetConfig:
@@ -142,7 +141,14 @@ class EngineConfig(Section):
     sample_every: NonNegative = 5000  # optimizer steps; 0 makes no grids
     num_samples: Positive = 8  # pairs in a grid
     sample_steps: Positive = 50  # DDIM steps of a grid
-    wandb: Literal["off", "auto", "online", "offline"] = "auto"  # auto: online with a key, else offline
+    # auto: online where there is a key and the server answers, else offline
+    wandb: Literal["off", "auto", "online", "offline"] = "auto"
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        """YAML reads a bare `off` as false."""
+        return "off" if value is False else value
 
 
 class StageConfig(Section):

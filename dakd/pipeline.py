@@ -5,8 +5,10 @@ Every step is repeatable, so the same command goes on where a stopped one was.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,13 +27,12 @@ UNDER_DEEPSPEED = ("train_jointnet", "generate", "train_saross")
 
 def run_pipeline(config: Config, config_file: Path, overrides: list[str], processes: int | None = None) -> None:
     """Run every step of the experiment. Raises RuntimeError naming the step that failed."""
-    processes = processes or max(1, torch.cuda.device_count())
+    processes = processes or fitting_processes(config, torch.cuda.device_count())
     seconds = {}
     for number, step in enumerate(STEP_ORDER, 1):
         say(f"\n=== {number}/{len(STEP_ORDER)} {step} ===")
         start = time.monotonic()
-        command = step_command(step, config_file, overrides, processes)
-        code = subprocess.run(command, env=step_environment(), check=False).returncode
+        code = run_command(step_command(step, config_file, overrides, processes))
         if code != 0:
             raise RuntimeError(f"step {step} ended with status {code}; mend what it says above and run the same again")
         seconds[step] = time.monotonic() - start
@@ -42,6 +43,31 @@ def run_pipeline(config: Config, config_file: Path, overrides: list[str], proces
     say(f"report: {config.run_path / 'report' / 'index.html'}")
 
 
+def fitting_processes(config: Config, available: int) -> int:
+    """The most processes, up to `available`, that share the global batches of both trainings evenly."""
+    batches = (config.train_jointnet.global_batch, config.train_saross.global_batch)
+    return max(n for n in range(1, max(1, available) + 1) if all(batch % n == 0 for batch in batches))
+
+
+def run_command(command: list[str]) -> int:
+    """Run a step and return its status. When this process is told to stop, the step's whole family is told too.
+
+    DeepSpeed's launcher does not pass SIGTERM on to its ranks, so the step gets a process group of its own.
+    """
+    step = subprocess.Popen(command, env=step_environment(), start_new_session=True)
+
+    def pass_on(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(step.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return step.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def step_command(step: str, config_file: Path, overrides: list[str], processes: int) -> list[str]:
     """The command line of a step, as a person would type it."""
     arguments = ["--config", str(config_file), *overrides]
@@ -49,7 +75,7 @@ def step_command(step: str, config_file: Path, overrides: list[str], processes: 
         return [sys.executable, "-m", "dakd", step, *arguments]
     runner = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or shutil.which("deepspeed")
     if runner is None:
-        raise RuntimeError("the deepspeed launcher is not installed; run: pip install 'dakd[train]'")
+        raise RuntimeError("the deepspeed launcher is not installed; run: pip install -e '.[train]'")
     # a port of its own: two pipelines may share a host
     options = ["--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "error"]
     return [runner, *options, str(LAUNCH / f"{step}.py"), *arguments]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dakd.config import load_config
-from dakd.train.engine import zero_config
+from dakd.pipeline import fitting_processes
+from dakd.train.engine import fitting_micro_batch, zero_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -41,6 +42,17 @@ def test_paper_configs_say_the_papers_numbers(name, b, steps, num_samples):
     assert config.generate.num_samples == num_samples and config.generate.sampling_steps == 200
     assert student.epochs == 200 and student.global_batch == 16 and student.student.encoder == "mamba_vision_b"
     assert student.crop == ((512, 512) if name == "osd" else (256, 256)) and student.mosaic == (name == "osd")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_config_runs_on_one_to_eight_processes(path):
+    config = load_config(path)
+    for world in (1, 2, 4, 8):
+        for section in (config.train_jointnet, config.train_saross):
+            if section.global_batch % world == 0:
+                size = fitting_micro_batch(section.global_batch, section.micro_batch, world)
+                assert section.global_batch % (size * world) == 0
+        assert fitting_processes(config, world) == min(world, 4 if path.stem == "smoke" else world)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "deepspeed").glob("*.json")), ids=lambda path: path.name)

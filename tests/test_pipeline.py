@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from dakd.pipeline import STEP_ORDER, step_command, step_environment
 from dakd.runtime.distributed import free_port
 from dakd.runtime.runlog import read_records
 from dakd.train.checkpoint import list_checkpoints
+from dakd.train.lock import locked
 from dakd.weights import load_student
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,6 +129,36 @@ def launch(name: str, step: str, *arguments: str, timeout: int = 240) -> str:
     return done.stdout
 
 
+def wait_for_lock(folder: Path) -> None:
+    """Until the killed ranks are gone: the kernel then lets go of their lock."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            with locked(folder):
+                return
+        except RuntimeError:
+            time.sleep(0.1)
+    raise AssertionError("ranks of the killed run are still there")
+
+
+def test_stopping_the_pipeline_stops_the_step(tmp_path):
+    """SIGTERM to the parent reaches a grandchild that its launcher would not have told."""
+    marker = tmp_path / "alive"
+    grandchild = f"import time, pathlib\nwhile True:\n    pathlib.Path({str(marker)!r}).touch(); time.sleep(0.05)"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    command = f"[sys.executable, '-c', {child!r}]"
+    code = f"import sys; from dakd.pipeline import run_command; sys.exit(run_command({command}) != 0)"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    while not marker.exists():
+        time.sleep(0.05)
+    parent.terminate()
+    assert parent.wait(timeout=30) == 1
+    time.sleep(0.3)
+    last = marker.stat().st_mtime_ns
+    time.sleep(0.3)
+    assert marker.stat().st_mtime_ns == last
+
+
 def quiet() -> dict[str, str]:
     return step_environment() | {"OMP_NUM_THREADS": "1"}
 
@@ -140,12 +172,15 @@ def test_two_processes_train_stop_continue_and_generate(name, tmp_path):
     arguments = ["--config", config, "train_jointnet.stage1.steps=400"]
     checkpoints = tmp_path / "run" / "train_jointnet" / "stage1" / "checkpoints"
     command = [*launcher(name), str(ROOT / "launch" / "train_jointnet.py"), *arguments]
-    running = subprocess.Popen(command, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        command, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not list_checkpoints(checkpoints) and time.monotonic() < deadline:
         time.sleep(0.05)
-    running.terminate()
+    os.killpg(running.pid, signal.SIGKILL)
     running.wait(timeout=60)
+    wait_for_lock(checkpoints.parent)
     stopped_at = int(list_checkpoints(checkpoints)[-1].name[5:])
     assert 0 < stopped_at < 400
     shorter = [*arguments[:-1], f"train_jointnet.stage1.steps={stopped_at + 6}"]

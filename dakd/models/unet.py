@@ -38,14 +38,13 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time = nn.Linear(time_dim, c_out)
         self.norm2 = group_norm(c_out, cfg.norm_groups)
-        self.dropout = nn.Dropout(cfg.dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
         inner = self.conv1(F.silu(self.norm1(h)))
         inner = inner + self.time(F.silu(time))[:, :, None, None]
-        inner = self.conv2(self.dropout(F.silu(self.norm2(inner))))
+        inner = self.conv2(F.silu(self.norm2(inner)))
         return self.shortcut(h) + inner
 
 

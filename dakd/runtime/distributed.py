@@ -10,9 +10,13 @@ import atexit
 import os
 import socket
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# Ranks that generate shards of their own meet again only at the end, which may be hours apart.
+COLLECTIVE_TIMEOUT = timedelta(hours=24)
 
 
 def rank() -> int:
@@ -52,7 +56,7 @@ def init_process_group() -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
     # Once a process, at its end: DeepSpeed keeps what it knows of the group, and a second group would confuse it.
     atexit.register(shut_down)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dakd.config import EngineConfig, OptimizerConfig
 from dakd.runtime import distributed
+from dakd.train.ema import ema_decay
 from dakd.train.optim import build_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "ema")
@@ -32,20 +33,24 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Means over the global batch, and the gradient's norm before clipping."""
+    """Means over the global batch (totals for names in num_), and the gradient's norm before clipping."""
 
     losses: dict[str, float]
     grad_norm: float
 
 
-def gradient_accumulation(global_batch: int, micro_batch: int, world: int) -> int:
-    """Forward passes a rank and optimizer step; ValueError where the sizes do not fit."""
-    if global_batch % (micro_batch * world):
+def fitting_micro_batch(global_batch: int, largest: int, world: int) -> int:
+    """Samples a rank and forward pass: the largest divisor of a rank's share of the batch that is at most `largest`.
+
+    ValueError where the ranks cannot share the global batch evenly.
+    """
+    if global_batch % world:
         raise ValueError(
-            f"global_batch ({global_batch}) is not a multiple of micro_batch x world ({micro_batch} x {world} = "
-            f"{micro_batch * world}); change global_batch or micro_batch"
+            f"global_batch ({global_batch}) is not a multiple of the {world} processes; "
+            f"set it to {world * max(1, round(global_batch / world))}, or start another number of processes"
         )
-    return global_batch // (micro_batch * world)
+    share = global_batch // world
+    return max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
 
 
 def import_deepspeed() -> Any:
@@ -56,7 +61,7 @@ def import_deepspeed() -> Any:
     try:
         import deepspeed
     except ImportError:
-        raise RuntimeError("training needs DeepSpeed, which is not installed; run: pip install 'dakd[train]'") from None
+        raise RuntimeError("training needs DeepSpeed, which is not installed; run: pip install -e '.[train]'") from None
     import logging
 
     from deepspeed.ops import __compatible_ops__
@@ -107,9 +112,11 @@ class Engine:
         distributed.init_process_group()
         self.device = distributed.device()
         self.micro_batch = micro_batch
-        self.accumulation = gradient_accumulation(global_batch, micro_batch, distributed.world_size())
+        self.accumulation = global_batch // (micro_batch * distributed.world_size())
         # The engine may round frozen parameters to bf16, and its getters do not know them: keep the originals.
         self._frozen = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
+        exact = {n: p.detach().clone() for n, p in module.named_parameters()} if precision == "bf16" else {}
+        self._num_steps, self._ema_settings = 0, (optimizer.ema_decay, optimizer.ema_ramp)
         config = zero_config(engine.deepspeed) | {
             "train_batch_size": global_batch,
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -124,12 +131,18 @@ class Engine:
         elif precision == "autocast":
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         if engine.compile:
-            module.compile()
+            module.net.compile()
         self.engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=build_optimizer(module, optimizer, decays_vectors), config=config
         )
-        _inner_optimizer(self._optimizer).create_states()
         self.module: nn.Module = self.engine.module
+        # DeepSpeed takes its fp32 masters from weights that it has rounded to bf16 already: give them back in full.
+        for name, parameter in self.module.named_parameters():
+            if name in exact and name not in self._frozen:
+                self._set(parameter, "master", exact[name])
+        _inner_optimizer(self._optimizer).create_states()
+        # Batch norm's statistics are averaged as the weights are, so that the two fit each other.
+        self._ema_buffers = {name: buffer.detach().clone() for name, buffer in self._persistent_buffers()}
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -154,13 +167,24 @@ class Engine:
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         if not self.engine.was_step_applied() or norm != norm or norm in (float("inf"), -1.0):
             raise NonFiniteLoss(_non_finite_message("gradient", norm, keys))
+        self._num_steps += 1
+        self._average_buffers()
         return StepResult(means, norm)
+
+    @torch.no_grad()
+    def _average_buffers(self) -> None:
+        weight = 1 - ema_decay(self._num_steps, *self._ema_settings)
+        for name, buffer in self._persistent_buffers():
+            if buffer.is_floating_point():
+                self._ema_buffers[name].lerp_(buffer, weight)
+            else:
+                self._ema_buffers[name].copy_(buffer)
 
     def _global_means(self, sums: dict[str, Tensor]) -> dict[str, float]:
         names = sorted(sums)
         totals = distributed.all_reduce_sum(torch.stack([sums[name] for name in names]).tolist())
-        count = self.accumulation * self.micro_batch * distributed.world_size()
-        return {name: total / count for name, total in zip(names, totals)}
+        batch = self.accumulation * self.micro_batch * distributed.world_size()
+        return {name: total / (1 if name.startswith("num_") else batch) for name, total in zip(names, totals)}
 
     def _stop_if_non_finite(self, loss: float, keys: list[str]) -> None:
         if loss != loss or loss in (float("inf"), float("-inf")):
@@ -200,14 +224,17 @@ class Engine:
                     collected[name] = value.detach().float().cpu().clone()
         return collected
 
-    def buffers(self) -> dict[str, Tensor]:
-        """Buffers by name on the CPU; floating ones (batch norm's statistics) as their mean over the ranks."""
+    def _persistent_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        for name, buffer in self.module.named_buffers():
+            if name.rpartition(".")[2] not in _non_persistent(self.module, name):
+                yield name, buffer
+
+    def buffers(self, kind: str) -> dict[str, Tensor]:
+        """`raw` or `ema` buffers by name on the CPU; floating ones (batch norm's statistics) are means over ranks."""
         world = distributed.world_size()
         averaged = {}
-        for name, buffer in self.module.named_buffers():
-            if name.rpartition(".")[2] in _non_persistent(self.module, name):
-                continue
-            value = buffer.detach().clone()
+        for name, buffer in self._persistent_buffers():
+            value = (buffer if kind == "raw" else self._ema_buffers[name]).detach().clone()
             if world > 1 and value.is_floating_point():
                 dist.all_reduce(value)
                 value /= world
@@ -218,13 +245,13 @@ class Engine:
         """The whole state dict, fp32, of the `raw` or the `ema` weights, on rank 0; a collective."""
         trained = self.collect("master" if kind == "raw" else "ema")
         frozen = {name: value.float().cpu() for name, value in self._frozen.items()}
-        return trained | frozen | self.buffers()
+        return trained | frozen | self.buffers(kind)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resume needs, flat, by `kind/name`, on rank 0; a collective."""
         parts = {kind: self.collect(kind) for kind in ("master", *MOMENTS)}
         parts["frozen"] = {name: value.cpu() for name, value in self._frozen.items()}
-        parts["buffer"] = self.buffers()
+        parts |= {"buffer": self.buffers("raw"), "ema_buffer": self.buffers("ema")}
         return {f"{kind}/{name}": value for kind, values in parts.items() for name, value in values.items()}
 
     def restore(self, state: dict[str, Tensor], step: int, batches: Callable[[], Iterator[dict]]) -> None:
@@ -248,9 +275,10 @@ class Engine:
                     self._set(parameter, kind, state[f"{kind}/{name}"])
         for entry in _inner_optimizer(self._optimizer).state.values():
             entry["step"] = torch.full_like(torch.as_tensor(entry["step"]), step)
-        for name, buffer in self.module.named_buffers():
-            if f"buffer/{name}" in state:
-                buffer.copy_(state[f"buffer/{name}"])
+        self._num_steps = step
+        for name, buffer in self._persistent_buffers():
+            buffer.copy_(state[f"buffer/{name}"])
+            self._ema_buffers[name].copy_(state[f"ema_buffer/{name}"])
 
     def _set(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         from deepspeed.utils import (

@@ -32,7 +32,8 @@ from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import save_config
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.loop import Training, run_training
-from dakd.weights import load_state, load_strict, save_weights
+from dakd.train.optim import optimizer_identity
+from dakd.weights import file_hash, load_state, load_strict, save_weights
 
 
 @dataclass(frozen=True)
@@ -135,18 +136,21 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
         "flip": cfg.flip,
         "seed": config.seed,
         "data": [source.index["fingerprint"] for source in sources],
+        "optimizer": optimizer_identity(cfg.optimizer, settings.lr, settings.steps),
+        "label_loss_weight": cfg.label_loss_weight,
+        "starts_from": None if previous is None else file_hash(previous),
     }
     metadata = identity | {"kind": "unet" if stage == 1 else "jointnet", "classes": train.classes.to_dict()}
 
-    def build() -> nn.Module:
+    def build(is_new: bool) -> nn.Module:
         memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
         if stage == 1:
             return ImageTraining(UNet(cfg.unet, 1, 1), noising, memory_format)
         net = SARJointNet(cfg.unet, num_classes)
-        if stage == 2:
+        if is_new and stage == 2:
             load_strict(net.sar_net, load_state(previous), str(previous))
             net.start_label_net_from_sar_net()
-        else:
+        elif is_new:
             load_strict(net, load_state(previous), str(previous))
         freeze_for_stage(net, stage)
         return JointTraining(net, noising, cfg.label_loss_weight, memory_format)

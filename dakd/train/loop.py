@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -16,7 +16,8 @@ from dakd.runtime import distributed
 from dakd.runtime.runlog import RunLog, say
 from dakd.runtime.seeding import seed_everything
 from dakd.train.checkpoint import load_latest, save_checkpoint
-from dakd.train.engine import Engine
+from dakd.train.engine import Engine, fitting_micro_batch
+from dakd.train.lock import locked
 from dakd.train.optim import learning_rate
 from dakd.weights import load_strict
 
@@ -25,7 +26,8 @@ from dakd.weights import load_strict
 class Training:
     """What is particular about one training.
 
-    build: makes the training module with its initial weights (same on every rank).
+    build: (is_new) makes the training module; initial weights matter only when it is new (same on every rank).
+    micro_batch: the most samples a rank and forward pass.
     identity: settings that a checkpoint must share to be continued.
     draw: (engine, folder, step) writes a sample grid; a collective; None draws nothing.
     finish: (engine) writes the final weights; a collective.
@@ -33,7 +35,7 @@ class Training:
 
     label: str
     folder: Path
-    build: Callable[[], nn.Module]
+    build: Callable[[bool], nn.Module]
     dataset: Dataset
     total_steps: int
     lr: float
@@ -55,9 +57,20 @@ class Training:
 
 
 def run_training(training: Training, config: Config) -> None:
-    """Train to the last step; the same call again goes on from the newest checkpoint, or finds nothing left to do."""
+    """Train to the last step; the same call again goes on from the newest checkpoint, or finds nothing left to do.
+
+    Raises RuntimeError where another process is at work in the same folder.
+    """
     distributed.init_process_group()
     distributed.limit_threads(training.engine.threads)
+    with locked(training.folder):
+        _run(training, config)
+    distributed.barrier()  # what rank 0 has written is there for all, before the next training looks for it
+
+
+def _run(training: Training, config: Config) -> None:
+    micro_batch = fitting_micro_batch(training.global_batch, training.micro_batch, distributed.world_size())
+    training = replace(training, micro_batch=micro_batch)
     saved = load_latest(training.checkpoints, training.identity)
     first_step = saved[1]["step"] if saved else 0
     if first_step >= training.total_steps and training.final_weights.exists():
@@ -65,7 +78,7 @@ def run_training(training: Training, config: Config) -> None:
         return
 
     seed_everything(training.seed)
-    module = training.build()
+    module = training.build(saved is None)
     if saved:
         say(f"{training.label}: goes on after step {first_step} of {training.total_steps}")
         load_strict(module, _module_state(saved[0]), f"checkpoint of step {first_step}")
@@ -83,7 +96,6 @@ def run_training(training: Training, config: Config) -> None:
     _train_steps(training, engine, first_step, config)
     training.finish(engine)
     engine.close()
-    distributed.barrier()  # what rank 0 has written is there for all, before the next training looks for it
 
 
 def _train_steps(training: Training, engine: Engine, first_step: int, config: Config) -> None:
@@ -98,7 +110,8 @@ def _train_steps(training: Training, engine: Engine, first_step: int, config: Co
         if log.is_due(step, settings.log_every):
             now_s = time.monotonic()
             rate = (step - since_step) * training.global_batch / max(1e-9, now_s - since_s)
-            values = {**result.losses, "grad": result.grad_norm, "lr": lr}
+            told = {name: value for name, value in result.losses.items() if value or not name.startswith("num_")}
+            values = {**told, "grad": result.grad_norm, "lr": lr}
             log.report(step, step * training.global_batch, values, rate)
             since_s, since_step = now_s, step
         is_last = step == training.total_steps

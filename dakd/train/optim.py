@@ -45,3 +45,9 @@ def learning_rate(step: int, total_steps: int, peak: float, cfg: OptimizerConfig
         return peak
     done = (step - warmup) / max(1, total_steps - warmup)
     return peak * (0.5 * (1 + math.cos(math.pi * done)) if cfg.lr_decay == "cosine" else 1 - done)
+
+
+def optimizer_identity(cfg: OptimizerConfig, peak: float, total_steps: int) -> dict:
+    """What a checkpoint must share to be continued: a run at a constant rate may be made longer, another may not."""
+    follows_length = cfg.lr_decay != "constant"
+    return cfg.model_dump(mode="json") | {"lr": peak, "total_steps": total_steps if follows_length else None}

@@ -18,6 +18,7 @@ from dakd.runtime.distributed import is_main
 from dakd.runtime.runlog import save_config, say
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.loop import Training, run_training
+from dakd.train.optim import optimizer_identity
 from dakd.weights import load_pretrained_encoder, load_strict, save_student
 
 
@@ -27,26 +28,29 @@ class StudentTraining(nn.Module):
     def __init__(self, net: nn.Module, cfg: StudentLossConfig, seed: int, memory_format: torch.memory_format):
         super().__init__()
         self.net, self.cfg, self.seed, self.memory_format = net, cfg, seed, memory_format
+        weights = None if cfg.class_weights is None else torch.tensor(cfg.class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         cfg = self.cfg
         if hasattr(self.net, "set_sample_positions"):
             self.net.set_sample_positions(batch["host_positions"], self.seed)
         logits = self.net(to_student(batch["image"]).to(memory_format=self.memory_format))
-        weights = cfg.class_weights
         terms = seg_loss(
             logits,
             batch["label"],
             batch["teacher"],
             batch["teacher_row"],
             temperature=cfg.temperature,
-            class_weights=None if weights is None else logits.new_tensor(weights, dtype=torch.float32),
+            class_weights=self.class_weights,
             dice_samples=cfg.dice_samples,
             dice_form=cfg.dice_form,
         )
         # tau^2 keeps the soft term's gradients on the scale of the hard one's (Hinton et al. 2015; paper, Eq. 9)
         loss = cfg.ce * terms.ce + cfg.kd * cfg.temperature**2 * terms.kd + cfg.dice * terms.dice
-        return {"loss": loss, "ce": terms.ce, "kd": terms.kd, "dice": terms.dice}
+        # pixels whose class the table does not have; they count as unknown
+        invalid = terms.num_invalid.to(loss.dtype)
+        return {"loss": loss, "ce": terms.ce, "kd": terms.kd, "dice": terms.dice, "num_invalid_labels": invalid}
 
 
 def student_folder(config: Config, training_set: TrainingSet) -> Path:
@@ -67,7 +71,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
     classes = dataset.classes
     if cfg.loss.class_weights is not None and len(cfg.loss.class_weights) != classes.num_classes:
         raise ValueError(f"class_weights has {len(cfg.loss.class_weights)} values for {classes.num_classes} classes")
-    folder = student_folder(config, training_set)
+    folder, steps = student_folder(config, training_set), student_steps(config)
     sources = [source for source in (dataset.real, dataset.synthetic) if source is not None]
     identity = {
         "training_set": training_set,
@@ -81,12 +85,14 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         "num_synthetic": dataset.num_synthetic,
         "seed": config.seed,
         "data": [source.index["fingerprint"] for source in sources],
+        "optimizer": optimizer_identity(cfg.optimizer, cfg.optimizer.lr, steps),
     }
 
-    def build() -> nn.Module:
+    def build(is_new: bool) -> nn.Module:
         memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
         net = build_student(cfg.student, classes.num_classes)
-        load_pretrained_encoder(net, cfg.student)
+        if is_new:
+            load_pretrained_encoder(net, cfg.student)
         return StudentTraining(net, cfg.loss, config.seed, memory_format)
 
     def finish(engine: Engine) -> None:
@@ -102,7 +108,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         folder=folder,
         build=build,
         dataset=dataset,
-        total_steps=student_steps(config),
+        total_steps=steps,
         lr=cfg.optimizer.lr,
         global_batch=cfg.global_batch,
         micro_batch=cfg.micro_batch,

@@ -133,6 +133,14 @@ def test_autocast_training_follows_fp32(trained, tmp_path):
     assert ours == pytest.approx(theirs, rel=0.05) and ours != theirs
 
 
+def test_averaged_weights_come_with_averaged_batch_norm_statistics(trained):
+    files = (student_folder(trained, "real") / name for name in ("student.safetensors", "student_raw.safetensors"))
+    ema, raw = (load_state(file) for file in files)
+    names = [name for name in ema if name.endswith("running_mean")]
+    assert names and any(not torch.equal(ema[name], raw[name]) for name in names)
+    assert all(torch.equal(ema[name], raw[name]) for name in ema if name.endswith("num_batches_tracked"))
+
+
 def test_hard_labels_train_on_the_teachers_argmax_without_distillation(tmp_path):
     config = with_pairs(tmp_path, loss={"hard_labels": True}, steps=2)
     item = next(
