@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from dakd.config import Config, dump_config
 from dakd.runtime.distributed import is_main
 
 REPORT_INTERVAL_S = 30.0
+CONNECT_TIMEOUT_S = 3.0  # until W&B's server counts as absent
+INIT_TIMEOUT_S = 30.0  # until a server that does answer must have opened the run, in the mode auto
 
 
 def say(message: str) -> None:
@@ -56,8 +62,8 @@ def format_duration(seconds: float) -> str:
 
 
 def format_count(count: float) -> str:
-    """`812`, `13.1k`, `1.31M`."""
-    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    """`812`, `13.1k`, `1.31M`, `2.5G`, `1.02T`."""
+    for scale, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if count >= scale:
             return f"{count / (1e3 if suffix == 'k' else scale):.3g}{suffix}"
     return f"{count:.0f}"
@@ -146,7 +152,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def drop_records_after(path: Path, step: int) -> None:
@@ -174,7 +180,11 @@ def _step_of(line: str) -> int | None:
 
 
 def _start_wandb(mode: str, folder: Path, label: str, config: Config) -> Any:
-    """A W&B run, or None. `auto` is online with a key, else offline; without the package it is off."""
+    """A W&B run, or None where the mode is off.
+
+    `auto` is online where a key and the server are there, else offline; without the package it is off. A log must not
+    stop a training: in `auto` whatever goes wrong online is told in one line, and the run goes on offline.
+    """
     if mode == "off":
         return None
     try:
@@ -183,11 +193,26 @@ def _start_wandb(mode: str, folder: Path, label: str, config: Config) -> Any:
         if mode != "auto":
             raise RuntimeError(f"wandb is {mode} but the package is not installed; pip install wandb") from None
         return None
-    if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    if mode != "auto":
+        return _open_wandb_run(mode, folder, label, config)
+    try:
+        reason = _why_offline()
+        if reason is None:
+            return _open_wandb_run("online", folder, label, config, init_timeout=INIT_TIMEOUT_S)
+    except Exception as error:  # wandb's errors have no common base
+        reason = f"W&B says: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        wandb.teardown()  # what failed would still hold the run's id
+    if reason:
+        say(f"{label}  wandb offline: {reason}; upload later with: wandb sync {folder}/wandb/offline-run-*")
+    return _open_wandb_run("offline", folder, label, config)
+
+
+def _open_wandb_run(mode: str, folder: Path, label: str, config: Config, **settings: Any) -> Any:
+    import wandb
+
     run_id = folder / "wandb_id"
     if not run_id.exists():
-        write_text(run_id, wandb.util.generate_id())
+        write_text(run_id, secrets.token_hex(4))
     return wandb.init(
         project="dakd",
         name=f"{config.name}-{label}",
@@ -196,5 +221,33 @@ def _start_wandb(mode: str, folder: Path, label: str, config: Config) -> Any:
         mode=mode,
         dir=str(folder),
         config=config.model_dump(mode="json"),
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, **settings),
     )
+
+
+def _why_offline() -> str | None:
+    """Why W&B cannot be used online: "" where there is no key, which needs no word; None where it can."""
+    import wandb
+
+    url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+    # The key of WANDB_API_KEY or of the netrc file, as wandb itself finds it; nothing is asked and nothing is sent.
+    if not wandb.login(prompt=False, verify=False):
+        return ""
+    return None if _server_answers(url) else f"{url} does not answer within {CONNECT_TIMEOUT_S:.0f} s"
+
+
+def _server_answers(url: str) -> bool:
+    """Whether the server, or the proxy on the way to it, takes a TCP connection.
+
+    wandb itself would try for a minute and a half to find that it does not.
+    """
+    server = urlsplit(url)
+    proxy = None if proxy_bypass(server.hostname) else getproxies().get(server.scheme)
+    if proxy:
+        server = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    address = (server.hostname, server.port or (443 if server.scheme == "https" else 80))
+    try:
+        socket.create_connection(address, timeout=CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
