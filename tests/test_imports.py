@@ -63,7 +63,7 @@ def test_training_without_deepspeed_says_what_to_install():
         except RuntimeError as error:
             print(error)
     """)
-    assert "pip install 'dakd[train]'" in out
+    assert "pip install -e '.[train]'" in out
 
 
 def test_importing_draws_no_random_number_and_touches_no_gpu():

@@ -1,0 +1,45 @@
+"""The process's place in the world, from the environment alone."""
+
+from __future__ import annotations
+
+import torch
+
+from dakd.runtime import distributed
+
+
+def test_lone_process_is_rank_0_of_1(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (distributed.rank(), distributed.world_size(), distributed.local_rank()) == (0, 1, 0)
+    assert distributed.is_main()
+    assert distributed.all_reduce_sum([1.5, 2.0]) == [1.5, 2.0]
+
+
+def test_launchers_environment_is_read(monkeypatch):
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (distributed.rank(), distributed.world_size(), distributed.local_rank()) == (5, 8, 1)
+    assert not distributed.is_main()
+
+
+def test_ranks_of_a_host_share_its_cores(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: set(range(8)))
+    try:
+        for ranks, wanted in (("2", 4), ("16", 1)):
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+            distributed.limit_threads(0)
+            assert torch.get_num_threads() == wanted
+        distributed.limit_threads(3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_free_ports_can_be_listened_on():
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", distributed.free_port()))
+        server.listen()
