@@ -69,3 +69,11 @@ def test_defaults_are_the_papers_values():
     assert teacher.global_batch == 32 and teacher.schedule.num_train_timesteps == 1000
     assert config.generate.num_samples == 4480 and config.generate.sampling_steps == 200 and config.generate.eta == 0
     assert student.epochs == 200 and student.global_batch == 16 and student.student.encoder == "mamba_vision_b"
+
+
+def test_a_bare_off_turns_wandb_off(tmp_path):
+    path = write(tmp_path, "name: a\ntrain_saross: {engine: {wandb: off}}\n")
+    config = load_config(path, ["train_jointnet.engine.wandb=off"])
+    assert config.train_jointnet.engine.wandb == config.train_saross.engine.wandb == "off"
+    with pytest.raises(ValueError, match=r"engine\.wandb: Input should be 'off', 'auto', 'online' or 'offline'"):
+        load_config(path, ["train_jointnet.engine.wandb=on"])
