@@ -64,7 +64,7 @@ def format_duration(seconds: float) -> str:
 def format_count(count: float) -> str:
     """`812`, `13.1k`, `1.31M`, `2.5G`, `1.02T`."""
     for scale, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if count >= scale:
+        if float(f"{count:.3g}") >= scale:  # as it will be printed: 999 900 is 1M
             return f"{count / (1e3 if suffix == 'k' else scale):.3g}{suffix}"
     return f"{count:.0f}"
 

@@ -46,7 +46,7 @@ def describe_jointnet(config: Config) -> str:
             freeze_for_stage(net, stage)
         cost = measure(net, (image, t) if stage == 1 else (image, label, t))
         lines.append(f"stage {stage}   {_cost_line(cost)}")
-        lines.append(f"          {_memory_line(cost, cfg.engine, cfg.micro_batch, 'bf16')}")
+        lines += _memory_lines(cost, cfg.engine, cfg.micro_batch, "bf16")
     return "\n".join(lines)
 
 
@@ -61,7 +61,7 @@ def describe_saross(config: Config) -> str:
         dump_config(config),
         f"SAROSS-Net, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
         f"student   {_cost_line(cost)} (without the scans and the attention cores)",
-        f"          {_memory_line(cost, cfg.engine, cfg.micro_batch, 'autocast')}",
+        *_memory_lines(cost, cfg.engine, cfg.micro_batch, "autocast"),
     ]
     return "\n".join(lines)
 
@@ -104,23 +104,31 @@ def _cost_line(cost: Cost) -> str:
     )
 
 
-def _memory_line(cost: Cost, engine: EngineConfig, micro_batch: int, on_gpu: str) -> str:
-    """Weights, gradients, and the optimizer's fp32 master, two moments and EMA (divided among ranks as ZeRO says)."""
-    stage, world = zero_config(engine.deepspeed)["zero_optimization"]["stage"], world_size()
-    precision = resolve_precision(engine.precision, on_gpu)
+def memory_parts(cost: Cost, precision: str, stage: int, world: int, micro_batch: int) -> dict[str, float]:
+    """Bytes a rank by what they are for: ZeRO `stage` (1 to 3) among `world` ranks.
+
+    The optimizer keeps an fp32 master, two moments and the EMA of every trained parameter; bf16 and autocast keep half
+    of the fp32 activations.
+    """
     width = 2 if precision == "bf16" else 4
-    weights = cost.num_parameters * width / (world if stage == 3 else 1)
-    gradients = cost.num_trained * width / (world if stage >= 2 else 1)
-    optimizer = cost.num_trained * 16 / world
-    activations = cost.saved_bytes * micro_batch * (1.0 if precision == "fp32" else 0.5)
-    total = weights + gradients + optimizer + activations
-    parts = ", ".join(
-        f"{name} {size / 2**30:.2f}"
-        for name, size in (
-            ("weights", weights),
-            ("gradients", gradients),
-            ("optimizer", optimizer),
-            (f"activations of {micro_batch} images", activations),
-        )
-    )
-    return f"about {total / 2**30:.2f} GiB a rank ({parts}; ZeRO-{stage} on {world}, {precision})"
+    activations = cost.saved_bytes * micro_batch
+    return {
+        "weights": cost.num_parameters * width / (world if stage == 3 else 1),
+        "gradients": cost.num_trained * width / (world if stage >= 2 else 1),
+        "optimizer": cost.num_trained * 16 / world,
+        f"activations of {micro_batch} images": activations if precision == "fp32" else activations / 2,
+    }
+
+
+def _memory_lines(cost: Cost, engine: EngineConfig, micro_batch: int, on_gpu: str) -> list[str]:
+    """One line a precision: that of this host, and that of a GPU where `auto` means another there."""
+    stage, world = zero_config(engine.deepspeed)["zero_optimization"]["stage"], world_size()
+    here = resolve_precision(engine.precision, on_gpu)
+    precisions = {here: here} | ({on_gpu: f"{on_gpu}, as on a GPU"} if engine.precision == "auto" else {})
+    lines = []
+    for precision, title in precisions.items():
+        parts = memory_parts(cost, precision, stage, world, micro_batch)
+        listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+        total = sum(parts.values()) / 2**30
+        lines.append(f"          {title}: about {total:.2f} GiB a rank ({listed}; ZeRO-{stage} on {world})")
+    return lines

@@ -27,7 +27,15 @@ def start(folder, start_step=0, mode="off", total_steps=8):
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0"), (9999, "9999"), (13_100, "13.1k"), (1.31e6, "1.31M"), (2.5e9, "2.5G"), (1.0152e12, "1.02T")],
+    [
+        (0, "0"),
+        (9980, "9980"),
+        (13_100, "13.1k"),
+        (999_900, "1M"),
+        (1.31e6, "1.31M"),
+        (2.5e9, "2.5G"),
+        (1.0152e12, "1.02T"),
+    ],
 )
 def test_counts_are_short(count, text):
     assert format_count(count) == text
