@@ -64,7 +64,8 @@ class Sample:
     """One image with what is known of it.
 
     sar: (H, W) uint8 grey values.  label: (H, W) uint8 class ids, IGNORE_INDEX where unknown, or None.
-    soft_label: (K, H, W) float16 raw logits of the teacher, or None.  meta: JSON-serialisable facts.
+    soft_label: (K, H, W) raw logits of the teacher, or None: float16 when read, any floating dtype to be written.
+    meta: JSON-serialisable facts.
     """
 
     key: str

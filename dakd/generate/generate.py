@@ -1,7 +1,8 @@
 """Synthetic pairs from the teacher, as shards.
 
 A shard is a function of (checkpoint, settings, shard index): sample i starts from noise keyed by (seed, i), so the set
-is the same however many processes make it, to rounding. Ranks take the shards in turn; finished shards are kept.
+is the same however many processes make it, to rounding. Ranks take the shards in turn; finished shards are kept, also
+when more pairs are asked for later.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def generate(config: Config) -> Path:
     """Write `generate.num_samples` pairs into the run's `generate` folder and return it.
 
     Each record holds the image (uint8), the teacher's last raw logits (by the codec) and the sample's provenance.
-    Raises ValueError where the teacher is not trained, or where the folder holds shards made with other settings.
+    Raises ValueError where the teacher is not trained, or where the folder holds shards made with other settings or more
+    pairs than are asked for.
     """
     distributed.init_if_many()
     save_config(config)
@@ -56,7 +58,6 @@ def generate(config: Config) -> Path:
         "checkpoint": file_hash(teacher),
         "weights": cfg.weights,
         "size": list(cfg.size),
-        "num_samples": cfg.num_samples,
         "shard_size": cfg.shard_size,
         "precision": str(dtype).removeprefix("torch."),
     }
@@ -74,14 +75,15 @@ def generate(config: Config) -> Path:
 
 def _write_shards(config: Config, sampler: PairSampler, classes: ClassTable, folder: Path, provenance: dict) -> None:
     cfg = config.generate
-    num_shards = -(-cfg.num_samples // cfg.shard_size)
-    # A shard belongs to one rank whatever is there already: ranks that look at different moments still agree.
-    finished = {shard for shard in range(num_shards) if _is_finished(folder, shard, provenance)}
-    if finished:
-        say(f"generate: {len(finished)} of {num_shards} shards are there already")
-    mine = [shard for shard in range(distributed.rank(), num_shards, distributed.world_size()) if shard not in finished]
     size, stop = cfg.shard_size, cfg.num_samples
-    ranges = {shard: range(shard * size, min(stop, (shard + 1) * size)) for shard in mine}
+    wanted = [range(first, min(stop, first + size)) for first in range(0, stop, size)]
+    _refuse_surplus(folder, len(wanted), stop)
+    # A shard belongs to one rank whatever is there already: ranks that look at different moments still agree.
+    finished = {shard for shard, indices in enumerate(wanted) if _is_finished(folder, shard, indices, provenance)}
+    if finished:
+        say(f"generate: {len(finished)} of {len(wanted)} shards are there already")
+    mine = range(distributed.rank(), len(wanted), distributed.world_size())
+    ranges = {shard: wanted[shard] for shard in mine if shard not in finished}
     total = sum(len(indices) for indices in ranges.values())
     ticker = progress(range(total), total, "generate")
     for shard, indices in ranges.items():
@@ -99,24 +101,42 @@ def _samples(
         ids = range(first, min(indices.stop, first + cfg.micro_batch))
         x, y = start_noise(cfg.seed, ids, cfg.size, classes.num_classes)
         image, logits = sampler(x, y, sample_ids=torch.tensor(ids), seed=cfg.seed)
-        grey, soft = to_grey(image)[:, 0].cpu().numpy(), logits.half().cpu().numpy()
+        grey, soft = to_grey(image)[:, 0].cpu().numpy(), logits.float().cpu().numpy()
         for index, sar, soft_label in zip(ids, grey, soft):
             yield Sample(f"synthetic-{index:08d}", sar, soft_label=soft_label, meta={"index": index, **facts})
 
 
-def _is_finished(folder: Path, shard: int, provenance: dict) -> bool:
-    """Whether a shard is there whole; ValueError when other settings made it."""
+def _refuse_surplus(folder: Path, num_shards: int, num_samples: int) -> None:
+    surplus = [path for path in folder.glob("shard-*.json") if path.stem >= shard_name(num_shards)]
+    if surplus:
+        raise _too_many(folder, num_samples)
+
+
+def _is_finished(folder: Path, shard: int, indices: range, provenance: dict) -> bool:
+    """Whether a shard is there with all its pairs; ValueError when other settings made it or it has more of them.
+
+    A last shard that the set has outgrown is not finished: it is made again, longer.
+    """
     sidecar = folder / f"{shard_name(shard)}.json"
     if not sidecar.exists():
         return False
-    made_with = json.loads(sidecar.read_text())["provenance"]
-    if made_with != provenance:
-        differing = [key for key in {*made_with, *provenance} if made_with.get(key) != provenance.get(key)]
+    facts = json.loads(sidecar.read_text())
+    differing = [key for key, value in provenance.items() if facts["provenance"].get(key) != value]
+    if differing:
         raise ValueError(
             f"{sidecar} was made with another {', '.join(sorted(differing))}; set it back to keep the shards, "
             f"or remove {folder} to generate anew"
         )
-    return True
+    if facts["num_samples"] > len(indices):
+        raise _too_many(folder, indices.stop)
+    return facts["num_samples"] == len(indices)
+
+
+def _too_many(folder: Path, num_samples: int) -> ValueError:
+    return ValueError(
+        f"{folder} holds more than generate.num_samples ({num_samples}) pairs; to train on the first of them set "
+        f"train_saross.num_synthetic, or remove {folder} to generate anew"
+    )
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:

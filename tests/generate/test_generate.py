@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -113,6 +114,37 @@ def test_shards_of_other_settings_are_not_mixed_in(tmp_path):
     with pytest.raises(ValueError, match="made with another seed"):
         generate(with_teacher(tmp_path / "run", seed=1))
     assert verify(folder) == []
+
+
+def test_a_larger_set_keeps_the_full_shards_and_lengthens_the_last(generated, tmp_path, capfd):
+    folder = generate(with_teacher(tmp_path / "run", num_samples=5))
+    assert len(ShardSet(folder)) == 5
+    before = [(folder / f"shard-{shard:06d}.tar").stat() for shard in range(2)]
+    assert generate(with_teacher(tmp_path / "run", num_samples=7)) == folder
+    after = [(folder / f"shard-{shard:06d}.tar").stat() for shard in range(2)]
+    assert "1 of 3 shards are there already" in capfd.readouterr().out
+    assert before[0].st_mtime_ns == after[0].st_mtime_ns and before[1].st_ino != after[1].st_ino
+    shards, whole = ShardSet(folder), ShardSet(generated[1])
+    assert [shards.key(i) for i in range(len(shards))] == [whole.key(i) for i in range(7)] and verify(folder) == []
+    assert [shard["num_samples"] for shard in shards.index["shards"]] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("num_samples", [6, 2])
+def test_a_smaller_set_is_refused(generated, tmp_path, num_samples):
+    config = with_teacher(tmp_path / "run", num_samples=num_samples)
+    shutil.copytree(generated[1], config.run_path / "generate")
+    with pytest.raises(ValueError, match=rf"more than generate.num_samples \({num_samples}\) .*num_synthetic"):
+        generate(config)
+    assert verify(config.run_path / "generate") == []
+
+
+def test_logits_beyond_float16_are_clipped_by_the_codec(tmp_path):
+    config = with_teacher(tmp_path / "run", num_samples=1)
+    weights, facts = _teacher(config)
+    weights["label_net.conv_out.bias"][0] = 1e6
+    save_weights(teacher_file(config), weights, facts)
+    soft_label = ShardSet(generate(config)).read(0).soft_label
+    assert (soft_label[0] == np.finfo(np.float16).max).all() and np.isfinite(soft_label).all()
 
 
 def test_generation_without_a_teacher_says_what_to_run(tmp_path):

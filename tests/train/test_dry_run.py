@@ -1,4 +1,4 @@
-"""What --dry-run says: multiply-adds and memory, against numbers worked out by hand and those of the published sizes."""
+"""What --dry-run says: multiply-adds and memory, against numbers worked out by hand and the published sizes."""
 
 from __future__ import annotations
 
