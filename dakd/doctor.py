@@ -1,4 +1,7 @@
-"""`dakd doctor`: what was found, which backend each operation will take, and the line that would get the faster one."""
+"""`dakd doctor`: what was found, which backend each operation will take, and the line that would get the faster one.
+
+Lines with `pip install -e` are meant for the folder of this repository.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from dakd.kernels.backend import report
 
 # (distribution, module, what it is for, the line that brings it)
 PACKAGES = (
-    ("deepspeed", "deepspeed", "training", "pip install 'dakd[train]'"),
-    ("wandb", "wandb", "logging to Weights & Biases", "pip install 'dakd[train]'"),
-    ("timm", "timm", "encoders timm:<name>", "pip install 'dakd[encoders]'"),
-    ("torchvision", "torchvision", "needed by timm", "pip install 'dakd[encoders]'"),
+    ("deepspeed", "deepspeed", "training", "pip install -e '.[train]'"),
+    ("wandb", "wandb", "logging to Weights & Biases", "pip install -e '.[train]'"),
+    ("timm", "timm", "encoders timm:<name>", "pip install -e '.[encoders]'"),
+    ("torchvision", "torchvision", "needed by timm", "pip install -e '.[encoders]'"),
     ("triton", "triton", "GPU kernels", "pip install triton"),
     (
         "mamba-ssm",
@@ -64,7 +67,10 @@ def _package_lines() -> list[str]:
 def _state_of(distribution: str, module: str, purpose: str, remedy: str) -> str:
     if importlib.util.find_spec(module) is None:
         return f"not installed ({purpose}); {remedy}"
-    return importlib.metadata.version(distribution)
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:  # a build under another name, such as a nightly one
+        return "installed, version unknown"
 
 
 def _backend_lines() -> list[str]:

@@ -127,7 +127,7 @@ def import_torchvision() -> ModuleType:
 
 
 def _missing(package: str | None) -> str:
-    return f"a timm encoder needs the package {package}, which is not installed; pip install 'dakd[encoders]'"
+    return f"a timm encoder needs the package {package}, which is not installed; pip install -e '.[encoders]'"
 
 
 def _mamba_vision(name: str, options: dict) -> MambaVision:

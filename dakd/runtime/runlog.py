@@ -191,7 +191,7 @@ def _start_wandb(mode: str, folder: Path, label: str, config: Config) -> Any:
         import wandb
     except ImportError:
         if mode != "auto":
-            raise RuntimeError(f"wandb is {mode} but the package is not installed; pip install wandb") from None
+            raise RuntimeError(f"wandb is {mode} but the package is not installed; pip install -e '.[train]'") from None
         return None
     if mode != "auto":
         return _open_wandb_run(mode, folder, label, config)

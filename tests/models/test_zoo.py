@@ -64,7 +64,7 @@ def test_unknown_encoders_and_options_are_refused(settings, message):
 def test_a_missing_package_of_the_timm_encoders_is_named_with_its_remedy(monkeypatch, package):
     monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(RuntimeError, match=rf"needs the package {package}, .* pip install 'dakd\[encoders\]'"):
+    with pytest.raises(RuntimeError, match=rf"needs the package {package}, .* pip install -e '\.\[encoders\]'"):
         build_encoder("timm:resnet18", {})
 
 
