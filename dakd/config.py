@@ -259,7 +259,7 @@ class EvaluateConfig(Section):
 
     batch_size: Positive = 1  # images of one size are batched
     split: Literal["test", "train"] = "test"
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Literal["ema", "raw"] = "ema"  # of the students, in predict too
     num_pictures: NonNegative = 12  # predictions kept for the report
 
 

@@ -32,6 +32,8 @@ PUBLIC_CHECKPOINTS = {
     "mambavision_base_1k.pth.tar": "nvidia/MambaVision-B-1K",
     "mambavision_large_1k.pth.tar": "nvidia/MambaVision-L-1K",
 }
+# Which file of a student's folder holds which weights.
+STUDENT_FILES = {"ema": "student.safetensors", "raw": "student_raw.safetensors"}
 _METADATA_KEY = "dakd"
 _NUM_LISTED = 10
 

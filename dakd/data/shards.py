@@ -224,6 +224,21 @@ class ShardSet:
             return _decode(record["key"], _read_members(stream.fileno(), record["members"], path))
 
 
+def open_split(prepared: str | Path, split: str) -> ShardSet:
+    """A split of a prepared dataset (RUN/prepare).
+
+    ValueError where prepare has not run, and where it has but the dataset has no such split.
+    """
+    prepared = Path(prepared)
+    splits = sorted(path.parent.name for path in prepared.glob("*/index.json"))
+    if splits and split not in splits:
+        raise ValueError(
+            f"the dataset in {prepared} has no {split} split, only {', '.join(splits)}; put labelled images "
+            f"into {split}/images and {split}/masks of prepare.root, remove {prepared} and run prepare again"
+        )
+    return ShardSet(prepared / split)
+
+
 def verify(folder: str | Path) -> list[str]:
     """What is wrong with a set of shards, one line each: absent files, checksums that differ. Empty when sound."""
     shards = ShardSet(folder)

@@ -13,17 +13,15 @@ import torch
 
 from dakd.config import Config
 from dakd.data.sample import ClassTable
-from dakd.data.shards import ShardSet
+from dakd.data.shards import ShardSet, open_split
 from dakd.evaluate import gallery
 from dakd.evaluate.generation import agreement, count_set, format_statistics, set_statistics
 from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student
 from dakd.metrics import SegmentationScores, format_scores
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.runlog import say, write_json, write_text
-from dakd.weights import file_hash, load_student
+from dakd.weights import STUDENT_FILES, file_hash, load_student
 
-# Which file of a student's folder holds which weights.
-WEIGHT_FILES = {"ema": "student.safetensors", "raw": "student_raw.safetensors"}
 # The order of the paper's ablation; students of other names follow by name.
 _ORDER = ("real", "synthetic", "real+synthetic")
 
@@ -45,7 +43,7 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
     students = find_students(run_dir, cfg.evaluate.weights)
-    held_out = ShardSet(run_dir / "prepare" / cfg.evaluate.split)
+    held_out = open_split(run_dir / "prepare", cfg.evaluate.split)
     results, agreed = {}, None
     synthetic = _open_synthetic(run_dir, held_out.classes)
     for name, path in students.items():
@@ -72,7 +70,7 @@ def find_students(run_dir: Path, weights: str = "ema") -> dict[str, Path]:
 
     weights: "ema" or "raw". Raises ValueError where there is none.
     """
-    file = WEIGHT_FILES[weights]
+    file = STUDENT_FILES[weights]
     found = {path.parent.name: path for path in sorted((run_dir / "train_saross").glob(f"*/{file}"))}
     if not found:
         raise ValueError(f"no student at {run_dir}/train_saross/*/{file}; run the step train_saross first")

@@ -24,12 +24,12 @@ from dakd.config import Config
 from dakd.data.pictures import overlay
 from dakd.data.readers.base import BadFile
 from dakd.data.sample import ClassTable
-from dakd.data.shards import ShardSet
+from dakd.data.shards import ShardSet, open_split
 from dakd.data.transforms import to_student
 from dakd.predict.images import list_images, output_names, read_image
 from dakd.runtime.distributed import barrier, device, init_if_many, rank, world_size
 from dakd.runtime.runlog import progress, say
-from dakd.weights import load_student
+from dakd.weights import STUDENT_FILES, load_student
 
 
 class BadImages(ValueError):
@@ -54,12 +54,13 @@ class Source:
 def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     """Predict `predict.inputs`, or the first images of the test split, into run_dir/predict; returns that folder.
 
-    Every rank takes its share. Raises BadImages at the end when some images were not predicted.
+    The student's weights are those that are evaluated (`evaluate.weights`). Every rank takes its share. Raises
+    BadImages at the end when some images were not predicted.
     """
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
     training_set = cfg.predict.training_set or cfg.train_saross.training_sets[-1]
-    weights = run_dir / "train_saross" / training_set / "student.safetensors"
+    weights = run_dir / "train_saross" / training_set / STUDENT_FILES[cfg.evaluate.weights]
     if not weights.is_file():
         raise ValueError(f"no student at {weights}; run the step train_saross, or set predict.training_set")
     out_dir = run_dir / "predict"
@@ -67,7 +68,7 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
         predict_paths(weights, cfg.predict.inputs, out_dir, device=device(), overlay_alpha=cfg.predict.overlay_alpha)
     else:
         model, metadata = load_student(weights, device())
-        sources = _held_out_sources(run_dir / "prepare" / "test", cfg.predict.num_images)
+        sources = _held_out_sources(open_split(run_dir / "prepare", "test"), cfg.predict.num_images)
         classes = ClassTable.from_dict(metadata["classes"])
         predict_sources(model, classes, sources, out_dir, device=device(), overlay_alpha=cfg.predict.overlay_alpha)
     say(f"predictions of the student trained on {training_set}: {out_dir}")
@@ -152,8 +153,7 @@ def file_part(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in text)
 
 
-def _held_out_sources(folder: Path, num_images: int) -> list[Source]:
-    held_out = ShardSet(folder)
+def _held_out_sources(held_out: ShardSet, num_images: int) -> list[Source]:
     return [
         Source(file_part(held_out.key(i)), held_out.key(i), lambda i=i: held_out.read(i).sar)
         for i in range(min(num_images, len(held_out)))

@@ -69,6 +69,15 @@ def test_raw_weights_are_other_files(run_dir, config):
     assert list(find_students(run_dir, "raw")) == ["real"]
 
 
+def test_a_dataset_without_a_test_split_is_told_from_one_that_is_not_prepared(run_dir, config, grey_student):
+    shutil.rmtree(run_dir / "prepare" / "test")
+    with pytest.raises(ValueError, match=r"has no test split, only train; put labelled images into test/images"):
+        evaluate(config, run_dir)
+    shutil.rmtree(run_dir / "prepare")
+    with pytest.raises(ValueError, match="run the step that writes it first"):
+        evaluate(config, run_dir)
+
+
 def test_a_student_of_other_classes_is_refused(run_dir, config, monkeypatch):
     metadata = {"classes": SOS_CLASSES.to_dict()}
     monkeypatch.setattr("dakd.evaluate.evaluate.load_student", lambda path, device: (None, metadata))

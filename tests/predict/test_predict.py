@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -115,8 +117,14 @@ def test_without_inputs_the_first_held_out_images_are_predicted(tmp_path, dark_i
     weights = run_dir / "train_saross" / "real+synthetic" / "student.safetensors"
     weights.parent.mkdir(parents=True)
     weights.touch()
-    out_dir = predict(build_config({"name": "tiny", "run_dir": str(run_dir), "predict": {"num_images": 2}}))
+    tree = {"name": "tiny", "run_dir": str(run_dir), "predict": {"num_images": 2}}
+    out_dir = predict(build_config(tree))
     assert sorted(path.name for path in out_dir.glob("*_class.png")) == ["set_0_class.png", "set_1_class.png"]
+    with pytest.raises(ValueError, match=r"no student at .*student_raw.safetensors"):
+        predict(build_config(tree | {"evaluate": {"weights": "raw"}}))
+    shutil.move(run_dir / "prepare" / "test", run_dir / "prepare" / "train")
+    with pytest.raises(ValueError, match="has no test split, only train"):
+        predict(build_config(tree))
 
 
 def test_an_untrained_student_is_an_error(tmp_path):
