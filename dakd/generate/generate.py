@@ -30,8 +30,8 @@ def generate(config: Config) -> Path:
     """Write `generate.num_samples` pairs into the run's `generate` folder and return it.
 
     Each record holds the image (uint8), the teacher's last raw logits (by the codec) and the sample's provenance.
-    Raises ValueError where the teacher is not trained, or where the folder holds shards made with other settings or more
-    pairs than are asked for.
+    Raises ValueError where the teacher is not trained, or where the folder holds shards made with other settings, or
+    more pairs than are asked for.
     """
     distributed.init_if_many()
     save_config(config)
