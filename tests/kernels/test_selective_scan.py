@@ -30,6 +30,25 @@ def test_chunk_borders_do_not_show(monkeypatch, length):
         torch.testing.assert_close(value, wanted[name], rtol=1e-11, atol=1e-11)
 
 
+def pieces(device: str, batch: int) -> tuple[list[tuple[int, int]], int]:
+    """The groups of a batch of MambaVision-B's third stage, and the number of chunks of the first group."""
+    channels, states, length = 256, 8, 196
+    u, A = torch.empty(batch, channels, length, device=device), torch.empty(channels, states, device=device)
+    groups = [(rows.start, rows.stop) for rows in reference._groups(u, A)]
+    time_first = u[: groups[0][1] if groups else 0].permute(2, 0, 1)
+    sequence = reference._Sequence(time_first, time_first, A, torch.empty(0), torch.empty(0))
+    return groups, len(list(reference._chunks(sequence)))
+
+
+def test_a_batch_is_cut_for_the_cache_on_a_cpu_alone():
+    groups, chunks = pieces("cpu", batch=20)
+    # A sequence's 14 = sqrt(196) steps of 256 x 8 states are 28,672 of the cache's 262,144 elements: nine fit.
+    assert groups == [(0, 9), (9, 18), (18, 20)] and chunks == 14
+    assert pieces("meta", batch=20) == ([(0, 20)], 1)
+    assert pieces("meta", batch=144)[0] == [(0, 144)] and pieces("meta", batch=144)[1] == 4
+    assert pieces("meta", batch=0)[0] == pieces("cpu", batch=0)[0] == []
+
+
 @pytest.mark.parametrize("delta_softplus", [True, False])
 @pytest.mark.parametrize("optional", [True, False])
 def test_gradients_pass_gradcheck(monkeypatch, delta_softplus, optional):

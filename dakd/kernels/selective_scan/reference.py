@@ -8,9 +8,10 @@ Backward:  g_l = dy_l C_l + a_{l+1} g_{l+1}  (the gradient of h_l);  z_l = g_l a
            du_l = d(delta u)_l delta_l + D dy_l;  dB_l = sum_d g_l delta_l u_l;  dC_l = sum_d dy_l h_l;
            dA = sum_{b,l} z_l delta_l;  dD = sum_{b,l} dy_l u_l
 
-The batch is cut into groups and time into chunks, so that the work stays in the cache whatever the sizes: what does not
-recur is computed for a chunk at once, and a step of the recurrence is one multiply-add. The backward pass keeps the
-states at chunk starts, recomputes a chunk and walks it back, so its memory grows with the root of L.
+On a CPU the batch is cut into groups and time into chunks, so that the work stays in the cache whatever the sizes: what
+does not recur is computed for a chunk at once, and a step of the recurrence is one multiply-add. A GPU, where a small
+operation costs as much as a large one, takes the batch whole and longer chunks. The backward pass keeps the states at
+chunk starts, recomputes a chunk and walks it back, so its memory grows with the root of L.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from dakd.kernels.contract import compute_dtype
 
 # Elements of (chunk, B, D, N) that are worth computing at once: a MiB of fp32, which a CPU's cache still holds.
 _CHUNK_ELEMENTS = 1 << 18
+# Elsewhere 64 MiB: enough to fill a GPU, and little beside what a training holds.
+_DEVICE_CHUNK_ELEMENTS = 1 << 24
 
 
 class _Sequence(NamedTuple):
@@ -143,8 +146,10 @@ def _initial_state(sequence: _Sequence) -> Tensor:
 
 
 def _groups(u: Tensor, A: Tensor) -> Iterator[slice]:
-    """Slices of the batch: as many sequences as keep a chunk of root-L steps within the cache."""
+    """Slices of the batch: as many sequences as keep a chunk of root-L steps within the cache; off the CPU, all."""
     batch, _, length = u.shape
+    if u.device.type != "cpu":
+        return iter([slice(0, batch)] if batch else [])
     size = max(1, _CHUNK_ELEMENTS // max(1, A.numel() * math.isqrt(length)))
     return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
 
@@ -153,7 +158,8 @@ def _chunks(sequence: _Sequence) -> Iterator[slice]:
     """Slices of time: short enough for the cache, but not so short that the starts outweigh a chunk."""
     length = sequence.u.shape[0]
     per_step = max(1, sequence.u[:1].numel() * sequence.A.shape[1])
-    size = max(1, math.isqrt(length), _CHUNK_ELEMENTS // per_step)
+    elements = _CHUNK_ELEMENTS if sequence.u.device.type == "cpu" else _DEVICE_CHUNK_ELEMENTS
+    size = max(1, math.isqrt(length), elements // per_step)
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
