@@ -5,6 +5,7 @@ What is random comes from a generator that the caller keys by (seed, global posi
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -60,9 +61,24 @@ def to_student(image: Tensor) -> Tensor:
     """(B, 1, H, W) uint8 to (B, 3, H, W) float32: grey repeated, normalised by ImageNet's mean and deviation."""
     if image.ndim != 4 or image.shape[1] != 1:
         raise ValueError(f"image has shape {tuple(image.shape)}; wanted (B, 1, H, W)")
-    mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=image.device).view(1, 3, 1, 1)
+    # torch.compile keeps constants itself, and would warn of the cache.
+    statistics = _imagenet_statistics if torch.compiler.is_compiling() else _kept_statistics
+    mean, std = statistics(image.device, torch.float32)
     return (image.to(torch.float32) / 255.0 - mean) / std
+
+
+def _imagenet_statistics(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and deviation, (1, 3, 1, 1) each."""
+    mean, std = (torch.tensor(values, dtype=dtype, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+
+
+@functools.cache
+def _kept_statistics(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The same, made once a device: a copy from the host would make the GPU wait each time."""
+    # Ordinary tensors also where an evaluation asks first: a training may use them next.
+    with torch.inference_mode(False):
+        return _imagenet_statistics(device, dtype)
 
 
 def _each(sample: Sample, change) -> Sample:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dakd.data import transforms
 from dakd.data.sample import IGNORE_INDEX, Sample
 from dakd.data.transforms import IMAGENET_MEAN, IMAGENET_STD, pad, random_crop, random_flip, to_student, to_teacher
 
@@ -67,3 +68,14 @@ def test_normalisations_are_those_of_the_two_nets():
         assert student[0, channel, 0, 1].item() == pytest.approx(wanted, abs=1e-6)
     with pytest.raises(ValueError, match=r"\(B, 1, H, W\)"):
         to_student(image[0])
+
+
+def test_the_students_statistics_are_made_once_and_serve_a_training_after_an_evaluation(monkeypatch):
+    transforms._kept_statistics.cache_clear()
+    image = torch.randint(0, 256, (1, 1, 2, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        first = to_student(image)
+    monkeypatch.setattr(transforms, "_imagenet_statistics", None)
+    weight = torch.ones(1, 3, 1, 1, requires_grad=True)
+    (to_student(image) * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, first.clone().sum((2, 3), keepdim=True))
