@@ -60,7 +60,7 @@ class TeacherDataset(Dataset):
 
 
 class StudentDataset(Dataset):
-    """Real and synthetic samples for the student, by global position (the paper, section on distillation).
+    """Real and synthetic samples for the student, by global position (the paper's training of SAROSS-Net).
 
     An epoch holds every real sample once and every synthetic one once: in mosaics of four (the up to three that are
     left over differ from epoch to epoch), or singly without `mosaic`; all in one random order.

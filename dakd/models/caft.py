@@ -1,4 +1,4 @@
-"""The skip modules of SAROSS-Net: CAFT (context-aware feature transfer) and its rivals in the ablation (paper, 6.2).
+"""The skip modules of SAROSS-Net: CAFT (context-aware feature transfer) and its rivals in the paper's ablation.
 
 Each takes a high-resolution feature and the low-resolution feature below it and returns a refined high-resolution one.
 """

@@ -1,7 +1,8 @@
-"""MambaVision: the hybrid convolution / state-space / attention encoder of the student (paper, 6.3).
+"""MambaVision: the hybrid convolution / state-space / attention encoder of the student.
 
-Hatamizadeh and Kautz, 2024. Two stages of convolution blocks, then two stages of windowed token blocks, of which the
-first half mixes by a selective scan and the rest by attention. Parameters bear the names of the public checkpoints.
+Hatamizadeh and Kautz 2024; sizes and order of the layers as in NVlabs/MambaVision. Two stages of convolution blocks,
+then two stages of windowed token blocks, of which the first half mixes by a selective scan and the rest by attention.
+Parameters bear the names of the public checkpoints.
 """
 
 from __future__ import annotations
@@ -295,7 +296,7 @@ class MambaMixer(nn.Module):
             B.transpose(1, 2),
             C.transpose(1, 2),
             self.D,
-            # The bias enters twice, in dt_proj and here: the public weights were trained so (paper, 6.3).
+            # The bias enters twice, in dt_proj and here: the public weights were trained so (NVlabs/MambaVision).
             delta_bias=self.dt_proj.bias,
             delta_softplus=True,
         )

@@ -1,4 +1,4 @@
-"""ResNet-34 as a pyramid encoder (He et al. 2016; paper, 6.4), its parameters named as in the public ImageNet files."""
+"""ResNet-34 as a pyramid encoder (He et al. 2016), its parameters named as in the public ImageNet files."""
 
 from __future__ import annotations
 

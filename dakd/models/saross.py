@@ -1,4 +1,4 @@
-"""SAROSS-Net: the student that segments a SAR image (paper, 6.1).
+"""SAROSS-Net: the student that segments a SAR image (the paper's SAROSS-Net figure).
 
 A four-stage encoder, a triangle of six skip modules, and four convolution decoder blocks:
 

@@ -50,7 +50,7 @@ def ddim_step(
     stochastic: add sigma z, a function of (seed, step, sample id); needs sample_ids (B,) int64.
     input_dtype: dtype of x_input and y_input; where it is None or the state's, they are the new state itself.
     No gradient.  Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
-    Source: paper section 4.6, fused form.
+    Source: the paper's inference listing and Eq. 21; DDIM (Song et al. 2021) with two scalars a step.
     """
     _check(x, y, x0_pred, logits, coefficients, step)
     contract.check_choice(_OP, "label_update", label_update, "softmax", "identity")

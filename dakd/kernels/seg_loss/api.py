@@ -54,7 +54,7 @@ def seg_loss(
 
     The losses are fp32 (fp64 for fp64 logits); the gradient goes to the logits alone; nothing of size B K H W is kept
     but the inputs.  Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
-    Source: paper, Eq. 8 to 10, normalised per sample as in section 5.2; generalized form: Sudre et al. 2017.
+    Source: paper, Eq. 8-10, here normalised per sample; generalized form: Sudre et al. 2017.
     """
     contract.check_rank(_OP, "logits", logits, "(B, K, H, W)")
     batch, num_classes, height, width = logits.shape

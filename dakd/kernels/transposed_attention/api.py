@@ -28,7 +28,8 @@ def transposed_attention(
     residual: (B, C, H, W), any floating dtype; the result has its dtype, shape and memory format.
     Parameters are read as fp32 (fp64 for fp64 q). The backward pass keeps the inputs alone and recomputes the rest.
     Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
-    Source: paper section 6.2; normalisation, temperature and heads as in Restormer's transposed attention.
+    Source: the paper's SAROSS-Net figure (CAFT block); normalisation, temperature and heads as in Restormer's
+    transposed attention (swz30/Restormer).
     """
     contract.check_rank(_OP, "q", q, "(B, R, H, W)")
     contract.check_rank(_OP, "residual", residual, "(B, C, H, W)")
