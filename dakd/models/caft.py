@@ -30,6 +30,7 @@ class CAFT(nn.Module):
 
     c_hr, c_lr: channels of the two inputs.  inner: width of q, k and v, divisible by num_heads.
     No layer has a bias: inner * (c_lr + 3 * c_hr + 27) weights and num_heads temperatures.
+    Source: the paper's SAROSS-Net figure, lower half.
     """
 
     def __init__(self, c_hr: int, c_lr: int, inner: int, num_heads: int) -> None:
