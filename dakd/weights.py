@@ -6,9 +6,7 @@ A student's file carries what rebuilds it. Public encoder checkpoints come in th
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +21,7 @@ from dakd.config import StudentConfig, UNetConfig
 from dakd.data.sample import ClassTable
 from dakd.models.jointnet import SARJointNet
 from dakd.models.zoo import TimmEncoder, build_student
+from dakd.runtime.files import replacing
 
 # File and Hugging Face repository of each MambaVision variant's ImageNet-1K weights.
 PUBLIC_CHECKPOINTS = {
@@ -43,17 +42,10 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: d
 
     A reader sees the old file or the new one, never a part. The folder is created where it is missing.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Tied or sliced tensors share memory, which the format refuses: each is written as a copy of its own.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as aside:
         save_file(tensors, aside, metadata={_METADATA_KEY: json.dumps(metadata)})
-        _flush_to_disk(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -90,15 +82,6 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str)
             f"build the model with the settings that the weights were made with\n{lists}"
         )
     model.load_state_dict(state_dict, strict=True)
-
-
-def file_hash(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def save_student(
@@ -220,11 +203,6 @@ def _readable(path: str | Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file; write or copy it again: {error}") from error
-
-
-def _flush_to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _listed(what: str, names: list[str]) -> str:

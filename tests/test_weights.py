@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 
 import pytest
 import torch
@@ -99,13 +98,6 @@ def test_a_fitting_state_is_loaded():
     source, target = nn.Linear(2, 3), nn.Linear(2, 3)
     weights.load_strict(target, source.state_dict(), "memory")
     assert same(target.state_dict(), source.state_dict())
-
-
-def test_file_hash_is_the_sha256_of_the_bytes(tmp_path):
-    path = tmp_path / "f"
-    content = bytes(range(256)) * 9000
-    path.write_bytes(content)
-    assert weights.file_hash(path) == hashlib.sha256(content).hexdigest()
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from dakd.data.pictures import contact_sheet
 from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
 from dakd.data.sample import Sample
 from dakd.data.shards import write_index, write_shard
-from dakd.runtime.runlog import progress, say, write_json
+from dakd.runtime.files import write_json
+from dakd.runtime.runlog import progress, say
 
 _NUM_PICTURES = 16
 _MAX_SHEET_SIDE = 256  # pixels; larger images are shown smaller

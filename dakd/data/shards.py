@@ -28,7 +28,7 @@ import numpy as np
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.soft_labels import get_codec
 from dakd.diffusion.balance import balancing_factor, image_power
-from dakd.runtime.runlog import write_json, write_text
+from dakd.runtime.files import file_hash, replacing, write_json, write_text
 
 FORMAT = 1
 _KEY_PATTERN = re.compile(r"[^\s./\\][^\s.\\]*")
@@ -81,21 +81,14 @@ def write_shard(
     from webdataset.writer import TarWriter
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tar_path = folder / f"{shard_name(index)}.tar"
-    aside = tar_path.with_name(f".{tar_path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as stream:
-            # Fixed owner, mode and time: the bytes depend on the samples alone.
-            with TarWriter(stream, user="dakd", group="dakd", mode=0o644, mtime=0, encoder=False) as writer:
-                for sample in samples:
-                    writer.write(_encode(sample, classes, codec))
-            stream.flush()
-            os.fsync(stream.fileno())
+    with replacing(tar_path) as aside:
+        # Fixed owner, mode and time: the bytes depend on the samples alone.
+        fixed = {"user": "dakd", "group": "dakd", "mode": 0o644, "mtime": 0, "encoder": False}
+        with open(aside, "wb") as stream, TarWriter(stream, **fixed) as writer:
+            for sample in samples:
+                writer.write(_encode(sample, classes, codec))
         info = describe_shard(aside, classes, file=tar_path.name, provenance=provenance)
-        os.replace(aside, tar_path)
-    finally:
-        aside.unlink(missing_ok=True)
     write_text(tar_path.with_suffix(".json"), json.dumps(asdict(info)) + "\n")
     return info
 
@@ -124,7 +117,7 @@ def describe_shard(
             )
     return ShardInfo(
         file=file or tar_path.name,
-        sha256=file_sha256(tar_path),
+        sha256=file_hash(tar_path),
         num_bytes=tar_path.stat().st_size,
         num_samples=len(records),
         num_labelled=num_labelled,
@@ -247,18 +240,9 @@ def verify(folder: str | Path) -> list[str]:
         path = shards.folder / shard["file"]
         if not path.is_file():
             problems.append(f"{path}: absent")
-        elif (found := file_sha256(path)) != shard["sha256"]:
+        elif (found := file_hash(path)) != shard["sha256"]:
             problems.append(f"{path}: sha256 is {found}, the index says {shard['sha256']}")
     return problems
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # --- one record -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ import numpy as np
 
 from dakd.config import Config
 from dakd.runtime.distributed import is_main
-from dakd.runtime.runlog import say, write_json
+from dakd.runtime.files import write_json
+from dakd.runtime.runlog import say
 
 
 def normalise(image: np.ndarray) -> np.ndarray:

@@ -19,8 +19,9 @@ from dakd.evaluate.generation import agreement, count_set, format_statistics, se
 from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student
 from dakd.metrics import SegmentationScores, format_scores
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
-from dakd.runtime.runlog import say, write_json, write_text
-from dakd.weights import STUDENT_FILES, file_hash, load_student
+from dakd.runtime.files import file_hash, write_json, write_text
+from dakd.runtime.runlog import say
+from dakd.weights import STUDENT_FILES, load_student
 
 # The order of the paper's ablation; students of other names follow by name.
 _ORDER = ("real", "synthetic", "real+synthetic")

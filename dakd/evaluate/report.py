@@ -18,7 +18,8 @@ from dakd.evaluate.generation import statistics_rows
 from dakd.evaluate.svg import COLOURS, Line, line_chart
 from dakd.metrics.scores import SegmentationScores, score
 from dakd.metrics.tables import iou_rows, oil_rows, score_rows
-from dakd.runtime.runlog import read_records, write_text
+from dakd.runtime.files import write_text
+from dakd.runtime.runlog import read_records
 
 STAGES = {
     "stage1": "Stage 1: SAR-Net on images alone",

@@ -20,8 +20,9 @@ from dakd.data.shards import ShardSet, shard_name, write_index, write_shard
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.runtime import distributed
+from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import progress, save_config, say
-from dakd.weights import file_hash, load_teacher
+from dakd.weights import load_teacher
 
 SHEET_PAIRS = 32
 

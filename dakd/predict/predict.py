@@ -9,7 +9,6 @@ For an image NAME, of any size that fits in memory, are written
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from dakd.data.shards import ShardSet, open_split
 from dakd.data.transforms import to_student
 from dakd.predict.images import list_images, output_names, read_image
 from dakd.runtime.distributed import barrier, device, init_if_many, rank, world_size
+from dakd.runtime.files import replacing
 from dakd.runtime.runlog import progress, say
 from dakd.weights import STUDENT_FILES, load_student
 
@@ -169,6 +169,5 @@ def _of_all_ranks(failures: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    picture.save(aside, format="PNG")
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        picture.save(aside, format="PNG")

@@ -7,7 +7,6 @@ again, are dropped first.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
 import sys
@@ -20,6 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from dakd.config import Config, dump_config
 from dakd.runtime.distributed import is_main
+from dakd.runtime.files import write_text
 
 REPORT_INTERVAL_S = 30.0
 CONNECT_TIMEOUT_S = 3.0  # until W&B's server counts as absent
@@ -30,21 +30,6 @@ def say(message: str) -> None:
     """One line on rank 0's standard output, at once."""
     if is_main():
         print(message, flush=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all: aside, to the disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def save_config(config: Config) -> None:

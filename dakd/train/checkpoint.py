@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dakd.runtime.distributed import barrier, is_main
-from dakd.runtime.runlog import write_json
+from dakd.runtime.files import sync, write_json
 
 FORMAT = 1
 
@@ -33,11 +33,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Tensor], facts: di
         aside.mkdir()
         save_file({name: value.contiguous() for name, value in state.items()}, aside / "state.safetensors")
         write_json(aside / "state.json", {"format": FORMAT, "step": step, "torch": torch.__version__, **facts})
-        _sync(aside / "state.safetensors")
+        sync(aside / "state.safetensors")
         if target.exists():
             shutil.rmtree(target)
         os.replace(aside, target)
-        _sync(folder)
+        sync(folder)
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     barrier()
@@ -70,11 +70,3 @@ def load_latest(folder: Path, identity: dict) -> tuple[dict[str, Tensor], dict] 
             "Set them back to go on, or take another name (or remove the folder) to start anew"
         )
     return load_file(checkpoints[-1] / "state.safetensors"), facts
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -29,11 +29,12 @@ from dakd.kernels.joint_noising import joint_noising
 from dakd.models.jointnet import SARJointNet
 from dakd.models.unet import UNet
 from dakd.runtime.distributed import device, is_main
+from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import save_config
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.loop import Training, run_training
 from dakd.train.optim import optimizer_identity
-from dakd.weights import file_hash, load_state, load_strict, save_weights
+from dakd.weights import load_state, load_strict, save_weights
 
 
 @dataclass(frozen=True)

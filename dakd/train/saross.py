@@ -19,7 +19,7 @@ from dakd.runtime.runlog import save_config, say
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.loop import Training, run_training
 from dakd.train.optim import optimizer_identity
-from dakd.weights import load_pretrained_encoder, load_strict, save_student
+from dakd.weights import STUDENT_FILES, load_pretrained_encoder, load_strict, save_student
 
 
 class StudentTraining(nn.Module):
@@ -96,7 +96,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         return StudentTraining(net, cfg.loss, config.seed, memory_format)
 
     def finish(engine: Engine) -> None:
-        for kind, file in (("raw", "student_raw.safetensors"), ("ema", "student.safetensors")):
+        for kind, file in STUDENT_FILES.items():
             weights = {name.removeprefix("net."): value for name, value in engine.weights(kind).items()}
             if is_main():
                 net = build_student(cfg.student, classes.num_classes)
@@ -118,7 +118,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         precision=resolve_precision(cfg.engine.precision, on_gpu="autocast"),
         decays_vectors=False,
         identity=identity,
-        final_weights=folder / "student.safetensors",
+        final_weights=folder / STUDENT_FILES["ema"],
         finish=finish,
     )
 

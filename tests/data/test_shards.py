@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from dakd.data.sample import OSD_CLASSES, Sample
-from dakd.data.shards import ShardSet, describe_shard, file_sha256, verify, write_index, write_shard
+from dakd.data.shards import ShardSet, describe_shard, verify, write_index, write_shard
 from dakd.data.soft_labels import get_codec
+from dakd.runtime.files import file_hash
 
 
 def sample(key="a", shape=(6, 9), **changes) -> Sample:
@@ -101,7 +102,7 @@ def test_a_sidecar_can_be_made_again_from_the_tar(real_set):
     tar = real_set.folder / "shard-000001.tar"
     again = describe_shard(tar, OSD_CLASSES)
     assert again.__dict__ == json.loads(tar.with_suffix(".json").read_text())
-    assert again.sha256 == file_sha256(tar)
+    assert again.sha256 == file_hash(tar)
 
 
 def test_a_shard_that_fails_half_way_leaves_nothing(tmp_path):

@@ -12,7 +12,7 @@ from dakd.config import build_config, dump_config
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import write_index, write_shard
 from dakd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from dakd.runtime.runlog import write_json, write_text
+from dakd.runtime.files import write_json, write_text
 
 GREY_OF_CLASS = (100, 20, 60, 250, 180)
 

@@ -9,7 +9,7 @@ import pytest
 
 from dakd.evaluate.evaluate import evaluate
 from dakd.evaluate.report import write_report
-from dakd.runtime.runlog import write_json
+from dakd.runtime.files import write_json
 
 VOID = {"meta", "img", "br"}
 

@@ -17,8 +17,9 @@ from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.generate import generate
 from dakd.models.jointnet import SARJointNet
+from dakd.runtime.files import file_hash
 from dakd.testing.distributed import run_world
-from dakd.weights import file_hash, load_teacher, save_weights
+from dakd.weights import load_teacher, save_weights
 
 
 def with_teacher(run_dir, **settings):
