@@ -5,9 +5,10 @@ BIN := .venv/bin
 # With an NVIDIA driver: torch's CUDA build, from the default index. Without: the CPU build, from PyTorch's own index.
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 ifeq ($(HAS_GPU),yes)
-  PIP_OPTIONS := -c configs/constraints/cuda.txt
+  PINS := -c configs/constraints/cuda.txt
 else
-  PIP_OPTIONS := -c configs/constraints/cpu.txt --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
+  PINS := -c configs/constraints/cpu.txt
+  TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 endif
 
 .PHONY: help venv demo test test-all lint clean
@@ -25,8 +26,8 @@ $(BIN)/.installed: pyproject.toml setup.py $(wildcard configs/constraints/*.txt)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; on Debian: apt-get install python3.11 python3.11-venv python3.11-dev g++"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip wheel setuptools
-	$(BIN)/pip install -q $(PIP_OPTIONS) torch torchvision numpy
-	$(BIN)/pip install -q $(PIP_OPTIONS) --no-build-isolation -e '.[train,encoders,dev]'
+	$(BIN)/pip install -q $(PINS) $(TORCH_INDEX) torch torchvision numpy
+	$(BIN)/pip install -q $(PINS) --no-build-isolation -e '.[train,encoders,dev]'
 	touch $@
 
 demo: venv

@@ -21,7 +21,8 @@ def main(run: Path) -> None:
         pairs = telling_pairs(ShardSet(folder))
         save(contact_sheet(pairs, ShardSet(folder).classes, columns=COLUMNS, scale=SCALE), step)
     stages = [newest(run / "train_jointnet" / f"stage{stage}" / "samples") for stage in (1, 2, 3)]
-    save(image_grid([np.asarray(Image.open(path).convert("RGB")) for path in stages], columns=3), "train_jointnet")
+    grids = [np.asarray(Image.open(path).convert("RGB")) for path in stages]
+    save(Image.fromarray(side_by_side(grids)), "train_jointnet")
     save(predictions(run), "predict")
 
 
@@ -40,7 +41,7 @@ def predictions(run: Path) -> Image.Image:
     """Rows of held-out images: image, truth, each student."""
     folder = run / "evaluate" / "pictures"
     order = ("image", "truth", "real", "real+synthetic")
-    names = sorted({path.name.split("_")[0] for path in folder.glob("*_image.png")})
+    names = sorted(path.name.removesuffix("_image.png") for path in folder.glob("[0-9]*_image.png"))
     rows = []
     for name in names:
         tiles = [np.asarray(Image.open(folder / f"{name}_{kind}.png").convert("RGB")) for kind in order]
@@ -54,6 +55,12 @@ def predictions(run: Path) -> Image.Image:
     sheet.paste(grid)
     sheet.paste(legend, (0, grid.height))
     return sheet
+
+
+def side_by_side(pictures: list[np.ndarray], gap: int = 24) -> np.ndarray:
+    """Pictures of one height in a row."""
+    space = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (space, picture)][1:], axis=1)
 
 
 def newest(folder: Path) -> Path:
