@@ -7,8 +7,11 @@ plain `python` tells nothing and is a world of one.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
+import signal
 import socket
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -17,6 +20,7 @@ import torch.distributed as dist
 
 # Ranks that generate shards of their own meet again only at the end, which may be hours apart.
 COLLECTIVE_TIMEOUT = timedelta(hours=24)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def rank() -> int:
@@ -49,7 +53,9 @@ def init_process_group() -> None:
     """
     if dist.is_initialized():
         return
-    if "RANK" not in os.environ:
+    if "RANK" in os.environ:
+        _die_with_launcher()
+    else:
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
         )
@@ -95,6 +101,15 @@ def limit_threads(threads: int) -> None:
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, available // max(1, ranks_here)))
+
+
+def _die_with_launcher() -> None:
+    """Ask the kernel (Linux) to end this rank when the launcher that started it ends, however it ends.
+
+    A rank that outlives its launcher would go on writing where the next run of the same command writes.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port() -> int:
