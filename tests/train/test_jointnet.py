@@ -152,6 +152,16 @@ def test_bf16_training_follows_fp32_and_keeps_fp32_masters(trained, tmp_path):
     assert torch.equal(weights["sar_net.conv_in.weight"], frozen)
 
 
+@pytest.mark.slow
+def test_compiled_training_follows_eager(trained, tmp_path):
+    config = prepared(tmp_path)
+    engine = config.model_dump(mode="json")["train_jointnet"]["engine"] | {"compile": True}
+    train_jointnet(replaced(config, engine=engine), (1,))
+    ours, theirs = (load_state(weights_file(c, 1, "raw")) for c in (config, trained))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-4)
+
+
 def test_another_experiments_checkpoint_is_not_continued(trained):
     with pytest.raises(ValueError, match="flip: False there, True now"):
         train_jointnet(replaced(trained, flip=True), (1,))
