@@ -20,9 +20,9 @@ from dakd.cli import STEPS, build_parser, main, run_step
 from dakd.data.shards import ShardSet
 from dakd.pipeline import STEP_ORDER, step_command, step_environment
 from dakd.runtime.distributed import free_port
+from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
 from dakd.train.checkpoint import list_checkpoints
-from dakd.train.lock import locked
 from dakd.weights import load_student
 
 ROOT = Path(__file__).resolve().parents[1]

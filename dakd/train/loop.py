@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 from dakd.config import Config, EngineConfig, OptimizerConfig
 from dakd.data.loader import make_loader
 from dakd.runtime import distributed
+from dakd.runtime.lock import locked
 from dakd.runtime.runlog import RunLog, say
 from dakd.runtime.seeding import seed_everything
 from dakd.train.checkpoint import load_latest, save_checkpoint
 from dakd.train.engine import Engine, fitting_micro_batch
-from dakd.train.lock import locked
 from dakd.train.optim import learning_rate
 from dakd.weights import load_strict
 

@@ -13,6 +13,7 @@ from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.jointnet import SARJointNet
 from dakd.models.unet import UNet
+from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
 from dakd.testing.distributed import run_world
 from dakd.train.checkpoint import list_checkpoints
@@ -27,7 +28,6 @@ from dakd.train.jointnet import (
     train_jointnet,
     weights_file,
 )
-from dakd.train.lock import locked
 from dakd.weights import load_state, load_teacher, read_metadata
 
 

@@ -1,4 +1,4 @@
-"""One writer a folder: rank 0 of a training holds a lock on it, and says who it is."""
+"""One writer a folder: rank 0 holds a lock on what it writes, and says who it is."""
 
 from __future__ import annotations
 
