@@ -7,6 +7,7 @@ launchers append (`--local_rank`).
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
@@ -24,7 +25,7 @@ def _prepare(config: Config, _: argparse.Namespace) -> None:
     init_if_many()  # one process packs, however many were launched
     if is_main():
         prepare(config, config.run_path)
-        save_config(config)
+        save_config(config, config.run_path / "prepare")
     barrier()
 
 
@@ -77,6 +78,8 @@ def _predict(config: Config, _: argparse.Namespace) -> None:
 def _report(config: Config, _: argparse.Namespace) -> None:
     from dakd.evaluate.report import write_report
 
+    if not config.run_path.is_dir():
+        raise ValueError(f"no run at {config.run_path}; run the steps first, from the same working directory")
     print(f"report: {write_report(config.run_path)}")
 
 
@@ -85,6 +88,8 @@ def _pipeline(config: Config, args: argparse.Namespace) -> None:
 
     run_pipeline(config, Path(args.config), args.overrides, args.processes)
 
+
+INTERRUPTED = 130  # what shells report of a command that Ctrl-C ended
 
 STEPS: dict[str, tuple[Callable[[Config, argparse.Namespace], None], str]] = {
     "prepare": (_prepare, "pack a dataset into shards with an index"),
@@ -128,6 +133,9 @@ def run_step(step: str, argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.overrides)
         STEPS[step][0](config, args)
+    except KeyboardInterrupt:
+        print(f"dakd {step}: stopped; the same command goes on from what is there", file=sys.stderr, flush=True)
+        return INTERRUPTED
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("DAKD_TRACEBACK"):
             raise
@@ -147,6 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if argv and argv[0] in STEPS:
         return run_step(argv[0], argv[1:])
+    if argv and not argv[0].startswith("-"):
+        nearest = difflib.get_close_matches(argv[0], STEPS, n=1)
+        print(f"dakd: no step is called {argv[0]!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
     lines = [f"  {name:<16}{description}" for name, (_, description) in STEPS.items()]
     usage = "usage: dakd STEP --config FILE [section.key=value ...]\n\n" + "\n".join(lines)
     print(usage + "\n  doctor          what is installed, and which backend each operation will take")

@@ -22,6 +22,8 @@ from dakd.runtime.runlog import format_duration, say
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 STEP_ORDER = ("prepare", "balance", "train_jointnet", "generate", "train_saross", "evaluate", "predict", "report")
+# Ended by SIGINT or SIGTERM, as a child process and as a shell would report it.
+STOPPED = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 UNDER_DEEPSPEED = ("train_jointnet", "generate", "train_saross")
 
 
@@ -33,6 +35,8 @@ def run_pipeline(config: Config, config_file: Path, overrides: list[str], proces
         say(f"\n=== {number}/{len(STEP_ORDER)} {step} ===")
         start = time.monotonic()
         code = run_command(step_command(step, config_file, overrides, processes))
+        if code in STOPPED:
+            raise RuntimeError(f"stopped during {step}; the same command goes on from what is there")
         if code != 0:
             raise RuntimeError(f"step {step} ended with status {code}; mend what it says above and run the same again")
         seconds[step] = time.monotonic() - start

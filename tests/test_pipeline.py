@@ -45,8 +45,7 @@ def write_config(folder: Path, overrides: dict | None = None) -> Path:
 
 def test_steps_stand_in_pipeline_order():
     assert tuple(STEPS)[:-1] == STEP_ORDER
-    launched = {path.stem for path in (ROOT / "launch").glob("*.py")}
-    assert {"prepare", "train_jointnet", "generate", "train_saross", "evaluate", "predict", "pipeline"} <= launched
+    assert {path.stem for path in (ROOT / "launch").glob("*.py")} == set(STEPS)
 
 
 def test_all_steps_run_one_after_the_other(tmp_path, capsys):
@@ -82,6 +81,20 @@ def test_command_without_or_with_unknown_step_lists_the_steps(capsys):
     assert main([]) == 0 and main(["traim"]) == 2
     printed = capsys.readouterr().out
     assert all(step in printed for step in (*STEPS, "doctor"))
+
+
+def test_report_of_a_run_that_is_not_there_is_refused(tmp_path, capsys):
+    assert run_step("report", ["--config", str(write_config(tmp_path))]) == 1
+    assert "no run at" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_interrupted_step_says_that_it_goes_on(tmp_path, capsys, monkeypatch):
+    def interrupt(config, args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(STEPS, "balance", (interrupt, "interrupted"))
+    assert run_step("balance", ["--config", str(write_config(tmp_path))]) == 130
+    assert "goes on from what is there" in capsys.readouterr().err
 
 
 def test_launchers_extra_argument_is_accepted(tmp_path, capsys, monkeypatch):

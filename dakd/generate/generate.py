@@ -35,7 +35,6 @@ def generate(config: Config) -> Path:
     more pairs than are asked for.
     """
     distributed.init_if_many()
-    save_config(config)
     cfg = config.generate
     teacher = config.run_path / "train_jointnet" / "stage3" / f"weights_{cfg.weights}.safetensors"
     if not teacher.exists():
@@ -81,6 +80,7 @@ def _write_shards(config: Config, sampler: PairSampler, classes: ClassTable, fol
     _refuse_surplus(folder, len(wanted), stop)
     # A shard belongs to one rank whatever is there already: ranks that look at different moments still agree.
     finished = {shard for shard, indices in enumerate(wanted) if _is_finished(folder, shard, indices, provenance)}
+    save_config(config, folder)
     if finished:
         say(f"generate: {len(finished)} of {len(wanted)} shards are there already")
     mine = range(distributed.rank(), len(wanted), distributed.world_size())

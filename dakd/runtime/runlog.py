@@ -32,10 +32,11 @@ def say(message: str) -> None:
         print(message, flush=True)
 
 
-def save_config(config: Config) -> None:
-    """Keep the resolved configuration with the run."""
+def save_config(config: Config, step_folder: Path) -> None:
+    """Keep the resolved configuration with the run (the last accepted one) and with the step that it was used for."""
     if is_main():
-        write_text(config.run_path / "config.yaml", dump_config(config))
+        for folder in (config.run_path, step_folder):
+            write_text(folder / "config.yaml", dump_config(config))
 
 
 def format_duration(seconds: float) -> str:

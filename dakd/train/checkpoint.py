@@ -60,13 +60,26 @@ def load_latest(folder: Path, identity: dict) -> tuple[dict[str, Tensor], dict] 
     facts = json.loads((checkpoints[-1] / "state.json").read_text())
     if facts["format"] != FORMAT:
         raise ValueError(f"{checkpoints[-1]} has format {facts['format']}; this version reads {FORMAT}")
-    saved = facts["identity"]
-    wanted = json.loads(json.dumps(identity))
+    saved = _flat(facts["identity"])
+    wanted = _flat(json.loads(json.dumps(identity)))
     differing = [name for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)]
     if differing:
         lines = "\n".join(f"  {name}: {saved.get(name)!r} there, {wanted.get(name)!r} now" for name in differing)
+        if differing == ["starts_from"]:
+            raise ValueError(
+                f"{checkpoints[-1]} started from other weights than the stage before has now: that one was trained "
+                f"again, or init_from was changed. To start this stage anew from what it has now, remove {folder.parent}"
+            )
         raise ValueError(
             f"{checkpoints[-1]} was made with other settings:\n{lines}\n"
             "Set them back to go on, or take another name (or remove the folder) to start anew"
         )
     return load_file(checkpoints[-1] / "state.safetensors"), facts
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """Nested settings by their dotted names."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dakd.config import Config
 from dakd.data.loader import TeacherDataset
 from dakd.data.pictures import contact_sheet
+from dakd.data.prepared import open_prepared
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.balance import resolve_balance
@@ -30,9 +31,9 @@ from dakd.models.jointnet import SARJointNet
 from dakd.models.unet import UNet
 from dakd.runtime.distributed import device, is_main
 from dakd.runtime.files import file_hash
-from dakd.runtime.runlog import save_config
+from dakd.train.checkpoint import list_checkpoints
 from dakd.train.engine import Engine, resolve_precision
-from dakd.train.loop import Training, run_training
+from dakd.train.loop import Training, is_done, run_training
 from dakd.train.optim import optimizer_identity
 from dakd.weights import load_state, load_strict, save_weights
 
@@ -107,11 +108,23 @@ def weights_file(config: Config, stage: int, kind: str) -> Path:
 
 def train_jointnet(config: Config, stages: tuple[int, ...] = (1, 2, 3)) -> None:
     """Train the given stages in order; a stage that is finished is left as it is, an unfinished one goes on."""
-    save_config(config)
-    train = ShardSet(config.run_path / "prepare" / "train")
+    train = open_prepared(config, "train")
     b = resolve_balance(config.balance.b, config.run_path)
     for stage in stages:
-        run_training(describe_stage(config, stage, train, b), config)
+        training = describe_stage(config, stage, train, b)
+        if stage < 3:
+            _refuse_to_outrun(training, stage_folder(config, stage + 1))
+        run_training(training, config)
+
+
+def _refuse_to_outrun(training: Training, follower: Path) -> None:
+    """A stage that another has started from stays as it is: the other could not be continued."""
+    is_longer = not is_done(training)
+    if is_longer and training.final_weights.exists() and list_checkpoints(follower / "checkpoints"):
+        raise ValueError(
+            f"{training.label} would be trained on to step {training.total_steps}, but {follower} has started from it; "
+            f"set its steps back, or remove {follower} (and what follows) to train them anew"
+        )
 
 
 def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Training:

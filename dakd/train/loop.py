@@ -14,9 +14,9 @@ from dakd.config import Config, EngineConfig, OptimizerConfig
 from dakd.data.loader import make_loader
 from dakd.runtime import distributed
 from dakd.runtime.lock import locked
-from dakd.runtime.runlog import RunLog, say
+from dakd.runtime.runlog import RunLog, save_config, say
 from dakd.runtime.seeding import seed_everything
-from dakd.train.checkpoint import load_latest, save_checkpoint
+from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint
 from dakd.train.engine import Engine, fitting_micro_batch
 from dakd.train.optim import learning_rate
 from dakd.weights import load_strict
@@ -56,6 +56,13 @@ class Training:
         return self.folder / "checkpoints"
 
 
+def is_done(training: Training) -> bool:
+    """Whether the last step was taken and its weights are there."""
+    checkpoints = list_checkpoints(training.checkpoints)
+    last_step = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+    return last_step >= training.total_steps and training.final_weights.exists()
+
+
 def run_training(training: Training, config: Config) -> None:
     """Train to the last step; the same call again goes on from the newest checkpoint, or finds nothing left to do.
 
@@ -73,10 +80,11 @@ def _run(training: Training, config: Config) -> None:
     training = replace(training, micro_batch=micro_batch)
     saved = load_latest(training.checkpoints, training.identity)
     first_step = saved[1]["step"] if saved else 0
-    if first_step >= training.total_steps and training.final_weights.exists():
+    if is_done(training):
         say(f"{training.label}: {first_step} steps are done; nothing to do")
         return
 
+    save_config(config, training.folder)
     seed_everything(training.seed)
     module = training.build(saved is None)
     if saved:

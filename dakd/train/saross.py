@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.loader import StudentDataset
+from dakd.data.prepared import open_prepared
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_student
 from dakd.kernels.seg_loss import seg_loss
 from dakd.models.zoo import build_student
 from dakd.runtime.distributed import is_main
-from dakd.runtime.runlog import save_config, say
+from dakd.runtime.runlog import say
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.loop import Training, run_training
 from dakd.train.optim import optimizer_identity
@@ -59,9 +60,10 @@ def student_folder(config: Config, training_set: TrainingSet) -> Path:
 
 def train_saross(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> None:
     """Train one student for each training set, all for the same number of steps."""
-    save_config(config)
-    for training_set in training_sets or config.train_saross.training_sets:
-        run_training(describe_student(config, training_set), config)
+    # All are described before the first is trained: what one of them lacks is told at once.
+    wanted = training_sets or config.train_saross.training_sets
+    for training in [describe_student(config, training_set) for training_set in wanted]:
+        run_training(training, config)
 
 
 def describe_student(config: Config, training_set: TrainingSet) -> Training:
@@ -126,7 +128,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
 def student_dataset(config: Config, training_set: TrainingSet) -> StudentDataset:
     """The batches of a training set: `real`, `synthetic` or both."""
     cfg = config.train_saross
-    real = ShardSet(config.run_path / "prepare" / "train") if "real" in training_set else None
+    real = open_prepared(config, "train") if "real" in training_set else None
     synthetic = ShardSet(config.run_path / "generate") if "synthetic" in training_set else None
     return StudentDataset(
         real,

@@ -51,6 +51,14 @@ def test_another_experiments_checkpoint_is_refused_naming_what_differs(tmp_path)
         load_latest(tmp_path, IDENTITY | {"b": 0.4})
 
 
+def test_a_nested_setting_is_named_alone(tmp_path):
+    nested = {"optimizer": {"lr": 0.1, "eps": 1e-8}}
+    save_checkpoint(tmp_path, 1, STATE, {"identity": nested, "position": 16}, keep=2)
+    with pytest.raises(ValueError, match=r"optimizer\.lr: 0.1 there, 0.2 now") as caught:
+        load_latest(tmp_path, {"optimizer": {"lr": 0.2, "eps": 1e-8}})
+    assert "eps" not in str(caught.value)
+
+
 def test_another_format_is_refused(tmp_path):
     save(tmp_path, 1)
     path = tmp_path / "step-00000001" / "state.json"

@@ -192,12 +192,38 @@ def test_size_of_the_micro_batch_does_not_change_the_run(trained, tmp_path):
         torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("stages", [(1,), (1, 2)])
+def test_stage_that_another_started_from_is_not_trained_on(tmp_path, stages):
+    config = prepared(tmp_path)
+    train_jointnet(config, (1, 2))
+    before = weights_file(config, 1, "ema").read_bytes()
+    with pytest.raises(ValueError, match=r"stage1 would be trained on to step 6, but .*stage2 has started from it"):
+        train_jointnet(replaced(config, stage1={"steps": 6, "lr": 1e-3}), stages)
+    assert weights_file(config, 1, "ema").read_bytes() == before
+    train_jointnet(config, (1, 2))
+
+
 def test_stage_whose_start_has_changed_is_not_continued(tmp_path):
     config = prepared(tmp_path)
     train_jointnet(config, (1, 2))
-    train_jointnet(replaced(config, stage1={"steps": 6, "lr": 1e-3}), (1,))
-    with pytest.raises(ValueError, match="starts_from"):
-        train_jointnet(config, (2,))
+    with pytest.raises(ValueError, match="started from other weights"):
+        train_jointnet(replaced(config, init_from="raw", stage2={"steps": 6, "lr": 1e-3}), (2,))
+
+
+def test_shards_prepared_with_other_settings_are_refused(tmp_path):
+    tree = prepared(tmp_path).model_dump(mode="json")
+    tree["prepare"]["simulation"]["looks"] = 3.0
+    with pytest.raises(ValueError, match="was prepared with other settings"):
+        train_jointnet(build_config(tree), (1,))
+
+
+def test_configuration_of_a_refused_run_is_not_kept(trained):
+    path = trained.run_path / "config.yaml"
+    before = path.read_text()
+    with pytest.raises(ValueError, match="made with other settings"):
+        train_jointnet(replaced(trained, flip=True), (1,))
+    assert path.read_text() == before
+    assert (stage_folder(trained, 1) / "config.yaml").exists()
 
 
 def test_folder_that_another_process_writes_is_left_alone(tmp_path):

@@ -1,0 +1,27 @@
+"""The prepared shards of a run, for the steps that use them."""
+
+from __future__ import annotations
+
+from dakd.config import Config
+from dakd.data.shards import ShardSet
+
+# The files may have moved, and how bad ones were met no longer matters.
+_MAY_DIFFER = ("root", "on_bad_file")
+
+
+def open_prepared(config: Config, split: str) -> ShardSet:
+    """The run's shards of a split. Raises ValueError where they are absent or were prepared with other settings."""
+    shards = ShardSet(config.run_path / "prepare" / split)
+    made_with = shards.index["provenance"].get("settings", {})
+    wanted = config.prepare.model_dump(mode="json") | {"seed": config.seed}
+    differing = [
+        f"prepare.{name}: {value!r} then, {wanted.get(name)!r} now"
+        for name, value in made_with.items()
+        if name not in _MAY_DIFFER and wanted.get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{shards.folder} was prepared with other settings ({'; '.join(differing)}); "
+            "set them back, or take another name and prepare again"
+        )
+    return shards
