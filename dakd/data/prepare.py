@@ -1,8 +1,9 @@
 """PREPARE: a dataset on disk, or the embedded one, packed into shards with an index, a contact sheet and a report.
 
 The run folder gets prepare/{train,test}/ with shards and index.json, prepare/contact_sheet.png and prepare/report.json.
-All of it is written aside and renamed at the end: prepare/ is whole or absent. Bad files are gathered over the whole
-dataset and told in one report; they are left out only where the settings say so, and then they stand in report.json.
+All of it is written aside and renamed at the end, by one process at a time: prepare/ is whole or absent. Bad files are
+gathered over the whole dataset and told in one report; they are left out only where the settings say so, and then they
+stand in report.json.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
 from dakd.data.sample import Sample
 from dakd.data.shards import write_index, write_shard
 from dakd.runtime.files import write_json
+from dakd.runtime.lock import locked
 from dakd.runtime.runlog import progress, say
 
 _NUM_PICTURES = 16
@@ -55,23 +57,24 @@ def prepare(cfg: Config, run_dir: str | Path | None = None, rebuild: bool = Fals
     """Packs the dataset of `cfg.prepare` into RUN/prepare; a second call with the same settings reuses what is there.
 
     run_dir: default cfg.run_path.  rebuild: replaces what other settings have made; else that is a ValueError.
-    Raises BadDataset naming every bad file; with on_bad_file="skip" only when a split is left empty.
+    Raises BadDataset naming every bad file, with on_bad_file="skip" only when a split is left empty; RuntimeError where
+    another process is preparing this run.
     """
     folder = Path(run_dir or cfg.run_path) / "prepare"
     settings = _settings(cfg)
-    found = _find_report(folder)
-    if found is not None and not rebuild:
-        _refuse_other_settings(folder, found, settings)
-        say(f"prepare: {folder} is there already, made with the same settings")
-        return _result(folder, found, is_reused=True)
-    aside = folder.with_name("prepare.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        report = _build(cfg.prepare, cfg.seed, settings, aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    finally:
+    if not rebuild and (found := _reusable(folder, settings)):
+        return found
+    with locked(folder.parent):
+        _undo_half_exchange(folder)
+        if found := _reusable(folder, settings, rebuild):
+            return found
+        aside = folder.with_name("prepare.partial")
         shutil.rmtree(aside, ignore_errors=True)
+        try:
+            report = _build(cfg.prepare, cfg.seed, settings, aside)
+            _exchange(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     for line in describe(report):
         say(f"prepare: {line}")
     return _result(folder, report, is_reused=False)
@@ -81,15 +84,27 @@ def describe(report: dict) -> list[str]:
     """report.json in a few lines for people."""
     lines = []
     for split, facts in report["splits"].items():
-        shares = "  ".join(f"{name} {100 * share:.2f}%" for name, share in facts["class_pixel_shares"].items())
         sizes = ", ".join(f"{number} of {size}" for size, number in facts["sizes"].items())
-        lines.append(f"{split}: {facts['num_samples']} samples ({sizes})  {shares}  b {facts['balancing_factor']:.4f}")
+        labels = _describe_labels(facts)
+        lines.append(f"{split}: {facts['num_samples']} samples ({sizes})  {labels}  b {facts['balancing_factor']:.4f}")
+        absent = [name for name, share in facts["class_pixel_shares"].items() if share == 0]
+        if split == "train" and facts["num_labelled"] and absent:
+            lines.append(f"{split}: no pixel is of the class {', '.join(absent)}; it cannot be learnt")
     if report["num_off_palette"]:
         files = ", ".join(f"{name} {count}" for name, count in report["off_palette"].items())
         lines.append(f"{report['num_off_palette']} label pixels took the nearest palette colour ({files})")
     if report["skipped"]:
         lines.append(f"{len(report['skipped'])} bad files were skipped; report.json names them")
     return lines
+
+
+def _describe_labels(facts: dict) -> str:
+    if not facts["num_labelled"]:
+        return "no labels (they serve stage 1 only)"
+    shares = [f"{name} {100 * share:.2f}%" for name, share in facts["class_pixel_shares"].items()]
+    if unknown := facts.get("unknown_share"):
+        shares.append(f"(unknown: {100 * unknown:.2f}% of all)")
+    return "  ".join(shares)
 
 
 def resize_sample(sample: Sample, size: tuple[int, int]) -> Sample:
@@ -102,6 +117,34 @@ def resize_sample(sample: Sample, size: tuple[int, int]) -> Sample:
     if label is not None:
         label = np.array(Image.fromarray(label).resize(wanted, Image.Resampling.NEAREST))
     return replace(sample, sar=sar, label=label)
+
+
+# --- the folder's place -----------------------------------------------------------------------------------------------
+
+
+def _exchange(new: Path, folder: Path) -> None:
+    """`new` takes the place of `folder`, which is deleted only after that."""
+    old = _old(folder)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        _undo_half_exchange(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _undo_half_exchange(folder: Path) -> None:
+    """After an exchange that was cut off: the old folder comes back where there is none, else it goes."""
+    old = _old(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -118,6 +161,7 @@ def _build(cfg: PrepareConfig, seed: int, settings: dict, folder: Path) -> dict:
         shown = set(_pick(range(len(entries)), -(-_NUM_PICTURES // len(dataset.splits))))
         samples = _read_all(dataset, split, entries, cfg, tally, pictures, shown)
         _write_split(folder / split, samples, dataset, cfg)
+        dataset.check_labels(split)
     _refuse_bad_files(cfg, tally, folder, dataset.splits)
     report = _write_report(folder, dataset, settings, tally)
     _sheet(pictures, dataset).save(folder / "contact_sheet.png")
@@ -190,7 +234,8 @@ def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally)
         index = write_index(folder / split, dataset.classes, kind="real", provenance={"settings": settings})
         shares = dict(zip(dataset.classes.names, index["class_pixel_shares"]))
         kept = ("num_samples", "num_labelled", "num_bytes", "sizes", "fingerprint", "mean_power", "balancing_factor")
-        splits[split] = {**{name: index[name] for name in kept}, "class_pixel_shares": shares}
+        unknown = index["ignored_pixels"] / max(1, index["ignored_pixels"] + sum(index["class_pixels"]))
+        splits[split] = {**{name: index[name] for name in kept}, "class_pixel_shares": shares, "unknown_share": unknown}
     report = {
         "settings": settings,
         "settings_sha256": _fingerprint(settings),
@@ -225,6 +270,16 @@ def _settings(cfg: Config) -> dict:
 
 def _fingerprint(settings: dict) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _reusable(folder: Path, settings: dict, rebuild: bool = False) -> PrepareResult | None:
+    """What is there already, made with the same settings; None where there is nothing, or where it is to be rebuilt."""
+    found = _find_report(folder)
+    if found is None or rebuild:
+        return None
+    _refuse_other_settings(folder, found, settings)
+    say(f"prepare: {folder} is there already, made with the same settings")
+    return _result(folder, found, is_reused=True)
 
 
 def _find_report(folder: Path) -> dict | None:

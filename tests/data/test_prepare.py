@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dakd.config import build_config
-from dakd.data.prepare import prepare, resize_sample
+from dakd.data.prepare import describe, prepare, resize_sample
 from dakd.data.readers import BadDataset
 from dakd.data.sample import Sample
 from dakd.data.shards import ShardSet, verify
 from dakd.diffusion.balance import image_power_fft
+from dakd.runtime.lock import locked
 
 SIMULATED = {"simulation": {"num_train": 12, "num_test": 5, "size": (24, 32)}, "shard_size": 5}
 
@@ -85,6 +88,45 @@ def test_other_settings_are_refused_unless_a_rebuild_is_asked_for(tmp_path):
     assert len(ShardSet(prepare(other, tmp_path, rebuild=True).splits["train"])) == 3
 
 
+def test_a_second_prepare_at_the_same_time_is_refused_or_finds_what_is_finished(tmp_path):
+    with locked(tmp_path), pytest.raises(RuntimeError, match="is being written by process"):
+        prepare(config(**SIMULATED), tmp_path)
+    prepare(config(**SIMULATED), tmp_path)
+    with locked(tmp_path):
+        assert prepare(config(**SIMULATED), tmp_path).is_reused
+
+
+def test_what_another_process_finished_before_the_lock_was_had_is_reused(tmp_path, monkeypatch):
+    @contextmanager
+    def late(folder):
+        monkeypatch.setattr("dakd.data.prepare.locked", locked)
+        prepare(config(**SIMULATED), folder)
+        with locked(folder):
+            yield
+
+    monkeypatch.setattr("dakd.data.prepare.locked", late)
+    assert prepare(config(**SIMULATED), tmp_path).is_reused
+
+
+def test_a_rebuild_that_fails_leaves_the_finished_folder(tmp_path, monkeypatch):
+    before = prepare(config(**SIMULATED), tmp_path).report
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == "prepare.partial":
+            raise OSError("disk is gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="disk is gone"):
+        prepare(config(**{**SIMULATED, "max_samples": 3}), tmp_path, rebuild=True)
+    assert prepare(config(**SIMULATED), tmp_path).report == before
+    rename(tmp_path / "prepare", tmp_path / "prepare.old")  # as a killed process would leave it
+    monkeypatch.undo()
+    assert prepare(config(**SIMULATED), tmp_path).is_reused
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "prepare"]
+
+
 def test_a_folder_that_prepare_did_not_make_is_left_alone(tmp_path):
     (tmp_path / "prepare").mkdir()
     (tmp_path / "prepare" / "mine.txt").write_text("keep")
@@ -114,7 +156,7 @@ def test_all_bad_files_stand_in_one_report_and_nothing_is_written(tmp_path):
     )
     assert all(reason in message for reason in reasons)
     assert "set prepare.on_bad_file to skip" in message
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_bad_files_are_skipped_when_told_and_named_in_the_report(tmp_path):
@@ -169,3 +211,26 @@ def test_images_without_masks_are_prepared_for_the_first_stage(tmp_path):
     classes = {"sea": (0, 0, 0), "oil": (0, 255, 255)}
     result = prepare(config(dataset="folder", root=str(tmp_path / "data"), classes=classes), tmp_path / "run")
     assert list(result.splits) == ["train"] and ShardSet(result.splits["train"]).index["num_labelled"] == 0
+    assert describe(result.report) == ["train: 1 samples (1 of 8x8)  no labels (they serve stage 1 only)  b 1.0000"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_black_and_white_masks_without_a_white_class_stop_with_the_remedy(tmp_path, split):
+    settings = make_folder(tmp_path / "data")
+    for path in (tmp_path / "data" / split / "masks").iterdir():
+        Image.fromarray(255 * np.array(Image.open(path))).save(path)
+    with pytest.raises(ValueError, match=rf"the split '{split}' hold 0 and 255 alone.* the colour \[255, 255, 255\]"):
+        prepare(config(**settings), tmp_path / "run")
+    assert not (tmp_path / "run" / "prepare").exists()
+
+
+def test_unknown_pixels_and_absent_classes_are_told(tmp_path):
+    settings = make_folder(tmp_path / "data")
+    settings["classes"]["ship"] = (1, 1, 1)
+    path = tmp_path / "data" / "train" / "masks" / "0.png"
+    mask = np.array(Image.open(path))
+    mask[0] = 255  # 14 of 6 x 140 pixels
+    Image.fromarray(mask).save(path)
+    train, absent, test = describe(prepare(config(**settings), tmp_path / "run").report)
+    assert "ship 0.00%  (unknown: 1.67% of all)" in train and "unknown" not in test
+    assert absent == "train: no pixel is of the class ship; it cannot be learnt"

@@ -79,6 +79,9 @@ class Dataset:
     def check(self) -> None:
         """ValueError when the labels as a whole cannot mean what the settings say; nothing to check by default."""
 
+    def check_labels(self, split: str) -> None:
+        """ValueError when the labels read since the last call, those of `split`, hint at another meaning."""
+
     def read(self, entry: Entry) -> Sample:
         """The sample of an entry; BadFile when the image or label is damaged, or they do not fit together."""
         sar = read_grey(entry.image_path)
@@ -112,7 +115,8 @@ def read_grey(path: Path) -> np.ndarray:
     """(H, W) uint8 grey values of a picture; BadFile unless it is whole, 8 bits deep and grey."""
     picture = open_picture(path)
     if picture.mode not in ("L", "RGB", "RGBA", "LA", "P", "1"):
-        raise BadFile(path, f"has the pixel type {picture.mode!r}; wanted 8-bit grey (scale it to 0..255 first)")
+        how = "scale it to 0..255 first, as gdal_translate -ot Byte -scale IN OUT does"
+        raise BadFile(path, f"has the pixel type {picture.mode!r}; wanted 8-bit grey: {how}")
     if picture.mode == "L":
         return np.array(picture)
     colours = np.array(picture.convert("RGB"))

@@ -28,10 +28,22 @@ class FolderDataset(Dataset):
         super().__init__()
         self.classes = ClassTable(tuple(classes), tuple(tuple(colour) for colour in classes.values()))
         self._palette = {_pack(np.array(colour)): i for i, colour in enumerate(self.classes.colours)}
+        self._values: set[int] = set()  # of the masks of ids that were read since the last check_labels
         path = require_root(root, "folder")
         splits = {split: folder for split in _SPLITS if (folder := find_folder(path, split))}
         for split, folder in splits.items() or [("train", path)]:
             self._scan(split, folder)
+
+    def check_labels(self, split: str) -> None:
+        """Masks of 0 and 255 alone mean black and white, not one class and unknown pixels."""
+        values, self._values = self._values, set()
+        if self.classes.num_classes == 2 and values == {0, IGNORE_INDEX}:
+            first, second = self.classes.names
+            raise ValueError(
+                f"the masks of the split {split!r} hold 0 and 255 alone, and 255 means unknown, so that no pixel would "
+                f"be {second!r}; in prepare.classes give {first!r} or {second!r}, whichever is white, the colour "
+                "[255, 255, 255] and the other [0, 0, 0], or write the ids 0 and 1 into the masks"
+            )
 
     def _scan(self, split: str, folder: Path) -> None:
         images, masks = find_folder(folder, "images", "image"), find_folder(folder, *_MASK_FOLDERS)
@@ -46,6 +58,7 @@ class FolderDataset(Dataset):
             values = np.array(picture).astype(np.uint8)
             label = self._ids(values)
             if label is not None:
+                self._values.update(np.unique(label).tolist())
                 return label, {}
         return self._colours(path, np.array(picture.convert("RGB"))), {}
 
