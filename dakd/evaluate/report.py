@@ -110,11 +110,21 @@ def _predictions(run_dir: Path) -> list[str]:
 
 
 def _predicted_files(run_dir: Path) -> list[str]:
-    overlays = sorted((run_dir / "predict").glob("*_overlay.png"))[:_NUM_PREDICTIONS]
-    if not overlays:
+    """What the last call of predict wrote, of each student that was asked."""
+    parts = []
+    for path in sorted((run_dir / "predict").glob("*/predict.json")):
+        record = _read_json(path)
+        overlays = [path.with_name(f"{name}_overlay.png") for name in record["images"][:_NUM_PREDICTIONS]]
+        captioned = [
+            html.figure(overlay, overlay.name.removesuffix("_overlay.png")) for overlay in overlays if overlay.is_file()
+        ]
+        if captioned:
+            student = f"the student trained on {record['training_set']} (sha256 {record['student_sha256'][:12]})"
+            note = f"By {student}, of {record['inputs']}: {len(captioned)} of {len(record['images'])} images."
+            parts += [html.paragraph(note), html.strip(captioned)]
+    if not parts:
         return [html.missing("Overlays of predicted images", "predict")]
-    captioned = [html.figure(path, path.name.removesuffix("_overlay.png")) for path in overlays]
-    return [html.subheading("Predicted classes on the image"), html.strip(captioned)]
+    return [html.subheading("Predicted classes on the image"), *parts]
 
 
 def _synthetic(run_dir: Path) -> list[str]:

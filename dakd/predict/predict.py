@@ -5,6 +5,9 @@ For an image NAME, of any size that fits in memory, are written
     NAME_class.png                 class ids as a palette PNG in the colours of the class table
     NAME_overlay.png               the image with the predicted classes laid over it
     NAME_probability_CLASS.png     8-bit grey, 255 times the probability of the class, one file a class
+
+The step writes to RUN/predict/TRAINING_SET, with a predict.json that tells the last call: its inputs, its student and
+the names of the images that it wrote.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet, open_split
 from dakd.data.transforms import to_student
 from dakd.predict.images import list_images, output_names, read_image
-from dakd.runtime.distributed import barrier, device, init_if_many, rank, world_size
-from dakd.runtime.files import replacing
+from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
+from dakd.runtime.files import file_hash, replacing, write_json
 from dakd.runtime.runlog import progress, say
 from dakd.weights import STUDENT_FILES, load_student
 
@@ -52,7 +55,7 @@ class Source:
 
 
 def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
-    """Predict `predict.inputs`, or the first images of the test split, into run_dir/predict; returns that folder.
+    """Predict `predict.inputs`, or the first images of the test split; returns the folder of the outputs.
 
     The student's weights are those that are evaluated (`evaluate.weights`). Every rank takes its share. Raises
     BadImages at the end when some images were not predicted.
@@ -63,14 +66,37 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     weights = run_dir / "train_saross" / training_set / STUDENT_FILES[cfg.evaluate.weights]
     if not weights.is_file():
         raise ValueError(f"no student at {weights}; run the step train_saross, or set predict.training_set")
-    out_dir = run_dir / "predict"
+    out_dir = run_dir / "predict" / training_set
     if cfg.predict.inputs is not None:
-        predict_paths(weights, cfg.predict.inputs, out_dir, device=device(), overlay_alpha=cfg.predict.overlay_alpha)
+        inputs = Path(cfg.predict.inputs).expanduser()
+        sources = _file_sources(inputs, out_dir)
     else:
-        model, metadata = load_student(weights, device())
+        inputs = run_dir / "prepare" / "test"
+        if not (inputs / "index.json").is_file():
+            raise ValueError(
+                f"no test split at {inputs}; name images: predict.inputs=FILE_OR_FOLDER, or give the dataset a test "
+                "split and prepare it"
+            )
         sources = _held_out_sources(open_split(run_dir / "prepare", "test"), cfg.predict.num_images)
-        classes = ClassTable.from_dict(metadata["classes"])
+    model, metadata = load_student(weights, device())
+    classes = ClassTable.from_dict(metadata["classes"])
+    problem = None
+    try:
         predict_sources(model, classes, sources, out_dir, device=device(), overlay_alpha=cfg.predict.overlay_alpha)
+    except BadImages as error:
+        problem = error
+    if is_main():
+        failed = {where for where, _ in problem.failures} if problem else set()
+        record = {
+            "inputs": str(inputs),
+            "training_set": training_set,
+            "student": str(weights),
+            "student_sha256": file_hash(weights),
+            "images": [source.name for source in sources if source.where not in failed],
+        }
+        write_json(out_dir / "predict.json", record)
+    if problem:
+        raise problem
     say(f"predictions of the student trained on {training_set}: {out_dir}")
     return out_dir
 
@@ -87,14 +113,7 @@ def predict_paths(
 
     Every rank takes its share. Raises BadImages at the end when some images could not be read; the others are written.
     """
-    if Path(inputs).is_dir() and Path(inputs).resolve() == Path(out_dir).resolve():
-        raise ValueError(f"inputs and outputs are one folder, {out_dir}; give another folder for the outputs")
-    paths, num_others = list_images(inputs)
-    if num_others:
-        say(f"{inputs}: {num_others} files are not images by their names and are left out")
-    sources = [
-        Source(name, str(path), lambda path=path: read_image(path)) for name, path in zip(output_names(paths), paths)
-    ]
+    sources = _file_sources(Path(inputs).expanduser(), Path(out_dir))
     model, metadata = load_student(weights, device)
     classes = ClassTable.from_dict(metadata["classes"])
     predict_sources(model, classes, sources, out_dir, device=device, overlay_alpha=overlay_alpha)
@@ -151,6 +170,16 @@ def write_prediction(
 def file_part(text: str) -> str:
     """The text with everything but letters, digits, dash and underscore replaced by an underscore."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in text)
+
+
+def _file_sources(inputs: Path, out_dir: Path) -> list[Source]:
+    if inputs.is_dir() and inputs.resolve() == out_dir.resolve():
+        raise ValueError(f"inputs and outputs are one folder, {out_dir}; give another folder for the outputs")
+    paths, num_others = list_images(inputs)
+    if num_others:
+        say(f"{inputs}: {num_others} files are not images by their names and are left out")
+    names = output_names(paths)
+    return [Source(name, str(path), lambda path=path: read_image(path)) for name, path in zip(names, paths)]
 
 
 def _held_out_sources(held_out: ShardSet, num_images: int) -> list[Source]:

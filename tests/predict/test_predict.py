@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -14,6 +16,7 @@ from dakd.config import StudentConfig, build_config
 from dakd.data.sample import SOS_CLASSES, Sample
 from dakd.data.shards import write_index, write_shard
 from dakd.data.transforms import to_student
+from dakd.evaluate.report import write_report
 from dakd.models.zoo import build_student
 from dakd.predict.predict import BadImages, class_probabilities, predict, predict_paths
 from dakd.weights import load_student, save_student
@@ -123,8 +126,32 @@ def test_without_inputs_the_first_held_out_images_are_predicted(tmp_path, dark_i
     with pytest.raises(ValueError, match=r"no student at .*student_raw.safetensors"):
         predict(build_config(tree | {"evaluate": {"weights": "raw"}}))
     shutil.move(run_dir / "prepare" / "test", run_dir / "prepare" / "train")
-    with pytest.raises(ValueError, match="has no test split, only train"):
+    with pytest.raises(ValueError, match=r"no test split at .*name images: predict\.inputs="):
         predict(build_config(tree))
+
+
+def test_the_last_call_of_each_student_is_recorded(images, tmp_path, dark_is_oil, monkeypatch):
+    run_dir = tmp_path / "run"
+    for name in ("real", "real+synthetic"):
+        (run_dir / "train_saross" / name).mkdir(parents=True)
+        (run_dir / "train_saross" / name / "student.safetensors").write_text(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def call(training_set, inputs):
+        settings = {"training_set": training_set, "inputs": inputs}
+        return predict(build_config({"name": "tiny", "run_dir": str(run_dir), "predict": settings}))
+
+    assert call("real", "~/in/scan.tif") == run_dir / "predict" / "real"
+    with pytest.raises(BadImages):
+        call("real+synthetic", "~/in")
+    call("real", "~/in/slick.png")
+    records = {path.parent.name: json.loads(path.read_text()) for path in run_dir.rglob("predict.json")}
+    assert records["real"]["images"] == ["slick"] and records["real"]["inputs"] == str(images / "slick.png")
+    assert records["real+synthetic"]["images"] == ["scan", "slick"]
+    assert records["real"]["student_sha256"] == hashlib.sha256(b"real").hexdigest()
+    page = write_report(run_dir).read_text()
+    assert "trained on real (sha256" in page and "trained on real+synthetic (sha256" in page
+    assert "1 of 1 images" in page and "2 of 2 images" in page
 
 
 def test_an_untrained_student_is_an_error(tmp_path):
