@@ -15,11 +15,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 Size = tuple[Positive, Positive]  # (height, width) in pixels
 
 
@@ -32,12 +41,15 @@ class Section(BaseModel):
 # --- prepare ----------------------------------------------------------------------------------------------------------
 
 
+SceneSide = Annotated[int, Field(ge=8)]  # a smaller scene has no room for its objects
+
+
 class SimulationConfig(Section):
     """The embedded dataset: SAR scenes under multiplicative speckle, five classes in OSD's ids and colours."""
 
     num_train: Positive = 600
     num_test: Positive = 120
-    size: Size = (64, 64)
+    size: tuple[SceneSide, SceneSide] = (64, 64)
     looks: Annotated[float, Field(gt=0)] = 6.0  # equivalent number of looks of the gamma speckle
     # Mean pixel shares that the scenes aim at; sea is what remains (OSD: 88.30 / 1.01 / 5.59 / 0.04 / 5.06 %).
     oil_share: Fraction = 0.0101
@@ -58,7 +70,7 @@ class PrepareConfig(Section):
     polarity: Literal["oil_is_white", "oil_is_black"] = "oil_is_white"  # sos only; checked against the images
     mask_threshold: Annotated[int, Field(ge=1, le=255)] = 128  # sos: grey values at or above it are white
     # folder only: class names and colours in the order of the ids; masks hold ids or these colours.
-    classes: dict[str, tuple[int, int, int]] | None = None
+    classes: dict[str, tuple[Byte, Byte, Byte]] | None = None
     resize: Size | None = None  # every image is brought to this size (area average; labels by nearest neighbour)
     max_samples: Positive | None = None  # per split; None takes all
     shard_size: Positive = 256  # samples a shard
@@ -79,7 +91,19 @@ class PrepareConfig(Section):
 class BalanceConfig(Section):
     """The balancing factor b of the mask's noisy input (paper, Eq. 1 and 4)."""
 
-    b: Literal["auto"] | Annotated[float, Field(gt=0, le=4)] = "auto"
+    b: Literal["auto"] | float = "auto"
+
+    @field_validator("b", mode="wrap")
+    @classmethod
+    def _auto_or_in_range(cls, value: object, check: ValidatorFunctionWrapHandler) -> object:
+        """One error in place of one for each kind of value."""
+        try:
+            b = check(value)
+        except ValidationError:
+            b = None
+        if b is None or (b != "auto" and not 0 < b <= 4):
+            raise ValueError('wanted "auto" or a number above 0 and at most 4')
+        return b
 
 
 # --- train_jointnet ---------------------------------------------------------------------------------------------------
@@ -286,6 +310,12 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     predict: PredictConfig = PredictConfig()
 
+    @field_validator("name", mode="before")
+    @classmethod
+    def _number_is_a_name(cls, value: object) -> object:
+        """YAML reads a name such as 2024 as a number."""
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
     @property
     def run_path(self) -> Path:
         return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
@@ -300,6 +330,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises ValueError naming the key, what was found and what was wanted.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the YAML file of one experiment")
     if not path.is_file():
         raise ValueError(f"no configuration at {path}; the ones that come with dakd lie in configs/")
     try:
@@ -337,7 +369,11 @@ def _apply_override(tree: dict, override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ValueError(f"override {override!r}: {parent!r} is a value, not a section")
-    node[last] = yaml.safe_load(value)
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise ValueError(f"override {override!r}: the value is not valid YAML ({problem}); quote it") from None
 
 
 def _expand_variables(node: Any) -> Any:
@@ -364,7 +400,10 @@ def _explain(detail: dict) -> str:
         nearest = difflib.get_close_matches(str(detail["loc"][-1]), names, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys here: {', '.join(names)}"
         return f"{where}: unknown key; {hint}"
-    return f"{where}: {detail['msg']} (found {detail['input']!r})"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error" and isinstance(detail["input"], dict):
+        return f"{where}: {message}"  # of a whole section, which says itself what was found
+    return f"{where}: {message} (found {detail['input']!r})"
 
 
 def _known_keys(location: tuple) -> list[str]:

@@ -77,3 +77,39 @@ def test_a_bare_off_turns_wandb_off(tmp_path):
     assert config.train_jointnet.engine.wandb == config.train_saross.engine.wandb == "off"
     with pytest.raises(ValueError, match=r"engine\.wandb: Input should be 'off', 'auto', 'online' or 'offline'"):
         load_config(path, ["train_jointnet.engine.wandb=on"])
+
+
+def explain(**tree) -> str:
+    with pytest.raises(ValueError) as caught:
+        build_config({"name": "a"} | tree)
+    return str(caught.value).partition("\n")[2]
+
+
+def test_an_override_that_is_no_yaml_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"override 'generate.size=\[1, 2': the value is not valid YAML"):
+        load_config(write(tmp_path, "name: a"), ["generate.size=[1, 2"])
+    with pytest.raises(ValueError, match="is a folder; give the YAML file"):
+        load_config(tmp_path)
+
+
+def test_a_name_may_look_like_a_number(tmp_path):
+    assert load_config(write(tmp_path, "name: 2024")).name == "2024"
+    assert "name: Input should be a valid string" in explain(name=True)
+
+
+@pytest.mark.parametrize("b", [0, -1, 5, "much", float("nan"), None, [1]])
+def test_b_has_one_error_line(b):
+    assert explain(balance={"b": b}) == f'  balance.b: wanted "auto" or a number above 0 and at most 4 (found {b!r})'
+
+
+def test_errors_of_a_section_do_not_print_it():
+    wanted = "  prepare: dataset 'osd' has no root; set prepare.root to its folder"
+    assert explain(prepare={"dataset": "osd", "max_samples": 3}) == wanted
+
+
+def test_colours_and_scene_sizes_have_bounds():
+    assert "prepare.classes.oil.1" in explain(
+        prepare={"dataset": "folder", "root": "r", "classes": {"oil": (0, 256, 0)}}
+    )
+    assert "prepare.simulation.size.0" in explain(prepare={"simulation": {"size": (7, 8)}})
+    build_config({"name": "a", "prepare": {"simulation": {"size": (8, 8)}}})
