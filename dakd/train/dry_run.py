@@ -1,6 +1,7 @@
 """`--dry-run`: the resolved settings, parameters, FLOPs an image and a memory estimate, without training anything.
 
-The nets are built on torch's meta device: nothing is allocated, whatever the size.
+What training would refuse is refused here too, as far as the settings tell it. The nets are built on torch's meta
+device: nothing is allocated, whatever the size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dakd.models.unet import UNet
 from dakd.models.zoo import build_student
 from dakd.runtime.distributed import world_size
 from dakd.runtime.runlog import format_count
-from dakd.train.engine import resolve_precision, zero_config
+from dakd.train.engine import fitting_micro_batch, resolve_precision, zero_config
 from dakd.train.jointnet import freeze_for_stage
 
 
@@ -33,8 +34,9 @@ class Cost:
 
 
 def describe_jointnet(config: Config) -> str:
-    """What `train_jointnet --dry-run` prints."""
+    """What `train_jointnet --dry-run` prints; ValueError where the processes cannot share the global batch."""
     cfg = config.train_jointnet
+    micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, world_size())
     num_classes = num_classes_of(config)
     lines = [dump_config(config), f"SAR-JointNet, {num_classes} classes, crop {cfg.crop[0]} x {cfg.crop[1]}"]
     for stage in (1, 2, 3):
@@ -46,22 +48,26 @@ def describe_jointnet(config: Config) -> str:
             freeze_for_stage(net, stage)
         cost = measure(net, (image, t) if stage == 1 else (image, label, t))
         lines.append(f"stage {stage}   {_cost_line(cost)}")
-        lines += _memory_lines(cost, cfg.engine, cfg.micro_batch, "bf16")
+        lines += _memory_lines(cost, cfg.engine, micro_batch, "bf16")
     return "\n".join(lines)
 
 
 def describe_saross(config: Config) -> str:
-    """What `train_saross --dry-run` prints."""
-    cfg = config.train_saross
+    """What `train_saross --dry-run` prints; ValueError for settings that training refuses."""
+    cfg, num_classes = config.train_saross, num_classes_of(config)
+    micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, world_size())
+    weights = cfg.loss.class_weights
+    if weights is not None and len(weights) != num_classes:
+        raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes")
     with torch.device("meta"):
-        net = build_student(cfg.student, num_classes_of(config))
+        net = build_student(cfg.student, num_classes)
         image = torch.empty(1, 3, *cfg.crop)
     cost = measure(net.eval(), (image,))
     lines = [
         dump_config(config),
         f"SAROSS-Net, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
         f"student   {_cost_line(cost)} (without the scans and the attention cores)",
-        *_memory_lines(cost, cfg.engine, cfg.micro_batch, "autocast"),
+        *_memory_lines(cost, cfg.engine, micro_batch, "autocast"),
     ]
     return "\n".join(lines)
 

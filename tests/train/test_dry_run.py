@@ -87,3 +87,18 @@ def test_classes_are_known_before_anything_is_prepared(tmp_path):
     assert dry_run.num_classes_of(build_config(tree)) == 2
     tree["prepare"] |= {"dataset": "folder", "classes": {"a": (0, 0, 0), "b": (1, 1, 1), "c": (2, 2, 2)}}
     assert dry_run.num_classes_of(build_config(tree)) == 3
+
+
+def test_what_training_refuses_is_refused(tmp_path, monkeypatch):
+    tree = toy_config(tmp_path).model_dump(mode="json")
+    for step in ("train_jointnet", "train_saross"):
+        tree[step] |= {"global_batch": 4, "micro_batch": 3}
+    config = build_config(tree)
+    assert "activations of 2 images" in describe_jointnet(config) and "of 2 images" in describe_saross(config)
+    tree["train_saross"]["loss"]["class_weights"] = [1, 2]
+    with pytest.raises(ValueError, match="class_weights has 2 values for 5 classes"):
+        describe_saross(build_config(tree))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for describe in (describe_jointnet, describe_saross):
+        with pytest.raises(ValueError, match=r"global_batch \(4\) is not a multiple of the 3 processes"):
+            describe(config)
