@@ -41,7 +41,7 @@ class Section(BaseModel):
 # --- prepare ----------------------------------------------------------------------------------------------------------
 
 
-SceneSide = Annotated[int, Field(ge=8)]  # a smaller scene has no room for its objects
+SceneSide = Annotated[int, Field(ge=8)]  # pixels; a smaller scene shows nothing
 
 
 class SimulationConfig(Section):
