@@ -68,7 +68,7 @@ def load_latest(folder: Path, identity: dict) -> tuple[dict[str, Tensor], dict] 
         if differing == ["starts_from"]:
             raise ValueError(
                 f"{checkpoints[-1]} started from other weights than the stage before has now: that one was trained "
-                f"again, or init_from was changed. To start this stage anew from what it has now, remove {folder.parent}"
+                f"again, or init_from was changed. To start anew from what it has now, remove {folder.parent}"
             )
         raise ValueError(
             f"{checkpoints[-1]} was made with other settings:\n{lines}\n"

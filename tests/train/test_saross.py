@@ -79,7 +79,7 @@ def test_real_samples_get_cross_entropy_and_dice_and_synthetic_ones_tau_squared_
     kd = -(q * (logits[1:] / tau).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(losses["ce"], torch.stack([ce, torch.zeros(())]), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(losses["loss"][1], tau**2 * kd, rtol=1e-4, atol=1e-5)
-    assert float(losses["dice"][0]) > 0 and float(losses["dice"][1]) == 0
+    assert losses["dice"][0].item() > 0 and losses["dice"][1].item() == 0
     torch.testing.assert_close(losses["loss"][0], ce + losses["dice"][0])
 
 
