@@ -78,8 +78,6 @@ def _predict(config: Config, _: argparse.Namespace) -> None:
 def _report(config: Config, _: argparse.Namespace) -> None:
     from dakd.evaluate.report import write_report
 
-    if not config.run_path.is_dir():
-        raise ValueError(f"no run at {config.run_path}; run the steps first, from the same working directory")
     print(f"report: {write_report(config.run_path)}")
 
 

@@ -85,7 +85,7 @@ def test_command_without_or_with_unknown_step_lists_the_steps(capsys):
 
 def test_report_of_a_run_that_is_not_there_is_refused(tmp_path, capsys):
     assert run_step("report", ["--config", str(write_config(tmp_path))]) == 1
-    assert "no run at" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "no run folder" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_interrupted_step_says_that_it_goes_on(tmp_path, capsys, monkeypatch):

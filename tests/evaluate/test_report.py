@@ -64,7 +64,9 @@ def test_absent_parts_are_named_with_the_step_that_writes_them(run_dir):
 
 
 def test_an_empty_run_folder_still_gives_a_page(tmp_path):
-    parse(write_report(tmp_path).read_text())
+    text = write_report(tmp_path).read_text()
+    parse(text)
+    assert "has not written" in text and "data:image/png" not in text
 
 
 def test_no_run_folder_is_an_error(tmp_path):

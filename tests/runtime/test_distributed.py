@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import torch
 
 from dakd.runtime import distributed
@@ -38,8 +40,6 @@ def test_ranks_of_a_host_share_its_cores(monkeypatch):
 
 
 def test_free_ports_can_be_listened_on():
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", distributed.free_port()))
-        server.listen()
+    port = distributed.free_port()
+    with socket.create_server(("127.0.0.1", port)) as server:
+        assert server.getsockname()[1] == port
