@@ -1,8 +1,11 @@
 """Which implementation an op takes: the named one or an error, or with "auto" the best that is there, said once.
 
 A variant of op OP called NAME is the module dakd/kernels/OP/NAME.py. All but the reference offer
-`why_not(device_type) -> str | None`, the reason why they cannot run there, and REMEDY, the line that would change it.
+`why_not(device_type) -> str | None`, the reason why they cannot run there, and REMEDY, the line that would change it;
+those that do not take every floating dtype list theirs in DTYPES. For Triton, which must not be imported where it is
+not installed, `triton_runtime` answers for all rooms.
 Ops call `load` inside their implementation, never in traced code: a log call or an import probe breaks a full graph.
+The environment variable DAKD_BACKEND names what "auto" takes in every room that has it.
 """
 
 from __future__ import annotations
@@ -10,11 +13,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
+
+from dakd.kernels import triton_runtime
 
 logger = logging.getLogger("dakd.kernels")
 
@@ -40,45 +46,57 @@ class Choice(NamedTuple):
 
 
 @cache
-def load(op: str, requested: str, device_type: str) -> ModuleType:
-    """The module that implements `op` on this kind of device; RuntimeError when the requested one cannot.
+def load(op: str, requested: str, device_type: str, dtype: torch.dtype = torch.float32) -> ModuleType:
+    """The module that implements `op` for features of `dtype` on this kind of device.
 
     requested: "auto" or one of BACKENDS.  device_type: such as "cpu" or "cuda".
+    RuntimeError when the requested one cannot run there.
     """
     if requested == "auto":
-        choice = choose(op, device_type)
+        choice = choose(op, device_type, dtype)
         better = "; ".join(f"{name}: {reason}" for name, reason in choice.reasons.items())
-        logger.info("%s: %s on %s (%s)", op, choice.chosen, device_type, better or "no faster variant exists")
+        where = f"{device_type} in {str(dtype).removeprefix('torch.')}"
+        logger.info("%s: %s on %s (%s)", op, choice.chosen, where, better or "no faster variant exists")
         requested = choice.chosen
-    reason = why_not(op, requested, device_type)
+    reason = why_not(op, requested, device_type, dtype)
     if reason is not None:
-        usable = [name for name in _variants(op) if why_not(op, name, device_type) is None]
+        usable = [name for name in _variants(op) if why_not(op, name, device_type, dtype) is None]
         raise RuntimeError(
             f"{op}: backend {requested!r} cannot run on {device_type}: {reason}; "
             f"choose one of auto, {', '.join(usable)}"
         )
-    return _module(op, requested)
+    return importlib.import_module(f"dakd.kernels.{op}.{requested}")
 
 
-def choose(op: str, device_type: str) -> Choice:
+def choose(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> Choice:
     """What "auto" takes for `op` on this kind of device, and why not something better."""
+    wish = _wish()
+    if wish in _variants(op) and why_not(op, wish, device_type, dtype) is None:
+        return Choice(op, wish, {"others": f"DAKD_BACKEND={wish}"}, "")
     reasons, remedy = {}, ""
     for name in _variants(op):
-        reason = why_not(op, name, device_type)
+        reason = why_not(op, name, device_type, dtype)
+        if reason is None and name == "triton" and triton_runtime.is_interpreted():
+            reason = "Triton's interpreter is for tests"
         if reason is None:
             return Choice(op, name, reasons, remedy)
         reasons[name] = reason
-        remedy = remedy or _module(op, name).REMEDY
+        remedy = remedy or _remedy(op, name)
     raise RuntimeError(f"{op} has no variant at all for {device_type}; the package is incomplete, install it again")
 
 
-def why_not(op: str, name: str, device_type: str) -> str | None:
+def why_not(op: str, name: str, device_type: str, dtype: torch.dtype = torch.float32) -> str | None:
     """The reason why variant `name` of `op` cannot run on this kind of device; None when it can."""
     if name not in BACKENDS:
         return f"no backend is called that (there are auto, {', '.join(BACKENDS)})"
     if name not in _variants(op):
         return f"{op} has no such variant"
-    return None if name == "reference" else _module(op, name).why_not(device_type)
+    if name == "reference":
+        return None
+    reason = triton_runtime.why_not(device_type) if name == "triton" else _module(op, name).why_not(device_type)
+    if reason is None and dtype not in getattr(_module(op, name), "DTYPES", (dtype,)):
+        return f"it has no {str(dtype).removeprefix('torch.')}"
+    return reason
 
 
 def report(device_type: str | None = None) -> list[Choice]:
@@ -92,6 +110,18 @@ def _variants(op: str) -> list[str]:
     if op not in OPS:
         raise RuntimeError(f"no op is called {op!r}; there are {', '.join(OPS)}")
     return [name for name in BACKENDS if importlib.util.find_spec(f"dakd.kernels.{op}.{name}")]
+
+
+def _remedy(op: str, name: str) -> str:
+    return triton_runtime.REMEDY if name == "triton" else _module(op, name).REMEDY
+
+
+def _wish() -> str | None:
+    """The backend that the environment asks for."""
+    wish = os.environ.get("DAKD_BACKEND") or None
+    if wish not in (None, "auto", *BACKENDS):
+        raise RuntimeError(f"DAKD_BACKEND is {wish!r}; wanted one of auto, {', '.join(BACKENDS)}")
+    return None if wish == "auto" else wish
 
 
 def _module(op: str, name: str) -> ModuleType:

@@ -29,7 +29,7 @@ def test_auto_says_once_what_it_took_and_why_nothing_better(caplog):
     with caplog.at_level(logging.INFO, logger="dakd.kernels"):
         selective_scan(**inputs)
         selective_scan(**inputs)
-    assert caplog.messages == ["selective_scan: reference on cpu (mamba_ssm: mamba-ssm runs on CUDA alone)"]
+    assert caplog.messages == ["selective_scan: reference on cpu in float32 (mamba_ssm: mamba-ssm runs on CUDA alone)"]
 
 
 def test_a_named_backend_that_cannot_run_is_an_error_with_the_reason_and_the_alternatives():

@@ -37,7 +37,7 @@ def ddim_step(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs = _allocate(x, y, input_dtype)
-    variant = backends.load(_OP, backend, x.device.type)
+    variant = backends.load(_OP, backend, x.device.type, x.dtype)
     variant.forward(
         x, y, x0_pred, logits, coefficients, step, noise_ids, b, clip, label_update, seed, input_dtype, outputs=outputs
     )

@@ -24,7 +24,7 @@ def _allocate_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple
 @implements(_OP)
 def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, backend: str) -> Tensor:
     y = _allocate(x)
-    backends.load(_OP, backend, x.device.type).forward(x, weight, bias, activation, y=y)
+    backends.load(_OP, backend, x.device.type, x.dtype).forward(x, weight, bias, activation, y=y)
     return y
 
 
@@ -39,7 +39,7 @@ def depthwise_conv1d_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dweight, dbias = _allocate_gradients(x, weight, bias)
-    variant = backends.load(_OP, backend, x.device.type)
+    variant = backends.load(_OP, backend, x.device.type, x.dtype)
     variant.backward(dy, x, weight, bias, activation, dx=dx, dweight=dweight, dbias=dbias)
     return dx, dweight, dbias
 

@@ -36,7 +36,7 @@ def joint_noising(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x_t, y_t, t_out = _allocate(image, label, positions, num_classes, out_dtype)
-    variant = backends.load(_OP, backend, image.device.type)
+    variant = backends.load(_OP, backend, image.device.type, out_dtype)
     variant.forward(image, label, positions, tables, b, seed, t, x_t=x_t, y_t=y_t, t_out=t_out)
     return x_t, y_t, t_out
 

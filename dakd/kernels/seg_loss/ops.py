@@ -33,7 +33,7 @@ def seg_loss(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs = _allocate(logits)
-    variant = backends.load(_OP, backend, logits.device.type)
+    variant = backends.load(_OP, backend, logits.device.type, logits.dtype)
     settings = (temperature, ignore_index, dice_samples, dice_form, dice_smooth)
     variant.forward(logits, labels, teacher, teacher_row, class_weights, *settings, outputs=outputs)
     return outputs
@@ -75,7 +75,7 @@ def seg_loss_backward(
     backend: str,
 ) -> Tensor:
     dlogits = torch.empty_like(logits)
-    variant = backends.load(_OP, backend, logits.device.type)
+    variant = backends.load(_OP, backend, logits.device.type, logits.dtype)
     settings = (temperature, ignore_index, dice_samples, dice_form, dice_smooth)
     inputs = (logits, labels, teacher, teacher_row, class_weights)
     variant.backward(dce, dkd, ddice, *inputs, *settings, dlogits=dlogits)

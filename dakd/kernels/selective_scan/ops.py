@@ -35,7 +35,7 @@ def selective_scan(
     backend: str,
 ) -> Tensor:
     y = _allocate(u)
-    variant = backends.load(_OP, backend, u.device.type)
+    variant = backends.load(_OP, backend, u.device.type, u.dtype)
     variant.forward(u, delta, A, B, C, D, delta_bias, delta_softplus, y=y)
     return y
 
@@ -60,7 +60,7 @@ def selective_scan_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradients = _allocate_gradients(u, delta, A, B, C, D, delta_bias)
-    variant = backends.load(_OP, backend, u.device.type)
+    variant = backends.load(_OP, backend, u.device.type, u.dtype)
     variant.backward(dy, u, delta, A, B, C, D, delta_bias, delta_softplus, gradients=gradients)
     return gradients
 

@@ -32,7 +32,7 @@ def transposed_attention(
     backend: str,
 ) -> Tensor:
     y = _allocate(residual)
-    variant = backends.load(_OP, backend, q.device.type)
+    variant = backends.load(_OP, backend, q.device.type, q.dtype)
     variant.forward(q, k, v, temperature, out_weight, residual, num_heads, y=y)
     return y
 
@@ -55,7 +55,7 @@ def transposed_attention_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradients = _allocate_gradients(q, k, v, temperature, out_weight)
-    variant = backends.load(_OP, backend, q.device.type)
+    variant = backends.load(_OP, backend, q.device.type, q.dtype)
     variant.backward(dy, q, k, v, temperature, out_weight, num_heads, gradients=gradients)
     return gradients
 
