@@ -38,6 +38,17 @@ def implements(op: str) -> Callable[[Callable], Callable]:
     return decorate
 
 
+def empty_sequence_like(x: Tensor) -> Tensor:
+    """Uninitialised (B, D, L) in x's dtype, dense, with that of D and L innermost that is so in x.
+
+    A mixer's tokens lie in memory as (B, L, D); an op that answers in that layout spares two transposes.
+    """
+    batch, channels, length = x.shape
+    if x.stride(1) == 1 and x.stride(2) != 1:
+        return x.new_empty(batch, length, channels).transpose(1, 2)
+    return x.new_empty(batch, channels, length)
+
+
 def check_rank(op: str, name: str, tensor: Tensor, layout: str) -> None:
     """ValueError unless `tensor` has as many dimensions as `layout`, written like "(B, C, H, W)"."""
     if tensor.dim() != layout.count(",") + 1:

@@ -285,6 +285,7 @@ class MambaMixer(nn.Module):
         self.D._no_weight_decay = True
 
     def forward(self, tokens: Tensor) -> Tensor:
+        # Everything below lies in memory as the tokens do, (B, L, C); the ops see it as (B, C, L).
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
         x, z = self.conv1d_x(x), self.conv1d_z(z)
         dt, B, C = self.x_proj(x.transpose(1, 2)).split([self.dt_rank, STATE_SIZE, STATE_SIZE], dim=-1)
@@ -300,7 +301,7 @@ class MambaMixer(nn.Module):
             delta_bias=self.dt_proj.bias,
             delta_softplus=True,
         )
-        return self.out_proj(torch.cat([y, z], dim=1).transpose(1, 2))
+        return self.out_proj(torch.cat([y.transpose(1, 2), z.transpose(1, 2)], dim=-1))
 
 
 class DepthwiseConv1d(nn.Module):

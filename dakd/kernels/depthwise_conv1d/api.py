@@ -17,7 +17,8 @@ def depthwise_conv1d(
     """y = act(bias + sum_k weight[:, k] x[:, :, l + k - 1]), with zeros beyond both ends.
 
     x: (B, D, L), floating, any strides.  weight: (D, 3).  bias: (D,) or None.  activation: "silu" or None.
-    Parameters are read as fp32 (fp64 for fp64 x).  Result: (B, D, L) in x's dtype, contiguous.
+    Parameters are read as fp32 (fp64 for fp64 x).  Result: (B, D, L) in x's dtype, dense, in the order of memory
+    that x has.
     Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
     Source: the MambaVision mixer's convolutions (not causal: one step before, one after).
     """

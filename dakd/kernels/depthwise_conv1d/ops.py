@@ -6,31 +6,27 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import implements
+from dakd.kernels.contract import empty_sequence_like, implements
 
 _OP = "depthwise_conv1d"
 
 
-def _allocate(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
 def _allocate_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias
+    return empty_sequence_like(x), weight.new_empty(weight.shape), dbias
 
 
 @torch.library.custom_op("dakd::depthwise_conv1d", mutates_args=())
 @implements(_OP)
 def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, backend: str) -> Tensor:
-    y = _allocate(x)
+    y = empty_sequence_like(x)
     backends.load(_OP, backend, x.device.type, x.dtype).forward(x, weight, bias, activation, y=y)
     return y
 
 
 @depthwise_conv1d.register_fake
 def _(x, weight, bias, activation, backend):
-    return _allocate(x)
+    return empty_sequence_like(x)
 
 
 @torch.library.custom_op("dakd::depthwise_conv1d_backward", mutates_args=())

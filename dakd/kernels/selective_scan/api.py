@@ -28,7 +28,7 @@ def selective_scan(
     B, C: (B, N, L), shared by all channels.  D, delta_bias: (D,) or None.
     The step is softplus(delta + delta_bias) where delta_softplus, else delta + delta_bias.
     A, D, delta_bias are read as fp32 (fp64 for fp64 u); states are kept in that precision.
-    Result: (B, D, L) in u's dtype, contiguous. The backward pass recomputes the states.
+    Result: (B, D, L) in u's dtype, dense, in the order of memory that u has. The backward pass recomputes the states.
     Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
     Source: Gu and Dao 2023, Eq. 2 and 4.
     """

@@ -6,19 +6,18 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import implements
+from dakd.kernels.contract import empty_sequence_like, implements
 
 _OP = "selective_scan"
 
 
-def _allocate(u: Tensor) -> Tensor:
-    return u.new_empty(u.shape)
-
-
-def _allocate_gradients(*inputs: Tensor | None) -> tuple[Tensor, ...]:
-    """One contiguous gradient per input; an empty one for an input that is not there."""
-    like = inputs[0]
-    return tuple(like.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in inputs)
+def _allocate_gradients(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
+) -> tuple[Tensor, ...]:
+    """One gradient per input; an empty one for an input that is not there."""
+    dD, ddelta_bias = (u.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in (D, delta_bias))
+    du, ddelta, dB, dC = (empty_sequence_like(tensor) for tensor in (u, delta, B, C))
+    return du, ddelta, A.new_empty(A.shape), dB, dC, dD, ddelta_bias
 
 
 @torch.library.custom_op("dakd::selective_scan", mutates_args=())
@@ -34,7 +33,7 @@ def selective_scan(
     delta_softplus: bool,
     backend: str,
 ) -> Tensor:
-    y = _allocate(u)
+    y = empty_sequence_like(u)
     variant = backends.load(_OP, backend, u.device.type, u.dtype)
     variant.forward(u, delta, A, B, C, D, delta_bias, delta_softplus, y=y)
     return y
@@ -42,7 +41,7 @@ def selective_scan(
 
 @selective_scan.register_fake
 def _(u, delta, A, B, C, D, delta_bias, delta_softplus, backend):
-    return _allocate(u)
+    return empty_sequence_like(u)
 
 
 @torch.library.custom_op("dakd::selective_scan_backward", mutates_args=())
