@@ -1,23 +1,120 @@
-"""selective_scan: the definition against a plain loop under autograd, across chunk borders; the contract with torch."""
+"""selective_scan: every variant against a plain loop under autograd, across chunk borders; the contract with torch."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from variants import variants
 
 from dakd.kernels.selective_scan import ops, reference, selective_scan
 from dakd.testing import numerics, plain
 from dakd.testing.inputs import DIFFERENTIABLE, operands, sliced
 
 WRT = DIFFERENTIABLE["selective_scan"]
+FEATURES = ("u", "delta", "B", "C")
+every_variant = pytest.mark.parametrize(("backend", "device"), variants("selective_scan"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", ["tiny", "one", "odd", "empty"])
-def test_forward_and_gradients_match_plain_torch(shape, dtype):
-    inputs = operands("selective_scan", shape, dtype=dtype)
+def channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values with dimension 1 contiguous, as a projection of tokens (B, L, C) leaves them."""
+    return tensor.mT.contiguous().mT
+
+
+def within(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values as a slice of wider tokens, as a split of one projection leaves them."""
+    tokens = tensor.new_zeros(tensor.shape[0], tensor.shape[2], tensor.shape[1] + 5)
+    tokens[..., 3:-2] = tensor.mT
+    return tokens[..., 3:-2].mT
+
+
+def assert_exact(backend: str, inputs: dict, factor: float = 2.0, **options) -> None:
+    """Holds a variant's output and gradients to the error budget, with memory poisoned before."""
+    call = partial(selective_scan, backend=backend, **options)
     with numerics.poisoned_memory():
-        numerics.assert_matches_plain(selective_scan, plain.selective_scan, inputs, WRT)
+        numerics.assert_matches_plain(call, partial(plain.selective_scan, **options), inputs, WRT, factor)
+
+
+@every_variant
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", ["tiny", "one", "odd", "empty"])
+def test_forward_and_gradients_match_plain_torch(backend, device, shape, dtype):
+    assert_exact(backend, operands("selective_scan", shape, dtype=dtype, device=device))
+
+
+@every_variant
+@pytest.mark.parametrize("states", [1, 5, 8, 16, 17])
+def test_any_number_of_states_is_exact(backend, device, states):
+    shape = dict(batch=2, channels=37, states=states, length=19)
+    assert_exact(backend, operands("selective_scan", shape, device=device))
+
+
+@every_variant
+def test_parameters_keep_their_precision_beside_narrow_features(backend, device):
+    inputs = operands("selective_scan", "tiny", dtype=torch.bfloat16, device=device)
+    wide = operands("selective_scan", "tiny", device=device)
+    parameters = {name: wide[name] for name in ("A", "D", "delta_bias")}
+    call = partial(selective_scan, backend=backend)
+    got = numerics.forward_and_gradients(call, inputs | parameters, WRT)
+    as_float = {name: inputs[name].float() for name in FEATURES} | parameters
+    wanted = numerics.forward_and_gradients(plain.selective_scan, as_float, ())
+    torch.testing.assert_close(got["output 0"], wanted["output 0"].bfloat16())
+    assert all(got[f"d{name}"].dtype == torch.float32 for name in parameters)
+
+
+@every_variant
+@pytest.mark.parametrize("delta_softplus", [True, False])
+@pytest.mark.parametrize("absent", [("D",), ("delta_bias",), ("D", "delta_bias")])
+def test_what_is_optional_may_be_absent(backend, device, delta_softplus, absent):
+    inputs = operands("selective_scan", "tiny", device=device) | dict.fromkeys(absent)
+    inputs["delta"] *= 1 if delta_softplus else 0.1
+    assert_exact(backend, inputs, delta_softplus=delta_softplus)
+
+
+@every_variant
+@pytest.mark.parametrize("layout", [sliced, channels_last, within])
+def test_strides_do_not_change_a_bit(backend, device, layout):
+    inputs = operands("selective_scan", dict(batch=2, channels=35, states=8, length=11), device=device)
+    call = partial(selective_scan, backend=backend)
+    wanted = numerics.forward_and_gradients(call, inputs, WRT)
+    strided = inputs | {name: layout(inputs[name]) for name in FEATURES}
+    results = numerics.forward_and_gradients(call, strided, WRT)
+    assert all(torch.equal(results[name], wanted[name]) for name in wanted)
+
+
+@every_variant
+def test_a_strided_cotangent_is_read_where_it_lies(backend, device):
+    inputs = operands("selective_scan", "tiny", device=device)
+    call = partial(selective_scan, backend=backend)
+    wanted = numerics.forward_and_gradients(call, inputs, WRT)
+    leaves = {name: value.requires_grad_() for name, value in inputs.items()}
+    y = call(**leaves)
+    gradients = torch.autograd.grad(y, list(leaves.values()), channels_last(numerics.seeded_like(y, 0)))
+    assert all(torch.equal(gradient, wanted[f"d{name}"]) for name, gradient in zip(leaves, gradients))
+
+
+@every_variant
+def test_two_calls_give_the_same_bits(backend, device):
+    inputs = operands("selective_scan", "odd", device=device)
+    call = partial(selective_scan, backend=backend)
+    first, second = (numerics.forward_and_gradients(call, inputs, WRT) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@every_variant
+@pytest.mark.parametrize("size", [1e-6, 1e-2, 1.0, 30.0])
+@pytest.mark.parametrize("shift", [-80.0, -15.0, -6.0, 0.0, 6.0, 19.9, 40.0])
+def test_softplus_is_exact_from_its_tail_to_its_line(backend, device, size, shift):
+    inputs = operands("selective_scan", dict(batch=1, channels=8, states=2, length=6), device=device)
+    delta = inputs["delta"] * size + shift
+    assert_exact(backend, inputs | dict(delta=delta, delta_bias=None))
+
+
+@every_variant
+def test_large_inputs_stay_exact(backend, device):
+    inputs = operands("selective_scan", "tiny", device=device)
+    assert_exact(backend, inputs | dict(u=1e3 * inputs["u"] + 1e4, B=1e3 * inputs["B"]))
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 64])
@@ -61,57 +158,66 @@ def test_gradients_pass_gradcheck(monkeypatch, delta_softplus, optional):
     assert torch.autograd.gradcheck(lambda *args: selective_scan(*args, delta_softplus=delta_softplus), tensors)
 
 
-@pytest.mark.parametrize("layout", [lambda x: x, sliced, lambda x: x.mT.contiguous().mT])
-def test_operator_contract_holds_for_any_strides(layout):
-    inputs = operands("selective_scan", "tiny")
-    features = [layout(inputs[name]).requires_grad_() for name in ("u", "delta", "B", "C")]
-    u, delta, B, C = features
+@every_variant
+@pytest.mark.parametrize("layout", [lambda x: x, sliced, channels_last])
+def test_operator_contract_holds_for_any_strides(backend, device, layout):
+    inputs = operands("selective_scan", "tiny", device=device)
+    u, delta, B, C = (layout(inputs[name]).requires_grad_() for name in FEATURES)
     arguments = (u, delta, inputs["A"].requires_grad_(), B, C, inputs["D"], None)
-    torch.library.opcheck(ops.selective_scan, (*arguments, True, "reference"))
-    contiguous = selective_scan(**inputs | dict(delta_bias=None))
-    assert torch.equal(selective_scan(*arguments), contiguous)
+    torch.library.opcheck(ops.selective_scan, (*arguments, True, backend))
 
 
-def test_autocast_changes_nothing():
-    inputs = operands("selective_scan", "tiny")
-    wanted = numerics.forward_and_gradients(selective_scan, inputs, WRT)
-    with torch.autocast("cpu", torch.bfloat16):
-        results = numerics.forward_and_gradients(selective_scan, inputs, WRT)
+@every_variant
+def test_autocast_changes_nothing(backend, device):
+    inputs = operands("selective_scan", "tiny", device=device)
+    call = partial(selective_scan, backend=backend)
+    wanted = numerics.forward_and_gradients(call, inputs, WRT)
+    with torch.autocast(device, torch.bfloat16):
+        results = numerics.forward_and_gradients(call, inputs, WRT)
     assert all(torch.equal(results[name], wanted[name]) for name in wanted)
 
 
-def test_compiles_to_one_graph():
-    inputs = operands("selective_scan", "tiny")
-    compiled = torch.compile(selective_scan, fullgraph=True, backend="aot_eager")
-    eager = numerics.forward_and_gradients(selective_scan, inputs, WRT)
+@every_variant
+def test_compiles_to_one_graph(backend, device):
+    inputs = operands("selective_scan", "tiny", device=device)
+    call = partial(selective_scan, backend=backend)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    eager = numerics.forward_and_gradients(call, inputs, WRT)
     for name, value in numerics.forward_and_gradients(compiled, inputs, WRT).items():
         assert torch.equal(value, eager[name]), name
 
 
-def test_constant_input_settles_where_the_recurrence_says():
+@every_variant
+def test_constant_input_settles_where_the_recurrence_says(backend, device):
     # One channel, one state: h = exp(-1/2) h + 1/2 settles at (1/2) / (1 - exp(-1/2)).
-    ones = torch.ones(1, 1, 200, dtype=torch.float64)
-    y = selective_scan(ones, ones / 2, -torch.ones(1, 1, dtype=torch.float64), ones, ones, delta_softplus=False)
-    settled = 0.5 / -torch.expm1(torch.tensor(-0.5, dtype=torch.float64))
-    assert y[0, 0, 0] == 0.5 and torch.allclose(y[0, 0, -1], settled, rtol=1e-14)
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    ones = torch.ones(1, 1, 100, dtype=dtype, device=device)
+    A = -torch.ones(1, 1, dtype=dtype, device=device)
+    y = selective_scan(ones, ones / 2, A, ones, ones, delta_softplus=False, backend=backend)
+    settled = 0.5 / -torch.expm1(torch.tensor(-0.5, dtype=torch.float64)).item()
+    assert y[0, 0, 0] == 0.5 and abs(y[0, 0, -1].item() - settled) <= 4 * torch.finfo(dtype).eps * settled
 
 
-def test_long_sequences_stay_exact():
-    shape = dict(batch=1, channels=1, states=2, length=3000)
-    inputs = operands("selective_scan", shape)
-    numerics.assert_matches_plain(selective_scan, plain.selective_scan, inputs, ())
+@every_variant
+def test_long_sequences_stay_exact(backend, device):
+    shape = dict(batch=1, channels=1, states=2, length=1500)
+    assert_exact(backend, operands("selective_scan", shape, device=device))
 
 
-def test_large_steps_forget_and_do_not_overflow():
-    inputs = operands("selective_scan", "tiny") | dict(delta=torch.full((2, 3, 5), 60.0))
-    results = numerics.forward_and_gradients(selective_scan, inputs, WRT)
+@every_variant
+def test_large_steps_forget_and_do_not_overflow(backend, device):
+    inputs = operands("selective_scan", "tiny", device=device)
+    inputs |= dict(delta=torch.full((2, 3, 5), 60.0, device=device))
+    results = numerics.forward_and_gradients(partial(selective_scan, backend=backend), inputs, WRT)
     assert all(value.isfinite().all() for value in results.values())
 
 
-def test_backward_keeps_the_inputs_alone():
-    inputs = operands("selective_scan", "odd")
+@every_variant
+def test_backward_keeps_the_inputs_alone(backend, device):
+    inputs = operands("selective_scan", "odd", device=device)
     inputs["u"].requires_grad_()
-    assert numerics.saved_bytes(selective_scan, inputs) == 4 * sum(value.numel() for value in inputs.values())
+    call = partial(selective_scan, backend=backend)
+    assert numerics.saved_bytes(call, inputs) == 4 * sum(value.numel() for value in inputs.values())
 
 
 @pytest.mark.parametrize(
