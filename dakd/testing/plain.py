@@ -119,6 +119,7 @@ def seg_loss(
     teacher: Tensor | None = None,
     teacher_row: Tensor | None = None,
     *,
+    teacher_range: float | None = None,
     temperature: float = 2.0,
     ignore_index: int = 255,
     class_weights: Tensor | None = None,
@@ -133,6 +134,8 @@ def seg_loss(
         num_classes, p = s.shape[0], s.softmax(0).flatten(1)
         if row >= 0:
             z = teacher[row].to(s.dtype)
+            if teacher_range is not None:
+                z = z * (-teacher_range / 255)
             kd.append(F.cross_entropy(s[None] / temperature, z[None].div(temperature).softmax(1)))
             ce.append(zero)
             target = z.softmax(0).flatten(1)

@@ -47,7 +47,7 @@ def test_gradients_pass_gradcheck(dice_samples, dice_form):
 def test_operator_contract_holds_for_any_strides(layout):
     inputs = operands("seg_loss", "tiny")
     logits = layout(inputs["logits"]).requires_grad_()
-    others = (inputs["labels"], inputs["teacher"], inputs["teacher_row"], None)
+    others = (inputs["labels"], inputs["teacher"], inputs["teacher_row"], None, None)
     torch.library.opcheck(ops.seg_loss, (logits, *others, 2.0, 255, "all", "soft", 1.0, "reference"))
 
 
@@ -149,6 +149,36 @@ def test_half_precision_teachers_are_read_as_they_are():
     assert torch.equal(seg_loss(**halved).kd, seg_loss(**inputs | dict(teacher=halved["teacher"].float())).kd)
 
 
+def _as_codes(teacher, teacher_range):
+    """What the soft-label codec makes of the logits."""
+    gap = teacher.amax(1, keepdim=True) - teacher
+    return (gap * (255 / teacher_range)).round().clamp(0, 255).to(torch.uint8)
+
+
+def test_codes_of_log_probabilities_are_read_as_the_logits_they_stand_for():
+    inputs = operands("seg_loss", "odd", dtype=torch.float64) | dict(dice_samples="all")
+    codes = _as_codes(inputs["teacher"], 16.0)
+    decoded = inputs | dict(teacher=3.0 - codes.double() * 16 / 255)
+    got = numerics.forward_and_gradients(seg_loss, inputs | dict(teacher=codes, teacher_range=16.0), ("logits",))
+    for name, wanted in numerics.forward_and_gradients(seg_loss, decoded, ("logits",)).items():
+        torch.testing.assert_close(got[name], wanted, rtol=1e-12, atol=1e-15)
+
+
+def test_codes_distil_almost_what_the_logits_do():
+    inputs = operands("seg_loss", "small")
+    codes = dict(teacher=_as_codes(inputs["teacher"], 24.0), teacher_range=24.0)
+    torch.testing.assert_close(seg_loss(**inputs | codes).kd, seg_loss(**inputs).kd, rtol=2e-3, atol=0)
+
+
+def test_a_loss_that_is_not_used_costs_no_gradient():
+    inputs = operands("seg_loss", "tiny")
+    logits = inputs["logits"].requires_grad_()
+    losses = seg_loss(**inputs)
+    (alone,) = torch.autograd.grad(losses.ce.sum(), logits, retain_graph=True)
+    (weighted,) = torch.autograd.grad((losses.ce + 0 * losses.kd + 0 * losses.dice).sum(), logits)
+    assert torch.equal(alone, weighted)
+
+
 def test_huge_logits_stay_finite():
     inputs = operands("seg_loss", "tiny")
     inputs |= dict(logits=inputs["logits"] * 1e4, teacher=inputs["teacher"] * 1e4, dice_samples="all")
@@ -156,9 +186,10 @@ def test_huge_logits_stay_finite():
     assert all(value.isfinite().all() for value in results.values())
 
 
-def test_backward_keeps_the_inputs_alone():
+def test_backward_keeps_the_inputs_and_a_few_numbers_a_sample():
     inputs = operands("seg_loss", "odd")
-    kept = sum(value.numel() * value.element_size() for value in inputs.values())
+    batch, num_classes = inputs["logits"].shape[:2]
+    kept = sum(value.nbytes for value in inputs.values()) + 4 * batch * (1 + 2 * num_classes)
     inputs["logits"].requires_grad_()
     assert numerics.saved_bytes(seg_loss, inputs) == kept
 
@@ -172,6 +203,10 @@ def test_backward_keeps_the_inputs_alone():
         (dict(teacher_row=None), ValueError, "-1 for real ones"),
         (dict(class_weights=torch.ones(2)), ValueError, r"class_weights has shape \(2,\)"),
         (dict(dice_form="hard"), ValueError, "dice_form is 'hard'"),
+        (dict(teacher=torch.zeros(1, 3, 2, 3, dtype=torch.uint8)), ValueError, "give the range of their codec"),
+        (dict(teacher=torch.zeros(1, 3, 2, 3, dtype=torch.int64)), TypeError, "teacher has dtype torch.int64"),
+        (dict(teacher_range=16.0), ValueError, "teacher_range is for uint8 codes"),
+        (dict(teacher=None, teacher_range=-1.0), ValueError, "teacher_range is -1.0"),
         (dict(temperature=0.0), ValueError, "temperature is 0.0"),
         (dict(backend="triton"), RuntimeError, "has no such variant"),
     ],

@@ -28,6 +28,7 @@ def seg_loss(
     teacher: Tensor | None = None,
     teacher_row: Tensor | None = None,
     *,
+    teacher_range: float | None = None,
     temperature: float = 2.0,
     ignore_index: int = 255,
     class_weights: Tensor | None = None,
@@ -40,7 +41,9 @@ def seg_loss(
 
     logits: (B, K, H, W), any floating dtype.
     labels: (B, H, W) uint8 or int64 ids; those of synthetic samples are not read.
-    teacher: (Bs, K, H, W) logits of the synthetic samples, or None.
+    teacher: (Bs, K, H, W), of the synthetic samples, or None: logits z of any floating dtype, or their uint8 codes
+    round(255 (max_k z_k - z) / teacher_range), clipped to 0 .. 255.
+    teacher_range: the nats that code 255 stands for; codes need it, floats refuse it.
     teacher_row: (B,) int64, a sample's row in `teacher`, or -1 for a real sample; None when all are real.
 
     ce: of real samples, sum w_y (-log softmax(s)_y) / sum w_y over labelled pixels, w = class_weights (K,) or 1.
@@ -52,8 +55,8 @@ def seg_loss(
     num_invalid: int64 scalar, labels of real samples that are neither in 0 .. K - 1 nor ignore_index; they count as
     ignored.
 
-    The losses are fp32 (fp64 for fp64 logits); the gradient goes to the logits alone; nothing of size B K H W is kept
-    but the inputs.  Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
+    The losses are fp32 (fp64 for fp64 logits); the gradient goes to the logits alone; kept for it are the inputs and
+    1 + 2 K numbers a sample.  Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
     Source: paper, Eq. 8-10, here normalised per sample; generalized form: Sudre et al. 2017.
     """
     contract.check_rank(_OP, "logits", logits, "(B, K, H, W)")
@@ -72,7 +75,8 @@ def seg_loss(
         contract.check_dtype(_OP, "teacher_row", teacher_row, torch.int64)
     if class_weights is not None:
         contract.check_shape(_OP, "class_weights", class_weights, (num_classes,), "(K,)")
-    contract.check_floating(_OP, logits=logits, teacher=teacher, class_weights=class_weights)
+    contract.check_floating(_OP, logits=logits, class_weights=class_weights)
+    _check_teacher_codes(teacher, teacher_range)
     contract.check_same_device(
         _OP, logits=logits, labels=labels, teacher=teacher, teacher_row=teacher_row, class_weights=class_weights
     )
@@ -80,5 +84,20 @@ def seg_loss(
     contract.check_choice(_OP, "dice_form", dice_form, "soft", "generalized")
     if temperature <= 0:
         raise ValueError(f"{_OP}: temperature is {temperature}; wanted a positive number")
-    settings = (temperature, ignore_index, dice_samples, dice_form, dice_smooth, backend)
-    return SegLoss(*ops.seg_loss(logits, labels, teacher, teacher_row, class_weights, *settings))
+    settings = (teacher_range, temperature, ignore_index, dice_samples, dice_form, dice_smooth, backend)
+    *losses, _coefficients = ops.seg_loss(logits, labels, teacher, teacher_row, class_weights, *settings)
+    return SegLoss(*losses)
+
+
+def _check_teacher_codes(teacher: Tensor | None, teacher_range: float | None) -> None:
+    """TypeError or ValueError unless uint8 codes come with a positive range, and floats with none."""
+    if teacher_range is not None and teacher_range <= 0:
+        raise ValueError(f"{_OP}: teacher_range is {teacher_range}; wanted a positive number")
+    if teacher is None:
+        return
+    if teacher.dtype != torch.uint8:
+        contract.check_floating(_OP, teacher=teacher)
+        if teacher_range is not None:
+            raise ValueError(f"{_OP}: teacher_range is for uint8 codes; teacher has dtype {teacher.dtype}; give None")
+    elif teacher_range is None:
+        raise ValueError(f"{_OP}: teacher holds uint8 codes and teacher_range is None; give the range of their codec")

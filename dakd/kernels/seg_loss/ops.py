@@ -11,10 +11,16 @@ from dakd.kernels.contract import compute_dtype, implements
 _OP = "seg_loss"
 
 
-def _allocate(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ce, kd, dice (B,) each, and the scalar num_invalid."""
-    losses = [logits.new_empty(logits.shape[0], dtype=compute_dtype(logits.dtype)) for _ in range(3)]
-    return *losses, logits.new_empty((), dtype=torch.int64)
+def _allocate(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """ce, kd, dice (B,) each, the scalar num_invalid, and what the backward pass needs of each sample's sums.
+
+    That is coefficients (B, 1 + 2 K): 1 / sum w (0 where nothing is labelled), then Dice's offset and slope by class.
+    """
+    batch, num_classes = logits.shape[:2]
+    dtype = compute_dtype(logits.dtype)
+    losses = [logits.new_empty(batch, dtype=dtype) for _ in range(3)]
+    coefficients = logits.new_empty(batch, 1 + 2 * num_classes, dtype=dtype)
+    return *losses, logits.new_empty((), dtype=torch.int64), coefficients
 
 
 @torch.library.custom_op("dakd::seg_loss", mutates_args=())
@@ -25,16 +31,17 @@ def seg_loss(
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
+    teacher_range: float | None,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
     dice_form: str,
     dice_smooth: float,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     outputs = _allocate(logits)
     variant = backends.load(_OP, backend, logits.device.type, logits.dtype)
-    settings = (temperature, ignore_index, dice_samples, dice_form, dice_smooth)
+    settings = (teacher_range, temperature, ignore_index, dice_samples, dice_form, dice_smooth)
     variant.forward(logits, labels, teacher, teacher_row, class_weights, *settings, outputs=outputs)
     return outputs
 
@@ -46,6 +53,7 @@ def _(
     teacher,
     teacher_row,
     class_weights,
+    teacher_range,
     temperature,
     ignore_index,
     dice_samples,
@@ -62,11 +70,13 @@ def seg_loss_backward(
     dce: Tensor,
     dkd: Tensor,
     ddice: Tensor,
+    coefficients: Tensor,
     logits: Tensor,
     labels: Tensor,
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
+    teacher_range: float | None,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
@@ -76,9 +86,9 @@ def seg_loss_backward(
 ) -> Tensor:
     dlogits = torch.empty_like(logits)
     variant = backends.load(_OP, backend, logits.device.type, logits.dtype)
-    settings = (temperature, ignore_index, dice_samples, dice_form, dice_smooth)
+    settings = (teacher_range, temperature, ignore_index, dice_samples, dice_form, dice_smooth)
     inputs = (logits, labels, teacher, teacher_row, class_weights)
-    variant.backward(dce, dkd, ddice, *inputs, *settings, dlogits=dlogits)
+    variant.backward(dce, dkd, ddice, coefficients, *inputs, *settings, dlogits=dlogits)
     return dlogits
 
 
@@ -87,11 +97,13 @@ def _(
     dce,
     dkd,
     ddice,
+    coefficients,
     logits,
     labels,
     teacher,
     teacher_row,
     class_weights,
+    teacher_range,
     temperature,
     ignore_index,
     dice_samples,
@@ -103,14 +115,18 @@ def _(
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:5])
+    *_losses, num_invalid, coefficients = output
+    ctx.save_for_backward(coefficients, *inputs[:5])
     ctx.settings = inputs[5:]
-    ctx.mark_non_differentiable(output[3])
+    ctx.mark_non_differentiable(num_invalid, coefficients)
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dce, dkd, ddice, _dnum_invalid):
-    dlogits = seg_loss_backward(dce, dkd, ddice, *ctx.saved_tensors, *ctx.settings)
-    return dlogits, *[None] * 10
+def _backward(ctx, dce, dkd, ddice, _dnum_invalid, _dcoefficients):
+    coefficients = ctx.saved_tensors[0]
+    upstream = (coefficients.new_zeros(len(coefficients)) if grad is None else grad for grad in (dce, dkd, ddice))
+    dlogits = seg_loss_backward(*upstream, *ctx.saved_tensors, *ctx.settings)
+    return dlogits, *[None] * 11
 
 
 seg_loss.register_autograd(_backward, setup_context=_setup_context)

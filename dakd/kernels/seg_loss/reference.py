@@ -35,10 +35,8 @@ class _Targets(NamedTuple):
 
 
 class _DiceTerms(NamedTuple):
-    """target r and mask (B, K or 1, H, W), and the sums I, P, R (B, K)."""
+    """The sums I, P, R (B, K)."""
 
-    target: Tensor
-    mask: Tensor
     overlap: Tensor
     predicted: Tensor
     actual: Tensor
@@ -50,41 +48,50 @@ def forward(
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
+    teacher_range: float | None,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
     dice_form: str,
     dice_smooth: float,
     *,
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
 ) -> None:
-    ce, kd, dice, num_invalid = outputs
+    ce, kd, dice, num_invalid, coefficients = outputs
+    inverse_weight, offset, slope = _split(coefficients)
     logits = logits.to(compute_dtype(logits.dtype))
-    targets = _read_targets(logits, labels, teacher, teacher_row, ignore_index)
+    targets = _read_targets(logits, labels, teacher, teacher_row, teacher_range, ignore_index)
     num_invalid.copy_(targets.num_invalid)
     weight = _pixel_weights(targets, class_weights, logits.dtype)
+    total = weight.sum((1, 2))
+    inverse_weight.copy_(torch.where(total > 0, total.reciprocal(), 0))
     nll = F.nll_loss(logits.log_softmax(1), targets.label, reduction="none")
-    ce.copy_(torch.where(weight > 0, weight * nll, 0).sum((1, 2)))
+    ce.copy_(torch.where(weight > 0, weight * nll, 0).sum((1, 2)) * inverse_weight)
     kd.zero_()
     if targets.teacher is not None:
         soft_label = (targets.teacher / temperature).softmax(1)
         per_pixel = -(soft_label * (logits / temperature).log_softmax(1)).sum(1)
         kd.copy_(torch.where(targets.is_real, 0, per_pixel.mean((1, 2))))
-    dice.zero_()
+    for part in (dice, offset, slope):
+        part.zero_()
     if dice_samples != "none":
         terms = _dice_terms(logits.softmax(1), targets, dice_samples)
         dice.copy_(_dice(terms, dice_form, dice_smooth))
+        for part, value in zip((offset, slope), _dice_slopes(terms, dice_form, dice_smooth)):
+            part.copy_(value)
 
 
 def backward(
     dce: Tensor,
     dkd: Tensor,
     ddice: Tensor,
+    coefficients: Tensor,
     logits: Tensor,
     labels: Tensor,
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
+    teacher_range: float | None,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
@@ -94,24 +101,36 @@ def backward(
     dlogits: Tensor,
 ) -> None:
     logits = logits.to(compute_dtype(logits.dtype))
-    targets = _read_targets(logits, labels, teacher, teacher_row, ignore_index)
+    targets = _read_targets(logits, labels, teacher, teacher_row, teacher_range, ignore_index)
     p = logits.softmax(1)
-    weight = dce[:, None, None] * _pixel_weights(targets, class_weights, logits.dtype)
+    inverse_weight, offset, slope = _split(coefficients)
+    weight = (dce * inverse_weight)[:, None, None] * _pixel_weights(targets, class_weights, logits.dtype)
     gradient = weight.unsqueeze(1) * (p - _onehot(targets.label, p))
     if targets.teacher is not None:
         scale = torch.where(targets.is_real, 0, dkd) / (temperature * logits[0, 0].numel())
         gap = (logits / temperature).softmax(1) - (targets.teacher / temperature).softmax(1)
         gradient += scale[:, None, None, None] * gap
     if dice_samples != "none":
-        terms = _dice_terms(p, targets, dice_samples)
-        offset, slope = (part[:, :, None, None] for part in _dice_slopes(terms, dice_form, dice_smooth))
-        e = torch.where(terms.mask, ddice[:, None, None, None] * (offset + slope * terms.target), 0)
+        target, mask = _dice_target(p, targets, dice_samples)
+        e = offset[:, :, None, None] + slope[:, :, None, None] * target
+        e = torch.where(mask, ddice[:, None, None, None] * e, 0)
         gradient += p * (e - (p * e).sum(1, keepdim=True))
     dlogits.copy_(gradient)
 
 
+def _split(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """1 / sum w (B,), and Dice's offset and slope (B, K): views of the coefficients."""
+    num_classes = coefficients.shape[1] // 2
+    return coefficients[:, 0], coefficients[:, 1 : 1 + num_classes], coefficients[:, 1 + num_classes :]
+
+
 def _read_targets(
-    logits: Tensor, labels: Tensor, teacher: Tensor | None, teacher_row: Tensor | None, ignore_index: int
+    logits: Tensor,
+    labels: Tensor,
+    teacher: Tensor | None,
+    teacher_row: Tensor | None,
+    teacher_range: float | None,
+    ignore_index: int,
 ) -> _Targets:
     batch, num_classes = logits.shape[:2]
     row = labels.new_full((batch,), -1, dtype=torch.int64) if teacher_row is None else teacher_row
@@ -120,17 +139,16 @@ def _read_targets(
     in_table = (label >= 0) & (label < num_classes)
     if teacher is not None:
         teacher = teacher[row.clamp_min(0)].to(logits.dtype) if len(teacher) else None
+    if teacher is not None and teacher_range is not None:
+        teacher = teacher * (-teacher_range / 255)
     labelled = given & in_table
     return _Targets(is_real, label * labelled, labelled, (given & ~in_table).sum(), teacher)
 
 
 def _pixel_weights(targets: _Targets, class_weights: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """(B, H, W) weights of a sample's pixels in its cross-entropy: their sum is 1, or 0 where nothing is labelled."""
+    """(B, H, W) weights of the pixels in a cross-entropy, 0 where there is no label."""
     weight = targets.labelled.to(dtype)
-    if class_weights is not None:
-        weight = weight * class_weights.to(dtype)[targets.label]
-    total = weight.sum((1, 2), keepdim=True)
-    return torch.where(total > 0, weight / total, 0)
+    return weight if class_weights is None else weight * class_weights.to(dtype)[targets.label]
 
 
 def _onehot(label: Tensor, like: Tensor) -> Tensor:
@@ -138,16 +156,20 @@ def _onehot(label: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).scatter_(1, label.unsqueeze(1), 1)
 
 
-def _dice_terms(p: Tensor, targets: _Targets, dice_samples: str) -> _DiceTerms:
+def _dice_target(p: Tensor, targets: _Targets, dice_samples: str) -> tuple[Tensor, Tensor]:
+    """What p is compared with (B, K, H, W), 0 where it counts nothing, and where it counts (B, 1, H, W)."""
     mask = targets.labelled.unsqueeze(1)
     target = _onehot(targets.label, p)
     if dice_samples == "all" and targets.teacher is not None:
         is_synthetic = ~targets.is_real[:, None, None, None]
         target = torch.where(is_synthetic, targets.teacher.softmax(1), target)
         mask = mask | is_synthetic
-    target = target * mask
-    sums = ((part * mask).sum((2, 3)) for part in (target * p, p, target))
-    return _DiceTerms(target, mask, *sums)
+    return target * mask, mask
+
+
+def _dice_terms(p: Tensor, targets: _Targets, dice_samples: str) -> _DiceTerms:
+    target, mask = _dice_target(p, targets, dice_samples)
+    return _DiceTerms(*((part * mask).sum((2, 3)) for part in (target * p, p, target)))
 
 
 def _dice(terms: _DiceTerms, form: str, smooth: float) -> Tensor:
