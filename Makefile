@@ -22,7 +22,7 @@ help:
 
 venv: $(BIN)/.installed
 
-$(BIN)/.installed: pyproject.toml setup.py $(wildcard configs/constraints/*.txt)
+$(BIN)/.installed: pyproject.toml setup.py $(wildcard configs/constraints/*.txt) $(shell find csrc -type f)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; on Debian: apt-get install python3.11 python3.11-venv python3.11-dev g++"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip wheel setuptools

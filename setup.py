@@ -1,5 +1,183 @@
-"""Packaging; metadata lies in pyproject.toml. The compiled operations of csrc/ join here once there are any."""
+"""Packaging, and the build of csrc/ into dakd/_C.so; metadata lies in pyproject.toml.
 
-from setuptools import setup
+The library uses torch's stable ABI and no Python ABI, so one file serves every Python and torch 2.11 or newer. CPU
+operations are built wherever there are torch and a C++ compiler. CUDA operations join where nvcc and a CUDA build of
+torch are found; DAKD_CUDA=1 builds them without such a torch, DAKD_CUDA=0 leaves them out. Their architectures come
+from TORCH_CUDA_ARCH_LIST (such as "9.0" or "8.0;9.0;10.0", the default), never from the host's own GPU. What is missing
+is said, and the package works without the library.
+"""
 
-setup()
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+TORCH_TARGET_VERSION = "0x020b000000000000"
+CUDA_ARCHITECTURES = "8.0;9.0;10.0"
+CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wno-unused-function"]
+# Neither errno nor exceptions of floating-point operations are looked at, so loops over them may become vector code.
+VECTOR_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+ISA_FLAGS = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
+               "-mprefer-vector-width=512"],
+}  # fmt: skip
+
+
+class Job(NamedTuple):
+    """One call of a compiler: the object file that it writes, and the command up to it."""
+
+    output: Path
+    command: list[str]
+
+
+class BuildLibrary(build_ext):
+    """Compiles what has changed and links dakd/_C.so; without torch or a compiler it says so and goes on."""
+
+    def build_extension(self, extension: Extension) -> None:
+        missing = missing_for_cpu()
+        if missing:
+            print(f"dakd: the compiled operations are not built: {missing}; plain PyTorch serves", file=sys.stderr)
+            return
+        with_cuda = wants_cuda()
+        folder = Path(self.build_temp) / ("cuda" if with_cuda else "cpu")
+        jobs = compile_jobs(folder, with_cuda)
+        stale = [job for job in jobs if is_stale(job)]
+        workers = int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(run, stale))
+        target = Path(self.get_ext_fullpath(extension.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside: a running process keeps the library that it has mapped.
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        run(Job(aside, link_command([job.output for job in jobs], with_cuda)))
+        os.replace(aside, target)
+
+    def get_ext_filename(self, name: str) -> str:
+        return str(Path(*name.split("."))) + ".so"
+
+
+def missing_for_cpu() -> str | None:
+    """What the CPU operations would need and this host lacks."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return "torch is not installed here (build with --no-build-isolation)"
+    if shutil.which(cxx()) is None:
+        return f"no C++ compiler called {cxx()} (on Debian: apt-get install g++)"
+    return None
+
+
+def wants_cuda() -> bool:
+    import torch
+
+    wish = os.environ.get("DAKD_CUDA")
+    has_nvcc = shutil.which(nvcc()) is not None
+    if wish == "1" and not has_nvcc:
+        raise SystemExit(f"DAKD_CUDA is 1 and there is no {nvcc()}; put nvcc on PATH or set CUDA_HOME")
+    return wish == "1" or (wish != "0" and has_nvcc and torch.version.cuda is not None)
+
+
+def cxx() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def nvcc() -> str:
+    home = os.environ.get("CUDA_HOME")
+    return str(Path(home) / "bin" / "nvcc") if home else "nvcc"
+
+
+def compile_jobs(folder: Path, with_cuda: bool) -> list[Job]:
+    """One job per object: vector sources once per instruction set, CUDA sources where they are wanted."""
+    import torch
+
+    include = Path(torch.__file__).parent / "include"
+    common = [f"-I{include}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+    if with_cuda:
+        common.append("-DDAKD_WITH_CUDA")
+    jobs = []
+    # The largest first, for two compilers at once finish soonest so.
+    for source in sorted(CSRC.rglob("*.cpp"), key=lambda path: -path.stat().st_size):
+        name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
+        base = [cxx(), *CXX_FLAGS, *common, "-c", str(source)]
+        if not source.stem.endswith("_vec"):
+            jobs.append(Job(folder / f"{name}.o", base))
+            continue
+        for isa in instruction_sets():
+            flags = [*VECTOR_FLAGS, *ISA_FLAGS[isa], f"-DDAKD_ISA={isa}"]
+            jobs.append(Job(folder / f"{name}_{isa}.o", [*base, *flags]))
+    if with_cuda:
+        flags = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2", *architecture_flags()]
+        for source in sorted(CSRC.rglob("*.cu")):
+            name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
+            jobs.append(Job(folder / f"{name}_cu.o", [nvcc(), *flags, *common, "-c", str(source)]))
+    return jobs
+
+
+def instruction_sets() -> list[str]:
+    return list(ISA_FLAGS) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
+
+
+def architecture_flags() -> list[str]:
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+    numbers = [entry.replace(".", "").removesuffix("+PTX") for entry in listed.replace(" ", ";").split(";") if entry]
+    return [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
+
+
+def link_command(objects: list[Path], with_cuda: bool) -> list[str]:
+    import torch
+
+    libraries = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
+    command = [cxx(), "-shared", *map(str, objects), f"-L{Path(torch.__file__).parent / 'lib'}", *libraries]
+    if with_cuda:
+        home = Path(shutil.which(nvcc())).resolve().parents[1]
+        folders = [home / "lib64", home / "lib", home / "targets" / "x86_64-linux" / "lib"]
+        command += [f"-L{path}" for path in folders if path.exists()] + ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    return command
+
+
+def is_stale(job: Job) -> bool:
+    """Whether the object is missing, was made by another command, or is older than a file it was made from."""
+    stamp, dependencies = job.output.with_suffix(".cmd"), job.output.with_suffix(".d")
+    if not (job.output.exists() and stamp.exists() and dependencies.exists()):
+        return True
+    if stamp.read_text() != fingerprint(job):
+        return True
+    listed = dependencies.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+    made = job.output.stat().st_mtime
+    return any(not Path(path).exists() or Path(path).stat().st_mtime > made for path in listed)
+
+
+def fingerprint(job: Job) -> str:
+    return hashlib.sha256("\0".join(job.command).encode()).hexdigest()
+
+
+def run(job: Job) -> None:
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    command = [*job.command, "-o", str(job.output)]
+    if "-c" in job.command:
+        command += ["-MD", "-MF", str(job.output.with_suffix(".d"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"dakd: this command failed:\n{' '.join(command)}\n{done.stdout}{done.stderr}")
+    if done.stderr.strip():
+        print(done.stderr, file=sys.stderr)
+    if "-c" in job.command:
+        job.output.with_suffix(".cmd").write_text(fingerprint(job))
+
+
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("dakd._C", sources=[], optional=True)], cmdclass={"build_ext": BuildLibrary})

@@ -1,0 +1,40 @@
+// Everything that the library exports, as torch.ops.dakd_C.*. An op fills outputs that its caller allocated.
+#include "common/host.h"
+
+namespace dakd {
+
+bool has_cuda() {
+#ifdef DAKD_WITH_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
+void depthwise_conv1d_forward_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                  bool has_silu, Tensor y);
+void depthwise_conv1d_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                                   const std::optional<Tensor>& bias, bool has_silu, Tensor dx, Tensor sums);
+
+}  // namespace dakd
+
+STABLE_TORCH_LIBRARY(dakd_C, m) {
+  m.def("has_cuda() -> bool");
+  m.def("isa() -> str");
+  m.def("set_isa(str name) -> ()");
+  m.def("depthwise_conv1d_forward(Tensor x, Tensor weight, Tensor? bias, bool has_silu, Tensor(a!) y) -> ()");
+  m.def(
+      "depthwise_conv1d_backward(Tensor dy, Tensor x, Tensor weight, Tensor? bias, bool has_silu, Tensor(a!) dx,"
+      " Tensor(b!) sums) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dakd_C, CompositeExplicitAutograd, m) {
+  m.impl("has_cuda", TORCH_BOX(&dakd::has_cuda));
+  m.impl("isa", TORCH_BOX(&dakd::isa_name));
+  m.impl("set_isa", TORCH_BOX(&dakd::set_isa));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dakd_C, CPU, m) {
+  m.impl("depthwise_conv1d_forward", TORCH_BOX(&dakd::depthwise_conv1d_forward_cpu));
+  m.impl("depthwise_conv1d_backward", TORCH_BOX(&dakd::depthwise_conv1d_backward_cpu));
+}

@@ -1,0 +1,66 @@
+"""The compiled library dakd/_C.so: found and loaded when a variant first asks for it.
+
+Its CPU operations run with the best instruction set of the processor; DAKD_CPU_ISA=portable, avx2 or avx512 asks for
+less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+
+REMEDY = "pip install --no-build-isolation -e . (needs a C++ compiler, such as Debian's g++)"
+CUDA_REMEDY = "DAKD_CUDA=1 pip install --no-build-isolation -e . (needs nvcc, such as pip install nvidia-cuda-nvcc)"
+_LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
+
+
+def why_not_cpu(device_type: str) -> str | None:
+    """The reason why the library's CPU operations cannot run on this kind of device; None when they can."""
+    if device_type != "cpu":
+        return "the C++ operations run on CPUs alone"
+    return missing()
+
+
+def why_not_cuda(device_type: str) -> str | None:
+    """The reason why the library's CUDA operations cannot run on this kind of device; None when they can."""
+    if device_type != "cuda":
+        return "the CUDA operations run on CUDA devices alone"
+    return missing() or (None if has_cuda() else "the extension was built without CUDA")
+
+
+@cache
+def missing() -> str | None:
+    """Why there is no library; None when it is loaded."""
+    if not _LIBRARY.exists():
+        return "the extension is not built"
+    try:
+        torch.ops.load_library(_LIBRARY)
+    # Whatever the loader says is the reason that the user reads.
+    except OSError as error:
+        return f"the extension does not load ({error}); build it again"
+    return None
+
+
+def has_cuda() -> bool:
+    """Whether the library holds CUDA operations."""
+    return missing() is None and torch.ops.dakd_C.has_cuda()
+
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU operations run with: "portable", "avx2" or "avx512"."""
+    return torch.ops.dakd_C.isa()
+
+
+@contextmanager
+def using_cpu_isa(name: str) -> Iterator[None]:
+    """Runs the CPU operations with an instruction set; RuntimeError when the processor does not have it."""
+    before = cpu_isa()
+    torch.ops.dakd_C.set_isa(name)
+    try:
+        yield
+    finally:
+        torch.ops.dakd_C.set_isa(before)
