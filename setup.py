@@ -27,6 +27,7 @@ CSRC = ROOT / "csrc"
 TORCH_TARGET_VERSION = "0x020b000000000000"
 CUDA_ARCHITECTURES = "8.0;9.0;10.0"
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wno-unused-function"]
+NVCC_FLAGS = ["-std=c++20", "-O3"]
 # Neither errno nor exceptions of floating-point operations are looked at, so loops over them may become vector code.
 VECTOR_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 ISA_FLAGS = {
@@ -120,7 +121,7 @@ def compile_jobs(folder: Path, with_cuda: bool) -> list[Job]:
             flags = [*VECTOR_FLAGS, *ISA_FLAGS[isa], f"-DDAKD_ISA={isa}"]
             jobs.append(Job(folder / f"{name}_{isa}.o", [*base, *flags]))
     if with_cuda:
-        flags = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2", *architecture_flags()]
+        flags = [*NVCC_FLAGS, "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2", *architecture_flags()]
         for source in sorted(CSRC.rglob("*.cu")):
             name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
             jobs.append(Job(folder / f"{name}_cu.o", [nvcc(), *flags, *common, "-c", str(source)]))
