@@ -1,0 +1,429 @@
+"""Compiles every GPU kernel for sm_80, sm_90 and sm_100 without a GPU, and fails on a spill or over the resource bars.
+
+Triton kernels are found by calling each op's Triton variant on meta tensors at the model's shapes: a recorder stands
+in for `triton_runtime.launch`, so what is compiled is what a launch would compile. CUDA sources go through nvcc.
+Registers, spills, shared memory, tensor-core instructions and 128-bit accesses are read from the machine code and
+compared with the checked-in table; a difference is printed, and `--update` writes the table anew.
+
+    python benchmarks/compile_check.py [--arch 80,90,100] [--op NAME] [--update]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dakd.kernels import backend, triton_runtime  # noqa: E402
+from dakd.testing.inputs import DIFFERENTIABLE, operands  # noqa: E402
+
+TABLE = ROOT / "benchmarks" / "results" / "compile_check.json"
+MAX_REGISTERS, MAX_REGISTERS_MATMUL = 168, 240
+# Bytes of shared memory that a block may take.
+MAX_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+
+
+class Case(NamedTuple):
+    """A shape and dtype that real runs have. layout: how the feature tensors lie in memory."""
+
+    sizes: dict[str, int]
+    dtype: torch.dtype
+    layout: str = "contiguous"
+    extra: dict = {}  # noqa: RUF012
+
+    @property
+    def name(self) -> str:
+        """Such as "16x64x128x128x128x1 bf16 channels_last"."""
+        dtypes = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+        extra = [f"{key}={dtypes.get(value, value)}" for key, value in self.extra.items()]
+        return " ".join(["x".join(map(str, self.sizes.values())), dtypes[self.dtype], self.layout, *extra])
+
+
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+def _caft(batch: int, inner: int, height: int, width: int) -> dict[str, int]:
+    return dict(batch=batch, inner=inner, channels=2 * inner, height=height, width=width, num_heads=inner // 64)
+
+
+def _scan(batch: int, channels: int, length: int, states: int = 8) -> dict[str, int]:
+    return dict(batch=batch, channels=channels, states=states, length=length)
+
+
+def _images(batch: int, num_classes: int, size: int, **more: int) -> dict[str, int]:
+    return dict(batch=batch, num_classes=num_classes, height=size, width=size, **more)
+
+
+# The model's shapes: SAROSS-Net-B at 512x512 and batch 16, one padded scene, the sampler and the teacher's training.
+CASES: dict[str, list[Case]] = {
+    "transposed_attention": [
+        Case(_caft(16, 64, 128, 128), BF16, "channels_last"),
+        Case(_caft(16, 128, 64, 64), BF16, "channels_last"),
+        Case(_caft(16, 256, 32, 32), BF16, "channels_last"),
+        Case(_caft(16, 64, 128, 128), BF16),
+        Case(_caft(1, 64, 168, 320), BF16, "channels_last"),
+        Case(_caft(16, 64, 128, 128), FP32, "channels_last"),
+        Case(_caft(16, 64, 128, 128), FP32),
+        Case(_caft(1, 64, 163, 313), BF16),
+    ],
+    "ddim_step": [
+        *(Case(_images(64, num_classes, 256), FP32, extra=dict(input_dtype=BF16)) for num_classes in (2, 5)),
+        Case(_images(64, 5, 256), FP32, extra=dict(input_dtype=BF16, stochastic=True)),
+        Case(_images(64, 5, 256), FP32),
+    ],
+    "joint_noising": [
+        *(Case(_images(16, num_classes, 256), FP32, extra=dict(out_dtype=BF16)) for num_classes in (2, 5)),
+        Case(_images(16, 5, 256), FP32),
+    ],
+    "seg_loss": [
+        Case(_images(16, 5, 512, synthetic=8), BF16),
+        Case(_images(16, 2, 256, synthetic=8), BF16),
+        Case(_images(16, 5, 512, synthetic=8), FP32),
+        Case(_images(16, 5, 512, synthetic=8), BF16, "channels_last"),
+        Case(_images(16, 5, 512, synthetic=8), BF16, extra=dict(dice_samples="all", dice_form="generalized")),
+    ],
+    "selective_scan": [
+        *(Case(_scan(*sizes), BF16, "tokens") for sizes in ((144, 256, 196), (144, 512, 49), (1, 512, 784))),
+        Case(_scan(144, 256, 196), FP32, "tokens"),
+        Case(_scan(144, 256, 196, states=16), BF16, "tokens"),
+        Case(_scan(1, 256, 65536), BF16, "tokens"),
+        Case(_scan(144, 256, 196), BF16),
+    ],
+    "depthwise_conv1d": [
+        Case(dict(batch=144, channels=256, length=196), BF16, "tokens"),
+        Case(dict(batch=144, channels=512, length=49), BF16, "tokens"),
+        Case(dict(batch=144, channels=256, length=196), FP32, "tokens"),
+        Case(dict(batch=144, channels=256, length=196), BF16),
+    ],
+}  # fmt: skip
+
+
+class Launch(NamedTuple):
+    """One compilation that a launch would ask for. name: the op, the kernel and the first case that asked for it."""
+
+    name: str
+    kernel: object
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, object], ...]
+    divisible: tuple[str, ...]
+    num_warps: int
+    num_stages: int
+
+
+class Usage(NamedTuple):
+    """What the machine code of one kernel takes."""
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    tensor_core: int
+    wide_loads: int
+    wide_stores: int
+
+
+def main() -> int:
+    options = _parse()
+    if triton_runtime.is_interpreted():
+        print("TRITON_INTERPRET=1 is set: unset it, the kernels are to be compiled", file=sys.stderr)
+        return 2
+    started = time.monotonic()
+    architectures = [int(number) for number in options.arch.split(",")]
+    found: dict[str, dict[str, Usage]] = {}
+    problems = []
+    if shutil.which("nvcc") is None:
+        problems.append("nvcc is not on PATH: the CUDA sources cannot be checked (pip install nvidia-cuda-nvcc)")
+    global _LAUNCHES
+    _LAUNCHES = [launch for op in backend.OPS if options.op in (None, op) for launch in record(op)]
+    jobs = [(index, arch) for index in range(len(_LAUNCHES)) for arch in architectures]
+    sources = [] if problems else [path for path in sorted((ROOT / "csrc").rglob("*.cu"))
+                                   if options.op in (None, path.parent.name)]
+    # Forked, because a Triton kernel cannot be pickled; torch's own threads have not started yet.
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:
+        compiled = {pool.submit(_compile_cuda, str(path), arch): f"sm_{arch} {path.relative_to(ROOT)}"
+                    for path in sources for arch in architectures}  # fmt: skip
+        compiled |= {pool.submit(_compile_triton, *job): f"sm_{job[1]} {_LAUNCHES[job[0]].name}" for job in jobs}
+        for future, what in compiled.items():
+            # Whatever a compiler has against one kernel, the others are looked at too.
+            if error := future.exception():
+                problems.append(f"{what} does not compile: {error}")
+                continue
+            for name, arch, usage in future.result():
+                found.setdefault(name, {})[str(arch)] = usage
+                problems += _over_the_bars(name, arch, usage)
+    _print_table(found)
+    changes = _compare(found, complete=options.op is None and options.arch == "80,90,100", update=options.update)
+    print(f"{len(found)} kernels, {len(architectures)} architectures, {time.monotonic() - started:.0f} s; "
+          f"{len(changes)} differ from {TABLE.relative_to(ROOT)}")  # fmt: skip
+    for line in [*changes, *(f"FAILED {problem}" for problem in problems)]:
+        print(line)
+    return 1 if problems else 0
+
+
+def record(op: str) -> list[Launch]:
+    """The distinct compilations that forward and backward of the op's Triton variant ask for at the model's shapes."""
+    launches: dict[tuple, Launch] = {}
+    names: set[str] = set()
+
+    def recorder(kernel, grid, *arguments, num_warps: int = 4, num_stages: int = 2, **constants) -> None:
+        if 0 in grid:
+            return
+        compilation = _describe(kernel, arguments, constants, num_warps, num_stages)
+        if compilation in launches:
+            return
+        name = f"{op}.{kernel.__name__.lstrip('_')} {case.name}"
+        number = 2
+        while name in names:
+            name, number = f"{name.split(' #')[0]} #{number}", number + 1
+        names.add(name)
+        launches[compilation] = Launch(name, *compilation)
+
+    room = importlib.import_module(f"dakd.kernels.{op}")
+    ops = importlib.import_module(f"dakd.kernels.{op}.ops")
+    with _replaced(triton_runtime, "launch", recorder), _replaced(triton_runtime, "why_not", lambda device_type: None):
+        backend.load.cache_clear()
+        for case in CASES[op]:
+            _call(op, room, ops, case)
+        backend.load.cache_clear()
+    return list(launches.values())
+
+
+def _call(op: str, room, ops, case: Case) -> None:
+    """Forward and backward of one case on meta tensors: the op's own functions without the dispatcher above them."""
+    with torch.device("meta"):
+        inputs = operands(op, case.sizes, dtype=case.dtype, device="meta") | case.extra
+    inputs = {name: _laid_out(value, case.layout) if isinstance(value, Tensor) else value
+              for name, value in inputs.items()}  # fmt: skip
+    public, forward = getattr(room, op), getattr(ops, op)
+    with _replaced(ops, op, forward._init_fn.__wrapped__):
+        public(**inputs, backend="triton")
+    if not DIFFERENTIABLE[op]:
+        return
+    leaves = {name: value.detach().requires_grad_() if name in DIFFERENTIABLE[op] and value is not None else value
+              for name, value in inputs.items()}  # fmt: skip
+    outputs = public(**leaves, backend="triton")
+    outputs = [output for output in (outputs if isinstance(outputs, tuple) else (outputs,)) if output.requires_grad]
+    backward = f"{op}_backward"
+    with _replaced(ops, backward, getattr(ops, backward)._init_fn.__wrapped__):
+        wanted = [leaves[name] for name in DIFFERENTIABLE[op] if leaves[name] is not None]
+        torch.autograd.grad(outputs, wanted, [torch.empty_like(output) for output in outputs])
+
+
+def _laid_out(tensor: Tensor, layout: str) -> Tensor:
+    if layout == "channels_last" and tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    # A mixer's sequences lie in memory as (B, L, D).
+    return tensor.mT.contiguous().mT if layout == "tokens" and tensor.dim() == 3 else tensor
+
+
+class _replaced:
+    """A context in which an attribute of a module is something else."""
+
+    def __init__(self, module, name: str, value) -> None:
+        self.module, self.name, self.value = module, name, value
+
+    def __enter__(self) -> None:
+        self.before = getattr(self.module, self.name)
+        setattr(self.module, self.name, self.value)
+
+    def __exit__(self, *_exception) -> None:
+        setattr(self.module, self.name, self.before)
+
+
+_POINTERS = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64",
+    torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
+}  # fmt: skip
+
+
+def _describe(kernel, arguments: tuple, constants: dict, num_warps: int, num_stages: int) -> tuple:
+    """A Launch less its name, specialised as Triton's launcher does: ones are constants, multiples of 16 are known."""
+    values = dict(zip([parameter.name for parameter in kernel.params if not parameter.is_constexpr], arguments))
+    values |= {name: value for name, value in constants.items()}
+    signature, fixed, divisible = [], [], []
+    for parameter in kernel.params:
+        value = values.get(parameter.name, parameter.default if parameter.has_default else None)
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature.append((parameter.name, "constexpr"))
+            fixed.append((parameter.name, value))
+        elif isinstance(value, Tensor):
+            signature.append((parameter.name, _POINTERS[value.dtype]))
+            divisible.append(parameter.name)
+        elif isinstance(value, float):
+            signature.append((parameter.name, "fp32"))
+        else:
+            signature.append((parameter.name, "i32" if -(2**31) <= value < 2**31 else "i64"))
+            if value % 16 == 0:
+                divisible.append(parameter.name)
+    return kernel, tuple(signature), tuple(fixed), tuple(divisible), num_warps, num_stages
+
+
+def _compile_triton(index: int, arch: int) -> list[tuple[str, int, Usage]]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    launch = _LAUNCHES[index]
+    position = {parameter.name: number for number, parameter in enumerate(launch.kernel.params)}
+    source = ASTSource(
+        launch.kernel,
+        signature=dict(launch.signature),
+        constexprs={(position[name],): value for name, value in launch.constants},
+        attrs={(position[name],): [["tt.divisibility", 16]] for name in launch.divisible},
+    )
+    options = dict(num_warps=launch.num_warps, num_stages=launch.num_stages)
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        resources, code = _dump(folder / "cuobjdump", folder / "nvdisasm", file.name)
+    ((_, usage),) = _read_usage(resources, code).items()
+    return [(launch.name, arch, usage._replace(shared_bytes=binary.metadata.shared))]
+
+
+def _compile_cuda(path: str, arch: int) -> list[tuple[str, int, Usage]]:
+    sys.path.insert(0, str(ROOT))
+    from setup import NVCC_FLAGS, TORCH_TARGET_VERSION
+
+    include = Path(torch.__file__).parent / "include"
+    source = Path(path)
+    folder = Path(shutil.which("nvcc")).resolve().parent
+    with tempfile.TemporaryDirectory() as scratch:
+        cubin = Path(scratch) / "kernel.cubin"
+        command = ["nvcc", *NVCC_FLAGS, f"-arch=sm_{arch}", "-cubin", "-DDAKD_WITH_CUDA", f"-I{include}",
+                   f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", str(source), "-o", str(cubin)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"nvcc failed on {source.relative_to(ROOT)} for sm_{arch}:\n{done.stderr}")
+        resources, code = _dump(_tool(folder, "cuobjdump"), _tool(folder, "nvdisasm"), str(cubin))
+    usages = _read_usage(resources, code)
+    return [(f"{source.parent.name}.{_demangled(name)}", arch, usage) for name, usage in usages.items()]
+
+
+def _tool(folder: Path, name: str) -> Path:
+    """nvcc's own tool, or the one that Triton brings."""
+    import triton
+
+    beside = folder / name
+    return beside if beside.exists() else Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+def _dump(cuobjdump: Path, nvdisasm: Path, cubin: str) -> tuple[str, str]:
+    """Resource usage, and machine code."""
+    outputs = []
+    for command in ([cuobjdump, "--dump-resource-usage", cubin], [nvdisasm, "-c", cubin]):
+        outputs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return outputs[0], outputs[1]
+
+
+def _read_usage(resources: str, code: str) -> dict[str, Usage]:
+    """Usage by function name."""
+    bodies = dict(re.findall(r"\.section\s+\.text\.(\S+?),[^\n]*\n(.*?)(?=\.section\s+|\Z)", code, re.S))
+    usages = {}
+    for name, numbers in re.findall(r"Function (\S+?):\s*\n\s*(.*)", resources):
+        fields = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", numbers)}
+        body = bodies.get(name, "")
+        spills = len(re.findall(r"\b(?:STL|LDL)\b", body))
+        usages[name] = Usage(
+            registers=fields["REG"],
+            spill_bytes=fields.get("LOCAL", 0) + (fields.get("STACK", 0) if spills else 0),
+            shared_bytes=fields.get("SHARED", 0),
+            tensor_core=len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCMMA|QGMMA)\b", body)),
+            wide_loads=len(re.findall(r"\b(?:LDG|LD)\.E\S*\.128|\bLDGSTS\S*\.128", body)),
+            wide_stores=len(re.findall(r"\b(?:STG|ST)\.E\S*\.128", body)),
+        )
+    return usages
+
+
+def _demangled(name: str) -> str:
+    filt = shutil.which("c++filt") or shutil.which("cu++filt")
+    if filt is None:
+        return name
+    readable = subprocess.run([filt, name], capture_output=True, text=True, check=True).stdout.strip()
+    readable = re.sub(r"\(anonymous namespace\)::|dakd::|^void ", "", readable)
+    return re.sub(r"\((?!.*<).*\)$", "", readable)
+
+
+def _over_the_bars(name: str, arch: int, usage: Usage) -> Iterator[str]:
+    limit = MAX_REGISTERS_MATMUL if usage.tensor_core else MAX_REGISTERS
+    if usage.spill_bytes:
+        yield f"sm_{arch} {name}: spills {usage.spill_bytes} bytes"
+    if usage.registers > limit:
+        yield f"sm_{arch} {name}: {usage.registers} registers; at most {limit}"
+    if usage.shared_bytes > MAX_SHARED.get(arch, MAX_SHARED[90]):
+        yield f"sm_{arch} {name}: {usage.shared_bytes} bytes of shared memory; at most {MAX_SHARED.get(arch)}"
+    is_apply = name.startswith("transposed_attention.") and "apply" in name and "bf16" in name
+    if arch == 90 and is_apply and usage.tensor_core == 0:
+        yield f"sm_90 {name}: no tensor-core instruction"
+
+
+def _print_table(found: dict[str, dict[str, Usage]]) -> None:
+    print(f"{'arch':<8}{'regs':>6}{'spill':>7}{'shared':>9}{'tensor':>8}{'ld128':>7}{'st128':>7}  kernel")
+    for name in sorted(found):
+        for arch, usage in sorted(found[name].items(), key=lambda item: int(item[0])):
+            numbers = f"{usage.registers:>6}{usage.spill_bytes:>7}{usage.shared_bytes:>9}{usage.tensor_core:>8}"
+            print(f"sm_{arch:<5}{numbers}{usage.wide_loads:>7}{usage.wide_stores:>7}  {name}")
+
+
+def _compare(found: dict[str, dict[str, Usage]], *, complete: bool, update: bool) -> list[str]:
+    """Lines that say what differs from the checked-in table; writes it anew where asked to."""
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {"kernels": {}}
+    new = {name: {arch: usage._asdict() for arch, usage in usages.items()} for name, usages in sorted(found.items())}
+    changes = []
+    for name, usages in new.items():
+        for arch, usage in usages.items():
+            before = table["kernels"].get(name, {}).get(arch)
+            if before is None:
+                changes.append(f"new      sm_{arch} {name}")
+            elif before != usage:
+                parts = [f"{key} {before[key]} -> {usage[key]}" for key in usage if before.get(key) != usage[key]]
+                changes.append(f"changed  sm_{arch} {name}: {', '.join(parts)}")
+    if complete:
+        changes += [f"gone     {name}" for name in table["kernels"] if name not in new]
+    if update:
+        if not complete:
+            raise SystemExit("--update needs all ops and all architectures: leave out --op and --arch")
+        TABLE.parent.mkdir(parents=True, exist_ok=True)
+        TABLE.write_text(json.dumps({"made_with": _versions(), "kernels": new}, indent=1) + "\n")
+    return changes
+
+
+def _versions() -> dict[str, str]:
+    import triton
+
+    found = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout if shutil.which("nvcc") else ""
+    release = re.search(r"release ([\d.]+)", found)
+    return {"triton": triton.__version__, "nvcc": release.group(1) if release else "none"}
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--arch", default="80,90,100", help="compute capabilities, such as 80,90,100")
+    parser.add_argument("--op", choices=backend.OPS, help="this op alone")
+    parser.add_argument("--update", action="store_true", help="write the checked-in table anew")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at once")
+    return parser.parse_args()
+
+
+_LAUNCHES: list[Launch] = []
+
+if __name__ == "__main__":
+    sys.exit(main())
