@@ -11,7 +11,6 @@ compared with the checked-in table; a difference is printed, and `--update` writ
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import re
@@ -32,8 +31,12 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from below_dispatch import call_below_the_dispatcher, replaced  # noqa: E402
+
 from dakd.kernels import backend, triton_runtime  # noqa: E402
-from dakd.testing.inputs import DIFFERENTIABLE, operands  # noqa: E402
+from dakd.testing.inputs import operands  # noqa: E402
 
 TABLE = ROOT / "benchmarks" / "results" / "compile_check.json"
 MAX_REGISTERS, MAX_REGISTERS_MATMUL = 168, 240
@@ -195,35 +198,14 @@ def record(op: str) -> list[Launch]:
         names.add(name)
         launches[compilation] = Launch(name, *compilation)
 
-    room = importlib.import_module(f"dakd.kernels.{op}")
-    ops = importlib.import_module(f"dakd.kernels.{op}.ops")
-    with _replaced(triton_runtime, "launch", recorder), _replaced(triton_runtime, "why_not", lambda device_type: None):
-        backend.load.cache_clear()
+    with replaced(triton_runtime, "launch", recorder), replaced(triton_runtime, "why_not", lambda device_type: None):
         for case in CASES[op]:
-            _call(op, room, ops, case)
-        backend.load.cache_clear()
+            with torch.device("meta"):
+                inputs = operands(op, case.sizes, dtype=case.dtype, device="meta") | case.extra
+            inputs = {name: _laid_out(value, case.layout) if isinstance(value, Tensor) else value
+                      for name, value in inputs.items()}  # fmt: skip
+            call_below_the_dispatcher(op, inputs, "triton")
     return list(launches.values())
-
-
-def _call(op: str, room, ops, case: Case) -> None:
-    """Forward and backward of one case on meta tensors: the op's own functions without the dispatcher above them."""
-    with torch.device("meta"):
-        inputs = operands(op, case.sizes, dtype=case.dtype, device="meta") | case.extra
-    inputs = {name: _laid_out(value, case.layout) if isinstance(value, Tensor) else value
-              for name, value in inputs.items()}  # fmt: skip
-    public, forward = getattr(room, op), getattr(ops, op)
-    with _replaced(ops, op, forward._init_fn.__wrapped__):
-        public(**inputs, backend="triton")
-    if not DIFFERENTIABLE[op]:
-        return
-    leaves = {name: value.detach().requires_grad_() if name in DIFFERENTIABLE[op] and value is not None else value
-              for name, value in inputs.items()}  # fmt: skip
-    outputs = public(**leaves, backend="triton")
-    outputs = [output for output in (outputs if isinstance(outputs, tuple) else (outputs,)) if output.requires_grad]
-    backward = f"{op}_backward"
-    with _replaced(ops, backward, getattr(ops, backward)._init_fn.__wrapped__):
-        wanted = [leaves[name] for name in DIFFERENTIABLE[op] if leaves[name] is not None]
-        torch.autograd.grad(outputs, wanted, [torch.empty_like(output) for output in outputs])
 
 
 def _laid_out(tensor: Tensor, layout: str) -> Tensor:
@@ -231,20 +213,6 @@ def _laid_out(tensor: Tensor, layout: str) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last)
     # A mixer's sequences lie in memory as (B, L, D).
     return tensor.mT.contiguous().mT if layout == "tokens" and tensor.dim() == 3 else tensor
-
-
-class _replaced:
-    """A context in which an attribute of a module is something else."""
-
-    def __init__(self, module, name: str, value) -> None:
-        self.module, self.name, self.value = module, name, value
-
-    def __enter__(self) -> None:
-        self.before = getattr(self.module, self.name)
-        setattr(self.module, self.name, self.value)
-
-    def __exit__(self, *_exception) -> None:
-        setattr(self.module, self.name, self.before)
 
 
 _POINTERS = {
