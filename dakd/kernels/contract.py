@@ -99,3 +99,10 @@ def check_choice(op: str, name: str, value: str | None, *allowed: str | None) ->
     """ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{op}: {name} is {value!r}; wanted one of {', '.join(repr(choice) for choice in allowed)}")
+
+
+def seed_bits(op: str, seed: int) -> int:
+    """The int64 with the bits of a seed, which goes up to 2^64 - 1: torch's schemas know no unsigned integers."""
+    if seed < 0 or seed >= 2**64:
+        raise ValueError(f"{op}: seed is {seed}; wanted an integer from 0 to 2^64 - 1")
+    return seed - 2**64 if seed >= 2**63 else seed

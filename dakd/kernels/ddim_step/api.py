@@ -47,7 +47,8 @@ def ddim_step(
     it is read on the device, and the caller advances it.
     label_update: "softmax" (paper, Eq. 21), or "identity": logits clamped to [-b, b] are the label's x_0 (for a label
     branch trained with L2).
-    stochastic: add sigma z, a function of (seed, step, sample id); needs sample_ids (B,) int64.
+    stochastic: add sigma z, a function of (seed, step, sample id); needs sample_ids (B,) int64, below 2^60.
+    seed: 0 .. 2^64 - 1.
     input_dtype: dtype of x_input and y_input; where it is None or the state's, they are the new state itself.
     No gradient.  Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
     Source: the paper's inference listing and Eq. 21; DDIM (Song et al. 2021) with two scalars a step.
@@ -64,6 +65,7 @@ def ddim_step(
     )
     noise_ids = sample_ids if stochastic else None
     cast = None if input_dtype == x.dtype else input_dtype
+    seed = contract.seed_bits(_OP, seed)
     x_next, y_next, x_input, y_input = ops.ddim_step(
         x, y, x0_pred, logits, coefficients, step, noise_ids, b, clip, label_update, seed, cast, backend
     )

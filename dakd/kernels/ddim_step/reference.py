@@ -29,6 +29,7 @@ def forward(
     *,
     outputs: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
+    seed %= 2**64
     keep, take, sigma = coefficients.index_select(0, step.reshape(1))[0].to(x.dtype).unbind()
 
     def update(state: Tensor, clean: Tensor, stream: Stream) -> Tensor:

@@ -1,4 +1,7 @@
-"""The contract with torch: schema and fake implementation; no gradient. Variants fill the outputs allocated here."""
+"""The contract with torch: schema and fake implementation; no gradient. Variants fill the outputs allocated here.
+
+`seed` is the int64 with the seed's bits (contract.seed_bits).
+"""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ def forward(
     y_t: Tensor,
     t_out: Tensor,
 ) -> None:
+    seed %= 2**64
     t_out.copy_(philox_timesteps(seed, positions, tables.shape[0]) if t is None else t)
     dtype = compute_dtype(x_t.dtype)
     signal, noise = (column[:, None, None, None] for column in tables.to(dtype)[t_out].unbind(1))
