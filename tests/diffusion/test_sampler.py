@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
@@ -83,3 +84,23 @@ def test_stochastic_sampling_is_keyed_by_the_sample():
 def test_grey_values_round_and_saturate():
     grey = to_grey(torch.tensor([-1.5, -1.0, 0.0, 1.0, 2.0]))
     assert grey.tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_step_costs_one_op_beside_the_networks_their_timestep_and_the_counter():
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            names.append(op._schema.name)
+            return op(*args, **kwargs or {})
+
+    def silent(x_t, y_t, t):
+        names.append("networks")
+        return x_t, y_t
+
+    names: list[str] = []
+    x, y = start_noise(0, range(2), (4, 4), 3)
+    sampler = PairSampler(silent, CosineSchedule(), 4, b=0.5, eta=1.0, dtype=torch.bfloat16)
+    with Recorder():
+        sampler(x, y, sample_ids=torch.tensor([3, 4]))
+    steps = names[names.index("aten::index") :]
+    # Nothing reads a value on the host (aten::_local_scalar_dense), which would synchronise.
+    assert steps == 4 * ["aten::index", "aten::expand", "networks", "dakd::ddim_step", "aten::add_"]
