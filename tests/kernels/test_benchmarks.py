@@ -24,5 +24,5 @@ def test_benchmark_prints_a_table_and_writes_its_rows(op, tmp_path):
         assert part in printed
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["contestant"] for row in rows} == {"plain torch", "reference"}
+    assert {"plain torch", "reference"} <= {row["contestant"] for row in rows}
     assert all(float(row["time_us"]) > 0 for row in rows)
