@@ -1,211 +1,347 @@
-"""Times every backend of an op beside plain torch, on the operands that the tests use, and names what it measured on.
+"""Races every backend of an op against plain torch, on the operands that the tests use.
 
-Contestants take turns, so that a busy machine slows all alike; a time is the median over the turns; ratios come from
-one run. Bandwidth counts the least traffic there can be: every operand read once, every result written once. It stands
-beside that of a plain copy of the same run. Before anything is timed, each backend must be within the tests' budget.
+In order: every backend that can run here must be within the tests' error budget against float64, in poisoned memory
+and on inputs drawn for that check; the run's own copy and matmul ceilings are measured; then eager torch, eager under
+autocast, torch.compile and the backends take turns (timing.py). Bytes are the op's least traffic (roofline.py). A row
+is printed and written as soon as it is measured (rows.py). Exit status 1: a backend gave wrong numbers.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
-import statistics
-import subprocess
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
+import rivals
+import roofline
 import torch
+from machine import measure_ceilings, print_machine
+from rows import COMPILED, EAGER, Row, RowFile, make_rows, print_header, print_rows
+from timing import OutOfTime, race, reason, time_limit
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.testing import numerics
+from dakd.testing import numerics, plain
 from dakd.testing.inputs import DIFFERENTIABLE, SHAPES, operands
 
-_ROOT = Path(__file__).resolve().parents[1]
-_COPY_BYTES = 1 << 27
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Operands that stay fp32 whatever the features are: parameters, tables, and the sampler's state.
+KEPT_FP32 = {
+    "transposed_attention": {"temperature", "out_weight"},
+    "selective_scan": {"A", "D", "delta_bias"},
+    "depthwise_conv1d": {"weight", "bias"},
+    "ddim_step": {"x", "y", "coefficients"},
+    "joint_noising": {"tables"},
+    "seg_loss": set(),
+}
+_CHECKED_SHAPES = ("tiny", "odd", "small")
+# More than any GPU's last-level cache holds, so that every call finds its operands in memory.
+_COLD_BYTES = 240e6
+_MIN_SETS, _MAX_SETS = 4, 48
 
 
-class Row(NamedTuple):
-    """One line of the table. ratio: plain torch's time over this one's; copy_share: of the copy's bandwidth."""
-
-    op: str
-    shape: str
-    dtype: str
-    what: str
-    contestant: str
-    time_us: float
-    ratio: float
-    gbytes_per_s: float
-    copy_share: float
-
-
-def run_benchmark(op: str, function: Callable, plain: Callable, extra: dict | None = None) -> list[Row]:
-    """Parses the command line, checks, times and prints; returns the rows. extra: more keyword arguments of both."""
-    options = _parse(op)
-    dtype = _DTYPES[options.dtype]
-    names = [name for name in backends.BACKENDS if backends.why_not(op, name, options.device) is None]
-    contestants = {"plain torch": plain}
-    if options.compile:
-        contestants["torch.compile"] = torch.compile(plain)
-    contestants |= {name: _with_backend(function, name) for name in names}
-    _check(op, {name: contestants[name] for name in names}, plain, dtype, options.device, extra or {})
-    inputs = operands(op, options.shape, dtype=dtype, device=options.device) | (extra or {})
-    copy_gbytes_per_s = _copy_bandwidth(options.device)
-    _print_header(op, inputs, options, copy_gbytes_per_s)
-    rows = []
-    for what in ("forward", "forward+backward") if DIFFERENTIABLE[op] else ("forward",):
-        calls = {name: _call(contestant, inputs, DIFFERENTIABLE[op], what) for name, contestant in contestants.items()}
-        traffic = _least_bytes(plain, inputs, DIFFERENTIABLE[op], what)
-        times = _time(calls, options.seconds, options.device)
-        for name, time_s in times.items():
-            speed = traffic / time_s / 1e9
-            ratio = times["plain torch"] / time_s
-            measured = (what, name, time_s * 1e6, ratio, speed, speed / copy_gbytes_per_s)
-            rows.append(Row(op, options.shape, options.dtype, *measured))
-            _print_row(rows[-1])
-    if options.csv:
-        _append_csv(options.csv, rows, _device_name(options.device))
+def run_benchmark(op: str, function: Callable, argv: list[str] | None = None) -> list[Row]:
+    """Parses the command line, checks, races and prints; SystemExit 1 after all is done if a backend was wrong."""
+    options = parse(op, argv)
+    bench = Bench(op, function, options)
+    wrong = bench.check()
+    rows = bench.measure()
+    if wrong:
+        raise SystemExit(1)
     return rows
 
 
-def _parse(op: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=f"Times {op}: every backend that can run, beside plain torch.")
-    parser.add_argument("--shape", choices=list(SHAPES[op]), default="small")
-    parser.add_argument("--dtype", choices=list(_DTYPES), default="fp32")
+def parse(op: str, argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=f"Races {op}: every backend that can run, beside plain torch.")
+    shapes = ", ".join(SHAPES[op])
+    parser.add_argument("--shape", action="append", help=f"{shapes}, or numbers such as batch=2,height=7; repeatable")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="of the features")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each contestant, about")
-    parser.add_argument("--compile", action="store_true", help="also time torch.compile of the plain version")
+    parser.add_argument("--backward", action=argparse.BooleanOptionalAction, default=True, help="also with backward")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each contestant, about")
+    parser.add_argument("--limit-s", type=float, default=600.0, help="seconds for all; what finds no time is left out")
+    parser.add_argument("--compile", action="append", choices=["default", "max-autotune-no-cudagraphs", "aot_eager"],
+                        default=[], help="also race torch.compile (aot_eager: a rehearsal without code)")  # fmt: skip
+    parser.add_argument("--stochastic", action="store_true", help="ddim_step: eta > 0")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
-    return parser.parse_args()
+    options = parser.parse_args(argv)
+    options.shapes = {text: shape_sizes(op, text) for text in options.shape or ["small"]}
+    if options.stochastic and op != "ddim_step":
+        parser.error("--stochastic is for ddim_step")
+    return options
 
 
-def _with_backend(function: Callable, name: str) -> Callable:
-    return lambda **inputs: function(**inputs, backend=name)
+def shape_sizes(op: str, text: str) -> dict[str, int]:
+    """The numbers of a named shape, or of one written as `name=number,...`."""
+    if text in SHAPES[op]:
+        return SHAPES[op][text]
+    wanted = SHAPES[op]["tiny"].keys()
+    sizes = {name: int(value) for name, _, value in (part.partition("=") for part in text.split(",")) if value}
+    if sizes.keys() != wanted:
+        raise SystemExit(f"shape {text!r} of {op} has {', '.join(sizes) or 'no numbers'}; wanted {', '.join(wanted)}")
+    return sizes
 
 
-def _check(op: str, contestants: dict, plain: Callable, dtype: torch.dtype, device: str, extra: dict) -> None:
-    """AssertionError unless every backend is within the error budget at the tiny shape."""
-    inputs = operands(op, "tiny", dtype=dtype, device=device) | extra
-    for contestant in contestants.values():
-        numerics.assert_matches_plain(contestant, plain, inputs, DIFFERENTIABLE[op])
+class Bench:
+    """One op on one device: its contestants, their check and their race."""
+
+    def __init__(self, op: str, function: Callable, options: argparse.Namespace):
+        self.op, self.function, self.options = op, function, options
+        self.device, self.dtype = options.device, DTYPES[options.dtype]
+        self.until = time.monotonic() + options.limit_s
+        self.is_gpu = torch.device(self.device).type == "cuda"
+        self.backends = [
+            name
+            for name in backends.BACKENDS
+            if backends.why_not(op, name, self.device, self._state_dtype()) is None
+            and not (name == "triton" and not self.is_gpu)  # its interpreter is for tests
+        ]
+
+    def _state_dtype(self) -> torch.dtype:
+        """What the choice of a backend looks at: the dtype of the op's first operand, fp32 where that is an integer."""
+        return torch.float32 if self.op in ("ddim_step", "joint_noising") else self.dtype
+
+    def operands(self, shape: str | dict[str, int], seed: int) -> dict:
+        """The op's keyword arguments, on the path that the models take."""
+        made = operands(self.op, shape, device=self.device, seed=seed)
+        kept = KEPT_FP32[self.op]
+        inputs = {
+            name: value.to(self.dtype) if _is_floating(value) and name not in kept else value
+            for name, value in made.items()
+        }
+        if self.op == "ddim_step":
+            inputs |= dict(input_dtype=self.dtype, stochastic=self.options.stochastic)
+        if self.op == "joint_noising":
+            inputs |= dict(out_dtype=self.dtype)
+        if self.op == "seg_loss" and self.dtype != torch.float32:
+            inputs["teacher"] = inputs["teacher"].half()  # as the shards store it
+        return inputs
+
+    def check(self) -> list[str]:
+        """Names the backends that are over the error budget, prints why, and strikes them from the race."""
+        wrong, shapes = [], self._checked_shapes()
+        for name in self.backends:
+            try:
+                for seed, shape in enumerate(shapes, start=int(time.time())):
+                    inputs = self.operands(shapes[shape], seed)
+                    with _poisoned_memory():
+                        numerics.assert_matches_plain(
+                            self._with_backend(name), getattr(plain, self.op), inputs, DIFFERENTIABLE[self.op]
+                        )
+            # Wrong numbers, a kernel that does not compile, a launch that fails: all disqualify this backend alone.
+            except Exception as error:
+                wrong.append(name)
+                print(f"WRONG   {self.op} {name} at {shape} in {self.options.dtype}: {reason(error)}", flush=True)
+        right = [name for name in self.backends if name not in wrong]
+        print(f"check   {self.op}: {', '.join(right) or 'none'} within the error budget at {', '.join(shapes)}")
+        self.backends = right
+        return wrong
+
+    def _checked_shapes(self) -> dict[str, dict[str, int]]:
+        """Small ones, and on a GPU those to be measured with few samples: kernels choose their blocks by the sizes."""
+        shapes = {name: SHAPES[self.op][name] for name in _CHECKED_SHAPES}
+        if self.is_gpu:
+            for text, sizes in self.options.shapes.items():
+                fewer = dict(batch=min(2, sizes["batch"]))
+                fewer |= dict(synthetic=min(1, sizes["synthetic"])) if "synthetic" in sizes else {}
+                shapes[f"{text} with batch {fewer['batch']}"] = sizes | fewer
+        return shapes
+
+    def measure(self) -> list[Row]:
+        self.ceilings = measure_ceilings(self.device)
+        print_machine(self.device, self.ceilings)
+        file = RowFile(self.options.csv, self.device, self.ceilings)
+        rows = []
+        for text, sizes in self.options.shapes.items():
+            print(f"{self.op}  {text}  {self.options.dtype}  {sizes}")
+            print_header()
+            for what in ("forward", "forward+backward"):
+                if what == "forward" or (DIFFERENTIABLE[self.op] and self.options.backward):
+                    rows += self._race(text, sizes, what, file)
+        return rows
+
+    def contestants(self, what: str) -> dict[str, Callable]:
+        eager = rivals.EAGER[self.op]
+        contestants = {EAGER: eager}
+        if self.dtype != torch.float32:
+            contestants["autocast"] = self._under_autocast(eager)
+        for mode in self.options.compile:
+            name = COMPILED if mode == "default" else mode
+            contestants[name] = compile_with(rivals.COMPILED[self.op], mode)
+        if self.op == "ddim_step":
+            contestants["diffusers"] = _deferred(rivals.diffusers_ddim_step)
+        contestants |= {name: self._with_backend(name) for name in self.backends}
+        # The best one twice: what two measurements of one version differ by is what a difference must exceed.
+        contestants["again"] = self._with_backend(self.backends[0]) if self.backends else eager
+        return contestants
+
+    def _race(self, text: str, sizes: dict[str, int], what: str, file: RowFile) -> list[Row]:
+        inputs = self.operands(sizes, seed=0)
+        num_bytes = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
+        num_sets = max(_MIN_SETS, min(_MAX_SETS, int(_COLD_BYTES // max(1, num_bytes)) + 1)) if self.is_gpu else 1
+        sets = [inputs] + [_cloned(inputs) for _ in range(num_sets - 1)]
+        contestants = self.contestants(what)
+        calls = {
+            name: [make_call(contestant, one, DIFFERENTIABLE[self.op], what) for one in sets]
+            for name, contestant in contestants.items()
+        }
+        facts = {}
+        left_s = self.until - time.monotonic()
+        timings, failures = race(calls, self.device, self.options.seconds, limit_s=min(120.0, left_s / 2))
+        for name, why in failures.items():
+            print(f"{what:<17}{name:<16} not measured: {why}", flush=True)
+        again, best = timings.pop("again", None), timings.get((self.backends or [EAGER])[0])
+        spread = abs(again.best_us - best.best_us) / best.best_us if again and best else None
+        for name in timings:
+            facts[name] = self._facts(contestants[name], calls[name][0], inputs, what)
+        rows = make_rows(
+            self.op,
+            text,
+            self.options.dtype,
+            what + (" eta=1" if self.options.stochastic else ""),
+            timings,
+            self.ceilings,
+            least_bytes=roofline.least_bytes(self.op, sizes, what, self.dtype.itemsize),
+            facts=facts,
+            shared=dict(cold=num_sets * num_bytes >= _COLD_BYTES if self.is_gpu else None, spread=spread),
+        )
+        for row in rows:
+            file.add(row)
+        print_rows(rows)
+        if spread is not None:
+            print(f"{'':<17}one version measured twice: {100 * spread:.1f} % apart", flush=True)
+        return rows
+
+    def _facts(self, contestant: Callable, call: Callable, inputs: dict, what: str) -> dict:
+        facts = {}
+        try:
+            with time_limit(min(60.0, self.until - time.monotonic())):
+                if self.is_gpu:
+                    facts["launches"] = count_launches(call)
+                if what == "forward+backward":
+                    facts["saved_mb"] = saved_bytes(contestant, inputs, DIFFERENTIABLE[self.op]) / 1e6
+        # A profiler that is not there costs these numbers, not the timing.
+        except (RuntimeError, OutOfTime) as error:
+            print(f"{'':<17}not counted: {reason(error)}", flush=True)
+        return facts
+
+    def _with_backend(self, name: str) -> Callable:
+        return lambda **inputs: self.function(**inputs, backend=name)
+
+    def _under_autocast(self, function: Callable) -> Callable:
+        def autocast(**inputs):
+            with torch.autocast(torch.device(self.device).type, dtype=self.dtype):
+                return function(**inputs)
+
+        return autocast
 
 
-def _call(contestant: Callable, inputs: dict, differentiable: tuple[str, ...], what: str) -> Callable[[], None]:
+def make_call(contestant: Callable, inputs: dict, differentiable: tuple[str, ...], what: str) -> Callable[[], object]:
+    """A call without arguments that returns the outputs, or with "forward+backward" the gradients."""
     if what == "forward":
 
         @torch.no_grad()
-        def forward() -> None:
-            contestant(**inputs)
+        def forward() -> object:
+            return contestant(**inputs)
 
         return forward
-    leaves = {name: _leaf(value, name in differentiable) for name, value in inputs.items()}
+    leaves = {
+        name: value.detach().requires_grad_() if name in differentiable and value is not None else value
+        for name, value in inputs.items()
+    }
     wanted = [leaves[name] for name in differentiable if leaves[name] is not None]
     cotangents: list[Tensor] = []
 
-    def forward_backward() -> None:
-        outputs = _floating(contestant(**leaves))
+    def forward_backward() -> object:
+        outputs = _floating_outputs(contestant(**leaves))
         if not cotangents:
-            cotangents.extend(torch.ones_like(output) for output in outputs)
-        torch.autograd.grad(outputs, wanted, cotangents)
+            cotangents.extend(torch.randn_like(output) for output in outputs)
+        return torch.autograd.grad(outputs, wanted, cotangents)
 
     return forward_backward
 
 
-def _least_bytes(plain: Callable, inputs: dict, differentiable: tuple[str, ...], what: str) -> int:
-    """Operands read and results written; backward reads both (cotangents for results) again and writes gradients."""
-    read = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
-    with torch.no_grad():
-        written = sum(output.nbytes for output in _floating(plain(**inputs)))
-    if what == "forward":
-        return read + written
-    return 2 * (read + written) + sum(inputs[name].nbytes for name in differentiable if inputs[name] is not None)
+def saved_bytes(contestant: Callable, inputs: dict, differentiable: tuple[str, ...]) -> int:
+    """What autograd keeps for the backward pass beyond the operands themselves."""
+    leaves = {
+        name: value.detach().requires_grad_() if name in differentiable and value is not None else value
+        for name, value in inputs.items()
+    }
+    own = {value.untyped_storage().data_ptr() for value in leaves.values() if isinstance(value, Tensor)}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = contestant(**leaves)
+    del outputs
+    return sum(storages.values())
 
 
-def _floating(outputs: Tensor | tuple) -> list[Tensor]:
+def count_launches(call: Callable[[], object]) -> int:
+    """GPU kernels, copies and fills of one call."""
+    return len(gpu_events(call))
+
+
+def gpu_events(call: Callable[[], object]) -> list[tuple[str, float]]:
+    """Name and microseconds of everything that one call runs on the GPU, in order of start."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return [(event.name, event.device_time) for event in sorted(events, key=lambda event: event.time_range.start)]
+
+
+def compile_with(function: Callable, mode: str) -> Callable:
+    """torch.compile in a mode of inductor, or with the backend that only traces."""
+    if mode == "aot_eager":
+        return torch.compile(function, backend="aot_eager", dynamic=False)
+    return torch.compile(function, mode=mode, dynamic=False)
+
+
+def _deferred(make: Callable[[], Callable]) -> Callable:
+    """A contestant that is made, and may fail to be, at its first call."""
+    made: list[Callable] = []
+
+    def contestant(**inputs):
+        if not made:
+            made.append(make())
+        return made[0](**inputs)
+
+    return contestant
+
+
+@contextmanager
+def _poisoned_memory():
+    """Fills torch.empty with NaN; operations of plain torch that have no deterministic form go on with a warning."""
+    before = torch.are_deterministic_algorithms_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+
+def _cloned(inputs: dict) -> dict:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def _is_floating(value) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _floating_outputs(outputs: Tensor | tuple) -> list[Tensor]:
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return [output for output in outputs if isinstance(output, Tensor) and output.is_floating_point()]
-
-
-def _leaf(value, is_differentiable: bool):
-    return value.detach().requires_grad_() if isinstance(value, Tensor) and is_differentiable else value
-
-
-def _time(calls: dict[str, Callable[[], None]], seconds: float, device: str) -> dict[str, float]:
-    """Median seconds of each call; the calls take turns."""
-    times: dict[str, list[float]] = {name: [_once(call, device)] for name, call in calls.items()}
-    warm = sum(_once(call, device) for call in calls.values())
-    for _ in range(max(3, min(200, int(seconds * len(calls) / warm)))):
-        for name, call in calls.items():
-            times[name].append(_once(call, device))
-    return {name: statistics.median(measured[1:]) for name, measured in times.items()}
-
-
-def _once(call: Callable[[], None], device: str) -> float:
-    _synchronise(device)
-    start = time.perf_counter()
-    call()
-    _synchronise(device)
-    return time.perf_counter() - start
-
-
-def _synchronise(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _copy_bandwidth(device: str) -> float:
-    """GB/s of copying 128 MiB: bytes read plus bytes written."""
-    source = torch.ones(_COPY_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    fastest = min(_once(lambda: target.copy_(source), device) for _ in range(8))
-    return 2 * _COPY_BYTES / fastest / 1e9
-
-
-def _device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def _commit() -> str:
-    """The short hash of the source tree's commit; "unknown" outside a git checkout."""
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _print_header(op: str, inputs: dict, options: argparse.Namespace, copy_gbytes_per_s: float) -> None:
-    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items() if isinstance(value, Tensor))
-    print(f"device  {_device_name(options.device)}  (copy {copy_gbytes_per_s:.1f} GB/s)")
-    print(f"torch   {torch.__version__}   commit {_commit()}")
-    print(f"{op}  shape {options.shape}  dtype {options.dtype}: {shapes}")
-    print(f"{'':<18}{'contestant':<16}{'time us':>12}{'x plain':>9}{'GB/s':>9}{'% copy':>8}", flush=True)
-
-
-def _print_row(row: Row) -> None:
-    numbers = f"{row.time_us:>12.1f}{row.ratio:>9.2f}{row.gbytes_per_s:>9.2f}{100 * row.copy_share:>8.1f}"
-    print(f"{row.what:<18}{row.contestant:<16}{numbers}", flush=True)
-
-
-def _append_csv(path: Path, rows: list[Row], device: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(["device", "torch", "commit", *Row._fields])
-        for row in rows:
-            numbers = [f"{value:.6g}" if isinstance(value, float) else value for value in row]
-            writer.writerow([device, torch.__version__, _commit(), *numbers])
+    return [output for output in outputs if _is_floating(output) and output.requires_grad]

@@ -7,11 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from harness import run_benchmark
 
 from dakd.kernels.ddim_step import ddim_step
-from dakd.testing import plain
 
 if __name__ == "__main__":
-    run_benchmark("ddim_step", ddim_step, plain.ddim_step, extra=dict(input_dtype=torch.bfloat16))
+    run_benchmark("ddim_step", ddim_step)

@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import run_benchmark
 
 from dakd.kernels.depthwise_conv1d import depthwise_conv1d
-from dakd.testing import plain
 
 if __name__ == "__main__":
-    run_benchmark("depthwise_conv1d", depthwise_conv1d, plain.depthwise_conv1d)
+    run_benchmark("depthwise_conv1d", depthwise_conv1d)

@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import run_benchmark
 
 from dakd.kernels.joint_noising import joint_noising
-from dakd.testing import plain
 
 if __name__ == "__main__":
-    run_benchmark("joint_noising", joint_noising, plain.joint_noising)
+    run_benchmark("joint_noising", joint_noising)

@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import run_benchmark
 
 from dakd.kernels.seg_loss import seg_loss
-from dakd.testing import plain
 
 if __name__ == "__main__":
-    run_benchmark("seg_loss", seg_loss, plain.seg_loss)
+    run_benchmark("seg_loss", seg_loss)

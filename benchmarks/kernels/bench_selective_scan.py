@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import run_benchmark
 
 from dakd.kernels.selective_scan import selective_scan
-from dakd.testing import plain
 
 if __name__ == "__main__":
-    run_benchmark("selective_scan", selective_scan, plain.selective_scan)
+    run_benchmark("selective_scan", selective_scan)

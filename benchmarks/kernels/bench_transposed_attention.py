@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import run_benchmark
 
 from dakd.kernels.transposed_attention import transposed_attention
-from dakd.testing import plain
 
 if __name__ == "__main__":
-    run_benchmark("transposed_attention", transposed_attention, plain.transposed_attention)
+    run_benchmark("transposed_attention", transposed_attention)

@@ -12,17 +12,20 @@ import pytest
 from dakd.kernels import backend
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels"
+CONTESTANTS = {"eager", "autocast", "diffusers", "aot_eager", *backend.BACKENDS}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", backend.OPS)
 def test_benchmark_prints_a_table_and_writes_its_rows(op, tmp_path):
     path = tmp_path / "rows.csv"
-    command = [sys.executable, FOLDER / f"bench_{op}.py", "--shape", "tiny", "--seconds", "0.01", "--csv", path]
+    options = ["--shape", "tiny", "--seconds", "0.01", "--device", "cpu", "--dtype", "bf16", "--compile", "aot_eager"]
+    command = [sys.executable, FOLDER / f"bench_{op}.py", *options, "--csv", path]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for part in ("device", "torch", "commit", "shape tiny", "dtype fp32", "plain torch", "reference"):
+    for part in ("device", "torch", "commit", f"check   {op}", "within the error budget", "eager", "reference"):
         assert part in printed
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert {"plain torch", "reference"} <= {row["contestant"] for row in rows}
-    assert all(float(row["time_us"]) > 0 for row in rows)
+    assert {"eager", "autocast", "reference"} <= {row["contestant"] for row in rows} <= CONTESTANTS
+    assert all(float(row["time_us"]) > 0 and float(row["copy_share"]) > 0 for row in rows)
+    assert all(row[name] for row in rows for name in ("device", "torch", "commit", "date", "copy_gb_s"))

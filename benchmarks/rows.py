@@ -1,0 +1,168 @@
+"""The rows that benchmarks print and keep: one per (op, shape, dtype, what, contestant), written once measured."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from machine import Ceilings, commit, device_name, version
+from timing import Timing, ratio
+
+EAGER, COMPILED = "eager", "compile"
+
+
+@dataclass
+class Row:
+    """A measurement; what does not apply or was not measured stays None and is empty in the file.
+
+    time_us: by `method`, see timing.py; called_us: launched one by one from Python.
+    times_eager, times_compile: the rival's time over this one's, by one method.
+    least_mb: bytes that the op cannot do without; gb_s: those over the time; copy_share: gb_s over the copy's.
+    saved_mb: kept for the backward pass beyond the operands.  launches: GPU kernels, copies and fills of one call.
+    cold: whether the buffers in turn are more than the cache holds.  spread: how far one version, measured twice, was
+    from itself.  flop_share: of the matrix rate of the same run.
+    """
+
+    op: str
+    shape: str
+    dtype: str
+    what: str
+    contestant: str
+    time_us: float
+    method: str
+    called_us: float
+    times_eager: float | None = None
+    times_compile: float | None = None
+    least_mb: float | None = None
+    gb_s: float | None = None
+    copy_share: float | None = None
+    saved_mb: float | None = None
+    launches: int | None = None
+    cold: bool | None = None
+    spread: float | None = None
+    flop_share: float | None = None
+    images_per_s: float | None = None
+    host_ms: float | None = None
+    peak_gb: float | None = None
+    note: str = ""
+
+
+MACHINE_COLUMNS = ("device", "torch", "triton", "commit", "date", "copy_gb_s", "matmul_tflop_s")
+COLUMNS = MACHINE_COLUMNS + tuple(column.name for column in fields(Row))
+
+
+class RowFile:
+    """Appends rows to a CSV file, each written through at once; None keeps nothing."""
+
+    def __init__(self, path: Path | None, device: str, ceilings: Ceilings):
+        self.path = path
+        self.machine = {
+            "device": device_name(device),
+            "torch": torch.__version__,
+            "triton": version("triton"),
+            "commit": commit(),
+            "copy_gb_s": ceilings.copy_gb_s,
+            "matmul_tflop_s": ceilings.matmul_tflop_s,
+        }
+        if path is not None and path.exists():
+            with path.open() as file:
+                header = next(csv.reader(file), [])
+            if tuple(header) != COLUMNS:
+                raise ValueError(f"{path} has other columns than this version writes; move it away")
+
+    def add(self, row: Row) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not self.path.exists()
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        cells = self.machine | {"date": now} | asdict(row)
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(COLUMNS)
+            writer.writerow([_cell(cells[name]) for name in COLUMNS])
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """All rows of a folder's CSV files, as text; files with other columns are left out."""
+    rows = []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open() as file:
+            reader = csv.DictReader(file)
+            if {"op", "contestant", "time_us"} <= set(reader.fieldnames or ()):
+                rows += list(reader)
+    return rows
+
+
+def make_rows(
+    op: str,
+    shape: str,
+    dtype: str,
+    what: str,
+    timings: dict[str, Timing],
+    ceilings: Ceilings,
+    *,
+    least_bytes: int | None = None,
+    flop: float | None = None,
+    facts: dict[str, dict] | None = None,
+    shared: dict | None = None,
+) -> list[Row]:
+    """Rows of contestants that raced one another; facts: further fields by contestant, shared: of all."""
+    rows = []
+    for name, timing in timings.items():
+        row = Row(op, shape, dtype, what, name, timing.best_us, timing.method, timing.called_us, **(shared or {}))
+        row.times_eager = ratio(timings[EAGER], timing) if EAGER in timings else None
+        row.times_compile = ratio(timings[COMPILED], timing) if COMPILED in timings else None
+        if least_bytes is not None:
+            row.least_mb, row.gb_s = least_bytes / 1e6, least_bytes / timing.best_us / 1e3
+            row.copy_share = row.gb_s / ceilings.copy_gb_s
+        if flop is not None and ceilings.matmul_tflop_s:
+            row.flop_share = flop / timing.best_us / 1e6 / ceilings.matmul_tflop_s
+        for field, value in (facts or {}).get(name, {}).items():
+            setattr(row, field, value)
+        rows.append(row)
+    return rows
+
+
+def print_header() -> None:
+    print(f"{'':<17}{'contestant':<16}{'time us':>11}{'':<9}{'x eager':>8}{'x compile':>10}{'GB/s':>9}{'% copy':>7}"
+          f"{'saved MB':>9}{'launches':>9}", flush=True)  # fmt: skip
+
+
+def print_rows(rows: Iterable[Row]) -> None:
+    for row in rows:
+        share = None if row.copy_share is None else 100 * row.copy_share
+        numbers = [
+            _number(row.times_eager, 8, 2),
+            _number(row.times_compile, 10, 2),
+            _number(row.gb_s, 9, 1),
+            _number(share, 7, 1),
+            _number(row.saved_mb, 9, 1),
+            _number(row.launches, 9, 0),
+        ]
+        extras = [
+            "" if row.flop_share is None else f"{100 * row.flop_share:.0f} % of the matrix rate",
+            "" if row.images_per_s is None else f"{row.images_per_s:.3g} img/s",
+            "" if row.host_ms is None else f"host {row.host_ms:.2f} ms",
+            "" if row.peak_gb is None else f"peak {row.peak_gb:.2f} GB",
+            "in cache" if row.cold is False else "",
+            row.note,
+        ]
+        told = "  " + ", ".join(extra for extra in extras if extra) if any(extras) else ""
+        print(f"{row.what:<17}{row.contestant:<16}{row.time_us:>11.1f} {row.method:<8}{''.join(numbers)}{told}",
+              flush=True)  # fmt: skip
+
+
+def _number(value: float | None, width: int, digits: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
+
+
+def _cell(value) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

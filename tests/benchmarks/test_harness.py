@@ -1,0 +1,112 @@
+"""The protocol: wrong backends are struck out, failures do not stop the rest, rows are kept with what they ran on."""
+
+from __future__ import annotations
+
+import csv
+import time
+
+import harness
+import machine
+import pytest
+import rivals
+import rows
+import timing
+import torch
+
+from dakd.kernels.depthwise_conv1d import depthwise_conv1d
+from dakd.testing import plain
+from dakd.testing.inputs import operands
+
+TINY = ["--device", "cpu", "--shape", "tiny", "--seconds", "0.001"]
+
+
+@pytest.fixture(autouse=True)
+def small_copy(monkeypatch):
+    monkeypatch.setattr(harness, "measure_ceilings", lambda device: machine.measure_ceilings(device, 1 << 20))
+
+
+def test_rows_hold_the_machine_and_the_ratios(tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    harness.run_benchmark("depthwise_conv1d", depthwise_conv1d, [*TINY, "--csv", str(path)])
+    with path.open() as file:
+        kept = list(csv.DictReader(file))
+    assert {"device", "torch", "triton", "commit", "date"} <= set(kept[0])
+    eager, *_ = (row for row in kept if row["contestant"] == "eager" and row["what"] == "forward")
+    assert float(eager["times_eager"]) == 1.0 and eager["times_compile"] == ""
+    assert float(eager["least_mb"]) == 2 * 2 * 3 * 5 * 4 / 1e6
+    assert float(eager["gb_s"]) == pytest.approx(float(eager["least_mb"]) / float(eager["time_us"]) * 1e3, rel=1e-4)
+    reference, *_ = (
+        row for row in kept if row["contestant"] == "reference" and row["what"] == "forward+backward"
+    )
+    assert float(reference["saved_mb"]) == 0  # the inputs alone
+    assert "one version measured twice" in capsys.readouterr().out
+
+
+def test_backend_with_wrong_numbers_is_not_timed_and_the_run_fails(tmp_path, capsys):
+    def wrong(*, backend, **inputs):
+        return depthwise_conv1d(**inputs, backend=backend) * 1.01
+
+    path = tmp_path / "rows.csv"
+    with pytest.raises(SystemExit) as stopped:
+        harness.run_benchmark("depthwise_conv1d", wrong, [*TINY, "--csv", str(path)])
+    assert stopped.value.code == 1
+    assert "WRONG   depthwise_conv1d reference" in capsys.readouterr().out
+    assert {row["contestant"] for row in rows.read_rows(tmp_path)} == {"eager"}
+
+
+def test_backend_that_leaves_memory_unwritten_is_wrong():
+    def unwritten(*, backend, **inputs):
+        y = depthwise_conv1d(**inputs, backend=backend)
+        return torch.cat([y[:-1], torch.empty_like(y[-1:]) + 0 * y[-1:]])
+
+    bench = harness.Bench("depthwise_conv1d", unwritten, harness.parse("depthwise_conv1d", TINY))
+    assert "reference" in bench.check() and bench.backends == []
+
+
+def test_contestant_that_fails_or_takes_too_long_leaves_the_others():
+    def failing():
+        raise RuntimeError("no such operator\nat all")
+
+    contestants = {"good": [lambda: None], "bad": [failing], "slow": [lambda: time.sleep(5)]}
+    timings, failures = timing.race(contestants, "cpu", 0.001, limit_s=0.2)
+    assert set(timings) == {"good"}
+    assert failures == {"bad": "RuntimeError: no such operator", "slow": "OutOfTime: not ready within 0 s"}
+
+
+def test_ratio_compares_one_method_with_itself():
+    replayed, called = timing.Timing(100.0, 10.0, "graph"), timing.Timing(300.0)
+    assert timing.ratio(called, replayed) == 3.0
+    assert timing.ratio(timing.Timing(50.0, 40.0, "graph"), replayed) == 4.0
+
+
+def test_file_with_other_columns_is_left_alone(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("op,time\n")
+    with pytest.raises(ValueError, match="other columns"):
+        rows.RowFile(path, "cpu", machine.Ceilings(1.0, None))
+
+
+def test_shape_may_be_written_as_numbers():
+    assert harness.shape_sizes("depthwise_conv1d", "batch=2,channels=3,length=4") == dict(batch=2, channels=3, length=4)
+    with pytest.raises(SystemExit, match="wanted batch, channels, length"):
+        harness.shape_sizes("depthwise_conv1d", "batch=2")
+
+
+@pytest.mark.parametrize("op", ["ddim_step", "seg_loss", "joint_noising"])
+def test_rivals_compute_what_plain_torch_does(op):
+    inputs = operands(op, "small" if op == "seg_loss" else "odd", dtype=torch.float64)
+    if op == "joint_noising":  # no noise, for it is drawn otherwise
+        inputs["tables"] = torch.tensor([[1.0, 0.0]], dtype=torch.float64).repeat(10, 1)
+        inputs["out_dtype"] = torch.float64
+    got, wanted = rivals.EAGER[op](**inputs), getattr(plain, op)(**inputs)
+    for ours, theirs in list(zip(got, wanted))[: 2 if op == "joint_noising" else 3]:
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_associative_rival_is_the_scan():
+    pytest.importorskip("torch._higher_order_ops.associative_scan")
+    if not torch.cuda.is_available():
+        pytest.skip("torch's pointwise associative_scan needs CUDA")
+    inputs = operands("selective_scan", "tiny", device="cuda")
+    got = torch.compile(rivals.associative_selective_scan)(**inputs)
+    torch.testing.assert_close(got, plain.selective_scan(**inputs), rtol=1e-4, atol=1e-4)
