@@ -222,6 +222,7 @@ class GenerateConfig(Section):
     shard_size: Positive = 128
     codec: Literal["fp16"] = "fp16"  # how soft labels are stored
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    capture: Literal["auto"] | bool = "auto"  # replay one step from a CUDA graph; auto: on a GPU
     seed: NonNegative = 0
 
 

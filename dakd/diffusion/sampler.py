@@ -3,11 +3,14 @@
 At every step the networks predict the clean image and the label's logits; the image estimate is clamped, the label
 estimate is b (2 softmax(logits) - 1), and both states move by x_prev = A x_t + B x0_hat (+ sigma z). The state is fp32
 throughout; coefficients and timesteps come from device tables at a device step counter, so that nothing synchronises.
+On a GPU the step may be captured once into a CUDA graph and replayed: at small batches Python cannot launch its several
+hundred kernels as fast as the GPU runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from dakd.runtime.seeding import Stream, numpy_rng
 
 # (x_t, y_t, t) -> (x_hat, logits)
 JointDenoiser = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+_WARM_UPS = 3
 
 
 def start_noise(seed: int, indices: Iterable[int], size: tuple[int, int], num_classes: int) -> tuple[Tensor, Tensor]:
@@ -37,7 +41,12 @@ def start_noise(seed: int, indices: Iterable[int], size: tuple[int, int], num_cl
 
 
 class PairSampler:
-    """DDIM over `num_steps` of the schedule's steps, "leading" spacing; eta = 0 is deterministic."""
+    """DDIM over `num_steps` of the schedule's steps, "leading" spacing; eta = 0 is deterministic.
+
+    capture: replay one captured step (CUDA only); the numbers are those of the loop. A call whose shapes, or with
+    eta > 0 whose seed, are not those of the call before captures anew, which takes about as long as a few steps.
+    Raises ValueError for capture on another device.
+    """
 
     def __init__(
         self,
@@ -50,11 +59,17 @@ class PairSampler:
         clip: float = 1.0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        capture: bool = False,
     ):
-        self.net, self.b, self.eta, self.clip, self.dtype = net, b, eta, clip, dtype
+        if capture and torch.device(device).type != "cuda":
+            raise ValueError(
+                f"only CUDA devices can capture a step, and the sampler is on {device}; set generate.capture=false"
+            )
+        self.net, self.b, self.eta, self.clip, self.dtype, self.capture = net, b, eta, clip, dtype, capture
         self.num_steps, self.device = num_steps, torch.device(device)
         self._timesteps = schedule.sampling_timesteps(num_steps).to(device)
         self._coefficients = schedule.ddim_table(num_steps, eta, device)
+        self._captured: tuple[tuple, CapturedStep] | None = None
 
     @torch.no_grad()
     def __call__(
@@ -67,14 +82,22 @@ class PairSampler:
         x = x.to(self.device, torch.float32)
         y = y.to(self.device, torch.float32)
         ids = None if sample_ids is None else sample_ids.to(self.device)
+        if self.capture:
+            return self._replay(x, y, ids, seed)
+        state = State(x, y, x.to(self.dtype), y.to(self.dtype))
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
-        x_input, y_input = x.to(self.dtype), y.to(self.dtype)
         for _ in range(self.num_steps):
-            t = self._timesteps[step].expand(x.shape[0])
-            x_hat, logits = self.net(x_input, y_input, t)
-            x, y, x_input, y_input = ddim_step(
-                x,
-                y,
+            state, logits = self._advance(state, step, ids, seed)
+        return state.x, logits
+
+    def _advance(self, state: State, step: Tensor, ids: Tensor | None, seed: int) -> tuple[State, Tensor]:
+        """One step: the next state and the logits; moves the step counter."""
+        t = self._timesteps[step].expand(state.x.shape[0])
+        x_hat, logits = self.net(state.x_input, state.y_input, t)
+        state = State(
+            *ddim_step(
+                state.x,
+                state.y,
                 x_hat,
                 logits,
                 self._coefficients,
@@ -86,8 +109,85 @@ class PairSampler:
                 sample_ids=ids,
                 input_dtype=self.dtype,
             )
-            step.add_(1)
-        return x, logits
+        )
+        step.add_(1)
+        return state, logits
+
+    def _replay(self, x: Tensor, y: Tensor, ids: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+        # The seed is a number within the captured launches; the ids are a tensor that is written anew.
+        key = (x.shape, y.shape, ids is None, seed if self.eta > 0 else None)
+        if self._captured is None or self._captured[0] != key:
+            self._captured = None  # the old graph's memory goes before the new one's comes
+            self._captured = key, CapturedStep(self, x, y, ids, seed)
+        return self._captured[1].run(x, y, ids, self.num_steps)
+
+
+class State(NamedTuple):
+    """Both modalities in fp32, and the same in the network's dtype (the same tensors where that is fp32)."""
+
+    x: Tensor
+    y: Tensor
+    x_input: Tensor
+    y_input: Tensor
+
+
+class CapturedStep:
+    """One step of a sampler that reads and writes the same memory at every replay."""
+
+    def __init__(self, sampler: PairSampler, x: Tensor, y: Tensor, ids: Tensor | None, seed: int):
+        x, y = x.clone(), y.clone()
+        self._state = State(x, y, x.to(sampler.dtype), y.to(sampler.dtype))
+        self._ids = None if ids is None else ids.clone()
+        self._step = torch.zeros(1, dtype=torch.int64, device=sampler.device)
+        self._logits = torch.empty(0, device=sampler.device)
+
+        def advance() -> None:
+            state, self._logits = sampler._advance(self._state, self._step, self._ids, seed)
+            self._write(state)
+
+        def rewind() -> None:
+            self._step.zero_()
+
+        self._replay_once = capture_graph(advance, rewind, sampler.device)
+
+    def run(self, x: Tensor, y: Tensor, ids: Tensor | None, num_steps: int) -> tuple[Tensor, Tensor]:
+        """The image and the last logits after `num_steps` replays, in memory of their own."""
+        self._write(State(x, y, x, y))
+        if self._ids is not None:
+            self._ids.copy_(ids)
+        self._step.zero_()
+        for _ in range(num_steps):
+            self._replay_once()
+        return self._state.x.clone(), self._logits.clone()
+
+    def _write(self, state: State) -> None:
+        for own, new in zip(self._state, state):
+            own.copy_(new)
+
+
+def capture_graph(advance: Callable[[], None], rewind: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Captures `advance` and returns what replays it; `rewind` undoes what a warm-up call would count.
+
+    RuntimeError with the remedy where the step cannot be captured.
+    """
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        # Compilers and library handles do their work before the capture, which allows none of it.
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                rewind()
+                advance()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                advance()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the sampling step could not be captured into a CUDA graph ({error}); set generate.capture=false"
+            ) from error
+    return graph.replay
 
 
 def to_grey(image: Tensor) -> Tensor:

@@ -46,7 +46,15 @@ def generate(config: Config) -> Path:
     distributed.limit_threads(config.train_jointnet.engine.threads)
     schedule = CosineSchedule(**facts["schedule"])
     sampler = PairSampler(
-        net, schedule, cfg.sampling_steps, b=facts["b"], eta=cfg.eta, clip=cfg.clip, device=device, dtype=dtype
+        net,
+        schedule,
+        cfg.sampling_steps,
+        b=facts["b"],
+        eta=cfg.eta,
+        clip=cfg.clip,
+        device=device,
+        dtype=dtype,
+        capture=device.type == "cuda" if cfg.capture == "auto" else cfg.capture,
     )
     provenance = {
         "seed": cfg.seed,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dakd.diffusion import sampler as sampling
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 
@@ -104,3 +106,65 @@ def test_a_step_costs_one_op_beside_the_networks_their_timestep_and_the_counter(
     steps = names[names.index("aten::index") :]
     # Nothing reads a value on the host (aten::_local_scalar_dense), which would synchronise.
     assert steps == 4 * ["aten::index", "aten::expand", "networks", "dakd::ddim_step", "aten::add_"]
+
+
+def captured_on_the_cpu(monkeypatch, captures):
+    """Stands in for CUDA's graph: a warm-up, then the step itself as what replays it."""
+
+    def capture(advance, rewind, device):
+        rewind()
+        advance()
+        captures.append(device)
+        return advance
+
+    monkeypatch.setattr(sampling, "capture_graph", capture)
+
+
+def samplers(device, dtype, eta):
+    made = [PairSampler(toy_net, CosineSchedule(), 7, b=0.5, eta=eta, device=device, dtype=dtype) for _ in range(2)]
+    made[1].capture = True
+    return made
+
+
+def assert_replays_equal_the_loop(device, dtype, eta, captures):
+    """Over calls that change ids, seed and batch; `captures` counts how often a step was captured."""
+    looped, replayed = samplers(device, dtype, eta)
+    for ids, seed, count in (([3, 4], 0, 1), ([8, 9], 0, 1), ([8, 9], 1, 1 if eta == 0 else 2), ([5], 1, None)):
+        x, y = (noise.to(device) for noise in start_noise(2, ids, (8, 8), 3))
+        keys = dict(sample_ids=torch.tensor(ids, device=device), seed=seed)
+        wanted, got = looped(x, y, **keys), replayed(x, y, **keys)
+        assert torch.equal(got[0], wanted[0]) and torch.equal(got[1], wanted[1])
+        assert count is None or captures is None or len(captures) == count
+    kept = [tensor.clone() for tensor in got]
+    replayed(x + 1, y + 1, **keys)
+    assert torch.equal(got[0], kept[0]) and torch.equal(got[1], kept[1])  # results have memory of their own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_replayed_steps_equal_the_loop_bitwise(monkeypatch, dtype, eta):
+    captures = []
+    captured_on_the_cpu(monkeypatch, captures)
+    assert_replays_equal_the_loop("cpu", dtype, eta, captures)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_captured_steps_equal_the_loop_bitwise_and_never_synchronise(dtype, eta):
+    assert_replays_equal_the_loop("cuda", dtype, eta, None)
+    _, replayed = samplers("cuda", dtype, eta)
+    x, y = (noise.cuda() for noise in start_noise(2, [1, 2], (8, 8), 3))
+    ids = torch.tensor([1, 2], device="cuda")
+    replayed(x, y, sample_ids=ids)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        replayed(x, y, sample_ids=ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_capture_on_a_cpu_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"only CUDA devices can capture a step.*set generate\.capture=false"):
+        PairSampler(toy_net, CosineSchedule(), 7, b=0.5, capture=True)
