@@ -18,7 +18,7 @@ from pathlib import Path
 import rivals
 import roofline
 import torch
-from machine import measure_ceilings, print_machine
+from machine import measure_ceilings, print_machine, seconds_given
 from rows import COMPILED, EAGER, Row, RowFile, make_rows, print_header, print_rows
 from timing import OutOfTime, race, reason, time_limit
 from torch import Tensor
@@ -62,7 +62,8 @@ def parse(op: str, argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backward", action=argparse.BooleanOptionalAction, default=True, help="also with backward")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each contestant, about")
-    parser.add_argument("--limit-s", type=float, default=600.0, help="seconds for all; what finds no time is left out")
+    limit = dict(type=float, default=seconds_given(600), help="seconds; what finds no time is left out")
+    parser.add_argument("--limit-s", **limit)
     parser.add_argument("--compile", action="append", choices=["default", "max-autotune-no-cudagraphs", "aot_eager"],
                         default=[], help="also race torch.compile (aot_eager: a rehearsal without code)")  # fmt: skip
     parser.add_argument("--stochastic", action="store_true", help="ddim_step: eta > 0")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
+import os
 import platform
 import re
 import statistics
@@ -16,6 +18,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+# A run of many steps tells each the seconds that it has.
+TIME_VARIABLE = "DAKD_BENCHMARK_SECONDS"
 _ROUNDS = 10
 
 
@@ -24,6 +28,11 @@ class Ceilings(NamedTuple):
 
     copy_gb_s: float
     matmul_tflop_s: float | None
+
+
+def seconds_given(default: float) -> float:
+    """What this process may take, as the run that started it says."""
+    return float(os.environ.get(TIME_VARIABLE, default))
 
 
 def synchronise(device: str) -> None:
@@ -114,3 +123,30 @@ def print_machine(device: str, ceilings: Ceilings) -> None:
     print(f"device  {device_name(device)}  (copy {ceilings.copy_gb_s:.1f} GB/s{matmul})")
     print(f"clocks  {clocks(device)}")
     print(f"torch   {torch.__version__}   triton {version('triton') or 'none'}   commit {commit()}", flush=True)
+
+
+def _graph_launch_us(device: str) -> float:
+    """Microseconds of replaying a graph of one small kernel: what any launch costs the GPU."""
+    number = torch.zeros(1, device=device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        number.add_(1)
+    return _median_s(graph.replay, device) * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures the ceilings of this machine.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--copy-mb", type=int, help="megabytes that are copied")
+    options = parser.parse_args()
+    ceilings = measure_ceilings(options.device, options.copy_mb and options.copy_mb << 20)
+    print_machine(options.device, ceilings)
+    told = f"copy {ceilings.copy_gb_s:.0f} GB/s"
+    if ceilings.matmul_tflop_s:
+        launch_us = _graph_launch_us(options.device)
+        told += f", bf16 matmul {ceilings.matmul_tflop_s:.0f} TFLOP/s, graph launch {launch_us:.1f} us"
+    print(f"note: {told}")
+
+
+if __name__ == "__main__":
+    main()
