@@ -1,4 +1,4 @@
-"""What the ops' fast variants are worth to whole models on this CPU: their time with the references against the default.
+"""What the fast variants of the ops are worth to whole models on this CPU: the references against the default.
 
     python benchmarks/bench_models.py [--threads 2] [--only NAME] [--csv FILE]
 
