@@ -41,7 +41,10 @@ class Counter(TorchDispatchMode):
 
 
 def count_launches(op: str, inputs: dict, backend: str) -> dict[str, list[str]]:
-    """The names of what `backend` launches for one forward and one backward pass; Triton on meta tensors."""
+    """The names of what `backend` launches for one forward and one backward pass; Triton on meta tensors.
+
+    Of the second pass: what a variant sets up once for a device is not counted.
+    """
     counters = {"forward": Counter(), "backward": Counter()}
     active = []
 
@@ -56,7 +59,9 @@ def count_launches(op: str, inputs: dict, backend: str) -> dict[str, list[str]]:
             yield
 
     with replaced(triton_runtime, "launch", launch), replaced(triton_runtime, "why_not", lambda device_type: None):
-        call_below_the_dispatcher(op, inputs, backend, around=counting)
+        for _ in range(2):
+            counters |= {what: Counter() for what in counters}
+            call_below_the_dispatcher(op, inputs, backend, around=counting)
     return {what: counter.names for what, counter in counters.items()}
 
 
