@@ -16,6 +16,10 @@ struct DepthwiseConv1d {
   struct Sequence {
     Number* first;
     int64_t batch_stride, channel_stride, step_stride;
+
+    Number* at(int64_t sample, int64_t channel) const {
+      return first + sample * batch_stride + channel * channel_stride;
+    }
   };
 
   Sequence x, dy, out;  // dy is read by the backward pass alone; out is y, or dx

@@ -6,9 +6,17 @@ namespace dakd {
 namespace DAKD_ISA {
 namespace {
 
+// d/da of a sigmoid(a), times the gradient of the result.
+template <bool kSilu, typename V>
+V gradient_of_a(const V& a, const V& dy) {
+  if constexpr (!kSilu) return dy;
+  const V s = sigmoid(a);
+  return dy * (s + a * s * (1 - s));
+}
+
 // Up to kLanes channels of one sample, walked along time: the layout of a mixer's tokens, where channels are contiguous
-// (and any other, slowly).
-template <typename Number, bool kSilu>
+// (kFull: that, and kLanes of them), and slowly any other.
+template <typename Number, bool kSilu, bool kFull>
 struct ChannelLanes {
   using V = Lanes<Number>;
   using Sequence = typename DepthwiseConv1d<Number>::Sequence;
@@ -26,20 +34,25 @@ struct ChannelLanes {
   }
 
   V at(const Sequence& from, int64_t step) const {
-    if (step < 0 || step >= p.length) return V{};
-    const int64_t offset = sample * from.batch_stride + channel * from.channel_stride + step * from.step_stride;
-    return load(from.first + offset, count, from.channel_stride);
+    if (step >= p.length) return V{};
+    const Number* first = from.at(sample, channel) + step * from.step_stride;
+    if constexpr (kFull) return load(first);
+    return load(first, count, from.channel_stride);
   }
   void put(int64_t step, const V& lanes) const {
-    const int64_t offset = sample * p.out.batch_stride + channel * p.out.channel_stride + step * p.out.step_stride;
-    store(p.out.first + offset, lanes, count, p.out.channel_stride);
+    Number* first = p.out.at(sample, channel) + step * p.out.step_stride;
+    if constexpr (kFull) store(first, lanes);
+    else store(first, lanes, count, p.out.channel_stride);
+  }
+  V convolve(const V& before, const V& centre, const V& after) const {
+    return bias + taps[0] * before + taps[1] * centre + taps[2] * after;
   }
 
   void forward() const {
     V before = {}, centre = at(p.x, 0);
     for (int64_t step = 0; step < p.length; ++step) {
       const V after = at(p.x, step + 1);
-      const V a = bias + taps[0] * before + taps[1] * centre + taps[2] * after;
+      const V a = convolve(before, centre, after);
       if constexpr (kSilu) put(step, a * sigmoid(a));
       else put(step, a);
       before = centre, centre = after;
@@ -51,12 +64,7 @@ struct ChannelLanes {
     // da runs one step ahead of dx, and x one step ahead of da.
     for (int64_t step = -1; step < p.length; ++step) {
       before = centre, centre = after, after = at(p.x, step + 2);
-      V da_after = at(p.dy, step + 1);
-      if constexpr (kSilu) {
-        const V a = bias + taps[0] * before + taps[1] * centre + taps[2] * after;
-        const V s = sigmoid(a);
-        da_after *= s + a * s * (1 - s);
-      }
+      const V da_after = gradient_of_a<kSilu>(convolve(before, centre, after), at(p.dy, step + 1));
       sums[0] += da_after * before, sums[1] += da_after * centre, sums[2] += da_after * after, sums[3] += da_after;
       if (step >= 0) put(step, taps[2] * da_before + taps[1] * da + taps[0] * da_after);
       da_before = da, da = da_after;
@@ -65,7 +73,8 @@ struct ChannelLanes {
   }
 };
 
-// One channel of one sample, kLanes steps at a time: for sequences whose steps are contiguous.
+// One channel of one sample, kLanes steps at a time: for sequences whose steps are contiguous. A block's neighbours are
+// its own lanes moved by one, with one lane of the block before or after.
 template <typename Number, bool kSilu>
 struct StepLanes {
   using V = Lanes<Number>;
@@ -79,54 +88,44 @@ struct StepLanes {
 
   StepLanes(const DepthwiseConv1d<Number>& p, int64_t sample, int64_t channel)
       : p(p),
-        x(p.x.first + sample * p.x.batch_stride + channel * p.x.channel_stride),
-        dy(p.dy.first + sample * p.dy.batch_stride + channel * p.dy.channel_stride),
-        out(p.out.first + sample * p.out.batch_stride + channel * p.out.channel_stride),
+        x(p.x.at(sample, channel)),
+        dy(p.dy.at(sample, channel)),
+        out(p.out.at(sample, channel)),
         bias(p.bias == nullptr ? Real(0) : p.bias[channel]),
         sums(p.sums + sample * 4 * p.channels + channel) {
     for (int k = 0; k < 3; ++k) taps[k] = p.weight[3 * channel + k];
   }
 
-  // Steps first .. first + kLanes - 1, zeros beyond both ends.
-  V at(const Number* row, int64_t first) const {
-    if (first >= 0 && first + kLanes <= p.length) return load(row + first);
-    Number buffer[kLanes] = {};
-    for (int64_t i = 0; i < kLanes; ++i)
-      if (first + i >= 0 && first + i < p.length) buffer[i] = row[first + i];
-    return load(buffer);
-  }
-
-  V convolve(int64_t first) const {
-    return bias + taps[0] * at(x, first - 1) + taps[1] * at(x, first) + taps[2] * at(x, first + 1);
-  }
-  V gradient_of_a(int64_t first) const {
-    const V upstream = at(dy, first);
-    if constexpr (!kSilu) return upstream;
-    const V a = convolve(first), s = sigmoid(a);
-    return upstream * (s + a * s * (1 - s));
+  V at(const Number* row, int64_t step) const { return step < p.length ? load(row + step, p.length - step) : V{}; }
+  V convolve(const V& before, const V& centre, const V& after) const {
+    return bias + taps[0] * before + taps[1] * centre + taps[2] * after;
   }
 
   void forward() const {
+    V last = {}, here = at(x, 0);
     for (int64_t step = 0; step < p.length; step += kLanes) {
-      const V a = convolve(step);
+      const V next = at(x, step + kLanes);
+      const V a = convolve(one_before(last, here), here, one_after(here, next));
       if constexpr (kSilu) store(out + step, a * sigmoid(a), p.length - step);
       else store(out + step, a, p.length - step);
+      last = here, here = next;
     }
   }
 
   void backward() const {
-    V totals[4] = {};
-    // Of the gradient of a, one block back, here and one block on: dx needs a step of each neighbour.
-    V last = {}, here = gradient_of_a(0);
-    for (int64_t step = 0; step < p.length; step += kLanes) {
-      const V next = step + kLanes < p.length ? gradient_of_a(step + kLanes) : V{};
-      Real line[3 * kLanes];
-      store(line, last), store(line + kLanes, here), store(line + 2 * kLanes, next);
-      totals[0] += here * at(x, step - 1), totals[1] += here * at(x, step), totals[2] += here * at(x, step + 1);
-      totals[3] += here;
-      const V dx = taps[2] * load(line + kLanes - 1) + taps[1] * here + taps[0] * load(line + kLanes + 1);
-      store(out + step, dx, p.length - step);
-      last = here, here = next;
+    V last = {}, here = {}, next = at(x, 0), da_last = {}, da = {}, totals[4] = {};
+    // da runs one block ahead of dx, and x one block ahead of da.
+    for (int64_t step = -kLanes; step < p.length; step += kLanes) {
+      last = here, here = next, next = at(x, step + 2 * kLanes);
+      const V before = one_before(last, here), after = one_after(here, next);
+      // Zeros beyond the end, as dy is there.
+      const V da_next = gradient_of_a<kSilu>(convolve(before, here, after), at(dy, step + kLanes));
+      totals[0] += da_next * before, totals[1] += da_next * here, totals[2] += da_next * after, totals[3] += da_next;
+      if (step >= 0) {
+        const V dx = taps[2] * one_before(da_last, da) + taps[1] * da + taps[0] * one_after(da, da_next);
+        store(out + step, dx, p.length - step);
+      }
+      da_last = da, da = da_next;
     }
     for (int k = 0; k < 4; ++k) sums[k * p.channels] = sum(totals[k]);
   }
@@ -137,13 +136,17 @@ template <typename Number, bool kSilu, typename Work>
 void for_items(const DepthwiseConv1d<Number>& p, int64_t first, int64_t last, const Work& work) {
   const int64_t blocks = (p.channels + kConvChannels - 1) / kConvChannels;
   const bool has_contiguous_steps = p.x.step_stride == 1 && p.dy.step_stride == 1 && p.out.step_stride == 1;
-  const int64_t width = has_contiguous_steps ? 1 : kLanes;
+  const bool has_contiguous_channels =
+      p.x.channel_stride == 1 && p.dy.channel_stride == 1 && p.out.channel_stride == 1;
   for (int64_t item = first; item < last; ++item) {
     const int64_t sample = item / blocks, start = item % blocks * kConvChannels;
     const int64_t end = start + kConvChannels < p.channels ? start + kConvChannels : p.channels;
-    for (int64_t channel = start; channel < end; channel += width) {
+    for (int64_t channel = start; channel < end; channel += has_contiguous_steps ? 1 : kLanes) {
+      const int64_t count = end - channel < kLanes ? end - channel : kLanes;
       if (has_contiguous_steps) work(StepLanes<Number, kSilu>(p, sample, channel));
-      else work(ChannelLanes<Number, kSilu>(p, sample, channel, end - channel < width ? end - channel : width));
+      else if (has_contiguous_channels && count == kLanes)
+        work(ChannelLanes<Number, kSilu, true>(p, sample, channel, count));
+      else work(ChannelLanes<Number, kSilu, false>(p, sample, channel, count));
     }
   }
 }
