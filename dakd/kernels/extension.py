@@ -55,6 +55,15 @@ def cpu_isa() -> str:
     return torch.ops.dakd_C.isa()
 
 
+def has_cpu_isa(name: str) -> bool:
+    """Whether the processor has an instruction set: "portable", "avx2" or "avx512"."""
+    try:
+        with using_cpu_isa(name):
+            return True
+    except RuntimeError:
+        return False
+
+
 @contextmanager
 def using_cpu_isa(name: str) -> Iterator[None]:
     """Runs the CPU operations with an instruction set; RuntimeError when the processor does not have it."""
