@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -177,6 +178,50 @@ template <int kWidth = kLanes / 2, typename V>
 inline auto sum(const V& lanes) {
   if constexpr (kWidth == 0) return lanes[0];
   else return sum<kWidth / 2>(lanes + window<kWidth>(lanes, lanes));
+}
+
+template <int kWidth, bool kUpper, int... i>
+inline Floats swap_blocks(const Floats& a, const Floats& b, std::integer_sequence<int, i...>) {
+  // Of every two blocks of kWidth lanes the lower is a's and the upper b's: their lower blocks, or their upper ones.
+  constexpr int kOfA = kUpper ? kWidth : 0, kOfB = kLanes + kOfA - kWidth;
+  return __builtin_shufflevector(a, b, (i + (i & kWidth ? kOfB : kOfA))...);
+}
+template <int kWidth, bool kUpper, int... i>
+inline Floats half_runs(const Floats& a, const Floats& b, std::integer_sequence<int, i...>) {
+  // The lower or upper halves of a's and b's runs of kWidth lanes, in their order.
+  constexpr int kHalf = kWidth / 2;
+  return __builtin_shufflevector(a, b, (i / kHalf * kWidth + i % kHalf + (kUpper ? kHalf : 0))...);
+}
+
+// rows[i][j] becomes rows[j][i].
+template <int kWidth = kLanes / 2>
+inline void transpose(Floats* rows) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes>{};
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & kWidth) continue;
+    const Floats lower = swap_blocks<kWidth, false>(rows[i], rows[i + kWidth], lanes);
+    rows[i + kWidth] = swap_blocks<kWidth, true>(rows[i], rows[i + kWidth], lanes);
+    rows[i] = lower;
+  }
+  if constexpr (kWidth > 1) transpose<kWidth / 2>(rows);
+}
+
+// Lane i of the result is the sum of the lanes of rows[i]; `rows` is used up. Always added in the same order.
+template <int kWidth = kLanes>
+inline Floats sums(Floats* rows) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes>{};
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth / 2; ++i)
+    rows[i] = half_runs<kWidth, false>(rows[2 * i], rows[2 * i + 1], lanes) +
+              half_runs<kWidth, true>(rows[2 * i], rows[2 * i + 1], lanes);
+  if constexpr (kWidth > 2) return sums<kWidth / 2>(rows);
+  return rows[0];
+}
+inline Doubles sums(Doubles* rows) {
+  Doubles totals;
+  for (int i = 0; i < kLanes; ++i) totals[i] = sum(rows[i]);
+  return totals;
 }
 
 }  // namespace

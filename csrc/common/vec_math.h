@@ -38,6 +38,75 @@ inline Doubles exp(Doubles x) {
   return x;
 }
 
+// 2^r for |r| <= 1/2 by a minimax polynomial of degree 6 (relative error 3e-9).
+inline Floats power_of_2(Floats r) {
+  Floats p = r * 1.5594678e-4f + 1.3406643e-3f;
+  p = p * r + 9.617693e-3f;
+  p = p * r + 5.5503104e-2f;
+  p = p * r + 2.4022652e-1f;
+  p = p * r + 6.9314724e-1f;
+  p = p * r + 1.0f;
+  return p;
+}
+
+// 2^x as 2^n 2^r. With kBounded, x must lie
+// within [-120, 120]; else 0 below -125.5, infinity from 128 on, NaN for NaN.
+template <bool kBounded = false>
+inline Floats exp2(Floats x) {
+  Floats clamped = x;
+  if constexpr (!kBounded) {
+    clamped = clamped < -125.5f ? Floats{} - 125.5f : clamped;
+    clamped = clamped > 127.9999f ? Floats{} + 127.9999f : clamped;
+  }
+  // Rounds to the nearest integer, as in exp; n stands in the last bits of `shifted`.
+  const Floats shifted = clamped + 12582912.0f;
+  const Floats r = clamped - (shifted - 12582912.0f);
+  // Adds n to the exponent.
+  const Floats scaled = copy_bits<Floats>(copy_bits<Ints>(power_of_2(r)) + (copy_bits<Ints>(shifted) << 23));
+  if constexpr (kBounded) return scaled;
+  const Floats low = x < -125.5f ? Floats{} : scaled;
+  const Floats high = x >= 128.0f ? Floats{} + INFINITY : low;
+  return x == x ? high : x;
+}
+
+template <bool kBounded = false>
+inline Doubles exp2(Doubles x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = ::exp2(x[i]);
+  return x;
+}
+
+// e^x for x <= 0: exp2's polynomial on the fraction of x log2 e, taken in two parts; 0 below -87, NaN for NaN.
+inline Floats exp_of_negative(Floats x) {
+  const Floats clamped = x < -87.0f ? Floats{} - 87.0f : x;
+  const Floats shifted = clamped * 1.44269502f + 12582912.0f;
+  const Floats n = shifted - 12582912.0f;
+  const Floats r = clamped * 1.92596303e-8f + (clamped * 1.44269502f - n);
+  const Floats scaled = copy_bits<Floats>(copy_bits<Ints>(power_of_2(r)) + (copy_bits<Ints>(shifted) << 23));
+  return x < -87.0f ? Floats{} : scaled;
+}
+inline Doubles exp_of_negative(Doubles x) { return exp(x); }
+
+// log(1 + x) for 0 <= x <= 1, as 2 artanh(x / (2 + x)) by a minimax polynomial (relative error 5e-9).
+inline Floats log1p_of_unit(Floats x) {
+  const Floats s = x / (2 + x), square = s * s;
+  Floats p = square * 0.14009386f + 0.14000268f;
+  p = p * square + 0.20010799f;
+  p = p * square + 0.33333206f;
+  const Floats twice = s + s;
+  return twice + twice * (square * p);
+}
+inline Doubles log1p_of_unit(Doubles x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = ::log1p(x[i]);
+  return x;
+}
+
+// log(1 + e^x), and x above 20, as torch has it (in float both are the same).
+template <typename V>
+inline V softplus(V x) {
+  const V folded = (x > 0 ? x : V{}) + log1p_of_unit(exp_of_negative(x > 0 ? -x : x));
+  return sizeof(x[0]) == sizeof(float) ? folded : x > 20 ? x : folded;
+}
+
 template <typename V>
 inline V sigmoid(V x) {
   return 1 / (1 + exp(-x));
