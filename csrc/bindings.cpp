@@ -16,6 +16,14 @@ void depthwise_conv1d_forward_cpu(const Tensor& x, const Tensor& weight, const s
 void depthwise_conv1d_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight,
                                    const std::optional<Tensor>& bias, bool has_silu, Tensor dx, Tensor sums);
 
+void selective_scan_forward_cpu(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+                                const Tensor& C, const std::optional<Tensor>& D,
+                                const std::optional<Tensor>& delta_bias, bool has_softplus, Tensor y);
+void selective_scan_backward_cpu(const Tensor& dy, const Tensor& u, const Tensor& delta, const Tensor& A,
+                                 const Tensor& B, const Tensor& C, const std::optional<Tensor>& D,
+                                 const std::optional<Tensor>& delta_bias, bool has_softplus, Tensor du, Tensor ddelta,
+                                 Tensor dB, Tensor dC, Tensor step_sums, Tensor channel_sums, Tensor totals);
+
 }  // namespace dakd
 
 STABLE_TORCH_LIBRARY(dakd_C, m) {
@@ -26,6 +34,13 @@ STABLE_TORCH_LIBRARY(dakd_C, m) {
   m.def(
       "depthwise_conv1d_backward(Tensor dy, Tensor x, Tensor weight, Tensor? bias, bool has_silu, Tensor(a!) dx,"
       " Tensor(b!) sums) -> ()");
+  m.def(
+      "selective_scan_forward(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias,"
+      " bool has_softplus, Tensor(a!) y) -> ()");
+  m.def(
+      "selective_scan_backward(Tensor dy, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D,"
+      " Tensor? delta_bias, bool has_softplus, Tensor(a!) du, Tensor(b!) ddelta, Tensor(c!) dB, Tensor(d!) dC,"
+      " Tensor(e!) step_sums, Tensor(f!) channel_sums, Tensor(g!) totals) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dakd_C, CompositeExplicitAutograd, m) {
@@ -37,4 +52,6 @@ STABLE_TORCH_LIBRARY_IMPL(dakd_C, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(dakd_C, CPU, m) {
   m.impl("depthwise_conv1d_forward", TORCH_BOX(&dakd::depthwise_conv1d_forward_cpu));
   m.impl("depthwise_conv1d_backward", TORCH_BOX(&dakd::depthwise_conv1d_backward_cpu));
+  m.impl("selective_scan_forward", TORCH_BOX(&dakd::selective_scan_forward_cpu));
+  m.impl("selective_scan_backward", TORCH_BOX(&dakd::selective_scan_backward_cpu));
 }

@@ -34,6 +34,9 @@ SHAPES: dict[str, dict[str, dict[str, int]]] = {
         "odd": dict(batch=2, channels=63, states=3, length=129),
         "empty": dict(batch=0, channels=4, states=2, length=7),
         "small": dict(batch=16, channels=64, states=8, length=49),
+        "l196": dict(batch=4, channels=320, states=8, length=196),
+        "l1024": dict(batch=1, channels=320, states=8, length=1024),
+        "l3136": dict(batch=1, channels=320, states=8, length=3136),
         "main": dict(batch=144, channels=256, states=8, length=196),
     },
     "transposed_attention": {
