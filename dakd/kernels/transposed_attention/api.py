@@ -26,7 +26,8 @@ def transposed_attention(
     i and j run over the R / num_heads channels of a head, the inner products and norms over the H W pixels.
     q, k, v: (B, R, H, W), one floating dtype, NCHW or channels_last.  temperature: (num_heads,).  out_weight: (C, R).
     residual: (B, C, H, W), any floating dtype; the result has its dtype, shape and memory format.
-    Parameters are read as fp32 (fp64 for fp64 q). The backward pass keeps the inputs alone and recomputes the rest.
+    Parameters are read as fp32 (fp64 for fp64 q). The backward pass keeps q, k, v, the parameters and, of every sample,
+    two small matrices: R (R / num_heads + 2) inner products and norms, and C R weights.
     Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
     Source: the paper's SAROSS-Net figure (CAFT block); normalisation, temperature and heads as in Restormer's
     transposed attention (swz30/Restormer).
@@ -45,4 +46,4 @@ def transposed_attention(
     contract.check_floating(_OP, q=q, temperature=temperature, out_weight=out_weight, residual=residual)
     contract.check_same_dtype(_OP, q=q, k=k, v=v)
     contract.check_same_device(_OP, q=q, k=k, v=v, temperature=temperature, out_weight=out_weight, residual=residual)
-    return ops.transposed_attention(q, k, v, temperature, out_weight, residual, num_heads, backend)
+    return ops.transposed_attention(q, k, v, temperature, out_weight, residual, num_heads, backend)[0]

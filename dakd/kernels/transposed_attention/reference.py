@@ -16,8 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dakd.kernels.contract import compute_dtype
-
 _MIN_NORM = 1e-12
 
 
@@ -40,12 +38,19 @@ def forward(
     num_heads: int,
     *,
     y: Tensor,
+    products: Tensor,
+    folded: Tensor,
 ) -> None:
-    dtype = compute_dtype(q.dtype)
-    heads = [_split_heads(tensor.to(dtype), num_heads) for tensor in (q, k)]
-    folded = _fold(out_weight.to(dtype), _attend(*heads, temperature.to(dtype)).attention)
-    update = torch.bmm(folded, v.to(dtype).flatten(2))
-    y.copy_(residual + update.view(residual.shape))
+    dtype = products.dtype
+    q_heads, k_heads = (_split_heads(tensor.to(dtype), num_heads) for tensor in (q, k))
+    products[:, :, :-2] = q_heads @ k_heads.mT
+    products[:, :, -2] = q_heads.square().sum(-1)
+    products[:, :, -1] = k_heads.square().sum(-1)
+    attention = _attend(products, temperature.to(dtype)).attention
+    weight = out_weight.to(dtype).unflatten(1, (num_heads, -1))
+    exact = torch.einsum("chi,bhij->bchj", weight, attention).flatten(2)
+    folded.copy_(exact)
+    y.copy_(residual + torch.bmm(exact, v.to(dtype).flatten(2)).view(residual.shape))
 
 
 def backward(
@@ -55,27 +60,28 @@ def backward(
     v: Tensor,
     temperature: Tensor,
     out_weight: Tensor,
+    products: Tensor,
+    folded: Tensor,
     num_heads: int,
     *,
     gradients: tuple[Tensor, ...],
 ) -> None:
     dq, dk, dv, dtemperature, dout_weight = gradients
-    dtype = compute_dtype(q.dtype)
-    q_heads, k_heads = _split_heads(q.to(dtype), num_heads), _split_heads(k.to(dtype), num_heads)
-    temperature, weight = temperature.to(dtype), out_weight.to(dtype)
-    attention_map = _attend(q_heads, k_heads, temperature)
-    dy, v_flat = dy.to(dtype).flatten(2), v.to(dtype).flatten(2)
-    dv.copy_(torch.bmm(_fold(weight, attention_map.attention).mT, dy).view(v.shape))
-    dfolded = torch.bmm(dy, v_flat.mT).unflatten(2, (num_heads, -1))
-    weight = weight.unflatten(1, (num_heads, -1))
-    dout_weight.copy_(torch.einsum("bchj,bhij->chi", dfolded, attention_map.attention).flatten(1))
+    dtype = products.dtype
+    q_heads, k_heads = (_split_heads(tensor.to(dtype), num_heads) for tensor in (q, k))
+    dy, temperature = dy.to(dtype).flatten(2), temperature.to(dtype)
+    dv.copy_(torch.bmm(folded.to(dtype).mT, dy).view(v.shape))
+    dfolded = torch.bmm(dy, v.to(dtype).flatten(2).mT).unflatten(2, (num_heads, -1))
+    n, m, cosine, attention = _attend(products, temperature)
+    dout_weight.copy_(torch.einsum("bchj,bhij->chi", dfolded, attention).flatten(1))
+    weight = out_weight.to(dtype).unflatten(1, (num_heads, -1))
     dattention = torch.einsum("chi,bchj->bhij", weight, dfolded)
-    dlogits = attention_map.attention * (dattention - (attention_map.attention * dattention).sum(-1, keepdim=True))
-    dtemperature.copy_((dlogits * attention_map.cosine).sum((0, 2, 3)))
+    dlogits = attention * (dattention - (attention * dattention).sum(-1, keepdim=True))
+    dtemperature.copy_((dlogits * cosine).sum((0, 2, 3)))
     dcosine = dlogits * temperature[:, None, None]
-    scaled, radial = dcosine / (attention_map.n * attention_map.m), dcosine * attention_map.cosine
-    radial_q = _where_norm_counts(radial.sum(-1, keepdim=True), attention_map.n)
-    radial_k = _where_norm_counts(radial.sum(-2, keepdim=True), attention_map.m).mT
+    scaled, radial = dcosine / (n * m), dcosine * cosine
+    radial_q = _where_norm_counts(radial.sum(-1, keepdim=True), n)
+    radial_k = _where_norm_counts(radial.sum(-2, keepdim=True), m).mT
     dq.copy_((scaled @ k_heads - radial_q * q_heads).view(q.shape))
     dk.copy_((scaled.mT @ q_heads - radial_k * k_heads).view(k.shape))
 
@@ -85,17 +91,11 @@ def _split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.flatten(2).unflatten(1, (num_heads, -1))
 
 
-def _attend(q: Tensor, k: Tensor, temperature: Tensor) -> _Map:
-    n = torch.linalg.vector_norm(q, dim=-1, keepdim=True).clamp_min(_MIN_NORM)
-    m = torch.linalg.vector_norm(k, dim=-1, keepdim=True).clamp_min(_MIN_NORM).mT
-    cosine = (q @ k.mT) / (n * m)
+def _attend(products: Tensor, temperature: Tensor) -> _Map:
+    n = products[:, :, -2, :, None].sqrt().clamp_min(_MIN_NORM)
+    m = products[:, :, -1, None, :].sqrt().clamp_min(_MIN_NORM)
+    cosine = products[:, :, :-2] / (n * m)
     return _Map(n, m, cosine, torch.softmax(temperature[:, None, None] * cosine, dim=-1))
-
-
-def _fold(out_weight: Tensor, attention: Tensor) -> Tensor:
-    """M = W P, (B, C, R), from W (C, R) and P (B, h, d, d)."""
-    weight = out_weight.unflatten(1, (attention.shape[1], -1))
-    return torch.einsum("chi,bhij->bchj", weight, attention).flatten(2)
 
 
 def _where_norm_counts(radial: Tensor, norm: Tensor) -> Tensor:
