@@ -11,6 +11,8 @@ bool has_cuda() {
 #endif
 }
 
+void elementary_cpu(std::string name, const Tensor& x, Tensor out);
+
 void depthwise_conv1d_forward_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                   bool has_silu, Tensor y);
 void depthwise_conv1d_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight,
@@ -30,6 +32,7 @@ STABLE_TORCH_LIBRARY(dakd_C, m) {
   m.def("has_cuda() -> bool");
   m.def("isa() -> str");
   m.def("set_isa(str name) -> ()");
+  m.def("elementary(str name, Tensor x, Tensor(a!) out) -> ()");
   m.def("depthwise_conv1d_forward(Tensor x, Tensor weight, Tensor? bias, bool has_silu, Tensor(a!) y) -> ()");
   m.def(
       "depthwise_conv1d_backward(Tensor dy, Tensor x, Tensor weight, Tensor? bias, bool has_silu, Tensor(a!) dx,"
@@ -50,6 +53,7 @@ STABLE_TORCH_LIBRARY_IMPL(dakd_C, CompositeExplicitAutograd, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dakd_C, CPU, m) {
+  m.impl("elementary", TORCH_BOX(&dakd::elementary_cpu));
   m.impl("depthwise_conv1d_forward", TORCH_BOX(&dakd::depthwise_conv1d_forward_cpu));
   m.impl("depthwise_conv1d_backward", TORCH_BOX(&dakd::depthwise_conv1d_backward_cpu));
   m.impl("selective_scan_forward", TORCH_BOX(&dakd::selective_scan_forward_cpu));

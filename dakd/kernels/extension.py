@@ -22,7 +22,11 @@ def why_not_cpu(device_type: str) -> str | None:
     """The reason why the library's CPU operations cannot run on this kind of device; None when they can."""
     if device_type != "cpu":
         return "the C++ operations run on CPUs alone"
-    return missing()
+    reason = missing()
+    if reason is None:
+        # A wrong DAKD_CPU_ISA is an error here, in its own words: from within a parallel loop none would come through.
+        cpu_isa()
+    return reason
 
 
 def why_not_cuda(device_type: str) -> str | None:
