@@ -8,13 +8,19 @@ import pytest
 import torch
 from variants import variants
 
+from dakd.kernels import triton_runtime
 from dakd.kernels.selective_scan import ops, reference, selective_scan
 from dakd.testing import numerics, plain
 from dakd.testing.inputs import DIFFERENTIABLE, operands, sliced
 
 WRT = DIFFERENTIABLE["selective_scan"]
 FEATURES = ("u", "delta", "B", "C")
+# Two channel blocks of Triton's, a last tile that is cut, and small enough for its interpreter.
+ODD = dict(batch=2, channels=37, states=3, length=13)
 every_variant = pytest.mark.parametrize(("backend", "device"), variants("selective_scan"))
+triton_variant = pytest.mark.parametrize(
+    ("backend", "device"), [variant for variant in variants("selective_scan") if variant.values[0] == "triton"]
+)
 
 
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:
@@ -38,7 +44,7 @@ def assert_exact(backend: str, inputs: dict, factor: float = 2.0, **options) -> 
 
 @every_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", ["tiny", "one", "odd", "empty"])
+@pytest.mark.parametrize("shape", ["tiny", "one", "empty", ODD, pytest.param("odd", marks=pytest.mark.slow)], ids=str)
 def test_forward_and_gradients_match_plain_torch(backend, device, shape, dtype):
     assert_exact(backend, operands("selective_scan", shape, dtype=dtype, device=device))
 
@@ -46,7 +52,7 @@ def test_forward_and_gradients_match_plain_torch(backend, device, shape, dtype):
 @every_variant
 @pytest.mark.parametrize("states", [1, 5, 8, 16, 17])
 def test_any_number_of_states_is_exact(backend, device, states):
-    shape = dict(batch=2, channels=37, states=states, length=19)
+    shape = dict(batch=1, channels=3, states=states, length=6)
     assert_exact(backend, operands("selective_scan", shape, device=device))
 
 
@@ -68,14 +74,16 @@ def test_parameters_keep_their_precision_beside_narrow_features(backend, device)
 @pytest.mark.parametrize("absent", [("D",), ("delta_bias",), ("D", "delta_bias")])
 def test_what_is_optional_may_be_absent(backend, device, delta_softplus, absent):
     inputs = operands("selective_scan", "tiny", device=device) | dict.fromkeys(absent)
-    inputs["delta"] *= 1 if delta_softplus else 0.1
+    if not delta_softplus:
+        # A step of unit size below zero would make the states grow.
+        inputs |= {name: 0.1 * inputs[name] for name in ("delta", "delta_bias") if inputs[name] is not None}
     assert_exact(backend, inputs, delta_softplus=delta_softplus)
 
 
 @every_variant
 @pytest.mark.parametrize("layout", [sliced, channels_last, within])
 def test_strides_do_not_change_a_bit(backend, device, layout):
-    inputs = operands("selective_scan", dict(batch=2, channels=35, states=8, length=11), device=device)
+    inputs = operands("selective_scan", dict(batch=2, channels=35, states=2, length=6), device=device)
     call = partial(selective_scan, backend=backend)
     wanted = numerics.forward_and_gradients(call, inputs, WRT)
     strided = inputs | {name: layout(inputs[name]) for name in FEATURES}
@@ -96,7 +104,7 @@ def test_a_strided_cotangent_is_read_where_it_lies(backend, device):
 
 @every_variant
 def test_two_calls_give_the_same_bits(backend, device):
-    inputs = operands("selective_scan", "odd", device=device)
+    inputs = operands("selective_scan", ODD, device=device)
     call = partial(selective_scan, backend=backend)
     first, second = (numerics.forward_and_gradients(call, inputs, WRT) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -125,6 +133,96 @@ def test_chunk_borders_do_not_show(monkeypatch, length):
     wanted = numerics.forward_and_gradients(plain.selective_scan, inputs, WRT)
     for name, value in numerics.forward_and_gradients(selective_scan, inputs, WRT).items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-11, atol=1e-11)
+
+
+def cut_short(monkeypatch, triton_room) -> None:
+    """Makes Triton's variant cut any sequence longer than eight steps into chunks of eight."""
+    monkeypatch.setattr(triton_room, "_WHOLE_LENGTH", 8)
+    monkeypatch.setattr(triton_room, "_MIN_CHUNK", 8)
+
+
+@pytest.fixture
+def launches(monkeypatch) -> list[str]:
+    """The names of the Triton kernels that are launched during a test, in order."""
+    names = []
+    launch = triton_runtime.launch
+
+    def counted(kernel, *arguments, **options):
+        names.append(kernel.__name__)
+        launch(kernel, *arguments, **options)
+
+    monkeypatch.setattr(triton_runtime, "launch", counted)
+    return names
+
+
+@triton_variant
+@pytest.mark.parametrize("length", [9, 16, 27])
+def test_triton_chunks_do_not_show(monkeypatch, backend, device, length):
+    triton_room = pytest.importorskip("dakd.kernels.selective_scan.triton")
+    shape = dict(batch=1, channels=34 if length == 9 else 2, states=2, length=length)
+    inputs = operands("selective_scan", shape, device=device)
+    call = partial(selective_scan, backend=backend)
+    whole = numerics.forward_and_gradients(call, inputs, WRT)
+    cut_short(monkeypatch, triton_room)
+    assert triton_room._chunks(inputs["u"])[:2] == (8, -(-length // 8))
+    assert_exact(backend, inputs)
+    cut = numerics.forward_and_gradients(call, inputs, WRT)
+    # The first chunk starts from zero in both.
+    assert torch.equal(cut["output 0"][..., :8], whole["output 0"][..., :8])
+
+
+@triton_variant
+def test_triton_launches_once_forward_and_twice_backward_unless_it_cuts(monkeypatch, launches, backend, device):
+    triton_room = pytest.importorskip("dakd.kernels.selective_scan.triton")
+    shape = dict(batch=1, channels=1, states=1, length=9)
+    inputs = operands("selective_scan", shape, device=device)
+    call = partial(selective_scan, backend=backend)
+    numerics.forward_and_gradients(call, inputs, WRT)
+    assert launches == ["_forward_kernel", "_backward_kernel", "_sum_kernel"]
+    launches.clear()
+    cut_short(monkeypatch, triton_room)
+    numerics.forward_and_gradients(call, inputs, WRT)
+    chunked = ["_chunk_kernel", "_carry_kernel"]
+    assert launches == [*chunked, "_forward_kernel", *chunked, "_backward_kernel", "_sum_kernel"]
+
+
+def test_triton_cuts_what_is_long_and_narrow_alone():
+    triton_room = pytest.importorskip("dakd.kernels.selective_scan.triton")
+
+    def chunks(batch, channels, length):
+        return triton_room._chunks(torch.empty(batch, channels, length, device="meta"))[:2]
+
+    # A hundred and thirty-two multiprocessors, eight programs each.
+    assert chunks(144, 256, 196) == (196, 1) and chunks(144, 512, 49) == (49, 1)
+    assert chunks(1, 256, 196) == (196, 1) and chunks(144, 256, 65536) == (65536, 1)
+    assert chunks(1, 512, 780) == (32, 25)
+    assert chunks(1, 512, 65536) == (1000, 66)
+    assert chunks(0, 512, 65536)[0] > 0 and chunks(4, 0, 65536)[0] > 0 and chunks(1, 32, 0) == (1, 1)
+
+
+@pytest.mark.slow
+@triton_variant
+def test_triton_stays_exact_over_many_steps(backend, device):
+    inputs = operands("selective_scan", dict(batch=1, channels=1, states=1, length=65536), device=device)
+    call = partial(selective_scan, backend=backend)
+    results = numerics.forward_and_gradients(call, inputs, WRT)
+    wide = {name: value.double() for name, value in inputs.items()}
+    exact = numerics.forward_and_gradients(partial(selective_scan, backend="reference"), wide, WRT)
+    eager = numerics.forward_and_gradients(partial(selective_scan, backend="reference"), inputs, WRT)
+    for name in exact:
+        numerics.assert_within_budget(name, results[name], exact[name], eager[name])
+
+
+@triton_variant
+def test_triton_reads_aligned_rows_whole(backend, device):
+    # Rows of sixteen steps are loaded by the tile; both orders of memory must give the same numbers.
+    inputs = operands("selective_scan", dict(batch=1, channels=3, states=2, length=16), device=device)
+    call = partial(selective_scan, backend=backend)
+    rows = numerics.forward_and_gradients(call, inputs, WRT)
+    turned = inputs | {name: channels_last(inputs[name]) for name in FEATURES}
+    for name, value in numerics.forward_and_gradients(call, turned, WRT).items():
+        assert torch.equal(value, rows[name]), name
+    assert_exact(backend, inputs)
 
 
 def pieces(device: str, batch: int) -> tuple[list[tuple[int, int]], int]:
@@ -198,6 +296,7 @@ def test_constant_input_settles_where_the_recurrence_says(backend, device):
     assert y[0, 0, 0] == 0.5 and abs(y[0, 0, -1].item() - settled) <= 4 * torch.finfo(dtype).eps * settled
 
 
+@pytest.mark.slow
 @every_variant
 def test_long_sequences_stay_exact(backend, device):
     shape = dict(batch=1, channels=1, states=2, length=1500)
@@ -214,7 +313,7 @@ def test_large_steps_forget_and_do_not_overflow(backend, device):
 
 @every_variant
 def test_backward_keeps_the_inputs_alone(backend, device):
-    inputs = operands("selective_scan", "odd", device=device)
+    inputs = operands("selective_scan", "tiny", device=device)
     inputs["u"].requires_grad_()
     call = partial(selective_scan, backend=backend)
     assert numerics.saved_bytes(call, inputs) == 4 * sum(value.numel() for value in inputs.values())
