@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -75,6 +76,21 @@ def test_a_package_that_is_there_but_broken_is_named_as_the_reason(monkeypatch):
     _install(monkeypatch, broken)
     monkeypatch.setattr(torch, "ones", lambda *shape, device=None: torch.zeros(*shape) + 1)
     assert mamba_ssm.why_not("cuda") == "mamba-ssm is not usable (OSError: undefined symbol)"
+
+
+def test_the_package_is_not_taken_for_a_dtype_that_it_lacks(monkeypatch):
+    monkeypatch.setattr(mamba_ssm, "why_not", lambda device_type: None)
+    assert backend.why_not("selective_scan", "mamba_ssm", "cuda", torch.bfloat16) is None
+    assert backend.why_not("selective_scan", "mamba_ssm", "cuda", torch.float64) == "it has no float64"
+
+
+def test_the_package_is_not_called_for_an_empty_batch(monkeypatch):
+    _install(monkeypatch, ModuleType("mamba_ssm.ops.selective_scan_interface"))
+    monkeypatch.setattr(mamba_ssm, "why_not", lambda device_type: None)
+    inputs = operands("selective_scan", "empty")
+    call = partial(selective_scan, backend="mamba_ssm")
+    results = numerics.forward_and_gradients(call, inputs, DIFFERENTIABLE["selective_scan"])
+    assert results["output 0"].shape == (0, 4, 7) and not results["dA"].any()
 
 
 @pytest.mark.parametrize("optional", [True, False])

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REMEDY = (
     "MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation mamba-ssm causal-conv1d"
     " (needs nvcc)"
@@ -41,7 +42,9 @@ def forward(
     *,
     y: Tensor,
 ) -> None:
-    y.copy_(_call(u, delta, A, B, C, D, delta_bias, delta_softplus))
+    # The package would launch an empty grid, which is an error.
+    if y.numel():
+        y.copy_(_call(u, delta, A, B, C, D, delta_bias, delta_softplus))
 
 
 def backward(
@@ -57,6 +60,10 @@ def backward(
     *,
     gradients: tuple[Tensor, ...],
 ) -> None:
+    if not u.numel():
+        for gradient in gradients:
+            gradient.zero_()
+        return
     # Cast before they become leaves: below autograd's dispatch only the package's own function records a graph.
     A, D, delta_bias = (None if tensor is None else tensor.float() for tensor in (A, D, delta_bias))
     tensors = (u, delta, A, B, C, D, delta_bias)
@@ -79,8 +86,6 @@ def _call(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    if u.dtype == torch.float64:
-        raise RuntimeError("selective_scan: mamba_ssm has no float64; name backend 'reference' for float64 inputs")
     A, D, delta_bias = (None if tensor is None else tensor.float() for tensor in (A, D, delta_bias))
     return _scan()(u, delta, A, B, C, D=D, delta_bias=delta_bias, delta_softplus=delta_softplus)
 

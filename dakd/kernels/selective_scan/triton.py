@@ -202,13 +202,13 @@ def _backward(
         dA,
         dA if D is None else dD,
         dA if delta_bias is None else dbias,
-        batch,
         num_channels,
         length,
         num_blocks,
-        num_chunks,
+        batch * num_chunks,
         num_step_blocks,
         num_sequence_programs,
+        shares.stride(0),
         *dB.stride(),
         *dC.stride(),
         *dA.stride(),
@@ -1006,13 +1006,13 @@ def _sum_kernel(
     dA_ptr,
     dD_ptr,
     dbias_ptr,
-    num_samples,
     num_channels,
     length,
     num_blocks,
-    num_chunks,
+    num_rows,
     num_step_blocks,
     num_sequence_programs,
+    apart,
     dB_stride_b,
     dB_stride_n,
     dB_stride_l,
@@ -1037,7 +1037,6 @@ def _sum_kernel(
         is_dC = program // num_step_blocks % 2
         sample = program // num_step_blocks // 2
         at = shares_ptr + (sample * 2 + is_dC) * N * length
-        apart = num_samples.to(tl.int64) * 2 * N * length
         if is_dC == 0:
             to = dB_ptr + sample * dB_stride_b
             _sum_blocks(at, to, first_step, length, num_blocks, apart, dB_stride_n, dB_stride_l, N, PADDED_N, STEPS)
@@ -1046,7 +1045,6 @@ def _sum_kernel(
             _sum_blocks(at, to, first_step, length, num_blocks, apart, dC_stride_n, dC_stride_l, N, PADDED_N, STEPS)
     else:
         parameter = (program - num_sequence_programs) * PARAMETERS + tl.arange(0, PARAMETERS)
-        num_rows = num_samples.to(tl.int64) * num_chunks
         total = _sum_rows(sums_ptr, parameter, num_rows, (N + 2) * num_channels, PARAMETERS)
         kind, channel = parameter // num_channels, parameter % num_channels
         dA_at = dA_ptr + channel * dA_stride_d + kind * dA_stride_n
@@ -1086,7 +1084,7 @@ def _sum_blocks(
 @triton.jit
 def _sum_rows(sums_ptr, parameter, num_rows, width, PARAMETERS: tl.constexpr):
     """The sums of the given columns of (num_rows, width)."""
-    row = tl.arange(0, _SUM_ROWS)
+    row = tl.arange(0, _SUM_ROWS).to(tl.int64)
     total = tl.zeros([_SUM_ROWS, PARAMETERS], tl.float32)
     for first in range(0, num_rows, _SUM_ROWS):
         is_there = (first + row[:, None] < num_rows) & (parameter[None, :] < width)
