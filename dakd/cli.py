@@ -149,7 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] == "doctor":
         from dakd.doctor import diagnose
 
-        print(diagnose())
+        try:
+            print(diagnose())
+        except RuntimeError as error:  # an environment variable that asks for what there is not
+            print(f"dakd doctor: {error}", file=sys.stderr)
+            return 1
         return 0
     if argv and argv[0] in STEPS:
         return run_step(argv[0], argv[1:])

@@ -8,12 +8,15 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
+from pathlib import Path
 
 import torch
 
-from dakd.kernels.backend import report
+from dakd.kernels import extension, triton_runtime
+from dakd.kernels.backend import MADE_FOR, report
 
 # (distribution, module, what it is for, the line that brings it)
 PACKAGES = (
@@ -35,11 +38,12 @@ PACKAGES = (
         "CAUSAL_CONV1D_FORCE_BUILD=TRUE pip install --no-build-isolation causal-conv1d",
     ),
 )
+_NVCC_REMEDY = "install NVIDIA's CUDA toolkit, or pip install nvidia-cuda-nvcc and set CUDA_HOME"
 
 
 def diagnose() -> str:
     """The whole report as text."""
-    return "\n".join([*_host_lines(), "", *_package_lines(), "", *_backend_lines()])
+    return "\n".join([*_host_lines(), "", *_package_lines(), "", *_compiled_lines(), "", *_backend_lines()])
 
 
 def _host_lines() -> list[str]:
@@ -60,24 +64,53 @@ def _package_lines() -> list[str]:
     lines = []
     for distribution, module, purpose, remedy in PACKAGES:
         lines.append(f"{distribution:<15}{_state_of(distribution, module, purpose, remedy)}")
-    extension = "built" if importlib.util.find_spec("dakd._C") else "not built: this version has no compiled operations"
-    return [*lines, f"{'extension':<15}{extension}"]
+    return lines
+
+
+def _compiled_lines() -> list[str]:
+    """The compiled library, and what builds it."""
+    cxx, cuda_home = os.environ.get("CXX", "g++"), os.environ.get("CUDA_HOME")
+    nvcc = str(Path(cuda_home) / "bin" / "nvcc") if cuda_home else "nvcc"
+    return [
+        f"{'extension':<15}{_extension_state()}",
+        f"{'C++ compiler':<15}{shutil.which(cxx) or f'no {cxx} (to build the extension); apt-get install g++'}",
+        f"{'nvcc':<15}{shutil.which(nvcc) or f'no {nvcc} (to build CUDA operations); {_NVCC_REMEDY}'}",
+    ]
+
+
+def _extension_state() -> str:
+    missing = extension.missing()
+    if missing:
+        return f"{missing.removeprefix('the extension ')}; {extension.REMEDY}"
+    cpu = f"built; CPU operations run with {extension.cpu_isa()}"
+    if extension.has_cuda():
+        return f"{cpu}; with CUDA operations"
+    return f"{cpu}; without CUDA operations: {extension.CUDA_REMEDY}"
 
 
 def _state_of(distribution: str, module: str, purpose: str, remedy: str) -> str:
     if importlib.util.find_spec(module) is None:
         return f"not installed ({purpose}); {remedy}"
     try:
-        return importlib.metadata.version(distribution)
+        version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:  # a build under another name, such as a nightly one
-        return "installed, version unknown"
+        version = "installed, version unknown"
+    why_not = triton_runtime.why_not(_device()) if module == "triton" else None
+    return f"{version}; not used here: {why_not}" if why_not else version
 
 
 def _backend_lines() -> list[str]:
-    lines = ["backend of each operation:"]
-    for entry in report():
-        why = "; ".join(f"not {name}: {reason}" for name, reason in entry.reasons.items())
+    device = _device()
+    lines = [f"backend of each operation on a {device.upper()} device:"]
+    for entry in report(device):
+        # What another kind of device would run is no reason here.
+        reasons = {name: reason for name, reason in entry.reasons.items() if MADE_FOR.get(name, device) == device}
+        why = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items())
         lines.append(f"  {entry.op:<22}{entry.chosen:<12}{why or 'the best variant there is'}")
         if entry.remedy:
             lines.append(f"  {'':<22}{entry.remedy}")
     return lines
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

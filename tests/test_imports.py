@@ -46,6 +46,31 @@ def test_forward_and_backward_of_both_nets_run_without_any_extra():
     assert out.strip().endswith("gradients True")
 
 
+def test_every_op_runs_and_doctor_helps_where_nothing_can_be_compiled():
+    # No Triton, no compiled library, no compiler: the reference serves, and the report says what would be faster.
+    out = run_without_extras("""
+        import os
+        os.environ["PATH"] = ""
+        from importlib import import_module
+        from pathlib import Path
+        from dakd.doctor import diagnose
+        from dakd.kernels import backend, extension
+        from dakd.testing.inputs import DIFFERENTIABLE, operands
+        from dakd.testing.numerics import forward_and_gradients
+        extension._LIBRARY = Path("/nowhere/_C.so")
+        for op in backend.OPS:
+            function = getattr(import_module(f"dakd.kernels.{op}"), op)
+            results = forward_and_gradients(function, operands(op, "tiny"), DIFFERENTIABLE[op])
+            print(op, all(value.isfinite().all() for value in results.values()), backend.choose(op, "cpu").chosen)
+        print(diagnose())
+    """)
+    for op in ("transposed_attention", "ddim_step", "joint_noising", "seg_loss", "selective_scan", "depthwise_conv1d"):
+        assert f"{op} True reference" in out
+    assert "extension      is not built; pip install --no-build-isolation -e ." in out
+    assert "no g++ (to build the extension); apt-get install g++" in out
+    assert "triton         not installed (GPU kernels); pip install triton" in out
+
+
 def test_every_step_can_be_imported_without_extras():
     out = run_without_extras("""
         import sys

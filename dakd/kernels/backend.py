@@ -38,10 +38,15 @@ BACKENDS = ("mamba_ssm", "causal_conv1d", "cuda", "triton", "cpu", "reference")
 # forward pass in the backward one; Triton reads and writes each element once. Reasoned, not measured: no GPU has timed
 # it yet.
 FIRST = {"depthwise_conv1d": ("triton",)}
+# The kind of device that each is made for; for another there is no remedy.
+MADE_FOR = dict(mamba_ssm="cuda", causal_conv1d="cuda", cuda="cuda", triton="cuda", cpu="cpu")
 
 
 class Choice(NamedTuple):
-    """What "auto" takes for one op: `reasons` says why each better variant cannot run, `remedy` how to get the best."""
+    """What "auto" takes for one op.
+
+    `reasons` says why each better variant cannot run, `remedy` how to get the best of those made for the device.
+    """
 
     op: str
     chosen: str
@@ -85,7 +90,8 @@ def choose(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> Cho
         if reason is None:
             return Choice(op, name, reasons, remedy)
         reasons[name] = reason
-        remedy = remedy or _remedy(op, name)
+        if MADE_FOR[name] == device_type:
+            remedy = remedy or _remedy(op, name)
     raise RuntimeError(f"{op} has no variant at all for {device_type}; the package is incomplete, install it again")
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from dakd.kernels import backend
+from dakd.kernels import backend, extension
 from dakd.kernels.selective_scan import mamba_ssm, selective_scan
 from dakd.testing import numerics, plain
 from dakd.testing.inputs import DIFFERENTIABLE, operands
@@ -58,7 +58,14 @@ def test_every_op_has_a_reference_and_a_place_in_the_report():
     assert [choice.op for choice in choices] == list(backend.OPS)
     assert all(backend.why_not(op, "reference", "cpu") is None for op in backend.OPS)
     scan = next(choice for choice in choices if choice.op == "selective_scan")
-    assert scan.chosen in ("cpu", "reference") and "CUDA" in scan.reasons["mamba_ssm"] and "mamba-ssm" in scan.remedy
+    assert scan.chosen in ("cpu", "reference") and "CUDA" in scan.reasons["mamba_ssm"]
+
+
+def test_a_remedy_brings_a_variant_that_the_device_can_run(monkeypatch):
+    monkeypatch.setattr(extension, "missing", lambda: "the extension is not built")
+    assert backend.choose("selective_scan", "cpu").remedy == extension.REMEDY
+    monkeypatch.setattr(mamba_ssm, "why_not", lambda device_type: "mamba-ssm is not usable")
+    assert "mamba-ssm" in backend.choose("selective_scan", "cuda").remedy
 
 
 def test_an_unknown_op_is_refused():
