@@ -51,6 +51,7 @@ def test_every_op_runs_and_doctor_helps_where_nothing_can_be_compiled():
     out = run_without_extras("""
         import os
         os.environ["PATH"] = ""
+        os.environ.pop("CXX", None)
         from importlib import import_module
         from pathlib import Path
         from dakd.doctor import diagnose
