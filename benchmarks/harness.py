@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -240,8 +240,17 @@ class Bench:
         return autocast
 
 
-def make_call(contestant: Callable, inputs: dict, differentiable: tuple[str, ...], what: str) -> Callable[[], object]:
-    """A call without arguments that returns the outputs, or with "forward+backward" the gradients."""
+def make_call(
+    contestant: Callable,
+    inputs: dict,
+    differentiable: tuple[str, ...],
+    what: str,
+    parameters: Sequence[Tensor] = (),
+) -> Callable[[], object]:
+    """A call without arguments that returns the outputs, or with "forward+backward" the gradients.
+
+    parameters: a module's own, whose gradients are wanted too.
+    """
     if what == "forward":
 
         @torch.no_grad()
@@ -253,7 +262,7 @@ def make_call(contestant: Callable, inputs: dict, differentiable: tuple[str, ...
         name: value.detach().requires_grad_() if name in differentiable and value is not None else value
         for name, value in inputs.items()
     }
-    wanted = [leaves[name] for name in differentiable if leaves[name] is not None]
+    wanted = [leaves[name] for name in differentiable if leaves[name] is not None] + list(parameters)
     cotangents: list[Tensor] = []
 
     def forward_backward() -> object:
@@ -265,13 +274,16 @@ def make_call(contestant: Callable, inputs: dict, differentiable: tuple[str, ...
     return forward_backward
 
 
-def saved_bytes(contestant: Callable, inputs: dict, differentiable: tuple[str, ...]) -> int:
-    """What autograd keeps for the backward pass beyond the operands themselves."""
+def saved_bytes(
+    contestant: Callable, inputs: dict, differentiable: tuple[str, ...], parameters: Sequence[Tensor] = ()
+) -> int:
+    """What autograd keeps for the backward pass beyond the operands and parameters themselves."""
     leaves = {
         name: value.detach().requires_grad_() if name in differentiable and value is not None else value
         for name, value in inputs.items()
     }
-    own = {value.untyped_storage().data_ptr() for value in leaves.values() if isinstance(value, Tensor)}
+    tensors = [value for value in leaves.values() if isinstance(value, Tensor)]
+    own = {value.untyped_storage().data_ptr() for value in (*tensors, *parameters)}
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -299,8 +311,12 @@ def gpu_events(call: Callable[[], object]) -> list[tuple[str, float]]:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()
-    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return [(event.name, event.device_time) for event in sorted(events, key=lambda event: event.time_range.start)]
+    events = [
+        event
+        for event in profiler.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+    ]
+    return [(event.name, event.time_range.elapsed_us()) for event in sorted(events, key=lambda e: e.time_range.start)]
 
 
 def compile_with(function: Callable, mode: str) -> Callable:

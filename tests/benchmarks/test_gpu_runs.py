@@ -8,12 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu_check
+import gpu_e2e
+import harness
 import pytest
 import steps
 import torch
 
+from dakd.kernels import backend
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-RUNS = ["gpu_check.py"]
+RUNS = ["gpu_check.py", "gpu_e2e.py"]
 
 
 def run(script, *arguments, **environment):
@@ -41,9 +46,30 @@ def test_rehearsal_goes_on_after_steps_that_fail_and_hang(script, tmp_path):
     with (tmp_path / "summary.csv").open() as file:
         outcomes = {row["step"]: row["status"] for row in csv.DictReader(file)}
     assert outcomes.pop("failing step") == "FAILED" and outcomes.pop("hanging step") == "timed out"
-    assert set(outcomes.values()) <= {"ok", "skipped"} and list(outcomes.values()).count("ok") >= 5, done.stdout
+    assert set(outcomes.values()) <= {"ok", "skipped"} and list(outcomes.values()).count("ok") >= 5, outcomes
     rows = [row for path in tmp_path.glob("*.csv") if path.name != "summary.csv" for row in csv.DictReader(path.open())]
     assert rows and all(float(row["time_us"]) > 0 and row["device"] and row["date"] for row in rows)
+
+
+def test_steps_of_a_real_run_name_scripts_and_shapes_that_are_there():
+    """What a rehearsal leaves out: it runs toy shapes."""
+    rooms = set()
+    for step in gpu_check.steps("cuda", False, "OUT") + gpu_e2e.steps("cuda", False, "OUT"):
+        script = Path(step.arguments[0])
+        if script.parent.name == "kernels":
+            op = script.stem.removeprefix("bench_")
+            parsed = harness.parse(op, step.arguments[1:])
+            assert str(parsed.csv) == f"OUT/{op}.csv" and parsed.dtype == "bf16" and parsed.shapes
+            rooms.add(op)
+        assert script.exists() or step.arguments[0] == "-m", step.name
+    assert rooms == set(backend.OPS)
+
+
+def test_every_step_of_a_real_run_has_a_limit_within_the_total():
+    for run in (gpu_check, gpu_e2e):
+        names = [step.name for step in run.steps("cuda", False, "OUT")]
+        assert len(names) == len(set(names))
+        assert all(0 < step.limit_s <= 180 for step in run.steps("cuda", False, "OUT"))
 
 
 def options(folder, **changes):

@@ -1,0 +1,148 @@
+"""Blocks that are more than one op: a whole CAFT node, MambaVision's mixer, and GroupNorm with SiLU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import roofline
+import torch
+import torch.nn.functional as F
+from harness import compile_with, count_launches, make_call, saved_bytes
+from rows import COMPILED, EAGER
+from section import Section, parse
+from torch import Tensor, nn
+
+from dakd.models.caft import CAFT, resize_to
+from dakd.models.mamba_vision import STATE_SIZE, MambaMixer
+from dakd.testing import plain
+
+_DTYPE = torch.bfloat16
+_SETS = 4
+
+
+class PlainCAFT(CAFT):
+    """The node with its core in plain torch."""
+
+    def forward(self, f_hr: Tensor, f_lr: Tensor) -> Tensor:
+        q = self.q_local(resize_to(self.q_proj(f_lr), f_hr.shape[-2:]))
+        k, v = self.k_local(self.k_proj(f_hr)), self.v_local(self.v_proj(f_hr))
+        return plain.transposed_attention(q, k, v, self.temperature, self.out_weight, f_hr, num_heads=self.num_heads)
+
+
+class PublishedMixer(MambaMixer):
+    """The mixer as NVlabs/MambaVision runs it: transposed to (B, C, L) for torch's convolutions and for the scan."""
+
+    scan: Callable = staticmethod(plain.selective_scan)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        x, z = self.in_proj(tokens).transpose(1, 2).contiguous().chunk(2, dim=1)
+        x, z = (F.silu(F.conv1d(h, conv.weight.to(h.dtype), padding="same", groups=h.shape[1]))
+                for h, conv in ((x, self.conv1d_x), (z, self.conv1d_z)))  # fmt: skip
+        flat = self.x_proj(x.transpose(1, 2).reshape(-1, x.shape[1]))
+        dt, B, C = flat.split([self.dt_rank, STATE_SIZE, STATE_SIZE], dim=-1)
+        dt = self.dt_proj(dt).unflatten(0, (-1, length)).transpose(1, 2).contiguous()
+        B, C = (part.unflatten(0, (-1, length)).transpose(1, 2).contiguous() for part in (B, C))
+        y = self.scan(x, dt, -torch.exp(self.A_log.float()), B, C, self.D.float(), self.dt_proj.bias.float())
+        return self.out_proj(torch.cat([y, z], dim=1).transpose(1, 2))
+
+
+def caft_block(section: Section) -> None:
+    shapes = ((1, 16, 8, 8),) if section.is_tiny else ((16, 128, 128, 128), (1, 128, 168, 320))
+    for size, channels, height, width in shapes:
+        nets = {EAGER: PlainCAFT, COMPILED: PlainCAFT, "dakd": CAFT}
+        made = {name: _made(section, lambda kind=kind: kind(channels, 2 * channels, channels // 2, 1))  # noqa: B023
+                for name, kind in nets.items()}  # fmt: skip
+        inputs = [
+            dict(f_hr=_map(section, size, channels, height, width),
+                 f_lr=_map(section, size, 2 * channels, height // 2, width // 2))
+            for _ in range(_SETS)
+        ]  # fmt: skip
+        least = roofline.caft_block(size, channels, height, width).forward_bytes
+        _race(section, "caft_block", (size, channels, height, width), made, inputs, ("f_hr", "f_lr"), least)
+
+
+def mixer(section: Section) -> None:
+    for size, length, channels in ((2, 9, 32),) if section.is_tiny else ((144, 196, 512), (144, 49, 1024)):
+        kinds = {EAGER: PublishedMixer, "dakd": MambaMixer}
+        made = {name: _made(section, lambda kind=kind: kind(channels)) for name, kind in kinds.items()}  # noqa: B023
+        peer = _mamba_ssm_scan()
+        if peer is not None:
+            made["published+mamba_ssm"] = _made(section, lambda: PublishedMixer(channels))  # noqa: B023
+            made["published+mamba_ssm"].scan = peer
+        inputs = [dict(tokens=torch.randn(size, length, channels, device=section.device, dtype=_DTYPE))
+                  for _ in range(_SETS)]  # fmt: skip
+        _race(section, "mixer", (size, length, channels), made, inputs, ("tokens",), None)
+
+
+def gn_silu(section: Section) -> None:
+    shapes = ((2, 8, 8, 8),) if section.is_tiny else roofline.NORMS
+    for shape in shapes:
+        groups = min(32, shape[1])
+        weight, bias = (torch.randn(shape[1], device=section.device, dtype=_DTYPE) for _ in range(2))
+
+        def norm(x: Tensor, groups=groups, weight=weight, bias=bias) -> Tensor:
+            return F.silu(F.group_norm(x, groups, weight, bias))
+
+        made = {EAGER: norm, COMPILED: norm}
+        inputs = [dict(x=_map(section, *shape)) for _ in range(_SETS)]
+        _race(section, "gn_silu", shape, made, inputs, ("x",), roofline.group_norm_silu(*shape).forward_bytes,
+              roofline.group_norm_silu(*shape).bytes("forward+backward"))  # fmt: skip
+
+
+def _race(section: Section, op: str, shape: tuple, made: dict[str, Callable], inputs: list[dict],
+          differentiable: tuple[str, ...], least: int | None, least_both: int | None = None) -> None:  # fmt: skip
+    parameters = {name: list(net.parameters()) if isinstance(net, nn.Module) else [] for name, net in made.items()}
+    made = {name: compile_with(net, section.compile_mode()) if name == COMPILED else net for name, net in made.items()}
+    for what, count in (("forward", least), ("forward+backward", least_both)):
+        calls = {
+            name: [make_call(net, given, differentiable, what, parameters[name]) for given in inputs]
+            for name, net in made.items()
+        }
+
+        def facts(name: str, _timing, calls=calls, what=what) -> dict:
+            found = dict(peak_gb=section.peak_gb(calls[name][0]))
+            if section.is_gpu:
+                found["launches"] = count_launches(calls[name][0])
+            if what == "forward+backward":
+                found["saved_mb"] = saved_bytes(made[name], inputs[0], differentiable, parameters[name]) / 1e6
+            return found
+
+        section.race(op, str(shape), "bf16", what, calls, least_bytes=count, facts=facts)
+
+
+def _made(section: Section, make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return make().to(section.device, _DTYPE)
+
+
+def _map(section: Section, size: int, channels: int, height: int, width: int) -> Tensor:
+    made = torch.randn(size, channels, height, width, device=section.device, dtype=_DTYPE)
+    return made.to(memory_format=torch.channels_last)
+
+
+def _mamba_ssm_scan() -> Callable | None:
+    from dakd.kernels import backend
+    from dakd.kernels.selective_scan import selective_scan
+
+    if backend.why_not("selective_scan", "mamba_ssm", "cuda") is not None:
+        return None
+    return lambda *inputs: selective_scan(*inputs, backend="mamba_ssm")
+
+
+SECTIONS = {"caft_block": caft_block, "mixer": mixer, "gn_silu": gn_silu}
+
+
+def main() -> None:
+    options = parse(__doc__, choices=tuple(SECTIONS))
+    section = Section(options)
+    for name in options.only or SECTIONS:
+        SECTIONS[name](section)
+
+
+if __name__ == "__main__":
+    main()

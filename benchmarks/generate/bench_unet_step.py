@@ -1,0 +1,77 @@
+"""One sampling step of the paper's SAR-JointNet: eager, channels_last, compiled, and as `generate` runs it.
+
+The last is the captured step with the DDIM update in it; the others are the networks alone. --compiled races
+torch.compile (a minute or more to compile) at one batch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from harness import compile_with, count_launches
+from paper_nets import B_FACTOR, NUM_CLASSES, joint_net, noisy_pair, teacher_side, unet_config
+from roofline import jointnet_flop
+from section import Section, parse
+
+from dakd.diffusion.sampler import PairSampler
+from dakd.diffusion.schedule import CosineSchedule
+
+_REPLAYED_STEPS, _SAMPLING_STEPS = 4, 200
+
+
+def main() -> None:
+    options = parse(__doc__.splitlines()[0], choices=("uncompiled", "compiled"))
+    section = Section(options)
+    side, chosen = teacher_side(options.tiny), options.only or ["uncompiled", "compiled"]
+    flop = jointnet_flop(unet_config(options.tiny), NUM_CLASSES, (side, side))
+    plain = joint_net(options.tiny, options.device, torch.bfloat16).eval()
+    fast = joint_net(options.tiny, options.device, torch.bfloat16).to(memory_format=torch.channels_last).eval()
+    if "uncompiled" in chosen:
+        for size in (2,) if options.tiny else (16, 1, 64):
+            _race(section, plain, fast, size, side, flop, with_compile=False)
+    if "compiled" in chosen:
+        _race(section, plain, fast, 2 if options.tiny else 16, side, flop, with_compile=True)
+
+
+def _race(section: Section, plain, fast, size: int, side: int, flop: int, with_compile: bool) -> None:
+    x, y, t = noisy_pair(size, side, section.device, torch.bfloat16)
+    schedule = CosineSchedule()
+    sampler = PairSampler(fast, schedule, _REPLAYED_STEPS, b=B_FACTOR, device=section.device, dtype=torch.bfloat16,
+                          capture=section.is_gpu)  # fmt: skip
+    nets = {"eager": plain, "channels_last": fast}
+    if with_compile:
+        nets = {"eager": plain, "compile": compile_with(fast, section.compile_mode())}
+
+    def step_of(net):
+        @torch.no_grad()
+        def step() -> object:
+            return net(x, y, t)
+
+        return step
+
+    calls = {name: step_of(net) for name, net in nets.items()}
+    calls["dakd"] = lambda: sampler(x, y)
+    per_call = {"dakd": _REPLAYED_STEPS}
+
+    def facts(name: str, timing) -> dict:
+        count = per_call.get(name, 1)
+        launches = round(count_launches(calls[name]) / count) if section.is_gpu else None
+        return dict(
+            host_ms=section.host_ms(calls[name]) / count,
+            launches=launches,
+            peak_gb=section.peak_gb(calls[name]),
+            images_per_s=size / (timing.called_us * 1e-6 * _SAMPLING_STEPS),
+            note="with the DDIM update" + (", captured" if section.is_gpu else "") if name == "dakd" else "",
+        )
+
+    contestants = {name: [call] for name, call in calls.items()}
+    section.race("unet_step", f"B {size}, {side}x{side}", "bf16", "forward", contestants, flop=flop * size, facts=facts,
+                 per_call=per_call)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Training steps at the paper's sizes: the teacher's stages 3 and 2, and the student; 16 samples, 8 steps each.
+
+The engine is the project's, where DeepSpeed can be imported; beside it a plain loop of torch's AdamW, with fp32 masters
+for the teacher's bf16 weights and autocast for the student, as the engine has them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from machine import synchronise
+from paper_nets import (
+    B_FACTOR,
+    NUM_CLASSES,
+    batch,
+    joint_net,
+    student_batch,
+    student_config,
+    teacher_side,
+    unet_config,
+)
+from roofline import jointnet_flop
+from rows import Row
+from section import Section, parse
+from timing import reason
+from torch import nn
+
+from dakd.config import EngineConfig, OptimizerConfig, StudentLossConfig
+from dakd.diffusion.schedule import CosineSchedule
+from dakd.models.zoo import build_student
+from dakd.train.dry_run import measure
+from dakd.train.jointnet import JointTraining, Noising, freeze_for_stage
+from dakd.train.saross import StudentTraining
+
+_STEPS, _RATE = 8, 1e-5
+
+
+def main() -> None:
+    options = parse(__doc__.splitlines()[0], choices=("stage3", "stage2", "student"))
+    section = Section(options)
+    for name in options.only or ("stage3", "stage2", "student"):
+        _measure(section, name)
+
+
+def _measure(section: Section, name: str) -> None:
+    size = 2 if section.is_tiny else 16
+    if name == "student":
+        side, precision = (32 if section.is_tiny else 512), "autocast"
+        given, flop = student_batch(size, side, section.device), _student_flop(section, side)
+    else:
+        side, precision = teacher_side(section.is_tiny), "bf16"
+        given = batch(size, side, section.device)
+        flop = jointnet_flop(unet_config(section.is_tiny), NUM_CLASSES, (side, side), stage=int(name[-1]))
+    rows = []
+    for contestant, make in (("eager", _plain_steps), ("dakd", _engine_steps)):
+        if section.is_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            step = make(_module(name, section), given, precision, section.device)
+            times_s = [_timed(step, section.device) for _ in range(_STEPS)]
+        # Without DeepSpeed, or without memory for both, one of the two is measured.
+        except (RuntimeError, ImportError) as error:
+            print(f"{name:<17}{contestant:<16} not measured: {reason(error)}", flush=True)
+            continue
+        time_s = statistics.median(times_s[2:])
+        row = Row("train_step", f"{name}, B {size}, {side}x{side}", precision, "step", contestant, time_s * 1e6,
+                  "wall clock", time_s * 1e6, images_per_s=size / time_s)  # fmt: skip
+        row.note = "torch AdamW loop" if contestant == "eager" else "DeepSpeed engine with EMA"
+        if section.is_gpu:
+            row.flop_share = flop * size / time_s / 1e12 / section.ceilings.matmul_tflop_s
+            row.peak_gb = torch.cuda.max_memory_allocated() / 1e9
+        rows.append(row)
+        rows[-1].times_eager = rows[0].time_us / row.time_us if rows[0].contestant == "eager" else None
+        section.keep(rows[-1:])
+        del step
+
+
+def _student_flop(section: Section, side: int) -> float:
+    """Three times a forward pass; scans and attention cores are not counted."""
+    with torch.device("meta"):
+        net, image = build_student(student_config(section.is_tiny), NUM_CLASSES), torch.empty(1, 3, side, side)
+    return 3 * 2 * measure(net.eval(), (image,)).macs
+
+
+def _module(name: str, section: Section) -> nn.Module:
+    if name == "student":
+        net = build_student(student_config(section.is_tiny), NUM_CLASSES)
+        return StudentTraining(net, StudentLossConfig(), 0, torch.channels_last).to(section.device)
+    net = joint_net(section.is_tiny, section.device)
+    freeze_for_stage(net, int(name[-1]))
+    noising = Noising(CosineSchedule(), B_FACTOR, NUM_CLASSES, seed=0)
+    return JointTraining(net, noising, 1.0, torch.channels_last)
+
+
+def _timed(step: Callable[[], None], device: str) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    step()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def _plain_steps(module: nn.Module, given: dict, precision: str, device: str) -> Callable[[], None]:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    masters = [parameter.detach().clone().requires_grad_() for parameter in trained]
+    if precision == "bf16":
+        module.to(torch.bfloat16)
+    else:
+        masters = trained
+    optimizer = torch.optim.AdamW(masters, lr=_RATE, fused=torch.device(device).type == "cuda")
+    module.train()
+
+    def step() -> None:
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "autocast"):
+            loss = module(given)["loss"].mean()
+        loss.backward()
+        if masters is not trained:
+            for master, parameter in zip(masters, trained):
+                master.grad = parameter.grad.float()
+                parameter.grad = None
+        nn.utils.clip_grad_norm_(masters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if masters is not trained:
+            with torch.no_grad():
+                torch._foreach_copy_(trained, masters)
+
+    return step
+
+
+def _engine_steps(module: nn.Module, given: dict, precision: str, device: str) -> Callable[[], None]:
+    from dakd.train.engine import Engine
+
+    size = len(given["keys"])
+    precision = precision if torch.device(device).type == "cuda" else "fp32"
+    engine = Engine(module, OptimizerConfig(), EngineConfig(wandb="off"), global_batch=size, micro_batch=size,
+                    precision=precision, decays_vectors=False)  # fmt: skip
+    batches = itertools.repeat(given | {"positions": given["host_positions"]})
+    return lambda: engine.train_step(batches, _RATE)
+
+
+if __name__ == "__main__":
+    main()
