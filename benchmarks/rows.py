@@ -13,6 +13,9 @@ from machine import Ceilings, commit, device_name, version
 from timing import Timing, ratio
 
 EAGER, COMPILED = "eager", "compile"
+# All that a fast variant is to beat.
+RIVALS = (EAGER, "autocast", COMPILED, "max-autotune-no-cudagraphs", "aot_eager", "diffusers", "channels_last",
+          "reference")  # fmt: skip
 
 
 @dataclass

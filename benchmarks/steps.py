@@ -22,10 +22,9 @@ from pathlib import Path
 
 import torch
 from machine import RESULTS, ROOT, TIME_VARIABLE, commit, device_name, device_slug, version
-from rows import COMPILED, EAGER, read_rows
+from rows import RIVALS, read_rows
 
 BENCHMARKS = ROOT / "benchmarks"
-RIVALS = (EAGER, "autocast", COMPILED, "max-autotune-no-cudagraphs", "aot_eager", "diffusers", "reference")
 _SUMMARY_COLUMNS = ("device", "torch", "triton", "commit", "date", "step", "status", "seconds", "note")
 _GRACE_S = 5.0
 
