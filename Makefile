@@ -11,13 +11,18 @@ else
   TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 endif
 
-.PHONY: help venv demo test test-all lint clean
+# Measuring takes the Python that is there: a host with a GPU may have no network to install from.
+MEASURING := PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+
+.PHONY: help venv demo test test-all lint clean gpu-check gpu-e2e
 
 help:
 	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
 	@echo "make test      the quick tests; no GPU needed"
 	@echo "make test-all  the slow ones too"
 	@echo "make lint      ruff"
+	@echo "make gpu-check needs a GPU: tests, ceilings, one shape an op against eager torch, torch.compile and peers; 8 minutes"
+	@echo "make gpu-e2e   needs a GPU: sampling, training, every op at its other shapes; 8 minutes"
 	@echo "make venv      only the installation, into .venv"
 
 venv: $(BIN)/.installed
@@ -41,6 +46,13 @@ test-all: venv
 
 lint: venv
 	$(BIN)/ruff check .
+
+# ARGS="--device cpu --tiny" rehearses either without a GPU.
+gpu-check:
+	$(MEASURING) benchmarks/gpu_check.py $(ARGS)
+
+gpu-e2e:
+	$(MEASURING) benchmarks/gpu_e2e.py $(ARGS)
 
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .ruff_cache

@@ -20,7 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except ImportError:
+    print(f"{sys.argv[0]} needs torch, which {sys.executable} does not have; make venv installs it", file=sys.stderr)
+    raise SystemExit(2) from None
 from machine import RESULTS, ROOT, TIME_VARIABLE, commit, device_name, device_slug, version
 from rows import RIVALS, read_rows
 
