@@ -20,7 +20,7 @@ def steps(device: str, is_tiny: bool, folder: str) -> list[Step]:
         return Step(name, [str(BENCHMARKS / script), *common, *chosen], limit_s, proves=proves)
 
     unet, train, blocks = "generate/bench_unet_step.py", "train/bench_train_step.py", "blocks/bench_blocks.py"
-    generated = net("gen_loop", "generate/bench_gen_loop.py", 60, proves=True)
+    generated = net("gen_loop", "generate/bench_gen_loop.py", 75, proves=True)
     if is_tiny:  # every process takes seconds to start: fewer of them, and one room for all
         room = Step("depthwise_conv1d", [str(BENCHMARKS / "kernels" / "bench_depthwise_conv1d.py"), "--device", device,
                     "--shape", "batch=1,channels=2,length=3", "--csv", f"{folder}/depthwise_conv1d.csv",

@@ -15,7 +15,6 @@ import roofline
 import torch
 import torch.nn.functional as F
 from harness import compile_with, gpu_events, make_call
-from paper_nets import joint_net, noisy_pair, teacher_side
 from section import Section, parse
 
 from dakd.testing.inputs import DIFFERENTIABLE, operands
@@ -69,6 +68,9 @@ def conv(section: Section) -> None:
 
 
 def bridges(section: Section) -> None:
+    # Nets come with dakd's configuration, whose packages the other questions do without.
+    from paper_nets import joint_net, noisy_pair, teacher_side
+
     size, side = (2 if section.is_tiny else 16), teacher_side(section.is_tiny)
     net = joint_net(section.is_tiny, section.device, _DTYPE).to(memory_format=torch.channels_last).eval()
     x, y, t = noisy_pair(size, side, section.device, _DTYPE)

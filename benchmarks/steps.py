@@ -1,7 +1,7 @@
 """A run of many steps on a machine that is lent for minutes: each a process with a time limit, none stops the rest.
 
 What is measured lies in the folder as soon as it is measured. A short table comes last; the exit status is 1 if a step
-that proves correctness failed or did not finish, 2 if the machine lacks what the run needs.
+that proves correctness failed or was stopped, 2 if the machine lacks what the run needs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def is_bad(self) -> bool:
-        return self.step.proves and self.status not in ("ok", "skipped")
+        return self.step.proves and self.status in ("FAILED", "timed out")
 
 
 def parse(description: str, needs: str) -> argparse.Namespace:
@@ -221,6 +221,9 @@ def _print_outcomes(outcomes: list[Outcome]) -> int:
     for outcome in outcomes:
         print(f"{outcome.step.name:<24}{outcome.status:<14}{outcome.seconds:>7.1f} s  {outcome.note[:110]}")
     bad = [outcome.step.name for outcome in outcomes if outcome.is_bad]
-    proven = "every step that proves correctness passed or was skipped"
-    print(f"not proven correct: {', '.join(bad)}" if bad else proven, flush=True)
+    late = [outcome.step.name for outcome in outcomes if outcome.status == "no time left"]
+    if late:
+        print(f"not run for lack of time: {', '.join(late)}")
+    passed = "every step that ran and proves correctness passed"
+    print(f"not proven correct: {', '.join(bad)}" if bad else passed, flush=True)
     return 1 if bad else 0

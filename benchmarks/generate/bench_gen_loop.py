@@ -20,7 +20,8 @@ from section import Section, parse
 from dakd.diffusion.sampler import PairSampler, start_noise
 from dakd.diffusion.schedule import CosineSchedule
 
-_STEPS, _SAMPLING_STEPS, _ROUNDS = 20, 200, 3
+_STEPS, _SAMPLING_STEPS, _ROUNDS = 20, 200, 2
+_WATCHED_BELOW = 16  # what a larger batch does is the same, and takes seconds
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def _loops(section: Section, net, size: int, side: int, eta: float) -> list[str]
         first_s = time.perf_counter() - start
         rows.append(_time(section, shape, what, name, size, loop))
         rows[-1].note = f"first call, with compilers and capture, {first_s:.1f} s"
-        if section.is_gpu and _synchronises(loop):
+        if section.is_gpu and size <= _WATCHED_BELOW and _synchronises(loop):
             wrong.append(f"{name} loop at {shape} synchronises")
     rows[-1].times_eager = rows[0].time_us / rows[-1].time_us
     section.keep(rows)

@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gpu_check
@@ -81,15 +82,23 @@ def test_children_of_a_hanging_step_end_with_it(tmp_path):
     code = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print('note:', p.pid); time.sleep(60)"
     outcome = steps._run(steps.Step("hanging", ["-c", code], 8), 60)
     assert outcome.status == "timed out" and outcome.seconds < 30
-    pid = int(outcome.note)
-    state = Path(f"/proc/{pid}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    until = time.monotonic() + 10  # a busy machine takes a moment to end what was killed
+    while is_alive(int(outcome.note)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_steps_that_find_no_time_are_told(tmp_path, capsys):
     never = steps.Step("late", ["-c", "print('ran')"], 60, proves=True)
-    assert steps.run_all([never], options(tmp_path, total_s=1.0)) == 1
-    assert "no time left" in capsys.readouterr().out
+    assert steps.run_all([never], options(tmp_path, total_s=1.0)) == 0
+    assert "not run for lack of time: late" in capsys.readouterr().out
 
 
 def test_only_failures_of_proofs_fail_the_run(tmp_path):
