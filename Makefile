@@ -12,7 +12,7 @@ else
 endif
 
 # Measuring takes the Python that is there: a host with a GPU may have no network to install from.
-MEASURING := PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
 .PHONY: help venv demo test test-all lint clean gpu-check gpu-e2e
 

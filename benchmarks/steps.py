@@ -132,7 +132,8 @@ def _run(step: Step, left_s: float) -> Outcome:
         return Outcome(step, "no time left", 0.0, "")
     print(f"\n== {step.name} (at most {limit_s:.0f} s)", flush=True)
     start = time.monotonic()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", TIME_VARIABLE: f"{limit_s - 5:.0f}"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", TIME_VARIABLE: f"{limit_s - 5:.0f}"}
     process = subprocess.Popen(
         [*step.wrapper, sys.executable, *step.arguments],
         cwd=ROOT,
