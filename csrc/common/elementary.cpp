@@ -1,6 +1,7 @@
 #include "elementary.h"
 
 #include <type_traits>
+#include <utility>
 
 #include "host.h"
 
@@ -10,10 +11,18 @@ namespace {
 constexpr const char* kOp = "elementary";
 
 Elementary named(const std::string& name) {
-  if (name == "cast") return Elementary::cast;
-  if (name == "cast_one") return Elementary::cast_one;
-  if (name == "exp") return Elementary::exp;
-  if (name == "sigmoid") return Elementary::sigmoid;
+  constexpr std::pair<const char*, Elementary> functions[] = {
+      {"cast", Elementary::cast},
+      {"cast_one", Elementary::cast_one},
+      {"exp", Elementary::exp},
+      {"exp2", Elementary::exp2},
+      {"exp_of_negative", Elementary::exp_of_negative},
+      {"log1p_of_unit", Elementary::log1p_of_unit},
+      {"sigmoid", Elementary::sigmoid},
+      {"softplus", Elementary::softplus},
+  };
+  for (const auto& [known, function] : functions)
+    if (name == known) return function;
   throw std::runtime_error(std::string(kOp) + ": no function is called " + name);
 }
 

@@ -17,7 +17,11 @@ void apply(Elementary function, const From* from, To* to, int64_t count) {
   switch (function) {
     case Elementary::cast: return map(from, to, count, [](V x) { return x; });
     case Elementary::exp: return map(from, to, count, [](V x) { return exp(x); });
+    case Elementary::exp2: return map(from, to, count, [](V x) { return exp2(x); });
+    case Elementary::exp_of_negative: return map(from, to, count, [](V x) { return exp_of_negative(x); });
+    case Elementary::log1p_of_unit: return map(from, to, count, [](V x) { return log1p_of_unit(x); });
     case Elementary::sigmoid: return map(from, to, count, [](V x) { return sigmoid(x); });
+    case Elementary::softplus: return map(from, to, count, [](V x) { return softplus(x); });
     case Elementary::cast_one:
       for (int64_t i = 0; i < count; ++i) write(to + i, read(from[i]));
   }
