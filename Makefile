@@ -14,13 +14,15 @@ endif
 # Measuring takes the Python that is there: a host with a GPU may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-all lint clean gpu-check gpu-e2e
+.PHONY: help venv demo test test-all lint bench-cpu compile-check gpu-check gpu-e2e clean
 
 help:
 	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
 	@echo "make test      the quick tests; no GPU needed"
 	@echo "make test-all  the slow ones too"
 	@echo "make lint      ruff"
+	@echo "make bench-cpu the bars of the CPU: every op against eager torch and torch.compile, one thread"
+	@echo "make compile-check  compiles every GPU kernel for three architectures; no GPU needed, but nvcc"
 	@echo "make gpu-check needs a GPU: tests, ceilings, one shape an op against eager torch, torch.compile and peers; 8 minutes"
 	@echo "make gpu-e2e   needs a GPU: sampling, training, every op at its other shapes; 8 minutes"
 	@echo "make venv      only the installation, into .venv"
@@ -46,6 +48,12 @@ test-all: venv
 
 lint: venv
 	$(BIN)/ruff check .
+
+bench-cpu: venv
+	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)
+
+compile-check: venv
+	$(BIN)/python benchmarks/compile_check.py $(ARGS)
 
 # ARGS="--device cpu --tiny" rehearses either without a GPU.
 gpu-check:
