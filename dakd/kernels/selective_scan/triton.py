@@ -39,6 +39,7 @@ _CHANNELS = 32
 _FORWARD_STATES = 16
 _BACKWARD_STATES = 8
 _BACKWARD_STEPS = 4
+_BACKWARD_WIDTH = 4
 # Cutting costs two launches and the exponentials twice: not worth it for fewer steps, nor where programs abound.
 _WHOLE_LENGTH = 256
 _MIN_CHUNK = 32
@@ -130,7 +131,7 @@ def _forward(
     grid = (batch * num_chunks * num_blocks,)
     sequences = (u, delta, y)
     steps = _forward_steps(sequences, A)
-    constants = _constants(steps, sequences, A, D, delta_bias, delta_softplus)
+    constants = _constants(steps, 32 // steps, sequences, A, D, delta_bias, delta_softplus)
     sizes = (num_channels, length, num_blocks, num_chunks, chunk_length)
     operands = (u, delta, A, B, C, A if D is None else D, A if delta_bias is None else delta_bias)
     strides = _strides(u, delta, A, B, C, D, delta_bias)
@@ -164,7 +165,8 @@ def _backward(
     batch, num_channels, length = u.shape
     num_states = A.shape[1]
     chunk_length, num_chunks, num_blocks = _chunks(u)
-    constants = _constants(_BACKWARD_STEPS, (u, delta, dy, du, ddelta), A, D, delta_bias, delta_softplus)
+    sequences = (u, delta, dy, du, ddelta)
+    constants = _constants(_BACKWARD_STEPS, _BACKWARD_WIDTH, sequences, A, D, delta_bias, delta_softplus)
     sizes = (num_channels, length, num_blocks, num_chunks, chunk_length)
     operands = (u, delta, A, B, C, A if D is None else D, A if delta_bias is None else delta_bias)
     strides = _strides(u, delta, A, B, C, D, delta_bias)
@@ -299,17 +301,26 @@ def _state_groups(A: Tensor, size: int) -> list[slice]:
 
 
 def _constants(
-    num_steps: int, sequences: tuple[Tensor, ...], A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
+    num_steps: int,
+    width: int,
+    sequences: tuple[Tensor, ...],
+    A: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
 ) -> dict:
     """What all kernels over time are compiled for.
 
-    num_steps: steps of a tile.  sequences: all (B, D, L) that they read and write.
+    num_steps: steps of a tile.  width: states whose B and C are turned, and held in registers, at once.
+    sequences: all (B, D, L) that are read and written.
     """
-    num_states = max(1, A.shape[1])
+    num_states = A.shape[1]
+    width = min(width, triton.next_power_of_2(max(1, num_states)))
     return dict(
-        N=A.shape[1],
-        # States whose B and C are turned at once. A tile of fewer elements than threads would be loaded by each thread.
-        WIDTH=min(32 // num_steps, triton.next_power_of_2(num_states)),
+        N=num_states,
+        WIDTH=width,
+        # A tile of fewer elements than threads would be loaded by every thread: harmless for few states alone.
+        ROWS=32 // width if num_states >= 4 else num_steps,
         K=num_steps,
         ALIGNED=num_steps if all(_has_aligned_rows(tensor, num_steps) for tensor in sequences) else 1,
         HAS_SKIP=D is not None,
@@ -400,8 +411,12 @@ def _shared_columns(tile, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _load_shared(at, step, left, stride_n, stride_l, N: tl.constexpr, WIDTH: tl.constexpr):
-    """B or C at the given steps, as tiles (steps, WIDTH) of WIDTH states each."""
+def _load_shared(
+    at, left, stride_n, stride_l, N: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr
+):
+    """B or C of K steps, as tiles (ROWS, WIDTH) of WIDTH states each; rows from K on are zero."""
+    step = tl.arange(0, ROWS)
+    left = tl.minimum(left, K)
     tiles = ()
     for first in tl.static_range(0, N, WIDTH):
         state = first + tl.arange(0, WIDTH)
@@ -506,6 +521,7 @@ def _forward_kernel(
     HAS_STARTS: tl.constexpr,
     N: tl.constexpr,
     WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
     K: tl.constexpr,
     ALIGNED: tl.constexpr,
     HAS_SKIP: tl.constexpr,
@@ -543,8 +559,8 @@ def _forward_kernel(
     is_feature = in_range[:, None] & (step[None, :] < num_steps)
     u_ahead = tl.load(u_at + u_offsets, mask=is_feature, other=0.0)
     delta_ahead = tl.load(delta_at + delta_offsets, mask=is_feature, other=0.0)
-    B_ahead = _load_shared(B_at, step, num_steps, B_stride_n, B_stride_l, N, WIDTH)
-    C_ahead = _load_shared(C_at, step, num_steps, C_stride_n, C_stride_l, N, WIDTH)
+    B_ahead = _load_shared(B_at, num_steps, B_stride_n, B_stride_l, N, WIDTH, ROWS, K)
+    C_ahead = _load_shared(C_at, num_steps, C_stride_n, C_stride_l, N, WIDTH, ROWS, K)
     for index in range(tl.cdiv(num_steps, K)):
         u_tile, delta_tile, B_tiles, C_tiles = u_ahead, delta_ahead, B_ahead, C_ahead
         is_stored = is_feature
@@ -557,8 +573,8 @@ def _forward_kernel(
         C_at += K * C_stride_l
         u_ahead = tl.load(u_at + u_offsets, mask=is_feature, other=0.0)
         delta_ahead = tl.load(delta_at + delta_offsets, mask=is_feature, other=0.0)
-        B_ahead = _load_shared(B_at, step, left, B_stride_n, B_stride_l, N, WIDTH)
-        C_ahead = _load_shared(C_at, step, left, C_stride_n, C_stride_l, N, WIDTH)
+        B_ahead = _load_shared(B_at, left, B_stride_n, B_stride_l, N, WIDTH, ROWS, K)
+        C_ahead = _load_shared(C_at, left, C_stride_n, C_stride_l, N, WIDTH, ROWS, K)
 
         u = _columns(u_tile, _BLOCK, K)
         raw = _columns(delta_tile, _BLOCK, K)
@@ -572,8 +588,8 @@ def _forward_kernel(
             y = y + (skip * u[t].to(tl.float32),)
         ends = ()
         for first_state in tl.static_range(0, N, WIDTH):
-            B = _shared_columns(B_tiles[first_state // WIDTH], K * WIDTH)
-            C = _shared_columns(C_tiles[first_state // WIDTH], K * WIDTH)
+            B = _shared_columns(B_tiles[first_state // WIDTH], ROWS * WIDTH)
+            C = _shared_columns(C_tiles[first_state // WIDTH], ROWS * WIDTH)
             for n in tl.static_range(first_state, first_state + WIDTH):
                 if n < N:
                     current = h[n]
@@ -632,6 +648,7 @@ def _chunk_kernel(
     IS_BACKWARD: tl.constexpr,
     N: tl.constexpr,
     WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
     K: tl.constexpr,
     ALIGNED: tl.constexpr,
     HAS_SKIP: tl.constexpr,
@@ -676,10 +693,10 @@ def _chunk_kernel(
         is_feature = in_range[:, None] & (step[None, :] < left)
         u = _columns(tl.load(u_at + u_offsets, mask=is_feature, other=0.0), _BLOCK, K)
         raw = _columns(tl.load(delta_at + delta_offsets, mask=is_feature, other=0.0), _BLOCK, K)
-        B_tiles = _load_shared(B_at, step, left, B_stride_n, B_stride_l, N, WIDTH)
+        B_tiles = _load_shared(B_at, left, B_stride_n, B_stride_l, N, WIDTH, ROWS, K)
         if IS_BACKWARD:
             dy = _columns(tl.load(dy_at + dy_offsets, mask=is_feature, other=0.0), _BLOCK, K)
-            C_tiles = _load_shared(C_at, step, left, C_stride_n, C_stride_l, N, WIDTH)
+            C_tiles = _load_shared(C_at, left, C_stride_n, C_stride_l, N, WIDTH, ROWS, K)
         dt, product = (), ()
         for t in tl.static_range(K):
             x = raw[t].to(tl.float32) + bias
@@ -692,9 +709,9 @@ def _chunk_kernel(
             product = product + (x * u[t].to(tl.float32),)
         ends, sums, decayed = (), (), ()
         for first_state in tl.static_range(0, N, WIDTH):
-            B = _shared_columns(B_tiles[first_state // WIDTH], K * WIDTH)
+            B = _shared_columns(B_tiles[first_state // WIDTH], ROWS * WIDTH)
             if IS_BACKWARD:
-                C = _shared_columns(C_tiles[first_state // WIDTH], K * WIDTH)
+                C = _shared_columns(C_tiles[first_state // WIDTH], ROWS * WIDTH)
             for n in tl.static_range(first_state, first_state + WIDTH):
                 if n < N:
                     current, gathered, reach = h[n], G[n], prefix[n]
@@ -827,6 +844,7 @@ def _backward_kernel(
     IS_CHUNKED: tl.constexpr,
     N: tl.constexpr,
     WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
     K: tl.constexpr,
     ALIGNED: tl.constexpr,
     HAS_SKIP: tl.constexpr,
@@ -873,7 +891,7 @@ def _backward_kernel(
         is_feature = in_range[:, None] & (step[None, :] < left)
         u = _columns(tl.load(u_at + u_offsets, mask=is_feature, other=0.0), _BLOCK, K)
         raw = _columns(tl.load(delta_at + delta_offsets, mask=is_feature, other=0.0), _BLOCK, K)
-        B_tiles = _load_shared(B_at, step, left, B_stride_n, B_stride_l, N, WIDTH)
+        B_tiles = _load_shared(B_at, left, B_stride_n, B_stride_l, N, WIDTH, ROWS, K)
         dt, product = (), ()
         for t in tl.static_range(K):
             x = raw[t].to(tl.float32) + bias
@@ -883,7 +901,7 @@ def _backward_kernel(
             product = product + (x * u[t].to(tl.float32),)
         ends = ()
         for first_state in tl.static_range(0, N, WIDTH):
-            B = _shared_columns(B_tiles[first_state // WIDTH], K * WIDTH)
+            B = _shared_columns(B_tiles[first_state // WIDTH], ROWS * WIDTH)
             for n in tl.static_range(first_state, first_state + WIDTH):
                 if n < N:
                     current = h[n]
@@ -913,6 +931,7 @@ def _backward_kernel(
     shares_at = shares_ptr + (block * num_samples + sample) * 2 * N * length + first
     share_offsets = value // K * (N * length) + value % K
 
+    A_at = A_ptr + (first_channel + row) * A_stride_d
     G, dA = _zeros(N), _zeros(N)
     if IS_CHUNKED:
         G = _load_states(ends_ptr, program, N)
@@ -931,9 +950,8 @@ def _backward_kernel(
         u_raw = _columns(tl.load(u_at + u_offsets, mask=is_feature, other=0.0), _BLOCK, K)
         raw = _columns(tl.load(delta_at + delta_offsets, mask=is_feature, other=0.0), _BLOCK, K)
         dy_raw = _columns(tl.load(dy_at + dy_offsets, mask=is_feature, other=0.0), _BLOCK, K)
-        B_tiles = _load_shared(B_at, step, left, B_stride_n, B_stride_l, N, WIDTH)
-        C_tiles = _load_shared(C_at, step, left, C_stride_n, C_stride_l, N, WIDTH)
-        starts = _load_states(states_ptr, first_tile + index, N)
+        B_tiles = _load_shared(B_at, left, B_stride_n, B_stride_l, N, WIDTH, ROWS, K)
+        C_tiles = _load_shared(C_at, left, C_stride_n, C_stride_l, N, WIDTH, ROWS, K)
         dt, slopes, product, u, dy = (), (), (), (), ()
         dproduct, ddt = (), ()
         for t in tl.static_range(K):
@@ -953,13 +971,16 @@ def _backward_kernel(
             ddt = ddt + (tl.zeros([_BLOCK], tl.float32),)
         carried, slowing = (), ()
         for first_state in tl.static_range(0, N, WIDTH):
-            B = _shared_columns(B_tiles[first_state // WIDTH], K * WIDTH)
-            C = _shared_columns(C_tiles[first_state // WIDTH], K * WIDTH)
+            B = _shared_columns(B_tiles[first_state // WIDTH], ROWS * WIDTH)
+            C = _shared_columns(C_tiles[first_state // WIDTH], ROWS * WIDTH)
             for n in tl.static_range(first_state, first_state + WIDTH):
                 if n < N:
-                    a, trail = (), (starts[n],)
+                    # Read again for each tile: in the cache it does not take a register.
+                    decay = tl.load(A_at + n * A_stride_n, mask=in_range, other=0.0).to(tl.float32) * _LOG2E
+                    start = tl.load(states_ptr + ((first_tile + index) * N + n) * _BLOCK + row)
+                    a, trail = (), (start,)
                     for t in tl.static_range(K):
-                        a = a + (tl.exp2(dt[t] * decays[n]),)
+                        a = a + (tl.exp2(dt[t] * decay),)
                         trail = trail + (a[t] * trail[t] + product[t] * B[t * WIDTH + n - first_state],)
                     back, rate = G[n], dA[n]
                     dB, dC, new_dproduct, new_ddt = (), (), (), ()
@@ -970,7 +991,7 @@ def _backward_kernel(
                         rate += z * dt[t]
                         # Prepended, for t runs backwards.
                         new_dproduct = (dproduct[t] + g * B[t * WIDTH + n - first_state],) + new_dproduct
-                        new_ddt = (ddt[t] + z * decays[n],) + new_ddt
+                        new_ddt = (ddt[t] + z * decay,) + new_ddt
                         dB = (g * product[t],) + dB
                         dC = (dy[t] * trail[t + 1],) + dC
                     dproduct, ddt = new_dproduct, new_ddt
