@@ -72,7 +72,7 @@ void write_tile(const Rows<Number>& to, int64_t step, int num_steps, const Lanes
   for (int l = 0; l < num_steps; ++l) store(to.at(0, step + l), tile[l], to.count, to.row_stride);
 }
 
-// Asks for the cache lines of a tile that is to come, a step's share at a time.
+// Asks for the cache lines of a tile that will be read or written soon, a step's share at a time.
 template <typename Number>
 void prefetch(const Rows<Number>& from, int64_t step, int l) {
   if (from.step_stride != 1) return __builtin_prefetch(from.at(0, step + l));
@@ -255,16 +255,16 @@ struct Block {
     return Rows<Number>(from, sample, channel, count);
   }
 
+  // next: the step from which on the next tile is worked on.  each(l, raw): called for every step.
   template <typename Each>
-  void load_tile(int64_t step, Tile<Real>& tile, const Each& each) const {
+  void load_tile(int64_t step, int64_t next, Tile<Real>& tile, const Each& each) const {
     tile.num_steps = tile_steps(p.length - step);
     const auto u = rows(p.u), delta = rows(p.delta);
     read_tile(u, step, tile.num_steps, tile.u);
     read_tile(delta, step, tile.num_steps, tile.delta);
     V largest = {};
     for (int l = 0; l < tile.num_steps; ++l) {
-      prefetch(u, step + tile.num_steps, l);
-      prefetch(delta, step + tile.num_steps, l);
+      prefetch(u, next, l), prefetch(delta, next, l);
       const V raw = tile.delta[l] + bias, step_size = p.has_softplus ? softplus(raw) : raw;
       const V size = step_size < 0 ? -step_size : step_size;
       // Written so that a NaN stays.
@@ -301,12 +301,16 @@ struct Block {
   void forward(V* states) const {
     for (int64_t n = 0; n < p.states; ++n) states[n] = V{};
     ForwardTile<Real> tile;
+    const auto y = rows(p.y);
     for (int64_t step = 0; step < p.length; step += tile.num_steps) {
-      load_tile(step, tile, [&](int l, const V&) { tile.y[l] = skip * tile.u[l]; });
+      load_tile(step, step + kScanSteps, tile, [&](int l, const V&) {
+        prefetch(y, step, l);
+        tile.y[l] = skip * tile.u[l];
+      });
       for_groups(p.states, [&](auto group, int64_t n) {
         advance_group<Keep::outputs, group.value>(step, n, tile, states + n);
       });
-      write_tile(rows(p.y), step, tile.num_steps, tile.y);
+      write_tile(y, step, tile.num_steps, tile.y);
     }
   }
 
@@ -320,7 +324,7 @@ struct Block {
     for (int64_t t = 0; t + 1 < num_tiles; ++t, step += tile.num_steps) {
       V *before = starts + t * p.states, *after = before + p.states;
       for (int64_t n = 0; n < p.states; ++n) after[n] = before[n];
-      load_tile(step, tile, [](int, const V&) {});
+      load_tile(step, step + kScanSteps, tile, [](int, const V&) {});
       for_groups(p.states, [&](auto group, int64_t n) {
         advance_group<Keep::nothing, group.value>(step, n, tile, after + n);
       });
@@ -343,11 +347,13 @@ struct Block {
   }
 
   void load_backward_tile(int64_t step, BackwardTile<Real>& tile) const {
-    load_tile(step, tile, [&](int l, const V& raw) {
+    const auto dy = rows(p.dy), du = rows(p.du), ddelta = rows(p.ddelta);
+    load_tile(step, step - kScanSteps, tile, [&](int l, const V& raw) {
+      prefetch(dy, step - kScanSteps, l), prefetch(du, step, l), prefetch(ddelta, step, l);
       tile.slope[l] = p.has_softplus ? sigmoid(raw) : V{} + 1;
       tile.dproduct[l] = tile.ddelta[l] = V{};
     });
-    read_tile(rows(p.dy), step, tile.num_steps, tile.dy);
+    read_tile(dy, step, tile.num_steps, tile.dy);
   }
 
   template <int kStates>
