@@ -45,6 +45,8 @@ SHAPES: dict[str, dict[str, dict[str, int]]] = {
         "odd": dict(batch=2, inner=63, channels=129, height=7, width=9, num_heads=3),
         "empty": dict(batch=0, inner=4, channels=3, height=2, width=3, num_heads=2),
         "small": dict(batch=2, inner=64, channels=128, height=32, width=32, num_heads=1),
+        "osd": dict(batch=1, inner=64, channels=128, height=160, width=312, num_heads=1),
+        "sos": dict(batch=4, inner=64, channels=128, height=64, width=64, num_heads=1),
         "main": dict(batch=16, inner=64, channels=128, height=128, width=128, num_heads=1),
     },
     "joint_noising": {

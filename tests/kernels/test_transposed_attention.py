@@ -9,7 +9,7 @@ import torch
 from variants import variants
 
 from dakd.kernels import triton_runtime
-from dakd.kernels.transposed_attention import ops, transposed_attention
+from dakd.kernels.transposed_attention import cpu, ops, transposed_attention
 from dakd.testing import numerics, plain
 from dakd.testing.inputs import DIFFERENTIABLE, operands, sliced
 
@@ -70,6 +70,13 @@ def test_forward_and_gradients_match_plain_torch_in_any_layout(layout, dtype, ba
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_wide_heads_many_channels_many_heads_and_many_pixels_match_plain_torch(sizes, dtype, backend, device):
     _assert_matches_plain(operands("transposed_attention", sizes, dtype=dtype, device=device), backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [lambda x: x, _channels_last])
+def test_cpu_adds_up_chunks_of_pixels(layout, dtype, monkeypatch):
+    monkeypatch.setattr(cpu, "_CHUNK", 10)
+    _assert_matches_plain(_lay_out(operands("transposed_attention", "odd", dtype=dtype), layout), "cpu")
 
 
 @each_variant

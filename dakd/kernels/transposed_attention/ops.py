@@ -20,13 +20,21 @@ _OP = "transposed_attention"
 def _allocate(q: Tensor, residual: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, inner = q.shape[:2]
     width = inner // num_heads
-    y = torch.empty_like(residual)
+    y = _empty_like(residual)
     products = q.new_empty((batch, num_heads, width + 2, width), dtype=compute_dtype(q.dtype))
     return y, products, q.new_empty((batch, residual.shape[1], inner))
 
 
 def _allocate_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(tensor) for tensor in inputs)
+    return tuple(_empty_like(tensor) for tensor in inputs)
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """NCHW, channels_last or any other order in which x lies, if H and W then merge into one axis; else NCHW."""
+    empty = torch.empty_like(x)
+    if x.dim() < 4 or 1 in x.shape[2:] or empty.stride(2) == x.shape[3] * empty.stride(3):
+        return empty
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("dakd::transposed_attention", mutates_args=())

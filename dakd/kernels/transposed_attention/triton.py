@@ -17,7 +17,7 @@ many programs add the partial sums of a head; the last to finish (an integer tic
 zero) goes on with the head's small matrices. These are fp32; products with q, k, v and dy run on the tensor cores in
 the features' dtype (for fp16, E does in TF32, whose range it needs) and add up in fp32.
 
-NCHW and channels_last are read and written as they lie. Tensors whose H and W do not merge into one axis are copied.
+NCHW and channels_last are read and written as they lie. Inputs whose H and W do not merge into one axis are copied.
 """
 
 from __future__ import annotations
@@ -88,7 +88,6 @@ def forward(
         INNER=inner, BLOCK_C=block_c, BLOCK_P=block_p, BLOCK_R=min(_block(inner), 32 if is_wide else 64), **precision,
         num_warps=4 if inner <= 64 else 8, num_stages=3,
     )  # fmt: skip
-    _deliver(y, y_flat)
 
 
 def backward(
@@ -166,8 +165,6 @@ def backward(
         AS_TF32=q.dtype == torch.float16 and not triton_runtime.is_interpreted(),
         num_warps=8, num_stages=2,
     )  # fmt: skip
-    for tensor, flat in ((dq, dq_flat), (dk, dk_flat), (dv, dv_flat)):
-        _deliver(tensor, flat)
 
 
 def _block(size: int) -> int:
@@ -183,20 +180,8 @@ def _split(q: Tensor, num_pixels: int, num_tiles: int, block_p: int) -> tuple[in
     return max(1, triton.cdiv(num_pixels, chunk)), chunk
 
 
-def _flat(output: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, C, H W): a view, or scratch for `_deliver` where H and W do not merge."""
-    shape = (*output.shape[:2], output.shape[2] * output.shape[3])
-    return output.view(shape) if _merges(output) else output.new_empty(shape)
-
-
-def _deliver(output: Tensor, flat: Tensor) -> None:
-    if not _merges(output):
-        output.copy_(flat.view(output.shape))
-
-
-def _merges(x: Tensor) -> bool:
-    """Whether the pixels of (B, C, H, W) lie evenly apart."""
-    return 1 in x.shape[2:] or x.stride(2) == x.shape[3] * x.stride(3)
+def _flat(x: Tensor) -> Tensor:
+    return x.view(*x.shape[:2], x.shape[2] * x.shape[3])
 
 
 @triton.jit
