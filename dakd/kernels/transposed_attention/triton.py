@@ -86,7 +86,7 @@ def forward(
         folded, v_flat, residual_flat, y_flat, num_pixels, channels,
         *folded.stride(), *v_flat.stride(), *residual_flat.stride(), *y_flat.stride(),
         INNER=inner, BLOCK_C=block_c, BLOCK_P=block_p, BLOCK_R=min(_block(inner), 32 if is_wide else 64), **precision,
-        num_warps=4 if inner <= 64 else 8, num_stages=3,
+        num_warps=4 if inner <= 64 and not is_wide else 8, num_stages=3,
     )  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def backward(
         NUM_BLOCKS=num_blocks, HAS_DV=not is_fused, BLOCK_D=block_d, BLOCK_P=block_p, BLOCK_R=block_r,
         BLOCK_C=min(_block(channels), 32 if is_wide else 64), BLOCK_E=256, **precision,
         AS_TF32=q.dtype == torch.float16 and not triton_runtime.is_interpreted(),
-        num_warps=8, num_stages=2,
+        num_warps=4 if is_wide else 8, num_stages=2,
     )  # fmt: skip
 
 
