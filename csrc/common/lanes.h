@@ -8,11 +8,17 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+// GCC's own header leaves the unused operand of an unmasked AVX-512 intrinsic undefined, and warns of it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #include "numbers.h"
+
+// A call would spill every vector register, and GCC makes one where it finds the caller long.
+#define DAKD_INLINE inline __attribute__((always_inline))
 
 namespace dakd {
 namespace {
@@ -48,7 +54,7 @@ template <typename Number>
 using Lanes = typename LanesOf<typename ComputeOf<Number>::type>::type;
 
 template <typename To, typename From>
-inline To copy_bits(const From& from) {
+DAKD_INLINE To copy_bits(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof to);
@@ -60,39 +66,66 @@ struct Line {
   Number first[kLanes];
 };
 
-inline Floats load(const float* from) {
+DAKD_INLINE Floats load(const float* from) {
   Floats lanes;
   std::memcpy(&lanes, from, sizeof lanes);
   return lanes;
 }
-inline Doubles load(const double* from) {
+DAKD_INLINE Doubles load(const double* from) {
   Doubles lanes;
   std::memcpy(&lanes, from, sizeof lanes);
   return lanes;
 }
-inline Floats load(const BFloat16* from) {
+DAKD_INLINE Floats load(const BFloat16* from) {
   Shorts bits;
   std::memcpy(&bits, from, sizeof bits);
+  // GCC would widen each half of the register by itself.
+#if defined(__AVX512F__)
+  return copy_bits<Floats>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(copy_bits<__m256i>(bits)), 16));
+#elif defined(__AVX2__)
+  return copy_bits<Floats>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(copy_bits<__m128i>(bits)), 16));
+#else
   return copy_bits<Floats>(__builtin_convertvector(bits, UInts) << 16);
+#endif
 }
-inline Floats load(const Float16* from) {
+DAKD_INLINE Floats load(const Float16* from) {
   Halves halves;
   std::memcpy(&halves, from, sizeof halves);
+  // GCC would convert lane by lane.
+#if defined(__AVX512F__)
+  return copy_bits<Floats>(_mm512_cvtph_ps(copy_bits<__m256i>(halves)));
+#elif defined(__AVX2__)
+  return copy_bits<Floats>(_mm256_cvtph_ps(copy_bits<__m128i>(halves)));
+#else
   return __builtin_convertvector(halves, Floats);
+#endif
 }
 
-inline void store(float* to, const Floats& lanes) { std::memcpy(to, &lanes, sizeof lanes); }
-inline void store(double* to, const Doubles& lanes) { std::memcpy(to, &lanes, sizeof lanes); }
-inline void store(BFloat16* to, const Floats& lanes) {
+DAKD_INLINE void store(float* to, const Floats& lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+DAKD_INLINE void store(double* to, const Doubles& lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+// The upper halves are bf16: to nearest even, a NaN made quiet, as write() in numbers.h.
+DAKD_INLINE UInts round_to_bfloat16(const Floats& lanes) {
   const UInts bits = copy_bits<UInts>(lanes);
-  // As write() in numbers.h: to nearest even, a NaN made quiet.
-  const UInts rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  const UInts quiet = (bits >> 16) | 0x40u;
-  const Shorts narrow = __builtin_convertvector((bits & 0x7FFFFFFFu) > 0x7F800000u ? quiet : rounded, Shorts);
+  return lanes == lanes ? bits + (((bits >> 16) & 1u) + 0x7FFFu) : bits | 0x400000u;
+}
+DAKD_INLINE void store(BFloat16* to, const Floats& lanes) {
+  const UInts rounded = round_to_bfloat16(lanes) >> 16;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i bits = copy_bits<__m256i>(rounded);
+  const __m128i narrow = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+#else
+  const Shorts narrow = __builtin_convertvector(rounded, Shorts);
+#endif
   std::memcpy(to, &narrow, sizeof narrow);
 }
-inline void store(Float16* to, const Floats& lanes) {
+DAKD_INLINE void store(Float16* to, const Floats& lanes) {
+#if defined(__AVX512F__)
+  const __m256i halves = _mm512_cvtps_ph(copy_bits<__m512>(lanes), 0);
+#elif defined(__AVX2__)
+  const __m128i halves = _mm256_cvtps_ph(copy_bits<__m256>(lanes), 0);
+#else
   const Halves halves = __builtin_convertvector(lanes, Halves);
+#endif
   std::memcpy(to, &halves, sizeof halves);
 }
 

@@ -39,7 +39,7 @@ inline Doubles exp(Doubles x) {
 }
 
 // 2^r for |r| <= 1/2 by a minimax polynomial of degree 6 (relative error 3e-9).
-inline Floats power_of_2(Floats r) {
+DAKD_INLINE Floats power_of_2(Floats r) {
   Floats p = r * 1.5594678e-4f + 1.3406643e-3f;
   p = p * r + 9.617693e-3f;
   p = p * r + 5.5503104e-2f;
@@ -75,7 +75,7 @@ inline Doubles exp2(Doubles x) {
 }
 
 // e^x for x <= 0: exp2's polynomial on the fraction of x log2 e, taken in two parts; 0 below -87, NaN for NaN.
-inline Floats exp_of_negative(Floats x) {
+DAKD_INLINE Floats exp_of_negative(Floats x) {
   const Floats clamped = x < -87.0f ? Floats{} - 87.0f : x;
   const Floats shifted = clamped * 1.44269502f + 12582912.0f;
   const Floats n = shifted - 12582912.0f;
