@@ -18,6 +18,10 @@ void depthwise_conv1d_forward_cpu(const Tensor& x, const Tensor& weight, const s
 void depthwise_conv1d_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight,
                                    const std::optional<Tensor>& bias, bool has_silu, Tensor dx, Tensor sums);
 
+void joint_noising_forward_cpu(const Tensor& image, const std::optional<Tensor>& label, const Tensor& positions,
+                               const Tensor& tables, double b, int64_t seed, const std::optional<Tensor>& t,
+                               Tensor x_t, Tensor y_t, Tensor t_out);
+
 void selective_scan_forward_cpu(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
                                 const Tensor& C, const std::optional<Tensor>& D,
                                 const std::optional<Tensor>& delta_bias, bool has_softplus, Tensor y);
@@ -44,6 +48,9 @@ STABLE_TORCH_LIBRARY(dakd_C, m) {
       "selective_scan_backward(Tensor dy, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D,"
       " Tensor? delta_bias, bool has_softplus, Tensor(a!) du, Tensor(b!) ddelta, Tensor(c!) dB, Tensor(d!) dC,"
       " Tensor(e!) step_sums, Tensor(f!) channel_sums, Tensor(g!) totals) -> ()");
+  m.def(
+      "joint_noising_forward(Tensor image, Tensor? label, Tensor positions, Tensor tables, float b, int seed,"
+      " Tensor? t, Tensor(a!) x_t, Tensor(b!) y_t, Tensor(c!) t_out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dakd_C, CompositeExplicitAutograd, m) {
@@ -58,4 +65,5 @@ STABLE_TORCH_LIBRARY_IMPL(dakd_C, CPU, m) {
   m.impl("depthwise_conv1d_backward", TORCH_BOX(&dakd::depthwise_conv1d_backward_cpu));
   m.impl("selective_scan_forward", TORCH_BOX(&dakd::selective_scan_forward_cpu));
   m.impl("selective_scan_backward", TORCH_BOX(&dakd::selective_scan_backward_cpu));
+  m.impl("joint_noising_forward", TORCH_BOX(&dakd::joint_noising_forward_cpu));
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from variants import variants
 
-from dakd.kernels import triton_runtime
+from dakd.kernels import extension, triton_runtime
 from dakd.kernels.joint_noising import joint_noising, ops
 from dakd.runtime.seeding import Stream, philox_normal, philox_timesteps
 from dakd.testing import numerics, plain
@@ -40,6 +40,18 @@ def test_matches_plain_torch(shape, dtype, backend, device):
 @pytest.mark.parametrize("shape", ["odd", dict(batch=1, num_classes=2, height=100, width=97)], ids=["odd", "wide"])
 def test_matches_plain_torch_on_many_pixels(shape, backend, device):
     check(operands("joint_noising", shape, device=device), torch.bfloat16, backend)
+
+
+@pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_every_instruction_set_matches_plain_torch(isa, dtype):
+    if not extension.has_cpu_isa(isa):
+        pytest.skip(f"this processor has no {isa}")
+    # More than a chunk of pixels, the last not full; blocks of noise span channels.
+    inputs = operands("joint_noising", dict(batch=2, num_classes=3, height=31, width=35))
+    with extension.using_cpu_isa(isa):
+        check(inputs, dtype, "cpu")
 
 
 @pytest.mark.parametrize(("backend", "device"), VARIANTS)
