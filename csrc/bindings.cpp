@@ -18,6 +18,11 @@ void depthwise_conv1d_forward_cpu(const Tensor& x, const Tensor& weight, const s
 void depthwise_conv1d_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight,
                                    const std::optional<Tensor>& bias, bool has_silu, Tensor dx, Tensor sums);
 
+void ddim_step_forward_cpu(const Tensor& x, const Tensor& y, const Tensor& x0_pred, const Tensor& logits,
+                           const Tensor& coefficients, const Tensor& step, const std::optional<Tensor>& noise_ids,
+                           double b, double clip, bool is_softmax, int64_t seed, Tensor x_next, Tensor y_next,
+                           const std::optional<Tensor>& x_input, const std::optional<Tensor>& y_input);
+
 void joint_noising_forward_cpu(const Tensor& image, const std::optional<Tensor>& label, const Tensor& positions,
                                const Tensor& tables, double b, int64_t seed, const std::optional<Tensor>& t,
                                Tensor x_t, Tensor y_t, Tensor t_out);
@@ -49,6 +54,10 @@ STABLE_TORCH_LIBRARY(dakd_C, m) {
       " Tensor? delta_bias, bool has_softplus, Tensor(a!) du, Tensor(b!) ddelta, Tensor(c!) dB, Tensor(d!) dC,"
       " Tensor(e!) step_sums, Tensor(f!) channel_sums, Tensor(g!) totals) -> ()");
   m.def(
+      "ddim_step_forward(Tensor x, Tensor y, Tensor x0_pred, Tensor logits, Tensor coefficients, Tensor step,"
+      " Tensor? noise_ids, float b, float clip, bool is_softmax, int seed, Tensor(a!) x_next, Tensor(b!) y_next,"
+      " Tensor(c!)? x_input, Tensor(d!)? y_input) -> ()");
+  m.def(
       "joint_noising_forward(Tensor image, Tensor? label, Tensor positions, Tensor tables, float b, int seed,"
       " Tensor? t, Tensor(a!) x_t, Tensor(b!) y_t, Tensor(c!) t_out) -> ()");
 }
@@ -65,5 +74,6 @@ STABLE_TORCH_LIBRARY_IMPL(dakd_C, CPU, m) {
   m.impl("depthwise_conv1d_backward", TORCH_BOX(&dakd::depthwise_conv1d_backward_cpu));
   m.impl("selective_scan_forward", TORCH_BOX(&dakd::selective_scan_forward_cpu));
   m.impl("selective_scan_backward", TORCH_BOX(&dakd::selective_scan_backward_cpu));
+  m.impl("ddim_step_forward", TORCH_BOX(&dakd::ddim_step_forward_cpu));
   m.impl("joint_noising_forward", TORCH_BOX(&dakd::joint_noising_forward_cpu));
 }

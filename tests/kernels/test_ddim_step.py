@@ -8,7 +8,7 @@ import pytest
 import torch
 from variants import variants
 
-from dakd.kernels import triton_runtime
+from dakd.kernels import extension, triton_runtime
 from dakd.kernels.ddim_step import ddim_step, ops
 from dakd.testing import numerics, plain
 from dakd.testing.inputs import operands, sliced
@@ -36,6 +36,50 @@ def test_matches_plain_torch_on_many_pixels(shape, stochastic, backend, device):
     inputs = operands("ddim_step", shape, device=device) | dict(stochastic=stochastic)
     with numerics.poisoned_memory():
         numerics.assert_matches_plain(partial(ddim_step, backend=backend), plain.ddim_step, inputs, ())
+
+
+@pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
+@pytest.mark.parametrize("num_classes", [2, 5, 6])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_every_instruction_set_matches_plain_torch(isa, num_classes):
+    if not extension.has_cpu_isa(isa):
+        pytest.skip(f"this processor has no {isa}")
+    # More than a chunk of pixels, and the last is not full.
+    sizes = dict(batch=2, num_classes=num_classes, height=31, width=36)
+    inputs = operands("ddim_step", sizes) | dict(stochastic=True)
+    for dtype in (torch.bfloat16, torch.float16):
+        predictions = {name: inputs[name].to(dtype) for name in ("x0_pred", "logits")}
+        with extension.using_cpu_isa(isa), numerics.poisoned_memory():
+            result = ddim_step(**inputs | predictions, input_dtype=dtype, backend="cpu")
+        exact = plain.ddim_step(**inputs | {name: value.double() for name, value in (inputs | predictions).items()
+                                            if name in (*FEATURES, "coefficients")})  # fmt: skip
+        eager = plain.ddim_step(**inputs | predictions)
+        for name, got, wanted, other in zip(("x", "y"), result[:2], exact, eager):
+            numerics.assert_within_budget(name, got, wanted, other)
+        assert torch.equal(result.x_input, result.x.to(dtype)) and torch.equal(result.y_input, result.y.to(dtype))
+
+
+@pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_results_too_large_for_a_cache_are_those_of_small_ones(isa):
+    # 19 MiB of results go past the caches, a sample's 6 MiB do not.
+    if not extension.has_cpu_isa(isa):
+        pytest.skip(f"this processor has no {isa}")
+    inputs = operands("ddim_step", dict(batch=3, num_classes=2, height=720, width=736))
+    with extension.using_cpu_isa(isa):
+        whole = ddim_step(**inputs, input_dtype=torch.bfloat16, backend="cpu")
+        parts = [ddim_step(**inputs | {name: inputs[name][i : i + 1] for name in (*FEATURES, "sample_ids")},
+                           input_dtype=torch.bfloat16, backend="cpu") for i in range(3)]  # fmt: skip
+    for together, *alone in zip(whole, *parts, strict=True):
+        assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize(("backend", "device"), variants("ddim_step", without=("triton", "cuda")))
+def test_a_step_outside_the_table_is_refused_on_a_cpu(backend, device):
+    inputs = operands("ddim_step", "tiny", device=device) | dict(step=torch.tensor([20], device=device))
+    if device == "cpu":
+        with pytest.raises((RuntimeError, IndexError), match=r"outside the table|out of range"):
+            ddim_step(**inputs, backend=backend)
 
 
 @pytest.mark.parametrize(("backend", "device"), VARIANTS)

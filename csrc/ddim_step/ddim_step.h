@@ -1,0 +1,47 @@
+// One step of the DDIM sampler for image and label: the meaning stands in dakd/kernels/ddim_step/reference.py.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/isa.h"
+#include "../common/maps.h"
+#include "../common/numbers.h"
+
+namespace dakd {
+
+// Prediction: the number format of the networks' outputs.  Input: of their next inputs; float where none are wanted.
+template <typename Prediction, typename Input>
+struct DdimStep {
+  Maps<const float> x, y;
+  Maps<const Prediction> x0, logits;
+  Maps<float> x_next, y_next;
+  Maps<Input> x_input, y_input;  // first is null where none are wanted
+  Runs runs;
+  int64_t num_classes;
+  float keep, take, sigma, b, clip;
+  bool is_softmax;
+  bool streams;  // whether the results are too large for a cache
+  const int64_t* noise_ids;  // null without noise
+  int64_t noise_ids_stride, num_pixels, seed, step;
+};
+
+// Bytes of new state from which on streaming pays; less may still be in a cache when the networks read it.
+constexpr int64_t kStreamingBytes = int64_t{16} << 20;
+
+// Floats of scratch memory that ddim_step_forward needs: noise and clean estimates of a chunk.
+inline int64_t ddim_step_scratch(int64_t num_classes) { return (num_classes + 1) * (Runs::kChunk + 8); }
+
+// Does the items first <= item < last.
+#define DAKD_DECLARE_DDIM(Prediction, Input) \
+  DAKD_DECLARE(void ddim_step_forward(const DdimStep<Prediction, Input>&, int64_t first, int64_t last, float* scratch))
+#define DAKD_DECLARE_DDIM_INPUTS(Prediction) \
+  DAKD_DECLARE_DDIM(Prediction, float)       \
+  DAKD_DECLARE_DDIM(Prediction, BFloat16)    \
+  DAKD_DECLARE_DDIM(Prediction, Float16)
+DAKD_DECLARE_DDIM_INPUTS(float)
+DAKD_DECLARE_DDIM_INPUTS(BFloat16)
+DAKD_DECLARE_DDIM_INPUTS(Float16)
+#undef DAKD_DECLARE_DDIM_INPUTS
+#undef DAKD_DECLARE_DDIM
+
+}  // namespace dakd
