@@ -114,6 +114,8 @@ def compile_jobs(folder: Path, with_cuda: bool) -> list[Job]:
     for source in sorted(CSRC.rglob("*.cpp"), key=lambda path: -path.stat().st_size):
         name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
         base = [cxx(), *CXX_FLAGS, *common, "-c", str(source)]
+        if source.stem == "bindings":
+            base.append(f'-DDAKD_BINDINGS="{hashlib.sha256(source.read_bytes()).hexdigest()}"')
         if not source.stem.endswith("_vec"):
             jobs.append(Job(folder / f"{name}.o", base))
             continue

@@ -3,6 +3,9 @@
 
 namespace dakd {
 
+// The hash of this file, by which the package sees that a library was built from another one.
+std::string bindings() { return DAKD_BINDINGS; }
+
 bool has_cuda() {
 #ifdef DAKD_WITH_CUDA
   return true;
@@ -38,6 +41,7 @@ void selective_scan_backward_cpu(const Tensor& dy, const Tensor& u, const Tensor
 }  // namespace dakd
 
 STABLE_TORCH_LIBRARY(dakd_C, m) {
+  m.def("bindings() -> str");
   m.def("has_cuda() -> bool");
   m.def("isa() -> str");
   m.def("set_isa(str name) -> ()");
@@ -63,6 +67,7 @@ STABLE_TORCH_LIBRARY(dakd_C, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dakd_C, CompositeExplicitAutograd, m) {
+  m.impl("bindings", TORCH_BOX(&dakd::bindings));
   m.impl("has_cuda", TORCH_BOX(&dakd::has_cuda));
   m.impl("isa", TORCH_BOX(&dakd::isa_name));
   m.impl("set_isa", TORCH_BOX(&dakd::set_isa));

@@ -6,6 +6,7 @@ less.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,8 @@ import torch
 REMEDY = "pip install --no-build-isolation -e . (needs a C++ compiler, such as Debian's g++)"
 CUDA_REMEDY = "DAKD_CUDA=1 pip install --no-build-isolation -e . (needs nvcc, such as pip install nvidia-cuda-nvcc)"
 _LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
+# Beside the package in a source tree, and nowhere in an installed one.
+_BINDINGS = Path(__file__).resolve().parents[2] / "csrc" / "bindings.cpp"
 
 
 def why_not_cpu(device_type: str) -> str | None:
@@ -46,7 +49,14 @@ def missing() -> str | None:
     # Whatever the loader says is the reason that the user reads.
     except OSError as error:
         return f"the extension does not load ({error}); build it again"
+    if _BINDINGS.exists() and _built_from() != hashlib.sha256(_BINDINGS.read_bytes()).hexdigest():
+        return "the extension was built from other sources; build it again"
     return None
+
+
+def _built_from() -> str:
+    """The hash of the bindings that the loaded library was built from; empty for one that does not tell."""
+    return torch.ops.dakd_C.bindings() if hasattr(torch.ops.dakd_C, "bindings") else ""
 
 
 def has_cuda() -> bool:

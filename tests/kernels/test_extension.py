@@ -92,6 +92,18 @@ def test_a_library_that_does_not_load_is_missing_with_the_loaders_words(library)
     assert "build it again" in extension.why_not_cpu("cpu")
 
 
+@needs_library
+def test_a_library_built_from_other_sources_is_not_used(monkeypatch, tmp_path):
+    other = tmp_path / "bindings.cpp"
+    other.write_text("another list of operations")
+    monkeypatch.setattr(extension, "_BINDINGS", other)
+    extension.missing.cache_clear()
+    assert extension.why_not_cpu("cpu") == "the extension was built from other sources; build it again"
+    monkeypatch.undo()
+    extension.missing.cache_clear()
+    assert extension.why_not_cpu("cpu") is None
+
+
 def test_operations_run_on_the_device_that_they_are_made_for():
     assert extension.why_not_cpu("cuda") == "the C++ operations run on CPUs alone"
     assert extension.why_not_cuda("cpu") == "the CUDA operations run on CUDA devices alone"
