@@ -20,6 +20,16 @@ void depthwise_conv1d_forward_cpu(const Tensor& x, const Tensor& weight, const s
                                   bool has_silu, Tensor y);
 void depthwise_conv1d_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight,
                                    const std::optional<Tensor>& bias, bool has_silu, Tensor dx, Tensor sums);
+void seg_loss_forward_cpu(const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& teacher,
+                          const std::optional<Tensor>& teacher_row, const std::optional<Tensor>& class_weights,
+                          double teacher_scale, double temperature, int64_t ignore_index, std::string dice_samples,
+                          bool is_generalized, double smooth, Tensor ce, Tensor kd, Tensor dice, Tensor num_invalid,
+                          Tensor coefficients);
+void seg_loss_backward_cpu(const Tensor& dce, const Tensor& dkd, const Tensor& ddice, const Tensor& coefficients,
+                           const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& teacher,
+                           const std::optional<Tensor>& teacher_row, const std::optional<Tensor>& class_weights,
+                           double teacher_scale, double temperature, int64_t ignore_index, std::string dice_samples,
+                           Tensor dlogits);
 
 void ddim_step_forward_cpu(const Tensor& x, const Tensor& y, const Tensor& x0_pred, const Tensor& logits,
                            const Tensor& coefficients, const Tensor& step, const std::optional<Tensor>& noise_ids,
@@ -64,6 +74,14 @@ STABLE_TORCH_LIBRARY(dakd_C, m) {
   m.def(
       "joint_noising_forward(Tensor image, Tensor? label, Tensor positions, Tensor tables, float b, int seed,"
       " Tensor? t, Tensor(a!) x_t, Tensor(b!) y_t, Tensor(c!) t_out) -> ()");
+  m.def(
+      "seg_loss_forward(Tensor logits, Tensor labels, Tensor? teacher, Tensor? teacher_row, Tensor? class_weights,"
+      " float teacher_scale, float temperature, int ignore_index, str dice_samples, bool is_generalized, float smooth,"
+      " Tensor(a!) ce, Tensor(b!) kd, Tensor(c!) dice, Tensor(d!) num_invalid, Tensor(e!) coefficients) -> ()");
+  m.def(
+      "seg_loss_backward(Tensor dce, Tensor dkd, Tensor ddice, Tensor coefficients, Tensor logits, Tensor labels,"
+      " Tensor? teacher, Tensor? teacher_row, Tensor? class_weights, float teacher_scale, float temperature,"
+      " int ignore_index, str dice_samples, Tensor(a!) dlogits) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dakd_C, CompositeExplicitAutograd, m) {
@@ -81,4 +99,6 @@ STABLE_TORCH_LIBRARY_IMPL(dakd_C, CPU, m) {
   m.impl("selective_scan_backward", TORCH_BOX(&dakd::selective_scan_backward_cpu));
   m.impl("ddim_step_forward", TORCH_BOX(&dakd::ddim_step_forward_cpu));
   m.impl("joint_noising_forward", TORCH_BOX(&dakd::joint_noising_forward_cpu));
+  m.impl("seg_loss_forward", TORCH_BOX(&dakd::seg_loss_forward_cpu));
+  m.impl("seg_loss_backward", TORCH_BOX(&dakd::seg_loss_backward_cpu));
 }

@@ -97,7 +97,7 @@ DAKD_INLINE Floats load(const Float16* from) {
 #elif defined(__AVX2__)
   return copy_bits<Floats>(_mm256_cvtph_ps(copy_bits<__m128i>(halves)));
 #else
-  // GCC would call a function for each. Exponent and fraction at their places, and 2^112 makes up for the exponent's bias.
+  // GCC would call a function for each. Here 2^112 makes up for the exponent's bias.
   const UInts wide = __builtin_convertvector(copy_bits<Shorts>(halves), UInts), magnitude = wide & 0x7FFFu;
   const UInts finite = copy_bits<UInts>(copy_bits<Floats>(magnitude << 13) * 0x1p112f);
   return copy_bits<Floats>(((wide & 0x8000u) << 16) | (magnitude < 0x7C00u ? finite : (magnitude << 13) | 0x7F800000u));

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from variants import variants
 
-from dakd.kernels import triton_runtime
+from dakd.kernels import extension, triton_runtime
 from dakd.kernels.seg_loss import ops, seg_loss
 from dakd.testing import numerics, plain
 from dakd.testing.inputs import operands, sliced
@@ -146,6 +146,39 @@ def test_a_far_offset_of_all_logits_changes_nothing(backend, device):
     moved = call(to_device(inputs | dict(logits=inputs["logits"] + 2048), device))
     for name, wanted in call(to_device(inputs, device)).items():
         assert torch.equal(moved[name], wanted), name
+
+
+@pytest.mark.skipif(extension.why_not_cpu("cpu") is not None, reason="the extension is not built")
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_instruction_set_is_right(dtype, isa):
+    inputs = operands("seg_loss", dict(batch=3, synthetic=2, num_classes=5, height=7, width=77), dtype=dtype)
+    try:
+        with extension.using_cpu_isa(isa):
+            assert_matches_plain("cpu", "cpu", inputs | dict(dice_samples="all"))
+            codes = dict(teacher=as_codes(inputs["teacher"], 16.0), teacher_range=16.0)
+            assert_matches_plain("cpu", "cpu", inputs | codes)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.skipif(extension.why_not_cpu("cpu") is not None, reason="the extension is not built")
+def test_any_number_of_threads_gives_equal_bits():
+    inputs = operands("seg_loss", dict(batch=3, synthetic=1, num_classes=5, height=90, width=90))
+    before, results = torch.get_num_threads(), []
+    for num_threads in (1, 3):
+        torch.set_num_threads(num_threads)
+        results.append(numerics.forward_and_gradients(partial(seg_loss, backend="cpu"), inputs, ("logits",)))
+    torch.set_num_threads(before)
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.skipif(extension.why_not_cpu("cpu") is not None, reason="the extension is not built")
+def test_a_row_that_the_teacher_does_not_have_is_refused_on_the_cpu():
+    inputs = operands("seg_loss", "tiny")
+    inputs["teacher_row"][-1] = 1
+    with pytest.raises(RuntimeError, match="teacher_row names a row that teacher does not have"):
+        seg_loss(**inputs, backend="cpu")
 
 
 @every_variant
