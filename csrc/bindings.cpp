@@ -39,6 +39,9 @@ void ddim_step_forward_cpu(const Tensor& x, const Tensor& y, const Tensor& x0_pr
 void joint_noising_forward_cpu(const Tensor& image, const std::optional<Tensor>& label, const Tensor& positions,
                                const Tensor& tables, double b, int64_t seed, const std::optional<Tensor>& t,
                                Tensor x_t, Tensor y_t, Tensor t_out);
+void joint_noising_forward_cuda(const Tensor& image, const std::optional<Tensor>& label, const Tensor& positions,
+                                const Tensor& tables, double b, int64_t seed, const std::optional<Tensor>& t,
+                                Tensor x_t, Tensor y_t, Tensor t_out);
 
 void selective_scan_forward_cpu(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
                                 const Tensor& C, const std::optional<Tensor>& D,
@@ -102,3 +105,9 @@ STABLE_TORCH_LIBRARY_IMPL(dakd_C, CPU, m) {
   m.impl("seg_loss_forward", TORCH_BOX(&dakd::seg_loss_forward_cpu));
   m.impl("seg_loss_backward", TORCH_BOX(&dakd::seg_loss_backward_cpu));
 }
+
+#ifdef DAKD_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(dakd_C, CUDA, m) {
+  m.impl("joint_noising_forward", TORCH_BOX(&dakd::joint_noising_forward_cuda));
+}
+#endif

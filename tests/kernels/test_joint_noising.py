@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from variants import variants
@@ -52,6 +57,59 @@ def test_every_instruction_set_matches_plain_torch(isa, dtype):
     inputs = operands("joint_noising", dict(batch=2, num_classes=3, height=31, width=35))
     with extension.using_cpu_isa(isa):
         check(inputs, dtype, "cpu")
+
+
+THREADS_ON_THE_CPU = """
+#include "joint_noising/joint_noising_pixels.h"
+extern "C" void run(const uint8_t* image, const int64_t* label, int64_t pixel_stride, const int64_t* positions,
+                    const float* tables, int64_t T, float b, int num_classes, int64_t seed, int64_t batch,
+                    int64_t height, int64_t width, float* x_t, float* y_t, int64_t* t_out) {
+  dakd::NoisingParameters<int64_t, float> p{};
+  const int64_t pixels = height * width;
+  // A gap after each row, unless pixels adjoin: then rows are walked one by one.
+  const int64_t row = pixel_stride == 1 ? width : pixel_stride * width + 1;
+  p.image = {image, row * height, row, pixel_stride}, p.label = {label, row * height, row, pixel_stride};
+  p.is_flat = pixel_stride == 1, p.positions = positions, p.positions_stride = 1, p.tables = tables;
+  p.num_timesteps = T, p.tables_stride_t = 2, p.tables_stride_column = 1, p.seed = seed, p.b = b;
+  p.num_classes = num_classes, p.width = width, p.num_pixels = pixels, p.t_out = t_out;
+  for (int64_t sample = 0; sample < batch; ++sample)
+    for (int64_t pixel = 0; pixel < pixels; pixel += 4) dakd::noise_pixels(p, sample, pixel, x_t, y_t);
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("pixel_stride", [1, 2])
+def test_what_a_cuda_thread_does_matches_plain_torch_on_the_cpu(pixel_stride, tmp_path):
+    library = tmp_path / "threads.so"
+    csrc = Path(__file__).resolve().parents[2] / "csrc"
+    command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", f"-I{csrc}", "-x", "c++", "-", "-o", str(library)]
+    subprocess.run(command, input=THREADS_ON_THE_CPU, text=True, check=True)
+    run = ctypes.CDLL(library).run
+    for height, width in ((4, 6), (7, 9), (1, 1), (3, 5)):
+        inputs = operands("joint_noising", dict(batch=2, num_classes=3, height=height, width=width))
+        given = []
+        for name in ("image", "label"):
+            rows = inputs[name].view(2, height, width).to(torch.uint8 if name == "image" else torch.int64)
+            spread = torch.zeros(2, height, width, pixel_stride, dtype=rows.dtype)
+            spread[..., 0] = rows
+            spread = spread.flatten(2)
+            gap = 0 if pixel_stride == 1 else 1
+            given.append(torch.nn.functional.pad(spread, (0, gap)).contiguous())
+        outputs = [torch.full((2, channels, height, width), float("nan")) for channels in (1, 3)]
+        t = torch.empty(2, dtype=torch.int64)
+        pointers = {name: ctypes.c_void_p(value.data_ptr()) for name, value in dict(
+            image=given[0], label=given[1], positions=inputs["positions"], tables=inputs["tables"],
+            x_t=outputs[0], y_t=outputs[1], t=t).items()}  # fmt: skip
+        run(pointers["image"], pointers["label"], ctypes.c_int64(pixel_stride), pointers["positions"],
+            pointers["tables"], ctypes.c_int64(1000), ctypes.c_float(inputs["b"]), 3, ctypes.c_int64(inputs["seed"]),
+            *(ctypes.c_int64(size) for size in (2, height, width)), pointers["x_t"], pointers["y_t"],
+            pointers["t"])  # fmt: skip
+        exact = plain.joint_noising(**inputs | dict(tables=inputs["tables"].double(), out_dtype=torch.float64))
+        eager = plain.joint_noising(**inputs)
+        assert torch.equal(t, exact[2])
+        for got, wanted, other in zip(outputs, exact[:2], eager[:2]):
+            numerics.assert_within_budget("output", got, wanted, other)
 
 
 @pytest.mark.parametrize(("backend", "device"), VARIANTS)
