@@ -112,5 +112,5 @@ def test_doctor_names_every_operation_and_a_remedy():
         from dakd.doctor import diagnose
         print(diagnose())
     """)
-    for name in ("deepspeed", "mamba-ssm", "transposed_attention", "selective_scan", "reference", "pip install"):
+    for name in ("deepspeed", "mamba-ssm", "transposed_attention", "selective_scan", "seg_loss", "pip install"):
         assert name in out
