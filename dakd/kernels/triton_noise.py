@@ -64,7 +64,7 @@ def normals_of_pixels(
         block = channel * (num_pixels // 4) + first_pixel // 4 + tl.arange(0, BLOCK // 4)
         return normals_by_block(block, step, position, stream, key_low, key_high)
     else:
-        element = channel * num_pixels.to(tl.int64) + first_pixel + tl.arange(0, BLOCK)
+        element = channel * tl.cast(num_pixels, tl.int64) + first_pixel + tl.arange(0, BLOCK)
         return normals_by_element(element, step, position, stream, key_low, key_high)
 
 
