@@ -40,8 +40,6 @@ def _tests(is_tiny: bool) -> Step:
         _TESTS_S,
         proves=True,
         skip=None if importlib.util.find_spec("pytest") else "pytest is not installed",
-        # Without it torch refuses matrix products where memory is poisoned through its deterministic mode.
-        environment={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
     )
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import rivals
@@ -128,7 +126,7 @@ class Bench:
             try:
                 for seed, shape in enumerate(shapes, start=int(time.time())):
                     inputs = self.operands(shapes[shape], seed)
-                    with _poisoned_memory():
+                    with numerics.poisoned_memory():
                         numerics.assert_matches_plain(
                             self._with_backend(name), getattr(plain, self.op), inputs, DIFFERENTIABLE[self.op]
                         )
@@ -339,19 +337,6 @@ def _deferred(make: Callable[[], Callable]) -> Callable:
         return made[0](**inputs)
 
     return contestant
-
-
-@contextmanager
-def _poisoned_memory():
-    """Fills torch.empty with NaN; operations of plain torch that have no deterministic form go on with a warning."""
-    before = torch.are_deterministic_algorithms_enabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
 
 
 def _cloned(inputs: dict) -> dict:

@@ -8,7 +8,9 @@ an entry that eager torch happens to hit exactly does not forbid a rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -82,15 +84,21 @@ def saved_bytes(function: Callable, inputs: dict) -> int:
     return sum(storages.values())
 
 
-class poisoned_memory:
-    """A context in which torch.empty is filled with NaN (or the largest integer): an unwritten output shows."""
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """A context in which torch.empty is filled with NaN (or the largest integer): an unwritten output shows.
 
-    def __enter__(self) -> None:
-        self._before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True)
-
-    def __exit__(self, *_exception) -> None:
-        torch.use_deterministic_algorithms(self._before)
+    Operations of plain torch that have no deterministic form, such as a GPU's mean cross-entropy, go on.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warned_only)
 
 
 def _nudge(wide: Tensor, dtype: torch.dtype) -> Tensor:

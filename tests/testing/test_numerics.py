@@ -42,6 +42,12 @@ def test_unwritten_memory_shows_inside_the_context_and_the_setting_returns():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_operations_without_a_deterministic_form_go_on_in_poisoned_memory():
+    with numerics.poisoned_memory():
+        torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 def test_saved_bytes_counts_a_storage_once():
     x = torch.ones(10, requires_grad=True)
     assert numerics.saved_bytes(_square, dict(x=x)) == 40
