@@ -13,6 +13,7 @@ tl = triton.language
 from dakd.kernels import triton_noise, triton_runtime  # noqa: E402 (needs triton)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 NUM_ELEMENTS = 1 << 15
 SEEDS = [0, 3, 2**31, 2**63 + 5, 2**64 - 1]
 
