@@ -54,8 +54,7 @@ class BuildLibrary(build_ext):
             print(f"dakd: the compiled operations are not built: {missing}; plain PyTorch serves", file=sys.stderr)
             return
         with_cuda = wants_cuda()
-        folder = Path(self.build_temp) / ("cuda" if with_cuda else "cpu")
-        jobs = compile_jobs(folder, with_cuda)
+        jobs = compile_jobs(Path(self.build_temp), with_cuda)
         stale = [job for job in jobs if is_stale(job)]
         workers = int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count() or 1
         with ThreadPoolExecutor(workers) as pool:
@@ -101,20 +100,26 @@ def nvcc() -> str:
     return str(Path(home) / "bin" / "nvcc") if home else "nvcc"
 
 
+def cuda_home() -> Path:
+    """The toolkit's folder, as nvcc itself tells it: what is on PATH may be a script that calls the real one."""
+    told = subprocess.run([nvcc(), "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    tops = [line.split("TOP=", 1)[1] for line in told.splitlines() if "TOP=" in line]
+    return Path(tops[0]).resolve() if tops else Path(shutil.which(nvcc())).resolve().parents[1]
+
+
 def compile_jobs(folder: Path, with_cuda: bool) -> list[Job]:
     """One job per object: vector sources once per instruction set, CUDA sources where they are wanted."""
     import torch
 
     include = Path(torch.__file__).parent / "include"
     common = [f"-I{include}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
-    if with_cuda:
-        common.append("-DDAKD_WITH_CUDA")
     jobs = []
     # The largest first, for two compilers at once finish soonest so.
     for source in sorted(CSRC.rglob("*.cpp"), key=lambda path: -path.stat().st_size):
         name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
         base = [cxx(), *CXX_FLAGS, *common, "-c", str(source)]
         if source.stem == "bindings":
+            base += ["-DDAKD_WITH_CUDA"] * with_cuda
             base.append(f'-DDAKD_BINDINGS="{hashlib.sha256(source.read_bytes()).hexdigest()}"')
         if not source.stem.endswith("_vec"):
             jobs.append(Job(folder / f"{name}.o", base))
@@ -146,7 +151,7 @@ def link_command(objects: list[Path], with_cuda: bool) -> list[str]:
     libraries = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
     command = [cxx(), "-shared", *map(str, objects), f"-L{Path(torch.__file__).parent / 'lib'}", *libraries]
     if with_cuda:
-        home = Path(shutil.which(nvcc())).resolve().parents[1]
+        home = cuda_home()
         folders = [home / "lib64", home / "lib", home / "targets" / "x86_64-linux" / "lib"]
         command += [f"-L{path}" for path in folders if path.exists()] + ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     return command

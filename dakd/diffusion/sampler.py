@@ -45,6 +45,8 @@ class PairSampler:
 
     capture: replay one captured step (CUDA only); the numbers are those of the loop. A call whose shapes, or with
     eta > 0 whose seed, are not those of the call before captures anew, which takes about as long as a few steps.
+    Cast the network rather than call a capturing sampler under autocast: autocast drops its cast weights when it ends,
+    while the graph would go on reading them.
     Raises ValueError for capture on another device.
     """
 

@@ -1,4 +1,8 @@
-"""The scan of the installed package mamba-ssm, on CUDA; its own backward pass runs on a recomputed forward pass."""
+"""The scan of the installed package mamba-ssm, on CUDA; its own backward pass runs on a recomputed forward pass.
+
+The package adds up some gradients with atomics, so two runs may differ in their last bits; DAKD_BACKEND=triton asks for
+the variant that gives the same bits each time.
+"""
 
 from __future__ import annotations
 
