@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dakd.kernels import triton_runtime
+from dakd.kernels import tickets, triton_runtime
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_UNROLLED = 8
@@ -62,7 +62,8 @@ def forward(
         (num_programs, batch),
         *_operands(planes, labels, teacher, teacher_row, class_weights),
         partials,
-        _tickets(logits.device, batch),
+        # By sample, the programs that have arrived; the samples that are done; the labels of no class.
+        tickets.zeros(logits.device, batch + 2),
         *outputs,
         num_pixels,
         num_tiles,
@@ -176,24 +177,6 @@ def _config(planes: _Planes, num_classes: int, dice_samples: str) -> dict[str, i
 
 def _teacher_scale(teacher_range: float | None) -> float:
     return 1.0 if teacher_range is None else -teacher_range / 255
-
-
-_TICKETS: dict[tuple[torch.device, int], Tensor] = {}
-
-
-def _tickets(device: torch.device, batch: int) -> Tensor:
-    """Counters, all zero: the programs of each sample that have arrived, the samples done, the labels of no class.
-
-    The kernel leaves them zero, so the launches of one stream, which never overlap, share theirs without a memset. A
-    captured graph may be replayed on any stream: it gets its own.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return torch.zeros(batch + 2, dtype=torch.int64, device=device)
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    tickets = _TICKETS.get((device, stream))
-    if tickets is None or len(tickets) < batch + 2:
-        tickets = _TICKETS[device, stream] = torch.zeros(max(256, 2 * batch), dtype=torch.int64, device=device)
-    return tickets
 
 
 @triton.jit
