@@ -30,6 +30,16 @@ void seg_loss_backward_cpu(const Tensor& dce, const Tensor& dkd, const Tensor& d
                            const std::optional<Tensor>& teacher_row, const std::optional<Tensor>& class_weights,
                            double teacher_scale, double temperature, int64_t ignore_index, std::string dice_samples,
                            Tensor dlogits);
+void seg_loss_forward_cuda(const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& teacher,
+                           const std::optional<Tensor>& teacher_row, const std::optional<Tensor>& class_weights,
+                           double teacher_scale, double temperature, int64_t ignore_index, std::string dice_samples,
+                           bool is_generalized, double smooth, Tensor ce, Tensor kd, Tensor dice, Tensor num_invalid,
+                           Tensor coefficients, Tensor partials, Tensor tickets);
+void seg_loss_backward_cuda(const Tensor& dce, const Tensor& dkd, const Tensor& ddice, const Tensor& coefficients,
+                            const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& teacher,
+                            const std::optional<Tensor>& teacher_row, const std::optional<Tensor>& class_weights,
+                            double teacher_scale, double temperature, int64_t ignore_index, std::string dice_samples,
+                            Tensor dlogits);
 
 void ddim_step_forward_cpu(const Tensor& x, const Tensor& y, const Tensor& x0_pred, const Tensor& logits,
                            const Tensor& coefficients, const Tensor& step, const std::optional<Tensor>& noise_ids,
@@ -81,6 +91,12 @@ STABLE_TORCH_LIBRARY(dakd_C, m) {
       "seg_loss_forward(Tensor logits, Tensor labels, Tensor? teacher, Tensor? teacher_row, Tensor? class_weights,"
       " float teacher_scale, float temperature, int ignore_index, str dice_samples, bool is_generalized, float smooth,"
       " Tensor(a!) ce, Tensor(b!) kd, Tensor(c!) dice, Tensor(d!) num_invalid, Tensor(e!) coefficients) -> ()");
+  // The blocks of a GPU leave partial sums and draw tickets.
+  m.def(
+      "seg_loss_forward_blocks(Tensor logits, Tensor labels, Tensor? teacher, Tensor? teacher_row,"
+      " Tensor? class_weights, float teacher_scale, float temperature, int ignore_index, str dice_samples,"
+      " bool is_generalized, float smooth, Tensor(a!) ce, Tensor(b!) kd, Tensor(c!) dice, Tensor(d!) num_invalid,"
+      " Tensor(e!) coefficients, Tensor(f!) partials, Tensor(g!) tickets) -> ()");
   m.def(
       "seg_loss_backward(Tensor dce, Tensor dkd, Tensor ddice, Tensor coefficients, Tensor logits, Tensor labels,"
       " Tensor? teacher, Tensor? teacher_row, Tensor? class_weights, float teacher_scale, float temperature,"
@@ -109,5 +125,7 @@ STABLE_TORCH_LIBRARY_IMPL(dakd_C, CPU, m) {
 #ifdef DAKD_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(dakd_C, CUDA, m) {
   m.impl("joint_noising_forward", TORCH_BOX(&dakd::joint_noising_forward_cuda));
+  m.impl("seg_loss_forward_blocks", TORCH_BOX(&dakd::seg_loss_forward_cuda));
+  m.impl("seg_loss_backward", TORCH_BOX(&dakd::seg_loss_backward_cuda));
 }
 #endif

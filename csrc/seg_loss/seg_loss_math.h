@@ -4,6 +4,8 @@
 // Functions are in an anonymous namespace (see common/numbers.h).
 #pragma once
 
+#include <type_traits>
+
 #include "../common/host_device.h"
 #if !defined(__CUDACC__)
 #include "../common/vec_math.h"
@@ -27,7 +29,7 @@ DAKD_HD float exp2_below(float x) {
 }
 DAKD_HD float log_above(float x) { return ::logf(x); }
 template <typename V>
-using RealOf = V;
+using RealOf = std::type_identity_t<V>;
 #else
 template <typename V>
 using RealOf = std::remove_cvref_t<decltype(V{}[0])>;
@@ -58,6 +60,7 @@ DAKD_HD Doubles log_above(Doubles x) {
 // A number of classes: known to the compiler, so that loops unroll and arrays become registers, or not.
 template <int N>
 struct Fixed {
+  static constexpr int value = N;
   DAKD_HD constexpr operator int() const { return N; }
 };
 struct Any {

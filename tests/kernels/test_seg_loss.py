@@ -1,19 +1,21 @@
 """seg_loss: every variant in every form against a loop over samples in plain torch, and the contract with torch.
 
-What only a GPU can show carries the mark `gpu`: that programs which run at once hand their sums over through tickets,
-that the device's own exp and log stay within the budget, and that a captured graph gives the same bits.
+The CUDA kernels run here too, block by block on the CPU. What only a GPU can show carries the mark `gpu`: that blocks
+which run at once hand their sums over through tickets, and that the device's own exp and log stay within the budget.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
+import cuda_on_cpu
 import pytest
 import torch
 import torch.nn.functional as F
 from variants import variants
 
-from dakd.kernels import extension, triton_runtime
+from dakd.kernels import backend as backends
+from dakd.kernels import extension, tickets, triton_runtime
 from dakd.kernels.seg_loss import ops, seg_loss
 from dakd.testing import numerics, plain
 from dakd.testing.inputs import operands, sliced
@@ -84,7 +86,7 @@ def test_forward_and_gradient_match_plain_torch_at_small_shapes(shape, backend, 
     assert_matches_plain(backend, device, operands("seg_loss", shape) | dict(dice_samples="all"))
 
 
-@every_variant
+@pytest.mark.parametrize(("backend", "device"), variants("seg_loss", without=("cuda",)))
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 6, 7, 8, 9, 19, 40])
 def test_any_number_of_classes_is_right(num_classes, backend, device):
     inputs = operands("seg_loss", dict(batch=2, synthetic=1, num_classes=num_classes, height=3, width=27))
@@ -270,14 +272,16 @@ def test_one_launch_forward_and_one_backward(form, backend, device, monkeypatch)
 
 @triton_alone
 def test_a_launch_leaves_its_tickets_as_it_found_them(backend, device):
-    from dakd.kernels.seg_loss import triton as room
-
     inputs = to_device(operands("seg_loss", SHAPES["aligned"]), device)
     inputs["labels"][:] = 77
     assert seg_loss(**inputs, backend=backend).num_invalid == 16 * 40
-    assert all(not tickets.any() for tickets in room._TICKETS.values())
-    more = room._tickets(torch.device(device), 300)
-    assert len(more) >= 302 and not more.any()
+    assert not tickets.zeros(torch.device(device), 4).any()
+
+
+def test_there_are_as_many_zeros_for_tickets_as_are_asked_for():
+    device = torch.device("cpu")
+    assert tickets.zeros(device, 3) is tickets.zeros(device, 4)
+    assert len(tickets.zeros(device, 3000)) >= 3000 and not tickets.zeros(device, 5).any()
 
 
 @every_variant
@@ -377,13 +381,100 @@ def test_backward_keeps_the_inputs_and_a_few_numbers_a_sample(backend, device):
     assert numerics.saved_bytes(partial(seg_loss, backend=backend), inputs) == kept
 
 
-@triton_alone
-def test_a_row_that_the_teacher_does_not_have_makes_the_loss_nan(backend, device):
+@pytest.fixture(scope="session")
+def cuda_kernels(tmp_path_factory):
+    """torch with the CUDA kernels in the place of the compiled library."""
+    if not cuda_on_cpu.is_possible():
+        pytest.skip("no C++ compiler")
+    operations = {"seg_loss_forward_blocks": "seg_loss_forward_cuda", "seg_loss_backward": "seg_loss_backward_cuda"}
+    cuda_on_cpu.load("seg_loss/seg_loss.cu", operations, tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def on_cpu(cuda_kernels, monkeypatch):
+    """Lets backend "cuda" run its kernels on the CPU, three blocks a sample."""
+    from dakd.kernels.seg_loss import cuda
+
+    load, names = backends.load, ("seg_loss_forward_blocks", "seg_loss_backward")
+    monkeypatch.setattr(backends, "load", lambda op, name, *rest: cuda if name == "cuda" else load(op, name, *rest))
+    monkeypatch.setattr(cuda, "_num_blocks", lambda device: 9)
+    for name in names:
+        monkeypatch.setattr(torch.ops.dakd_C, name, getattr(torch.ops.dakd_on_cpu, name), raising=False)
+
+
+LARGER = dict(batch=3, synthetic=1, num_classes=5, height=50, width=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS)
+def test_cuda_kernels_match_plain_torch_in_every_form(form, dtype, on_cpu):
+    for sizes in (SHAPES["uneven"], LARGER):
+        assert_matches_plain("cuda", "cpu", operands("seg_loss", sizes, dtype=dtype) | form)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cuda_kernels_take_any_strides(dtype, layout, on_cpu):
+    inputs = operands("seg_loss", SHAPES["aligned"], dtype=dtype)
+    inputs |= {name: LAYOUTS[layout](inputs[name]) for name in ("logits", "teacher")}
+    inputs["labels"] = sliced(inputs["labels"]).long()
+    for labels in (inputs["labels"], inputs["labels"].contiguous()):
+        assert_matches_plain("cuda", "cpu", inputs | dict(labels=labels))
+    codes = dict(teacher=LAYOUTS[layout](as_codes(inputs["teacher"].float(), 16.0)), teacher_range=16.0)
+    assert_matches_plain("cuda", "cpu", inputs | codes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 5])
+def test_cuda_kernels_are_right_for_each_number_of_classes(num_classes, on_cpu):
+    inputs = operands("seg_loss", LARGER | dict(num_classes=num_classes))
+    inputs["class_weights"] = torch.linspace(0.5, 2, num_classes, dtype=torch.float64)
+    for dice_samples in ("real", "all"):
+        assert_matches_plain("cuda", "cpu", inputs | dict(dice_samples=dice_samples))
+
+
+@pytest.mark.slow
+def test_cuda_kernels_count_unknown_labels_and_leave_their_tickets(on_cpu):
+    inputs = operands("seg_loss", LARGER)
+    inputs["labels"][:] = 77
+    for _ in range(2):
+        assert seg_loss(**inputs, backend="cuda").num_invalid == 2 * 50 * 64
+    assert not tickets.zeros(torch.device("cpu"), 4).any()
+
+
+@pytest.mark.slow
+def test_cuda_kernels_answer_a_row_that_the_teacher_does_not_have_with_nan(on_cpu):
+    assert_an_unknown_row_makes_the_loss_nan("cuda", "cpu")
+
+
+def test_auto_passes_over_a_variant_that_is_not_made_for_so_many_classes(monkeypatch):
+    from dakd.kernels.seg_loss import cuda
+
+    load = backends.load
+    monkeypatch.setattr(
+        backends, "load", lambda op, name, *rest: cuda if name in ("auto", "cuda") else load(op, name, *rest)
+    )
+    assert ops._load(torch.empty(1, 5, 2, 2), "auto") is cuda
+    assert ops._load(torch.empty(1, 9, 2, 2), "auto") is not cuda
+    with pytest.raises(RuntimeError, match="made for 2 to 5 classes; logits have 9; choose auto"):
+        ops._load(torch.empty(1, 9, 2, 2), "cuda")
+
+
+def assert_an_unknown_row_makes_the_loss_nan(backend: str, device: str) -> None:
     inputs = to_device(operands("seg_loss", "tiny"), device)
     inputs["teacher_row"][-1] = 1
     results = numerics.forward_and_gradients(partial(seg_loss, backend=backend), inputs, ("logits",))
     assert results["output 1"].isnan().tolist() == [False, False, True]
     assert results["dlogits"][-1].isnan().all() and results["dlogits"][:-1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("backend", "device"), [variant for variant in variants("seg_loss") if variant.id.startswith(("triton", "cuda"))]
+)
+def test_a_row_that_the_teacher_does_not_have_makes_the_loss_nan(backend, device):
+    assert_an_unknown_row_makes_the_loss_nan(backend, device)
 
 
 def test_codes_distil_almost_what_the_logits_do():
