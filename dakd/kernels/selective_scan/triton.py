@@ -174,8 +174,10 @@ def _backward(
     if num_chunks > 1:
         starts, ends = _chunk_borders(operands, dy, sizes, strides, dy.stride(), constants, backward=True)
     num_programs = batch * num_chunks * num_blocks
-    num_tiles = triton.cdiv(chunk_length, constants["K"])
-    states = u.new_empty((num_programs * num_tiles, num_states, _CHANNELS), dtype=torch.float32)
+    # A row of decays, and one of states for each tile.
+    num_rows = num_programs * (triton.cdiv(chunk_length, constants["K"]) + 1)
+    width = constants["WIDTH"]
+    states = u.new_empty((num_rows, triton.cdiv(num_states, width), _CHANNELS, width), dtype=torch.float32)
     shares = u.new_empty((num_blocks, batch, 2, num_states, length), dtype=torch.float32)
     sums = u.new_empty((batch * num_chunks, num_states + 2, num_channels), dtype=torch.float32)
     arguments = (*operands, dy, starts, ends, states, du, ddelta, shares, sums, *sizes, *strides)
@@ -427,52 +429,102 @@ def _load_shared(
 
 
 @triton.jit
-def _sum_over_channels(values):
-    """The sums over the channels of 2^k vectors: sum i stands in the 32 / 2^k lanes from lane i * 32 / 2^k on.
+def _sum_over_lanes(values, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """Adds vectors over lanes that differ in the bits FIRST to LAST, powers of two; a bit shares out half of the vectors.
 
-    In each round a lane gives away half of its vectors and gets its partner's share of the other half.
+    In each round a lane gives away half of its vectors and gets its partner's share of the other half: of 2^k vectors,
+    the one whose number is the lane's upper k of these bits stays. There must be as many bits.
     """
     lane = tl.arange(0, _BLOCK)
     parts = values
     for level in tl.static_range(5):
-        partner = lane ^ (16 >> level)
-        if len(parts) > 1:
-            is_upper = (lane & (16 >> level)) != 0
-            halves = ()
-            for index in tl.static_range(len(parts) // 2):
-                low = parts[index]
-                high = parts[index + len(parts) // 2]
-                given = tl.gather(tl.where(is_upper, low, high), partner, 0)
-                halves = halves + (tl.where(is_upper, high, low) + given,)
-            parts = halves
-        else:
-            parts = (parts[0] + tl.gather(parts[0], partner, 0),)
+        if (16 >> level) <= FIRST and (16 >> level) >= LAST:
+            partner = lane ^ (16 >> level)
+            if len(parts) > 1:
+                is_upper = (lane & (16 >> level)) != 0
+                halves = ()
+                for index in tl.static_range(len(parts) // 2):
+                    low = parts[index]
+                    high = parts[index + len(parts) // 2]
+                    given = tl.gather(tl.where(is_upper, low, high), partner, 0)
+                    halves = halves + (tl.where(is_upper, high, low) + given,)
+                parts = halves
+            else:
+                parts = (parts[0] + tl.gather(parts[0], partner, 0),)
     return parts[0]
 
 
-@triton.jit
-def _load_decays(A_ptr, channel, in_range, stride_d, stride_n, N: tl.constexpr):
-    """A log2 e of every state, each over the channels."""
-    decays = ()
-    for n in tl.static_range(N):
-        a = tl.load(A_ptr + channel * stride_d + n * stride_n, mask=in_range, other=0.0)
-        decays = decays + (a.to(tl.float32) * _LOG2E,)
-    return decays
+# States are read and written in tiles of WIDTH, of which the last may be padded: the time to compile a kernel grows
+# faster than the number of its loads and stores.
 
 
 @triton.jit
-def _load_states(ptr, row, N: tl.constexpr):
-    """Row `row` of (rows, N, 32) fp32 as N vectors."""
-    states = ()
-    for n in tl.static_range(N):
-        states = states + (tl.load(ptr + (row * N + n) * _BLOCK + tl.arange(0, _BLOCK)),)
+def _first(tile, states, N: tl.constexpr, WIDTH: tl.constexpr):
+    """`states` and those columns of the next (32, WIDTH) tile of them that there are."""
+    columns = _columns(tile, _BLOCK, WIDTH)
+    for index in tl.static_range(WIDTH):
+        if len(states) < N:
+            states = states + (columns[index],)
     return states
 
 
 @triton.jit
-def _store_states(ptr, row, states, N: tl.constexpr):
-    for n in tl.static_range(N):
-        tl.store(ptr + (row * N + n) * _BLOCK + tl.arange(0, _BLOCK), states[n])
+def _group(states, first, N: tl.constexpr, WIDTH: tl.constexpr):
+    """WIDTH vectors from number `first` on as a (32, WIDTH) tile; zeros where there are no more than N."""
+    columns = ()
+    for n in tl.static_range(first, first + WIDTH):
+        if n < N:
+            columns = columns + (states[n],)
+        else:
+            columns = columns + (tl.zeros([_BLOCK], tl.float32),)
+    return _tile(columns, _BLOCK, WIDTH)
+
+
+@triton.jit
+def _load_decays(A_ptr, channel, in_range, stride_d, stride_n, N: tl.constexpr, WIDTH: tl.constexpr):
+    """A log2 e of every state, each over the channels."""
+    decays = ()
+    for first in tl.static_range(0, N, WIDTH):
+        state = first + tl.arange(0, WIDTH)
+        is_there = in_range[:, None] & (state[None, :] < N)
+        a = tl.load(A_ptr + channel[:, None] * stride_d + state[None, :] * stride_n, mask=is_there, other=0.0)
+        decays = _first(a.to(tl.float32) * _LOG2E, decays, N, WIDTH)
+    return decays
+
+
+@triton.jit
+def _load_states(ptr, row, N: tl.constexpr, WIDTH: tl.constexpr):
+    """Row `row` of (rows, N, 32) fp32 as N vectors."""
+    states = ()
+    for first in tl.static_range(0, N, WIDTH):
+        state, lane = first + tl.arange(0, WIDTH)[None, :], tl.arange(0, _BLOCK)[:, None]
+        tile = tl.load(ptr + (row * N + state) * _BLOCK + lane, mask=state < N, other=0.0)
+        states = _first(tile, states, N, WIDTH)
+    return states
+
+
+@triton.jit
+def _store_states(ptr, row, states, N: tl.constexpr, WIDTH: tl.constexpr):
+    for first in tl.static_range(0, N, WIDTH):
+        state, lane = first + tl.arange(0, WIDTH)[None, :], tl.arange(0, _BLOCK)[:, None]
+        tl.store(ptr + (row * N + state) * _BLOCK + lane, _group(states, first, N, WIDTH), mask=state < N)
+
+
+@triton.jit
+def _keep(ptr, row, states, N: tl.constexpr, WIDTH: tl.constexpr):
+    """Stores N vectors as row `row` of (rows, groups, 32, WIDTH) fp32, where a thread's own are neighbours."""
+    own = tl.arange(0, _BLOCK)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    at = ptr + row * (tl.cdiv(N, WIDTH) * WIDTH * _BLOCK)
+    for first in tl.static_range(0, N, WIDTH):
+        tl.store(at + first * _BLOCK + own, _group(states, first, N, WIDTH))
+
+
+@triton.jit
+def _find(ptr, row, first, N: tl.constexpr, WIDTH: tl.constexpr):
+    """The WIDTH vectors from number `first` on of a row that `_keep` stored."""
+    own = tl.arange(0, _BLOCK)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    at = ptr + row * (tl.cdiv(N, WIDTH) * WIDTH * _BLOCK)
+    return _columns(tl.load(at + first * _BLOCK + own), _BLOCK, WIDTH)
 
 
 @triton.jit
@@ -537,7 +589,7 @@ def _forward_kernel(
         y_stride_b, y_stride_d = y_stride_b // ALIGNED * ALIGNED, y_stride_d // ALIGNED * ALIGNED
     row, step = tl.arange(0, _BLOCK), tl.arange(0, K)
     in_range = first_channel + row < num_channels
-    decays = _load_decays(A_ptr, first_channel + row, in_range, A_stride_d, A_stride_n, N)
+    decays = _load_decays(A_ptr, first_channel + row, in_range, A_stride_d, A_stride_n, N, WIDTH)
     skip, bias = tl.zeros([_BLOCK], tl.float32), tl.zeros([_BLOCK], tl.float32)
     if HAS_SKIP:
         skip = tl.load(D_ptr + (first_channel + row) * D_stride, mask=in_range, other=0.0).to(tl.float32)
@@ -545,7 +597,7 @@ def _forward_kernel(
         bias = tl.load(bias_ptr + (first_channel + row) * bias_stride, mask=in_range, other=0.0).to(tl.float32)
     h = _zeros(N)
     if HAS_STARTS:
-        h = _load_states(starts_ptr, tl.program_id(0).to(tl.int64), N)
+        h = _load_states(starts_ptr, tl.program_id(0).to(tl.int64), N, WIDTH)
 
     u_at = u_ptr + sample * u_stride_b + first_channel * u_stride_d + first * u_stride_l
     delta_at = delta_ptr + sample * delta_stride_b + first_channel * delta_stride_d + first * delta_stride_l
@@ -668,7 +720,7 @@ def _chunk_kernel(
         dy_stride_b, dy_stride_d = dy_stride_b // ALIGNED * ALIGNED, dy_stride_d // ALIGNED * ALIGNED
     row, step = tl.arange(0, _BLOCK), tl.arange(0, K)
     in_range = first_channel + row < num_channels
-    decays = _load_decays(A_ptr, first_channel + row, in_range, A_stride_d, A_stride_n, N)
+    decays = _load_decays(A_ptr, first_channel + row, in_range, A_stride_d, A_stride_n, N, WIDTH)
     bias = tl.zeros([_BLOCK], tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + (first_channel + row) * bias_stride, mask=in_range, other=0.0).to(tl.float32)
@@ -731,9 +783,9 @@ def _chunk_kernel(
         B_at += K * B_stride_l
         C_at += K * C_stride_l
     program = tl.program_id(0).to(tl.int64)
-    _store_states(starts_ptr, program, h, N)
+    _store_states(starts_ptr, program, h, N, WIDTH)
     if IS_BACKWARD:
-        _store_states(ends_ptr, program, G, N)
+        _store_states(ends_ptr, program, G, N, WIDTH)
     tl.store(totals_ptr + program * _BLOCK + row, total)
 
 
@@ -864,7 +916,7 @@ def _backward_kernel(
     program = tl.program_id(0).to(tl.int64)
     row, step = tl.arange(0, _BLOCK), tl.arange(0, K)
     in_range = first_channel + row < num_channels
-    decays = _load_decays(A_ptr, first_channel + row, in_range, A_stride_d, A_stride_n, N)
+    decays = _load_decays(A_ptr, first_channel + row, in_range, A_stride_d, A_stride_n, N, WIDTH)
     skip, bias = tl.zeros([_BLOCK], tl.float32), tl.zeros([_BLOCK], tl.float32)
     if HAS_SKIP:
         skip = tl.load(D_ptr + (first_channel + row) * D_stride, mask=in_range, other=0.0).to(tl.float32)
@@ -881,12 +933,13 @@ def _backward_kernel(
     delta_offsets = row[:, None] * delta_stride_d + step[None, :] * delta_stride_l
 
     num_tiles = tl.cdiv(num_steps, K)
-    first_tile = program * tl.cdiv(chunk_length, K)
+    first_row = program * (tl.cdiv(chunk_length, K) + 1)
+    _keep(states_ptr, first_row, decays, N, WIDTH)
     h = _zeros(N)
     if IS_CHUNKED:
-        h = _load_states(starts_ptr, program, N)
+        h = _load_states(starts_ptr, program, N, WIDTH)
     for index in range(num_tiles):
-        _store_states(states_ptr, first_tile + index, h, N)
+        _keep(states_ptr, first_row + 1 + index, h, N, WIDTH)
         left = num_steps - index * K
         is_feature = in_range[:, None] & (step[None, :] < left)
         u = _columns(tl.load(u_at + u_offsets, mask=is_feature, other=0.0), _BLOCK, K)
@@ -923,18 +976,18 @@ def _backward_kernel(
     dy_offsets = row[:, None] * dy_stride_d + step[None, :] * dy_stride_l
     du_offsets = row[:, None] * du_stride_d + step[None, :] * du_stride_l
     ddelta_offsets = row[:, None] * ddelta_stride_d + step[None, :] * ddelta_stride_l
-    # The lane that holds a sum over channels: K sums of dB, then K of dC, each in LANES neighbouring lanes.
+    # The lane that holds a sum over channels: K sums of dB, then K of dC, each in LANES neighbouring lanes, which in
+    # turn hold WIDTH states.
     LANES: tl.constexpr = _BLOCK // (2 * K)
-    value = row // LANES
+    value, state = row // LANES, row % LANES // (LANES // WIDTH)
     block = first_channel // _BLOCK
     num_samples = tl.num_programs(0) // num_blocks // num_chunks
     shares_at = shares_ptr + (block * num_samples + sample) * 2 * N * length + first
-    share_offsets = value // K * (N * length) + value % K
+    share_offsets = value // K * (N * length) + state * length + value % K
 
-    A_at = A_ptr + (first_channel + row) * A_stride_d
     G, dA = _zeros(N), _zeros(N)
     if IS_CHUNKED:
-        G = _load_states(ends_ptr, program, N)
+        G = _load_states(ends_ptr, program, N, WIDTH)
     dskip, dbias = tl.zeros([_BLOCK], tl.float32), tl.zeros([_BLOCK], tl.float32)
     for walked in range(num_tiles):
         index = num_tiles - 1 - walked
@@ -973,12 +1026,14 @@ def _backward_kernel(
         for first_state in tl.static_range(0, N, WIDTH):
             B = _shared_columns(B_tiles[first_state // WIDTH], ROWS * WIDTH)
             C = _shared_columns(C_tiles[first_state // WIDTH], ROWS * WIDTH)
+            # Read again for each tile: in the cache they do not take registers.
+            their_decays = _find(states_ptr, first_row, first_state, N, WIDTH)
+            starts = _find(states_ptr, first_row + 1 + index, first_state, N, WIDTH)
+            sums = ()
             for n in tl.static_range(first_state, first_state + WIDTH):
                 if n < N:
-                    # Read again for each tile: in the cache it does not take a register.
-                    decay = tl.load(A_at + n * A_stride_n, mask=in_range, other=0.0).to(tl.float32) * _LOG2E
-                    start = tl.load(states_ptr + ((first_tile + index) * N + n) * _BLOCK + row)
-                    a, trail = (), (start,)
+                    decay = their_decays[n - first_state]
+                    a, trail = (), (starts[n - first_state],)
                     for t in tl.static_range(K):
                         a = a + (tl.exp2(dt[t] * decay),)
                         trail = trail + (a[t] * trail[t] + product[t] * B[t * WIDTH + n - first_state],)
@@ -996,9 +1051,12 @@ def _backward_kernel(
                         dC = (dy[t] * trail[t + 1],) + dC
                     dproduct, ddt = new_dproduct, new_ddt
                     carried, slowing = carried + (back,), slowing + (rate,)
-                    sums = _sum_over_channels(dB + dC)
-                    is_written = (row % LANES == 0) & (value % K < left)
-                    tl.store(shares_at + n * length + index * K + share_offsets, sums, mask=is_written)
+                    sums = sums + (_sum_over_lanes(dB + dC, 16, LANES),)
+                else:
+                    sums = sums + (tl.zeros([_BLOCK], tl.float32),)
+            sums_at = shares_at + first_state * length + index * K + share_offsets
+            is_written = (row % (LANES // WIDTH) == 0) & (first_state + state < N) & (value % K < left)
+            tl.store(sums_at, _sum_over_lanes(sums, LANES // 2, 1), mask=is_written)
         G, dA = carried, slowing
         du, ddelta = (), ()
         for t in tl.static_range(K):
@@ -1010,12 +1068,14 @@ def _backward_kernel(
         tl.store(du_at + du_offsets, _tile(du, _BLOCK, K), mask=is_feature)
         tl.store(ddelta_at + ddelta_offsets, _tile(ddelta, _BLOCK, K), mask=is_feature)
 
-    sums_at = sums_ptr + (sample * num_chunks + program // num_blocks % num_chunks) * (N + 2) * num_channels
-    sums_at += first_channel + row
-    for n in tl.static_range(N):
-        tl.store(sums_at + n * num_channels, dA[n], mask=in_range)
-    tl.store(sums_at + N * num_channels, dskip, mask=in_range)
-    tl.store(sums_at + (N + 1) * num_channels, dbias, mask=in_range)
+    row_at = sums_ptr + (sample * num_chunks + program // num_blocks % num_chunks) * (N + 2) * num_channels
+    row_at += first_channel
+    for first_state in tl.static_range(0, N, WIDTH):
+        states = first_state + tl.arange(0, WIDTH)[None, :]
+        is_there = in_range[:, None] & (states < N)
+        tl.store(row_at + states * num_channels + row[:, None], _group(dA, first_state, N, WIDTH), mask=is_there)
+    tl.store(row_at + N * num_channels + row, dskip, mask=in_range)
+    tl.store(row_at + (N + 1) * num_channels + row, dbias, mask=in_range)
 
 
 @triton.jit
