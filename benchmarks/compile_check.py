@@ -105,7 +105,6 @@ CASES: dict[str, list[Case]] = {
         *(Case(_scan(*sizes), BF16, "tokens") for sizes in ((144, 256, 196), (144, 512, 49), (1, 512, 784))),
         Case(_scan(144, 256, 196), FP32, "tokens"),
         Case(_scan(144, 256, 196, states=16), BF16, "tokens"),
-        Case(_scan(1, 256, 65536), BF16, "tokens"),
         Case(_scan(144, 256, 196), BF16),
     ],
     "depthwise_conv1d": [

@@ -38,7 +38,8 @@ _CHANNELS = 32
 # States whose operands a thread can hold in registers; more are scanned in groups.
 _FORWARD_STATES = 16
 _BACKWARD_STATES = 8
-_BACKWARD_STEPS = 4
+# Tiles of four steps would keep half as many states in memory, but take up to 212 registers on sm_100.
+_BACKWARD_STEPS = 2
 _BACKWARD_WIDTH = 4
 # Cutting costs two launches and the exponentials twice: not worth it for fewer steps, nor where programs abound.
 _WHOLE_LENGTH = 256
@@ -417,23 +418,29 @@ def _load_shared(
     at, left, stride_n, stride_l, N: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr
 ):
     """B or C of K steps, as tiles (ROWS, WIDTH) of WIDTH states each; rows from K on are zero."""
+    at += tl.arange(0, ROWS)[:, None] * stride_l + tl.arange(0, WIDTH)[None, :] * stride_n
+    return _load_tiles(at, left, stride_n, N, WIDTH, ROWS, K)
+
+
+@triton.jit
+def _load_tiles(at, left, stride_n, N: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr):
+    """`_load_shared` from the addresses of the first tile."""
     step = tl.arange(0, ROWS)
     left = tl.minimum(left, K)
     tiles = ()
     for first in tl.static_range(0, N, WIDTH):
         state = first + tl.arange(0, WIDTH)
         is_there = (step[:, None] < left) & (state[None, :] < N)
-        tile = tl.load(at + step[:, None] * stride_l + state[None, :] * stride_n, mask=is_there, other=0.0)
-        tiles = tiles + (tile,)
+        tiles = tiles + (tl.load(at + first * stride_n, mask=is_there, other=0.0),)
     return tiles
 
 
 @triton.jit
 def _sum_over_lanes(values, FIRST: tl.constexpr, LAST: tl.constexpr):
-    """Adds vectors over lanes that differ in the bits FIRST to LAST, powers of two; a bit shares out half of the vectors.
+    """The sums of 2^k vectors over the lanes that differ in the bits FIRST to LAST of their number, at least k bits.
 
-    In each round a lane gives away half of its vectors and gets its partner's share of the other half: of 2^k vectors,
-    the one whose number is the lane's upper k of these bits stays. There must be as many bits.
+    In each round, one for each bit, a lane gives away half of its vectors and gets its partner's share of the other
+    half: the sum that it is left with is that of the vector whose number stands in the upper k of these bits.
     """
     lane = tl.arange(0, _BLOCK)
     parts = values
@@ -922,15 +929,23 @@ def _backward_kernel(
         skip = tl.load(D_ptr + (first_channel + row) * D_stride, mask=in_range, other=0.0).to(tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + (first_channel + row) * bias_stride, mask=in_range, other=0.0).to(tl.float32)
-    u_at = u_ptr + sample * u_stride_b + first_channel * u_stride_d + first * u_stride_l
-    delta_at = delta_ptr + sample * delta_stride_b + first_channel * delta_stride_d + first * delta_stride_l
-    dy_at = dy_ptr + sample * dy_stride_b + first_channel * dy_stride_d + first * dy_stride_l
-    du_at = du_ptr + sample * du_stride_b + first_channel * du_stride_d + first * du_stride_l
-    ddelta_at = ddelta_ptr + sample * ddelta_stride_b + first_channel * ddelta_stride_d + first * ddelta_stride_l
+    # A thread's own addresses in the first tile: all that it keeps of them while it walks.
+    channel = first_channel + row[:, None]
+    u_at = u_ptr + sample * u_stride_b + first * u_stride_l
+    u_at += channel * u_stride_d + step[None, :] * u_stride_l
+    delta_at = delta_ptr + sample * delta_stride_b + first * delta_stride_l
+    delta_at += channel * delta_stride_d + step[None, :] * delta_stride_l
+    dy_at = dy_ptr + sample * dy_stride_b + first * dy_stride_l
+    dy_at += channel * dy_stride_d + step[None, :] * dy_stride_l
+    du_at = du_ptr + sample * du_stride_b + first * du_stride_l
+    du_at += channel * du_stride_d + step[None, :] * du_stride_l
+    ddelta_at = ddelta_ptr + sample * ddelta_stride_b + first * ddelta_stride_l
+    ddelta_at += channel * ddelta_stride_d + step[None, :] * ddelta_stride_l
     B_at = B_ptr + sample * B_stride_b + first * B_stride_l
     C_at = C_ptr + sample * C_stride_b + first * C_stride_l
-    u_offsets = row[:, None] * u_stride_d + step[None, :] * u_stride_l
-    delta_offsets = row[:, None] * delta_stride_d + step[None, :] * delta_stride_l
+    shared_step, shared_state = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
+    B_at += shared_step * B_stride_l + shared_state * B_stride_n
+    C_at += shared_step * C_stride_l + shared_state * C_stride_n
 
     num_tiles = tl.cdiv(num_steps, K)
     first_row = program * (tl.cdiv(chunk_length, K) + 1)
@@ -940,11 +955,12 @@ def _backward_kernel(
         h = _load_states(starts_ptr, program, N, WIDTH)
     for index in range(num_tiles):
         _keep(states_ptr, first_row + 1 + index, h, N, WIDTH)
-        left = num_steps - index * K
+        past = index * K
+        left = num_steps - past
         is_feature = in_range[:, None] & (step[None, :] < left)
-        u = _columns(tl.load(u_at + u_offsets, mask=is_feature, other=0.0), _BLOCK, K)
-        raw = _columns(tl.load(delta_at + delta_offsets, mask=is_feature, other=0.0), _BLOCK, K)
-        B_tiles = _load_shared(B_at, left, B_stride_n, B_stride_l, N, WIDTH, ROWS, K)
+        u = _columns(tl.load(u_at + past * u_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
+        raw = _columns(tl.load(delta_at + past * delta_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
+        B_tiles = _load_tiles(B_at + past * B_stride_l, left, B_stride_n, N, WIDTH, ROWS, K)
         dt, product = (), ()
         for t in tl.static_range(K):
             x = raw[t].to(tl.float32) + bias
@@ -963,19 +979,9 @@ def _backward_kernel(
                         current = tl.exp2(dt[t] * decays[n]) * current + b
                     ends = ends + (current,)
         h = ends
-        u_at += K * u_stride_l
-        delta_at += K * delta_stride_l
-        B_at += K * B_stride_l
     # The states are read back below by whichever thread's turn it is.
     tl.debug_barrier()
 
-    C_at += num_tiles * K * C_stride_l
-    dy_at += num_tiles * K * dy_stride_l
-    du_at += num_tiles * K * du_stride_l
-    ddelta_at += num_tiles * K * ddelta_stride_l
-    dy_offsets = row[:, None] * dy_stride_d + step[None, :] * dy_stride_l
-    du_offsets = row[:, None] * du_stride_d + step[None, :] * du_stride_l
-    ddelta_offsets = row[:, None] * ddelta_stride_d + step[None, :] * ddelta_stride_l
     # The lane that holds a sum over channels: K sums of dB, then K of dC, each in LANES neighbouring lanes, which in
     # turn hold WIDTH states.
     LANES: tl.constexpr = _BLOCK // (2 * K)
@@ -983,7 +989,7 @@ def _backward_kernel(
     block = first_channel // _BLOCK
     num_samples = tl.num_programs(0) // num_blocks // num_chunks
     shares_at = shares_ptr + (block * num_samples + sample) * 2 * N * length + first
-    share_offsets = value // K * (N * length) + state * length + value % K
+    shares_at += value // K * (N * length) + state * length + value % K
 
     G, dA = _zeros(N), _zeros(N)
     if IS_CHUNKED:
@@ -991,20 +997,14 @@ def _backward_kernel(
     dskip, dbias = tl.zeros([_BLOCK], tl.float32), tl.zeros([_BLOCK], tl.float32)
     for walked in range(num_tiles):
         index = num_tiles - 1 - walked
-        u_at -= K * u_stride_l
-        delta_at -= K * delta_stride_l
-        B_at -= K * B_stride_l
-        C_at -= K * C_stride_l
-        dy_at -= K * dy_stride_l
-        du_at -= K * du_stride_l
-        ddelta_at -= K * ddelta_stride_l
-        left = num_steps - index * K
+        past = index * K
+        left = num_steps - past
         is_feature = in_range[:, None] & (step[None, :] < left)
-        u_raw = _columns(tl.load(u_at + u_offsets, mask=is_feature, other=0.0), _BLOCK, K)
-        raw = _columns(tl.load(delta_at + delta_offsets, mask=is_feature, other=0.0), _BLOCK, K)
-        dy_raw = _columns(tl.load(dy_at + dy_offsets, mask=is_feature, other=0.0), _BLOCK, K)
-        B_tiles = _load_shared(B_at, left, B_stride_n, B_stride_l, N, WIDTH, ROWS, K)
-        C_tiles = _load_shared(C_at, left, C_stride_n, C_stride_l, N, WIDTH, ROWS, K)
+        u_raw = _columns(tl.load(u_at + past * u_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
+        raw = _columns(tl.load(delta_at + past * delta_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
+        dy_raw = _columns(tl.load(dy_at + past * dy_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
+        B_tiles = _load_tiles(B_at + past * B_stride_l, left, B_stride_n, N, WIDTH, ROWS, K)
+        C_tiles = _load_tiles(C_at + past * C_stride_l, left, C_stride_n, N, WIDTH, ROWS, K)
         dt, slopes, product, u, dy = (), (), (), (), ()
         dproduct, ddt = (), ()
         for t in tl.static_range(K):
@@ -1054,7 +1054,7 @@ def _backward_kernel(
                     sums = sums + (_sum_over_lanes(dB + dC, 16, LANES),)
                 else:
                     sums = sums + (tl.zeros([_BLOCK], tl.float32),)
-            sums_at = shares_at + first_state * length + index * K + share_offsets
+            sums_at = shares_at + (first_state * length + past)
             is_written = (row % (LANES // WIDTH) == 0) & (first_state + state < N) & (value % K < left)
             tl.store(sums_at, _sum_over_lanes(sums, LANES // 2, 1), mask=is_written)
         G, dA = carried, slowing
@@ -1065,8 +1065,8 @@ def _backward_kernel(
             ddelta = ddelta + (gradient.to(ddelta_ptr.dtype.element_ty),)
             dskip += dy[t] * u[t]
             dbias += gradient
-        tl.store(du_at + du_offsets, _tile(du, _BLOCK, K), mask=is_feature)
-        tl.store(ddelta_at + ddelta_offsets, _tile(ddelta, _BLOCK, K), mask=is_feature)
+        tl.store(du_at + past * du_stride_l, _tile(du, _BLOCK, K), mask=is_feature)
+        tl.store(ddelta_at + past * ddelta_stride_l, _tile(ddelta, _BLOCK, K), mask=is_feature)
 
     row_at = sums_ptr + (sample * num_chunks + program // num_blocks % num_chunks) * (N + 2) * num_channels
     row_at += first_channel
