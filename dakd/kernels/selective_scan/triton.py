@@ -946,6 +946,7 @@ def _backward_kernel(
     shared_step, shared_state = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
     B_at += shared_step * B_stride_l + shared_state * B_stride_n
     C_at += shared_step * C_stride_l + shared_state * C_stride_n
+    num_steps = num_steps.to(tl.int32)
 
     num_tiles = tl.cdiv(num_steps, K)
     first_row = program * (tl.cdiv(chunk_length, K) + 1)
@@ -955,8 +956,8 @@ def _backward_kernel(
         h = _load_states(starts_ptr, program, N, WIDTH)
     for index in range(num_tiles):
         _keep(states_ptr, first_row + 1 + index, h, N, WIDTH)
-        past = index * K
-        left = num_steps - past
+        left = num_steps - index * K
+        past = (num_steps - left).to(tl.int64)
         is_feature = in_range[:, None] & (step[None, :] < left)
         u = _columns(tl.load(u_at + past * u_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
         raw = _columns(tl.load(delta_at + past * delta_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
@@ -997,8 +998,8 @@ def _backward_kernel(
     dskip, dbias = tl.zeros([_BLOCK], tl.float32), tl.zeros([_BLOCK], tl.float32)
     for walked in range(num_tiles):
         index = num_tiles - 1 - walked
-        past = index * K
-        left = num_steps - past
+        left = num_steps - index * K
+        past = (num_steps - left).to(tl.int64)
         is_feature = in_range[:, None] & (step[None, :] < left)
         u_raw = _columns(tl.load(u_at + past * u_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
         raw = _columns(tl.load(delta_at + past * delta_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
