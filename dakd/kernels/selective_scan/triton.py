@@ -518,20 +518,18 @@ def _store_states(ptr, row, states, N: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _keep(ptr, row, states, N: tl.constexpr, WIDTH: tl.constexpr):
-    """Stores N vectors as row `row` of (rows, groups, 32, WIDTH) fp32, where a thread's own are neighbours."""
+def _keep(ptr, states, N: tl.constexpr, WIDTH: tl.constexpr):
+    """Stores N vectors as (groups, 32, WIDTH) fp32, where a thread's own are neighbours."""
     own = tl.arange(0, _BLOCK)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    at = ptr + row * (tl.cdiv(N, WIDTH) * WIDTH * _BLOCK)
     for first in tl.static_range(0, N, WIDTH):
-        tl.store(at + first * _BLOCK + own, _group(states, first, N, WIDTH))
+        tl.store(ptr + first * _BLOCK + own, _group(states, first, N, WIDTH))
 
 
 @triton.jit
-def _find(ptr, row, first, N: tl.constexpr, WIDTH: tl.constexpr):
-    """The WIDTH vectors from number `first` on of a row that `_keep` stored."""
+def _find(ptr, first, WIDTH: tl.constexpr):
+    """The WIDTH vectors from number `first` on that `_keep` stored."""
     own = tl.arange(0, _BLOCK)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    at = ptr + row * (tl.cdiv(N, WIDTH) * WIDTH * _BLOCK)
-    return _columns(tl.load(at + first * _BLOCK + own), _BLOCK, WIDTH)
+    return _columns(tl.load(ptr + first * _BLOCK + own), _BLOCK, WIDTH)
 
 
 @triton.jit
@@ -949,15 +947,18 @@ def _backward_kernel(
     num_steps = num_steps.to(tl.int32)
 
     num_tiles = tl.cdiv(num_steps, K)
-    first_row = program * (tl.cdiv(chunk_length, K) + 1)
-    _keep(states_ptr, first_row, decays, N, WIDTH)
+    # A row of decays, and one of states for each tile.
+    ROW: tl.constexpr = (N + WIDTH - 1) // WIDTH * WIDTH * _BLOCK
+    decays_at = states_ptr + program * (tl.cdiv(chunk_length, K) + 1) * ROW
+    states_at = decays_at + ROW
+    _keep(decays_at, decays, N, WIDTH)
     h = _zeros(N)
     if IS_CHUNKED:
         h = _load_states(starts_ptr, program, N, WIDTH)
     for index in range(num_tiles):
-        _keep(states_ptr, first_row + 1 + index, h, N, WIDTH)
         left = num_steps - index * K
         past = (num_steps - left).to(tl.int64)
+        _keep(states_at + past * (ROW // K), h, N, WIDTH)
         is_feature = in_range[:, None] & (step[None, :] < left)
         u = _columns(tl.load(u_at + past * u_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
         raw = _columns(tl.load(delta_at + past * delta_stride_l, mask=is_feature, other=0.0), _BLOCK, K)
@@ -1028,8 +1029,8 @@ def _backward_kernel(
             B = _shared_columns(B_tiles[first_state // WIDTH], ROWS * WIDTH)
             C = _shared_columns(C_tiles[first_state // WIDTH], ROWS * WIDTH)
             # Read again for each tile: in the cache they do not take registers.
-            their_decays = _find(states_ptr, first_row, first_state, N, WIDTH)
-            starts = _find(states_ptr, first_row + 1 + index, first_state, N, WIDTH)
+            their_decays = _find(decays_at, first_state, WIDTH)
+            starts = _find(states_at + past * (ROW // K), first_state, WIDTH)
             sums = ()
             for n in tl.static_range(first_state, first_state + WIDTH):
                 if n < N:
