@@ -127,6 +127,7 @@ class Launch(NamedTuple):
     divisible: tuple[str, ...]
     num_warps: int
     num_stages: int
+    maxnreg: int | None
 
 
 class Usage(NamedTuple):
@@ -186,7 +187,8 @@ def record(op: str) -> list[Launch]:
     def recorder(kernel, grid, *arguments, num_warps: int = 4, num_stages: int = 2, **constants) -> None:
         if 0 in grid:
             return
-        compilation = _describe(kernel, arguments, constants, num_warps, num_stages)
+        maxnreg = constants.pop("maxnreg", None)
+        compilation = (*_describe(kernel, arguments, constants), num_warps, num_stages, maxnreg)
         if compilation in launches:
             return
         name = f"{op}.{kernel.__name__.lstrip('_')} {case.name}"
@@ -219,8 +221,8 @@ _POINTERS = {
 }  # fmt: skip
 
 
-def _describe(kernel, arguments: tuple, constants: dict, num_warps: int, num_stages: int) -> tuple:
-    """A Launch less its name, specialised as Triton's launcher does: ones are constants, multiples of 16 are known."""
+def _describe(kernel, arguments: tuple, constants: dict) -> tuple:
+    """A Launch less name and options, specialised as Triton's launcher does: ones are constants, 16s are known."""
     values = dict(zip([parameter.name for parameter in kernel.params if not parameter.is_constexpr], arguments))
     values |= {name: value for name, value in constants.items()}
     signature, fixed, divisible = [], [], []
@@ -238,7 +240,7 @@ def _describe(kernel, arguments: tuple, constants: dict, num_warps: int, num_sta
             signature.append((parameter.name, "i32" if -(2**31) <= value < 2**31 else "i64"))
             if value % 16 == 0:
                 divisible.append(parameter.name)
-    return kernel, tuple(signature), tuple(fixed), tuple(divisible), num_warps, num_stages
+    return kernel, tuple(signature), tuple(fixed), tuple(divisible)
 
 
 def _compile_triton(index: int, arch: int) -> list[tuple[str, int, Usage]]:
@@ -254,7 +256,7 @@ def _compile_triton(index: int, arch: int) -> list[tuple[str, int, Usage]]:
         constexprs={(position[name],): value for name, value in launch.constants},
         attrs={(position[name],): [["tt.divisibility", 16]] for name in launch.divisible},
     )
-    options = dict(num_warps=launch.num_warps, num_stages=launch.num_stages)
+    options = dict(num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.maxnreg)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
