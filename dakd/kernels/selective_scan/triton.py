@@ -132,7 +132,7 @@ def _forward(
     grid = (batch * num_chunks * num_blocks,)
     sequences = (u, delta, y)
     steps = _forward_steps(sequences, A)
-    constants = _constants(steps, 32 // steps, sequences, A, D, delta_bias, delta_softplus)
+    constants = _constants(steps, 32 // steps, sequences, A, delta_bias, delta_softplus)
     sizes = (num_channels, length, num_blocks, num_chunks, chunk_length)
     operands = (u, delta, A, B, C, A if D is None else D, A if delta_bias is None else delta_bias)
     strides = _strides(u, delta, A, B, C, D, delta_bias)
@@ -141,7 +141,14 @@ def _forward(
         starts, _ = _chunk_borders(operands, u, sizes, strides, (0, 0, 0), constants, backward=False)
     arguments = (*operands, starts, y, *sizes, *strides, *y.stride())
     triton_runtime.launch(
-        _forward_kernel, grid, *arguments, num_warps=1, num_stages=1, HAS_STARTS=num_chunks > 1, **constants
+        _forward_kernel,
+        grid,
+        *arguments,
+        num_warps=1,
+        num_stages=1,
+        HAS_STARTS=num_chunks > 1,
+        HAS_SKIP=D is not None,
+        **constants,
     )
 
 
@@ -167,7 +174,7 @@ def _backward(
     num_states = A.shape[1]
     chunk_length, num_chunks, num_blocks = _chunks(u)
     sequences = (u, delta, dy, du, ddelta)
-    constants = _constants(_BACKWARD_STEPS, _BACKWARD_WIDTH, sequences, A, D, delta_bias, delta_softplus)
+    constants = _constants(_BACKWARD_STEPS, _BACKWARD_WIDTH, sequences, A, delta_bias, delta_softplus)
     sizes = (num_channels, length, num_blocks, num_chunks, chunk_length)
     operands = (u, delta, A, B, C, A if D is None else D, A if delta_bias is None else delta_bias)
     strides = _strides(u, delta, A, B, C, D, delta_bias)
@@ -181,7 +188,9 @@ def _backward(
     states = u.new_empty((num_rows, triton.cdiv(num_states, width), _CHANNELS, width), dtype=torch.float32)
     shares = u.new_empty((num_blocks, batch, 2, num_states, length), dtype=torch.float32)
     sums = u.new_empty((batch * num_chunks, num_states + 2, num_channels), dtype=torch.float32)
-    arguments = (*operands, dy, starts, ends, states, du, ddelta, shares, sums, *sizes, *strides)
+    # Whether there is a D is not compiled in: without one, ptxas took fewer registers than sm_90 needs, and spilled.
+    num_skipping = 0 if D is None else num_channels
+    arguments = (*operands, dy, starts, ends, states, du, ddelta, shares, sums, num_skipping, *sizes, *strides)
     triton_runtime.launch(
         _backward_kernel,
         (num_programs,),
@@ -310,7 +319,6 @@ def _constants(
     width: int,
     sequences: tuple[Tensor, ...],
     A: Tensor,
-    D: Tensor | None,
     bias: Tensor | None,
     softplus: bool,
 ) -> dict:
@@ -328,7 +336,6 @@ def _constants(
         ROWS=32 // width if num_states >= 4 else num_steps,
         K=num_steps,
         ALIGNED=num_steps if all(_has_aligned_rows(tensor, num_steps) for tensor in sequences) else 1,
-        HAS_SKIP=D is not None,
         HAS_BIAS=bias is not None,
         SOFTPLUS=softplus,
     )
@@ -710,7 +717,6 @@ def _chunk_kernel(
     ROWS: tl.constexpr,
     K: tl.constexpr,
     ALIGNED: tl.constexpr,
-    HAS_SKIP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):
@@ -870,6 +876,7 @@ def _backward_kernel(
     ddelta_ptr,
     shares_ptr,
     sums_ptr,
+    num_skipping,
     num_channels,
     length,
     num_blocks,
@@ -906,7 +913,6 @@ def _backward_kernel(
     ROWS: tl.constexpr,
     K: tl.constexpr,
     ALIGNED: tl.constexpr,
-    HAS_SKIP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):
@@ -924,9 +930,9 @@ def _backward_kernel(
     row, step = tl.arange(0, _BLOCK), tl.arange(0, K)
     in_range = first_channel + row < num_channels
     decays = _load_decays(A_ptr, first_channel + row, in_range, A_stride_d, A_stride_n, N, WIDTH)
-    skip, bias = tl.zeros([_BLOCK], tl.float32), tl.zeros([_BLOCK], tl.float32)
-    if HAS_SKIP:
-        skip = tl.load(D_ptr + (first_channel + row) * D_stride, mask=in_range, other=0.0).to(tl.float32)
+    skips = first_channel + row < num_skipping
+    skip = tl.load(D_ptr + (first_channel + row) * D_stride, mask=skips, other=0.0).to(tl.float32)
+    bias = tl.zeros([_BLOCK], tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + (first_channel + row) * bias_stride, mask=in_range, other=0.0).to(tl.float32)
     # A thread's own addresses in the first tile: all that it keeps of them while it walks.
