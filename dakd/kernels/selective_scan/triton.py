@@ -200,8 +200,6 @@ def _backward(
         *ddelta.stride(),
         num_warps=1,
         num_stages=1,
-        # Left to itself, ptxas stops at 128 registers without the skip, and spills two.
-        maxnreg=168 if D is None and num_chunks == 1 else None,
         IS_CHUNKED=num_chunks > 1,
         **constants,
     )
