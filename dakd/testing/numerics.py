@@ -43,13 +43,22 @@ def assert_matches_plain(
     wide = {name: value.double() if _is_floating(value) else value for name, value in inputs.items()}
     nudged = {name: _nudge(value, inputs[name].dtype) if _is_floating(value) else value for name, value in wide.items()}
     got = forward_and_gradients(function, inputs, differentiable)
-    exact, eager, inherent = (forward_and_gradients(plain, given, differentiable) for given in (wide, inputs, nudged))
+    # All are asked for the gradient of the same cotangents: those that `function` was given, in its outputs' dtypes.
+    dtypes = [value.dtype for name, value in got.items() if name.startswith("output")]
+    exact, eager, inherent = (
+        forward_and_gradients(plain, given, differentiable, dtypes) for given in (wide, inputs, nudged)
+    )
     for name in got:
         assert_within_budget(name, got[name], exact[name], eager[name], inherent[name], factor=factor)
 
 
-def forward_and_gradients(function: Callable, inputs: dict, differentiable: tuple[str, ...]) -> dict[str, Tensor]:
-    """Floating outputs by number, and the gradients "d<input>" of sum(output * cotangent) with seeded cotangents."""
+def forward_and_gradients(
+    function: Callable, inputs: dict, differentiable: tuple[str, ...], dtypes: list[torch.dtype] | None = None
+) -> dict[str, Tensor]:
+    """Floating outputs by number, and the gradients "d<input>" of sum(output * cotangent) with seeded cotangents.
+
+    dtypes: what the cotangents are rounded to, by output; None: the outputs' own.
+    """
     leaves = {
         name: value.detach().requires_grad_(name in differentiable) if _is_floating(value) else value
         for name, value in inputs.items()
@@ -59,7 +68,11 @@ def forward_and_gradients(function: Callable, inputs: dict, differentiable: tupl
     results = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
     wanted = [name for name in differentiable if leaves[name] is not None]
     if wanted:
-        cotangents = [seeded_like(output, seed) for seed, output in enumerate(outputs)]
+        dtypes = dtypes or [output.dtype for output in outputs]
+        cotangents = [
+            seeded_like(output.to(dtype), seed).to(output.dtype)
+            for seed, (output, dtype) in enumerate(zip(outputs, dtypes, strict=True))
+        ]
         gradients = torch.autograd.grad(outputs, [leaves[name] for name in wanted], cotangents)
         results |= {f"d{name}": gradient for name, gradient in zip(wanted, gradients)}
     return results
