@@ -18,7 +18,7 @@ def forward(
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
-    teacher_range: float | None,
+    teacher_scale: float,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
@@ -33,7 +33,7 @@ def forward(
         teacher,
         teacher_row,
         _weights(class_weights, logits),
-        _teacher_scale(teacher_range),
+        teacher_scale,
         temperature,
         ignore_index,
         dice_samples,
@@ -53,7 +53,7 @@ def backward(
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
-    teacher_range: float | None,
+    teacher_scale: float,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
@@ -72,7 +72,7 @@ def backward(
         teacher,
         teacher_row,
         _weights(class_weights, logits),
-        _teacher_scale(teacher_range),
+        teacher_scale,
         temperature,
         ignore_index,
         dice_samples,
@@ -82,8 +82,3 @@ def backward(
 
 def _weights(class_weights: Tensor | None, logits: Tensor) -> Tensor | None:
     return None if class_weights is None else class_weights.to(compute_dtype(logits.dtype)).contiguous()
-
-
-def _teacher_scale(teacher_range: float | None) -> float:
-    """What a number of the teacher's is multiplied by: a code is so many steps below the largest logit."""
-    return 1.0 if teacher_range is None else -teacher_range / 255

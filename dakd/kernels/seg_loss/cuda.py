@@ -23,7 +23,7 @@ def forward(
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
-    teacher_range: float | None,
+    teacher_scale: float,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
@@ -44,7 +44,7 @@ def forward(
         _teacher(teacher),
         None if teacher_row is None else teacher_row.contiguous(),
         _weights(class_weights),
-        _teacher_scale(teacher_range),
+        teacher_scale,
         temperature,
         ignore_index,
         dice_samples,
@@ -66,7 +66,7 @@ def backward(
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
-    teacher_range: float | None,
+    teacher_scale: float,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
@@ -85,7 +85,7 @@ def backward(
         _teacher(teacher),
         None if teacher_row is None else teacher_row.contiguous(),
         _weights(class_weights),
-        _teacher_scale(teacher_range),
+        teacher_scale,
         temperature,
         ignore_index,
         dice_samples,
@@ -105,8 +105,3 @@ def _teacher(teacher: Tensor | None) -> Tensor | None:
 
 def _weights(class_weights: Tensor | None) -> Tensor | None:
     return None if class_weights is None else class_weights.float().contiguous()
-
-
-def _teacher_scale(teacher_range: float | None) -> float:
-    """What a number of the teacher's is multiplied by: a code is so many steps below the largest logit."""
-    return 1.0 if teacher_range is None else -teacher_range / 255

@@ -26,19 +26,12 @@ def _allocate(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _load(logits: Tensor, backend: str) -> ModuleType:
-    """The variant; one that is made for certain NUM_CLASSES alone is passed over by "auto" where there are others."""
-    device_type, num_classes = logits.device.type, logits.shape[1]
-    variant = backends.load(_OP, backend, device_type, logits.dtype)
-    made_for = getattr(variant, "NUM_CLASSES", None)
-    if made_for is None or num_classes in made_for:
-        return variant
-    if backend != "auto":
-        raise RuntimeError(
-            f"{_OP}: backend {backend!r} is made for {made_for[0]} to {made_for[-1]} classes; "
-            f"logits have {num_classes}; choose auto"
-        )
-    has_triton = backends.why_not(_OP, "triton", device_type, logits.dtype) is None
-    return backends.load(_OP, "triton" if has_triton else "reference", device_type, logits.dtype)
+    return backends.load(_OP, backend, logits.device.type, logits.dtype, logits.shape[1])
+
+
+def _teacher_scale(teacher_range: float | None) -> float:
+    """What a number of the teacher's is multiplied by: a code is so many steps below the largest logit."""
+    return 1.0 if teacher_range is None else -teacher_range / 255
 
 
 @torch.library.custom_op("dakd::seg_loss", mutates_args=())
@@ -59,7 +52,7 @@ def seg_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     outputs = _allocate(logits)
     variant = _load(logits, backend)
-    settings = (teacher_range, temperature, ignore_index, dice_samples, dice_form, dice_smooth)
+    settings = (_teacher_scale(teacher_range), temperature, ignore_index, dice_samples, dice_form, dice_smooth)
     variant.forward(logits, labels, teacher, teacher_row, class_weights, *settings, outputs=outputs)
     return outputs
 
@@ -104,7 +97,7 @@ def seg_loss_backward(
 ) -> Tensor:
     dlogits = torch.empty_like(logits)
     variant = _load(logits, backend)
-    settings = (teacher_range, temperature, ignore_index, dice_samples, dice_form, dice_smooth)
+    settings = (_teacher_scale(teacher_range), temperature, ignore_index, dice_samples, dice_form, dice_smooth)
     inputs = (logits, labels, teacher, teacher_row, class_weights)
     variant.backward(dce, dkd, ddice, coefficients, *inputs, *settings, dlogits=dlogits)
     return dlogits

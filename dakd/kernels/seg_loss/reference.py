@@ -48,7 +48,7 @@ def forward(
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
-    teacher_range: float | None,
+    teacher_scale: float,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
@@ -60,7 +60,7 @@ def forward(
     ce, kd, dice, num_invalid, coefficients = outputs
     inverse_weight, offset, slope = _split(coefficients)
     logits = logits.to(compute_dtype(logits.dtype))
-    targets = _read_targets(logits, labels, teacher, teacher_row, teacher_range, ignore_index)
+    targets = _read_targets(logits, labels, teacher, teacher_row, teacher_scale, ignore_index)
     num_invalid.copy_(targets.num_invalid)
     weight = _pixel_weights(targets, class_weights, logits.dtype)
     total = weight.sum((1, 2))
@@ -91,7 +91,7 @@ def backward(
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
-    teacher_range: float | None,
+    teacher_scale: float,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
@@ -101,7 +101,7 @@ def backward(
     dlogits: Tensor,
 ) -> None:
     logits = logits.to(compute_dtype(logits.dtype))
-    targets = _read_targets(logits, labels, teacher, teacher_row, teacher_range, ignore_index)
+    targets = _read_targets(logits, labels, teacher, teacher_row, teacher_scale, ignore_index)
     p = logits.softmax(1)
     inverse_weight, offset, slope = _split(coefficients)
     weight = (dce * inverse_weight)[:, None, None] * _pixel_weights(targets, class_weights, logits.dtype)
@@ -129,7 +129,7 @@ def _read_targets(
     labels: Tensor,
     teacher: Tensor | None,
     teacher_row: Tensor | None,
-    teacher_range: float | None,
+    teacher_scale: float,
     ignore_index: int,
 ) -> _Targets:
     batch, num_classes = logits.shape[:2]
@@ -138,9 +138,7 @@ def _read_targets(
     given = (label != ignore_index) & is_real[:, None, None]
     in_table = (label >= 0) & (label < num_classes)
     if teacher is not None:
-        teacher = teacher[row.clamp_min(0)].to(logits.dtype) if len(teacher) else None
-    if teacher is not None and teacher_range is not None:
-        teacher = teacher * (-teacher_range / 255)
+        teacher = teacher_scale * teacher[row.clamp_min(0)].to(logits.dtype) if len(teacher) else None
     labelled = given & in_table
     return _Targets(is_real, label * labelled, labelled, (given & ~in_table).sum(), teacher)
 

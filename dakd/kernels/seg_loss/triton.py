@@ -37,7 +37,7 @@ def forward(
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
-    teacher_range: float | None,
+    teacher_scale: float,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
@@ -67,7 +67,7 @@ def forward(
         *outputs,
         num_pixels,
         num_tiles,
-        _teacher_scale(teacher_range),
+        teacher_scale,
         1 / temperature,
         ignore_index,
         dice_smooth,
@@ -87,7 +87,7 @@ def backward(
     teacher: Tensor | None,
     teacher_row: Tensor | None,
     class_weights: Tensor | None,
-    teacher_range: float | None,
+    teacher_scale: float,
     temperature: float,
     ignore_index: int,
     dice_samples: str,
@@ -110,7 +110,7 @@ def backward(
         target,
         *target_strides,
         num_pixels,
-        _teacher_scale(teacher_range),
+        teacher_scale,
         1 / temperature,
         ignore_index,
         **_flags(teacher, teacher_row, class_weights, dice_samples),
@@ -173,10 +173,6 @@ def _config(planes: _Planes, num_classes: int, dice_samples: str) -> dict[str, i
     most = (20 if dice_samples == "all" else 40) // num_classes
     cols = min(16 // logits.element_size(), 1 << (most.bit_length() - 1)) if is_adjacent else 1
     return classes | dict(ROWS=128, COLS=cols, num_warps=4)
-
-
-def _teacher_scale(teacher_range: float | None) -> float:
-    return 1.0 if teacher_range is None else -teacher_range / 255
 
 
 @triton.jit
