@@ -2,7 +2,8 @@
 
 A variant of op OP called NAME is the module dakd/kernels/OP/NAME.py. All but the reference offer
 `why_not(device_type) -> str | None`, the reason why they cannot run there, and REMEDY, the line that would change it;
-those that do not take every floating dtype list theirs in DTYPES. For Triton, which must not be imported where it is
+those that do not take every floating dtype list theirs in DTYPES, those made for certain numbers of classes have
+NUM_CLASSES. For Triton, which must not be imported where it is
 not installed, `triton_runtime` answers for all rooms.
 Ops call `load` inside their implementation, never in traced code: a log call or an import probe breaks a full graph.
 The environment variable DAKD_BACKEND names what "auto" takes in every room that has it.
@@ -55,21 +56,23 @@ class Choice(NamedTuple):
 
 
 @cache
-def load(op: str, requested: str, device_type: str, dtype: torch.dtype = torch.float32) -> ModuleType:
+def load(
+    op: str, requested: str, device_type: str, dtype: torch.dtype = torch.float32, num_classes: int | None = None
+) -> ModuleType:
     """The module that implements `op` for features of `dtype` on this kind of device.
 
-    requested: "auto" or one of BACKENDS.  device_type: such as "cpu" or "cuda".
+    requested: "auto" or one of BACKENDS.  device_type: such as "cpu" or "cuda".  num_classes: where the op has classes.
     RuntimeError when the requested one cannot run there.
     """
     if requested == "auto":
-        choice = choose(op, device_type, dtype)
+        choice = choose(op, device_type, dtype, num_classes)
         better = "; ".join(f"{name}: {reason}" for name, reason in choice.reasons.items())
         where = f"{device_type} in {str(dtype).removeprefix('torch.')}"
         logger.info("%s: %s on %s (%s)", op, choice.chosen, where, better or "no faster variant exists")
         requested = choice.chosen
-    reason = why_not(op, requested, device_type, dtype)
+    reason = why_not(op, requested, device_type, dtype, num_classes)
     if reason is not None:
-        usable = [name for name in _variants(op) if why_not(op, name, device_type, dtype) is None]
+        usable = [name for name in _variants(op) if why_not(op, name, device_type, dtype, num_classes) is None]
         raise RuntimeError(
             f"{op}: backend {requested!r} cannot run on {device_type}: {reason}; "
             f"choose one of auto, {', '.join(usable)}"
@@ -77,14 +80,16 @@ def load(op: str, requested: str, device_type: str, dtype: torch.dtype = torch.f
     return importlib.import_module(f"dakd.kernels.{op}.{requested}")
 
 
-def choose(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> Choice:
+def choose(
+    op: str, device_type: str, dtype: torch.dtype = torch.float32, num_classes: int | None = None
+) -> Choice:
     """What "auto" takes for `op` on this kind of device, and why not something better."""
     wish = _wish()
-    if wish in _variants(op) and why_not(op, wish, device_type, dtype) is None:
+    if wish in _variants(op) and why_not(op, wish, device_type, dtype, num_classes) is None:
         return Choice(op, wish, {"others": f"DAKD_BACKEND={wish}"}, "")
     reasons, remedy = {}, ""
     for name in _variants(op):
-        reason = why_not(op, name, device_type, dtype)
+        reason = why_not(op, name, device_type, dtype, num_classes)
         if reason is None and name == "triton" and triton_runtime.is_interpreted():
             reason = "Triton's interpreter is for tests"
         if reason is None:
@@ -95,7 +100,9 @@ def choose(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> Cho
     raise RuntimeError(f"{op} has no variant at all for {device_type}; the package is incomplete, install it again")
 
 
-def why_not(op: str, name: str, device_type: str, dtype: torch.dtype = torch.float32) -> str | None:
+def why_not(
+    op: str, name: str, device_type: str, dtype: torch.dtype = torch.float32, num_classes: int | None = None
+) -> str | None:
     """The reason why variant `name` of `op` cannot run on this kind of device; None when it can."""
     if name not in BACKENDS:
         return f"no backend is called that (there are auto, {', '.join(BACKENDS)})"
@@ -104,9 +111,14 @@ def why_not(op: str, name: str, device_type: str, dtype: torch.dtype = torch.flo
     if name == "reference":
         return None
     reason = triton_runtime.why_not(device_type) if name == "triton" else _module(op, name).why_not(device_type)
-    if reason is None and dtype not in getattr(_module(op, name), "DTYPES", (dtype,)):
+    if reason is not None:
+        return reason
+    if dtype not in getattr(_module(op, name), "DTYPES", (dtype,)):
         return f"it has no {str(dtype).removeprefix('torch.')}"
-    return reason
+    made_for = getattr(_module(op, name), "NUM_CLASSES", None)
+    if made_for is not None and num_classes is not None and num_classes not in made_for:
+        return f"it is made for {made_for[0]} to {made_for[-1]} classes, not for {num_classes}"
+    return None
 
 
 def report(device_type: str | None = None) -> list[Choice]:

@@ -16,7 +16,7 @@ from variants import variants
 
 from dakd.kernels import backend as backends
 from dakd.kernels import extension, tickets, triton_runtime
-from dakd.kernels.seg_loss import ops, seg_loss
+from dakd.kernels.seg_loss import cuda, ops, seg_loss
 from dakd.testing import numerics, plain
 from dakd.testing.inputs import operands, sliced
 
@@ -393,8 +393,6 @@ def cuda_kernels(tmp_path_factory):
 @pytest.fixture
 def on_cpu(cuda_kernels, monkeypatch):
     """Lets backend "cuda" run its kernels on the CPU, three blocks a sample."""
-    from dakd.kernels.seg_loss import cuda
-
     load, names = backends.load, ("seg_loss_forward_blocks", "seg_loss_backward")
     monkeypatch.setattr(backends, "load", lambda op, name, *rest: cuda if name == "cuda" else load(op, name, *rest))
     monkeypatch.setattr(cuda, "_num_blocks", lambda device: 9)
@@ -450,16 +448,12 @@ def test_cuda_kernels_answer_a_row_that_the_teacher_does_not_have_with_nan(on_cp
 
 
 def test_auto_passes_over_a_variant_that_is_not_made_for_so_many_classes(monkeypatch):
-    from dakd.kernels.seg_loss import cuda
-
-    load = backends.load
-    monkeypatch.setattr(
-        backends, "load", lambda op, name, *rest: cuda if name in ("auto", "cuda") else load(op, name, *rest)
-    )
-    assert ops._load(torch.empty(1, 5, 2, 2), "auto") is cuda
-    assert ops._load(torch.empty(1, 9, 2, 2), "auto") is not cuda
-    with pytest.raises(RuntimeError, match="made for 2 to 5 classes; logits have 9; choose auto"):
-        ops._load(torch.empty(1, 9, 2, 2), "cuda")
+    monkeypatch.setattr(cuda, "why_not", lambda device_type: None)
+    assert backends.choose("seg_loss", "cuda", num_classes=5).chosen == "cuda"
+    more = backends.choose("seg_loss", "cuda", num_classes=9)
+    assert more.chosen != "cuda" and more.reasons["cuda"] == "it is made for 2 to 5 classes, not for 9"
+    with pytest.raises(RuntimeError, match="'cuda' cannot run on cpu: it is made for 2 to 5 classes, not for 9"):
+        seg_loss(torch.zeros(1, 9, 2, 2), torch.zeros(1, 2, 2, dtype=torch.uint8), backend="cuda")
 
 
 def assert_an_unknown_row_makes_the_loss_nan(backend: str, device: str) -> None:
