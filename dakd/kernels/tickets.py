@@ -17,9 +17,13 @@ def zeros(device: torch.device, count: int) -> Tensor:
     Launches on one stream never overlap, so they share theirs and need no memset. A captured graph may be replayed on
     any stream: its launches get their own.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int64, device=device)
-    key = (device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+    stream = 0
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # capture is asked of the current device's stream
+            if torch.cuda.is_current_stream_capturing():
+                return torch.zeros(count, dtype=torch.int64, device=device)
+            stream = torch.cuda.current_stream().cuda_stream
+    key = (device, stream)
     if key not in _BY_STREAM or len(_BY_STREAM[key]) < count:
         _BY_STREAM[key] = torch.zeros(max(256, 2 * count), dtype=torch.int64, device=device)
     return _BY_STREAM[key]
