@@ -178,12 +178,12 @@ def test_triton_launches_once_forward_and_twice_backward_unless_it_cuts(monkeypa
     inputs = operands("selective_scan", shape, device=device)
     call = partial(selective_scan, backend=backend)
     numerics.forward_and_gradients(call, inputs, WRT)
-    assert launches == ["_forward_kernel", "_backward_kernel", "_sum_kernel"]
+    assert launches == ["forward_kernel", "backward_kernel", "sum_kernel"]
     launches.clear()
     cut_short(monkeypatch, triton_room)
     numerics.forward_and_gradients(call, inputs, WRT)
-    chunked = ["_chunk_kernel", "_carry_kernel"]
-    assert launches == [*chunked, "_forward_kernel", *chunked, "_backward_kernel", "_sum_kernel"]
+    chunked = ["chunk_kernel", "carry_kernel"]
+    assert launches == [*chunked, "forward_kernel", *chunked, "backward_kernel", "sum_kernel"]
 
 
 def test_triton_cuts_what_is_long_and_narrow_alone():
