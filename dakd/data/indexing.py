@@ -1,0 +1,171 @@
+"""What is known of shards without reading them: the sidecar of a tar and the index of a folder.
+
+Beside each `shard-000000.tar` stands `shard-000000.json` (checksum, and where each record's bytes lie), and a folder
+has one `index.json` (counts, class shares, fingerprint, balancing factor).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dakd.data.records import content_hash, decode_record, hard_label, read_members, refuse_unknown_ids
+from dakd.data.sample import IGNORE_INDEX, ClassTable
+from dakd.diffusion.balance import balancing_factor, image_power
+from dakd.runtime.files import file_hash, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the sidecar of a shard says.
+
+    records: one dict a record: key, height, width, sha256 of its arrays, members {extension: [offset, size]} in bytes.
+    class_pixels: pixels of each class (a soft label counts by its argmax); ignored ones apart.
+    power_sum: sum over images of mean((g / 127.5 - 1)^2).
+    """
+
+    file: str
+    sha256: str
+    num_bytes: int
+    num_samples: int
+    num_labelled: int
+    num_soft: int
+    class_pixels: list[int]
+    ignored_pixels: int
+    power_sum: float
+    records: list[dict]
+    format: int = FORMAT
+    provenance: dict = field(default_factory=dict)
+
+
+def describe_shard(
+    tar_path: str | Path, classes: ClassTable, file: str | None = None, provenance: dict | None = None
+) -> ShardInfo:
+    """The sidecar of a tar, from the tar alone: every record is decoded on the way, so a described shard is sound."""
+    tar_path = Path(tar_path)
+    members = list_members(tar_path)
+    pixels, ignored, powers = np.zeros(classes.num_classes, np.int64), 0, []
+    records, num_labelled, num_soft = [], 0, 0
+    with open(tar_path, "rb") as stream:
+        for key, places in members.items():
+            sample = decode_record(key, read_members(stream.fileno(), places, tar_path))
+            counts = np.bincount(hard_label(sample).ravel(), minlength=256)
+            refuse_unknown_ids(key, counts, classes)
+            pixels += counts[: classes.num_classes]
+            ignored += int(counts[IGNORE_INDEX])
+            powers.append(image_power(sample.sar))
+            num_labelled += sample.label is not None
+            num_soft += sample.soft_label is not None
+            height, width = sample.sar.shape
+            records.append(
+                {"key": key, "height": height, "width": width, "sha256": content_hash(sample), "members": places}
+            )
+    return ShardInfo(
+        file=file or tar_path.name,
+        sha256=file_hash(tar_path),
+        num_bytes=tar_path.stat().st_size,
+        num_samples=len(records),
+        num_labelled=num_labelled,
+        num_soft=num_soft,
+        class_pixels=pixels.tolist(),
+        ignored_pixels=ignored,
+        power_sum=math.fsum(powers),
+        records=records,
+        provenance=provenance or {},
+    )
+
+
+def write_index(
+    folder: str | Path,
+    classes: ClassTable,
+    *,
+    kind: str,
+    codec: str | None = None,
+    provenance: dict | None = None,
+) -> dict:
+    """Gathers the sidecars of `folder` into index.json and returns it.
+
+    kind: "real" or "synthetic".  provenance: JSON facts on where the set came from.
+    Raises ValueError when there is no record or a key stands twice.
+    """
+    folder = Path(folder)
+    shards = [load_sidecar(path) for path in sorted(folder.glob("shard-*.json"))]
+    records = [record for shard in shards for record in shard.records]
+    if not records:
+        raise ValueError(f"{folder} holds no records; wanted at least one shard with one sample")
+    _refuse_doubled_keys(folder, records)
+    pixels = np.sum([shard.class_pixels for shard in shards], axis=0)
+    power = math.fsum(shard.power_sum for shard in shards) / len(records)
+    index = {
+        "format": FORMAT,
+        "kind": kind,
+        "classes": classes.to_dict(),
+        "codec": codec,
+        "num_samples": len(records),
+        "num_labelled": sum(shard.num_labelled for shard in shards),
+        "num_soft": sum(shard.num_soft for shard in shards),
+        "num_bytes": sum(shard.num_bytes for shard in shards),
+        "sizes": _count_sizes(records),
+        "class_pixels": pixels.tolist(),
+        "class_pixel_shares": (pixels / max(1, pixels.sum())).tolist(),
+        "ignored_pixels": sum(shard.ignored_pixels for shard in shards),
+        "fingerprint": _fingerprint(records),
+        "mean_power": power,
+        "balancing_factor": balancing_factor(power),
+        "shards": [{"file": shard.file, "sha256": shard.sha256, "num_samples": shard.num_samples} for shard in shards],
+        "provenance": provenance or {},
+    }
+    write_json(folder / "index.json", index)
+    return index
+
+
+def load_sidecar(path: Path) -> ShardInfo:
+    if not path.is_file():
+        raise ValueError(f"{path} is absent, though the index names its shard; write the set again")
+    tree = json.loads(path.read_text())
+    if tree.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {tree.get('format')}; this version reads {FORMAT}; write the set again")
+    return ShardInfo(**tree)
+
+
+def list_members(tar_path: Path) -> dict[str, dict[str, list[int]]]:
+    """{key: {extension: [offset, size]}} in the order of the tar."""
+    members: dict[str, dict[str, list[int]]] = {}
+    with tarfile.open(tar_path, "r:") as tar:
+        for entry in tar:
+            folder, slash, name = entry.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            places = members.setdefault(folder + slash + stem, {})
+            if extension in places:
+                raise ValueError(f"{tar_path} holds {entry.name} twice; keys must differ")
+            places[extension] = [entry.offset_data, entry.size]
+    return members
+
+
+def _refuse_doubled_keys(folder: Path, records: list[dict]) -> None:
+    seen: set[str] = set()
+    doubled = {record["key"] for record in records if record["key"] in seen or seen.add(record["key"])}
+    if doubled:
+        raise ValueError(f"{folder} holds keys twice: {sorted(doubled)[:10]}; every sample needs its own key")
+
+
+def _count_sizes(records: list[dict]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for record in records:
+        name = f"{record['height']}x{record['width']}"
+        sizes[name] = sizes.get(name, 0) + 1
+    return dict(sorted(sizes.items()))
+
+
+def _fingerprint(records: list[dict]) -> str:
+    """sha256 over the sorted (key, content): the same for the same samples, however they are packed."""
+    lines = sorted(f"{record['key']} {record['sha256']}\n" for record in records)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,105 @@
+"""One record of a shard: a sample to the members of a tar and back.
+
+A record with key K has the members
+
+    K.json        height, width, num_classes, meta
+    K.sar.u8      H * W bytes, grey values, rows first (speckle does not compress)
+    K.label.u8    H * W bytes, class ids, 255 = ignore; absent where there is no label
+    K.soft.CODEC  the teacher's logits (K, H, W), as `soft_labels.py` stores them; absent where there are none
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
+from dakd.data.soft_labels import get_codec
+
+_KEY_PATTERN = re.compile(r"[^\s./\\][^\s.\\]*")
+
+
+def encode_record(sample: Sample, classes: ClassTable, codec: str | None) -> dict:
+    if not _KEY_PATTERN.fullmatch(sample.key):
+        raise ValueError(f"sample key {sample.key!r} is not usable in a tar; wanted no dot, space or leading slash")
+    _check_arrays(sample, classes)
+    height, width = sample.sar.shape
+    facts = {"height": height, "width": width, "num_classes": classes.num_classes, "meta": sample.meta}
+    members = {
+        "__key__": sample.key,
+        "json": json.dumps(facts, sort_keys=True).encode(),
+        "sar.u8": np.ascontiguousarray(sample.sar).tobytes(),
+    }
+    if sample.label is not None:
+        members["label.u8"] = np.ascontiguousarray(sample.label).tobytes()
+    if sample.soft_label is not None:
+        if codec is None:
+            raise ValueError(f"{sample.key} has a soft label but no codec is named; give codec='fp16'")
+        members[f"soft.{codec}"] = get_codec(codec).encode(sample.soft_label)
+    return members
+
+
+def decode_record(key: str, members: dict[str, bytes]) -> Sample:
+    missing = [extension for extension in ("json", "sar.u8") if extension not in members]
+    if missing:
+        raise ValueError(f"record {key!r} lacks {' and '.join(missing)}; it has {', '.join(sorted(members))}")
+    facts = json.loads(members["json"])
+    height, width = facts["height"], facts["width"]
+    sar = np.frombuffer(members["sar.u8"], np.uint8).reshape(height, width).copy()
+    label = soft_label = None
+    if "label.u8" in members:
+        label = np.frombuffer(members["label.u8"], np.uint8).reshape(height, width).copy()
+    for extension, data in members.items():
+        if extension.startswith("soft."):
+            shape = (facts["num_classes"], height, width)
+            soft_label = get_codec(extension.removeprefix("soft.")).decode(data, shape)
+    return Sample(key=key, sar=sar, label=label, soft_label=soft_label, meta=facts["meta"])
+
+
+def read_members(fileno: int, places: dict[str, list[int]], path: Path) -> dict[str, bytes]:
+    members = {}
+    for extension, (offset, size) in places.items():
+        members[extension] = os.pread(fileno, size, offset)
+        if len(members[extension]) != size:
+            raise RuntimeError(f"{path} ends before byte {offset + size}, where its index expects data; write it again")
+    return members
+
+
+def hard_label(sample: Sample) -> np.ndarray:
+    if sample.label is not None:
+        return sample.label
+    if sample.soft_label is not None:
+        return sample.soft_label.argmax(axis=0)
+    return np.empty(0, np.uint8)
+
+
+def refuse_unknown_ids(key: str, counts: np.ndarray, classes: ClassTable) -> None:
+    unknown = [int(value) for value in np.flatnonzero(counts) if classes.num_classes <= value != IGNORE_INDEX]
+    if unknown:
+        raise ValueError(f"{key}: label holds {unknown}; wanted 0 to {classes.num_classes - 1}, or {IGNORE_INDEX}")
+
+
+def content_hash(sample: Sample) -> str:
+    digest = hashlib.sha256()
+    for name, array in (("sar", sample.sar), ("label", sample.label), ("soft", sample.soft_label)):
+        if array is not None:
+            digest.update(f"{name}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _check_arrays(sample: Sample, classes: ClassTable) -> None:
+    shape = sample.sar.shape
+    if sample.sar.dtype != np.uint8 or len(shape) != 2 or 0 in shape:
+        raise ValueError(f"{sample.key}: image is {sample.sar.dtype} of shape {shape}; wanted uint8 (H, W), not empty")
+    if sample.label is not None and (sample.label.shape != shape or sample.label.dtype != np.uint8):
+        raise ValueError(
+            f"{sample.key}: label is {sample.label.dtype} of shape {sample.label.shape}; wanted uint8 {shape}"
+        )
+    wanted = (classes.num_classes, *shape)
+    if sample.soft_label is not None and sample.soft_label.shape != wanted:
+        raise ValueError(f"{sample.key}: soft label has shape {sample.soft_label.shape}; wanted {wanted}")
