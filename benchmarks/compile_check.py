@@ -15,12 +15,14 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -130,6 +132,15 @@ class Launch(NamedTuple):
     maxnreg: int | None
 
 
+class Compiled(NamedTuple):
+    """One kernel for one architecture. resources: what the compiler says that it takes; code: its instructions."""
+
+    name: str
+    arch: int
+    resources: dict[str, int]
+    code: bytes
+
+
 class Usage(NamedTuple):
     """What the machine code of one kernel takes."""
 
@@ -154,22 +165,27 @@ def main() -> int:
         problems.append("nvcc is not on PATH: the CUDA sources cannot be checked (pip install nvidia-cuda-nvcc)")
     global _LAUNCHES
     _LAUNCHES = [launch for op in backend.OPS if options.op in (None, op) for launch in record(op)]
-    jobs = [(index, arch) for index in range(len(_LAUNCHES)) for arch in architectures]
     sources = [] if problems else [path for path in sorted((ROOT / "csrc").rglob("*.cu"))
                                    if options.op in (None, path.parent.name)]
+    cuda = [(path, arch) for path in sources for arch in architectures]
+    # The longest first, so that no core waits for another at the end.
+    cuda.sort(key=lambda job: -job[0].stat().st_size)
+    triton = sorted(range(len(_LAUNCHES)), key=lambda index: -len(_LAUNCHES[index].kernel.src))
+    compiled: list[Compiled] = []
     # Forked, because a Triton kernel cannot be pickled; torch's own threads have not started yet.
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:
-        compiled = {pool.submit(_compile_cuda, str(path), arch): f"sm_{arch} {path.relative_to(ROOT)}"
-                    for path in sources for arch in architectures}  # fmt: skip
-        compiled |= {pool.submit(_compile_triton, *job): f"sm_{job[1]} {_LAUNCHES[job[0]].name}" for job in jobs}
-        for future, what in compiled.items():
+        futures = {pool.submit(_compile_cuda, path, arch): f"sm_{arch} {path.relative_to(ROOT)}"
+                   for path, arch in cuda}  # fmt: skip
+        futures |= {pool.submit(_compile_triton, index, architectures): _LAUNCHES[index].name for index in triton}
+        for future, what in futures.items():
             # Whatever a compiler has against one kernel, the others are looked at too.
             if error := future.exception():
                 problems.append(f"{what} does not compile: {error}")
-                continue
-            for name, arch, usage in future.result():
-                found.setdefault(name, {})[str(arch)] = usage
-                problems += _over_the_bars(name, arch, usage)
+            else:
+                compiled += future.result()
+    for kernel, usage in _usages(compiled):
+        found.setdefault(kernel.name, {})[str(kernel.arch)] = usage
+        problems += _over_the_bars(kernel.name, kernel.arch, usage)
     _print_table(found)
     changes = _compare(found, complete=options.op is None and options.arch == "80,90,100", update=options.update)
     print(f"{len(found)} kernels, {len(architectures)} architectures, {time.monotonic() - started:.0f} s; "
@@ -243,7 +259,9 @@ def _describe(kernel, arguments: tuple, constants: dict) -> tuple:
     return kernel, tuple(signature), tuple(fixed), tuple(divisible)
 
 
-def _compile_triton(index: int, arch: int) -> list[tuple[str, int, Usage]]:
+def _compile_triton(index: int, architectures: list[int]) -> list[Compiled]:
+    """The launch on each architecture. The Python source is translated once: up to Triton's own IR nothing depends on
+    the architecture, but for 8-bit floats and tensor descriptors, which no kernel has."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -257,23 +275,26 @@ def _compile_triton(index: int, arch: int) -> list[tuple[str, int, Usage]]:
         attrs={(position[name],): [["tt.divisibility", 16]] for name in launch.divisible},
     )
     options = dict(num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.maxnreg)
-    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
-        file.flush()
-        resources, code = _dump(folder / "cuobjdump", folder / "nvdisasm", file.name)
-    ((_, usage),) = _read_usage(resources, code).items()
-    return [(launch.name, arch, usage._replace(shared_bytes=binary.metadata.shared))]
+    compiled = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for arch in architectures:
+            binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+            (kernel,) = _read_cubin(binary.asm["cubin"], arch)
+            resources = kernel.resources | {"SHARED": binary.metadata.shared}
+            compiled.append(kernel._replace(name=launch.name, resources=resources))
+            if not isinstance(source, str):
+                source = str(Path(scratch) / "kernel.ttir")
+                Path(source).write_text(binary.asm["ttir"])
+                if re.search(r"tensordesc|\bf8E", binary.asm["ttir"]):
+                    raise RuntimeError("8-bit floats and tensor descriptors need a translation for each architecture")
+    return compiled
 
 
-def _compile_cuda(path: str, arch: int) -> list[tuple[str, int, Usage]]:
+def _compile_cuda(source: Path, arch: int) -> list[Compiled]:
     sys.path.insert(0, str(ROOT))
     from setup import NVCC_FLAGS, TORCH_TARGET_VERSION
 
     include = Path(torch.__file__).parent / "include"
-    source = Path(path)
-    folder = Path(shutil.which("nvcc")).resolve().parent
     with tempfile.TemporaryDirectory() as scratch:
         cubin = Path(scratch) / "kernel.cubin"
         command = ["nvcc", *NVCC_FLAGS, f"-arch=sm_{arch}", "-cubin", "-DDAKD_WITH_CUDA", f"-I{include}",
@@ -281,44 +302,73 @@ def _compile_cuda(path: str, arch: int) -> list[tuple[str, int, Usage]]:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"nvcc failed on {source.relative_to(ROOT)} for sm_{arch}:\n{done.stderr}")
-        resources, code = _dump(_tool(folder, "cuobjdump"), _tool(folder, "nvdisasm"), str(cubin))
-    usages = _read_usage(resources, code)
-    return [(f"{source.parent.name}.{_demangled(name)}", arch, usage) for name, usage in usages.items()]
+        kernels = _read_cubin(cubin.read_bytes(), arch)
+    return [kernel._replace(name=f"{source.parent.name}.{_demangled(kernel.name)}") for kernel in kernels]
 
 
-def _tool(folder: Path, name: str) -> Path:
-    """nvcc's own tool, or the one that Triton brings."""
+def _tool(name: str) -> Path:
+    """The tool that Triton brings."""
     import triton
 
-    beside = folder / name
-    return beside if beside.exists() else Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
 
 
-def _dump(cuobjdump: Path, nvdisasm: Path, cubin: str) -> tuple[str, str]:
-    """Resource usage, and machine code."""
-    outputs = []
-    for command in ([cuobjdump, "--dump-resource-usage", cubin], [nvdisasm, "-c", cubin]):
-        outputs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return outputs[0], outputs[1]
-
-
-def _read_usage(resources: str, code: str) -> dict[str, Usage]:
-    """Usage by function name."""
-    bodies = dict(re.findall(r"\.section\s+\.text\.(\S+?),[^\n]*\n(.*?)(?=\.section\s+|\Z)", code, re.S))
-    usages = {}
+def _read_cubin(cubin: bytes, arch: int) -> list[Compiled]:
+    """The kernels in a cubin, by their names in it."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [_tool("cuobjdump"), "--dump-resource-usage", file.name]
+        resources = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    sections = _sections(cubin)
+    kernels = []
     for name, numbers in re.findall(r"Function (\S+?):\s*\n\s*(.*)", resources):
-        fields = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", numbers)}
-        body = bodies.get(name, "")
-        spills = len(re.findall(r"\b(?:STL|LDL)\b", body))
-        usages[name] = Usage(
-            registers=fields["REG"],
-            spill_bytes=fields.get("LOCAL", 0) + (fields.get("STACK", 0) if spills else 0),
-            shared_bytes=fields.get("SHARED", 0),
-            tensor_core=len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCMMA|QGMMA)\b", body)),
-            wide_loads=len(re.findall(r"\b(?:LDG|LD)\.E\S*\.128|\bLDGSTS\S*\.128", body)),
-            wide_stores=len(re.findall(r"\b(?:STG|ST)\.E\S*\.128", body)),
-        )
-    return usages
+        taken = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", numbers)}
+        kernels.append(Compiled(name, arch, taken, sections[f".text.{name}"]))
+    return kernels
+
+
+def _sections(elf: bytes) -> dict[str, bytes]:
+    """The sections of a 64-bit ELF file."""
+    (table,) = struct.unpack_from("<Q", elf, 40)
+    size, number, index_of_names = struct.unpack_from("<3H", elf, 58)
+    # By section: where its name begins among the names, and its offset and size in the file.
+    headers = [struct.unpack_from("<I20xQQ", elf, table + size * index) for index in range(number)]
+    names = headers[index_of_names][1]
+    sections = {}
+    for name, offset, length in headers:
+        sections[elf[names + name : elf.index(b"\0", names + name)].decode()] = elf[offset : offset + length]
+    return sections
+
+
+def _usages(compiled: list[Compiled]) -> Iterator[tuple[Compiled, Usage]]:
+    """Each kernel and what it takes. The disassembler is started once an architecture, for its start is slow."""
+    for arch in sorted({kernel.arch for kernel in compiled}):
+        kernels = [kernel for kernel in compiled if kernel.arch == arch]
+        for kernel, body in zip(kernels, _disassembled([kernel.code for kernel in kernels], arch), strict=True):
+            spills = len(re.findall(r"\b(?:STL|LDL)\b", body))
+            yield kernel, Usage(
+                registers=kernel.resources["REG"],
+                spill_bytes=kernel.resources.get("LOCAL", 0) + (kernel.resources.get("STACK", 0) if spills else 0),
+                shared_bytes=kernel.resources.get("SHARED", 0),
+                tensor_core=len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCMMA|QGMMA)\b", body)),
+                wide_loads=len(re.findall(r"\b(?:LDG|LD)\.E\S*\.128|\bLDGSTS\S*\.128", body)),
+                wide_stores=len(re.findall(r"\b(?:STG|ST)\.E\S*\.128", body)),
+            )
+
+
+def _disassembled(codes: list[bytes], arch: int) -> list[str]:
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(codes))
+        file.flush()
+        command = [_tool("nvdisasm"), "--binary", f"SM{arch}", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # An instruction takes 16 bytes and one line, which begins with its address.
+    lines = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/.*$", text, re.M)
+    if len(lines) * 16 != sum(map(len, codes)):
+        raise RuntimeError(f"nvdisasm shows {len(lines)} instructions in {sum(map(len, codes))} bytes for sm_{arch}")
+    remaining = iter(lines)
+    return ["\n".join(islice(remaining, len(code) // 16)) for code in codes]
 
 
 def _demangled(name: str) -> str:
