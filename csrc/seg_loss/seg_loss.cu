@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <climits>
 #include <type_traits>
 
 #include "../common/cuda.h"
@@ -17,8 +18,13 @@ constexpr const char* kOp = "seg_loss";
 constexpr int kThreads = 128, kWarps = kThreads / 32;
 
 // Blocks a multiprocessor that the compiler is to make room for. By itself (0) it spills for the sake of more where a
-// thread's numbers are few, and keeps to 168 registers where they are many.
-constexpr int min_blocks(int num_classes, int num_pixels) { return num_classes * num_pixels >= 40 ? 0 : 3; }
+// thread's numbers are few. Where they are many, four fit only on Hopper and before.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocksOfMany = 0;
+#else
+constexpr int kBlocksOfMany = 4;
+#endif
+constexpr int min_blocks(int num_classes, int num_pixels) { return num_classes * num_pixels >= 40 ? kBlocksOfMany : 3; }
 
 // How a thread finds the numbers of its adjacent pixels: side by side in each class (planar), or the classes side by
 // side in each pixel (packed, channels_last), both from a multiple of 16 bytes on; or one by one.
@@ -36,6 +42,7 @@ struct Arguments {
   float teacher_scale, inverse_temperature, smooth;
   int64_t ignore_index;
   bool has_dice, is_generalized;
+  unsigned blocks_per_sample;
   int64_t num_teacher_rows, num_pixels, height, width;
   float *ce, *kd, *dice, *coefficients, *partials;
   int64_t* num_invalid;
@@ -98,9 +105,27 @@ struct Range {
   }
 };
 
-__device__ __forceinline__ int64_t element(const Planes& planes, int64_t pixel, int64_t width) {
-  return pixel / width * planes.row_stride + pixel % width * planes.pixel_stride;
-}
+// The elements of a few adjacent pixels, one after another: a division is slow, and long code if it stands there for
+// each pixel.
+struct Elements {
+  int64_t element, pixel_stride, row_jump;
+  int left, width;
+
+  __device__ __forceinline__ Elements(const Planes& planes, int64_t pixel, int64_t row_width)
+      : pixel_stride(planes.pixel_stride), row_jump(planes.row_stride - row_width * planes.pixel_stride) {
+    const int64_t row = pixel / row_width, column = pixel - row * row_width;
+    element = row * planes.row_stride + column * planes.pixel_stride;
+    // A row longer than an int can count does not end within a few pixels more than once.
+    const auto bounded = [](int64_t count) { return count < INT_MAX ? static_cast<int>(count) : INT_MAX; };
+    left = bounded(row_width - column), width = bounded(row_width);
+  }
+  __device__ __forceinline__ int64_t next() {
+    const int64_t current = element;
+    element += pixel_stride;
+    if (--left == 0) left = width, element += row_jump;
+    return current;
+  }
+};
 
 template <typename Number, int K, int kPixels>
 __device__ __forceinline__ void read_as(const View& view, int64_t row, const Range<kPixels>& range, int64_t width,
@@ -123,13 +148,27 @@ __device__ __forceinline__ void read_as(const View& view, int64_t row, const Ran
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) s[c][i] = as_float(packet.numbers[i * K + c]);
   } else {
+    // Four pixels at a time, for which the others move up: all at once, their addresses would take too many registers.
+    constexpr int kGroup = 4, kFirst = kPixels - kGroup;
+    Elements elements(planes, range.pixel, width);
 #pragma unroll
-    for (int i = 0; i < kPixels; ++i)
+    for (int c = 0; c < K; ++c)
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) s[c][i] = 0;
+#pragma unroll 1
+    for (int first = 0; first < kPixels; first += kGroup) {
 #pragma unroll
       for (int c = 0; c < K; ++c)
-        s[c][i] = i < range.count
-                      ? as_float(from[element(planes, range.pixel + i, width) + c * planes.class_stride])
-                      : 0;
+#pragma unroll
+        for (int i = 0; i < kFirst; ++i) s[c][i] = s[c][i + kGroup];
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        const Number* at = from + elements.next();
+#pragma unroll
+        for (int c = 0; c < K; ++c, at += planes.class_stride)
+          s[c][kFirst + i] = first + i < range.count ? as_float(*at) : 0;
+      }
+    }
   }
 }
 
@@ -168,9 +207,12 @@ __device__ __forceinline__ int read_labels_as(const Arguments& p, int64_t sample
   if (p.labels.layout == Layout::planar && range.count == kPixels) {
     packet.read(from + range.pixel);
   } else {
+    Elements elements(planes, range.pixel, p.width);
 #pragma unroll
-    for (int i = 0; i < kPixels; ++i)
-      packet.numbers[i] = i < range.count ? from[element(planes, range.pixel + i, p.width)] : Number(0);
+    for (int i = 0; i < kPixels; ++i) {
+      const Number* at = from + elements.next();
+      packet.numbers[i] = i < range.count ? *at : Number(0);
+    }
   }
   int num_invalid = 0;
 #pragma unroll
@@ -210,12 +252,14 @@ __device__ __forceinline__ void write_as(const View& view, int64_t sample, const
       for (int i = 0; i < kPixels; ++i) packet.numbers[i * K + c] = rounded<Number>(ds[c][i]);
     packet.write(to + range.pixel * K);
   } else {
+    Elements elements(planes, range.pixel, width);
 #pragma unroll
-    for (int i = 0; i < kPixels; ++i)
+    for (int i = 0; i < kPixels; ++i) {
+      Number* at = to + elements.next();
 #pragma unroll
       for (int c = 0; c < K; ++c)
-        if (i < range.count)
-          to[element(planes, range.pixel + i, width) + c * planes.class_stride] = rounded<Number>(ds[c][i]);
+        if (i < range.count) at[c * planes.class_stride] = rounded<Number>(ds[c][i]);
+    }
   }
 }
 
@@ -249,17 +293,19 @@ __device__ void finish_sample(const Arguments& p, int64_t sample, const float* s
   for (int c = 0; c < K; ++c) to[1 + c] = offset[c], to[1 + K + c] = slope[c];
 }
 
-// Grid: (blocks, samples). tickets: zeros before and after; by sample, the blocks that have arrived; the samples that
-// are done; the labels of no class.
+// Grid: one sample's blocks after those of another, all in x, for y ends at 65535. tickets: zeros before and after;
+// by sample, the blocks that have arrived; the samples that are done; the labels of no class.
 template <int K, int kPixels, bool kSoftDice>
 __global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_forward(const Arguments p) {
   constexpr int kSums = num_loss_sums(K);
   constexpr Fixed<K> count;
-  const int64_t sample = blockIdx.y, row = teacher_row(p, sample);
+  const unsigned num_blocks = p.blocks_per_sample, first_block = blockIdx.x % num_blocks;
+  const unsigned num_samples = gridDim.x / num_blocks;
+  const int64_t sample = blockIdx.x / num_blocks, row = teacher_row(p, sample);
   float main = 0, weight = 0, overlap[K] = {}, predicted[K] = {}, actual[K] = {};
   const Sums<float> sums{main, weight, overlap, predicted, actual};
   int num_invalid = 0;
-  for (int64_t block = blockIdx.x; block * kThreads * kPixels < p.num_pixels; block += gridDim.x) {
+  for (int64_t block = first_block; block * kThreads * kPixels < p.num_pixels; block += num_blocks) {
     const Range<kPixels> range(block, p.num_pixels);
     if (range.count == 0) break;
     float s[K][kPixels], at[K], q[K], x[K];
@@ -308,11 +354,11 @@ __global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_for
   if (lane == 0) invalid_of_warps[warp] = num_invalid;
   // The warps' sums are there.
   __syncthreads();
-  float* partials = p.partials + sample * gridDim.x * kSums;
+  float* partials = p.partials + sample * num_blocks * kSums;
   if (threadIdx.x < kSums) {
     float total = 0;
     for (int w = 0; w < kWarps; ++w) total += of_warps[w][threadIdx.x];
-    partials[blockIdx.x * kSums + threadIdx.x] = total;
+    partials[first_block * kSums + threadIdx.x] = total;
   }
   __threadfence();
   // This block's partial sums are where all blocks see them; only now may its ticket be drawn.
@@ -321,9 +367,9 @@ __global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_for
     int invalid = 0;
     for (int w = 0; w < kWarps; ++w) invalid += invalid_of_warps[w];
     // Sums of integers are the same in any order.
-    if (invalid > 0) atomicAdd(p.tickets + gridDim.y + 1, static_cast<unsigned long long>(invalid));
+    if (invalid > 0) atomicAdd(p.tickets + num_samples + 1, static_cast<unsigned long long>(invalid));
     __threadfence();
-    is_last = atomicAdd(p.tickets + sample, 1ull) == gridDim.x - 1;
+    is_last = atomicAdd(p.tickets + sample, 1ull) == num_blocks - 1;
     __threadfence();
   }
   // All threads learn whether theirs was the sample's last block.
@@ -333,7 +379,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_for
   if (lane < kSums) {
     float total = 0;
 #pragma unroll 8
-    for (unsigned b = warp; b < gridDim.x; b += kWarps) total += __ldcg(partials + b * kSums + lane);
+    for (unsigned b = warp; b < num_blocks; b += kWarps) total += __ldcg(partials + b * kSums + lane);
     of_warps[warp][lane] = total;
   }
   // The sums of every fourth block are there.
@@ -348,18 +394,18 @@ __global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_for
   finish_sample<K>(p, sample, totals);
   p.tickets[sample] = 0;
   __threadfence();
-  if (atomicAdd(p.tickets + gridDim.y, 1ull) == gridDim.y - 1) {
-    *p.num_invalid = static_cast<int64_t>(atomicExch(p.tickets + gridDim.y + 1, 0ull));
-    p.tickets[gridDim.y] = 0;
+  if (atomicAdd(p.tickets + num_samples, 1ull) == num_samples - 1) {
+    *p.num_invalid = static_cast<int64_t>(atomicExch(p.tickets + num_samples + 1, 0ull));
+    p.tickets[num_samples] = 0;
   }
 }
 
-// Grid: (blocks, samples).
+// Grid: as above.
 template <int K, int kPixels, bool kSoftDice>
 __global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_backward(const Arguments p) {
   constexpr Fixed<K> count;
-  const int64_t sample = blockIdx.y, row = teacher_row(p, sample);
-  const Range<kPixels> range(blockIdx.x, p.num_pixels);
+  const int64_t sample = blockIdx.x / p.blocks_per_sample, row = teacher_row(p, sample);
+  const Range<kPixels> range(blockIdx.x % p.blocks_per_sample, p.num_pixels);
   if (range.count == 0) return;
   const float* coefficients = p.coefficients + sample * (1 + 2 * K);
   const float ddice = p.ddice[sample * p.ddice_stride];
@@ -456,6 +502,12 @@ Arguments arguments(const Tensor& logits, const Tensor& labels, const std::optio
   return p;
 }
 
+dim3 grid_of(int64_t batch, int64_t blocks_per_sample, Arguments& p) {
+  check(batch * blocks_per_sample < (int64_t{1} << 31), kOp, "there are too many pixels for one launch");
+  p.blocks_per_sample = static_cast<unsigned>(blocks_per_sample);
+  return dim3(static_cast<unsigned>(batch * blocks_per_sample));
+}
+
 // Calls launch(Fixed<K>, pixels a thread, whether synthetic samples have a Dice loss), as types; more pixels make wider
 // loads, fewer leave registers for more numbers of each.
 template <typename Launch>
@@ -491,7 +543,7 @@ void seg_loss_forward_cuda(const Tensor& logits, const Tensor& labels, const std
   p.tickets = reinterpret_cast<unsigned long long*>(mutable_data<int64_t>(tickets));
   check(partials.is_contiguous() && partials.size(2) == num_loss_sums(logits.size(1)), kOp, "partials are too small");
   check(tickets.numel() >= logits.size(0) + 2, kOp, "there are too few tickets");
-  const dim3 grid(partials.size(1), logits.size(0));
+  const dim3 grid = grid_of(logits.size(0), partials.size(1), p);
   with_kernel(logits.size(1), dice_samples == "all", [&](auto count, auto pixels, auto has_soft_dice) {
     seg_loss_forward<decltype(count)::value, decltype(pixels)::value, decltype(has_soft_dice)::value>
         <<<grid, kThreads, 0, device.stream>>>(p);
@@ -513,7 +565,7 @@ void seg_loss_backward_cuda(const Tensor& dce, const Tensor& dkd, const Tensor& 
   p.dce_stride = dce.stride(0), p.dkd_stride = dkd.stride(0), p.ddice_stride = ddice.stride(0);
   with_kernel(logits.size(1), dice_samples == "all", [&](auto count, auto pixels, auto has_soft_dice) {
     constexpr int kPixels = decltype(pixels)::value, kBlock = kThreads * kPixels;
-    const dim3 grid((p.num_pixels + kBlock - 1) / kBlock, logits.size(0));
+    const dim3 grid = grid_of(logits.size(0), (p.num_pixels + kBlock - 1) / kBlock, p);
     seg_loss_backward<decltype(count)::value, kPixels, decltype(has_soft_dice)::value>
         <<<grid, kThreads, 0, device.stream>>>(p);
   });
