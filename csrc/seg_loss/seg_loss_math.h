@@ -168,11 +168,10 @@ DAKD_HD void labelled_gradient(Count count, const V* s, Label label, const Real*
   const V zero = V{}, weight = pixel_weight(count, label, class_weights, zero) * scale;
   // Without a label all that follows is 0.
   const V inverse = label >= 0 ? 1 / total : zero;
-  DAKD_UNROLL
-  for (int c = 0; c < count; ++c) q[c] *= inverse;
   if (!has_dice) {
+    const V factor = weight * inverse;
     DAKD_UNROLL
-    for (int c = 0; c < count; ++c) ds[c] = weight * (label == c ? q[c] - 1 : q[c]);
+    for (int c = 0; c < count; ++c) ds[c] = q[c] * factor - (label == c ? weight : zero);
     return;
   }
   V mean = zero;
@@ -181,9 +180,9 @@ DAKD_HD void labelled_gradient(Count count, const V* s, Label label, const Real*
     x[c] = label == c ? zero + (offset[c] + slope[c]) : zero + offset[c];
     mean += q[c] * x[c];
   }
-  const V rest = weight - mean;
+  const V rest = (weight - mean * inverse) * inverse;
   DAKD_UNROLL
-  for (int c = 0; c < count; ++c) ds[c] = q[c] * (x[c] + rest) - (label == c ? weight : zero);
+  for (int c = 0; c < count; ++c) ds[c] = q[c] * (x[c] * inverse + rest) - (label == c ? weight : zero);
 }
 
 // ds of a synthetic pixel. scale: dkd / (H W temperature).

@@ -11,28 +11,58 @@ namespace {
 
 constexpr int kMaxFixed = 8;
 
+// A register's worth of labels that are bytes, and as many of them as there are lanes.
+constexpr int kBytes = 4 * kLanes;
+typedef uint8_t ManyBytes __attribute__((vector_size(kBytes)));
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+typedef int8_t SignedBytes __attribute__((vector_size(kLanes)));
+
+// A pixel's class while it waits in scratch, -1 for none.
+template <typename Count>
+struct ClassOf {
+  using type = int8_t;
+};
+template <>
+struct ClassOf<Any> {
+  using type = int32_t;
+};
 
 inline float read(uint8_t x) { return static_cast<float>(x); }
 using dakd::read;
 
-inline Floats load_bytes(const uint8_t* from) {
-  Bytes bytes;
-  std::memcpy(&bytes, from, sizeof bytes);
-  return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
+template <typename Block, typename Number>
+DAKD_INLINE Block load_block(const Number* from) {
+  Block block;
+  std::memcpy(&block, from, sizeof block);
+  return block;
 }
 
-template <typename Wide>
-inline Wide load_labels(const uint8_t* from) {
-  Bytes bytes;
-  std::memcpy(&bytes, from, sizeof bytes);
-  return __builtin_convertvector(bytes, Wide);
+// GCC would widen byte by byte.
+DAKD_INLINE Floats load_bytes(const uint8_t* from) {
+#if defined(__AVX512F__)
+  const Ints wide = copy_bits<Ints>(_mm512_cvtepu8_epi32(load_block<__m128i>(from)));
+#elif defined(__AVX2__)
+  const Ints wide = copy_bits<Ints>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(load_block<int64_t>(from))));
+#else
+  const Ints wide = __builtin_convertvector(load_block<Bytes>(from), Ints);
+#endif
+  return __builtin_convertvector(wide, Floats);
 }
-template <typename Wide>
-inline Wide load_labels(const int64_t* from) {
-  Wide labels;
-  std::memcpy(&labels, from, sizeof labels);
-  return labels;
+DAKD_INLINE Ints load_classes(const int8_t* from) {
+#if defined(__AVX512F__)
+  return copy_bits<Ints>(_mm512_cvtepi8_epi32(load_block<__m128i>(from)));
+#elif defined(__AVX2__)
+  return copy_bits<Ints>(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(load_block<int64_t>(from))));
+#else
+  return __builtin_convertvector(load_block<SignedBytes>(from), Ints);
+#endif
+}
+DAKD_INLINE Ints load_classes(const int32_t* from) { return load_block<Ints>(from); }
+
+// The sum of all bytes.
+inline int64_t sum_bytes(const ManyBytes& bytes) {
+  const UInts words = copy_bits<UInts>(bytes);
+  return sum((words & 0xFFu) + ((words >> 8) & 0xFFu) + ((words >> 16) & 0xFFu) + (words >> 24));
 }
 
 // Adjacent numbers, as many as there are lanes, in those of Real.
@@ -66,6 +96,7 @@ template <typename Real, typename Count>
 struct Worker {
   using V = typename LanesOf<Real>::type;
   using Label = typename IndicesOf<V>::type;
+  using Class = typename ClassOf<Count>::type;
 
   const SegLoss<Real>& p;
   Count count;
@@ -82,13 +113,14 @@ struct Worker {
     return pixel / p.width * planes.row_stride + pixel % p.width * planes.pixel_stride;
   }
 
-  // Scratch: rows of logits, teacher and gradient, then labels, two numbers a pixel, and numbers by class.
+  // Scratch: rows of logits, teacher and gradient, then classes, two numbers a pixel, and numbers by class.
   Rows<Real> room(int which) const {
     return {reinterpret_cast<Real*>(scratch) + which * count * chunk_size(), chunk_size()};
   }
-  int32_t* label_room() const { return reinterpret_cast<int32_t*>(room(3).first); }
+  Class* class_of_pixel() const { return reinterpret_cast<Class*>(room(3).first); }
   Real* pixel_room(int which) const {
-    return reinterpret_cast<Real*>(label_room() + 2 * chunk_size()) + which * chunk_size();
+    return reinterpret_cast<Real*>(reinterpret_cast<int32_t*>(room(3).first) + 2 * chunk_size()) +
+           which * chunk_size();
   }
   V* class_room(int which) const { return reinterpret_cast<V*>(pixel_room(2)) + which * count; }
 
@@ -107,11 +139,17 @@ struct Worker {
   template <typename Number>
   void bring(const Rows<Real>& to, const Planes& planes, int64_t row, const Chunk& chunk, Real scale) const {
     const Number* from = static_cast<const Number*>(planes.first) + row * planes.sample_stride;
-    int64_t i = 0;
-    if (is_adjacent(planes))
-      for (; i + kLanes <= chunk.count; i += kLanes)
-        for (int c = 0; c < count; ++c)
-          store(to.at(c, i), load_as<V>(from + c * planes.class_stride + chunk.begin + i) * scale);
+    const int64_t whole = is_adjacent(planes) ? chunk.count / kLanes * kLanes : 0;
+    for (int c = 0; c < count; ++c) {
+      const Number* row = from + c * planes.class_stride + chunk.begin;
+      Real* out = to.at(c, 0);
+      if (scale == 1)
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < whole; i += kLanes) store(out + i, load_as<V>(row + i));
+      else
+        for (int64_t i = 0; i < whole; i += kLanes) store(out + i, load_as<V>(row + i) * scale);
+    }
+    int64_t i = whole;
     for (; i < chunk.count; ++i) {
       const Number* pixel = from + element(planes, chunk.begin + i);
       for (int c = 0; c < count; ++c) *to.at(c, i) = static_cast<Real>(read(pixel[c * planes.class_stride])) * scale;
@@ -135,8 +173,16 @@ struct Worker {
     return {to.first, to.class_stride};
   }
   Rows<const Real> logits(const Chunk& chunk) const { return rows(p.logits, sample, chunk, 0, 1); }
-  Rows<const Real> teacher(const Chunk& chunk) const {
-    return rows(p.teacher, p.teacher_row[sample], chunk, 1, p.teacher_scale);
+  // Calls work(rows) with the teacher's: halves that adjoin are read as they are.
+  template <typename Work>
+  void with_teacher(const Chunk& chunk, const Work& work) const {
+    const int64_t row = p.teacher_row[sample];
+    if constexpr (sizeof(Real) == sizeof(float) && sizeof(Class) == 1)
+      if (p.teacher.format == Format::fp16 && is_adjacent(p.teacher) && chunk.count % kLanes == 0)
+        return work(Rows<const Float16>{
+            static_cast<const Float16*>(p.teacher.first) + row * p.teacher.sample_stride + chunk.begin,
+            p.teacher.class_stride});
+    work(rows(p.teacher, row, chunk, 1, p.teacher_scale));
   }
 
   Rows<Real> gradient(const Chunk& chunk) const {
@@ -159,12 +205,13 @@ struct Worker {
     const Planes& planes = p.dlogits;
     const Rows<Real> from = room(2);
     Number* to = static_cast<Number*>(planes.first) + sample * planes.sample_stride;
-    int64_t i = 0;
-    if (is_adjacent(planes))
-      for (; i + kLanes <= chunk.count; i += kLanes)
-        for (int c = 0; c < count; ++c)
-          store(to + c * planes.class_stride + chunk.begin + i,
-                __builtin_convertvector(load(from.at(c, i)), Lanes<Number>));
+    const int64_t whole = is_adjacent(planes) ? chunk.count / kLanes * kLanes : 0;
+    for (int c = 0; c < count; ++c) {
+      Number* row = to + c * planes.class_stride + chunk.begin;
+      for (int64_t i = 0; i < whole; i += kLanes)
+        store(row + i, __builtin_convertvector(load(from.at(c, i)), Lanes<Number>));
+    }
+    int64_t i = whole;
     for (; i < chunk.count; ++i) {
       Number* pixel = to + element(planes, chunk.begin + i);
       for (int c = 0; c < count; ++c) write(pixel + c * planes.class_stride, static_cast<Narrow>(*from.at(c, i)));
@@ -173,41 +220,46 @@ struct Worker {
 
   // The labels' classes, -1 where there is none, into their room; returns how many are neither a class nor ignored.
   int64_t bring_labels(const Chunk& chunk) const {
-    if (p.labels.format == Format::int64) return classify<int64_t, Longs>(chunk, p.ignore_index);
-    // What no byte can be ignores nothing.
-    const bool is_byte = p.ignore_index >= 0 && p.ignore_index <= 255;
-    return classify<uint8_t, Ints>(chunk, is_byte ? static_cast<int32_t>(p.ignore_index) : -1);
+    for (int64_t i = chunk.count; i % kLanes != 0; ++i) class_of_pixel()[i] = -1;
+    if (p.labels.format == Format::int64) return classify<int64_t>(chunk);
+    if constexpr (sizeof(Class) == 1)
+      if (is_adjacent(p.labels) && chunk.count % kBytes == 0) return classify_bytes(chunk);
+    return classify<uint8_t>(chunk);
   }
-  template <typename Number, typename Wide, typename Index>
-  int64_t classify(const Chunk& chunk, Index ignore_index) const {
+  template <typename Number>
+  int64_t classify(const Chunk& chunk) const {
     const Number* from = static_cast<const Number*>(p.labels.first) + sample * p.labels.sample_stride;
-    const Wide none = Wide{} - 1, ignored = Wide{} + ignore_index;
-    const Index num_classes = count;
-    Wide invalid = Wide{};
-    for (int64_t i = 0; i < chunk.count; i += kLanes) {
-      const int64_t left = chunk.count - i;
-      Wide label;
-      if (is_adjacent(p.labels) && left >= kLanes) {
-        label = load_labels<Wide>(from + chunk.begin + i);
-      } else {
-        label = ignored;
-        for (int j = 0; j < (left < kLanes ? left : kLanes); ++j)
-          label[j] = from[element(p.labels, chunk.begin + i + j)];
-      }
-      const Wide is_class = (label >= 0) & (label < num_classes), is_given = label != ignored;
-      const Ints found = __builtin_convertvector((is_class & is_given) != 0 ? label : none, Ints);
-      std::memcpy(label_room() + i, &found, sizeof found);
-      invalid -= ~is_class & is_given;
-    }
     int64_t num_invalid = 0;
-    for (int j = 0; j < kLanes; ++j) num_invalid += invalid[j];
+    const auto classify = [&](const auto& place) {
+      for (int64_t i = 0; i < chunk.count; ++i) {
+        const int64_t label = from[place(chunk.begin + i)];
+        const bool is_class = label >= 0 && label < count, is_given = label != p.ignore_index;
+        class_of_pixel()[i] = is_class && is_given ? static_cast<Class>(label) : -1;
+        num_invalid += !is_class && is_given;
+      }
+    };
+    if (is_adjacent(p.labels)) classify([](int64_t pixel) { return pixel; });
+    else classify([&](int64_t pixel) { return element(p.labels, pixel); });
     return num_invalid;
   }
-  Label labels(int64_t i) const {
-    Ints lanes;
-    std::memcpy(&lanes, label_room() + i, sizeof lanes);
-    return __builtin_convertvector(lanes, Label);
+  int64_t classify_bytes(const Chunk& chunk) const {
+    const uint8_t* from = static_cast<const uint8_t*>(p.labels.first) + sample * p.labels.sample_stride + chunk.begin;
+    // What no byte can be ignores nothing.
+    const bool ignores = p.ignore_index >= 0 && p.ignore_index <= 255;
+    const ManyBytes ignored = ManyBytes{} + static_cast<uint8_t>(p.ignore_index), none = ManyBytes{} - 1;
+    const ManyBytes num_classes = ManyBytes{} + static_cast<uint8_t>(count);
+    ManyBytes invalid = {};
+    for (int64_t i = 0; i < chunk.count; i += kBytes) {
+      const ManyBytes label = load_block<ManyBytes>(from + i);
+      const ManyBytes given = ignores ? copy_bits<ManyBytes>(label != ignored) : none;
+      const ManyBytes known = copy_bits<ManyBytes>(label < num_classes);
+      const ManyBytes found = label | ~(known & given);
+      std::memcpy(class_of_pixel() + i, &found, sizeof found);
+      invalid -= ~known & given;
+    }
+    return sum_bytes(invalid);
   }
+  Label labels(int64_t i) const { return __builtin_convertvector(load_classes(class_of_pixel() + i), Label); }
   static Label inside(int64_t left) {
     static constexpr int32_t kNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     Ints lanes;
@@ -228,8 +280,20 @@ struct Numbers<V, Fixed<K>> {
   Numbers(V*, Fixed<K>) {}
 };
 
-template <typename V, typename Real, typename Count>
-DAKD_HD void load_classes(Count count, V* to, const Rows<const Real>& rows, int64_t i) {
+// Constants by class: copied where their number is known, so that no store to memory can seem to change them.
+template <typename Real, typename Count>
+struct Constants {
+  const Real* at;
+  Constants(const Real* from, Count) : at(from) {}
+};
+template <typename Real, int K>
+struct Constants<Real, Fixed<K>> {
+  Real at[K];
+  Constants(const Real* from, Fixed<K>) { std::memcpy(at, from, sizeof at); }
+};
+
+template <typename V, typename Number, typename Count>
+DAKD_HD void load_classes(Count count, V* to, const Rows<const Number>& rows, int64_t i) {
   DAKD_UNROLL
   for (int c = 0; c < count; ++c) to[c] = load(rows.at(c, i));
 }
@@ -237,6 +301,25 @@ template <typename V, typename Real, typename Count>
 DAKD_HD void store_classes(Count count, const Rows<Real>& rows, const V* from, int64_t i) {
   DAKD_UNROLL
   for (int c = 0; c < count; ++c) store(rows.at(c, i), from[c]);
+}
+
+// Adds log total - ln 2 x of a chunk's pixels that count, where total lies in pixel_room(0) and x in pixel_room(1). Only
+// one logarithm is taken of the product of many totals, each of which is at most the number of classes.
+template <typename Real, typename Count, typename Counts, typename V>
+DAKD_HD void add_logarithms(const Worker<Real, Count>& w, const Chunk& chunk, const Counts& counts, V& main) {
+  // kMaxFixed^32 is far from overflow, and a chunk of more classes is one block of lanes.
+  constexpr int64_t kFactors = 32 * kLanes;
+  static_assert(kMaxFixed <= 8);
+  for (int64_t begin = 0; begin < chunk.count; begin += kFactors) {
+    V product = V{} + 1, exponents = V{};
+    for (int64_t i = begin; i < begin + kFactors && i < chunk.count; i += kLanes) {
+      const auto is_counted = counts(i);
+      const V total = load(w.pixel_room(0) + i), x = load(w.pixel_room(1) + i);
+      product = is_counted ? product * total : product;
+      exponents = is_counted ? exponents + x : exponents;
+    }
+    main += log_above(product) - exponents * static_cast<Real>(kLn2);
+  }
 }
 
 template <typename Real, typename Count>
@@ -256,31 +339,37 @@ void forward_item(const Worker<Real, Count>& w, Real* partials, int64_t& num_inv
   if (p.teacher_row == nullptr || p.teacher_row[w.sample] < 0) {
     w.for_chunks([&](const Chunk& chunk) {
       num_invalid += w.bring_labels(chunk);
-      if (p.has_dice)
-        for (int64_t i = 0; i < chunk.count; i += kLanes) count_label(count, w.labels(i), actual.at);
       const auto rows = w.logits(chunk);
       for (int64_t i = 0; i < chunk.count; i += kLanes) {
         load_classes(count, s.at, rows, i);
+        const auto label = w.labels(i);
         V picked;
-        store(w.pixel_room(0) + i, add_labelled(count, s.at, w.labels(i), p.has_dice, q.at, x.at, sums, picked));
+        store(w.pixel_room(0) + i, add_labelled(count, s.at, label, p.has_dice, q.at, x.at, sums, picked));
         store(w.pixel_room(1) + i, picked);
+        if (p.has_dice) count_label(count, label, actual.at);
+      }
+      if (p.class_weights == nullptr) {
+        add_logarithms(w, chunk, [&](int64_t i) { return w.labels(i) >= 0; }, main);
+        for (int64_t i = 0; i < chunk.count; i += kLanes) weight += w.labels(i) >= 0 ? V{} + 1 : V{};
+        return;
       }
       for (int64_t i = 0; i < chunk.count; i += kLanes)
         add_nll(count, load(w.pixel_room(0) + i), load(w.pixel_room(1) + i), w.labels(i), p.class_weights, sums);
     });
   } else if (p.teacher.first != nullptr) {
     w.for_chunks([&](const Chunk& chunk) {
-      const auto rows = w.logits(chunk), teacher_rows = w.teacher(chunk);
-      for (int64_t i = 0; i < chunk.count; i += kLanes) {
-        load_classes(count, s.at, rows, i);
-        load_classes(count, z.at, teacher_rows, i);
-        V mean;
-        store(w.pixel_room(0) + i, add_distilled(count, s.at, z.at, w.inside(chunk.count - i), p.inverse_temperature,
-                                                 p.has_soft_dice, q.at, x.at, t.at, y.at, sums, mean));
-        store(w.pixel_room(1) + i, mean);
-      }
-      for (int64_t i = 0; i < chunk.count; i += kLanes)
-        add_cross_entropy(load(w.pixel_room(0) + i), load(w.pixel_room(1) + i), w.inside(chunk.count - i), sums);
+      const auto rows = w.logits(chunk);
+      w.with_teacher(chunk, [&](const auto& teacher_rows) {
+        for (int64_t i = 0; i < chunk.count; i += kLanes) {
+          load_classes(count, s.at, rows, i);
+          load_classes(count, z.at, teacher_rows, i);
+          V mean;
+          store(w.pixel_room(0) + i, add_distilled(count, s.at, z.at, w.inside(chunk.count - i), p.inverse_temperature,
+                                                   p.has_soft_dice, q.at, x.at, t.at, y.at, sums, mean));
+          store(w.pixel_room(1) + i, mean);
+        }
+      });
+      add_logarithms(w, chunk, [&](int64_t i) { return w.inside(chunk.count - i) != 0; }, main);
     });
   }
   partials[0] = sum(main);
@@ -300,7 +389,11 @@ void backward_item(const Worker<Real, Count>& w) {
   using Room = Numbers<V, Count>;
   Room s(w.class_room(0), count), z(w.class_room(1), count), q(w.class_room(2), count), x(w.class_room(3), count);
   Room t(w.class_room(4), count), y(w.class_room(5), count), ds(w.class_room(6), count);
-  const Real *offset = p.offset + w.sample * count, *slope = p.slope + w.sample * count;
+  const Constants<Real, Count> offset(p.offset + w.sample * count, count), slope(p.slope + w.sample * count, count);
+  const Real ce_scale = p.ce_scale[w.sample], kd_scale = p.kd_scale[w.sample];
+  const Real inverse_temperature = p.inverse_temperature;
+  const bool has_dice = p.has_dice, has_soft_dice = p.has_soft_dice;
+  const Real* class_weights = p.class_weights;
   const bool is_real = p.teacher_row == nullptr || p.teacher_row[w.sample] < 0;
   w.for_chunks([&](const Chunk& chunk) {
     const auto gradient_rows = w.gradient(chunk);
@@ -309,19 +402,21 @@ void backward_item(const Worker<Real, Count>& w) {
       const auto rows = w.logits(chunk);
       for (int64_t i = 0; i < chunk.count; i += kLanes) {
         load_classes(count, s.at, rows, i);
-        labelled_gradient(count, s.at, w.labels(i), p.class_weights, p.ce_scale[w.sample], offset, slope, p.has_dice,
-                          q.at, x.at, ds.at);
+        labelled_gradient(count, s.at, w.labels(i), class_weights, ce_scale, offset.at, slope.at, has_dice, q.at, x.at,
+                          ds.at);
         store_classes(count, gradient_rows, ds.at, i);
       }
     } else if (p.teacher.first != nullptr) {
-      const auto rows = w.logits(chunk), teacher_rows = w.teacher(chunk);
-      for (int64_t i = 0; i < chunk.count; i += kLanes) {
-        load_classes(count, s.at, rows, i);
-        load_classes(count, z.at, teacher_rows, i);
-        distilled_gradient(count, s.at, z.at, p.inverse_temperature, p.kd_scale[w.sample], offset, slope,
-                           p.has_soft_dice, q.at, x.at, t.at, y.at, ds.at);
-        store_classes(count, gradient_rows, ds.at, i);
-      }
+      const auto rows = w.logits(chunk);
+      w.with_teacher(chunk, [&](const auto& teacher_rows) {
+        for (int64_t i = 0; i < chunk.count; i += kLanes) {
+          load_classes(count, s.at, rows, i);
+          load_classes(count, z.at, teacher_rows, i);
+          distilled_gradient(count, s.at, z.at, inverse_temperature, kd_scale, offset.at, slope.at, has_soft_dice,
+                             q.at, x.at, t.at, y.at, ds.at);
+          store_classes(count, gradient_rows, ds.at, i);
+        }
+      });
     } else {
       for (int64_t i = 0; i < chunk.count; i += kLanes)
         for (int c = 0; c < count; ++c) store(gradient_rows.at(c, i), V{});
