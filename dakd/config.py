@@ -106,6 +106,21 @@ class BalanceConfig(Section):
         return b
 
 
+# --- reading shards: what all trainings share -------------------------------------------------------------------------
+
+
+class DataConfig(Section):
+    """How shards are read."""
+
+    # Shards whose records are shuffled among themselves, and so the most that a reader has open at a time; as many as
+    # there are shards, or more, shuffle the whole set.
+    window_shards: Positive = 64
+    # A truncated tar, a damaged record, a missing shard: stop, or count it, tell it and take the next good record.
+    on_bad_record: Literal["stop", "skip"] = "stop"
+    # Every record is compared with its checksum when it is first read after a start: a third of a reader's time then.
+    check_records: bool = True
+
+
 # --- train_jointnet ---------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +283,9 @@ class TrainSarossConfig(Section):
     mosaic: bool = True  # four synthetic images tiled to one of twice the size
     flip: bool = True  # inferred
     num_synthetic: Positive | None = None  # use only the first N pairs; None takes all
+    # Share of an epoch's samples that is synthetic (a mosaic is one), beside every real one once; the synthetic pairs
+    # then go round at their own pace. None: every pair once an epoch.
+    synthetic_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     global_batch: Positive = 16
     micro_batch: Positive = 16
     epochs: Positive = 200  # of real + synthetic; every training set gets the steps that this makes
@@ -305,6 +323,7 @@ class Config(Section):
     seed: NonNegative = 0
     prepare: PrepareConfig = PrepareConfig()
     balance: BalanceConfig = BalanceConfig()
+    data: DataConfig = DataConfig()
     train_jointnet: TrainJointNetConfig = TrainJointNetConfig()
     generate: GenerateConfig = GenerateConfig()
     train_saross: TrainSarossConfig = TrainSarossConfig()

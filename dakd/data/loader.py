@@ -5,35 +5,49 @@ So a run resumes from one integer, and every world size that divides the global 
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from dakd.data.order import permutation, rank_positions, record_at
+from dakd.data.order import interleave, rank_positions
+from dakd.data.reading import OnBadRecord, OrderedRecords, Skipped
 from dakd.data.sample import IGNORE_INDEX, Sample
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import random_crop, random_flip
 from dakd.runtime.seeding import Stream, numpy_rng
 
 _TILES = 4  # of a mosaic
+WINDOW_SHARDS = 64
 
 
 class TeacherDataset(Dataset):
-    """Crops for the teacher, by global position.
+    """Crops for the teacher, by global position; an epoch holds every sample once.
 
-    An item: {"position", "image" (1, h, w) uint8, "label" (h, w) uint8 or None, "key"}; see `collate` for a batch.
+    An item: {"position", "image" (1, h, w) uint8, "label" (h, w) uint8 or None, "key", "skipped"}; see `collate` for a
+    batch.
     sources: sets of shards, taken together as one.  labelled: False leaves the labels out, absent or not.
     crop_size: (h, w) in pixels; smaller images are padded (see `transforms.pad`).
+    window, on_bad_record: see `reading.OrderedRecords`.  check: whether records are compared with their checksums, each
+    once after the start (of `start_position`).
     """
 
+    start_position = 0
+
     def __init__(
-        self, sources: list[ShardSet], crop_size: tuple[int, int], *, flip: bool, seed: int, labelled: bool
+        self,
+        sources: list[ShardSet],
+        crop_size: tuple[int, int],
+        *,
+        flip: bool,
+        seed: int,
+        labelled: bool,
+        window: int = WINDOW_SHARDS,
+        on_bad_record: OnBadRecord = "stop",
+        check: bool = True,
     ) -> None:
         if not sources:
             raise ValueError("the teacher's dataset has no sources; give at least one set of shards")
@@ -44,32 +58,46 @@ class TeacherDataset(Dataset):
                     "stages 2 and 3 need all (only stage 1 takes images without labels)"
                 )
         self.sources, self.crop_size, self.flip, self.seed, self.labelled = sources, crop_size, flip, seed, labelled
-        self._ends = list(accumulate(len(source) for source in sources))
+        self.check = check
+        self.records = OrderedRecords(sources, seed, window, on_bad_record=on_bad_record)
 
     @property
     def epoch_length(self) -> int:
-        return self._ends[-1]
+        return len(self.records)
 
     def __getitem__(self, position: int) -> dict:
-        _, index = record_at(self.epoch_length, self.seed, position)
-        source = bisect.bisect_right(self._ends, index)
-        sample = self.sources[source].read(index - (self._ends[source - 1] if source else 0))
-        sample = replace(sample, soft_label=None, label=sample.label if self.labelled else None)
-        sample = _augment(sample, self.crop_size, self.flip, self.seed, position)
-        return _item(position, sample)
+        return _own(self.__getitems__([position])[0])
+
+    def __getitems__(self, positions: list[int]) -> list[dict]:
+        """The items of a batch; their arrays are valid until the next call."""
+        places = [divmod(position, self.epoch_length) for position in positions]
+        check = self.check and _is_first_time(places, divmod(self.start_position, self.epoch_length))
+        samples, skipped = self.records.read(places, check=check)
+        items = []
+        for position, sample in zip(positions, samples):
+            sample = replace(sample, soft_label=None, label=sample.label if self.labelled else None)
+            items.append(_item(position, _augment(sample, self.crop_size, self.flip, self.seed, position)))
+        return _with_skipped(items, skipped)
 
 
 class StudentDataset(Dataset):
     """Real and synthetic samples for the student, by global position (the paper's training of SAROSS-Net).
 
-    An epoch holds every real sample once and every synthetic one once: in mosaics of four (the up to three that are
-    left over differ from epoch to epoch), or singly without `mosaic`; all in one random order.
+    Synthetic samples come in mosaics of four, or singly without `mosaic`. An epoch holds every real sample once, and
+    every synthetic one once (but the up to three that no mosaic is left for, others in every epoch); or, where a
+    `synthetic_share` is set, so many mosaics that they make this share of the epoch: the synthetic set then goes round
+    at its own pace. The two kinds are mixed evenly (see `order.interleave`).
+
     An item: {"position", "image" (1, h, w) uint8, "label" (h, w) uint8, "soft" (K, h, w) float16 or None,
-    "is_synthetic", "key"}. A synthetic sample has a soft label and its label is ignored everywhere; with `hard_labels`
-    the teacher's argmax is its label and it has no soft one.
+    "is_synthetic", "key", "skipped"}. A synthetic sample has a soft label and its label is ignored everywhere; with
+    `hard_labels` the teacher's argmax is its label and it has no soft one.
 
     crop_size: (h, w) in pixels; a mosaic's tiles are h/2 by w/2.  num_synthetic: only the first N pairs; None: all.
+    window, on_bad_record, check: see TeacherDataset. The tiles of a mosaic follow one another in the order of the
+    synthetic records: they come from the shards of one window, or of two where they lie on a seam.
     """
+
+    start_position = 0
 
     def __init__(
         self,
@@ -82,12 +110,27 @@ class StudentDataset(Dataset):
         seed: int,
         num_synthetic: int | None = None,
         hard_labels: bool = False,
+        synthetic_share: float | None = None,
+        window: int = WINDOW_SHARDS,
+        on_bad_record: OnBadRecord = "stop",
+        check: bool = True,
     ) -> None:
         _check_student_sources(real, synthetic, crop_size, mosaic, num_synthetic)
         self.real, self.synthetic, self.crop_size = real, synthetic, crop_size
         self.mosaic, self.flip, self.seed, self.hard_labels = mosaic, flip, seed, hard_labels
+        self.check = check
         self.num_real = 0 if real is None else len(real)
         self.num_synthetic = 0 if synthetic is None else (num_synthetic or len(synthetic))
+        self._tiles = _TILES if mosaic else 1
+        self._synthetic_items = self.num_synthetic // self._tiles  # when each is taken once
+        self._synthetic_per_epoch = self._synthetic_items
+        if synthetic_share is not None and real is not None and synthetic is not None:
+            self._synthetic_per_epoch = _items_of_share(self.num_real, synthetic_share)
+        options = {"seed": seed, "window": window, "on_bad_record": on_bad_record}
+        self._real = None if real is None else OrderedRecords([real], **options)
+        self._made = None
+        if synthetic is not None:
+            self._made = OrderedRecords([synthetic], stream=Stream.MOSAIC, limit=self.num_synthetic, **options)
 
     @property
     def classes(self):
@@ -95,41 +138,72 @@ class StudentDataset(Dataset):
 
     @property
     def epoch_length(self) -> int:
-        return self.num_real + (self.num_synthetic // _TILES if self.mosaic else self.num_synthetic)
+        return self.num_real + self._synthetic_per_epoch
 
     def __getitem__(self, position: int) -> dict:
-        epoch, index = record_at(self.epoch_length, self.seed, position)
-        if index < self.num_real:
-            sample = replace(self.real.read(index), soft_label=None)
-            return _item(position, _augment(sample, self.crop_size, self.flip, self.seed, position))
-        if self.mosaic:
-            sample = self._compose(epoch, index - self.num_real, position)
-        else:
-            sample = self._read_synthetic(index - self.num_real)
-            sample = _augment(sample, self.crop_size, self.flip, self.seed, position)
-        return _item(position, sample, is_synthetic=True)
+        return _own(self.__getitems__([position])[0])
 
-    def _compose(self, epoch: int, mosaic: int, position: int) -> Sample:
-        """Four synthetic samples tiled 2 x 2, no random centre, no rescaling; cropped and flipped tile by tile."""
-        order = permutation(self.num_synthetic, self.seed, epoch, Stream.MOSAIC)
-        tile_size = (self.crop_size[0] // 2, self.crop_size[1] // 2)
-        tiles = [
-            _augment(self._read_synthetic(int(index)), tile_size, self.flip, self.seed, position, tile)
-            for tile, index in enumerate(order[_TILES * mosaic : _TILES * (mosaic + 1)])
+    def __getitems__(self, positions: list[int]) -> list[dict]:
+        """The items of a batch; their arrays are valid until the next call. A mosaic's arrays are lists of four."""
+        wanted = [self._places(position) for position in positions]
+        samples, skipped = {}, []
+        for kind, records in ((False, self._real), (True, self._made)):
+            places = [place for is_synthetic, places in wanted if is_synthetic == kind for place in places]
+            if places:
+                start = self._first_place(kind)
+                check = self.check and _is_first_time(places, start)
+                found, passed_over = records.read(places, check=check)
+                samples[kind] = iter(found)
+                skipped += passed_over
+        items = [
+            self._compose(position, [next(samples[kind]) for _ in places], kind)
+            for position, (kind, places) in zip(positions, wanted)
         ]
-        soft = [tile.soft_label for tile in tiles]
-        return Sample(
-            key="+".join(tile.key for tile in tiles),
-            sar=_tile([tile.sar for tile in tiles]),
-            label=_tile([tile.label for tile in tiles]),
-            soft_label=None if self.hard_labels else _tile(soft),
-        )
+        return _with_skipped(items, skipped)
 
-    def _read_synthetic(self, index: int) -> Sample:
-        sample = self.synthetic.read(index)
+    def _places(self, position: int) -> tuple[bool, list[tuple[int, int]]]:
+        """Whether a position is synthetic, and the (epoch, place) of its one record or of its tiles."""
+        epoch, place = divmod(position, self.epoch_length)
+        is_synthetic, number = interleave(self.num_real, self._synthetic_per_epoch, self.seed, epoch, place)
+        if not is_synthetic:
+            return False, [(epoch, number)]
+        epoch, item = divmod(epoch * self._synthetic_per_epoch + number, self._synthetic_items)
+        return True, [(epoch, self._tiles * item + tile) for tile in range(self._tiles)]
+
+    def _first_place(self, is_synthetic: bool) -> tuple[int, int]:
+        """(epoch, place) of the first record of a kind at or just before the start of the run."""
+        epoch, place = divmod(self.start_position, self.epoch_length)
+        if not is_synthetic:
+            return epoch, place
+        before = self.start_position * self._synthetic_per_epoch // self.epoch_length
+        return divmod(before, self._synthetic_items)
+
+    def _compose(self, position: int, samples: list[Sample], is_synthetic: bool) -> dict:
+        """An item of one real sample, of one synthetic one, or of four that are tiled 2 x 2 without rescaling.
+
+        The tiles are cropped and flipped one by one.
+        """
+        if not is_synthetic:
+            sample = replace(samples[0], soft_label=None)
+            return _item(position, _augment(sample, self.crop_size, self.flip, self.seed, position))
+        samples = [self._soften(sample) for sample in samples]
+        if not self.mosaic:
+            sample = _augment(samples[0], self.crop_size, self.flip, self.seed, position)
+            return _item(position, sample, is_synthetic=True)
+        size = (self.crop_size[0] // 2, self.crop_size[1] // 2)
+        tiles = [
+            _item(position, _augment(sample, size, self.flip, self.seed, position, tile), is_synthetic=True)
+            for tile, sample in enumerate(samples)
+        ]
+        joined = {name: [tile[name] for tile in tiles] for name in ("image", "label")}
+        soft = None if self.hard_labels else [tile["soft"] for tile in tiles]
+        return tiles[0] | joined | {"soft": soft, "key": "+".join(tile["key"] for tile in tiles)}
+
+    def _soften(self, sample: Sample) -> Sample:
+        """A synthetic sample without a hard label, or with the teacher's in place of the soft one."""
         if self.hard_labels:
             return replace(sample, label=sample.soft_label.argmax(axis=0).astype(np.uint8), soft_label=None)
-        return replace(sample, label=np.full(sample.sar.shape, IGNORE_INDEX, np.uint8))
+        return replace(sample, label=np.broadcast_to(np.uint8(IGNORE_INDEX), sample.sar.shape))
 
 
 class PositionBatches(Sampler):
@@ -161,6 +235,7 @@ def make_loader(
     last one consumed.  num_workers: reader processes; 0 reads in this one.
     """
     batches = PositionBatches(micro_batch, rank, world, start_position)
+    dataset.start_position = start_position
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory
     )
@@ -172,6 +247,7 @@ def collate(items: list[dict]) -> dict:
     positions: (B,) int64.  image: (B, 1, h, w) uint8.  label: (B, h, w) uint8, or None.  keys: list of B strings.
     teacher: (Bs, K, h, w) float16 logits of the Bs samples that have a soft label, or None.
     teacher_row: (B,) int64, the row in `teacher`, -1 for a sample without one.  is_synthetic: (B,) bool.
+    skipped: what was passed over for this batch, a line for each bad record.
     """
     soft = [item["soft"] for item in items if item["soft"] is not None]
     rows = iter(range(len(soft)))
@@ -183,6 +259,7 @@ def collate(items: list[dict]) -> dict:
         "teacher_row": torch.tensor([-1 if item["soft"] is None else next(rows) for item in items], dtype=torch.int64),
         "is_synthetic": torch.tensor([item["is_synthetic"] for item in items]),
         "keys": [item["key"] for item in items],
+        "skipped": [line for item in items for line in item["skipped"]],
     }
 
 
@@ -200,16 +277,52 @@ def _item(position: int, sample: Sample, is_synthetic: bool = False) -> dict:
         "soft": sample.soft_label,
         "is_synthetic": is_synthetic,
         "key": sample.key,
+        "skipped": [],
     }
 
 
-def _tile(four: list[np.ndarray]) -> np.ndarray:
-    rows = [np.concatenate(four[:2], axis=-1), np.concatenate(four[2:], axis=-1)]
-    return np.concatenate(rows, axis=-2)
+def _with_skipped(items: list[dict], skipped: list[Skipped]) -> list[dict]:
+    items[0]["skipped"] = [entry.reason for entry in skipped]
+    return items
 
 
-def _stack(arrays: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))
+def _is_first_time(places: list[tuple[int, int]], start: tuple[int, int]) -> bool:
+    """Whether some of the places may not have been met since the start: up to the end of the first whole epoch."""
+    last_epoch = start[0] + (start[1] > 0)
+    return any(epoch <= last_epoch for epoch, _ in places)
+
+
+def _items_of_share(num_real: int, share: float) -> int:
+    """How many synthetic items beside `num_real` real ones make their share of all."""
+    if not 0 < share < 1:
+        raise ValueError(f"synthetic_share is {share}; wanted a number between 0 and 1, or none for every pair once")
+    return max(1, round(num_real * share / (1 - share)))
+
+
+def _own(item: dict) -> dict:
+    """The item with whole arrays of its own."""
+    arrays = {name: item[name] for name in ("image", "label", "soft") if item[name] is not None}
+    return item | {name: _stack([array]).numpy()[0] for name, array in arrays.items()}
+
+
+def _stack(arrays: list[np.ndarray | list[np.ndarray]]) -> Tensor:
+    """(B, ...) of B equal arrays, or of lists of four that are tiled 2 x 2; the only copy on their way to the step.
+
+    In a reader process the memory is shared with the training process, which saves a second one.
+    """
+    first = arrays[0]
+    is_whole = isinstance(first, np.ndarray)
+    shape = first.shape if is_whole else (*first[0].shape[:-2], *(2 * side for side in first[0].shape[-2:]))
+    stacked = torch.empty((len(arrays), *shape), dtype=torch.from_numpy(np.empty(0, first[0].dtype)).dtype)
+    if get_worker_info() is not None:
+        stacked.share_memory_()
+    for row, array in zip(stacked.numpy(), arrays):
+        if isinstance(array, np.ndarray):
+            row[...] = array
+        else:
+            h, w = array[0].shape[-2:]
+            row[..., :h, :w], row[..., :h, w:], row[..., h:, :w], row[..., h:, w:] = array
+    return stacked
 
 
 def _check_student_sources(

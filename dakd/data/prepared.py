@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dakd.config import Config
+from dakd.config import Config, DataConfig
 from dakd.data.shards import ShardSet
 
 # The files may have moved, and how bad ones were met no longer matters.
@@ -25,3 +25,8 @@ def open_prepared(config: Config, split: str) -> ShardSet:
             "set them back, or take another name and prepare again"
         )
     return shards
+
+
+def reading_options(cfg: DataConfig) -> dict:
+    """The settings of a dataset of `loader` that all trainings share."""
+    return {"window": cfg.window_shards, "on_bad_record": cfg.on_bad_record, "check": cfg.check_records}

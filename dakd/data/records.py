@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,21 +45,37 @@ def encode_record(sample: Sample, classes: ClassTable, codec: str | None) -> dic
     return members
 
 
-def decode_record(key: str, members: dict[str, bytes]) -> Sample:
+def decode_record(key: str, members: Mapping[str, bytes | memoryview]) -> Sample:
+    """The sample of a record's members. Its arrays lie in their memory, and are writable where that is.
+
+    Raises ValueError for members that are missing or do not fit together.
+    """
     missing = [extension for extension in ("json", "sar.u8") if extension not in members]
     if missing:
         raise ValueError(f"record {key!r} lacks {' and '.join(missing)}; it has {', '.join(sorted(members))}")
-    facts = json.loads(members["json"])
+    facts = _read_facts(members["json"])
     height, width = facts["height"], facts["width"]
-    sar = np.frombuffer(members["sar.u8"], np.uint8).reshape(height, width).copy()
+    sar = np.frombuffer(members["sar.u8"], np.uint8).reshape(height, width)
     label = soft_label = None
     if "label.u8" in members:
-        label = np.frombuffer(members["label.u8"], np.uint8).reshape(height, width).copy()
+        label = np.frombuffer(members["label.u8"], np.uint8).reshape(height, width)
     for extension, data in members.items():
         if extension.startswith("soft."):
             shape = (facts["num_classes"], height, width)
             soft_label = get_codec(extension.removeprefix("soft.")).decode(data, shape)
     return Sample(key=key, sar=sar, label=label, soft_label=soft_label, meta=facts["meta"])
+
+
+def _read_facts(data: bytes | memoryview) -> dict:
+    try:
+        facts = json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"json cannot be read ({error})") from None
+    counts = [facts.get(name) for name in ("height", "width", "num_classes")] if isinstance(facts, dict) else []
+    is_sound = bool(counts) and all(type(count) is int and count > 0 for count in counts)
+    if not is_sound or not isinstance(facts.get("meta"), dict):
+        raise ValueError(f"json says {str(facts)[:200]}; wanted height, width, num_classes and meta")
+    return facts
 
 
 def read_members(fileno: int, places: dict[str, list[int]], path: Path) -> dict[str, bytes]:
@@ -88,7 +105,8 @@ def content_hash(sample: Sample) -> str:
     digest = hashlib.sha256()
     for name, array in (("sar", sample.sar), ("label", sample.label), ("soft", sample.soft_label)):
         if array is not None:
-            digest.update(f"{name}{array.shape}".encode() + array.tobytes())
+            digest.update(f"{name}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
 

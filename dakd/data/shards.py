@@ -6,18 +6,25 @@ say where each record's bytes lie, so that records are read by offset.
 
 from __future__ import annotations
 
+import bisect
 import json
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from dakd.data.indexing import FORMAT, ShardInfo, describe_shard, load_sidecar, write_index
-from dakd.data.records import decode_record, encode_record, read_members
+import numpy as np
+
+from dakd.data.indexing import FORMAT, ShardInfo, describe_shard, write_index
+from dakd.data.lookup import BadRecord, OpenShard, Place, parse_classes, parse_index, read_places
+from dakd.data.records import content_hash, decode_record, encode_record
 from dakd.data.sample import ClassTable, Sample
 from dakd.runtime.files import file_hash, replacing, write_text
 
 __all__ = ["FORMAT", "ShardInfo", "ShardSet", "describe_shard", "open_split", "shard_name", "verify", "write_index",
            "write_shard"]  # fmt: skip
+
+MAX_OPEN_SHARDS = 128  # of a set and process: two windows of the default size, far below the limits of open files
 
 
 def shard_name(index: int) -> str:
@@ -54,43 +61,88 @@ def write_shard(
 
 
 class ShardSet:
-    """A folder of shards with an index, as a list of samples; safe to share with forked and spawned readers."""
+    """A folder of shards with an index, as a list of samples; safe to share with forked and spawned readers.
+
+    What is kept of a set grows with the number of its shards, not of its records: tables of records are read when they
+    are needed, and the last ones stay, each with its tar open.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         path = self.folder / "index.json"
         if not path.is_file():
             raise ValueError(f"{self.folder} is no set of shards: {path} is absent; run the step that writes it first")
-        self.index = json.loads(path.read_text())
-        if self.index.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {self.index.get('format')}, wanted {FORMAT}; write the set again")
-        self.classes = ClassTable.from_dict(self.index["classes"])
-        self._records = [
-            (self.folder / shard["file"], record)
-            for shard in self.index["shards"]
-            for record in load_sidecar((self.folder / shard["file"]).with_suffix(".json")).records
-        ]
-        if len(self._records) != self.index["num_samples"]:
-            raise ValueError(
-                f"{path} counts {self.index['num_samples']} samples, the sidecars {len(self._records)}; write it again"
-            )
+        self.index = parse_index(path.read_bytes(), str(path))
+        self.classes = parse_classes(self.index, str(path))
+        self.counts = np.array([entry["num_samples"] for entry in self.index["shards"]], np.int64)
+        self._ends = np.cumsum(self.counts).tolist()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._ends[-1]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_open": OrderedDict()}  # open files stay with their process
 
     def key(self, i: int) -> str:
-        return self._records[i][1]["key"]
+        return self.place(*self.locate(i)).key
 
     def size(self, i: int) -> tuple[int, int]:
         """(height, width) of a sample, without reading it."""
-        record = self._records[i][1]
-        return record["height"], record["width"]
+        place = self.place(*self.locate(i))
+        return place.height, place.width
 
     def read(self, i: int) -> Sample:
-        """The sample at place i, its arrays writable. RuntimeError when the shard is shorter than its index says."""
-        path, record = self._records[i]
-        with open(path, "rb", buffering=0) as stream:
-            return decode_record(record["key"], read_members(stream.fileno(), record["members"], path))
+        """The sample at place i, its arrays writable. BadRecord when it cannot be had, or is not what was written."""
+        shard, record = self.locate(i)
+        return self.read_record(shard, record, memoryview(bytearray(self.place(shard, record).length)))
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """(shard, record in it) of the sample at place i; IndexError beyond the last, as for any list."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of a set of {len(self)}")
+        shard = bisect.bisect_right(self._ends, i)
+        return shard, i - (self._ends[shard - 1] if shard else 0)
+
+    def place(self, shard: int, record: int) -> Place:
+        """Where a record's bytes lie. BadRecord where its shard cannot be read."""
+        return self._opened(shard).places[record]
+
+    def read_record(self, shard: int, record: int, buffer: memoryview, *, check: bool = True) -> Sample:
+        """A sample whose arrays may lie in `buffer`, which has place(shard, record).length bytes.
+
+        check: compare with the checksum that was written.  Raises BadRecord.
+        """
+        opened = self._opened(shard)
+        place = opened.places[record]
+        opened.read_into(buffer, place)
+        try:
+            members = {extension: buffer[start : start + size] for extension, start, size in place.members}
+            sample = decode_record(place.key, members)
+            if sample.sar.shape != (place.height, place.width):
+                raise ValueError(f"is of {sample.sar.shape} pixels, in the index of {(place.height, place.width)}")
+            if check and content_hash(sample) != place.sha256:
+                raise ValueError("its checksum differs from the one that was written; its bytes have changed")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BadRecord(f"{opened.path}: record {place.key!r}: {error}") from None
+        return sample
+
+    def _opened(self, shard: int) -> OpenShard:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        entry = self.index["shards"][shard]
+        tar_path = self.folder / entry["file"]
+        try:
+            opened = OpenShard(tar_path, read_places(tar_path.with_suffix(".json"), entry))
+        except FileNotFoundError:
+            raise BadRecord(f"{tar_path} is absent, though the index names it; fetch or write it again") from None
+        except ValueError as error:
+            raise BadRecord(str(error)) from None
+        self._open[shard] = opened
+        while len(self._open) > MAX_OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return opened
 
 
 def open_split(prepared: str | Path, split: str) -> ShardSet:

@@ -37,7 +37,7 @@ class Fp16Codec:
         expected = 2 * int(np.prod(shape))
         if len(data) != expected:
             raise ValueError(f"soft label has {len(data)} bytes; wanted {expected} for float16 of shape {shape}")
-        return np.frombuffer(data, "<f2").reshape(shape).astype(np.float16)
+        return np.frombuffer(data, "<f2").reshape(shape).astype(np.float16, copy=False)
 
 
 _CODECS: dict[str, Codec] = {"fp16": Fp16Codec()}

@@ -44,6 +44,7 @@ class Stream(IntEnum):
     DDIM_IMAGE = 10
     DDIM_LABEL = 11
     SIMULATE = 12
+    MIX = 13
 
 
 def numpy_rng(seed: int, *ids: int, stream: Stream) -> np.random.Generator:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dakd.config import Config
 from dakd.data.loader import TeacherDataset
 from dakd.data.pictures import contact_sheet
-from dakd.data.prepared import open_prepared
+from dakd.data.prepared import open_prepared, reading_options
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.balance import resolve_balance
@@ -149,6 +149,7 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
         "crop": list(cfg.crop),
         "flip": cfg.flip,
         "seed": config.seed,
+        "window_shards": config.data.window_shards,
         "data": [source.index["fingerprint"] for source in sources],
         "optimizer": optimizer_identity(cfg.optimizer, settings.lr, settings.steps),
         "label_loss_weight": cfg.label_loss_weight,
@@ -184,7 +185,9 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
         label=f"stage{stage}",
         folder=stage_folder(config, stage),
         build=build,
-        dataset=TeacherDataset(sources, cfg.crop, flip=cfg.flip, seed=seed, labelled=stage > 1),
+        dataset=TeacherDataset(
+            sources, cfg.crop, flip=cfg.flip, seed=seed, labelled=stage > 1, **reading_options(config.data)
+        ),
         total_steps=settings.steps,
         lr=settings.lr,
         global_batch=cfg.global_batch,

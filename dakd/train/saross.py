@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.loader import StudentDataset
-from dakd.data.prepared import open_prepared
+from dakd.data.prepared import open_prepared, reading_options
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_student
 from dakd.kernels.seg_loss import seg_loss
@@ -86,6 +86,8 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         "mosaic": cfg.mosaic,
         "num_synthetic": dataset.num_synthetic,
         "seed": config.seed,
+        "synthetic_share": cfg.synthetic_share,
+        "window_shards": config.data.window_shards,
         "data": [source.index["fingerprint"] for source in sources],
         "optimizer": optimizer_identity(cfg.optimizer, cfg.optimizer.lr, steps),
     }
@@ -139,6 +141,8 @@ def student_dataset(config: Config, training_set: TrainingSet) -> StudentDataset
         seed=config.seed,
         num_synthetic=cfg.num_synthetic if synthetic is not None else None,
         hard_labels=cfg.loss.hard_labels,
+        synthetic_share=cfg.synthetic_share,
+        **reading_options(config.data),
     )
 
 
