@@ -117,8 +117,6 @@ class DataConfig(Section):
     window_shards: Positive = 64
     # A truncated tar, a damaged record, a missing shard: stop, or count it, tell it and take the next good record.
     on_bad_record: Literal["stop", "skip"] = "stop"
-    # Every record is compared with its checksum when it is first read after a start: a third of a reader's time then.
-    check_records: bool = True
 
 
 # --- train_jointnet ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dakd.data.records import content_hash, decode_record, hard_label, read_members, refuse_unknown_ids
+from dakd.data.records import content_hash, decode_record, hard_label, members_crc, read_members, refuse_unknown_ids
 from dakd.data.sample import IGNORE_INDEX, ClassTable
 from dakd.diffusion.balance import balancing_factor, image_power
 from dakd.runtime.files import file_hash, write_json
@@ -27,7 +27,8 @@ FORMAT = 1
 class ShardInfo:
     """What the sidecar of a shard says.
 
-    records: one dict a record: key, height, width, sha256 of its arrays, members {extension: [offset, size]} in bytes.
+    records: one dict a record: key, height, width, sha256 of its arrays, crc32 of its bytes, members
+    {extension: [offset, size]} in bytes.
     class_pixels: pixels of each class (a soft label counts by its argmax); ignored ones apart.
     power_sum: sum over images of mean((g / 127.5 - 1)^2).
     """
@@ -56,7 +57,8 @@ def describe_shard(
     records, num_labelled, num_soft = [], 0, 0
     with open(tar_path, "rb") as stream:
         for key, places in members.items():
-            sample = decode_record(key, read_members(stream.fileno(), places, tar_path))
+            content = read_members(stream.fileno(), places, tar_path)
+            sample = decode_record(key, content)
             counts = np.bincount(hard_label(sample).ravel(), minlength=256)
             refuse_unknown_ids(key, counts, classes)
             pixels += counts[: classes.num_classes]
@@ -66,7 +68,14 @@ def describe_shard(
             num_soft += sample.soft_label is not None
             height, width = sample.sar.shape
             records.append(
-                {"key": key, "height": height, "width": width, "sha256": content_hash(sample), "members": places}
+                {
+                    "key": key,
+                    "height": height,
+                    "width": width,
+                    "sha256": content_hash(sample),
+                    "crc32": members_crc(content),
+                    "members": places,
+                }
             )
     return ShardInfo(
         file=file or tar_path.name,

@@ -5,8 +5,10 @@ So a run resumes from one integer, and every world size that divides the global 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +20,12 @@ from dakd.data.reading import OnBadRecord, OrderedRecords, Skipped
 from dakd.data.sample import IGNORE_INDEX, Sample
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import random_crop, random_flip
+from dakd.runtime.distributed import rank
 from dakd.runtime.seeding import Stream, numpy_rng
 
 _TILES = 4  # of a mosaic
 WINDOW_SHARDS = 64
+_TOLD = 10  # records that were passed over, on the console
 
 
 class TeacherDataset(Dataset):
@@ -31,11 +35,8 @@ class TeacherDataset(Dataset):
     batch.
     sources: sets of shards, taken together as one.  labelled: False leaves the labels out, absent or not.
     crop_size: (h, w) in pixels; smaller images are padded (see `transforms.pad`).
-    window, on_bad_record: see `reading.OrderedRecords`.  check: whether records are compared with their checksums, each
-    once after the start (of `start_position`).
+    window, on_bad_record: see `reading.OrderedRecords`.
     """
-
-    start_position = 0
 
     def __init__(
         self,
@@ -47,7 +48,6 @@ class TeacherDataset(Dataset):
         labelled: bool,
         window: int = WINDOW_SHARDS,
         on_bad_record: OnBadRecord = "stop",
-        check: bool = True,
     ) -> None:
         if not sources:
             raise ValueError("the teacher's dataset has no sources; give at least one set of shards")
@@ -58,7 +58,6 @@ class TeacherDataset(Dataset):
                     "stages 2 and 3 need all (only stage 1 takes images without labels)"
                 )
         self.sources, self.crop_size, self.flip, self.seed, self.labelled = sources, crop_size, flip, seed, labelled
-        self.check = check
         self.records = OrderedRecords(sources, seed, window, on_bad_record=on_bad_record)
 
     @property
@@ -71,8 +70,7 @@ class TeacherDataset(Dataset):
     def __getitems__(self, positions: list[int]) -> list[dict]:
         """The items of a batch; their arrays are valid until the next call."""
         places = [divmod(position, self.epoch_length) for position in positions]
-        check = self.check and _is_first_time(places, divmod(self.start_position, self.epoch_length))
-        samples, skipped = self.records.read(places, check=check)
+        samples, skipped = self.records.read(places)
         items = []
         for position, sample in zip(positions, samples):
             sample = replace(sample, soft_label=None, label=sample.label if self.labelled else None)
@@ -93,11 +91,9 @@ class StudentDataset(Dataset):
     `hard_labels` the teacher's argmax is its label and it has no soft one.
 
     crop_size: (h, w) in pixels; a mosaic's tiles are h/2 by w/2.  num_synthetic: only the first N pairs; None: all.
-    window, on_bad_record, check: see TeacherDataset. The tiles of a mosaic follow one another in the order of the
+    window, on_bad_record: see `reading.OrderedRecords`. The tiles of a mosaic follow one another in the order of the
     synthetic records: they come from the shards of one window, or of two where they lie on a seam.
     """
-
-    start_position = 0
 
     def __init__(
         self,
@@ -113,12 +109,10 @@ class StudentDataset(Dataset):
         synthetic_share: float | None = None,
         window: int = WINDOW_SHARDS,
         on_bad_record: OnBadRecord = "stop",
-        check: bool = True,
     ) -> None:
         _check_student_sources(real, synthetic, crop_size, mosaic, num_synthetic)
         self.real, self.synthetic, self.crop_size = real, synthetic, crop_size
         self.mosaic, self.flip, self.seed, self.hard_labels = mosaic, flip, seed, hard_labels
-        self.check = check
         self.num_real = 0 if real is None else len(real)
         self.num_synthetic = 0 if synthetic is None else (num_synthetic or len(synthetic))
         self._tiles = _TILES if mosaic else 1
@@ -150,9 +144,7 @@ class StudentDataset(Dataset):
         for kind, records in ((False, self._real), (True, self._made)):
             places = [place for is_synthetic, places in wanted if is_synthetic == kind for place in places]
             if places:
-                start = self._first_place(kind)
-                check = self.check and _is_first_time(places, start)
-                found, passed_over = records.read(places, check=check)
+                found, passed_over = records.read(places)
                 samples[kind] = iter(found)
                 skipped += passed_over
         items = [
@@ -169,14 +161,6 @@ class StudentDataset(Dataset):
             return False, [(epoch, number)]
         epoch, item = divmod(epoch * self._synthetic_per_epoch + number, self._synthetic_items)
         return True, [(epoch, self._tiles * item + tile) for tile in range(self._tiles)]
-
-    def _first_place(self, is_synthetic: bool) -> tuple[int, int]:
-        """(epoch, place) of the first record of a kind at or just before the start of the run."""
-        epoch, place = divmod(self.start_position, self.epoch_length)
-        if not is_synthetic:
-            return epoch, place
-        before = self.start_position * self._synthetic_per_epoch // self.epoch_length
-        return divmod(before, self._synthetic_items)
 
     def _compose(self, position: int, samples: list[Sample], is_synthetic: bool) -> dict:
         """An item of one real sample, of one synthetic one, or of four that are tiled 2 x 2 without rescaling.
@@ -235,10 +219,30 @@ def make_loader(
     last one consumed.  num_workers: reader processes; 0 reads in this one.
     """
     batches = PositionBatches(micro_batch, rank, world, start_position)
-    dataset.start_position = start_position
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory
     )
+
+
+def report_skipped(batches: Iterator[dict], folder: Path) -> Iterator[dict]:
+    """Pass batches through; records that were passed over are told, the first few, and written down, all of them.
+
+    Every rank writes lines {"positions", "reason"} to `bad_records-rankNNNNN.jsonl` in `folder`.
+    """
+    path, told = folder / f"bad_records-rank{rank():05d}.jsonl", 0
+    for batch in batches:
+        reasons = batch["skipped"]
+        if reasons:
+            between = [int(batch["positions"][0]), int(batch["positions"][-1])]
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(path, "a") as stream:
+                stream.writelines(json.dumps({"positions": between, "reason": reason}) + "\n" for reason in reasons)
+            for reason in reasons[: max(0, _TOLD - told)]:
+                print(f"rank {rank()}: passed over {reason}", flush=True)
+            if told < _TOLD < told + len(reasons):
+                print(f"rank {rank()}: there are more than {_TOLD}; all of them stand in {path}", flush=True)
+            told += len(reasons)
+        yield batch
 
 
 def collate(items: list[dict]) -> dict:
@@ -284,12 +288,6 @@ def _item(position: int, sample: Sample, is_synthetic: bool = False) -> dict:
 def _with_skipped(items: list[dict], skipped: list[Skipped]) -> list[dict]:
     items[0]["skipped"] = [entry.reason for entry in skipped]
     return items
-
-
-def _is_first_time(places: list[tuple[int, int]], start: tuple[int, int]) -> bool:
-    """Whether some of the places may not have been met since the start: up to the end of the first whole epoch."""
-    last_epoch = start[0] + (start[1] > 0)
-    return any(epoch <= last_epoch for epoch, _ in places)
 
 
 def _items_of_share(num_real: int, share: float) -> int:

@@ -29,13 +29,14 @@ class BadRecord(RuntimeError):
 class Place(NamedTuple):
     """Where a record lies: one span of bytes, and its members within that span.
 
-    first: offset of the span in the tar.  length: bytes.  members: (extension, offset in the span, bytes) of each.
+    crc32: of the members' bytes.  first: offset of the span in the tar.  length: bytes.
+    members: (extension, offset in the span, bytes) of each.
     """
 
     key: str
     height: int
     width: int
-    sha256: str
+    crc32: int
     first: int
     length: int
     members: tuple[tuple[str, int, int], ...]
@@ -153,8 +154,8 @@ def _read_place(record: object, num_bytes: int, sidecar: Path) -> Place:
     height, width, members = record.get("height"), record.get("width"), record.get("members")
     if not (_is_count(height) and _is_count(width) and 0 < height * width <= MAX_PIXELS):
         raise ValueError(f"{where} is {height!r} x {width!r} pixels; wanted 1 to {MAX_PIXELS} in all")
-    if not isinstance(members, dict) or not members or not isinstance(record.get("sha256"), str):
-        raise ValueError(f"{where} has no members or no sha256; write the set again")
+    if not isinstance(members, dict) or not members or not _is_count(record.get("crc32")):
+        raise ValueError(f"{where} has no members or no crc32; write the set again")
     spans = []
     for extension, span in members.items():
         if not (isinstance(span, list) and len(span) == 2 and all(map(_is_count, span)) and sum(span) <= num_bytes):
@@ -167,7 +168,7 @@ def _read_place(record: object, num_bytes: int, sidecar: Path) -> Place:
     _check_sizes(where, height * width, members)
     first, length = spans[0][0], spans[-1][0] + spans[-1][1] - spans[0][0]
     inside = tuple((extension, offset - first, size) for offset, size, extension in spans)
-    return Place(record["key"], height, width, record["sha256"], first, length, inside)
+    return Place(record["key"], height, width, record["crc32"], first, length, inside)
 
 
 def _check_sizes(where: str, pixels: int, members: dict) -> None:

@@ -29,4 +29,4 @@ def open_prepared(config: Config, split: str) -> ShardSet:
 
 def reading_options(cfg: DataConfig) -> dict:
     """The settings of a dataset of `loader` that all trainings share."""
-    return {"window": cfg.window_shards, "on_bad_record": cfg.on_bad_record, "check": cfg.check_records}
+    return {"window": cfg.window_shards, "on_bad_record": cfg.on_bad_record}

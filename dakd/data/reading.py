@@ -70,11 +70,11 @@ class OrderedRecords:
     def classes(self) -> ClassTable:
         return self.sets[0].classes
 
-    def read(self, places: Sequence[tuple[int, int]], *, check: bool = True) -> tuple[list[Sample], list[Skipped]]:
+    def read(self, places: Sequence[tuple[int, int]]) -> tuple[list[Sample], list[Skipped]]:
         """The samples at the places (epoch, place), and what was passed over for them.
 
-        The samples' arrays are valid until the next call.  check: compare with the checksums that were written.
-        Raises BadRecord where on_bad_record is `stop`, or nothing good follows.
+        The samples' arrays are valid until the next call. Raises BadRecord where on_bad_record is `stop`, or nothing
+        good follows.
         """
         skipped: list[Skipped] = []
         samples: list[Sample | None] = [None] * len(places)
@@ -83,16 +83,16 @@ class OrderedRecords:
             try:
                 found.append((self._find(epoch, place), i))
             except BadRecord as error:
-                samples[i] = self._follow(epoch, place, error, check, skipped)
+                samples[i] = self._follow(epoch, place, error, skipped)
         needed = sum(_aligned(entry.length) for entry, _ in found)
         if len(self._memory) < needed:
             self._memory = bytearray(needed)  # a new one: samples of the last call may still be looked at
         memory, start = memoryview(self._memory), 0
         for entry, i in sorted(found, key=lambda pair: pair[0][:2]):
             try:
-                samples[i] = entry.read(memory[start : start + entry.length], check)
+                samples[i] = entry.read(memory[start : start + entry.length])
             except BadRecord as error:
-                samples[i] = self._follow(*places[i], error, check, skipped)
+                samples[i] = self._follow(*places[i], error, skipped)
             start += _aligned(entry.length)
         return samples, skipped
 
@@ -104,7 +104,7 @@ class OrderedRecords:
         entry = source.place(local, record)
         return _Found(shard, entry.first, entry.length, source, local, record)
 
-    def _follow(self, epoch: int, place: int, error: BadRecord, check: bool, skipped: list[Skipped]) -> Sample:
+    def _follow(self, epoch: int, place: int, error: BadRecord, skipped: list[Skipped]) -> Sample:
         """The first good record after a bad one, where bad ones are passed over at all."""
         if self.on_bad_record == "stop":
             raise BadRecord(
@@ -115,7 +115,7 @@ class OrderedRecords:
         for step in range(1, most + 1):
             try:
                 found = self._find(epoch, (place + step) % len(self))
-                return found.read(memoryview(bytearray(found.length)), check)
+                return found.read(memoryview(bytearray(found.length)))
             except BadRecord as next_error:
                 error = next_error
         raise BadRecord(f"no good record follows within {most} places; the last reason: {error}")
@@ -131,8 +131,8 @@ class _Found(NamedTuple):
     shard: int
     record: int
 
-    def read(self, buffer: memoryview, check: bool) -> Sample:
-        return self.source.read_record(self.shard, self.record, buffer, check=check)
+    def read(self, buffer: memoryview) -> Sample:
+        return self.source.read_record(self.shard, self.record, buffer)
 
 
 def _aligned(length: int) -> int:

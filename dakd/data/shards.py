@@ -17,7 +17,7 @@ import numpy as np
 
 from dakd.data.indexing import FORMAT, ShardInfo, describe_shard, write_index
 from dakd.data.lookup import BadRecord, OpenShard, Place, parse_classes, parse_index, read_places
-from dakd.data.records import content_hash, decode_record, encode_record
+from dakd.data.records import decode_record, encode_record, members_crc
 from dakd.data.sample import ClassTable, Sample
 from dakd.runtime.files import file_hash, replacing, write_text
 
@@ -108,21 +108,21 @@ class ShardSet:
         """Where a record's bytes lie. BadRecord where its shard cannot be read."""
         return self._opened(shard).places[record]
 
-    def read_record(self, shard: int, record: int, buffer: memoryview, *, check: bool = True) -> Sample:
+    def read_record(self, shard: int, record: int, buffer: memoryview) -> Sample:
         """A sample whose arrays may lie in `buffer`, which has place(shard, record).length bytes.
 
-        check: compare with the checksum that was written.  Raises BadRecord.
+        Raises BadRecord where they are not the bytes that were written.
         """
         opened = self._opened(shard)
         place = opened.places[record]
         opened.read_into(buffer, place)
         try:
             members = {extension: buffer[start : start + size] for extension, start, size in place.members}
+            if members_crc(members) != place.crc32:
+                raise ValueError("its checksum differs from the one that was written; its bytes have changed")
             sample = decode_record(place.key, members)
             if sample.sar.shape != (place.height, place.width):
                 raise ValueError(f"is of {sample.sar.shape} pixels, in the index of {(place.height, place.width)}")
-            if check and content_hash(sample) != place.sha256:
-                raise ValueError("its checksum differs from the one that was written; its bytes have changed")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadRecord(f"{opened.path}: record {place.key!r}: {error}") from None
         return sample

@@ -152,15 +152,18 @@ class Engine:
         self.engine.train()
         sums: dict[str, Tensor] = {}
         keys: list[str] = []
+        num_bad = 0
         for _ in range(self.accumulation):
             batch = next(batches)
             keys += batch["keys"]
+            num_bad += len(batch["skipped"])
             losses = self.engine(self._to_device(batch))
             self.engine.backward(losses["loss"].sum() / self.micro_batch)
             for name, values in losses.items():
                 sums[name] = sums.get(name, 0) + values.detach().double().sum()
             if not self.engine.is_gradient_accumulation_boundary():
                 self.engine.step()
+        sums["num_bad_records"] = sums["loss"].new_tensor(num_bad)
         means = self._global_means(sums)
         self._stop_if_non_finite(means["loss"], keys)
         self.engine.step()

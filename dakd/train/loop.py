@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dakd.config import Config, EngineConfig, OptimizerConfig
-from dakd.data.loader import make_loader
+from dakd.data.loader import make_loader, report_skipped
 from dakd.runtime import distributed
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import RunLog, save_config, say
@@ -111,14 +111,17 @@ def _train_steps(training: Training, engine: Engine, first_step: int, config: Co
     log = RunLog(training.folder, training.label, training.total_steps, first_step, settings.wandb, config)
     batches = _batches(training, first_step)
     since_s, since_step = time.monotonic(), first_step
+    num_bad_records = 0.0  # of all ranks, since this start
     for step in range(first_step + 1, training.total_steps + 1):
         lr = learning_rate(step - 1, training.total_steps, training.lr, training.optimizer)
         result = engine.train_step(batches, lr)
+        num_bad_records += result.losses.pop("num_bad_records")
         log.advance()
         if log.is_due(step, settings.log_every):
             now_s = time.monotonic()
             rate = (step - since_step) * training.global_batch / max(1e-9, now_s - since_s)
             told = {name: value for name, value in result.losses.items() if value or not name.startswith("num_")}
+            told |= {"num_bad_records": num_bad_records} if num_bad_records else {}
             values = {**told, "grad": result.grad_norm, "lr": lr}
             log.report(step, step * training.global_batch, values, rate)
             since_s, since_step = now_s, step
@@ -142,7 +145,7 @@ def _batches(training: Training, step: int) -> Iterator[dict]:
         training.engine.num_workers,
         pin_memory=distributed.device().type == "cuda",
     )
-    return iter(loader)
+    return report_skipped(iter(loader), training.folder)
 
 
 def _module_state(state: dict) -> dict:
