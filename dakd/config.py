@@ -117,6 +117,10 @@ class DataConfig(Section):
     window_shards: Positive = 64
     # A truncated tar, a damaged record, a missing shard: stop, or count it, tell it and take the next good record.
     on_bad_record: Literal["stop", "skip"] = "stop"
+    # Shards of URLs are kept in `cache` (None: dakd in XDG_CACHE_HOME or ~/.cache), up to `cache_gib`: at least
+    # those of two windows, or they are fetched again and again.
+    cache: str | None = None
+    cache_gib: Annotated[float, Field(gt=0)] = 64.0
 
 
 # --- train_jointnet ---------------------------------------------------------------------------------------------------
@@ -198,7 +202,8 @@ class StageConfig(Section):
 class Stage1Config(StageConfig):
     """SAR-Net alone, on images; labels are not looked at."""
 
-    extra_images: tuple[str, ...] = ()  # folders of prepared shards whose images (with or without labels) join in
+    # Sets of shards whose images (with or without labels) join in: folders or URLs; tars without an index are indexed.
+    extra_images: tuple[str, ...] = ()
 
 
 class TrainJointNetConfig(Section):
@@ -280,6 +285,7 @@ class TrainSarossConfig(Section):
     crop: Size = (512, 512)
     mosaic: bool = True  # four synthetic images tiled to one of twice the size
     flip: bool = True  # inferred
+    synthetic: str | None = None  # folder or URL of the synthetic pairs; None: what this run has generated
     num_synthetic: Positive | None = None  # use only the first N pairs; None takes all
     # Share of an epoch's samples that is synthetic (a mosaic is one), beside every real one once; the synthetic pairs
     # then go round at their own pace. None: every pair once an epoch.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from dakd.data.records import content_hash, decode_record, hard_label, members_crc, read_members, refuse_unknown_ids
 from dakd.data.sample import IGNORE_INDEX, ClassTable
+from dakd.data.tars import list_members
 from dakd.diffusion.balance import balancing_factor, image_power
 from dakd.runtime.files import file_hash, write_json
 
@@ -48,9 +49,18 @@ class ShardInfo:
 
 
 def describe_shard(
-    tar_path: str | Path, classes: ClassTable, file: str | None = None, provenance: dict | None = None
+    tar_path: str | Path,
+    classes: ClassTable,
+    file: str | None = None,
+    provenance: dict | None = None,
+    *,
+    foreign: bool = False,
 ) -> ShardInfo:
-    """The sidecar of a tar, from the tar alone: every record is decoded on the way, so a described shard is sound."""
+    """The sidecar of a tar, from the tar alone: every record is decoded on the way, so a described shard is sound.
+
+    foreign: whether records that others wrote are taken too (see `foreign.py`).
+    Raises ValueError where the tar or a record is damaged.
+    """
     tar_path = Path(tar_path)
     members = list_members(tar_path)
     pixels, ignored, powers = np.zeros(classes.num_classes, np.int64), 0, []
@@ -58,7 +68,7 @@ def describe_shard(
     with open(tar_path, "rb") as stream:
         for key, places in members.items():
             content = read_members(stream.fileno(), places, tar_path)
-            sample = decode_record(key, content)
+            sample = decode_record(key, content, foreign=foreign)
             counts = np.bincount(hard_label(sample).ravel(), minlength=256)
             refuse_unknown_ids(key, counts, classes)
             pixels += counts[: classes.num_classes]
@@ -99,14 +109,18 @@ def write_index(
     kind: str,
     codec: str | None = None,
     provenance: dict | None = None,
+    kept: Mapping[str, Sequence[int]] | None = None,
 ) -> dict:
     """Gathers the sidecars of `folder` into index.json and returns it.
 
     kind: "real" or "synthetic".  provenance: JSON facts on where the set came from.
+    kept: the files that make the set; None takes every shard that is there.
     Raises ValueError when there is no record or a key stands twice.
     """
     folder = Path(folder)
-    shards = [load_sidecar(path) for path in sorted(folder.glob("shard-*.json"))]
+    names = sorted(path.name for path in folder.glob("shard-*.json")) if kept is None else sorted(kept)
+    paths = [(folder / name).with_suffix(".json") for name in names]
+    shards = [load_sidecar(path) for path in paths]
     records = [record for shard in shards for record in shard.records]
     if not records:
         raise ValueError(f"{folder} holds no records; wanted at least one shard with one sample")
@@ -143,20 +157,6 @@ def load_sidecar(path: Path) -> ShardInfo:
     if tree.get("format") != FORMAT:
         raise ValueError(f"{path} has format {tree.get('format')}; this version reads {FORMAT}; write the set again")
     return ShardInfo(**tree)
-
-
-def list_members(tar_path: Path) -> dict[str, dict[str, list[int]]]:
-    """{key: {extension: [offset, size]}} in the order of the tar."""
-    members: dict[str, dict[str, list[int]]] = {}
-    with tarfile.open(tar_path, "r:") as tar:
-        for entry in tar:
-            folder, slash, name = entry.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            places = members.setdefault(folder + slash + stem, {})
-            if extension in places:
-                raise ValueError(f"{tar_path} holds {entry.name} twice; keys must differ")
-            places[extension] = [entry.offset_data, entry.size]
-    return members
 
 
 def _refuse_doubled_keys(folder: Path, records: list[dict]) -> None:

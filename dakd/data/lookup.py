@@ -45,9 +45,10 @@ class Place(NamedTuple):
 class OpenShard:
     """A tar that is open for reading, and the places of the records that belong to the set."""
 
-    def __init__(self, path: Path, places: list[Place]) -> None:
-        self.path, self.places = path, places
-        self._fileno = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, path: Path, fileno: int) -> None:
+        """fileno: open for reading; it is closed with this object."""
+        self.path, self._fileno = path, fileno
+        self.places: list[Place] = []
 
     def read_into(self, buffer: memoryview, place: Place) -> None:
         """Fill `buffer`, of place.length bytes, with the span of a record: one read. BadRecord where the tar ends."""
@@ -62,8 +63,7 @@ class OpenShard:
             done += count
 
     def __del__(self) -> None:
-        if hasattr(self, "_fileno"):
-            os.close(self._fileno)
+        os.close(self._fileno)
 
 
 def parse_index(text: str | bytes, path: str) -> dict:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dakd.config import Config, DataConfig
+from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet
+from dakd.data.sources import default_cache
 
 # The files may have moved, and how bad ones were met no longer matters.
 _MAY_DIFFER = ("root", "on_bad_file")
@@ -25,6 +27,11 @@ def open_prepared(config: Config, split: str) -> ShardSet:
             "set them back, or take another name and prepare again"
         )
     return shards
+
+
+def open_shards(place: str, cfg: DataConfig, classes: ClassTable | None = None) -> ShardSet:
+    """A set of shards that a configuration names: a folder or a URL.  classes: see ShardSet."""
+    return ShardSet(place, default_cache(cfg.cache, cfg.cache_gib), classes)
 
 
 def reading_options(cfg: DataConfig) -> dict:

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dakd.data.first_sight import find_index, find_sidecar
 from dakd.data.indexing import FORMAT, ShardInfo, describe_shard, write_index
 from dakd.data.lookup import BadRecord, OpenShard, Place, parse_classes, parse_index, read_places
 from dakd.data.records import decode_record, encode_record, members_crc
 from dakd.data.sample import ClassTable, Sample
+from dakd.data.sources import LocalFolder, ShardCache, default_cache, open_source
 from dakd.runtime.files import file_hash, replacing, write_text
 
 __all__ = ["FORMAT", "ShardInfo", "ShardSet", "describe_shard", "open_split", "shard_name", "verify", "write_index",
@@ -61,19 +63,25 @@ def write_shard(
 
 
 class ShardSet:
-    """A folder of shards with an index, as a list of samples; safe to share with forked and spawned readers.
+    """A set of shards with an index, as a list of samples; safe to share with forked and spawned readers.
 
     What is kept of a set grows with the number of its shards, not of its records: tables of records are read when they
     are needed, and the last ones stay, each with its tar open.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        path = self.folder / "index.json"
-        if not path.is_file():
-            raise ValueError(f"{self.folder} is no set of shards: {path} is absent; run the step that writes it first")
-        self.index = parse_index(path.read_bytes(), str(path))
-        self.classes = parse_classes(self.index, str(path))
+    def __init__(self, place: str | Path, cache: ShardCache | None = None, classes: ClassTable | None = None) -> None:
+        """place: a folder, or the URL of one (see `sources.py`).  cache: what is fetched or derived goes there.
+
+        classes: the class table of tars that come without an index; they are then indexed on first sight. None refuses
+        them.  Raises ValueError where there is no sound set.
+        """
+        self._cache = cache or default_cache()
+        self._source = open_source(place, self._cache)
+        self.folder = self._source.folder if isinstance(self._source, LocalFolder) else place
+        text, self._home = find_index(self._source, self._cache, classes)
+        path = f"{place}/index.json"
+        self.index = parse_index(text, path)
+        self.classes = parse_classes(self.index, path)
         self.counts = np.array([entry["num_samples"] for entry in self.index["shards"]], np.int64)
         self._ends = np.cumsum(self.counts).tolist()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
@@ -123,6 +131,8 @@ class ShardSet:
             sample = decode_record(place.key, members)
             if sample.sar.shape != (place.height, place.width):
                 raise ValueError(f"is of {sample.sar.shape} pixels, in the index of {(place.height, place.width)}")
+            if sample.soft_label is not None and len(sample.soft_label) != self.classes.num_classes:
+                raise ValueError(f"has logits of {len(sample.soft_label)} classes, the set {self.classes.num_classes}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadRecord(f"{opened.path}: record {place.key!r}: {error}") from None
         return sample
@@ -132,11 +142,14 @@ class ShardSet:
             self._open.move_to_end(shard)
             return self._open[shard]
         entry = self.index["shards"][shard]
-        tar_path = self.folder / entry["file"]
         try:
-            opened = OpenShard(tar_path, read_places(tar_path.with_suffix(".json"), entry))
+            tar_path, fileno = self._source.open_tar(entry["file"], entry["sha256"])
+            opened = OpenShard(tar_path, fileno)
+            sidecar = find_sidecar(self._source, self._home, entry, self.classes, tar_path)
+            opened.places = read_places(sidecar, entry)
         except FileNotFoundError:
-            raise BadRecord(f"{tar_path} is absent, though the index names it; fetch or write it again") from None
+            where = f"{self._source.place}/{entry['file']}"
+            raise BadRecord(f"{where} is absent, though the index names it; fetch or write it again") from None
         except ValueError as error:
             raise BadRecord(str(error)) from None
         self._open[shard] = opened

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dakd.config import Config
 from dakd.data.loader import TeacherDataset
 from dakd.data.pictures import contact_sheet
-from dakd.data.prepared import open_prepared, reading_options
+from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.balance import resolve_balance
@@ -134,7 +134,8 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
     previous = None if stage == 1 else weights_file(config, stage - 1, cfg.init_from)
     if previous is not None and not previous.exists():
         raise ValueError(f"stage {stage} starts from {previous}, which is absent; run --stage {stage - 1} first")
-    sources = [train] + ([ShardSet(folder) for folder in cfg.stage1.extra_images] if stage == 1 else [])
+    extra = cfg.stage1.extra_images if stage == 1 else ()
+    sources = [train] + [open_shards(place, config.data, train.classes) for place in extra]
     seed = config.seed * 8 + stage  # every stage has its own order and noise
     num_classes = train.classes.num_classes
     schedule = CosineSchedule(cfg.schedule.num_train_timesteps, cfg.schedule.max_beta)

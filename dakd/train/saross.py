@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.loader import StudentDataset
-from dakd.data.prepared import open_prepared, reading_options
-from dakd.data.shards import ShardSet
+from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.transforms import to_student
 from dakd.kernels.seg_loss import seg_loss
 from dakd.models.zoo import build_student
@@ -131,7 +130,8 @@ def student_dataset(config: Config, training_set: TrainingSet) -> StudentDataset
     """The batches of a training set: `real`, `synthetic` or both."""
     cfg = config.train_saross
     real = open_prepared(config, "train") if "real" in training_set else None
-    synthetic = ShardSet(config.run_path / "generate") if "synthetic" in training_set else None
+    place = cfg.synthetic or str(config.run_path / "generate")
+    synthetic = open_shards(place, config.data) if "synthetic" in training_set else None
     return StudentDataset(
         real,
         synthetic,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import zlib
@@ -111,9 +112,12 @@ class Dataset:
         self._entries[split] = [Entry(key, images[key], mates.get(key)) for key in sorted(images, key=_natural)]
 
 
-def read_grey(path: Path) -> np.ndarray:
-    """(H, W) uint8 grey values of a picture; BadFile unless it is whole, 8 bits deep and grey."""
-    picture = open_picture(path)
+def read_grey(path: Path, data: bytes | None = None) -> np.ndarray:
+    """(H, W) uint8 grey values of a picture; BadFile unless it is whole, 8 bits deep and grey.
+
+    data: the file's content, where it lies in no file of its own.
+    """
+    picture = open_picture(path, data)
     if picture.mode not in ("L", "RGB", "RGBA", "LA", "P", "1"):
         how = "scale it to 0..255 first, as gdal_translate -ot Byte -scale IN OUT does"
         raise BadFile(path, f"has the pixel type {picture.mode!r}; wanted 8-bit grey: {how}")
@@ -128,10 +132,10 @@ def read_grey(path: Path) -> np.ndarray:
     return red.copy() if difference == 0 else colours.mean(axis=-1).round().astype(np.uint8)
 
 
-def open_picture(path: Path) -> Image.Image:
-    """A picture, decoded to its end; BadFile when it is absent, damaged or truncated."""
+def open_picture(path: Path, data: bytes | None = None) -> Image.Image:
+    """A picture, decoded to its end; BadFile when it is absent, damaged or truncated.  data: see `read_grey`."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if data is None else io.BytesIO(data)) as picture:
             picture.load()
             return picture
     except _PICTURE_ERRORS as error:

@@ -1,0 +1,132 @@
+"""Records that others wrote with webdataset: which of their members are understood, and how.
+
+    image   png, jpg, jpeg, image.png, sar.png   one grey channel of 8 bits;  sar.npy  (H, W) uint8
+    label   label.png, mask.png, seg.png         ids as grey values or palette indices;  label.npy  (H, W) uint8
+    logits  soft.npy                             (K, H, W) floating
+    json    facts, kept as the sample's meta
+
+Members are decoded explicitly, by their extension; nothing else is opened, and no pickle ever.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dakd.data.readers.base import BadFile, open_picture, read_grey
+from dakd.data.sample import Sample
+
+IMAGE_MEMBERS = ("png", "jpg", "jpeg", "image.png", "sar.png", "sar.npy")
+LABEL_MEMBERS = ("label.png", "mask.png", "seg.png", "label.npy")
+SOFT_MEMBERS = ("soft.npy",)
+_KNOWN = (*IMAGE_MEMBERS, *LABEL_MEMBERS, *SOFT_MEMBERS, "json")
+_MAX_PIXELS = 1 << 28
+_MAX_HEADER_BYTES = 4096
+
+
+def decode_foreign(key: str, members: Mapping[str, bytes | memoryview]) -> Sample:
+    """The sample of a record of this kind. Raises ValueError naming the members that are unknown or do not fit."""
+    unknown = [name for name in members if name not in _KNOWN]
+    if unknown:
+        known = ", ".join(_KNOWN)
+        raise ValueError(f"record {key!r} has members that are not known: {', '.join(unknown)}; known: {known}")
+    images = [name for name in IMAGE_MEMBERS if name in members]
+    labels = [name for name in LABEL_MEMBERS if name in members]
+    if len(images) != 1 or len(labels) > 1:
+        found = ", ".join(members)
+        raise ValueError(f"record {key!r} has the members {found}; wanted one image ({', '.join(IMAGE_MEMBERS)}) "
+                         f"and at most one label ({', '.join(LABEL_MEMBERS)})")  # fmt: skip
+    sar = _decode_image(images[0], members[images[0]])
+    label = _decode_label(labels[0], members[labels[0]]) if labels else None
+    if label is not None and label.shape != sar.shape:
+        raise ValueError(f"record {key!r}: label is {label.shape}, its image {sar.shape}; make them equal")
+    soft = read_npy(members["soft.npy"], "soft.npy") if "soft.npy" in members else None
+    if soft is not None:
+        if soft.ndim != 3 or soft.dtype.kind != "f" or soft.shape[1:] != sar.shape or not np.isfinite(soft).all():
+            raise ValueError(f"record {key!r}: soft.npy is {soft.dtype} {soft.shape}; wanted finite (K, *{sar.shape})")
+        soft = soft.astype(np.float16)
+    return Sample(key=key, sar=sar, label=label, soft_label=soft, meta=_decode_meta(members.get("json")))
+
+
+def read_npy(data: bytes | memoryview, name: str) -> np.ndarray:
+    """The array of a .npy of numbers; ValueError for objects, and for a header that claims another size than there is.
+
+    numpy's own reader would take memory for whatever the header claims.
+    """
+    data = memoryview(data)
+    if bytes(data[:6]) != b"\x93NUMPY" or len(data) < 12:
+        raise ValueError(f"{name} is no .npy file")
+    size, start = struct.unpack_from("<H", data, 8)[0], 10
+    if data[6] > 1:
+        size, start = struct.unpack_from("<I", data, 8)[0], 12
+    if size > _MAX_HEADER_BYTES:
+        raise ValueError(f"{name} has a header of {size} bytes; wanted at most {_MAX_HEADER_BYTES}")
+    try:
+        header = ast.literal_eval(bytes(data[start : start + size]).decode("latin1"))
+        shape, dtype, order = header["shape"], np.dtype(header["descr"]), header["fortran_order"]
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{name} has a damaged header ({error!r:.200})") from None
+    is_plain = isinstance(shape, tuple) and all(type(side) is int and side > 0 for side in shape)
+    if not is_plain or dtype.kind not in "uif" or order is not False:
+        raise ValueError(f"{name} holds {header!r:.200}; wanted numbers, rows first")
+    if math.prod(shape) * dtype.itemsize != len(data) - start - size:
+        raise ValueError(f"{name} claims {shape} of {dtype}, but has {len(data) - start - size} bytes")
+    return np.frombuffer(data[start + size :], dtype).reshape(shape)
+
+
+def _decode_image(name: str, data: bytes | memoryview) -> np.ndarray:
+    if name.endswith(".npy"):
+        return _grey(read_npy(data, name), name)
+    _check_picture(data, name)
+    try:
+        return read_grey(Path(name), bytes(data))
+    except BadFile as error:
+        raise ValueError(f"{name} {error.reason}") from None
+
+
+def _decode_label(name: str, data: bytes | memoryview) -> np.ndarray:
+    if name.endswith(".npy"):
+        return _grey(read_npy(data, name), name)
+    _check_picture(data, name)
+    try:
+        picture = open_picture(Path(name), bytes(data))
+    except BadFile as error:
+        raise ValueError(f"{name} {error.reason}") from None
+    if picture.mode not in ("L", "P"):
+        raise ValueError(f"{name} has the pixel type {picture.mode!r}; wanted class ids as grey values or a palette")
+    return np.array(picture)
+
+
+def _check_picture(data: bytes | memoryview, name: str) -> None:
+    """A picture's size stands in its first bytes: looked at before memory is taken for it."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+    except Exception as error:  # what a damaged header makes PIL raise has no common base
+        raise ValueError(f"{name} cannot be read as a picture ({error})") from None
+    if not 0 < width * height <= _MAX_PIXELS:
+        raise ValueError(f"{name} claims {width} x {height} pixels; wanted 1 to {_MAX_PIXELS} in all")
+
+
+def _grey(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype != np.uint8 or array.ndim != 2:
+        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}; wanted uint8 (H, W)")
+    return array
+
+
+def _decode_meta(data: bytes | memoryview | None) -> dict:
+    if data is None:
+        return {}
+    try:
+        meta = json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"json cannot be read ({error})") from None
+    return meta if isinstance(meta, dict) else {"json": meta}

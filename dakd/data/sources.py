@@ -1,0 +1,205 @@
+"""Where sets of shards lie: a folder, or a folder of an object store behind a cache of whole shards.
+
+A URL (`s3://bucket/set`, `gs://`, `https://`, whatever fsspec knows) is read through fsspec. A shard is fetched as a
+whole, aside, compared with the checksum of the index, and only then gets its name in the cache, which is the checksum:
+readers of any number of processes share it, and a set that changes can never be mixed up with what it was. Where the
+cache grows beyond its limit the shards that were longest not opened go; who reads one keeps it until it is closed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dakd.runtime.files import file_hash, replacing
+
+_ATTEMPTS = 3  # a fetch may fail, and another process may evict a shard before it is opened
+_ABANDONED_S = 3600.0  # a file aside that nobody has written to for so long was left by a process that died
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """A folder with the shards that were fetched, in all at most `limit_bytes` while none of them is larger alone."""
+
+    folder: Path
+    limit_bytes: int
+
+    def get(self, name: str, fetch: Callable[[Path], None]) -> Path:
+        """The file `name`, by `fetch(path)` where it is not there; fetched once even if several processes ask."""
+        path = self.folder / "tars" / name
+        if not path.is_file():
+            with self._one_at_a_time(name):
+                if not path.is_file():
+                    with replacing(path) as aside:
+                        fetch(aside)
+                    self._evict(keep=path)
+        with suppress(FileNotFoundError):
+            os.utime(path)  # the time of the last use
+        return path
+
+    def home(self, *identity: str) -> Path:
+        """A folder for the index and the sidecars of a set that has no room for them; another identity, another one."""
+        return self.folder / "sets" / hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
+
+    @contextmanager
+    def _one_at_a_time(self, name: str) -> Iterator[None]:
+        """A lock that only saves double work; it ends with its process."""
+        lock = self.folder / "locks" / hashlib.sha256(name.encode()).hexdigest()[:2]
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(lock, "w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def _evict(self, keep: Path) -> None:
+        files = []
+        for path in keep.parent.iterdir():
+            with suppress(FileNotFoundError):
+                facts = path.stat()
+                files.append((facts.st_mtime, facts.st_size, path))
+        total, now = sum(size for _, size, _ in files), time.time()
+        for last_use_s, size, path in sorted(files):
+            is_abandoned = path.name.startswith(".") and now - last_use_s > _ABANDONED_S
+            is_due = total > self.limit_bytes and not path.name.startswith(".") and path != keep
+            if is_abandoned or is_due:
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+def default_cache(folder: str | None = None, limit_gib: float = 64.0) -> ShardCache:
+    """The cache in `folder`; None: `dakd` in XDG_CACHE_HOME or ~/.cache."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dakd"
+    return ShardCache(Path(folder) if folder else base, int(limit_gib * 2**30))
+
+
+def open_source(place: str | Path, cache: ShardCache) -> LocalFolder | RemoteFolder:
+    """A folder or URL as a source of shards. ValueError for a `pipe:`, which only streams."""
+    text = str(place)
+    if text.startswith("pipe:"):
+        raise ValueError(f"{text!r} is a pipe, whose records come in one order only; name it where streams are taken")
+    if text.startswith("file://"):
+        return LocalFolder(Path(text.removeprefix("file://")))
+    return RemoteFolder(text.rstrip("/"), cache) if "://" in text else LocalFolder(Path(place))
+
+
+class LocalFolder:
+    """Shards on a file system that this host has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.place, self.folder = str(folder), folder
+
+    def read_small(self, name: str) -> bytes | None:
+        """The content of a file, None where it is absent."""
+        path = self.folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    def stamps(self) -> dict[str, str]:
+        """The names of the tars, and for each what changes when it does."""
+        found = {}
+        for path in sorted(self.folder.glob("*.tar")):
+            facts = path.stat()
+            found[path.name] = f"{facts.st_size} {facts.st_mtime_ns}"
+        return found
+
+    def tar(self, name: str, sha256: str | None = None) -> Path:
+        """The path of a tar. FileNotFoundError where it is absent."""
+        path = self.folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is absent")
+        return path
+
+    def open_tar(self, name: str, sha256: str) -> tuple[Path, int]:
+        """The path of a tar, and a file descriptor that is open for reading."""
+        path = self.tar(name)
+        return path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+class RemoteFolder:
+    """Shards of an object store, read through a cache. Holds no connection: forked readers open their own."""
+
+    def __init__(self, url: str, cache: ShardCache) -> None:
+        self.place, self.url, self.cache = url, url, cache
+        self._file_system()
+
+    def read_small(self, name: str) -> bytes | None:
+        """The content of a file, None where it is absent. RuntimeError where the store does not answer."""
+        return self._asked(lambda files, root: files.cat_file(f"{root}/{name}"), absent=None)
+
+    def stamps(self) -> dict[str, str]:
+        """The names of the tars, and for each what changes when it does."""
+
+        def listed(files: Any, root: str) -> dict[str, str]:
+            entries = files.ls(root, detail=True, refresh=True)
+            tars = sorted(entry["name"] for entry in entries if entry["name"].endswith(".tar"))
+            return {name.rpartition("/")[2]: str(files.checksum(name)) for name in tars}
+
+        return self._asked(listed, absent={})
+
+    def tar(self, name: str, sha256: str | None = None) -> Path:
+        """The path of a tar in the cache, fetched where it is not there.
+
+        sha256: what its bytes must have; None takes them as they are, under a name of their own.
+        Raises FileNotFoundError where the store has no such tar, RuntimeError where it comes damaged or not at all.
+        """
+        if sha256 is None:
+            stamp = self.stamps().get(name, "")
+            key = hashlib.sha256(f"{self.url}/{name} {stamp}".encode()).hexdigest()
+        return self.cache.get(f"{sha256 or key}.tar", lambda aside: self._fetch(name, sha256, aside))
+
+    def open_tar(self, name: str, sha256: str) -> tuple[Path, int]:
+        """The path of a tar in the cache, and a file descriptor that is open for reading."""
+        for attempt in range(_ATTEMPTS):
+            path = self.tar(name, sha256)
+            try:
+                return path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # another process needed the room
+                if attempt == _ATTEMPTS - 1:
+                    break
+        raise RuntimeError(
+            f"{path} went from the cache as often as it was fetched; set data.cache_gib to more than the shards of two "
+            "windows of all readers of this host"
+        )
+
+    def _fetch(self, name: str, sha256: str | None, aside: Path) -> None:
+        for _ in range(_ATTEMPTS):
+            self._asked(lambda files, root: files.get_file(f"{root}/{name}", str(aside)))
+            found = file_hash(aside)
+            if sha256 in (None, found):
+                return
+        raise DamagedFetch(f"{self.url}/{name} has sha256 {found}, its index says {sha256}; it is damaged there")
+
+    def _file_system(self) -> tuple[Any, str]:
+        """fsspec's file system, of this process, and the folder's path in it."""
+        from fsspec.core import url_to_fs
+
+        try:
+            return url_to_fs(self.url)
+        except ImportError as error:
+            raise ValueError(f"{self.url} needs a package that is not installed: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{self.url} cannot be opened: {error}") from None
+
+    def _asked(self, ask: Callable[[Any, str], Any], **answers: Any) -> Any:
+        """What the store answers; `absent` where it has no such file, if given."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return ask(*self._file_system())
+            except FileNotFoundError:
+                if "absent" in answers:
+                    return answers["absent"]
+                raise
+            except (OSError, TimeoutError) as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise RuntimeError(f"{self.url} does not answer: {type(error).__name__}: {error}") from error
+                time.sleep(2.0**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+
+class DamagedFetch(ValueError):
+    """Bytes that came from a store and are not those that the index names."""
