@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dakd.data.batch import BatchBuilder, most_bytes, shared_blocks, unpack
 from dakd.data.order import interleave, rank_positions
-from dakd.data.reading import OnBadRecord, OrderedRecords, Skipped
-from dakd.data.sample import IGNORE_INDEX, Sample
+from dakd.data.reading import OnBadRecord, OrderedRecords
+from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import random_crop, random_flip
 from dakd.runtime.distributed import rank
@@ -25,14 +26,15 @@ from dakd.runtime.seeding import Stream, numpy_rng
 
 _TILES = 4  # of a mosaic
 WINDOW_SHARDS = 64
+_PREFETCHED = 4  # batches that a reader works ahead
 _TOLD = 10  # records that were passed over, on the console
 
 
 class TeacherDataset(Dataset):
     """Crops for the teacher, by global position; an epoch holds every sample once.
 
-    An item: {"position", "image" (1, h, w) uint8, "label" (h, w) uint8 or None, "key", "skipped"}; see `collate` for a
-    batch.
+    An item: {"position", "image" (1, h, w) uint8, "label" (h, w) uint8 or None, "key", "skipped"}; see `make_loader`
+    for a batch.
     sources: sets of shards, taken together as one.  labelled: False leaves the labels out, absent or not.
     crop_size: (h, w) in pixels; smaller images are padded (see `transforms.pad`).
     window, on_bad_record: see `reading.OrderedRecords`.
@@ -61,21 +63,35 @@ class TeacherDataset(Dataset):
         self.records = OrderedRecords(sources, seed, window, on_bad_record=on_bad_record)
 
     @property
+    def classes(self) -> ClassTable:
+        return self.records.classes
+
+    @property
     def epoch_length(self) -> int:
         return len(self.records)
 
     def __getitem__(self, position: int) -> dict:
-        return _own(self.__getitems__([position])[0])
+        return _item(self.batch([position]))
 
-    def __getitems__(self, positions: list[int]) -> list[dict]:
-        """The items of a batch; their arrays are valid until the next call."""
-        places = [divmod(position, self.epoch_length) for position in positions]
-        samples, skipped = self.records.read(places)
-        items = []
-        for position, sample in zip(positions, samples):
+    def batch(self, positions: list[int]) -> dict:
+        """The batch of these positions, see `make_loader`."""
+        return unpack(self.__getitems__(positions))
+
+    def __getitems__(self, positions: list[int], block: Tensor | None = None) -> dict:
+        """The batch, packed in a block of memory (`batch.BatchBuilder`) for its way from a reader process."""
+        builder = BatchBuilder(len(positions), 0, self.crop_size, self.labelled, block)
+        keys = [""] * len(positions)
+
+        def take(row: int, sample: Sample) -> None:
             sample = replace(sample, soft_label=None, label=sample.label if self.labelled else None)
-            items.append(_item(position, _augment(sample, self.crop_size, self.flip, self.seed, position)))
-        return _with_skipped(items, skipped)
+            sample = _augment(sample, self.crop_size, self.flip, self.seed, positions[row])
+            builder.write(row, sample.sar, sample.label)
+            keys[row] = sample.key
+
+        skipped = self.records.read([divmod(position, self.epoch_length) for position in positions], take)
+        none = [-1] * len(positions)
+        packed = builder.finish(positions=positions, teacher_row=none, is_synthetic=[False] * len(positions))
+        return packed | {"keys": keys, "skipped": [entry.reason for entry in skipped]}
 
 
 class StudentDataset(Dataset):
@@ -127,7 +143,7 @@ class StudentDataset(Dataset):
             self._made = OrderedRecords([synthetic], stream=Stream.MOSAIC, limit=self.num_synthetic, **options)
 
     @property
-    def classes(self):
+    def classes(self) -> ClassTable:
         return (self.real or self.synthetic).classes
 
     @property
@@ -135,23 +151,38 @@ class StudentDataset(Dataset):
         return self.num_real + self._synthetic_per_epoch
 
     def __getitem__(self, position: int) -> dict:
-        return _own(self.__getitems__([position])[0])
+        return _item(self.batch([position]))
 
-    def __getitems__(self, positions: list[int]) -> list[dict]:
-        """The items of a batch; their arrays are valid until the next call. A mosaic's arrays are lists of four."""
+    def batch(self, positions: list[int]) -> dict:
+        """The batch of these positions, see `make_loader`."""
+        return unpack(self.__getitems__(positions))
+
+    def __getitems__(self, positions: list[int], block: Tensor | None = None) -> dict:
+        """The batch, packed in a block of memory (`batch.BatchBuilder`) for its way from a reader process."""
         wanted = [self._places(position) for position in positions]
-        samples, skipped = {}, []
-        for kind, records in ((False, self._real), (True, self._made)):
-            places = [place for is_synthetic, places in wanted if is_synthetic == kind for place in places]
-            if places:
-                found, passed_over = records.read(places)
-                samples[kind] = iter(found)
-                skipped += passed_over
-        items = [
-            self._compose(position, [next(samples[kind]) for _ in places], kind)
-            for position, (kind, places) in zip(positions, wanted)
-        ]
-        return _with_skipped(items, skipped)
+        is_synthetic = [kind for kind, _ in wanted]
+        has_soft = [kind and not self.hard_labels for kind in is_synthetic]
+        soft_rows = [count - 1 if soft else -1 for soft, count in zip(has_soft, accumulate(has_soft))]
+        builder = BatchBuilder(len(positions), sum(has_soft), self.crop_size, True, block)
+        keys = [[""] * len(places) for _, places in wanted]
+        skipped = []
+        # The synthetic ones first: they tell the builder what soft labels are like.
+        for kind, records in ((True, self._made), (False, self._real)):
+            rows = [row for row, own in enumerate(is_synthetic) if own == kind]
+            tiles = [(row, tile) for row in rows for tile in range(len(keys[row]))]
+
+            def take(i: int, sample: Sample, tiles=tiles, kind=kind) -> None:
+                row, tile = tiles[i]
+                size, corner, ids = self._tile(positions[row], tile, kind)
+                sample = _augment(self._soften(sample) if kind else replace(sample, soft_label=None), size,
+                                  self.flip, self.seed, *ids)  # fmt: skip
+                builder.write(row, sample.sar, sample.label, sample.soft_label, soft_rows[row], corner)
+                keys[row][tile] = sample.key
+
+            if tiles:
+                skipped += records.read([wanted[row][1][tile] for row, tile in tiles], take)
+        packed = builder.finish(positions=positions, teacher_row=soft_rows, is_synthetic=is_synthetic)
+        return packed | {"keys": ["+".join(names) for names in keys], "skipped": [entry.reason for entry in skipped]}
 
     def _places(self, position: int) -> tuple[bool, list[tuple[int, int]]]:
         """Whether a position is synthetic, and the (epoch, place) of its one record or of its tiles."""
@@ -162,26 +193,12 @@ class StudentDataset(Dataset):
         epoch, item = divmod(epoch * self._synthetic_per_epoch + number, self._synthetic_items)
         return True, [(epoch, self._tiles * item + tile) for tile in range(self._tiles)]
 
-    def _compose(self, position: int, samples: list[Sample], is_synthetic: bool) -> dict:
-        """An item of one real sample, of one synthetic one, or of four that are tiled 2 x 2 without rescaling.
-
-        The tiles are cropped and flipped one by one.
-        """
-        if not is_synthetic:
-            sample = replace(samples[0], soft_label=None)
-            return _item(position, _augment(sample, self.crop_size, self.flip, self.seed, position))
-        samples = [self._soften(sample) for sample in samples]
-        if not self.mosaic:
-            sample = _augment(samples[0], self.crop_size, self.flip, self.seed, position)
-            return _item(position, sample, is_synthetic=True)
-        size = (self.crop_size[0] // 2, self.crop_size[1] // 2)
-        tiles = [
-            _item(position, _augment(sample, size, self.flip, self.seed, position, tile), is_synthetic=True)
-            for tile, sample in enumerate(samples)
-        ]
-        joined = {name: [tile[name] for tile in tiles] for name in ("image", "label")}
-        soft = None if self.hard_labels else [tile["soft"] for tile in tiles]
-        return tiles[0] | joined | {"soft": soft, "key": "+".join(tile["key"] for tile in tiles)}
+    def _tile(self, position: int, tile: int, is_synthetic: bool) -> tuple[tuple[int, int], tuple[int, int], tuple]:
+        """The size of a sample, or of a mosaic's tile, its upper left corner, and the key of its crop and flip."""
+        if not (is_synthetic and self.mosaic):
+            return self.crop_size, (0, 0), (position,)
+        h, w = self.crop_size[0] // 2, self.crop_size[1] // 2
+        return (h, w), (h * (tile // 2), w * (tile % 2)), (position, tile)
 
     def _soften(self, sample: Sample) -> Sample:
         """A synthetic sample without a hard label, or with the teacher's in place of the soft one."""
@@ -204,6 +221,49 @@ class PositionBatches(Sampler):
             start += self.micro_batch * self.world
 
 
+class BatchLoader:
+    """The batches of a dataset at a rank's positions, endless; see `make_loader`."""
+
+    def __init__(
+        self, dataset: TeacherDataset | StudentDataset, batches: PositionBatches, num_workers: int, pin_memory: bool
+    ) -> None:
+        self.dataset, self.batches, self.num_workers, self.pin_memory = dataset, batches, num_workers, pin_memory
+
+    def __iter__(self) -> Iterator[dict]:
+        if not self.num_workers:
+            for positions in self.batches:
+                batch = self.dataset.__getitems__(positions)
+                yield unpack(batch | {"block": batch["block"].pin_memory()} if self.pin_memory else batch)
+        # A reader has at most _PREFETCHED batches under way while another is copied here, and takes its blocks in turn.
+        num_bytes = most_bytes(self.batches.micro_batch, self.dataset.crop_size, self.dataset.classes.num_classes)
+        blocks = shared_blocks(self.num_workers * (_PREFETCHED + 1), num_bytes)
+        loader = DataLoader(
+            _Served(self.dataset, blocks),
+            sampler=enumerate(self.batches),
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=_PREFETCHED,
+            collate_fn=dict,  # as it is
+            multiprocessing_context="fork",  # the blocks are inherited
+        )
+        for batch in loader:
+            shared = blocks[batch["block"]][: batch.pop("num_bytes")]
+            yield unpack(batch | {"block": shared.pin_memory() if self.pin_memory else shared.clone()})
+
+
+class _Served(Dataset):
+    """A dataset behind reader processes: what comes back names a shared block instead of holding one."""
+
+    def __init__(self, dataset: TeacherDataset | StudentDataset, blocks: list[Tensor]) -> None:
+        self.dataset, self.blocks = dataset, blocks
+
+    def __getitem__(self, task: tuple[int, list[int]]) -> dict:
+        number, positions = task
+        number %= len(self.blocks)
+        batch = self.dataset.__getitems__(positions, self.blocks[number])
+        return batch | {"block": number, "num_bytes": len(batch["block"])}
+
+
 def make_loader(
     dataset: TeacherDataset | StudentDataset,
     micro_batch: int,
@@ -212,16 +272,18 @@ def make_loader(
     start_position: int,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader:
-    """An endless iterable of batches (see `collate`), `micro_batch` samples a rank, from a global position on.
+) -> BatchLoader:
+    """An endless iterable of batches, `micro_batch` samples a rank, from a global position on.
 
     The positions of a global batch are those of the micro-batches of all ranks; resume with the position after the
-    last one consumed.  num_workers: reader processes; 0 reads in this one.
+    last one consumed.  num_workers: reader processes; 0 reads in this one. A batch holds
+
+    positions: (B,) int64.  image: (B, 1, h, w) uint8.  label: (B, h, w) uint8, or None.  keys: list of B strings.
+    teacher: (Bs, K, h, w) float16 logits of the Bs samples that have a soft label, or None.
+    teacher_row: (B,) int64, the row in `teacher`, -1 for a sample without one.  is_synthetic: (B,) bool.
+    skipped: what was passed over for this batch, a line for each bad record.
     """
-    batches = PositionBatches(micro_batch, rank, world, start_position)
-    return DataLoader(
-        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory
-    )
+    return BatchLoader(dataset, PositionBatches(micro_batch, rank, world, start_position), num_workers, pin_memory)
 
 
 def report_skipped(batches: Iterator[dict], folder: Path) -> Iterator[dict]:
@@ -245,49 +307,23 @@ def report_skipped(batches: Iterator[dict], folder: Path) -> Iterator[dict]:
         yield batch
 
 
-def collate(items: list[dict]) -> dict:
-    """Items to a batch.
-
-    positions: (B,) int64.  image: (B, 1, h, w) uint8.  label: (B, h, w) uint8, or None.  keys: list of B strings.
-    teacher: (Bs, K, h, w) float16 logits of the Bs samples that have a soft label, or None.
-    teacher_row: (B,) int64, the row in `teacher`, -1 for a sample without one.  is_synthetic: (B,) bool.
-    skipped: what was passed over for this batch, a line for each bad record.
-    """
-    soft = [item["soft"] for item in items if item["soft"] is not None]
-    rows = iter(range(len(soft)))
-    return {
-        "positions": torch.tensor([item["position"] for item in items], dtype=torch.int64),
-        "image": _stack([item["image"] for item in items]),
-        "label": None if items[0]["label"] is None else _stack([item["label"] for item in items]),
-        "teacher": _stack(soft) if soft else None,
-        "teacher_row": torch.tensor([-1 if item["soft"] is None else next(rows) for item in items], dtype=torch.int64),
-        "is_synthetic": torch.tensor([item["is_synthetic"] for item in items]),
-        "keys": [item["key"] for item in items],
-        "skipped": [line for item in items for line in item["skipped"]],
-    }
-
-
 def _augment(sample: Sample, size: tuple[int, int], flip: bool, seed: int, *ids: int) -> Sample:
     """Crop and flip keyed by `ids`: the global position, and the tile in a mosaic."""
-    sample = random_crop(sample, size, numpy_rng(seed, *ids, stream=Stream.CROP))
+    if sample.sar.shape != size:
+        sample = random_crop(sample, size, numpy_rng(seed, *ids, stream=Stream.CROP))
     return random_flip(sample, numpy_rng(seed, *ids, stream=Stream.FLIP)) if flip else sample
 
 
-def _item(position: int, sample: Sample, is_synthetic: bool = False) -> dict:
-    return {
-        "position": position,
-        "image": sample.sar[None],
-        "label": sample.label,
-        "soft": sample.soft_label,
-        "is_synthetic": is_synthetic,
-        "key": sample.key,
-        "skipped": [],
+def _item(batch: dict) -> dict:
+    """The one sample of a batch of one."""
+    arrays = {name: None if batch[name] is None else batch[name][0].numpy() for name in ("image", "label")}
+    return arrays | {
+        "position": int(batch["positions"][0]),
+        "soft": None if batch["teacher"] is None else batch["teacher"][0].numpy(),
+        "is_synthetic": bool(batch["is_synthetic"][0]),
+        "key": batch["keys"][0],
+        "skipped": batch["skipped"],
     }
-
-
-def _with_skipped(items: list[dict], skipped: list[Skipped]) -> list[dict]:
-    items[0]["skipped"] = [entry.reason for entry in skipped]
-    return items
 
 
 def _items_of_share(num_real: int, share: float) -> int:
@@ -295,32 +331,6 @@ def _items_of_share(num_real: int, share: float) -> int:
     if not 0 < share < 1:
         raise ValueError(f"synthetic_share is {share}; wanted a number between 0 and 1, or none for every pair once")
     return max(1, round(num_real * share / (1 - share)))
-
-
-def _own(item: dict) -> dict:
-    """The item with whole arrays of its own."""
-    arrays = {name: item[name] for name in ("image", "label", "soft") if item[name] is not None}
-    return item | {name: _stack([array]).numpy()[0] for name, array in arrays.items()}
-
-
-def _stack(arrays: list[np.ndarray | list[np.ndarray]]) -> Tensor:
-    """(B, ...) of B equal arrays, or of lists of four that are tiled 2 x 2; the only copy on their way to the step.
-
-    In a reader process the memory is shared with the training process, which saves a second one.
-    """
-    first = arrays[0]
-    is_whole = isinstance(first, np.ndarray)
-    shape = first.shape if is_whole else (*first[0].shape[:-2], *(2 * side for side in first[0].shape[-2:]))
-    stacked = torch.empty((len(arrays), *shape), dtype=torch.from_numpy(np.empty(0, first[0].dtype)).dtype)
-    if get_worker_info() is not None:
-        stacked.share_memory_()
-    for row, array in zip(stacked.numpy(), arrays):
-        if isinstance(array, np.ndarray):
-            row[...] = array
-        else:
-            h, w = array[0].shape[-2:]
-            row[..., :h, :w], row[..., :h, w:], row[..., h:, :w], row[..., h:, w:] = array
-    return stacked
 
 
 def _check_student_sources(

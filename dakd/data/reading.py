@@ -1,13 +1,13 @@
 """Samples by their place in an order, a batch at a time, and what happens where a record is bad.
 
-The records of a batch are read in the order in which they lie on the disk, each with one read, into one block of memory
-that serves batch after batch: what is handed out are views, and the batch's tensors are the only copies.
+The records of a batch are read in the order in which they lie on the disk, each with one read, into memory that serves
+record after record and so stays in the processor's cache: what is handed out are views of it.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, NamedTuple
@@ -22,7 +22,6 @@ from dakd.runtime.seeding import Stream
 
 OnBadRecord = Literal["stop", "skip"]
 MOST_BAD_IN_A_ROW = 10_000  # records; beyond, the set is not there rather than damaged
-_ALIGNMENT = 64  # bytes, of each record of a batch in memory
 
 
 @dataclass(frozen=True)
@@ -70,31 +69,28 @@ class OrderedRecords:
     def classes(self) -> ClassTable:
         return self.sets[0].classes
 
-    def read(self, places: Sequence[tuple[int, int]]) -> tuple[list[Sample], list[Skipped]]:
-        """The samples at the places (epoch, place), and what was passed over for them.
+    def read(self, places: Sequence[tuple[int, int]], take: Callable[[int, Sample], None]) -> list[Skipped]:
+        """Call take(i, sample) for the sample at each place i, (epoch, place); returns what was passed over.
 
-        The samples' arrays are valid until the next call. Raises BadRecord where on_bad_record is `stop`, or nothing
-        good follows.
+        The calls come in the order in which the records lie. A sample's arrays are valid until `take` returns.
+        Raises BadRecord where on_bad_record is `stop`, or nothing good follows.
         """
         skipped: list[Skipped] = []
-        samples: list[Sample | None] = [None] * len(places)
         found: list[tuple[_Found, int]] = []
         for i, (epoch, place) in enumerate(places):
             try:
                 found.append((self._find(epoch, place), i))
             except BadRecord as error:
-                samples[i] = self._follow(epoch, place, error, skipped)
-        needed = sum(_aligned(entry.length) for entry, _ in found)
-        if len(self._memory) < needed:
-            self._memory = bytearray(needed)  # a new one: samples of the last call may still be looked at
-        memory, start = memoryview(self._memory), 0
+                take(i, self._follow(epoch, place, error, skipped))
         for entry, i in sorted(found, key=lambda pair: pair[0][:2]):
+            if len(self._memory) < entry.length:
+                self._memory = bytearray(entry.length)
             try:
-                samples[i] = entry.read(memory[start : start + entry.length])
+                sample = entry.read(memoryview(self._memory)[: entry.length])
             except BadRecord as error:
-                samples[i] = self._follow(*places[i], error, skipped)
-            start += _aligned(entry.length)
-        return samples, skipped
+                sample = self._follow(*places[i], error, skipped)
+            take(i, sample)
+        return skipped
 
     def _find(self, epoch: int, place: int) -> _Found:
         """Where the record at a place of an epoch lies. Raises BadRecord where its shard cannot be opened."""
@@ -133,7 +129,3 @@ class _Found(NamedTuple):
 
     def read(self, buffer: memoryview) -> Sample:
         return self.source.read_record(self.shard, self.record, buffer)
-
-
-def _aligned(length: int) -> int:
-    return -(-length // _ALIGNMENT) * _ALIGNMENT

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +21,11 @@ import numpy as np
 
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.soft_labels import get_codec
+
+try:
+    from isal.isal_zlib import crc32  # the same numbers, ten times as fast
+except ImportError:
+    from zlib import crc32
 
 _KEY_PATTERN = re.compile(r"[^\s./\\][^\s.\\]*")
 
@@ -94,10 +98,10 @@ def read_members(fileno: int, places: dict[str, list[int]], path: Path) -> dict[
 
 
 def members_crc(members: Mapping[str, bytes | memoryview]) -> int:
-    """The CRC-32 of the members' bytes, one after the other: cheap enough (0.1 ms) to be compared at every read."""
+    """The CRC-32 of the members' bytes, one after the other: cheap enough to be compared at every read."""
     crc = 0
     for data in members.values():
-        crc = zlib.crc32(data, crc)
+        crc = crc32(data, crc)
     return crc
 
 

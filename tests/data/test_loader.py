@@ -7,8 +7,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from dakd.data.loader import StudentDataset, TeacherDataset, collate, make_loader
+from dakd.data.loader import StudentDataset, TeacherDataset, make_loader
+from dakd.data.order import rank_positions
 from dakd.data.sample import IGNORE_INDEX
 
 
@@ -136,7 +139,7 @@ def test_flipped_mosaics_keep_logits_on_their_images(synthetic_set):
 def test_mixed_batch_points_each_synthetic_sample_to_its_logits(real_set, synthetic_set):
     dataset = student(real_set, synthetic_set, crop=(8, 8), mosaic=False)
     items = [dataset[position] for position in range(23)]
-    batch = collate(items)
+    batch = dataset.batch(list(range(23)))
     assert dataset.epoch_length == 23 and batch["teacher"].shape == (10, 5, 8, 8)
     for row, item in enumerate(items):
         place = int(batch["teacher_row"][row])
@@ -184,3 +187,52 @@ def test_sets_in_the_wrong_place_are_refused(real_set, synthetic_set):
         student(synthetic_set, None)
     with pytest.raises(ValueError, match="rank 1 of 1"):
         make_loader(student(real_set, None), 2, 1, 1, 0)
+
+
+def test_64_gpus_are_fed_from_1002_images_for_epochs_on_end(tmp_path):
+    from data.conftest import make_set
+
+    dataset = TeacherDataset([make_set(tmp_path, 1002, shard_size=256, shape=(2, 2))], (2, 2), flip=False, seed=3,
+                             labelled=True)  # fmt: skip
+    seen = []
+    for step in range(16):  # just beyond one epoch, in global batches of 64
+        for rank in range(64):
+            seen += dataset.batch(rank_positions(step * 64, 1, rank, 64))["keys"]
+    assert sorted(seen[:1002]) == sorted(set(seen)) and len(set(seen)) == 1002
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 200), st.sampled_from([1, 2, 3, 4, 6, 12]), st.booleans(), st.sampled_from([None, 0.3, 0.8]))
+def test_a_global_batch_depends_on_nothing_but_its_position(real_set, synthetic_set, start, world, mosaic, share):
+    dataset = student(real_set, synthetic_set, crop=(8, 8), mosaic=mosaic, synthetic_share=share, window=2)
+    whole = dataset.batch(list(range(start, start + 12)))
+    parts = [dataset.batch(rank_positions(start, 12 // world, rank, world)) for rank in range(world)]
+    rows = {int(p): (part, row) for part in parts for row, p in enumerate(part["positions"])}
+    assert sorted(rows) == list(range(start, start + 12))
+    for i, position in enumerate(range(start, start + 12)):
+        part, row = rows[position]
+        for name in ("image", "label", "is_synthetic"):
+            assert torch.equal(part[name][row], whole[name][i])
+        if whole["teacher_row"][i] >= 0:
+            assert torch.equal(part["teacher"][part["teacher_row"][row]], whole["teacher"][whole["teacher_row"][i]])
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_a_set_share_of_the_batches_is_synthetic_and_each_set_goes_round_evenly(real_set, synthetic_set, share):
+    dataset = student(real_set, synthetic_set, crop=(8, 8), mosaic=False, synthetic_share=share)
+    assert dataset.epoch_length == pytest.approx(13 / (1 - share), abs=1)
+    batch = dataset.batch(list(range(3 * dataset.epoch_length)))
+    assert batch["is_synthetic"].float().mean() == pytest.approx(share, abs=0.04)
+    counts = {key: batch["keys"].count(key) for key in batch["keys"]}
+    assert {counts[real_set.key(i)] for i in range(13)} == {3}
+    synthetic = [counts.get(synthetic_set.key(i), 0) for i in range(10)]
+    assert max(synthetic) - min(synthetic) <= 1
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        student(real_set, synthetic_set, synthetic_share=1.0)
+
+
+def test_batches_of_reader_processes_stay_as_they_are_while_more_are_taken(real_set):
+    dataset = teacher(real_set)
+    kept = take(make_loader(dataset, 2, 0, 1, 0, 2), 40)
+    for batch in kept:
+        assert_equal(batch, dataset.batch(batch["positions"].tolist()))
