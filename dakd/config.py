@@ -204,6 +204,9 @@ class Stage1Config(StageConfig):
 
     # Sets of shards whose images (with or without labels) join in: folders or URLs; tars without an index are indexed.
     extra_images: tuple[str, ...] = ()
+    # In place of all these: shell commands, `pipe:COMMAND`, each of which writes a tar of images to its standard
+    # output; at least one for every reader of every rank. Streams are not shuffled, and a resumed run reads them again.
+    streams: tuple[Annotated[str, Field(pattern="^pipe:.")], ...] = ()
 
 
 class TrainJointNetConfig(Section):

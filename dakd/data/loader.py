@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from dakd.data.batch import BatchBuilder, most_bytes, shared_blocks, unpack
-from dakd.data.order import interleave, rank_positions
+from dakd.data.order import PositionBatches, interleave
 from dakd.data.reading import OnBadRecord, OrderedRecords
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.shards import ShardSet
-from dakd.data.transforms import random_crop, random_flip
+from dakd.data.streams import StreamDataset, StreamReaders
+from dakd.data.transforms import crop_and_flip
 from dakd.runtime.distributed import rank
-from dakd.runtime.seeding import Stream, numpy_rng
+from dakd.runtime.seeding import Stream
 
 _TILES = 4  # of a mosaic
 WINDOW_SHARDS = 64
@@ -84,7 +85,7 @@ class TeacherDataset(Dataset):
 
         def take(row: int, sample: Sample) -> None:
             sample = replace(sample, soft_label=None, label=sample.label if self.labelled else None)
-            sample = _augment(sample, self.crop_size, self.flip, self.seed, positions[row])
+            sample = crop_and_flip(sample, self.crop_size, self.flip, self.seed, positions[row])
             builder.write(row, sample.sar, sample.label)
             keys[row] = sample.key
 
@@ -174,7 +175,7 @@ class StudentDataset(Dataset):
             def take(i: int, sample: Sample, tiles=tiles, kind=kind) -> None:
                 row, tile = tiles[i]
                 size, corner, ids = self._tile(positions[row], tile, kind)
-                sample = _augment(self._soften(sample) if kind else replace(sample, soft_label=None), size,
+                sample = crop_and_flip(self._soften(sample) if kind else replace(sample, soft_label=None), size,
                                   self.flip, self.seed, *ids)  # fmt: skip
                 builder.write(row, sample.sar, sample.label, sample.soft_label, soft_rows[row], corner)
                 keys[row][tile] = sample.key
@@ -207,33 +208,37 @@ class StudentDataset(Dataset):
         return replace(sample, label=np.broadcast_to(np.uint8(IGNORE_INDEX), sample.sar.shape))
 
 
-class PositionBatches(Sampler):
-    """Endless lists of a rank's positions, micro-batch by micro-batch, from a global position on."""
-
-    def __init__(self, micro_batch: int, rank: int, world: int, start_position: int) -> None:
-        rank_positions(start_position, micro_batch, rank, world)  # refuses what makes no sense
-        self.micro_batch, self.rank, self.world, self.start = micro_batch, rank, world, start_position
-
-    def __iter__(self) -> Iterator[list[int]]:
-        start = self.start
-        while True:
-            yield rank_positions(start, self.micro_batch, self.rank, self.world)
-            start += self.micro_batch * self.world
+AnyDataset = TeacherDataset | StudentDataset | StreamDataset
 
 
 class BatchLoader:
     """The batches of a dataset at a rank's positions, endless; see `make_loader`."""
 
     def __init__(
-        self, dataset: TeacherDataset | StudentDataset, batches: PositionBatches, num_workers: int, pin_memory: bool
+        self, dataset: AnyDataset, batches: PositionBatches, num_workers: int, pin_memory: bool
     ) -> None:
+        if isinstance(dataset, StreamDataset):
+            StreamReaders(dataset, batches, num_workers)  # refuses too few streams before anything starts
         self.dataset, self.batches, self.num_workers, self.pin_memory = dataset, batches, num_workers, pin_memory
 
     def __iter__(self) -> Iterator[dict]:
-        if not self.num_workers:
-            for positions in self.batches:
-                batch = self.dataset.__getitems__(positions)
-                yield unpack(batch | {"block": batch["block"].pin_memory()} if self.pin_memory else batch)
+        if isinstance(self.dataset, StreamDataset):
+            return self._from_streams()
+        return self._from_readers() if self.num_workers else self._from_here()
+
+    def _from_streams(self) -> Iterator[dict]:
+        readers = StreamReaders(self.dataset, self.batches, self.num_workers)
+        options = {"prefetch_factor": _PREFETCHED} if self.num_workers else {}
+        loader = DataLoader(readers, None, num_workers=self.num_workers, collate_fn=dict, **options)
+        for batch in loader:
+            yield unpack(batch | {"block": batch["block"].pin_memory()} if self.pin_memory else batch)
+
+    def _from_here(self) -> Iterator[dict]:
+        for positions in self.batches:
+            batch = self.dataset.__getitems__(positions)
+            yield unpack(batch | {"block": batch["block"].pin_memory()} if self.pin_memory else batch)
+
+    def _from_readers(self) -> Iterator[dict]:
         # A reader has at most _PREFETCHED batches under way while another is copied here, and takes its blocks in turn.
         num_bytes = most_bytes(self.batches.micro_batch, self.dataset.crop_size, self.dataset.classes.num_classes)
         blocks = shared_blocks(self.num_workers * (_PREFETCHED + 1), num_bytes)
@@ -265,7 +270,7 @@ class _Served(Dataset):
 
 
 def make_loader(
-    dataset: TeacherDataset | StudentDataset,
+    dataset: AnyDataset,
     micro_batch: int,
     rank: int,
     world: int,
@@ -305,13 +310,6 @@ def report_skipped(batches: Iterator[dict], folder: Path) -> Iterator[dict]:
                 print(f"rank {rank()}: there are more than {_TOLD}; all of them stand in {path}", flush=True)
             told += len(reasons)
         yield batch
-
-
-def _augment(sample: Sample, size: tuple[int, int], flip: bool, seed: int, *ids: int) -> Sample:
-    """Crop and flip keyed by `ids`: the global position, and the tile in a mosaic."""
-    if sample.sar.shape != size:
-        sample = random_crop(sample, size, numpy_rng(seed, *ids, stream=Stream.CROP))
-    return random_flip(sample, numpy_rng(seed, *ids, stream=Stream.FLIP)) if flip else sample
 
 
 def _item(batch: dict) -> dict:

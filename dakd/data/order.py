@@ -10,7 +10,7 @@ W of at least the number of shards shuffles the whole set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -124,3 +124,17 @@ def rank_positions(start: int, micro_batch: int, rank: int, world: int) -> list[
         )
     first = start + (rank - start) % world
     return list(range(first, first + micro_batch * world, world))
+
+
+class PositionBatches:
+    """Endless lists of a rank's positions, micro-batch by micro-batch, from a global position on."""
+
+    def __init__(self, micro_batch: int, rank: int, world: int, start_position: int) -> None:
+        rank_positions(start_position, micro_batch, rank, world)  # refuses what makes no sense
+        self.micro_batch, self.rank, self.world, self.start = micro_batch, rank, world, start_position
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start = self.start
+        while True:
+            yield rank_positions(start, self.micro_batch, self.rank, self.world)
+            start += self.micro_batch * self.world

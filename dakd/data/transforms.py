@@ -13,10 +13,18 @@ import torch
 from torch import Tensor
 
 from dakd.data.sample import IGNORE_INDEX, Sample
+from dakd.runtime.seeding import Stream, numpy_rng
 
 # The statistics of ImageNet: weights that were trained on it expect them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def crop_and_flip(sample: Sample, size: tuple[int, int], flip: bool, seed: int, *ids: int) -> Sample:
+    """Crop and flip, drawn by (seed, ids): the global position, and the tile in a mosaic."""
+    if sample.sar.shape != size:
+        sample = random_crop(sample, size, numpy_rng(seed, *ids, stream=Stream.CROP))
+    return random_flip(sample, numpy_rng(seed, *ids, stream=Stream.FLIP)) if flip else sample
 
 
 def random_crop(sample: Sample, size: tuple[int, int], rng: np.random.Generator) -> Sample:

@@ -21,6 +21,7 @@ from dakd.data.loader import TeacherDataset
 from dakd.data.pictures import contact_sheet
 from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.shards import ShardSet
+from dakd.data.streams import StreamDataset
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.balance import resolve_balance
 from dakd.diffusion.loss import image_loss, label_loss
@@ -158,6 +159,15 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
     }
     metadata = identity | {"kind": "unet" if stage == 1 else "jointnet", "classes": train.classes.to_dict()}
 
+    dataset: TeacherDataset | StreamDataset
+    if stage == 1 and cfg.stage1.streams:
+        identity["data"] = list(cfg.stage1.streams)
+        options = {"flip": cfg.flip, "seed": seed, "on_bad_record": config.data.on_bad_record}
+        dataset = StreamDataset(cfg.stage1.streams, cfg.crop, train.classes, **options)
+    else:
+        options = reading_options(config.data)
+        dataset = TeacherDataset(sources, cfg.crop, flip=cfg.flip, seed=seed, labelled=stage > 1, **options)
+
     def build(is_new: bool) -> nn.Module:
         memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
         if stage == 1:
@@ -186,9 +196,7 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
         label=f"stage{stage}",
         folder=stage_folder(config, stage),
         build=build,
-        dataset=TeacherDataset(
-            sources, cfg.crop, flip=cfg.flip, seed=seed, labelled=stage > 1, **reading_options(config.data)
-        ),
+        dataset=dataset,
         total_steps=settings.steps,
         lr=settings.lr,
         global_batch=cfg.global_batch,
