@@ -220,7 +220,10 @@ class GenerateConfig(Section):
     weights: Literal["ema", "raw"] = "ema"
     micro_batch: Positive = 16
     shard_size: Positive = 128
-    codec: Literal["fp16"] = "fp16"  # how soft labels are stored
+    # How soft labels are stored: fp16 logits serve any temperature; logprob8 codes take a quarter of the bytes, and the
+    # softened target is off by at most 0.01 at `temperature`.
+    codec: Literal["fp16", "logprob8"] = "fp16"
+    temperature: Annotated[float, Field(gt=0)] | None = None  # None: the student's, train_saross.loss.temperature
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     capture: Literal["auto"] | bool = "auto"  # replay one step from a CUDA graph; auto: on a GPU
     seed: NonNegative = 0
@@ -252,6 +255,8 @@ class StudentLossConfig(Section):
     kd: Annotated[float, Field(ge=0)] = 1.0  # inferred
     dice: Annotated[float, Field(ge=0)] = 1.0  # inferred
     temperature: Annotated[float, Field(gt=0)] = 2.0  # tau (inferred)
+    # What the stored codes may cost a softened target, as the codec states it; beyond, training is refused.
+    max_target_error: Fraction = 0.01
     dice_samples: Literal["real", "all"] = "real"  # inferred
     dice_form: Literal["soft", "generalized"] = "soft"
     class_weights: tuple[float, ...] | None = None
@@ -316,6 +321,11 @@ class Config(Section):
     def _number_is_a_name(cls, value: object) -> object:
         """YAML reads a name such as 2024 as a number."""
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @property
+    def soft_label_temperature(self) -> float:
+        """What generated soft labels are written for."""
+        return self.generate.temperature or self.train_saross.loss.temperature
 
     @property
     def run_path(self) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 
 from dakd.data.records import content_hash, decode_record, hard_label, read_members, refuse_unknown_ids
 from dakd.data.sample import IGNORE_INDEX, ClassTable
+from dakd.data.soft_labels import common_range
 from dakd.diffusion.balance import balancing_factor, image_power
 from dakd.runtime.files import file_hash, write_json
 
@@ -30,6 +31,7 @@ class ShardInfo:
     records: one dict a record: key, height, width, sha256 of its arrays, members {extension: [offset, size]} in bytes.
     class_pixels: pixels of each class (a soft label counts by its argmax); ignored ones apart.
     power_sum: sum over images of mean((g / 127.5 - 1)^2).
+    soft_range: nats that code 255 of its soft labels stands for; None where they are logits, or there are none.
     """
 
     file: str
@@ -44,6 +46,7 @@ class ShardInfo:
     records: list[dict]
     format: int = FORMAT
     provenance: dict = field(default_factory=dict)
+    soft_range: float | None = None
 
 
 def describe_shard(
@@ -53,7 +56,7 @@ def describe_shard(
     tar_path = Path(tar_path)
     members = list_members(tar_path)
     pixels, ignored, powers = np.zeros(classes.num_classes, np.int64), 0, []
-    records, num_labelled, num_soft = [], 0, 0
+    records, num_labelled, soft_ranges = [], 0, []
     with open(tar_path, "rb") as stream:
         for key, places in members.items():
             sample = decode_record(key, read_members(stream.fileno(), places, tar_path))
@@ -63,7 +66,7 @@ def describe_shard(
             ignored += int(counts[IGNORE_INDEX])
             powers.append(image_power(sample.sar))
             num_labelled += sample.label is not None
-            num_soft += sample.soft_label is not None
+            soft_ranges += [] if sample.soft_label is None else [sample.soft_range]
             height, width = sample.sar.shape
             records.append(
                 {"key": key, "height": height, "width": width, "sha256": content_hash(sample), "members": places}
@@ -74,12 +77,13 @@ def describe_shard(
         num_bytes=tar_path.stat().st_size,
         num_samples=len(records),
         num_labelled=num_labelled,
-        num_soft=num_soft,
+        num_soft=len(soft_ranges),
         class_pixels=pixels.tolist(),
         ignored_pixels=ignored,
         power_sum=math.fsum(powers),
         records=records,
         provenance=provenance or {},
+        soft_range=common_range(soft_ranges, str(tar_path)),
     )
 
 
@@ -94,7 +98,7 @@ def write_index(
     """Gathers the sidecars of `folder` into index.json and returns it.
 
     kind: "real" or "synthetic".  provenance: JSON facts on where the set came from.
-    Raises ValueError when there is no record or a key stands twice.
+    Raises ValueError when there is no record, a key stands twice, or soft labels are of different kinds.
     """
     folder = Path(folder)
     shards = [load_sidecar(path) for path in sorted(folder.glob("shard-*.json"))]
@@ -109,6 +113,7 @@ def write_index(
         "kind": kind,
         "classes": classes.to_dict(),
         "codec": codec,
+        "soft_range": common_range((shard.soft_range for shard in shards if shard.num_soft), str(folder)),
         "num_samples": len(records),
         "num_labelled": sum(shard.num_labelled for shard in shards),
         "num_soft": sum(shard.num_soft for shard in shards),

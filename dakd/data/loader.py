@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dakd.data.order import permutation, rank_positions, record_at
 from dakd.data.sample import IGNORE_INDEX, Sample
 from dakd.data.shards import ShardSet
+from dakd.data.soft_labels import common_range, likeliest_class
 from dakd.data.transforms import random_crop, random_flip
 from dakd.runtime.seeding import Stream, numpy_rng
 
@@ -64,9 +65,9 @@ class StudentDataset(Dataset):
 
     An epoch holds every real sample once and every synthetic one once: in mosaics of four (the up to three that are
     left over differ from epoch to epoch), or singly without `mosaic`; all in one random order.
-    An item: {"position", "image" (1, h, w) uint8, "label" (h, w) uint8, "soft" (K, h, w) float16 or None,
-    "is_synthetic", "key"}. A synthetic sample has a soft label and its label is ignored everywhere; with `hard_labels`
-    the teacher's argmax is its label and it has no soft one.
+    An item: {"position", "image" (1, h, w) uint8, "label" (h, w) uint8, "soft" (K, h, w) float16 logits, uint8 codes
+    or None, "soft_range" of the codes, "is_synthetic", "key"}. A synthetic sample has a soft label and its label is
+    ignored everywhere; with `hard_labels` the teacher's argmax is its label and it has no soft one.
 
     crop_size: (h, w) in pixels; a mosaic's tiles are h/2 by w/2.  num_synthetic: only the first N pairs; None: all.
     """
@@ -123,12 +124,13 @@ class StudentDataset(Dataset):
             sar=_tile([tile.sar for tile in tiles]),
             label=_tile([tile.label for tile in tiles]),
             soft_label=None if self.hard_labels else _tile(soft),
+            soft_range=common_range((tile.soft_range for tile in tiles), "a mosaic"),
         )
 
     def _read_synthetic(self, index: int) -> Sample:
         sample = self.synthetic.read(index)
         if self.hard_labels:
-            return replace(sample, label=sample.soft_label.argmax(axis=0).astype(np.uint8), soft_label=None)
+            return replace(sample, label=likeliest_class(sample.soft_label), soft_label=None)
         return replace(sample, label=np.full(sample.sar.shape, IGNORE_INDEX, np.uint8))
 
 
@@ -170,7 +172,8 @@ def collate(items: list[dict]) -> dict:
     """Items to a batch.
 
     positions: (B,) int64.  image: (B, 1, h, w) uint8.  label: (B, h, w) uint8, or None.  keys: list of B strings.
-    teacher: (Bs, K, h, w) float16 logits of the Bs samples that have a soft label, or None.
+    teacher: (Bs, K, h, w) float16 logits or uint8 codes of the Bs samples that have a soft label, or None.
+    teacher_range: the nats that code 255 stands for, one for the batch; None for logits. ValueError for a mix.
     teacher_row: (B,) int64, the row in `teacher`, -1 for a sample without one.  is_synthetic: (B,) bool.
     """
     soft = [item["soft"] for item in items if item["soft"] is not None]
@@ -180,6 +183,7 @@ def collate(items: list[dict]) -> dict:
         "image": _stack([item["image"] for item in items]),
         "label": None if items[0]["label"] is None else _stack([item["label"] for item in items]),
         "teacher": _stack(soft) if soft else None,
+        "teacher_range": common_range((item["soft_range"] for item in items if item["soft"] is not None), "a batch"),
         "teacher_row": torch.tensor([-1 if item["soft"] is None else next(rows) for item in items], dtype=torch.int64),
         "is_synthetic": torch.tensor([item["is_synthetic"] for item in items]),
         "keys": [item["key"] for item in items],
@@ -198,6 +202,7 @@ def _item(position: int, sample: Sample, is_synthetic: bool = False) -> dict:
         "image": sample.sar[None],
         "label": sample.label,
         "soft": sample.soft_label,
+        "soft_range": sample.soft_range,
         "is_synthetic": is_synthetic,
         "key": sample.key,
     }
