@@ -9,6 +9,7 @@ comment says `inferred`.
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 from pathlib import Path
@@ -334,6 +335,10 @@ class Config(Section):
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
+# Beside its own, the parser lets through what Python makes of bad bytes, dates and numbers.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+_MAX_VALUES = 10_000
+
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The validated configuration of a YAML file with dotted overrides (`section.key=value`, values in YAML).
@@ -347,13 +352,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ValueError(f"no configuration at {path}; the ones that come with dakd lie in configs/")
     try:
         tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    except _YAML_ERRORS as error:
+        raise ValueError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds {type(tree).__name__}; wanted a mapping with sections prepare, balance, ...")
     for override in overrides or []:
         _apply_override(tree, override)
-    return build_config(_expand_variables(tree), source=str(path))
+    return build_config(_expand_variables(tree, source=str(path)), source=str(path))
 
 
 def build_config(tree: dict, source: str = "configuration") -> Config:
@@ -382,19 +387,34 @@ def _apply_override(tree: dict, override: str) -> None:
             raise ValueError(f"override {override!r}: {parent!r} is a value, not a section")
     try:
         node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         problem = getattr(error, "problem", None) or "it cannot be read"
         raise ValueError(f"override {override!r}: the value is not valid YAML ({problem}); quote it") from None
 
 
-def _expand_variables(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _expand_variables(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_expand_variables(value) for value in node]
-    if isinstance(node, str):
-        return re.sub(r"\$\{(\w+)\}", _environment_value, node)
-    return node
+def _yaml_problem(error: Exception) -> str:
+    return "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _expand_variables(tree: Any, source: str) -> Any:
+    """The tree with `${NAME}` replaced. ValueError where aliases make it larger than any experiment, or endless."""
+    num_values = itertools.count(1)
+
+    def expand(node: Any) -> Any:
+        if next(num_values) > _MAX_VALUES:
+            raise ValueError(f"{source} unfolds to more than {_MAX_VALUES} values; write it without aliases (*name)")
+        if isinstance(node, dict):
+            return {key: expand(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [expand(value) for value in node]
+        if isinstance(node, str):
+            return re.sub(r"\$\{(\w+)\}", _environment_value, node)
+        return node
+
+    try:
+        return expand(tree)
+    except RecursionError:
+        raise ValueError(f"{source} nests too deeply, or an alias (*name) leads into itself") from None
 
 
 def _environment_value(match: re.Match) -> str:
