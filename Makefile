@@ -14,7 +14,7 @@ endif
 # Measuring takes the Python that is there: a host with a GPU may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-all lint bench-cpu compile-check gpu-check gpu-e2e clean
+.PHONY: help venv demo test test-all lint bench-cpu bench-data compile-check gpu-check gpu-e2e clean
 
 help:
 	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-all  the slow ones too"
 	@echo "make lint      ruff"
 	@echo "make bench-cpu the bars of the CPU: every op against eager torch and torch.compile, one thread"
+	@echo "make bench-data the bars of the data path: the soft labels' codec"
 	@echo "make compile-check  compiles every GPU kernel for three architectures; no GPU needed, but nvcc"
 	@echo "make gpu-check needs a GPU: tests, ceilings, one shape an op against eager torch, torch.compile and peers; 8 minutes"
 	@echo "make gpu-e2e   needs a GPU: sampling, training, every op at its other shapes; 8 minutes"
@@ -51,6 +52,10 @@ lint: venv
 
 bench-cpu: venv
 	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)
+
+# ARGS="--shards RUN/generate" takes the logits of a set that a trained teacher made.
+bench-data: venv
+	$(BIN)/python benchmarks/data/bench_codec.py $(ARGS)
 
 compile-check: venv
 	$(BIN)/python benchmarks/compile_check.py $(ARGS)

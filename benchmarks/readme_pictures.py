@@ -10,6 +10,7 @@ from PIL import Image
 
 from dakd.data.pictures import contact_sheet, image_grid
 from dakd.data.shards import ShardSet
+from dakd.data.soft_labels import likeliest_class
 
 PICTURES = Path(__file__).resolve().parent / "results" / "pictures"
 NUM_PAIRS, COLUMNS, SCALE = 16, 4, 2
@@ -31,7 +32,7 @@ def telling_pairs(shards: ShardSet) -> list:
     chosen = []
     for i in range(len(shards)):
         sample = shards.read(i)
-        label = sample.label if sample.label is not None else sample.soft_label.argmax(0)
+        label = sample.label if sample.label is not None else likeliest_class(sample.soft_label)
         if len(np.unique(label)) > 1 and len(chosen) < NUM_PAIRS:
             chosen.append(sample)
     return chosen

@@ -9,6 +9,7 @@ comment says `inferred`.
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 from pathlib import Path
@@ -241,7 +242,10 @@ class GenerateConfig(Section):
     weights: Literal["ema", "raw"] = "ema"
     micro_batch: Positive = 16
     shard_size: Positive = 128
-    codec: Literal["fp16"] = "fp16"  # how soft labels are stored
+    # How soft labels are stored: fp16 logits serve any temperature; logprob8 codes take a quarter of the bytes, and the
+    # softened target is off by at most 0.01 at `temperature`.
+    codec: Literal["fp16", "logprob8"] = "fp16"
+    temperature: Annotated[float, Field(gt=0)] | None = None  # None: the student's, train_saross.loss.temperature
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     capture: Literal["auto"] | bool = "auto"  # replay one step from a CUDA graph; auto: on a GPU
     seed: NonNegative = 0
@@ -273,6 +277,8 @@ class StudentLossConfig(Section):
     kd: Annotated[float, Field(ge=0)] = 1.0  # inferred
     dice: Annotated[float, Field(ge=0)] = 1.0  # inferred
     temperature: Annotated[float, Field(gt=0)] = 2.0  # tau (inferred)
+    # What the stored codes may cost a softened target, as the codec states it; beyond, training is refused.
+    max_target_error: Fraction = 0.01
     dice_samples: Literal["real", "all"] = "real"  # inferred
     dice_form: Literal["soft", "generalized"] = "soft"
     class_weights: tuple[float, ...] | None = None
@@ -344,11 +350,20 @@ class Config(Section):
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     @property
+    def soft_label_temperature(self) -> float:
+        """What generated soft labels are written for."""
+        return self.generate.temperature or self.train_saross.loss.temperature
+
+    @property
     def run_path(self) -> Path:
         return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
+
+# Beside its own, the parser lets through what Python makes of bad bytes, dates and numbers.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+_MAX_VALUES = 10_000
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -363,13 +378,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ValueError(f"no configuration at {path}; the ones that come with dakd lie in configs/")
     try:
         tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    except _YAML_ERRORS as error:
+        raise ValueError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds {type(tree).__name__}; wanted a mapping with sections prepare, balance, ...")
     for override in overrides or []:
         _apply_override(tree, override)
-    return build_config(_expand_variables(tree), source=str(path))
+    return build_config(_expand_variables(tree, source=str(path)), source=str(path))
 
 
 def build_config(tree: dict, source: str = "configuration") -> Config:
@@ -398,19 +413,34 @@ def _apply_override(tree: dict, override: str) -> None:
             raise ValueError(f"override {override!r}: {parent!r} is a value, not a section")
     try:
         node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         problem = getattr(error, "problem", None) or "it cannot be read"
         raise ValueError(f"override {override!r}: the value is not valid YAML ({problem}); quote it") from None
 
 
-def _expand_variables(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _expand_variables(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_expand_variables(value) for value in node]
-    if isinstance(node, str):
-        return re.sub(r"\$\{(\w+)\}", _environment_value, node)
-    return node
+def _yaml_problem(error: Exception) -> str:
+    return "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _expand_variables(tree: Any, source: str) -> Any:
+    """The tree with `${NAME}` replaced. ValueError where aliases make it larger than any experiment, or endless."""
+    num_values = itertools.count(1)
+
+    def expand(node: Any) -> Any:
+        if next(num_values) > _MAX_VALUES:
+            raise ValueError(f"{source} unfolds to more than {_MAX_VALUES} values; write it without aliases (*name)")
+        if isinstance(node, dict):
+            return {key: expand(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [expand(value) for value in node]
+        if isinstance(node, str):
+            return re.sub(r"\$\{(\w+)\}", _environment_value, node)
+        return node
+
+    try:
+        return expand(tree)
+    except RecursionError:
+        raise ValueError(f"{source} nests too deeply, or an alias (*name) leads into itself") from None
 
 
 def _environment_value(match: re.Match) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dakd.config import StudentConfig, UNetConfig
+from dakd.config import ScheduleConfig, StudentConfig, UNetConfig
 from dakd.data.sample import ClassTable
 from dakd.models.jointnet import SARJointNet
 from dakd.models.zoo import TimmEncoder, build_student
@@ -35,6 +35,7 @@ PUBLIC_CHECKPOINTS = {
 STUDENT_FILES = {"ema": "student.safetensors", "raw": "student_raw.safetensors"}
 _METADATA_KEY = "dakd"
 _NUM_LISTED = 10
+_LARGEST_SETTING = 4096  # of any whole number in a net's settings: a damaged one would build for hours
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -51,7 +52,14 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: d
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata that `save_weights` wrote, without reading the tensors; {} for a file of another origin."""
     with _readable(path), safe_open(str(path), framework="pt") as file:
-        return json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+        text = (file.metadata() or {}).get(_METADATA_KEY, "{}")
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the metadata of {path} are not JSON; write or copy it again: {error}") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"the metadata of {path} are a {type(metadata).__name__}; wanted settings by name")
+    return metadata
 
 
 def load_state(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
@@ -65,6 +73,12 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str)
 
     source: where the weights come from, for the message.
     """
+    refuse_misfit(model, state_dict, source)
+    model.load_state_dict(state_dict, strict=True)
+
+
+def refuse_misfit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """ValueError with what does not fit between a model, which may lie on the meta device, and weights."""
     wanted = model.state_dict()
     problems = {
         "missing": [name for name in wanted if name not in state_dict],
@@ -81,7 +95,6 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str)
             f"weights of {source} do not fit {type(model).__name__}; "
             f"build the model with the settings that the weights were made with\n{lists}"
         )
-    model.load_state_dict(state_dict, strict=True)
 
 
 def save_student(
@@ -102,10 +115,12 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     if metadata.get("kind") != "student":
         raise ValueError(f"{path} holds {metadata.get('kind', 'weights of unknown kind')}, not a student; "
                          "give a student.safetensors of a train_saross run")
-    classes = ClassTable.from_dict(metadata["classes"])
-    model = build_student(StudentConfig.model_validate(metadata["student"]), classes.num_classes)
-    load_strict(model, load_state(path), str(path))
-    return model.to(device).eval(), metadata
+
+    def build() -> nn.Module:
+        classes = ClassTable.from_dict(metadata["classes"])
+        return build_student(StudentConfig.model_validate(metadata["student"]), classes.num_classes)
+
+    return _rebuild(build, metadata.get("student"), path).to(device).eval(), metadata
 
 
 def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
@@ -119,9 +134,43 @@ def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[
             f"{path} holds {metadata.get('kind', 'weights of unknown kind')}, not a SAR-JointNet; "
             "give the weights of stage 2 or 3 of a train_jointnet run"
         )
-    model = SARJointNet(UNetConfig.model_validate(metadata["unet"]), metadata["num_classes"])
-    load_strict(model, load_state(path), str(path))
-    return model.to(device).eval(), metadata
+
+    def build() -> nn.Module:
+        # What sampling needs is looked at here: whoever samples finds it sound.
+        ScheduleConfig.model_validate(metadata["schedule"])
+        num_classes = ClassTable.from_dict(metadata["classes"]).num_classes
+        if not 0 < metadata["b"] <= 4 or metadata["num_classes"] != num_classes:
+            raise ValueError(f"b is {metadata['b']} and num_classes {metadata['num_classes']} of {num_classes} names")
+        return SARJointNet(UNetConfig.model_validate(metadata["unet"]), num_classes)
+
+    return _rebuild(build, metadata.get("unet"), path).to(device).eval(), metadata
+
+
+def _rebuild(build: Callable[[], nn.Module], settings: Any, path: str | Path) -> nn.Module:
+    """The model of a file's settings with the file's weights; ValueError naming the file where they do not fit.
+
+    It is built without memory first: settings that do not belong to the weights cost nothing.
+    """
+    state = load_state(path)
+    try:
+        _refuse_large(settings)
+        with torch.device("meta"):
+            skeleton = build()
+    # Settings of a damaged file may be anything; so may be what a net makes of them.
+    except Exception as error:
+        raise ValueError(f"the settings in {path} make no net; write or copy it again: {error!r:.500}") from error
+    refuse_misfit(skeleton, state, str(path))
+    model = build()
+    load_strict(model, state, str(path))
+    return model
+
+
+def _refuse_large(settings: Any) -> None:
+    if isinstance(settings, dict | list):
+        for value in settings.values() if isinstance(settings, dict) else settings:
+            _refuse_large(value)
+    elif isinstance(settings, int) and settings > _LARGEST_SETTING:
+        raise ValueError(f"one is {settings}; wanted at most {_LARGEST_SETTING}")
 
 
 def load_pretrained_encoder(model: nn.Module, student_cfg: StudentConfig) -> None:

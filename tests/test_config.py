@@ -113,3 +113,26 @@ def test_colours_and_scene_sizes_have_bounds():
     )
     assert "prepare.simulation.size.0" in explain(prepare={"simulation": {"size": (7, 8)}})
     build_config({"name": "a", "prepare": {"simulation": {"size": (8, 8)}}})
+
+
+# Every line holds the one above it twice.
+DOUBLING = b"a: &a [x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (i, i, i - 1, i - 1) for i in b"bcdefghijklmnop")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"name: \xff", "is not valid YAML"),
+        (b"[" * 5000, "nests too deeply"),
+        (b"a: &a [*a]", "an alias .* leads into itself"),
+        (DOUBLING, "unfolds"),
+        (b"seed: 2024-99-99", "is not valid YAML: month"),
+        (b"!!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+    ids=["bytes", "depth", "loop", "growth", "date", "code"],
+)
+def test_files_made_to_break_a_parser_are_refused(tmp_path, data, told):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"x\.yaml .*{told}"):
+        load_config(path)

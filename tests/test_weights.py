@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dakd import weights
@@ -203,3 +204,31 @@ def test_a_timm_classifiers_file_fills_the_feature_extractor(tmp_path, name):
     weights.load_public_checkpoint(target, tmp_path / "c.safetensors")
     values = {tensor.double().sum().item() for tensor in source.values()}
     assert all(tensor.double().sum().item() in values for tensor in target.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"student": {"encoder": "resnet34", "decoder_channels": [8, 8]}}, "make no net"),
+        ({"student": {"encoder_options": {"depths": [1, 1, 10**9, 1]}, "encoder": "mamba_vision"}}, "at most 4096"),
+        ({"student": STUDENT.model_dump() | {"decoder_channels": [4096] * 4}}, "do not fit"),
+        ({"student": None}, "make no net"),
+        ({"classes": {"names": ["sea", None], "colours": 3}}, "make no net"),
+    ],
+    ids=["too few", "for hours", "too wide", "absent", "classes"],
+)
+def test_settings_that_do_not_belong_to_the_weights_are_refused_before_a_net_is_made(tmp_path, change, told):
+    path = tmp_path / "student.safetensors"
+    model = build_student(STUDENT, OSD_CLASSES.num_classes)
+    weights.save_student(path, model, STUDENT, OSD_CLASSES, {})
+    weights.save_weights(path, model.state_dict(), weights.read_metadata(path) | change)
+    with pytest.raises(ValueError, match=rf"student\.safetensors.*{told}"):
+        weights.load_student(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 5000])
+def test_metadata_that_are_no_settings_are_refused(tmp_path, text):
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.ones(2)}, path, metadata={"dakd": text})
+    with pytest.raises(ValueError, match=r"the metadata of .*w\.safetensors are"):
+        weights.read_metadata(path)

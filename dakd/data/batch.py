@@ -92,7 +92,7 @@ def unpack(batch: dict) -> dict:
     """The batch with its tensors, views of the block, in place of the block; absent ones are None."""
     views = _views(batch["block"], batch["layout"])
     rest = {name: value for name, value in batch.items() if name not in ("block", "layout")}
-    return {"label": None, "teacher": None} | views | rest
+    return {"label": None, "teacher": None, "teacher_range": None} | views | rest
 
 
 def _views(block: Tensor, layout: _Layout) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from dakd.data.records import content_hash, decode_record, hard_label, members_crc, read_members, refuse_unknown_ids
 from dakd.data.sample import IGNORE_INDEX, ClassTable
+from dakd.data.soft_labels import common_range
 from dakd.data.tars import list_members
 from dakd.diffusion.balance import balancing_factor, image_power
 from dakd.runtime.files import file_hash, write_json
@@ -32,6 +33,7 @@ class ShardInfo:
     {extension: [offset, size]} in bytes.
     class_pixels: pixels of each class (a soft label counts by its argmax); ignored ones apart.
     power_sum: sum over images of mean((g / 127.5 - 1)^2).
+    soft_range: nats that code 255 of its soft labels stands for; None where they are logits, or there are none.
     """
 
     file: str
@@ -46,6 +48,7 @@ class ShardInfo:
     records: list[dict]
     format: int = FORMAT
     provenance: dict = field(default_factory=dict)
+    soft_range: float | None = None
 
 
 def describe_shard(
@@ -64,7 +67,7 @@ def describe_shard(
     tar_path = Path(tar_path)
     members = list_members(tar_path)
     pixels, ignored, powers = np.zeros(classes.num_classes, np.int64), 0, []
-    records, num_labelled, num_soft = [], 0, 0
+    records, num_labelled, soft_ranges = [], 0, []
     with open(tar_path, "rb") as stream:
         for key, places in members.items():
             content = read_members(stream.fileno(), places, tar_path)
@@ -75,7 +78,7 @@ def describe_shard(
             ignored += int(counts[IGNORE_INDEX])
             powers.append(image_power(sample.sar))
             num_labelled += sample.label is not None
-            num_soft += sample.soft_label is not None
+            soft_ranges += [] if sample.soft_label is None else [sample.soft_range]
             height, width = sample.sar.shape
             records.append(
                 {
@@ -93,12 +96,13 @@ def describe_shard(
         num_bytes=tar_path.stat().st_size,
         num_samples=len(records),
         num_labelled=num_labelled,
-        num_soft=num_soft,
+        num_soft=len(soft_ranges),
         class_pixels=pixels.tolist(),
         ignored_pixels=ignored,
         power_sum=math.fsum(powers),
         records=records,
         provenance=provenance or {},
+        soft_range=common_range(soft_ranges, str(tar_path)),
     )
 
 
@@ -115,7 +119,7 @@ def write_index(
 
     kind: "real" or "synthetic".  provenance: JSON facts on where the set came from.
     kept: the files that make the set; None takes every shard that is there.
-    Raises ValueError when there is no record or a key stands twice.
+    Raises ValueError when there is no record, a key stands twice, or soft labels are of different kinds.
     """
     folder = Path(folder)
     names = sorted(path.name for path in folder.glob("shard-*.json")) if kept is None else sorted(kept)
@@ -132,6 +136,7 @@ def write_index(
         "kind": kind,
         "classes": classes.to_dict(),
         "codec": codec,
+        "soft_range": common_range((shard.soft_range for shard in shards if shard.num_soft), str(folder)),
         "num_samples": len(records),
         "num_labelled": sum(shard.num_labelled for shard in shards),
         "num_soft": sum(shard.num_soft for shard in shards),

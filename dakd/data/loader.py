@@ -20,6 +20,7 @@ from dakd.data.order import PositionBatches, interleave
 from dakd.data.reading import OnBadRecord, OrderedRecords
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.shards import ShardSet
+from dakd.data.soft_labels import common_range, likeliest_class
 from dakd.data.streams import StreamDataset, StreamReaders
 from dakd.data.transforms import crop_and_flip
 from dakd.runtime.distributed import rank
@@ -103,9 +104,9 @@ class StudentDataset(Dataset):
     `synthetic_share` is set, so many mosaics that they make this share of the epoch: the synthetic set then goes round
     at its own pace. The two kinds are mixed evenly (see `order.interleave`).
 
-    An item: {"position", "image" (1, h, w) uint8, "label" (h, w) uint8, "soft" (K, h, w) float16 or None,
-    "is_synthetic", "key", "skipped"}. A synthetic sample has a soft label and its label is ignored everywhere; with
-    `hard_labels` the teacher's argmax is its label and it has no soft one.
+    An item: {"position", "image" (1, h, w) uint8, "label" (h, w) uint8, "soft" (K, h, w) float16 logits, uint8 codes
+    or None, "soft_range" of the codes, "is_synthetic", "key", "skipped"}. A synthetic sample has a soft label and its
+    label is ignored everywhere; with `hard_labels` the teacher's argmax is its label and it has no soft one.
 
     crop_size: (h, w) in pixels; a mosaic's tiles are h/2 by w/2.  num_synthetic: only the first N pairs; None: all.
     window, on_bad_record: see `reading.OrderedRecords`. The tiles of a mosaic follow one another in the order of the
@@ -166,7 +167,7 @@ class StudentDataset(Dataset):
         soft_rows = [count - 1 if soft else -1 for soft, count in zip(has_soft, accumulate(has_soft))]
         builder = BatchBuilder(len(positions), sum(has_soft), self.crop_size, True, block)
         keys = [[""] * len(places) for _, places in wanted]
-        skipped = []
+        skipped, ranges = [], set()
         # The synthetic ones first: they tell the builder what soft labels are like.
         for kind, records in ((True, self._made), (False, self._real)):
             rows = [row for row, own in enumerate(is_synthetic) if own == kind]
@@ -177,13 +178,17 @@ class StudentDataset(Dataset):
                 size, corner, ids = self._tile(positions[row], tile, kind)
                 sample = crop_and_flip(self._soften(sample) if kind else replace(sample, soft_label=None), size,
                                   self.flip, self.seed, *ids)  # fmt: skip
+                if sample.soft_label is not None:
+                    ranges.add(sample.soft_range)
+                    common_range(ranges, "a batch")  # refuses a mix
                 builder.write(row, sample.sar, sample.label, sample.soft_label, soft_rows[row], corner)
                 keys[row][tile] = sample.key
 
             if tiles:
                 skipped += records.read([wanted[row][1][tile] for row, tile in tiles], take)
         packed = builder.finish(positions=positions, teacher_row=soft_rows, is_synthetic=is_synthetic)
-        return packed | {"keys": ["+".join(names) for names in keys], "skipped": [entry.reason for entry in skipped]}
+        told = {"keys": ["+".join(names) for names in keys], "skipped": [entry.reason for entry in skipped]}
+        return packed | told | {"teacher_range": common_range(ranges, "a batch")}
 
     def _places(self, position: int) -> tuple[bool, list[tuple[int, int]]]:
         """Whether a position is synthetic, and the (epoch, place) of its one record or of its tiles."""
@@ -204,7 +209,7 @@ class StudentDataset(Dataset):
     def _soften(self, sample: Sample) -> Sample:
         """A synthetic sample without a hard label, or with the teacher's in place of the soft one."""
         if self.hard_labels:
-            return replace(sample, label=sample.soft_label.argmax(axis=0).astype(np.uint8), soft_label=None)
+            return replace(sample, label=likeliest_class(sample.soft_label), soft_label=None)
         return replace(sample, label=np.broadcast_to(np.uint8(IGNORE_INDEX), sample.sar.shape))
 
 
@@ -284,7 +289,8 @@ def make_loader(
     last one consumed.  num_workers: reader processes; 0 reads in this one. A batch holds
 
     positions: (B,) int64.  image: (B, 1, h, w) uint8.  label: (B, h, w) uint8, or None.  keys: list of B strings.
-    teacher: (Bs, K, h, w) float16 logits of the Bs samples that have a soft label, or None.
+    teacher: (Bs, K, h, w) float16 logits or uint8 codes of the Bs samples that have a soft label, or None.
+    teacher_range: the nats that code 255 stands for, one for the batch; None for logits. ValueError for a mix.
     teacher_row: (B,) int64, the row in `teacher`, -1 for a sample without one.  is_synthetic: (B,) bool.
     skipped: what was passed over for this batch, a line for each bad record.
     """
@@ -318,6 +324,7 @@ def _item(batch: dict) -> dict:
     return arrays | {
         "position": int(batch["positions"][0]),
         "soft": None if batch["teacher"] is None else batch["teacher"][0].numpy(),
+        "soft_range": batch["teacher_range"],
         "is_synthetic": bool(batch["is_synthetic"][0]),
         "key": batch["keys"][0],
         "skipped": batch["skipped"],

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dakd.data.sample import ClassTable, Sample
+from dakd.data.soft_labels import likeliest_class
 
 _GAP = 4  # pixels between pairs
 _INNER_GAP = 1  # pixels between an image and its label
@@ -70,7 +71,7 @@ def _arrays(pair: Sample | tuple) -> tuple[np.ndarray, np.ndarray | None]:
     if not isinstance(pair, Sample):
         return pair
     if pair.label is None and pair.soft_label is not None:
-        return pair.sar, pair.soft_label.argmax(axis=0).astype(np.uint8)
+        return pair.sar, likeliest_class(pair.soft_label)
     return pair.sar, pair.label
 
 

@@ -5,7 +5,8 @@ A record with key K has the members
     K.json        height, width, num_classes, meta
     K.sar.u8      H * W bytes, grey values, rows first (speckle does not compress)
     K.label.u8    H * W bytes, class ids, 255 = ignore; absent where there is no label
-    K.soft.CODEC  the teacher's logits (K, H, W), as `soft_labels.py` stores them; absent where there are none
+    K.soft.CODEC  the teacher's logits (K, H, W), as `soft_labels.py` stores them (codes with their range in front);
+                  absent where there are none
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
-from dakd.data.soft_labels import get_codec
+from dakd.data.soft_labels import Codec, get_codec, likeliest_class
 
 try:
     from isal.isal_zlib import crc32  # the same numbers, ten times as fast
@@ -30,7 +31,7 @@ except ImportError:
 _KEY_PATTERN = re.compile(r"[^\s./\\][^\s.\\]*")
 
 
-def encode_record(sample: Sample, classes: ClassTable, codec: str | None) -> dict:
+def encode_record(sample: Sample, classes: ClassTable, codec: Codec | None) -> dict:
     if not _KEY_PATTERN.fullmatch(sample.key):
         raise ValueError(f"sample key {sample.key!r} is not usable in a tar; wanted no dot, space or leading slash")
     _check_arrays(sample, classes)
@@ -46,7 +47,7 @@ def encode_record(sample: Sample, classes: ClassTable, codec: str | None) -> dic
     if sample.soft_label is not None:
         if codec is None:
             raise ValueError(f"{sample.key} has a soft label but no codec is named; give codec='fp16'")
-        members[f"soft.{codec}"] = get_codec(codec).encode(sample.soft_label)
+        members[f"soft.{codec.name}"] = codec.encode(sample.soft_label)
     return members
 
 
@@ -66,14 +67,14 @@ def decode_record(key: str, members: Mapping[str, bytes | memoryview], *, foreig
     facts = _read_facts(members["json"])
     height, width = facts["height"], facts["width"]
     sar = np.frombuffer(members["sar.u8"], np.uint8).reshape(height, width)
-    label = soft_label = None
+    label = soft_label = soft_range = None
     if "label.u8" in members:
         label = np.frombuffer(members["label.u8"], np.uint8).reshape(height, width)
     for extension, data in members.items():
         if extension.startswith("soft."):
             shape = (facts["num_classes"], height, width)
-            soft_label = get_codec(extension.removeprefix("soft.")).decode(data, shape)
-    return Sample(key=key, sar=sar, label=label, soft_label=soft_label, meta=facts["meta"])
+            soft_label, soft_range = get_codec(extension.removeprefix("soft.")).decode(data, shape)
+    return Sample(key, sar, label, soft_label, soft_range, meta=facts["meta"])
 
 
 def _read_facts(data: bytes | memoryview) -> dict:
@@ -109,7 +110,7 @@ def hard_label(sample: Sample) -> np.ndarray:
     if sample.label is not None:
         return sample.label
     if sample.soft_label is not None:
-        return sample.soft_label.argmax(axis=0)
+        return likeliest_class(sample.soft_label)
     return np.empty(0, np.uint8)
 
 
@@ -121,7 +122,8 @@ def refuse_unknown_ids(key: str, counts: np.ndarray, classes: ClassTable) -> Non
 
 def content_hash(sample: Sample) -> str:
     digest = hashlib.sha256()
-    for name, array in (("sar", sample.sar), ("label", sample.label), ("soft", sample.soft_label)):
+    soft = "soft" if sample.soft_range is None else f"soft of {sample.soft_range!r} nats"
+    for name, array in (("sar", sample.sar), ("label", sample.label), (soft, sample.soft_label)):
         if array is not None:
             digest.update(f"{name}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array))

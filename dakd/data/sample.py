@@ -64,7 +64,9 @@ class Sample:
     """One image with what is known of it.
 
     sar: (H, W) uint8 grey values.  label: (H, W) uint8 class ids, IGNORE_INDEX where unknown, or None.
-    soft_label: (K, H, W) raw logits of the teacher, or None: float16 when read, any floating dtype to be written.
+    soft_label: (K, H, W) of the teacher, or None: raw logits, any floating dtype to be written; when read, what the
+    codec stores: float16 logits or uint8 codes (see soft_labels.py).
+    soft_range: the nats that code 255 stands for, None for logits.
     meta: JSON-serialisable facts.
     """
 
@@ -72,4 +74,5 @@ class Sample:
     sar: np.ndarray
     label: np.ndarray | None = None
     soft_label: np.ndarray | None = None
+    soft_range: float | None = None
     meta: dict = field(default_factory=dict)

@@ -20,6 +20,7 @@ from dakd.data.indexing import FORMAT, ShardInfo, describe_shard, write_index
 from dakd.data.lookup import BadRecord, OpenShard, Place, parse_classes, parse_index, read_places
 from dakd.data.records import decode_record, encode_record, members_crc
 from dakd.data.sample import ClassTable, Sample
+from dakd.data.soft_labels import get_codec
 from dakd.data.sources import LocalFolder, ShardCache, default_cache, open_source
 from dakd.runtime.files import file_hash, replacing, write_text
 
@@ -41,22 +42,25 @@ def write_shard(
     classes: ClassTable,
     codec: str | None = None,
     provenance: dict | None = None,
+    temperature: float | None = None,
 ) -> ShardInfo:
     """Writes `shard-INDEX.tar` and its sidecar into `folder`; the same samples give the same bytes.
 
-    codec: name of the soft-label codec; needed when a sample has a soft label.  provenance: JSON facts for the sidecar.
+    codec: name of the soft-label codec; needed when a sample has a soft label.  temperature: what a student will soften
+    by, for codecs that ask.  provenance: JSON facts for the sidecar.
     Raises ValueError for a bad or doubled key, arrays of unequal size, or a class id outside the table.
     """
     from webdataset.writer import TarWriter
 
     folder = Path(folder)
+    encoder = None if codec is None else get_codec(codec, temperature)
     tar_path = folder / f"{shard_name(index)}.tar"
     with replacing(tar_path) as aside:
         # Fixed owner, mode and time: the bytes depend on the samples alone.
         fixed = {"user": "dakd", "group": "dakd", "mode": 0o644, "mtime": 0, "encoder": False}
         with open(aside, "wb") as stream, TarWriter(stream, **fixed) as writer:
             for sample in samples:
-                writer.write(encode_record(sample, classes, codec))
+                writer.write(encode_record(sample, classes, encoder))
         info = describe_shard(aside, classes, file=tar_path.name, provenance=provenance)
     write_text(tar_path.with_suffix(".json"), json.dumps(asdict(info)) + "\n")
     return info

@@ -1,10 +1,32 @@
-"""The codec of soft labels: raw logits (K, H, W) to the bytes of a shard member and back, with a stated error."""
+"""The codecs of soft labels: raw logits z (K, H, W) to the bytes of a shard member and back, with a stated error.
+
+    fp16       the logits themselves, in half precision: any temperature, 2 K bytes a pixel
+    logprob8   codes round(255 (max_k z_k - z) / R), clipped at 255, as one zstd frame: about a quarter of the bytes
+
+A softmax depends on differences of logits alone, so the gap to the largest one, the log-probability's without its
+normalisation, is all that a student needs. The range R in nats goes with the temperature T that the student softens
+by: a wide range costs resolution (a step is R / 255), a narrow one cuts off what e^(-R / T) still counts. Codes are
+read as they are: the student's loss takes them with R (`kernels/seg_loss`), and so does `likeliest_class`.
+"""
 
 from __future__ import annotations
 
+import math
+import struct
+from collections.abc import Iterable
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
+
+# R / T of codes. Up to ten classes, what the steps cost (0.0090) and what the clipping does stay below 0.01 together.
+RANGE_PER_TEMPERATURE = 9.2
+MAX_TARGET_ERROR = 0.01
+
+_MAX_CODE = 255
+# Entropy coding does the work, matches are few: higher levels take up to twice as long for 5 % of the bytes.
+_ZSTD_LEVEL = 1
+_HEADER = struct.Struct("<d")
 
 
 class Codec(Protocol):
@@ -15,8 +37,11 @@ class Codec(Protocol):
     def encode(self, logits: np.ndarray) -> bytes:
         """(K, H, W) floating logits to bytes; ValueError for logits that are not finite."""
 
-    def decode(self, data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-        """The bytes of `encode` to float16 logits of `shape`; ValueError when the length does not fit."""
+    def decode(self, data: bytes, shape: tuple[int, int, int]) -> tuple[np.ndarray, float | None]:
+        """What `encode` stored, (K, H, W): float16 logits and None, or uint8 codes and the nats of code 255.
+
+        Raises ValueError for bytes that `encode` did not make.
+        """
 
 
 class Fp16Codec:
@@ -25,26 +50,150 @@ class Fp16Codec:
     name = "fp16"
 
     def encode(self, logits: np.ndarray) -> bytes:
-        logits = np.asarray(logits)
-        if logits.ndim != 3:
-            raise ValueError(f"soft label has shape {logits.shape}; wanted (K, H, W)")
-        if not np.isfinite(logits).all():
-            raise ValueError("soft label holds NaN or infinite logits; the net that made it has diverged")
+        logits = _check_logits(logits)
         limit = np.finfo(np.float16).max
         return np.clip(logits, -limit, limit).astype("<f2").tobytes()
 
-    def decode(self, data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-        expected = 2 * int(np.prod(shape))
+    def decode(self, data: bytes, shape: tuple[int, int, int]) -> tuple[np.ndarray, None]:
+        expected = 2 * math.prod(shape)
         if len(data) != expected:
             raise ValueError(f"soft label has {len(data)} bytes; wanted {expected} for float16 of shape {shape}")
-        return np.frombuffer(data, "<f2").reshape(shape).astype(np.float16, copy=False)
+        return np.frombuffer(data, "<f2").reshape(shape).astype(np.float16, copy=False), None
 
 
-_CODECS: dict[str, Codec] = {"fp16": Fp16Codec()}
+class LogProb8Codec:
+    """One zstd frame with size and checksum: the range R, a little-endian float64, then K H W codes in C order.
+
+    |(max - z) - R code / 255| <= R / 510 up to R; a larger gap counts as R. The largest logit is exact: code 0. So is
+    every class within R / 510 of it, and of those the first is the hard label.
+
+    temperature: what the student will soften by; needed to encode, not to decode.
+    """
+
+    name = "logprob8"
+
+    def __init__(self, temperature: float | None = None) -> None:
+        self.range = None if temperature is None else range_for(temperature)
+
+    def encode(self, logits: np.ndarray) -> bytes:
+        if self.range is None:
+            raise ValueError("codec logprob8 has no temperature; give the one that the student will soften by")
+        logits = _check_logits(logits)
+        # In single precision at least; a gap that overflows even that is infinite, and clipped as it should be.
+        with np.errstate(over="ignore"):
+            gap = np.subtract(logits.max(axis=0), logits, dtype=np.promote_types(logits.dtype, np.float32))
+            gap *= _MAX_CODE / self.range
+        np.rint(np.minimum(gap, _MAX_CODE, out=gap), out=gap)
+        content = _HEADER.pack(self.range) + gap.astype(np.uint8).tobytes()
+        return _zstandard().ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(content)
+
+    def decode(self, data: bytes, shape: tuple[int, int, int]) -> tuple[np.ndarray, float]:
+        zstandard, expected = _zstandard(), _HEADER.size + math.prod(shape)
+        try:
+            # Asked first: the library would allocate whatever size a damaged frame claims.
+            found = zstandard.get_frame_parameters(data).content_size
+            if found != expected:
+                raise ValueError(f"soft label claims {found} bytes; wanted {expected} for codes of shape {shape}")
+            content = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"soft label is no whole zstd frame of codes: {error}") from None
+        (soft_range,) = _HEADER.unpack_from(content)
+        if not (math.isfinite(soft_range) and soft_range > 0):
+            raise ValueError(f"soft label has the range {soft_range}; wanted a positive number of nats")
+        return np.frombuffer(content, np.uint8, offset=_HEADER.size).reshape(shape).copy(), soft_range
 
 
-def get_codec(name: str) -> Codec:
-    """The codec called `name`; ValueError lists those there are."""
-    if name not in _CODECS:
-        raise ValueError(f"no soft-label codec is called {name!r}; there are: {', '.join(_CODECS)}")
-    return _CODECS[name]
+CODECS = ("fp16", "logprob8")
+
+
+def get_codec(name: str, temperature: float | None = None) -> Codec:
+    """The codec called `name`; ValueError lists those there are.
+
+    temperature: what the student will soften by; `logprob8` needs it to encode, `fp16` serves any.
+    """
+    if name not in CODECS:
+        raise ValueError(f"no soft-label codec is called {name!r}; there are: {', '.join(CODECS)}")
+    return Fp16Codec() if name == "fp16" else LogProb8Codec(temperature)
+
+
+def likeliest_class(soft_label: np.ndarray) -> np.ndarray:
+    """(H, W) uint8: the class with the largest logit, or with the smallest code; the first where several are."""
+    best = soft_label.argmin(axis=0) if soft_label.dtype == np.uint8 else soft_label.argmax(axis=0)
+    return best.astype(np.uint8)
+
+
+def common_range(ranges: Iterable[float | None], where: str) -> float | None:
+    """The one range of several soft labels, None where they are logits; ValueError where they differ."""
+    found = sorted({-1.0 if soft_range is None else soft_range for soft_range in ranges})
+    if len(found) > 1:
+        told = ", ".join("fp16" if soft_range < 0 else f"codes of {soft_range:g} nats" for soft_range in found)
+        raise ValueError(
+            f"{where} mixes soft labels of different kinds: {told}; write them all with one codec and temperature"
+        )
+    return found[0] if found and found[0] > 0 else None
+
+
+# --- the stated error -------------------------------------------------------------------------------------------------
+
+
+def range_for(temperature: float) -> float:
+    """R in nats for a temperature; ValueError unless that is a positive number."""
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature is {temperature}; wanted a positive number")
+    return RANGE_PER_TEMPERATURE * temperature
+
+
+def target_error(soft_range: float, temperature: float, num_classes: int) -> float:
+    """How far softmax(z / T) from codes is from the logits' own at most: for every class, and in total variation.
+
+    Steps: gaps are off by R / 510, so that log-odds of any classes against the rest move by at most 2 R / (510 T), and
+    a probability by tanh(R / (1020 T)). Clipping: each of the K - 1 others takes e^(-R / T) at most of the largest
+    one's weight where it had less.
+    """
+    clipped = (num_classes - 1) * math.exp(-soft_range / temperature)
+    return math.tanh(soft_range / (4 * _MAX_CODE * temperature)) + clipped / (1 + clipped)
+
+
+def fp16_target_error(largest_logit: float, temperature: float) -> float:
+    """The same for half precision: logits of at most 65504 in absolute value, each off by its 2048th part."""
+    return math.tanh(max(largest_logit, 2**-14) / (4096 * temperature))
+
+
+def kd_error(error_of_target: float, temperature: float, largest_spread: float) -> float:
+    """How far the distillation loss, -sum_c softmax(z / T)_c log softmax(s / T)_c, is off at most.
+
+    largest_spread: the largest difference between the student's logits s at a pixel.
+    """
+    return error_of_target * largest_spread / temperature
+
+
+def check_temperature(soft_range: float | None, temperatures: Iterable[float], num_classes: int, limit: float) -> None:
+    """ValueError where codes of a range state more than `limit` as their error at a temperature; logits serve any."""
+    if soft_range is None:
+        return
+    for temperature in temperatures:
+        error = target_error(soft_range, temperature, num_classes)
+        if error > limit:
+            raise ValueError(
+                f"soft labels were written for the temperature {soft_range / RANGE_PER_TEMPERATURE:.4g}; softened by "
+                f"{temperature:g} they may be off by {error:.3f}, wanted at most {limit:g}; generate them anew for "
+                f"this temperature or with codec fp16, or raise train_saross.loss.max_target_error"
+            )
+
+
+def _check_logits(logits: np.ndarray) -> np.ndarray:
+    logits = np.asarray(logits)
+    if logits.ndim != 3 or not np.issubdtype(logits.dtype, np.floating):
+        raise ValueError(f"soft label is {logits.dtype} of shape {logits.shape}; wanted floating logits (K, H, W)")
+    if not np.isfinite(logits).all():
+        raise ValueError("soft label holds NaN or infinite logits; the net that made it has diverged")
+    return logits
+
+
+def _zstandard() -> ModuleType:
+    """Imported when codes are met: whoever has logits alone can do without."""
+    try:
+        import zstandard
+    except ImportError:
+        raise RuntimeError("codec logprob8 needs zstandard, which is not installed; pip install zstandard") from None
+    return zstandard

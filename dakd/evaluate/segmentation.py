@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dakd.data.sample import Sample
 from dakd.data.shards import ShardSet
+from dakd.data.soft_labels import likeliest_class
 from dakd.data.transforms import to_student
 from dakd.metrics.confusion import ConfusionMatrix, count_pairs, sum_over_ranks
 from dakd.metrics.scores import mean_iou
@@ -67,7 +68,7 @@ def labels_of(sample: Sample) -> np.ndarray:
     if sample.label is not None:
         return sample.label
     if sample.soft_label is not None:
-        return sample.soft_label.argmax(axis=0).astype(np.uint8)
+        return likeliest_class(sample.soft_label)
     raise ValueError(f"sample {sample.key} has neither label nor soft label; evaluate wants labelled images")
 
 

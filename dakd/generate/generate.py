@@ -68,7 +68,10 @@ def generate(config: Config) -> Path:
         "size": list(cfg.size),
         "shard_size": cfg.shard_size,
         "precision": str(dtype).removeprefix("torch."),
+        "codec": cfg.codec,
     }
+    if cfg.codec != "fp16":
+        provenance["temperature"] = config.soft_label_temperature
     classes = ClassTable.from_dict(facts["classes"])
     folder = config.run_path / "generate"
     _write_shards(config, sampler, classes, folder, provenance)
@@ -98,7 +101,15 @@ def _write_shards(config: Config, sampler: PairSampler, classes: ClassTable, fol
     for shard, indices in ranges.items():
         samples = _samples(sampler, classes, indices, config, provenance)
         counted = (sample for sample, _ in zip(samples, ticker))
-        write_shard(folder, shard, counted, classes, codec=cfg.codec, provenance=provenance)
+        write_shard(
+            folder,
+            shard,
+            counted,
+            classes,
+            codec=cfg.codec,
+            provenance=provenance,
+            temperature=config.soft_label_temperature,
+        )
 
 
 def _samples(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from dakd.data.readers.base import IMAGE_SUFFIXES, BadFile, read_grey
+from dakd.data.readers.base import IMAGE_SUFFIXES, BadFile, count_pages, read_grey
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -18,9 +17,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     sar = read_grey(path)
-    with Image.open(path) as picture:
-        num_pages = getattr(picture, "n_frames", 1)
-    if num_pages > 1:
+    if (num_pages := count_pages(path)) > 1:
         raise BadFile(path, f"has {num_pages} pages; wanted one picture a file: split it")
     return sar
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.loader import StudentDataset
 from dakd.data.prepared import open_prepared, open_shards, reading_options
+from dakd.data.soft_labels import check_temperature
 from dakd.data.transforms import to_student
 from dakd.kernels.seg_loss import seg_loss
 from dakd.models.zoo import build_student
@@ -41,6 +42,7 @@ class StudentTraining(nn.Module):
             batch["label"],
             batch["teacher"],
             batch["teacher_row"],
+            teacher_range=batch["teacher_range"],
             temperature=cfg.temperature,
             class_weights=self.class_weights,
             dice_samples=cfg.dice_samples,
@@ -72,12 +74,17 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
     classes = dataset.classes
     if cfg.loss.class_weights is not None and len(cfg.loss.class_weights) != classes.num_classes:
         raise ValueError(f"class_weights has {len(cfg.loss.class_weights)} values for {classes.num_classes} classes")
+    if dataset.synthetic is not None and not cfg.loss.hard_labels:
+        # Dice compares with the soft label as it is, at temperature 1.
+        temperatures = [cfg.loss.temperature, *([1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else [])]
+        soft_range = dataset.synthetic.index.get("soft_range")
+        check_temperature(soft_range, temperatures, classes.num_classes, cfg.loss.max_target_error)
     folder, steps = student_folder(config, training_set), student_steps(config)
     sources = [source for source in (dataset.real, dataset.synthetic) if source is not None]
     identity = {
         "training_set": training_set,
         "student": cfg.student.model_dump(mode="json"),
-        "loss": cfg.loss.model_dump(mode="json"),
+        "loss": cfg.loss.model_dump(mode="json", exclude={"max_target_error"}),
         "num_classes": classes.num_classes,
         "global_batch": cfg.global_batch,
         "crop": list(cfg.crop),

@@ -13,7 +13,6 @@ import pytest
 
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, describe_shard, verify, write_index, write_shard
-from dakd.data.soft_labels import get_codec
 from dakd.runtime.files import file_hash
 
 
@@ -177,18 +176,3 @@ def test_a_folder_without_index_and_an_empty_one_are_refused(tmp_path):
 def test_a_set_of_shards_can_be_sent_to_another_process(real_set):
     there = pickle.loads(pickle.dumps(real_set))
     assert np.array_equal(there.read(7).sar, real_set.read(7).sar)
-
-
-def test_fp16_codec_keeps_logits_to_half_precision_and_clips():
-    logits = np.random.default_rng(0).normal(0, 30, (5, 8, 8)).astype(np.float32)
-    codec = get_codec("fp16")
-    back = codec.decode(codec.encode(logits), logits.shape)
-    assert back.dtype == np.float16 and len(codec.encode(logits)) == 2 * logits.size
-    assert (np.abs(back - logits) <= np.abs(logits) * 2.0**-11 + 2.0**-25).all()
-    assert codec.decode(codec.encode(np.full((1, 1, 1), 1e9)), (1, 1, 1)).item() == 65504
-    with pytest.raises(ValueError, match="diverged"):
-        codec.encode(np.full((1, 1, 1), np.nan))
-    with pytest.raises(ValueError, match="wanted 8"):
-        codec.decode(b"123", (1, 2, 2))
-    with pytest.raises(ValueError, match="there are: fp16"):
-        get_codec("zip")

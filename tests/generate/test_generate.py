@@ -13,6 +13,7 @@ from worlds import generate_pairs, toy_config
 from dakd.config import build_config
 from dakd.data.sample import OSD_CLASSES
 from dakd.data.shards import ShardSet, verify
+from dakd.data.soft_labels import range_for
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.generate import generate
@@ -173,3 +174,14 @@ def test_two_processes_make_the_same_set_as_one(generated, tmp_path):
         assert a.key == b.key and json.dumps(a.meta) == json.dumps(b.meta)
         assert np.abs(a.sar.astype(int) - b.sar.astype(int)).max() <= 1
         np.testing.assert_allclose(a.soft_label, b.soft_label, rtol=2e-3, atol=2e-3)
+
+
+def test_soft_labels_are_codes_for_the_students_temperature_where_asked_and_a_set_has_one_codec(tmp_path):
+    config = with_teacher(tmp_path / "run", codec="logprob8", num_samples=3)
+    shards = ShardSet(generate(config))
+    sample = shards.read(0)
+    assert sample.soft_label.dtype == np.uint8 and shards.index["codec"] == "logprob8"
+    assert sample.soft_range == shards.index["soft_range"] == range_for(config.train_saross.loss.temperature)
+    for settings in ({"codec": "fp16"}, {"codec": "logprob8", "temperature": 5.0}):
+        with pytest.raises(ValueError, match=r"was made with another (codec|temperature)"):
+            generate(with_teacher(tmp_path / "run", num_samples=3, **settings))

@@ -64,3 +64,16 @@ def test_nothing_to_predict_is_an_error(tmp_path):
 def test_files_of_one_stem_get_names_of_their_own():
     paths = [Path("a.png"), Path("a.jpg"), Path("b.png")]
     assert output_names(paths) == ["a.png", "a.jpg", "b"]
+
+
+def test_a_tiff_whose_pages_cannot_be_told_is_named(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    data = path.read_bytes()
+    start = int.from_bytes(data[4:8], "little")
+    tags = int.from_bytes(data[start : start + 2], "little")
+    end = start + 2 + 12 * tags
+    # A second page without dimensions: its directory has no entry.
+    path.write_bytes(data[:end] + len(data).to_bytes(4, "little") + data[end + 4 :] + bytes(2) + bytes(4))
+    with pytest.raises(BadFile, match=r"a\.tif: (cannot be read as a picture|has 2 pages)"):
+        read_image(path)

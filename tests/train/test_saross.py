@@ -19,8 +19,8 @@ from dakd.train.saross import StudentTraining, describe_student, student_folder,
 from dakd.weights import load_state, load_student
 
 
-def with_pairs(tmp_path, **train):
-    """A toy run with a prepared training set and eight synthetic pairs of 64 x 64."""
+def with_pairs(tmp_path, codec="fp16", **train):
+    """A toy run with a prepared training set and eight synthetic pairs of 64 x 64, written for temperature 2."""
     tree = toy_config(tmp_path / "run").model_dump(mode="json")
     tree["prepare"]["simulation"]["size"] = [64, 64]
     tree["train_saross"] |= train
@@ -37,8 +37,8 @@ def with_pairs(tmp_path, **train):
         for i in range(8)
     ]
     folder = config.run_path / "generate"
-    write_shard(folder, 0, pairs, classes, codec="fp16")
-    write_index(folder, classes, kind="synthetic", codec="fp16")
+    write_shard(folder, 0, pairs, classes, codec=codec, temperature=2.0)
+    write_index(folder, classes, kind="synthetic", codec=codec)
     return config
 
 
@@ -65,6 +65,7 @@ def mixed_batch():
         "image": torch.zeros(2, 1, 6, 6, dtype=torch.uint8),
         "label": torch.stack([torch.randint(0, 3, (6, 6)), torch.full((6, 6), 255)]).to(torch.uint8),
         "teacher": torch.randn(1, 3, 6, 6).half(),
+        "teacher_range": None,
         "teacher_row": torch.tensor([-1, 0]),
     }
 
@@ -152,6 +153,28 @@ def test_hard_labels_train_on_the_teachers_argmax_without_distillation(tmp_path)
     train_saross(config, ("synthetic",))
     records = read_records(student_folder(config, "synthetic") / "metrics.jsonl")
     assert all(record["kd"] == 0 and record["ce"] > 0 for record in records)
+
+
+def test_training_from_codes_follows_training_from_logits(trained, tmp_path):
+    config = with_pairs(tmp_path, codec="logprob8", steps=2)
+    train_saross(config, ("real+synthetic",))
+    coded, exact = (
+        read_records(student_folder(c, "real+synthetic") / "metrics.jsonl")[:2] for c in (config, trained)
+    )
+    for ours, theirs in zip(coded, exact):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.01) and ours["kd"] != theirs["kd"]
+
+
+@pytest.mark.parametrize(
+    "loss", [{"temperature": 4.0}, {"temperature": 1.0}, {"dice_samples": "all"}], ids=["4", "1", "Dice at 1"]
+)
+def test_codes_are_refused_where_their_stated_error_is_too_large(tmp_path, loss):
+    config = with_pairs(tmp_path, codec="logprob8", loss=loss)
+    with pytest.raises(ValueError, match=r"written for the temperature 2; .* wanted at most 0\.01"):
+        describe_student(config, "real+synthetic")
+    describe_student(config, "real")
+    for way_out in ({"max_target_error": 0.05}, {"hard_labels": True}):
+        describe_student(with_pairs(tmp_path, codec="logprob8", loss=loss | way_out), "real+synthetic")
 
 
 def test_wrong_number_of_class_weights_is_refused(tmp_path):

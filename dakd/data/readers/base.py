@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,8 +15,6 @@ from PIL import Image
 from dakd.data.sample import ClassTable, Sample
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-# Everything that PIL is known to raise on damaged files.
-_PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, Image.DecompressionBombError)
 _MAX_CHANNEL_DIFFERENCE = 8  # grey values; what JPEG's colour coding may do to a grey picture
 _LISTED = 50
 
@@ -134,11 +131,25 @@ def read_grey(path: Path, data: bytes | None = None) -> np.ndarray:
 
 def open_picture(path: Path, data: bytes | None = None) -> Image.Image:
     """A picture, decoded to its end; BadFile when it is absent, damaged or truncated.  data: see `read_grey`."""
+    return _ask_picture(path, _decoded, data)
+
+
+def count_pages(path: Path) -> int:
+    """How many pictures a file holds; BadFile as above."""
+    return _ask_picture(path, lambda picture: getattr(picture, "n_frames", 1))
+
+
+def _decoded(picture: Image.Image) -> Image.Image:
+    picture.load()
+    return picture
+
+
+def _ask_picture(path: Path, question: Callable[[Image.Image], Any], data: bytes | None = None) -> Any:
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as picture:
-            picture.load()
-            return picture
-    except _PICTURE_ERRORS as error:
+            return question(picture)
+    # What the library's parsers stumble over in damaged files has no common base.
+    except Exception as error:
         raise BadFile(path, f"cannot be read as a picture ({error})") from error
 
 
