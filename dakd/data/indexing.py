@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from dakd.data.records import content_hash, decode_record, hard_label, read_members, refuse_unknown_ids
+from dakd.data.records import check_digest, content_hash, decode_record, hard_label, read_members, refuse_unknown_ids
 from dakd.data.sample import IGNORE_INDEX, ClassTable
 from dakd.diffusion.balance import balancing_factor, image_power
 from dakd.runtime.files import file_hash, write_json
@@ -27,9 +28,11 @@ FORMAT = 1
 class ShardInfo:
     """What the sidecar of a shard says.
 
-    records: one dict a record: key, height, width, sha256 of its arrays, members {extension: [offset, size]} in bytes.
+    records: one dict a record: key, height, width, sha256 of its arrays, members {extension: [offset, size]} in bytes,
+    and its own class_pixels, ignored_pixels and power.
     class_pixels: pixels of each class (a soft label counts by its argmax); ignored ones apart.
-    power_sum: sum over images of mean((g / 127.5 - 1)^2).
+    power_sum: sum over images of power, mean((g / 127.5 - 1)^2).
+    facts: what does not follow from the tar, such as how fast it was made.
     """
 
     file: str
@@ -44,29 +47,40 @@ class ShardInfo:
     records: list[dict]
     format: int = FORMAT
     provenance: dict = field(default_factory=dict)
+    facts: dict = field(default_factory=dict)
 
 
 def describe_shard(
     tar_path: str | Path, classes: ClassTable, file: str | None = None, provenance: dict | None = None
 ) -> ShardInfo:
-    """The sidecar of a tar, from the tar alone: every record is decoded on the way, so a described shard is sound."""
+    """The sidecar of a tar, from the tar alone: every record is decoded on the way, so a described shard is sound.
+
+    Raises ValueError, RuntimeError or tarfile.TarError where it is not.
+    """
     tar_path = Path(tar_path)
     members = list_members(tar_path)
-    pixels, ignored, powers = np.zeros(classes.num_classes, np.int64), 0, []
     records, num_labelled, num_soft = [], 0, 0
     with open(tar_path, "rb") as stream:
         for key, places in members.items():
-            sample = decode_record(key, read_members(stream.fileno(), places, tar_path))
+            content = read_members(stream.fileno(), places, tar_path)
+            check_digest(key, content)
+            sample = decode_record(key, content)
             counts = np.bincount(hard_label(sample).ravel(), minlength=256)
             refuse_unknown_ids(key, counts, classes)
-            pixels += counts[: classes.num_classes]
-            ignored += int(counts[IGNORE_INDEX])
-            powers.append(image_power(sample.sar))
             num_labelled += sample.label is not None
             num_soft += sample.soft_label is not None
             height, width = sample.sar.shape
             records.append(
-                {"key": key, "height": height, "width": width, "sha256": content_hash(sample), "members": places}
+                {
+                    "key": key,
+                    "height": height,
+                    "width": width,
+                    "sha256": content_hash(sample),
+                    "members": places,
+                    "class_pixels": counts[: classes.num_classes].tolist(),
+                    "ignored_pixels": int(counts[IGNORE_INDEX]),
+                    "power": image_power(sample.sar),
+                }
             )
     return ShardInfo(
         file=file or tar_path.name,
@@ -75,9 +89,9 @@ def describe_shard(
         num_samples=len(records),
         num_labelled=num_labelled,
         num_soft=num_soft,
-        class_pixels=pixels.tolist(),
-        ignored_pixels=ignored,
-        power_sum=math.fsum(powers),
+        class_pixels=_sum_pixels(records, classes),
+        ignored_pixels=sum(record["ignored_pixels"] for record in records),
+        power_sum=math.fsum(record["power"] for record in records),
         records=records,
         provenance=provenance or {},
     )
@@ -90,41 +104,82 @@ def write_index(
     kind: str,
     codec: str | None = None,
     provenance: dict | None = None,
+    kept: Mapping[str, Sequence[int]] | None = None,
 ) -> dict:
     """Gathers the sidecars of `folder` into index.json and returns it.
 
     kind: "real" or "synthetic".  provenance: JSON facts on where the set came from.
+    kept: which records make the set, as ascending places within each shard's file by name; a shard that is not named is
+    no part of it. None takes every record of every shard that is there.
     Raises ValueError when there is no record or a key stands twice.
     """
     folder = Path(folder)
-    shards = [load_sidecar(path) for path in sorted(folder.glob("shard-*.json"))]
-    records = [record for shard in shards for record in shard.records]
+    index = gather_index(folder, classes, kind=kind, codec=codec, provenance=provenance, kept=kept)
+    write_json(folder / "index.json", index)
+    return index
+
+
+def gather_index(
+    folder: Path,
+    classes: ClassTable,
+    *,
+    kind: str,
+    codec: str | None = None,
+    provenance: dict | None = None,
+    kept: Mapping[str, Sequence[int]] | None = None,
+) -> dict:
+    """What `write_index` writes."""
+    names = sorted(path.name for path in folder.glob("shard-*.json")) if kept is None else sorted(kept)
+    shards, records, num_labelled, num_soft, num_bytes = [], [], 0, 0, 0
+    for name in names:
+        shard = load_sidecar((folder / name).with_suffix(".json"))
+        places = range(shard.num_samples) if kept is None else kept[name]
+        entry = {"file": shard.file, "sha256": shard.sha256, "num_samples": len(places)}
+        if len(places) < shard.num_samples:
+            entry["kept"] = _as_runs(places)
+        shards.append(entry)
+        chosen = [shard.records[place] for place in places]
+        records += chosen
+        num_labelled += sum("label.u8" in record["members"] for record in chosen)
+        num_soft += sum(any(name.startswith("soft.") for name in record["members"]) for record in chosen)
+        num_bytes += shard.num_bytes
     if not records:
         raise ValueError(f"{folder} holds no records; wanted at least one shard with one sample")
     _refuse_doubled_keys(folder, records)
-    pixels = np.sum([shard.class_pixels for shard in shards], axis=0)
-    power = math.fsum(shard.power_sum for shard in shards) / len(records)
-    index = {
+    pixels = _sum_pixels(records, classes)
+    power = math.fsum(record["power"] for record in records) / len(records)
+    return {
         "format": FORMAT,
         "kind": kind,
         "classes": classes.to_dict(),
         "codec": codec,
         "num_samples": len(records),
-        "num_labelled": sum(shard.num_labelled for shard in shards),
-        "num_soft": sum(shard.num_soft for shard in shards),
-        "num_bytes": sum(shard.num_bytes for shard in shards),
+        "num_labelled": num_labelled,
+        "num_soft": num_soft,
+        "num_bytes": num_bytes,
         "sizes": _count_sizes(records),
-        "class_pixels": pixels.tolist(),
-        "class_pixel_shares": (pixels / max(1, pixels.sum())).tolist(),
-        "ignored_pixels": sum(shard.ignored_pixels for shard in shards),
+        "class_pixels": pixels,
+        "class_pixel_shares": pixel_shares(pixels),
+        "ignored_pixels": sum(record["ignored_pixels"] for record in records),
         "fingerprint": _fingerprint(records),
         "mean_power": power,
         "balancing_factor": balancing_factor(power),
-        "shards": [{"file": shard.file, "sha256": shard.sha256, "num_samples": shard.num_samples} for shard in shards],
+        "shards": shards,
         "provenance": provenance or {},
     }
-    write_json(folder / "index.json", index)
-    return index
+
+
+def kept_records(folder: Path, entry: dict) -> list[dict]:
+    """The records of one shard that belong to the set, from its sidecar.  entry: the shard's entry in the index."""
+    records = load_sidecar((folder / entry["file"]).with_suffix(".json")).records
+    if "kept" not in entry:
+        return records
+    return [record for first, stop in entry["kept"] for record in records[first:stop]]
+
+
+def pixel_shares(pixels: Sequence[int]) -> list[float]:
+    """Counts by class to shares that sum to 1; zeros where nothing was counted."""
+    return (np.asarray(pixels) / max(1, sum(pixels))).tolist()
 
 
 def load_sidecar(path: Path) -> ShardInfo:
@@ -148,6 +203,22 @@ def list_members(tar_path: Path) -> dict[str, dict[str, list[int]]]:
                 raise ValueError(f"{tar_path} holds {entry.name} twice; keys must differ")
             places[extension] = [entry.offset_data, entry.size]
     return members
+
+
+def _as_runs(places: Sequence[int]) -> list[list[int]]:
+    """Ascending numbers as [first, stop) runs."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and runs[-1][1] == place:
+            runs[-1][1] += 1
+        else:
+            runs.append([place, place + 1])
+    return runs
+
+
+def _sum_pixels(records: list[dict], classes: ClassTable) -> list[int]:
+    counts = np.array([record["class_pixels"] for record in records], np.int64).reshape(-1, classes.num_classes)
+    return counts.sum(axis=0).tolist()
 
 
 def _refuse_doubled_keys(folder: Path, records: list[dict]) -> None:

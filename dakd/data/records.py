@@ -2,7 +2,7 @@
 
 A record with key K has the members
 
-    K.json        height, width, num_classes, meta
+    K.json        height, width, num_classes, meta; sha256 of these and of the other members
     K.sar.u8      H * W bytes, grey values, rows first (speckle does not compress)
     K.label.u8    H * W bytes, class ids, 255 = ignore; absent where there is no label
     K.soft.CODEC  the teacher's logits (K, H, W), as `soft_labels.py` stores them; absent where there are none
@@ -31,8 +31,6 @@ def encode_record(sample: Sample, classes: ClassTable, codec: str | None) -> dic
     height, width = sample.sar.shape
     facts = {"height": height, "width": width, "num_classes": classes.num_classes, "meta": sample.meta}
     members = {
-        "__key__": sample.key,
-        "json": json.dumps(facts, sort_keys=True).encode(),
         "sar.u8": np.ascontiguousarray(sample.sar).tobytes(),
     }
     if sample.label is not None:
@@ -41,7 +39,8 @@ def encode_record(sample: Sample, classes: ClassTable, codec: str | None) -> dic
         if codec is None:
             raise ValueError(f"{sample.key} has a soft label but no codec is named; give codec='fp16'")
         members[f"soft.{codec}"] = get_codec(codec).encode(sample.soft_label)
-    return members
+    facts["sha256"] = _digest(facts, members)
+    return {"__key__": sample.key, "json": json.dumps(facts, sort_keys=True).encode(), **members}
 
 
 def decode_record(key: str, members: dict[str, bytes]) -> Sample:
@@ -59,6 +58,15 @@ def decode_record(key: str, members: dict[str, bytes]) -> Sample:
             shape = (facts["num_classes"], height, width)
             soft_label = get_codec(extension.removeprefix("soft.")).decode(data, shape)
     return Sample(key=key, sar=sar, label=label, soft_label=soft_label, meta=facts["meta"])
+
+
+def check_digest(key: str, members: dict[str, bytes]) -> None:
+    """Raises ValueError where the members of a record are not those that were written."""
+    facts = json.loads(members.get("json", b"{}"))
+    wanted = facts.pop("sha256", None)
+    found = _digest(facts, {name: data for name, data in members.items() if name != "json"})
+    if found != wanted:
+        raise ValueError(f"record {key!r} has sha256 {found} and says {wanted}; its bytes have changed")
 
 
 def read_members(fileno: int, places: dict[str, list[int]], path: Path) -> dict[str, bytes]:
@@ -89,6 +97,13 @@ def content_hash(sample: Sample) -> str:
     for name, array in (("sar", sample.sar), ("label", sample.label), ("soft", sample.soft_label)):
         if array is not None:
             digest.update(f"{name}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _digest(facts: dict, members: dict[str, bytes]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(members):
+        digest.update(f"\n{name} {len(members[name])}\n".encode() + members[name])
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from dakd.data.indexing import FORMAT, ShardInfo, describe_shard, load_sidecar, write_index
+from dakd.data.indexing import FORMAT, ShardInfo, describe_shard, kept_records, write_index
 from dakd.data.records import decode_record, encode_record, read_members
 from dakd.data.sample import ClassTable, Sample
 from dakd.runtime.files import file_hash, replacing, write_text
@@ -38,19 +38,22 @@ def write_shard(
     codec: name of the soft-label codec; needed when a sample has a soft label.  provenance: JSON facts for the sidecar.
     Raises ValueError for a bad or doubled key, arrays of unequal size, or a class id outside the table.
     """
-    from webdataset.writer import TarWriter
-
-    folder = Path(folder)
-    tar_path = folder / f"{shard_name(index)}.tar"
+    tar_path = Path(folder) / f"{shard_name(index)}.tar"
     with replacing(tar_path) as aside:
-        # Fixed owner, mode and time: the bytes depend on the samples alone.
-        fixed = {"user": "dakd", "group": "dakd", "mode": 0o644, "mtime": 0, "encoder": False}
-        with open(aside, "wb") as stream, TarWriter(stream, **fixed) as writer:
-            for sample in samples:
-                writer.write(encode_record(sample, classes, codec))
+        write_tar(aside, samples, classes, codec)
         info = describe_shard(aside, classes, file=tar_path.name, provenance=provenance)
     write_text(tar_path.with_suffix(".json"), json.dumps(asdict(info)) + "\n")
     return info
+
+
+def write_tar(path: Path, samples: Iterable[Sample], classes: ClassTable, codec: str | None) -> None:
+    """The records of a shard, as bytes that depend on the samples alone."""
+    from webdataset.writer import TarWriter
+
+    fixed = {"user": "dakd", "group": "dakd", "mode": 0o644, "mtime": 0, "encoder": False}
+    with open(path, "wb") as stream, TarWriter(stream, **fixed) as writer:
+        for sample in samples:
+            writer.write(encode_record(sample, classes, codec))
 
 
 class ShardSet:
@@ -68,7 +71,7 @@ class ShardSet:
         self._records = [
             (self.folder / shard["file"], record)
             for shard in self.index["shards"]
-            for record in load_sidecar((self.folder / shard["file"]).with_suffix(".json")).records
+            for record in kept_records(self.folder, shard)
         ]
         if len(self._records) != self.index["num_samples"]:
             raise ValueError(

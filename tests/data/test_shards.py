@@ -67,6 +67,7 @@ def test_the_webdataset_library_reads_the_shards(real_set):
     first = real_set.read(0)
     assert records[0]["sar.u8"] == first.sar.tobytes() and records[0]["label.u8"] == first.label.tobytes()
     facts = json.loads(records[0]["json"])
+    assert len(facts.pop("sha256")) == 64
     assert facts == {"height": 16, "width": 20, "num_classes": 5, "meta": {"number": 0}}
 
 
