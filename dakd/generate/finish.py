@@ -13,9 +13,11 @@ from dakd.data.pictures import contact_sheet
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
 from dakd.generate.plan import Plan
+from dakd.generate.progress import finished_shards
 from dakd.generate.sidecar import checked_sidecar, manifest_line
 from dakd.runtime.files import replacing
 
+SUMMARIES = ("index.json", "manifest.jsonl")
 _SHEET_PAIRS = 32
 _SHEET_SIDE = 96  # pixels; smaller images are magnified
 
@@ -28,15 +30,31 @@ def finish(plan: Plan, classes: ClassTable) -> None:
     if _says_so(plan):
         return
     _write_manifest(plan)
-    write_index(
-        plan.folder,
-        classes,
-        kind="synthetic",
-        codec=plan.provenance["codec"],
-        provenance=plan.provenance,
-        kept=plan.kept(),
-    )
+    write_index(plan.folder, classes, **describe_set(plan))
     draw_sheet(first_samples(ShardSet(plan.folder)), classes, plan.folder / "contact_sheet.png")
+
+
+def retract(plan: Plan) -> None:
+    """Take the summaries back where the index names a shard that is gone, for it may come back with other bytes."""
+    missing = set(range(plan.num_shards)).difference(finished_shards(plan))
+    named = {shard["file"] for shard in _read_index(plan).get("shards", [])}
+    if named & {plan.tar(shard).name for shard in missing}:
+        remove_summaries(plan)
+
+
+def remove_summaries(plan: Plan) -> None:
+    for name in SUMMARIES:
+        (plan.folder / name).unlink(missing_ok=True)
+
+
+def describe_set(plan: Plan) -> dict:
+    """What the index is told, beside what it finds in the sidecars."""
+    return {
+        "kind": "synthetic",
+        "codec": plan.provenance["codec"],
+        "provenance": plan.provenance,
+        "kept": plan.kept(),
+    }
 
 
 def first_samples(shards: ShardSet) -> list[Sample]:
@@ -57,8 +75,15 @@ def _write_manifest(plan: Plan) -> None:
 
 def _says_so(plan: Plan) -> bool:
     """Whether the last file that `finish` writes is there, for just this set."""
-    path = plan.folder / "index.json"
-    if not path.exists() or not (plan.folder / "contact_sheet.png").exists():
-        return False
-    index = json.loads(path.read_text())
-    return index["num_samples"] == plan.num_samples and index["provenance"] == plan.provenance
+    index = _read_index(plan)
+    same = index.get("num_samples") == plan.num_samples and index.get("provenance") == plan.provenance
+    return same and (plan.folder / "contact_sheet.png").exists()
+
+
+def _read_index(plan: Plan) -> dict:
+    """The index that is there; {} where there is none, or none that can be read."""
+    try:
+        index = json.loads((plan.folder / "index.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return index if isinstance(index, dict) else {}

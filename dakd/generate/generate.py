@@ -10,11 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from dakd.config import Config
-from dakd.generate.finish import finish
+from dakd.generate.finish import draw_sheet, finish, retract
 from dakd.generate.plan import Plan, place_from_environment, settle
 from dakd.generate.progress import Progress
+from dakd.generate.survey import clear_away, find_faults, open_plan, teacher_classes
 from dakd.generate.teacher import Teacher, computed_deterministically
 from dakd.generate.worker import Worker
+from dakd.runtime.distributed import is_main
 from dakd.runtime.runlog import save_config, say
 
 
@@ -33,11 +35,44 @@ def generate(config: Config) -> Path:
         return _generate(config)
 
 
+def repair(config: Config) -> Path:
+    """Put what is not sound into `quarantine/`, and make it and what is missing again; the folder.
+
+    Workers may be at work meanwhile.
+    """
+    if is_main():
+        plan = open_plan(config)
+        for line in clear_away(plan, find_faults(plan, teacher_classes(config))):
+            say(f"generate: {line}")
+    return generate(config)
+
+
+def verify(config: Config) -> None:
+    """Raises ValueError with a list of all that is wrong with the set, where it is not complete and sound."""
+    plan = open_plan(config)
+    if faults := find_faults(plan, teacher_classes(config)):
+        lines = "\n".join(f"  {fault.what}" for fault in faults)
+        raise ValueError(f"{len(faults)} faults in {plan.folder}; run the same with --repair to mend them\n{lines}")
+    say(f"generate: {plan.num_shards} shards in {plan.folder} are complete and sound")
+
+
+def preview(config: Config, num_pairs: int) -> Path:
+    """A contact sheet of the first pairs, drawn without writing a shard; its path."""
+    with computed_deterministically(config.generate.deterministic):
+        teacher = Teacher(config)
+        samples = list(teacher.pairs(range(num_pairs)))
+    path = config.run_path / "generate" / "preview.png"
+    draw_sheet(samples, teacher.classes, path)
+    say(f"generate: {num_pairs} pairs drawn in {path}")
+    return path
+
+
 def _generate(config: Config) -> Path:
     cfg, folder = config.generate, config.run_path / "generate"
     teacher = Teacher(config)
     plan = Plan(folder, cfg.num_samples, cfg.shard_size, teacher.provenance)
     settle(plan)
+    retract(plan)
     save_config(config, folder)
     progress = Progress(plan)
     if progress.num_there_before:

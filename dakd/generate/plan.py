@@ -96,7 +96,18 @@ def settle(plan: Plan) -> None:
         for sidecar in sorted(plan.folder.glob("shard-*.json")):
             refuse_other_provenance(sidecar, load_sidecar(sidecar).provenance, plan)
     publish_text(path, json.dumps(plan.provenance, indent=1) + "\n")
-    refuse_other_provenance(path, json.loads(path.read_text()), plan)
+    refuse_other_provenance(path, read_provenance(path), plan)
+
+
+def read_provenance(path: Path) -> dict:
+    """What a folder's set is a function of; ValueError with the remedy where the file is damaged."""
+    try:
+        provenance = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it: the shards say the same") from None
+    if not isinstance(provenance, dict) or "shard_size" not in provenance:
+        raise ValueError(f"{path} is damaged (no shard_size); remove it: the shards say the same")
+    return provenance
 
 
 def refuse_other_provenance(path: Path, found: dict, plan: Plan) -> None:

@@ -49,7 +49,10 @@ def manifest_line(info: ShardInfo) -> str:
 def checked_sidecar(plan: Plan, shard: int) -> ShardInfo:
     """A shard's sidecar; ValueError where it is of another set or lacks, doubles or adds a sample."""
     path = plan.sidecar(shard)
-    info = load_sidecar(path)
+    try:
+        info = load_sidecar(path)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); run the same with --repair") from None
     refuse_other_provenance(path, info.provenance, plan)
     refuse_other_samples(plan, shard, [record["key"] for record in info.records])
     return info
