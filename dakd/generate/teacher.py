@@ -51,6 +51,7 @@ class Teacher:
             clip=self.cfg.clip,
             device=self.device,
             dtype=dtype,
+            tabulate_time=True,
             capture=self.device.type == "cuda" if self.cfg.capture == "auto" else self.cfg.capture,
         )
 
