@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from worlds import generate_pairs, teacher_file, toy_config, with_teacher
 
 from dakd.config import build_config
@@ -146,6 +147,47 @@ def test_eta_above_zero_makes_another_set_that_is_as_repeatable(tmp_path):
     plain = generate(with_teacher(tmp_path / "plain"))
     fingerprints = [ShardSet(folder).index["fingerprint"] for folder in (first, again, plain)]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def records(folder):
+    """Images (N, H, W) as integers, and softened labels (N, K, H, W) at the student's temperature."""
+    shards = ShardSet(folder)
+    samples = [shards.read(i) for i in range(len(shards))]
+    logits = torch.from_numpy(np.stack([sample.soft_label for sample in samples]).astype(np.float32))
+    return np.stack([sample.sar for sample in samples]).astype(int), (logits / 2).softmax(1).numpy()
+
+
+def test_in_fp32_the_size_of_a_micro_batch_changes_a_pair_by_no_more_than_a_rounding(tmp_path):
+    settings = {"precision": "fp32", "size": [32, 32], "sampling_steps": 20, "num_samples": 8, "shard_size": 4}
+    sizes = (1, 3, 4)
+    made = [records(generate(with_teacher(tmp_path / str(n), micro_batch=n, **settings))) for n in sizes]
+    for grey, soft in made[:2]:
+        assert (np.abs(grey - made[2][0]) <= 1).mean() >= 0.999
+        assert np.abs(soft - made[2][1]).max() <= 1e-3
+
+
+def test_deterministic_shards_are_bitwise_equal_and_tell_their_micro_batch(tmp_path):
+    folders = [generate(with_teacher(tmp_path / name, deterministic=True)) for name in ("a", "b")]
+    for path in sorted(folders[0].glob("*.tar")):
+        assert path.read_bytes() == (folders[1] / path.name).read_bytes()
+    provenance = json.loads((folders[0] / "manifest.jsonl").read_text().splitlines()[0])["provenance"]
+    assert (provenance["deterministic"], provenance["micro_batch"], provenance["threads"]) == (True, 2, 1)
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(ValueError, match="made with another micro_batch"):
+        generate(with_teacher(tmp_path / "a", deterministic=True, micro_batch=3))
+
+
+@pytest.mark.parametrize(("deterministic", "sizes"), [(True, [2, 2, 2, 2]), (False, [2, 1, 2, 1])])
+def test_deterministic_micro_batches_are_all_of_one_size(tmp_path, monkeypatch, deterministic, sizes):
+    seen, call = [], PairSampler.__call__
+
+    def watched(self, x, y, **keys):
+        seen.append(len(x))
+        return call(self, x, y, **keys)
+
+    monkeypatch.setattr(PairSampler, "__call__", watched)
+    generate(with_teacher(tmp_path / "run", num_samples=6, deterministic=deterministic))
+    assert seen == sizes  # two shards of three samples
 
 
 @pytest.mark.slow
