@@ -81,9 +81,13 @@ class Teacher:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
 
+def teacher_file_name(config: Config) -> Path:
+    return config.run_path / "train_jointnet" / "stage3" / f"weights_{config.generate.weights}.safetensors"
+
+
 def teacher_file(config: Config) -> Path:
     """The weights that pairs are sampled from; ValueError where there are none yet."""
-    path = config.run_path / "train_jointnet" / "stage3" / f"weights_{config.generate.weights}.safetensors"
+    path = teacher_file_name(config)
     if not path.exists():
         raise ValueError(f"no trained teacher at {path}; run train_jointnet first")
     return path
@@ -103,13 +107,14 @@ def computed_deterministically(wanted: bool) -> Iterator[None]:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     backends, filling = torch.backends.cudnn, torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), backends.benchmark, filling.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    before = torch.get_deterministic_debug_mode(), backends.benchmark, filling.fill_uninitialized_memory
+    # The same as use_deterministic_algorithms, which would import the whole compiler first: seconds a start.
+    torch.set_deterministic_debug_mode("error")
     backends.benchmark = filling.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.set_deterministic_debug_mode(before[0])
         backends.benchmark, filling.fill_uninitialized_memory = before[1:]
 
 
