@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch
 from paper_nets import B_FACTOR, NUM_CLASSES, joint_net, unet_config
@@ -28,7 +27,7 @@ from dakd.config import Config, ScheduleConfig, build_config
 from dakd.data.sample import OSD_CLASSES
 from dakd.data.shards import ShardSet
 from dakd.generate.generate import generate
-from dakd.generate.survey import clear_away, find_faults, open_plan
+from dakd.generate.survey import find_faults, open_plan
 from dakd.generate.teacher import Teacher, teacher_file_name
 from dakd.runtime.files import file_hash
 from dakd.weights import save_weights
@@ -44,6 +43,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     options = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process with a CUDA context cannot be forked
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="dakd-kill-") as folder:
         rows, is_equal = compare(Path(folder), options)
@@ -66,7 +66,6 @@ def compare(folder: Path, options: argparse.Namespace) -> tuple[list[tuple[str, 
     plan = open_plan(disturbed)
     left = len(list(plan.folder.glob(".*.tmp")))
     faults = find_faults(plan, OSD_CLASSES)
-    clear_away(plan, faults)
     ours, theirs = ShardSet(plan.folder), ShardSet(open_plan(alone).folder)
     our_keys, their_keys = ([shards.key(i) for i in range(len(shards))] for shards in (ours, theirs))
     equal_tars = sum(

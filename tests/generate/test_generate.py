@@ -166,6 +166,21 @@ def test_in_fp32_the_size_of_a_micro_batch_changes_a_pair_by_no_more_than_a_roun
         assert np.abs(soft - made[2][1]).max() <= 1e-3
 
 
+def test_in_bf16_pairs_stay_near_those_of_fp32(tmp_path):
+    """Found on a CPU with AVX-512 BF16, against fp32: 60 % of the pixels within 1 grey level, 93 % within 4, all within
+    14; softened labels within 1e-3 in 65 % and 0.012 in all entries; no difference between sizes of a micro-batch.
+    """
+    settings = {"size": [32, 32], "sampling_steps": 20, "num_samples": 8, "shard_size": 4}
+    runs = {(kind, n): with_teacher(tmp_path / f"{kind}{n}", precision=kind, micro_batch=n, **settings)
+            for kind, n in (("fp32", 4), ("bf16", 4), ("bf16", 3))}  # fmt: skip
+    made = {name: records(generate(config)) for name, config in runs.items()}
+    grey, soft = made["bf16", 4]
+    for other_grey, other_soft in (made["fp32", 4], made["bf16", 3]):
+        assert (np.abs(grey - other_grey) <= 4).mean() >= 0.85
+        assert (np.abs(soft - other_soft) <= 0.01).mean() >= 0.99
+    assert not np.array_equal(grey, made["fp32", 4][0])  # bf16 was at work
+
+
 def test_deterministic_shards_are_bitwise_equal_and_tell_their_micro_batch(tmp_path):
     folders = [generate(with_teacher(tmp_path / name, deterministic=True)) for name in ("a", "b")]
     for path in sorted(folders[0].glob("*.tar")):
