@@ -10,8 +10,10 @@ import hashlib
 import json
 import math
 import tarfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,38 +132,45 @@ def gather_index(
 ) -> dict:
     """What `write_index` writes."""
     names = sorted(path.name for path in folder.glob("shard-*.json")) if kept is None else sorted(kept)
-    shards, records, num_labelled, num_soft, num_bytes = [], [], 0, 0, 0
-    for name in names:
+    shards, lines, powers = [], [], []
+    sizes, counts = Counter(), Counter()
+    pixels = np.zeros(classes.num_classes, np.int64)
+    for name in names:  # one shard's records at a time: a set may have millions
         shard = load_sidecar((folder / name).with_suffix(".json"))
         places = range(shard.num_samples) if kept is None else kept[name]
         entry = {"file": shard.file, "sha256": shard.sha256, "num_samples": len(places)}
         if len(places) < shard.num_samples:
             entry["kept"] = _as_runs(places)
         shards.append(entry)
-        chosen = [shard.records[place] for place in places]
-        records += chosen
-        num_labelled += sum("label.u8" in record["members"] for record in chosen)
-        num_soft += sum(any(name.startswith("soft.") for name in record["members"]) for record in chosen)
-        num_bytes += shard.num_bytes
-    if not records:
+        records = [shard.records[place] for place in places]
+        lines += [f"{record['key']} {record['sha256']}\n" for record in records]
+        powers.append(math.fsum(record["power"] for record in records))
+        pixels += _sum_pixels(records, classes)
+        sizes.update(f"{record['height']}x{record['width']}" for record in records)
+        counts["labelled"] += sum("label.u8" in record["members"] for record in records)
+        counts["soft"] += sum(any(part.startswith("soft.") for part in record["members"]) for record in records)
+        counts["ignored"] += sum(record["ignored_pixels"] for record in records)
+        counts["bytes"] += shard.num_bytes
+    if not lines:
         raise ValueError(f"{folder} holds no records; wanted at least one shard with one sample")
-    _refuse_doubled_keys(folder, records)
-    pixels = _sum_pixels(records, classes)
-    power = math.fsum(record["power"] for record in records) / len(records)
+    lines.sort()
+    _refuse_doubled_keys(folder, lines)
+    power = math.fsum(powers) / len(lines)
     return {
         "format": FORMAT,
         "kind": kind,
         "classes": classes.to_dict(),
         "codec": codec,
-        "num_samples": len(records),
-        "num_labelled": num_labelled,
-        "num_soft": num_soft,
-        "num_bytes": num_bytes,
-        "sizes": _count_sizes(records),
-        "class_pixels": pixels,
-        "class_pixel_shares": pixel_shares(pixels),
-        "ignored_pixels": sum(record["ignored_pixels"] for record in records),
-        "fingerprint": _fingerprint(records),
+        "num_samples": len(lines),
+        "num_labelled": counts["labelled"],
+        "num_soft": counts["soft"],
+        "num_bytes": counts["bytes"],
+        "sizes": dict(sorted(sizes.items())),
+        "class_pixels": pixels.tolist(),
+        "class_pixel_shares": pixel_shares(pixels.tolist()),
+        "ignored_pixels": counts["ignored"],
+        # The same for the same samples, however they are packed.
+        "fingerprint": hashlib.sha256("".join(lines).encode()).hexdigest(),
         "mean_power": power,
         "balancing_factor": balancing_factor(power),
         "shards": shards,
@@ -221,22 +230,9 @@ def _sum_pixels(records: list[dict], classes: ClassTable) -> list[int]:
     return counts.sum(axis=0).tolist()
 
 
-def _refuse_doubled_keys(folder: Path, records: list[dict]) -> None:
-    seen: set[str] = set()
-    doubled = {record["key"] for record in records if record["key"] in seen or seen.add(record["key"])}
+def _refuse_doubled_keys(folder: Path, lines: list[str]) -> None:
+    """lines: sorted, each starting with a key and a space."""
+    keys = [line.split(" ", 1)[0] for line in lines]
+    doubled = sorted({key for key, following in pairwise(keys) if key == following})
     if doubled:
-        raise ValueError(f"{folder} holds keys twice: {sorted(doubled)[:10]}; every sample needs its own key")
-
-
-def _count_sizes(records: list[dict]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for record in records:
-        name = f"{record['height']}x{record['width']}"
-        sizes[name] = sizes.get(name, 0) + 1
-    return dict(sorted(sizes.items()))
-
-
-def _fingerprint(records: list[dict]) -> str:
-    """sha256 over the sorted (key, content): the same for the same samples, however they are packed."""
-    lines = sorted(f"{record['key']} {record['sha256']}\n" for record in records)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+        raise ValueError(f"{folder} holds keys twice: {doubled[:10]}; every sample needs its own key")

@@ -34,8 +34,8 @@ def publish(aside: Path, target: Path) -> bool:
         os.link(aside, target)
     except FileExistsError:
         # A file server that carried out the link and lost its answer is asked again, and says that the name is taken.
-        # A second name of our own file can only be the one that we asked for.
-        won = os.stat(aside).st_nlink > 1
+        # A second name of our own file can only be the one that we asked for; a client may have kept the old count.
+        won = os.stat(aside).st_nlink > 1 or os.path.samefile(aside, target)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise

@@ -51,10 +51,11 @@ def checked_sidecar(plan: Plan, shard: int) -> ShardInfo:
     path = plan.sidecar(shard)
     try:
         info = load_sidecar(path)
-    except (ValueError, TypeError) as error:
+        keys = [record["key"] for record in info.records]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); run the same with --repair") from None
     refuse_other_provenance(path, info.provenance, plan)
-    refuse_other_samples(plan, shard, [record["key"] for record in info.records])
+    refuse_other_samples(plan, shard, keys)
     return info
 
 

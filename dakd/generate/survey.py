@@ -87,17 +87,16 @@ def status(config: Config) -> str:
 
 def find_faults(plan: Plan, classes: ClassTable) -> list[Fault]:
     """Read every byte of the set and say what is wrong, in order of the shards; an empty list when it is sound."""
-    infos: dict[int, ShardInfo] = {}
-    faults = []
+    faults, manifest, first = [], [], {}
     for shard in range(plan.num_shards):
         found = _look_at_shard(plan, shard, classes)
         if isinstance(found, Fault):
             faults.append(found)
         else:
-            infos[shard] = found
-    faults += _find_doubles(infos)
-    if len(infos) == plan.num_shards:
-        faults += _look_at_summaries(plan, classes, infos)
+            faults += _find_doubles(shard, found, first)
+            manifest.append(json.loads(manifest_line(found)))
+    if not faults:
+        faults += _look_at_summaries(plan, classes, manifest)
     return faults
 
 
@@ -117,6 +116,8 @@ def clear_away(plan: Plan, faults: list[Fault]) -> list[str]:
         path.unlink(missing_ok=True)
     if remains:
         done.append(f"removed {len(remains)} unfinished files of dead processes")
+    if others := len(list(plan.folder.glob(".*.tmp"))):
+        done.append(f"left {others} unfinished files of living processes or of other hosts")
     if cleared := clear_dead_claims(plan.folder):
         done.append(f"removed {cleared} claims of dead processes")
     return done
@@ -148,21 +149,19 @@ def _look_at_shard(plan: Plan, shard: int, classes: ClassTable) -> ShardInfo | F
     return info
 
 
-def _find_doubles(infos: dict[int, ShardInfo]) -> Iterator[Fault]:
-    """Samples with equal arrays; two starts of noise never end in the same pair."""
-    first: dict[str, str] = {}
-    for shard, info in infos.items():
-        for record in info.records:
-            other = first.setdefault(record["sha256"], record["key"])
-            if other != record["key"]:
-                yield Fault(f"{info.file}: {record['key']} is {other} once more", "tar", shard)
+def _find_doubles(shard: int, info: ShardInfo, first: dict[str, str]) -> Iterator[Fault]:
+    """Samples with the arrays of another one; two starts of noise never end in the same pair.
+
+    first: the keys of the samples before, by the hash of their arrays; this shard's are added.
+    """
+    for record in info.records:
+        other = first.setdefault(record["sha256"], record["key"])
+        if other != record["key"]:
+            yield Fault(f"{info.file}: {record['key']} is {other} once more", "tar", shard)
 
 
-def _look_at_summaries(plan: Plan, classes: ClassTable, infos: dict[int, ShardInfo]) -> Iterator[Fault]:
-    wanted = {
-        "index.json": gather_index(plan.folder, classes, **describe_set(plan)),
-        "manifest.jsonl": [json.loads(manifest_line(info)) for info in infos.values()],
-    }
+def _look_at_summaries(plan: Plan, classes: ClassTable, manifest: list[dict]) -> Iterator[Fault]:
+    wanted = {"index.json": gather_index(plan.folder, classes, **describe_set(plan)), "manifest.jsonl": manifest}
     for name, content in wanted.items():
         path = plan.folder / name
         if not path.exists():

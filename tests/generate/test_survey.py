@@ -13,8 +13,6 @@ from dakd.data.shards import ShardSet
 from dakd.generate.generate import generate, repair, verify
 from dakd.runtime.files import file_hash
 
-HASHES = [f"shard-{shard:06d}" for shard in range(4)]
-
 
 def tars(folder) -> dict[str, str]:
     return {path.name: file_hash(path) for path in sorted(folder.glob("*.tar"))}
@@ -65,6 +63,15 @@ def cut_a_sidecar(folder):
     sidecar.write_text(sidecar.read_text()[:500])
 
 
+def write_a_list_for_a_sidecar(folder):
+    (folder / "shard-000001.json").write_text("[1]")
+
+
+def write_numbers_for_records(folder):
+    sidecar = folder / "shard-000001.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"records": [1, 2, 3]}))
+
+
 def lose_a_tar(folder):
     (folder / "shard-000001.tar").unlink()
 
@@ -105,6 +112,8 @@ DAMAGES = {
     take_another_shard: "lacks synthetic-00000003",
     flip_a_bit_of_a_sidecar: "num_soft differ from what the tar holds",
     cut_a_sidecar: "shard-000001.json is damaged",
+    write_a_list_for_a_sidecar: "shard-000001.json is damaged",
+    write_numbers_for_records: "shard-000001.json is damaged",
     lose_a_tar: "absent, though its sidecar is there",
     lose_a_shard: "shard-000001.tar: absent",
     lose_a_sidecar: "shard-000001.json: absent, though its tar is there",

@@ -21,7 +21,10 @@ from dakd.generate import worker as working
 from dakd.generate.claims import Claims
 from dakd.generate.generate import generate, verify
 from dakd.generate.plan import Place, place_from_environment
+from dakd.generate.progress import Progress
+from dakd.generate.survey import open_plan
 from dakd.runtime.files import file_hash
+from dakd.runtime.runlog import format_count
 
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -205,14 +208,44 @@ def test_launchers_tell_a_worker_where_to_start(monkeypatch, environment, place)
 
 
 def test_tasks_of_an_array_start_apart_and_the_last_ones_work_is_swept_up(new_set, tmp_path, whole_set):
-    """Of four tasks two are never started; no shard is made twice."""
-    config = new_set(tmp_path / "run")
+    """Of four tasks two are never started; with their claims, the other two make no shard twice."""
+    config, made = new_set(tmp_path / "run"), tmp_path / "made"
+    make = working.Worker._make
+
+    def noting(self, shard):
+        with open(made, "a") as stream:
+            stream.write(f"{self.place.number} {shard}\n")
+        make(self, shard)
+
+    def note():
+        working.Worker._make = noting
+
     task = {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_STEP": "1"}
-    workers = [start(config, task | {"SLURM_ARRAY_TASK_ID": number}) for number in ("1", "3")]
+    workers = [start(config, task | {"SLURM_ARRAY_TASK_ID": number}, before=note) for number in ("1", "3")]
     for process in workers:
         process.join()
     assert [process.exitcode for process in workers] == [0, 0]
     assert_equals_the_whole_set(config, whole_set)
+    visits = [tuple(map(int, line.split())) for line in made.read_text().splitlines()]
+    assert sorted(shard for _, shard in visits) == [0, 1, 2, 3]
+    assert [next(shard for worker, shard in visits if worker == own) for own in (1, 3)] == [1, 3]
+
+
+def test_reports_tell_rates_of_one_and_all_what_is_left_and_how_large_it_will_be(copy_of_set):
+    config, folder = copy_of_set
+    for shard in (1, 2, 3):
+        for suffix in ("tar", "json"):
+            (folder / f"shard-{shard:06d}.{suffix}").rename(folder / f"gone-{shard}.{suffix}")
+    progress = Progress(open_plan(config))
+    assert "0 img/s here, 0 in all  eta unknown" in progress.line(0, 10.0)
+    for shard in (1, 2):
+        for suffix in ("tar", "json"):
+            (folder / f"gone-{shard}.{suffix}").rename(folder / f"shard-{shard:06d}.{suffix}")
+    progress.finish(3)  # one of the two is this worker's
+    line = progress.line(2, 10.0)
+    assert line.startswith("generate  shards 3/4  0.5 img/s here, 0.8 in all  eta 1s  ")
+    tar_bytes = (folder / "shard-000000.tar").stat().st_size
+    assert line.endswith(f"{format_count(3 * tar_bytes)}B of {format_count(4 * tar_bytes)}B")
 
 
 def test_a_worker_needs_neither_deepspeed_nor_a_process_group():
