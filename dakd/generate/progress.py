@@ -39,7 +39,8 @@ class Progress:
     def line(self, num_begun: int, elapsed_s: float) -> str:
         """One report, `elapsed_s` after the start."""
         plan = self.plan
-        num_there = len(finished_shards(plan))
+        there = finished_shards(plan)
+        num_there = len(there)
         own = (self.num_made + num_begun) / elapsed_s
         # What others have published since the start; what they are at is not known.
         others = (num_there - self.num_there_before) * plan.shard_size - self.num_made
@@ -48,7 +49,7 @@ class Progress:
         eta = format_duration(max(0, left) / rate) if rate else "unknown"
         return (
             f"generate  shards {num_there}/{plan.num_shards}  {own:.3g} img/s here, {rate:.3g} in all  eta {eta}  "
-            f"{projection(plan, num_there)}"
+            f"{projection(plan, there)}"
         )
 
 
@@ -58,12 +59,12 @@ def finished_shards(plan: Plan) -> list[int]:
     return [shard for shard in range(plan.num_shards) if plan.sidecar(shard).name in names]
 
 
-def projection(plan: Plan, num_there: int) -> str:
+def projection(plan: Plan, there: list[int]) -> str:
     """`1.2GB of 9.6GB`, from the shards that are there; empty where there is none to weigh."""
-    mean = _mean_bytes([plan.tar(shard) for shard in finished_shards(plan)[:_NUM_WEIGHED]])
+    mean = _mean_bytes([plan.tar(shard) for shard in there[:_NUM_WEIGHED]])
     if not mean:
         return ""
-    return f"{format_count(num_there * mean)}B of {format_count(plan.num_shards * mean)}B"
+    return f"{format_count(len(there) * mean)}B of {format_count(plan.num_shards * mean)}B"
 
 
 def _mean_bytes(paths: list[Path]) -> float:

@@ -81,7 +81,7 @@ def status(config: Config) -> str:
             line += f", {len(claimed)} at work, eta {format_duration(left)}"
         lines.append(line)
     if there:
-        lines.append(f"  size        {projection(plan, len(there))}")
+        lines.append(f"  size        {projection(plan, there)}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from dakd.data.indexing import ShardInfo
 from dakd.data.publish import publish_shard, publish_sidecar
 from dakd.generate.claims import Claims
 from dakd.generate.plan import Place, Plan
-from dakd.generate.progress import Progress
+from dakd.generate.progress import Progress, finished_shards
 from dakd.generate.sidecar import UNSOUND, derive_sidecar, sidecar_facts
 from dakd.generate.teacher import Teacher
 from dakd.runtime.runlog import say
@@ -31,17 +31,19 @@ class Worker:
 
     def run(self) -> None:
         """Return when every shard is there. Raises ValueError where a tar is there that is not sound."""
-        shards = range(self.plan.num_shards)
-        for shard in [*shards[self.place.number :: self.place.count], *shards]:
+        there = set(finished_shards(self.plan))  # one look at the folder: a set may have many thousands
+        waiting = [shard for shard in range(self.plan.num_shards) if shard not in there]
+        own = [shard for shard in waiting if shard % self.place.count == self.place.number]
+        for shard in own + waiting:
             self._visit(shard)
-        while waiting := [shard for shard in shards if not self._is_settled(shard)]:
+        while waiting := [shard for shard in waiting if not self._is_settled(shard)]:
             # Not `any`: one pass looks at every claim, so that the patience with all of them runs at once.
             if not sum(self._visit(shard) for shard in waiting):
                 time.sleep(_POLL_S)
         if self._unsound:
             lines = "\n".join(f"  {what}" for what in self._unsound.values())
             raise ValueError(
-                f"{len(self._unsound)} of {len(shards)} shards are not sound, all others are there; run the same with "
+                f"{len(self._unsound)} of {self.plan.num_shards} shards are not sound, all others are there; run the same with "
                 f"--repair to put them into quarantine and make them again\n{lines}"
             )
 
