@@ -43,8 +43,8 @@ class Worker:
         if self._unsound:
             lines = "\n".join(f"  {what}" for what in self._unsound.values())
             raise ValueError(
-                f"{len(self._unsound)} of {self.plan.num_shards} shards are not sound, all others are there; run the same with "
-                f"--repair to put them into quarantine and make them again\n{lines}"
+                f"{len(self._unsound)} of {self.plan.num_shards} shards are not sound, all others are there; run the "
+                f"same with --repair to put them into quarantine and make them again\n{lines}"
             )
 
     def _is_settled(self, shard: int) -> bool:

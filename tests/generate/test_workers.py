@@ -111,6 +111,52 @@ def only_other_shards(make):
     return checked
 
 
+def kill_at(count: int, folder: Path) -> None:
+    """End this process just before the `count`-th time that it touches a file of the folder."""
+    events = {"open", "os.link", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.scandir"}
+    seen = 0
+
+    def hook(event, arguments):
+        nonlocal seen
+        if event in events and any(str(folder) in str(argument) for argument in arguments):
+            seen += 1
+            if seen == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def whatever_is_published_is_whole(folder, whole_set) -> None:
+    wanted = tars(whole_set / "generate")
+    assert all(wanted[name] == found for name, found in tars(folder).items())
+    for sidecar in folder.glob("shard-*.json"):
+        tar = sidecar.with_suffix(".tar")
+        assert tar.exists() and json.loads(sidecar.read_text())["sha256"] == wanted[tar.name]
+    for path in folder.glob("[!.s]*.json*"):  # provenance, index, manifest
+        content = path.read_text()
+        assert all(map(json.loads, content.splitlines() if path.suffix == ".jsonl" else [content]))
+
+
+@pytest.mark.slow
+def test_a_kill_before_any_touch_of_a_file_leaves_what_is_whole_and_the_next_worker_finishes(
+    new_set, tmp_path, whole_set
+):
+    """One after the other, all of them, from the first to the last."""
+    for count in range(1, 1000):
+        config = new_set(tmp_path / str(count), num_samples=4)
+        folder = config.run_path / "generate"
+        process = start(config, before=lambda: kill_at(count, folder))  # noqa: B023
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        whatever_is_published_is_whole(folder, whole_set)
+        generate(config)
+        verify(config)
+        assert tars(folder).items() <= tars(whole_set / "generate").items() and len(tars(folder)) == 2
+    assert 40 < count < 999
+
+
 def test_a_worker_that_hangs_is_overtaken_and_harms_nothing_when_it_goes_on(new_set, tmp_path, whole_set, monkeypatch):
     config = new_set(tmp_path / "run", claim_patience_s=0.3)
     claims = tmp_path / "run" / "generate" / "claims"
