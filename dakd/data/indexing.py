@@ -138,6 +138,8 @@ def gather_index(
     for name in names:  # one shard's records at a time: a set may have millions
         shard = load_sidecar((folder / name).with_suffix(".json"))
         places = range(shard.num_samples) if kept is None else kept[name]
+        if len(places) == 0:  # all its candidates were refused: no part of the set
+            continue
         entry = {"file": shard.file, "sha256": shard.sha256, "num_samples": len(places)}
         if len(places) < shard.num_samples:
             entry["kept"] = _as_runs(places)
