@@ -131,7 +131,7 @@ def assert_tabulated_time_changes_nothing(device, dtype, batch, capture=False):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("batch", [1, 2, 5, 16])
+@pytest.mark.parametrize("batch", [1, 2, 5])
 def test_time_embeddings_of_all_steps_computed_beforehand_change_no_bit(dtype, batch):
     assert_tabulated_time_changes_nothing("cpu", dtype, batch)
 

@@ -158,9 +158,8 @@ def records(folder):
 
 
 def test_in_fp32_the_size_of_a_micro_batch_changes_a_pair_by_no_more_than_a_rounding(tmp_path):
-    settings = {"precision": "fp32", "size": [32, 32], "sampling_steps": 20, "num_samples": 8, "shard_size": 4}
-    sizes = (1, 3, 4)
-    made = [records(generate(with_teacher(tmp_path / str(n), micro_batch=n, **settings))) for n in sizes]
+    settings = {"precision": "fp32", "size": [32, 32], "sampling_steps": 15, "num_samples": 4, "shard_size": 4}
+    made = [records(generate(with_teacher(tmp_path / str(n), micro_batch=n, **settings))) for n in (1, 3, 4)]
     for grey, soft in made[:2]:
         assert (np.abs(grey - made[2][0]) <= 1).mean() >= 0.999
         assert np.abs(soft - made[2][1]).max() <= 1e-3
