@@ -46,10 +46,22 @@ def _train_jointnet(config: Config, args: argparse.Namespace) -> None:
     train_jointnet(config, (1, 2, 3) if args.stage == "all" else (int(args.stage),))
 
 
-def _generate(config: Config, _: argparse.Namespace) -> None:
-    from dakd.generate.generate import generate
+def _generate(config: Config, args: argparse.Namespace) -> None:
+    from dakd.generate.generate import generate, preview, repair, verify
+    from dakd.generate.survey import status
 
-    generate(config)
+    if args.deterministic:
+        config = config.model_copy(update={"generate": config.generate.model_copy(update={"deterministic": True})})
+    if args.status:
+        print(status(config))
+    elif args.verify:
+        verify(config)
+    elif args.repair:
+        repair(config)
+    elif args.preview is not None:
+        preview(config, args.preview)
+    else:
+        generate(config)
 
 
 def _train_saross(config: Config, args: argparse.Namespace) -> None:
@@ -113,11 +125,29 @@ def build_parser(step: str) -> argparse.ArgumentParser:
         )
     if step == "train_jointnet":
         parser.add_argument("--stage", choices=("1", "2", "3", "all"), default="all")
+    if step == "generate":
+        _add_generate_options(parser)
     if step == "train_saross":
         parser.add_argument("--training-set", choices=("real", "real+synthetic", "synthetic"), default=None)
     if step == "pipeline":
         parser.add_argument("--processes", type=int, default=None, help="ranks of each training (default: GPUs, or 1)")
     return parser
+
+
+def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--deterministic", action="store_true", help="bitwise equal shards on one device type")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--status", action="store_true", help="say what is there and what is missing, and leave")
+    instead.add_argument("--verify", action="store_true", help="read all shards; status 1 and a list of what is wrong")
+    instead.add_argument("--repair", action="store_true", help="put what is wrong into quarantine/ and make it again")
+    instead.add_argument("--preview", type=_positive, metavar="N", help="draw N pairs without writing shards")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {number}, wanted at least 1")
+    return number
 
 
 def run_step(step: str, argv: Sequence[str] | None = None) -> int:

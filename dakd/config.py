@@ -234,7 +234,7 @@ class TrainJointNetConfig(Section):
 class GenerateConfig(Section):
     """Synthetic pairs from the teacher: DDIM, deterministic unless eta > 0 (paper)."""
 
-    num_samples: Positive = 4480
+    num_samples: Positive = 4480  # pairs that the set keeps; candidates are made in whole shards
     size: Size = (256, 256)
     sampling_steps: Positive = 200
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -249,6 +249,11 @@ class GenerateConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     capture: Literal["auto"] | bool = "auto"  # replay one step from a CUDA graph; auto: on a GPU
     seed: NonNegative = 0
+    # Bitwise equal shards on one device type: whole micro-batches (the last one padded), fixed threads.
+    deterministic: bool = False
+    threads: NonNegative = 0  # CPU threads a process; 0 shares the host's cores, or takes 1 where deterministic
+    # Another worker's claim on a shard stands for so long without a sign of progress; then the shard is made again.
+    claim_patience_s: Annotated[float, Field(gt=0)] = 120.0
 
 
 # --- train_saross -----------------------------------------------------------------------------------------------------

@@ -49,11 +49,43 @@ def toy_config(run_dir: Path, **train: object) -> Config:
             "seed": 3,
             "prepare": {"simulation": {"num_train": 12, "num_test": 4, "size": [32, 32]}, "shard_size": 5},
             "train_jointnet": teacher | train,
-            "generate": {"num_samples": 7, "size": [16, 16], "sampling_steps": 3, "micro_batch": 2, "shard_size": 3},
+            "generate": {"num_samples": 7, "size": [16, 16], "sampling_steps": 3, "micro_batch": 2, "shard_size": 3,
+                         "threads": 1},
             "train_saross": student,
             "predict": {"num_images": 2},
         }
     )
+
+
+def with_teacher(run_dir: Path, **settings: object) -> Config:
+    """A toy run whose teacher is an untrained net with speaking bridges; `settings` replace those of generate."""
+    import torch
+
+    from dakd.data.sample import OSD_CLASSES
+    from dakd.models.jointnet import SARJointNet
+    from dakd.weights import save_weights
+
+    tree = toy_config(run_dir).model_dump(mode="json")
+    tree["generate"] |= settings
+    config = build_config(tree)
+    torch.manual_seed(0)
+    net = SARJointNet(config.train_jointnet.unet, 5)
+    for parameter in [*net.sar_bridge.parameters(), *net.label_bridge.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.05)
+    facts = {
+        "kind": "jointnet",
+        "unet": config.train_jointnet.unet.model_dump(mode="json"),
+        "num_classes": 5,
+        "schedule": config.train_jointnet.schedule.model_dump(mode="json"),
+        "b": 0.4,
+        "classes": OSD_CLASSES.to_dict(),
+    }
+    save_weights(teacher_file(config), net.state_dict(), facts)
+    return config
+
+
+def teacher_file(config: Config) -> Path:
+    return config.run_path / "train_jointnet" / "stage3" / "weights_ema.safetensors"
 
 
 def with_zero_stage(config: Config, stage: int) -> Config:

@@ -12,7 +12,7 @@ import tarfile
 from dataclasses import asdict
 from pathlib import Path
 
-from dakd.data.indexing import describe_shard, write_index
+from dakd.data.indexing import describe_shard, load_sidecar, write_index
 from dakd.data.lookup import BadRecord
 from dakd.data.sample import ClassTable
 from dakd.data.sources import LocalFolder, RemoteFolder, ShardCache
@@ -45,7 +45,8 @@ def find_index(
             sidecar = home / Path(name).with_suffix(".json")
             if not sidecar.is_file():
                 _derive_sidecar(source.tar(name), name, classes, sidecar)
-        write_index(home, classes, kind="real", kept=dict.fromkeys(stamps, ()))
+        counts = {name: load_sidecar((home / name).with_suffix(".json")).num_samples for name in stamps}
+        write_index(home, classes, kind="real", kept={name: range(count) for name, count in counts.items()})
     return (home / "index.json").read_bytes(), home
 
 

@@ -32,6 +32,16 @@ _MAX_PIXELS = 1 << 28
 _MAX_HEADER_BYTES = 4096
 
 
+def is_label(extension: str) -> bool:
+    """Whether a member of that extension is a label, dakd's own or another's."""
+    return extension == "label.u8" or extension in LABEL_MEMBERS
+
+
+def is_soft_label(extension: str) -> bool:
+    """Whether a member of that extension is a soft label, dakd's own or another's."""
+    return extension.startswith("soft.")
+
+
 def decode_foreign(key: str, members: Mapping[str, bytes | memoryview]) -> Sample:
     """The sample of a record of this kind. Raises ValueError naming the members that are unknown or do not fit."""
     unknown = [name for name in members if name not in _KNOWN]

@@ -2,7 +2,7 @@
 
 A record with key K has the members
 
-    K.json        height, width, num_classes, meta
+    K.json        height, width, num_classes, meta; sha256 of these and of the other members
     K.sar.u8      H * W bytes, grey values, rows first (speckle does not compress)
     K.label.u8    H * W bytes, class ids, 255 = ignore; absent where there is no label
     K.soft.CODEC  the teacher's logits (K, H, W), as `soft_labels.py` stores them (codes with their range in front);
@@ -38,8 +38,6 @@ def encode_record(sample: Sample, classes: ClassTable, codec: Codec | None) -> d
     height, width = sample.sar.shape
     facts = {"height": height, "width": width, "num_classes": classes.num_classes, "meta": sample.meta}
     members = {
-        "__key__": sample.key,
-        "json": json.dumps(facts, sort_keys=True).encode(),
         "sar.u8": np.ascontiguousarray(sample.sar).tobytes(),
     }
     if sample.label is not None:
@@ -48,7 +46,8 @@ def encode_record(sample: Sample, classes: ClassTable, codec: Codec | None) -> d
         if codec is None:
             raise ValueError(f"{sample.key} has a soft label but no codec is named; give codec='fp16'")
         members[f"soft.{codec.name}"] = codec.encode(sample.soft_label)
-    return members
+    facts["sha256"] = _digest(facts, members)
+    return {"__key__": sample.key, "json": json.dumps(facts, sort_keys=True).encode(), **members}
 
 
 def decode_record(key: str, members: Mapping[str, bytes | memoryview], *, foreign: bool = True) -> Sample:
@@ -89,6 +88,15 @@ def _read_facts(data: bytes | memoryview) -> dict:
     return facts
 
 
+def check_digest(key: str, members: dict[str, bytes]) -> None:
+    """Raises ValueError where the members of a record are not those that were written."""
+    facts = json.loads(members.get("json", b"{}"))
+    wanted = facts.pop("sha256", None)
+    found = _digest(facts, {name: data for name, data in members.items() if name != "json"})
+    if found != wanted:
+        raise ValueError(f"record {key!r} has sha256 {found} and says {wanted}; its bytes have changed")
+
+
 def read_members(fileno: int, places: dict[str, list[int]], path: Path) -> dict[str, bytes]:
     members = {}
     for extension, (offset, size) in places.items():
@@ -127,6 +135,13 @@ def content_hash(sample: Sample) -> str:
         if array is not None:
             digest.update(f"{name}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _digest(facts: dict, members: dict[str, bytes]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(members):
+        digest.update(f"\n{name} {len(members[name])}\n".encode() + members[name])
     return digest.hexdigest()
 
 

@@ -50,20 +50,25 @@ def write_shard(
     by, for codecs that ask.  provenance: JSON facts for the sidecar.
     Raises ValueError for a bad or doubled key, arrays of unequal size, or a class id outside the table.
     """
-    from webdataset.writer import TarWriter
-
-    folder = Path(folder)
-    encoder = None if codec is None else get_codec(codec, temperature)
-    tar_path = folder / f"{shard_name(index)}.tar"
+    tar_path = Path(folder) / f"{shard_name(index)}.tar"
     with replacing(tar_path) as aside:
-        # Fixed owner, mode and time: the bytes depend on the samples alone.
-        fixed = {"user": "dakd", "group": "dakd", "mode": 0o644, "mtime": 0, "encoder": False}
-        with open(aside, "wb") as stream, TarWriter(stream, **fixed) as writer:
-            for sample in samples:
-                writer.write(encode_record(sample, classes, encoder))
+        write_tar(aside, samples, classes, codec, temperature)
         info = describe_shard(aside, classes, file=tar_path.name, provenance=provenance)
     write_text(tar_path.with_suffix(".json"), json.dumps(asdict(info)) + "\n")
     return info
+
+
+def write_tar(
+    path: Path, samples: Iterable[Sample], classes: ClassTable, codec: str | None, temperature: float | None = None
+) -> None:
+    """The records of a shard, as bytes that depend on the samples alone."""
+    from webdataset.writer import TarWriter
+
+    encoder = None if codec is None else get_codec(codec, temperature)
+    fixed = {"user": "dakd", "group": "dakd", "mode": 0o644, "mtime": 0, "encoder": False}
+    with open(path, "wb") as stream, TarWriter(stream, **fixed) as writer:
+        for sample in samples:
+            writer.write(encode_record(sample, classes, encoder))
 
 
 class ShardSet:

@@ -9,8 +9,8 @@ hundred kernels as fast as the GPU runs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,16 @@ from dakd.runtime.seeding import Stream, numpy_rng
 # (x_t, y_t, t) -> (x_hat, logits)
 JointDenoiser = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 _WARM_UPS = 3
+
+
+class TimedDenoiser(Protocol):
+    """A denoiser whose share of the timestep can be computed beforehand, as SAR-JointNet's can."""
+
+    def embed_time(self, t: Tensor) -> list[Tensor]:
+        """(B,) timesteps to tensors (B, width) that depend on them alone."""
+
+    def denoise(self, x_t: Tensor, y_t: Tensor, shifts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The call with what embed_time gave; tensors of one row serve the whole batch."""
 
 
 def start_noise(seed: int, indices: Iterable[int], size: tuple[int, int], num_classes: int) -> tuple[Tensor, Tensor]:
@@ -43,6 +53,8 @@ def start_noise(seed: int, indices: Iterable[int], size: tuple[int, int], num_cl
 class PairSampler:
     """DDIM over `num_steps` of the schedule's steps, "leading" spacing; eta = 0 is deterministic.
 
+    net: a JointDenoiser; or, with tabulate_time, a TimedDenoiser whose weights stay as they are: what it makes of the
+    timesteps is then computed once for all steps and looked up, with the same numbers.
     capture: replay one captured step (CUDA only); the numbers are those of the loop. A call whose shapes, or with
     eta > 0 whose seed, are not those of the call before captures anew, which takes about as long as a few steps.
     Cast the network rather than call a capturing sampler under autocast: autocast drops its cast weights when it ends,
@@ -52,7 +64,7 @@ class PairSampler:
 
     def __init__(
         self,
-        net: JointDenoiser,
+        net: JointDenoiser | TimedDenoiser,
         schedule: CosineSchedule,
         num_steps: int,
         *,
@@ -62,6 +74,7 @@ class PairSampler:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         capture: bool = False,
+        tabulate_time: bool = False,
     ):
         if capture and torch.device(device).type != "cuda":
             raise ValueError(
@@ -71,6 +84,8 @@ class PairSampler:
         self.num_steps, self.device = num_steps, torch.device(device)
         self._timesteps = schedule.sampling_timesteps(num_steps).to(device)
         self._coefficients = schedule.ddim_table(num_steps, eta, device)
+        self._tabulate_time = tabulate_time
+        self._shifts: dict[int, ShiftTable] = {}
         self._captured: tuple[tuple, CapturedStep] | None = None
 
     @torch.no_grad()
@@ -84,6 +99,8 @@ class PairSampler:
         x = x.to(self.device, torch.float32)
         y = y.to(self.device, torch.float32)
         ids = None if sample_ids is None else sample_ids.to(self.device)
+        if self._tabulate_time and len(x) not in self._shifts:
+            self._shifts[len(x)] = ShiftTable(self.net, self._timesteps, len(x))
         if self.capture:
             return self._replay(x, y, ids, seed)
         state = State(x, y, x.to(self.dtype), y.to(self.dtype))
@@ -94,8 +111,11 @@ class PairSampler:
 
     def _advance(self, state: State, step: Tensor, ids: Tensor | None, seed: int) -> tuple[State, Tensor]:
         """One step: the next state and the logits; moves the step counter."""
-        t = self._timesteps[step].expand(state.x.shape[0])
-        x_hat, logits = self.net(state.x_input, state.y_input, t)
+        batch = len(state.x)
+        if self._tabulate_time:
+            x_hat, logits = self.net.denoise(state.x_input, state.y_input, self._shifts[batch].row(step))
+        else:
+            x_hat, logits = self.net(state.x_input, state.y_input, self._timesteps[step].expand(batch))
         state = State(
             *ddim_step(
                 state.x,
@@ -122,6 +142,26 @@ class PairSampler:
             self._captured = None  # the old graph's memory goes before the new one's comes
             self._captured = key, CapturedStep(self, x, y, ids, seed)
         return self._captured[1].run(x, y, ids, self.num_steps)
+
+
+class ShiftTable:
+    """What a net makes of each timestep, one row a timestep.
+
+    Computed on batches of the size that it is used for: a product of one row may be summed in another order than the
+    same row among others, and the looked-up numbers shall be those of the loop.
+    """
+
+    def __init__(self, net: TimedDenoiser, timesteps: Tensor, batch: int):
+        rows = []
+        for t in timesteps.unbind():
+            shifts = net.embed_time(t.expand(batch))
+            rows.append(torch.cat([shift[:1] for shift in shifts], dim=1))
+        self._rows = torch.cat(rows)
+        self._widths = [shift.shape[1] for shift in shifts]
+
+    def row(self, step: Tensor) -> tuple[Tensor, ...]:
+        """The tensors (1, width) of one step.  step: int64 of one element, read on the device."""
+        return self._rows[step].split(self._widths, dim=1)
 
 
 class State(NamedTuple):

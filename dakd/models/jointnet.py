@@ -10,6 +10,8 @@ Mechanics after JointNet (Zhang et al., arXiv 2310.06347), in pixel space (paper
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from dakd.config import UNetConfig
@@ -54,13 +56,22 @@ class SARJointNet(nn.Module):
 
         Returns (x_hat (B, 1, H, W), logits (B, K, H, W)).
         """
-        sar_time, label_time = self.sar_net.embed_time(t), self.label_net.embed_time(t)
-        sar_mid, sar_skips = self.sar_net.encode(x_t, sar_time, self.sar_bridge.hear_input(y_t))
-        label_mid, label_skips = self.label_net.encode(y_t, label_time, self.label_bridge.hear_input(x_t))
+        return self.denoise(x_t, y_t, self.embed_time(t))
+
+    def embed_time(self, t: Tensor) -> list[Tensor]:
+        """(B,) timesteps to the shifts of all residual blocks of both branches, SAR-Net's first."""
+        return [*self.sar_net.embed_time(t), *self.label_net.embed_time(t)]
+
+    def denoise(self, x_t: Tensor, y_t: Tensor, shifts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """`forward` with the timestep as embed_time gives it; a shift of one row serves the whole batch."""
+        half = len(shifts) // 2
+        sar_shifts, label_shifts = list(shifts[:half]), list(shifts[half:])
+        sar_mid, sar_skips = self.sar_net.encode(x_t, sar_shifts, self.sar_bridge.hear_input(y_t))
+        label_mid, label_skips = self.label_net.encode(y_t, label_shifts, self.label_bridge.hear_input(x_t))
         to_label_mid, to_label = self.sar_bridge.send(sar_mid, sar_skips)
         to_sar_mid, to_sar = self.label_bridge.send(label_mid, label_skips)
-        x_hat = self.sar_net.decode(sar_mid + to_sar_mid, _add(sar_skips, to_sar), sar_time)
-        logits = self.label_net.decode(label_mid + to_label_mid, _add(label_skips, to_label), label_time)
+        x_hat = self.sar_net.decode(sar_mid + to_sar_mid, _add(sar_skips, to_sar), sar_shifts)
+        logits = self.label_net.decode(label_mid + to_label_mid, _add(label_skips, to_label), label_shifts)
         return x_hat, logits
 
     def start_label_net_from_sar_net(self) -> None:

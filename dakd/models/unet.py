@@ -8,6 +8,7 @@ nearest neighbour and a convolution up. The paper does not give its U-Net; the d
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,10 @@ def group_norm(channels: int, max_groups: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, conv, + time, norm, SiLU, conv; the input is added (through a 1x1 where the width changes)."""
+    """Norm, SiLU, conv, + shift, norm, SiLU, conv; the input is added (through a 1x1 where the width changes).
+
+    The shift (B or 1, c_out) is the block's own projection of the timestep, from `embed`.
+    """
 
     def __init__(self, c_in: int, c_out: int, time_dim: int, cfg: UNetConfig):
         super().__init__()
@@ -41,9 +45,12 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+    def embed(self, time: Tensor) -> Tensor:
+        return self.time(F.silu(time))
+
+    def forward(self, h: Tensor, shift: Tensor) -> Tensor:
         inner = self.conv1(F.silu(self.norm1(h)))
-        inner = inner + self.time(F.silu(time))[:, :, None, None]
+        inner = inner + shift[:, :, None, None]
         inner = self.conv2(F.silu(self.norm2(inner)))
         return self.shortcut(h) + inner
 
@@ -81,8 +88,8 @@ class Level(nn.Module):
         stride = 2 if resample == "down" else 1
         self.resample = None if resample == "none" else nn.Conv2d(c_out, c_out, 3, stride=stride, padding=1)
 
-    def apply_block(self, index: int, h: Tensor, time: Tensor) -> Tensor:
-        h = self.blocks[index](h, time)
+    def apply_block(self, index: int, h: Tensor, shift: Tensor) -> Tensor:
+        h = self.blocks[index](h, shift)
         return h if self.attention is None else self.attention[index](h)
 
 
@@ -130,45 +137,60 @@ class UNet(nn.Module):
         """Heights and widths of the input must be multiples of it."""
         return 2 ** (len(self.cfg.channels) - 1)
 
-    def embed_time(self, t: Tensor) -> Tensor:
-        """(B,) timesteps to (B, 4 C0); sinusoids in fp32, then the parameters' dtype."""
-        return self.time_mlp(timestep_embedding(t, self.cfg.channels[0]).to(self.conv_in.weight.dtype))
+    def embed_time(self, t: Tensor) -> list[Tensor]:
+        """(B,) timesteps to the shift (B, width) of every residual block, in the order of their use.
 
-    def encode(self, x_t: Tensor, time: Tensor, extra: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        Sinusoids in fp32, then the parameters' dtype. The shifts depend on t alone, so a sampler may keep them.
+        """
+        time = self.time_mlp(timestep_embedding(t, self.cfg.channels[0]).to(self.conv_in.weight.dtype))
+        return [block.embed(time) for block in self._residual_blocks()]
+
+    def encode(self, x_t: Tensor, shifts: list[Tensor], extra: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Down and middle.
 
-        x_t: (B, C_in, H, W).  time: from embed_time.  extra: (B, C0, H, W) added after conv_in, or None.
+        x_t: (B, C_in, H, W).  shifts: from embed_time.  extra: (B, C0, H, W) added after conv_in, or None.
         Returns the middle's output and the skip tensors, first to last.
         """
         self._check_size(x_t)
+        remaining = iter(shifts)
         h = self.conv_in(x_t)
         h = h if extra is None else h + extra
         skips = [h]
         for level in self.down:
             for index in range(len(level.blocks)):
-                h = level.apply_block(index, h, time)
+                h = level.apply_block(index, h, next(remaining))
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
                 skips.append(h)
-        h = self.mid_block1(h, time)
+        h = self.mid_block1(h, next(remaining))
         h = self.mid_attention(h)
-        return self.mid_block2(h, time), skips
+        return self.mid_block2(h, next(remaining)), skips
 
-    def decode(self, mid: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
-        """Up: (B, C_out, H, W) from the middle's output and the skip tensors."""
-        h, remaining = mid, list(skips)
+    def decode(self, mid: Tensor, skips: list[Tensor], shifts: list[Tensor]) -> Tensor:
+        """Up: (B, C_out, H, W) from the middle's output, the skip tensors and all shifts from embed_time."""
+        num_up = sum(len(level.blocks) for level in self.up)
+        h, remaining, remaining_shifts = mid, list(skips), iter(shifts[-num_up:])
         for level in self.up:
             for index in range(len(level.blocks)):
-                h = level.apply_block(index, torch.cat([h, remaining.pop()], dim=1), time)
+                joined = torch.cat([h, remaining.pop()], dim=1)
+                h = level.apply_block(index, joined, next(remaining_shifts))
             if level.resample is not None:
                 h = level.resample(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        time = self.embed_time(t)
-        mid, skips = self.encode(x_t, time)
-        return self.decode(mid, skips, time)
+        shifts = self.embed_time(t)
+        mid, skips = self.encode(x_t, shifts)
+        return self.decode(mid, skips, shifts)
+
+    def _residual_blocks(self) -> Iterator[ResBlock]:
+        for level in self.down:
+            yield from level.blocks
+        yield self.mid_block1
+        yield self.mid_block2
+        for level in self.up:
+            yield from level.blocks
 
     def _check_size(self, x_t: Tensor) -> None:
         height, width = x_t.shape[-2:]

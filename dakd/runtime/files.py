@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +19,48 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     The folder is created where it is missing.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_aside(path) as aside:
         yield aside
         sync(aside)
         os.replace(aside, path)
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to, which no other writer on any host has; nothing is left of it afterwards.
+
+    The folder is created where it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield aside
     finally:
         aside.unlink(missing_ok=True)
+
+
+def left_overs(folder: str | Path) -> list[Path]:
+    """The files in a folder that writers of this host wrote aside before they died."""
+    mine = f".{socket.gethostname()}."
+    found = []
+    for path in sorted(Path(folder).glob(".*.tmp")):
+        owner, _, rest = path.name.rpartition(mine)
+        pid = rest.split(".")[0]
+        if owner and pid.isdigit() and not is_alive(int(pid)):
+            found.append(path)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this host has a process of that id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

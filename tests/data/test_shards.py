@@ -66,6 +66,7 @@ def test_the_webdataset_library_reads_the_shards(real_set):
     first = real_set.read(0)
     assert records[0]["sar.u8"] == first.sar.tobytes() and records[0]["label.u8"] == first.label.tobytes()
     facts = json.loads(records[0]["json"])
+    assert len(facts.pop("sha256")) == 64
     assert facts == {"height": 16, "width": 20, "num_classes": 5, "meta": {"number": 0}}
 
 
@@ -84,6 +85,24 @@ def test_index_counts_pixels_sizes_and_power(tmp_path):
     assert index["balancing_factor"] == pytest.approx(math.sqrt(0.68))
     assert (index["num_samples"], index["num_labelled"], index["num_soft"]) == (2, 2, 0)
     assert index["kind"] == "real" and index["provenance"] == {"from": "test"}
+
+
+def test_an_index_may_keep_a_part_of_the_records_and_describes_just_these(tmp_path):
+    kept = {"shard-000000.tar": [0, 2, 3], "shard-000001.tar": [], "shard-000002.tar": range(2)}
+    samples = [[sample(f"{shard}-{i}") for i in range(5 if shard < 2 else 2)] for shard in range(4)]
+    for shard, records in enumerate(samples):
+        write_shard(tmp_path / "all", shard, records, OSD_CLASSES)
+    index = write_index(tmp_path / "all", OSD_CLASSES, kind="synthetic", kept=kept)
+    shards = ShardSet(tmp_path / "all")
+    chosen = [samples[0][0], samples[0][2], samples[0][3], *samples[2]]
+    assert [shards.key(i) for i in range(len(shards))] == [record.key for record in chosen]
+    assert all(np.array_equal(shards.read(i).sar, record.sar) for i, record in enumerate(chosen))
+    assert [entry.get("kept") for entry in index["shards"]] == [[[0, 1], [2, 4]], None]
+    write_shard(tmp_path / "alone", 0, chosen, OSD_CLASSES)
+    alone = write_index(tmp_path / "alone", OSD_CLASSES, kind="synthetic")
+    for name in ("mean_power", "balancing_factor"):
+        assert index.pop(name) == pytest.approx(alone.pop(name), rel=1e-12)
+    assert {name for name in index if index[name] != alone[name]} == {"shards", "num_bytes"}
 
 
 def test_fingerprint_depends_on_the_samples_alone(tmp_path):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dakd.config import UNetConfig
 from dakd.diffusion import sampler as sampling
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
+from dakd.models.jointnet import SARJointNet
 
 B_FACTOR = 0.528
 
@@ -108,6 +112,64 @@ def test_a_step_costs_one_op_beside_the_networks_their_timestep_and_the_counter(
     assert steps == 4 * ["aten::index", "aten::expand", "networks", "dakd::ddim_step", "aten::add_"]
 
 
+def small_joint_net(device="cpu", dtype=torch.float32):
+    torch.manual_seed(0)
+    net = SARJointNet(UNetConfig(channels=(16, 32), blocks_per_level=2, attention_levels=(1,), norm_groups=8), 3)
+    for parameter in [*net.sar_bridge.parameters(), *net.label_bridge.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.05)
+    return net.to(device, dtype, memory_format=torch.channels_last).eval()
+
+
+def assert_tabulated_time_changes_nothing(device, dtype, batch, capture=False):
+    settings = dict(b=0.5, device=device, dtype=dtype)
+    net = small_joint_net(device, dtype)
+    x, y = start_noise(0, range(batch), (16, 16), 3)
+    plain = PairSampler(net, CosineSchedule(), 6, **settings)(x, y)
+    tabulated = PairSampler(net, CosineSchedule(), 6, **settings, tabulate_time=True, capture=capture)
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(tabulated(x, y), plain))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_time_embeddings_of_all_steps_computed_beforehand_change_no_bit(dtype, batch):
+    assert_tabulated_time_changes_nothing("cpu", dtype, batch)
+
+
+class Counter(TorchDispatchMode):
+    """How often each op is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = collections.Counter()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.calls[op._schema.name] += 1
+        return op(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_loop_over_a_whole_net_reads_no_value_on_the_host_and_embeds_no_timestep(eta):
+    def count(num_steps, **settings):
+        x, y = start_noise(0, range(2), (16, 16), 3)
+        sampler = PairSampler(net, CosineSchedule(), num_steps, b=0.5, eta=eta, **settings)
+        sampler(x, y, sample_ids=torch.tensor([3, 4]))  # whatever is computed once
+        with Counter() as counter:
+            sampler(x, y, sample_ids=torch.tensor([3, 4]))
+        return counter.calls
+
+    net = small_joint_net()
+    plain, tabulated = count(5), count(5, tabulate_time=True)
+    for calls in (plain, tabulated):
+        assert calls["aten::_local_scalar_dense"] == calls["aten::item"] == 0 and calls["dakd::ddim_step"] == 5
+    assert plain["aten::cos"] == 5 * 2 and tabulated["aten::cos"] == 0  # the sinusoids of two branches
+    # Products that are spared: the branch's MLP of two layers, and a layer in each of its 12 residual blocks.
+    assert plain["aten::addmm"] - tabulated["aten::addmm"] == 5 * 2 * (2 + 12)
+    with Counter() as counter:
+        torch.ones(1).item()
+    assert counter.calls["aten::_local_scalar_dense"] == 1  # the counter would have seen one
+
+
 def captured_on_the_cpu(monkeypatch, captures):
     """Stands in for CUDA's graph: a warm-up, then the step itself as what replays it."""
 
@@ -163,6 +225,24 @@ def test_captured_steps_equal_the_loop_bitwise_and_never_synchronise(dtype, eta)
         replayed(x, y, sample_ids=ids)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tabulated_and_captured_steps_of_a_whole_net_equal_the_loop_and_never_synchronise(dtype):
+    for capture in (False, True):
+        assert_tabulated_time_changes_nothing("cuda", dtype, 4, capture)
+        net = small_joint_net("cuda", dtype)
+        settings = dict(b=0.5, device="cuda", dtype=dtype, tabulate_time=True, capture=capture)
+        sampler = PairSampler(net, CosineSchedule(), 6, **settings)
+        x, y = (noise.cuda() for noise in start_noise(0, range(4), (16, 16), 3))
+        sampler(x, y)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            sampler(x, y)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_capture_on_a_cpu_is_refused_with_the_remedy():

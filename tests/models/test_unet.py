@@ -39,11 +39,11 @@ def test_encode_and_decode_make_the_whole():
     torch.manual_seed(0)
     net = UNet(SMALL, 2, 3)
     x, t = torch.randn(2, 2, 16, 20), torch.tensor([3, 900])
-    time = net.embed_time(t)
-    mid, skips = net.encode(x, time)
+    shifts = net.embed_time(t)
+    mid, skips = net.encode(x, shifts)
     assert [skip.shape[1] for skip in skips] == net.skip_channels
     assert mid.shape == (2, 24, 4, 5)
-    assert torch.equal(net.decode(mid, skips, time), net(x, t))
+    assert torch.equal(net.decode(mid, skips, shifts), net(x, t))
     assert net(x, t).shape == (2, 3, 16, 20)
 
 

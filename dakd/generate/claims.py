@@ -1,0 +1,91 @@
+"""Advisory claims: a worker says which shard it is making, so that others make another one first.
+
+Nothing rests on a claim: a shard that two workers make is published once. A claim is a small file with its owner and
+one more byte at every sign of progress; no clock is read from it, for the hosts' clocks may disagree. It is stale when
+its owner is a dead process of this host, or when it has not changed for `patience_s` of this worker's own monotonic
+clock.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from dakd.runtime.files import is_alive
+
+
+class Claims:
+    """The claims of one set, as one worker sees them."""
+
+    def __init__(self, folder: Path, patience_s: float) -> None:
+        self.folder, self.patience_s = folder / "claims", patience_s
+        self._owner = f"{socket.gethostname()} {os.getpid()}\n".encode()
+        self._seen: dict[int, tuple[bytes, float]] = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def take(self, shard: int) -> bool:
+        """Claim a shard; False where another worker is at it."""
+        try:
+            with open(self._path(shard), "xb") as stream:
+                stream.write(self._owner)
+            return True
+        except FileExistsError:
+            if not self.is_stale(shard):
+                return False
+            self._path(shard).write_bytes(self._owner)
+            return True
+
+    def beat(self, shard: int) -> None:
+        """Say that the shard makes progress."""
+        with open(self._path(shard), "ab") as stream:
+            stream.write(b".")
+
+    def release(self, shard: int) -> None:
+        self._path(shard).unlink(missing_ok=True)
+
+    def is_stale(self, shard: int) -> bool:
+        """Whether nobody is making a shard, as far as this worker can tell from what it has seen so far."""
+        try:
+            content = self._path(shard).read_bytes()
+        except FileNotFoundError:
+            return True
+        if _is_dead(content):
+            return True
+        now = time.monotonic()
+        before, since = self._seen.setdefault(shard, (content, now))
+        if before != content:
+            self._seen[shard] = (content, now)
+            return False
+        return now - since >= self.patience_s
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}"
+
+
+def living_claims(folder: Path) -> list[int]:
+    """The shards that are claimed, but for claims of this host's dead processes."""
+    paths = sorted((folder / "claims").glob("[0-9]*"))
+    return [int(path.name) for path in paths if not _is_dead(_read(path))]
+
+
+def clear_dead_claims(folder: Path) -> int:
+    """Remove the claims of this host's dead processes; how many there were."""
+    dead = [path for path in (folder / "claims").glob("[0-9]*") if _is_dead(_read(path))]
+    for path in dead:
+        path.unlink(missing_ok=True)
+    return len(dead)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _is_dead(claim: bytes) -> bool:
+    """Whether a claim's owner is a process that this host no longer has; False for what cannot be told from here."""
+    host, _, pid = claim.split(b"\n")[0].decode(errors="replace").partition(" ")
+    return host == socket.gethostname() and pid.isdigit() and not is_alive(int(pid))

@@ -1,0 +1,247 @@
+"""`generate --status | --verify | --repair | --preview`: every kind of damage is found, named and mended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from dakd.cli import run_step
+from dakd.data.shards import ShardSet
+from dakd.generate.generate import generate, repair, verify
+from dakd.runtime.files import file_hash
+
+
+def tars(folder) -> dict[str, str]:
+    return {path.name: file_hash(path) for path in sorted(folder.glob("*.tar"))}
+
+
+def flip(path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def flip_a_pixel(folder):
+    flip(folder / "shard-000001.tar", 2100)
+
+
+def flip_a_bit_of_the_padding(folder):
+    flip(folder / "shard-000001.tar", (folder / "shard-000001.tar").stat().st_size - 3)
+
+
+def truncate(folder):
+    tar = folder / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+
+
+def empty(folder):
+    (folder / "shard-000001.tar").write_bytes(b"")
+
+
+def lose_a_sample(folder):
+    rewrite(folder, lambda lines: lines[:2])
+
+
+def double_a_sample(folder):
+    rewrite(folder, lambda lines: [lines[0], lines[0], lines[2]])
+
+
+def take_another_shard(folder):
+    shutil.copy(folder / "shard-000002.tar", folder / "shard-000001.tar")
+
+
+def flip_a_bit_of_a_sidecar(folder):
+    sidecar = folder / "shard-000001.json"
+    sidecar.write_text(sidecar.read_text().replace('"num_soft": 3', '"num_soft": 2'))
+
+
+def cut_a_sidecar(folder):
+    sidecar = folder / "shard-000001.json"
+    sidecar.write_text(sidecar.read_text()[:500])
+
+
+def write_a_list_for_a_sidecar(folder):
+    (folder / "shard-000001.json").write_text("[1]")
+
+
+def write_numbers_for_records(folder):
+    sidecar = folder / "shard-000001.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"records": [1, 2, 3]}))
+
+
+def lose_a_tar(folder):
+    (folder / "shard-000001.tar").unlink()
+
+
+def lose_a_shard(folder):
+    (folder / "shard-000001.tar").unlink()
+    (folder / "shard-000001.json").unlink()
+
+
+def lose_a_sidecar(folder):
+    (folder / "shard-000001.json").unlink()
+
+
+def rewrite(folder, change) -> None:
+    """Both files of a shard anew, with other records, as a faulty writer might have made them."""
+    from dakd.data.sample import OSD_CLASSES
+    from dakd.data.shards import write_shard
+
+    shards = ShardSet(folder)
+    info = json.loads((folder / "shard-000001.json").read_text())
+    samples = change([shards.read(3 + i) for i in range(3)])
+    try:
+        write_shard(folder, 1, samples, OSD_CLASSES, codec="fp16", provenance=info["provenance"])
+    except ValueError:  # the writer itself refuses keys twice: paste the records of two tars
+        tar = folder / "shard-000001.tar"
+        content = tar.read_bytes()
+        record = (len(content) - len(content) % 10240) // 3 // 512 * 512
+        tar.write_bytes(content[:record] + content)
+
+
+DAMAGES = {
+    flip_a_pixel: "its bytes have changed",
+    flip_a_bit_of_the_padding: "sha256 is",
+    truncate: "shard-000001.tar: ",
+    empty: "shard-000001.tar: ",
+    lose_a_sample: "lacks synthetic-00000005",
+    double_a_sample: "shard-000001.tar: ",
+    take_another_shard: "lacks synthetic-00000003",
+    flip_a_bit_of_a_sidecar: "num_soft differ from what the tar holds",
+    cut_a_sidecar: "shard-000001.json is damaged",
+    write_a_list_for_a_sidecar: "shard-000001.json is damaged",
+    write_numbers_for_records: "shard-000001.json is damaged",
+    lose_a_tar: "absent, though its sidecar is there",
+    lose_a_shard: "shard-000001.tar: absent",
+    lose_a_sidecar: "shard-000001.json: absent, though its tar is there",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damage_is_found_named_and_mended(copy_of_set, whole_set, damage):
+    config, folder = copy_of_set
+    verify(config)
+    damage(folder)
+    with pytest.raises(ValueError, match=r"^1 faults in") as told:
+        verify(config)
+    assert DAMAGES[damage] in str(told.value) and "shard-000001" in str(told.value)
+    repair(config)
+    verify(config)
+    assert tars(folder) == tars(whole_set / "generate")
+    assert ShardSet(folder).index == ShardSet(whole_set / "generate").index
+
+
+@pytest.mark.parametrize("name", ["index.json", "manifest.jsonl"])
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]"])
+def test_a_summary_that_is_absent_or_wrong_is_found_and_derived_anew(copy_of_set, whole_set, name, content):
+    config, folder = copy_of_set
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=name):
+        verify(config)
+    if name == "index.json":
+        generate(config)  # the last file that a worker writes: what is no index counts as absent
+    else:
+        repair(config)
+    verify(config)
+    assert ShardSet(folder).index == ShardSet(whole_set / "generate").index
+
+
+def test_damage_is_never_mended_silently(copy_of_set):
+    config, folder = copy_of_set
+    flip_a_pixel(folder)
+    damaged = tars(folder)
+    for name in ("shard-000001.json", "shard-000003.tar", "shard-000003.json", "index.json"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=r"1 of 4 shards are not sound, all others are there.*--repair"):
+        generate(config)
+    found = tars(folder)
+    assert found == damaged and not (folder / "index.json").exists()
+    repair(config)
+    assert [path.suffix for path in (folder / "quarantine").iterdir()] == [".tar"]
+    assert file_hash(next((folder / "quarantine").iterdir())) == damaged["shard-000001.tar"]
+    verify(config)
+
+
+def test_what_dead_writers_left_is_removed_by_repair_alone(copy_of_set):
+    import socket
+    import subprocess
+
+    config, folder = copy_of_set
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = folder / f".shard-000002.tar.{socket.gethostname()}.{dead.pid}.0a0b0c0d.tmp"
+    elsewhere = folder / f".shard-000002.tar.another-host.{dead.pid}.0a0b0c0d.tmp"
+    for path in (left, elsewhere):
+        path.write_bytes(b"part")
+    (folder / "claims" / "000002").write_text(f"{socket.gethostname()} {dead.pid}\n..")
+    verify(config)
+    generate(config)
+    assert left.exists() and elsewhere.exists()
+    repair(config)
+    assert not left.exists() and elsewhere.exists() and not (folder / "claims" / "000002").exists()
+
+
+@pytest.fixture
+def command(copy_of_set, tmp_path):
+    config, folder = copy_of_set
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return lambda *options: run_step("generate", ["--config", str(path), *options]), folder
+
+
+def test_commands_answer_with_a_status_and_a_list(command, capsys):
+    run, folder = command
+    assert run("--verify") == 0 and "4 shards" in capsys.readouterr().out
+    flip_a_pixel(folder)
+    lose_a_shard_number(folder, 3)
+    assert run("--verify") == 1
+    error = capsys.readouterr().err
+    assert "2 faults" in error and "shard-000001.tar: record" in error and "shard-000003.tar: absent" in error
+    assert run("--repair") == 0 and run("--verify") == 0
+
+
+def lose_a_shard_number(folder, shard: int) -> None:
+    for suffix in ("tar", "json"):
+        (folder / f"shard-{shard:06d}.{suffix}").unlink()
+
+
+def test_status_tells_what_is_there_at_work_and_missing(command, capsys):
+    run, folder = command
+    lose_a_shard_number(folder, 2)
+    lose_a_shard_number(folder, 3)
+    (folder / "shard-000001.json").unlink()
+    (folder / "claims" / "000003").write_text("another-host 77\n")
+    assert run("--status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 of 4 shards are there, for 11 pairs" in lines[0]
+    assert lines[1].split() == ["being", "made", "1:", "3"] and lines[2].split() == ["missing", "2:", "1,", "2"]
+    assert "no sidecar  1: 1" in lines[3] and "img/s a worker, 1 at work, eta" in lines[4]
+    tar_bytes = (folder / "shard-000000.tar").stat().st_size
+    assert lines[5].split()[1:] == [f"{tar_bytes / 1e3:.3g}kB", "of", f"{4 * tar_bytes / 1e3:.3g}kB"]
+
+
+def test_status_of_a_set_that_was_never_begun_is_refused(command, capsys):
+    run, folder = command
+    shutil.rmtree(folder)
+    assert run("--status") == 1 and "no set was begun" in capsys.readouterr().err
+
+
+def test_preview_draws_pairs_and_writes_no_shard(command):
+    run, folder = command
+    shutil.rmtree(folder)
+    assert run("--preview", "3") == 0
+    assert [path.name for path in folder.iterdir()] == ["preview.png"]
+    with pytest.raises(SystemExit):
+        run("--preview", "0")
+
+
+def test_actions_exclude_one_another(command):
+    run, _ = command
+    with pytest.raises(SystemExit):
+        run("--verify", "--repair")
