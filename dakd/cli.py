@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dakd.config import Config, load_config
+from dakd.runtime.lifetime import PREEMPTED, Preempted, die_with_parent, listening, request_stop
+from dakd.runtime.slurm import adopt_place
 
 
 def _prepare(config: Config, _: argparse.Namespace) -> None:
@@ -36,14 +38,15 @@ def _balance(config: Config, _: argparse.Namespace) -> None:
 
 
 def _train_jointnet(config: Config, args: argparse.Namespace) -> None:
-    from dakd.train.jointnet import train_jointnet
-
     if args.dry_run:
         from dakd.train.dry_run import describe_jointnet
 
         print(describe_jointnet(config))
         return
-    train_jointnet(config, (1, 2, 3) if args.stage == "all" else (int(args.stage),))
+    with listening(config.run_path):
+        from dakd.train.jointnet import train_jointnet
+
+        train_jointnet(config, (1, 2, 3) if args.stage == "all" else (int(args.stage),))
 
 
 def _generate(config: Config, _: argparse.Namespace) -> None:
@@ -53,14 +56,15 @@ def _generate(config: Config, _: argparse.Namespace) -> None:
 
 
 def _train_saross(config: Config, args: argparse.Namespace) -> None:
-    from dakd.train.saross import train_saross
-
     if args.dry_run:
         from dakd.train.dry_run import describe_saross
 
         print(describe_saross(config))
         return
-    train_saross(config, (args.training_set,) if args.training_set else None)
+    with listening(config.run_path):
+        from dakd.train.saross import train_saross
+
+        train_saross(config, (args.training_set,) if args.training_set else None)
 
 
 def _evaluate(config: Config, _: argparse.Namespace) -> None:
@@ -101,6 +105,12 @@ STEPS: dict[str, tuple[Callable[[Config, argparse.Namespace], None], str]] = {
     "pipeline": (_pipeline, "all of the above, one after the other"),
 }
 
+# Beside the steps: these take arguments of their own.
+COMMANDS = {
+    "doctor": "what is installed, and which backend each operation will take",
+    "stop": "ask the training in a run folder to write a checkpoint and leave",
+}
+
 
 def build_parser(step: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"dakd {step}", description=STEPS[step][1])
@@ -121,7 +131,12 @@ def build_parser(step: str) -> argparse.ArgumentParser:
 
 
 def run_step(step: str, argv: Sequence[str] | None = None) -> int:
-    """Parse and run; a mistake of the user's is one clear message and exit status 1 (2 for the command line)."""
+    """Parse and run; a mistake of the user's is one clear message and exit status 1 (2 for the command line).
+
+    A training that stopped because it was asked to has exit status 85.
+    """
+    if argv is None:
+        _take_place()
     args = build_parser(step).parse_intermixed_args(argv)
     # Rank 0 tells which backends were taken; the other ranks took the same.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -134,6 +149,10 @@ def run_step(step: str, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"dakd {step}: stopped; the same command goes on from what is there", file=sys.stderr, flush=True)
         return INTERRUPTED
+    except Preempted as stopped:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"dakd {step}: {stopped}", file=sys.stderr, flush=True)
+        return PREEMPTED
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("DAKD_TRACEBACK"):
             raise
@@ -143,9 +162,33 @@ def run_step(step: str, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _take_place() -> None:
+    """A process that is one of several learns which, and ends with its launcher: before it imports torch."""
+    adopt_place()
+    if "RANK" in os.environ:
+        die_with_parent()
+
+
+def _stop(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dakd stop", description=COMMANDS["stop"])
+    parser.add_argument("run", type=Path, help="the run folder (runs/NAME)")
+    run = parser.parse_args(argv).run
+    try:
+        request_stop(run)
+    except (ValueError, OSError) as error:
+        print(f"dakd stop: {error}", file=sys.stderr)
+        return 1
+    print(f"{run}: the training that runs there writes a checkpoint after the step it is at, and leaves")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command `dakd`."""
+    if argv is None:
+        _take_place()
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] == "stop":
+        return _stop(argv[1:])
     if argv and argv[0] == "doctor":
         from dakd.doctor import diagnose
 
@@ -160,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and not argv[0].startswith("-"):
         nearest = difflib.get_close_matches(argv[0], STEPS, n=1)
         print(f"dakd: no step is called {argv[0]!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
-    lines = [f"  {name:<16}{description}" for name, (_, description) in STEPS.items()]
-    usage = "usage: dakd STEP --config FILE [section.key=value ...]\n\n" + "\n".join(lines)
-    print(usage + "\n  doctor          what is installed, and which backend each operation will take")
+    described = {name: description for name, (_, description) in STEPS.items()} | COMMANDS
+    lines = [f"  {name:<16}{description}" for name, description in described.items()]
+    print("usage: dakd STEP --config FILE [section.key=value ...]\n\n" + "\n".join(lines))
     return 0 if argv in ([], ["-h"], ["--help"]) else 2

@@ -162,6 +162,10 @@ class EngineConfig(Section):
     log_every: Positive = 50  # optimizer steps
     checkpoint_every: Positive = 1000  # optimizer steps
     keep_checkpoints: Positive = 2
+    # After this time the training writes a checkpoint and leaves, to be started again; None: no limit.
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    # The same before the end of a SLURM job (SLURM_JOB_END_TIME): time for the running step and its checkpoint.
+    stop_margin_minutes: Annotated[float, Field(ge=0)] = 5.0
     sample_every: NonNegative = 5000  # optimizer steps; 0 makes no grids
     num_samples: Positive = 8  # pairs in a grid
     sample_steps: Positive = 50  # DDIM steps of a grid

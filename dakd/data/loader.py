@@ -19,6 +19,7 @@ from dakd.data.order import permutation, rank_positions, record_at
 from dakd.data.sample import IGNORE_INDEX, Sample
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import random_crop, random_flip
+from dakd.runtime.lifetime import shield_reader
 from dakd.runtime.seeding import Stream, numpy_rng
 
 _TILES = 4  # of a mosaic
@@ -162,7 +163,12 @@ def make_loader(
     """
     batches = PositionBatches(micro_batch, rank, world, start_position)
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=shield_reader,
     )
 
 

@@ -8,8 +8,9 @@ depends neither on the ZeRO stage nor on the number of ranks.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Means over the global batch (totals for names in num_), and the gradient's norm before clipping."""
+    """Means over the global batch (totals for names in num_), the gradient's norm before clipping, summed wishes."""
 
     losses: dict[str, float]
     grad_norm: float
+    wishes: list[float]
 
 
 def fitting_micro_batch(global_batch: int, largest: int, world: int) -> int:
@@ -146,30 +148,34 @@ class Engine:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def train_step(self, batches: Iterator[dict], lr: float) -> StepResult:
-        """One optimizer step on the next micro-batches. Raises NonFiniteLoss on all ranks before the weights move."""
+    def train_step(self, batches: Iterator[dict], lr: float, wishes: Sequence[float] = ()) -> StepResult:
+        """One optimizer step on the next micro-batches. Raises NonFiniteLoss on all ranks before the weights move.
+
+        wishes: this rank's numbers that the step adds up over the ranks beside its losses.
+        """
         self._set_lr(lr)
         self.engine.train()
         sums: dict[str, Tensor] = {}
-        keys: list[str] = []
+        seen: list[tuple[list[str], Tensor]] = []
         for _ in range(self.accumulation):
             batch = next(batches)
-            keys += batch["keys"]
             losses = self.engine(self._to_device(batch))
+            seen.append((batch["keys"], losses["loss"].detach()))
             self.engine.backward(losses["loss"].sum() / self.micro_batch)
             for name, values in losses.items():
                 sums[name] = sums.get(name, 0) + values.detach().double().sum()
             if not self.engine.is_gradient_accumulation_boundary():
                 self.engine.step()
-        means = self._global_means(sums)
-        self._stop_if_non_finite(means["loss"], keys)
+        means, summed_wishes = self._add_up(sums, wishes)
+        if not math.isfinite(means["loss"]):
+            raise NonFiniteLoss(_non_finite_message("loss", means["loss"], seen))
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm() or 0.0)
-        if not self.engine.was_step_applied() or norm != norm or norm in (float("inf"), -1.0):
-            raise NonFiniteLoss(_non_finite_message("gradient", norm, keys))
+        if not self.engine.was_step_applied() or not math.isfinite(norm) or norm == -1.0:
+            raise NonFiniteLoss(_non_finite_message("gradient", norm, seen))
         self._num_steps += 1
         self._average_buffers()
-        return StepResult(means, norm)
+        return StepResult(means, norm, summed_wishes)
 
     @torch.no_grad()
     def _average_buffers(self) -> None:
@@ -180,15 +186,13 @@ class Engine:
             else:
                 self._ema_buffers[name].copy_(buffer)
 
-    def _global_means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+    def _add_up(self, sums: dict[str, Tensor], wishes: Sequence[float] = ()) -> tuple[dict[str, float], list[float]]:
+        """Global means of the losses and sums of the wishes, in one collective."""
         names = sorted(sums)
-        totals = distributed.all_reduce_sum(torch.stack([sums[name] for name in names]).tolist())
+        totals = distributed.all_reduce_sum([*torch.stack([sums[name] for name in names]).tolist(), *wishes])
         batch = self.accumulation * self.micro_batch * distributed.world_size()
-        return {name: total / (1 if name.startswith("num_") else batch) for name, total in zip(names, totals)}
-
-    def _stop_if_non_finite(self, loss: float, keys: list[str]) -> None:
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise NonFiniteLoss(_non_finite_message("loss", loss, keys))
+        means = {name: total / (1 if name.startswith("num_") else batch) for name, total in zip(names, totals)}
+        return means, totals[len(names) :]
 
     def _set_lr(self, lr: float) -> None:
         for group in self._optimizer.param_groups:
@@ -265,9 +269,11 @@ class Engine:
         source = batches()
         for _ in range(self.accumulation):
             batch = next(source)
-            loss = self.engine(self._to_device(batch))["loss"].sum()
-            self._stop_if_non_finite(self._global_means({"loss": loss.detach()})["loss"], batch["keys"])
-            self.engine.backward(loss * 0.0)
+            losses = self.engine(self._to_device(batch))["loss"]
+            total = self._add_up({"loss": losses.detach().double().sum()})[0]["loss"]
+            if not math.isfinite(total):  # zero times it would not be zero
+                raise NonFiniteLoss(_non_finite_message("loss", total, [(batch["keys"], losses.detach())]))
+            self.engine.backward(losses.sum() * 0.0)
             self.engine.step()
         for name, parameter in self.module.named_parameters():
             if name not in self._frozen:
@@ -304,10 +310,20 @@ class Engine:
         self.engine.destroy()
 
 
-def _non_finite_message(what: str, value: float, keys: list[str]) -> str:
-    shown = ", ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
+def _non_finite_message(what: str, value: float, seen: list[tuple[list[str], Tensor]]) -> str:
+    """Names the samples of all ranks whose loss is not finite, or every sample where all losses are; a collective."""
+    keys = [key for batch, _ in seen for key in batch]
+    finite = torch.cat([losses.isfinite() for _, losses in seen]).tolist()
+    by_rank = {
+        rank: json.loads(told)
+        for rank, told in enumerate(distributed.all_gather_text(json.dumps([keys, finite])))
+    }
+    culprits = {rank: [key for key, fine in zip(*told) if not fine] for rank, told in by_rank.items()}
+    if not any(culprits.values()):
+        culprits = {rank: told[0] for rank, told in by_rank.items()}
+    named = "; ".join(f"rank {rank}: {', '.join(names)}" for rank, names in culprits.items() if names)
     return (
-        f"the {what} is {value}; the optimizer was not run and the last checkpoint stands. This rank's batch: {shown}. "
+        f"the {what} is {value}; the optimizer was not run and the last checkpoint stands. The batch: {named}. "
         "Lower the learning rate or set grad_clip, or look at these samples"
     )
 
