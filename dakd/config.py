@@ -134,6 +134,9 @@ class ScheduleConfig(Section):
     max_beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
 
+EmaLength = Annotated[float, Field(gt=0, le=0.28)]  # standard deviation of an average's profile; 0.28: nearly flat
+
+
 class OptimizerConfig(Section):
     """AdamW (paper) with an EMA of the weights kept as one more state of the optimizer."""
 
@@ -147,6 +150,10 @@ class OptimizerConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999  # inferred
     # decay(step) = min(ema_decay, (1 + step) / (ema_ramp + step)): the EMA means something in a short run too.
     ema_ramp: Annotated[float, Field(ge=1)] = 10.0
+    # Optimizer steps between snapshots of two more averages, from which `dakd ema` makes one of any length afterwards;
+    # 0: none. They cost 8 bytes a trained parameter (as optimizer state) in memory and in each snapshot.
+    posthoc_every: NonNegative = 0
+    posthoc_lengths: tuple[EmaLength, EmaLength] = (0.05, 0.10)  # relative to the training's (Karras et al. 2024)
 
 
 class EngineConfig(Section):
@@ -272,6 +279,10 @@ class TrainSarossConfig(Section):
     mosaic: bool = True  # four synthetic images tiled to one of twice the size
     flip: bool = True  # inferred
     num_synthetic: Positive | None = None  # use only the first N pairs; None takes all
+    # How batch norm normalises while training (inferred). local: by each rank's micro-batch, so that the losses depend
+    # on how the global batch is cut; sync: by the micro-batches of all ranks (GPUs); frozen: by the statistics that the
+    # encoder came with, so that neither ranks nor micro-batch matter. Drop-path is a function of (seed, position).
+    batch_norm: Literal["local", "sync", "frozen"] = "local"
     global_batch: Positive = 16
     micro_batch: Positive = 16
     epochs: Positive = 200  # of real + synthetic; every training set gets the steps that this makes
