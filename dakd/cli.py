@@ -108,6 +108,7 @@ STEPS: dict[str, tuple[Callable[[Config, argparse.Namespace], None], str]] = {
 # Beside the steps: these take arguments of their own.
 COMMANDS = {
     "doctor": "what is installed, and which backend each operation will take",
+    "ema": "make an average of the weights of any length, from the snapshots of a training",
     "stop": "ask the training in a run folder to write a checkpoint and leave",
 }
 
@@ -182,13 +183,42 @@ def _stop(argv: Sequence[str]) -> int:
     return 0
 
 
+def _ema(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dakd ema", description=COMMANDS["ema"])
+    parser.add_argument("--config", required=True, help="the experiment's YAML")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the YAML's")
+    parser.add_argument("--of", required=True, help="stage1, stage2, stage3, or a student's training set")
+    parser.add_argument("--length", type=float, required=True, help="relative to the training's length, such as 0.10")
+    parser.add_argument("--step", type=int, default=None, help="of the snapshot to end at (default: the newest)")
+    parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        from dakd.train.jointnet import stage_folder, weights_file
+        from dakd.train.posthoc import reconstruct
+        from dakd.train.saross import STUDENT_FILES, student_folder
+
+        config = load_config(args.config, args.overrides)
+        if args.of in ("stage1", "stage2", "stage3"):
+            stage = int(args.of[-1])
+            folder, weights = stage_folder(config, stage), weights_file(config, stage, "ema")
+        else:
+            folder = student_folder(config, args.of)
+            weights = folder / STUDENT_FILES["ema"]
+        error = reconstruct(folder, weights, args.length, args.out, args.step)
+    except (ValueError, OSError) as refusal:
+        print(f"dakd ema: {refusal}", file=sys.stderr)
+        return 1
+    print(f"{args.out}: the average of length {args.length:g}; its profile is fitted to {error:.2%}")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command `dakd`."""
     if argv is None:
         _take_place()
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] == "stop":
-        return _stop(argv[1:])
+    if argv and argv[0] in ("stop", "ema"):
+        return (_stop if argv[0] == "stop" else _ema)(argv[1:])
     if argv and argv[0] == "doctor":
         from dakd.doctor import diagnose
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from dakd.config import EngineConfig, OptimizerConfig
 from dakd.runtime import distributed
-from dakd.train.ema import ema_decay
+from dakd.train.ema import decays_of
 from dakd.train.optim import build_optimizer
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "ema")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -118,7 +118,8 @@ class Engine:
         # The engine may round frozen parameters to bf16, and its getters do not know them: keep the originals.
         self._frozen = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
         exact = {n: p.detach().clone() for n, p in module.named_parameters()} if precision == "bf16" else {}
-        self._num_steps, self._ema_settings = 0, (optimizer.ema_decay, optimizer.ema_ramp)
+        self._num_steps, self._decays = 0, decays_of(optimizer)
+        self._state_kinds = ("master", *MOMENTS, *self._decays)
         config = zero_config(engine.deepspeed) | {
             "train_batch_size": global_batch,
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -144,7 +145,10 @@ class Engine:
                 self._set(parameter, "master", exact[name])
         _inner_optimizer(self._optimizer).create_states()
         # Batch norm's statistics are averaged as the weights are, so that the two fit each other.
-        self._ema_buffers = {name: buffer.detach().clone() for name, buffer in self._persistent_buffers()}
+        self._averaged_buffers = {
+            kind: {name: buffer.detach().clone() for name, buffer in self._persistent_buffers()}
+            for kind in self._decays
+        }
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -179,12 +183,12 @@ class Engine:
 
     @torch.no_grad()
     def _average_buffers(self) -> None:
-        weight = 1 - ema_decay(self._num_steps, *self._ema_settings)
-        for name, buffer in self._persistent_buffers():
-            if buffer.is_floating_point():
-                self._ema_buffers[name].lerp_(buffer, weight)
-            else:
-                self._ema_buffers[name].copy_(buffer)
+        for kind, decay in self._decays.items():
+            for name, buffer in self._persistent_buffers():
+                if buffer.is_floating_point():
+                    self._averaged_buffers[kind][name].lerp_(buffer, 1 - decay(self._num_steps))
+                else:
+                    self._averaged_buffers[kind][name].copy_(buffer)
 
     def _add_up(self, sums: dict[str, Tensor], wishes: Sequence[float] = ()) -> tuple[dict[str, float], list[float]]:
         """Global means of the losses and sums of the wishes, in one collective."""
@@ -209,7 +213,7 @@ class Engine:
     # -- state by name ------------------------------------------------------------------------------------------------
 
     def collect(self, what: str) -> dict[str, Tensor]:
-        """A full fp32 copy by name, on the CPU: `master` weights, or the state `exp_avg`, `exp_avg_sq` or `ema`.
+        """A full fp32 copy by name, on the CPU: `master` weights, Adam's `exp_avg` or `exp_avg_sq`, or an average.
 
         A collective: every rank calls it. Only rank 0 keeps what comes of it, and the others return nothing: a copy a
         rank would fill the host.
@@ -234,11 +238,11 @@ class Engine:
                 yield name, buffer
 
     def buffers(self, kind: str) -> dict[str, Tensor]:
-        """`raw` or `ema` buffers by name on the CPU; floating ones (batch norm's statistics) are means over ranks."""
+        """`raw` or averaged buffers by name on the CPU; floating ones (batch norm's) are means over the ranks."""
         world = distributed.world_size()
         averaged = {}
         for name, buffer in self._persistent_buffers():
-            value = (buffer if kind == "raw" else self._ema_buffers[name]).detach().clone()
+            value = (buffer if kind == "raw" else self._averaged_buffers[kind][name]).detach().clone()
             if world > 1 and value.is_floating_point():
                 dist.all_reduce(value)
                 value /= world
@@ -251,11 +255,16 @@ class Engine:
         frozen = {name: value.float().cpu() for name, value in self._frozen.items()}
         return trained | frozen | self.buffers(kind)
 
+    def averages(self, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """The named averages of trained parameters and buffers, flat, by `kind/name`, on rank 0; a collective."""
+        parts = {kind: self.collect(kind) | self.buffers(kind) for kind in kinds}
+        return {f"{kind}/{name}": value for kind, values in parts.items() for name, value in values.items()}
+
     def state(self) -> dict[str, Tensor]:
         """All that a resume needs, flat, by `kind/name`, on rank 0; a collective."""
-        parts = {kind: self.collect(kind) for kind in ("master", *MOMENTS)}
+        parts = {kind: self.collect(kind) for kind in self._state_kinds}
         parts["frozen"] = {name: value.cpu() for name, value in self._frozen.items()}
-        parts |= {"buffer": self.buffers("raw"), "ema_buffer": self.buffers("ema")}
+        parts |= {"buffer": self.buffers("raw")} | {f"{kind}_buffer": self.buffers(kind) for kind in self._decays}
         return {f"{kind}/{name}": value for kind, values in parts.items() for name, value in values.items()}
 
     def restore(self, state: dict[str, Tensor], step: int, batches: Callable[[], Iterator[dict]]) -> None:
@@ -277,14 +286,15 @@ class Engine:
             self.engine.step()
         for name, parameter in self.module.named_parameters():
             if name not in self._frozen:
-                for kind in ("master", *MOMENTS):
+                for kind in self._state_kinds:
                     self._set(parameter, kind, state[f"{kind}/{name}"])
         for entry in _inner_optimizer(self._optimizer).state.values():
             entry["step"] = torch.full_like(torch.as_tensor(entry["step"]), step)
         self._num_steps = step
         for name, buffer in self._persistent_buffers():
             buffer.copy_(state[f"buffer/{name}"])
-            self._ema_buffers[name].copy_(state[f"ema_buffer/{name}"])
+            for kind, averaged in self._averaged_buffers.items():
+                averaged[name].copy_(state[f"{kind}_buffer/{name}"])
 
     def _set(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         from deepspeed.utils import (

@@ -17,9 +17,10 @@ from dakd.runtime.lifetime import MARKER, Listener, Preempted, leave_marker, lis
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import RunLog, save_config, say
 from dakd.runtime.seeding import seed_everything, seed_step
-from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint, step_of
+from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint, step_of, write_state
 from dakd.train.engine import Engine, fitting_micro_batch
 from dakd.train.optim import learning_rate
+from dakd.train.posthoc import FOLDER as POSTHOC
 from dakd.weights import load_strict
 
 
@@ -130,6 +131,9 @@ def _train_steps(training: Training, engine: Engine, first_step: int, config: Co
             log.report(step, step * training.global_batch, values, rate)
             since_s, since_step = now_s, step
         is_last = step == training.total_steps
+        every = training.optimizer.posthoc_every
+        if every and (is_last or step % every == 0):  # before the checkpoint: what goes on from that one has it
+            _write_snapshot(training, engine, step)
         is_leaving = not is_last and wished_reason(result.wishes) is not None
         if is_last or is_leaving or step % settings.checkpoint_every == 0:
             log.flush()
@@ -141,6 +145,14 @@ def _train_steps(training: Training, engine: Engine, first_step: int, config: Co
         if training.draw and settings.sample_every and (is_last or step % settings.sample_every == 0):
             training.draw(engine, training.folder / "samples", step)
     log.close()
+
+
+def _write_snapshot(training: Training, engine: Engine, step: int) -> None:
+    """The averages of which `dakd ema` makes one of any length."""
+    lengths = training.optimizer.posthoc_lengths
+    averages = engine.averages([f"posthoc_{i}" for i in range(len(lengths))])
+    if distributed.is_main():
+        write_state(training.folder / POSTHOC / f"step-{step:08d}", averages, {"step": step, "lengths": lengths})
 
 
 def _wishes(training: Training, listener: Listener) -> list[float]:

@@ -7,7 +7,7 @@ import math
 from torch import nn
 
 from dakd.config import OptimizerConfig
-from dakd.train.ema import EmaAdamW
+from dakd.train.ema import AveragingAdamW, decays_of
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, decays_vectors: bool) -> list[dict]:
@@ -25,11 +25,10 @@ def parameter_groups(module: nn.Module, weight_decay: float, decays_vectors: boo
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(module: nn.Module, cfg: OptimizerConfig, decays_vectors: bool) -> EmaAdamW:
-    return EmaAdamW(
+def build_optimizer(module: nn.Module, cfg: OptimizerConfig, decays_vectors: bool) -> AveragingAdamW:
+    return AveragingAdamW(
         parameter_groups(module, cfg.weight_decay, decays_vectors),
-        max_decay=cfg.ema_decay,
-        ramp=cfg.ema_ramp,
+        decays=decays_of(cfg),
         lr=cfg.lr,
         betas=cfg.betas,
         eps=cfg.eps,
