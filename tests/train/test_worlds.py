@@ -9,9 +9,10 @@ import pytest
 import torch
 from worlds import disturb, in_folder, losses_of, train_each, with_engine, with_pairs
 
+from dakd.config import build_config
 from dakd.data.prepared import open_prepared
 from dakd.testing.distributed import run_world
-from dakd.train.checkpoint import list_checkpoints
+from dakd.train.checkpoint import list_checkpoints, load_tensors, verified_facts
 from dakd.train.jointnet import describe_stage, stage_folder, train_jointnet, weights_file
 from dakd.train.saross import student_folder, train_saross
 from dakd.weights import load_state, load_student
@@ -23,7 +24,12 @@ PAIRS = "real+synthetic"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return with_pairs(tmp_path_factory.mktemp("data"), batch_norm="frozen")
+    """Prepared images and pairs of a run with frozen batch norm and snapshots of averages."""
+    config = with_pairs(tmp_path_factory.mktemp("data"), batch_norm="frozen")
+    tree = config.model_dump(mode="json")
+    for section in ("train_jointnet", "train_saross"):
+        tree[section]["optimizer"]["posthoc_every"] = 3
+    return build_config(tree)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,13 @@ def alone(data, tmp_path_factory):
     train_jointnet(config, (1, 2))
     train_saross(config, (PAIRS,))
     return config
+
+
+def snapshot(config, step):
+    """Both averages of stage 2's trained parameters."""
+    folder = stage_folder(config, 2) / "posthoc" / f"step-{step:08d}"
+    assert verified_facts(folder)["lengths"] == [0.05, 0.1]
+    return load_tensors(folder)
 
 
 def run(function, world, folder, *args):
@@ -45,19 +58,26 @@ def assert_near(ours, theirs, rtol=1e-3, atol=2e-4):
         torch.testing.assert_close(ours[name], value, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_losses_depend_neither_on_the_number_of_processes_nor_on_zero(data, alone, tmp_path, world):
-    """All three stages with and without offload; SAR-Net, frozen in stage 2, comes out as stage 1 left it."""
-    configs = [with_engine(in_folder(data, tmp_path / name), name) for name in ENGINES]
+@pytest.mark.parametrize("world, engines", [(2, ENGINES), (4, ("zero1", "zero3"))])
+def test_losses_depend_neither_on_the_number_of_processes_nor_on_zero(data, alone, tmp_path, world, engines):
+    """All three stages, and with offload; SAR-Net, frozen in stage 2, comes out as stage 1 left it."""
+    configs = [with_engine(in_folder(data, tmp_path / name), name) for name in engines]
     trees = [config.model_dump(mode="json") for config in configs]
+    for tree in trees:
+        for section in ("train_jointnet", "train_saross"):
+            tree[section]["engine"]["checkpoint_every"] = 100  # at the end alone
     found = run(train_each, world, tmp_path / "results", trees, (1, 2), PAIRS)[0]
     folders = [stage_folder(alone, 1), stage_folder(alone, 2), student_folder(alone, PAIRS)]
     wanted = [loss for folder in folders for loss in losses_of(folder)]
     assert len(wanted) == 12 and np.ptp(wanted) > 0.1
-    for name, losses in zip(ENGINES, found):
+    for name, losses in zip(engines, found):
         assert losses == pytest.approx(wanted, rel=1e-4), name
     for config in configs:
         assert_near(load_state(weights_file(config, 2, "ema")), load_state(weights_file(alone, 2, "ema")))
+        for step in (3, 4):
+            ours, theirs = (snapshot(config, step) for config in (config, alone))
+            assert len(ours) > 100 and set(ours) == set(theirs)
+            assert_near(ours, theirs)
         stage_1, stage_2 = load_state(weights_file(config, 1, "ema")), load_state(weights_file(config, 2, "raw"))
         assert all(torch.equal(stage_2[f"sar_net.{name}"], value) for name, value in stage_1.items())
 
