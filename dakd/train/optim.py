@@ -47,6 +47,9 @@ def learning_rate(step: int, total_steps: int, peak: float, cfg: OptimizerConfig
 
 
 def optimizer_identity(cfg: OptimizerConfig, peak: float, total_steps: int) -> dict:
-    """What a checkpoint must share to be continued: a run at a constant rate may be made longer, another may not."""
-    follows_length = cfg.lr_decay != "constant"
+    """What a checkpoint must share to be continued: a run at a constant rate may be made longer, another may not.
+
+    Nor may one that is shorter than its warm-up, which is then cut to the run's length.
+    """
+    follows_length = cfg.lr_decay != "constant" or total_steps < cfg.warmup_steps
     return cfg.model_dump(mode="json") | {"lr": peak, "total_steps": total_steps if follows_length else None}

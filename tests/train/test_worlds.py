@@ -114,7 +114,7 @@ def test_two_processes_go_on_bit_for_bit_also_under_another_zero_stage(data, tmp
 
 def test_one_then_two_then_one_process_make_the_run_of_one(data, alone, tmp_path):
     config = in_folder(data, tmp_path / "run")
-    for world, steps in ((1, 1), (2, 3), (1, 4)):
+    for world, steps in ((1, 2), (2, 3), (1, 4)):
         tree = stopping_at(config, steps)
         if world == 1:
             train_each([tree], (1,), PAIRS)
