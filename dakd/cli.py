@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dakd.config import Config, load_config
+from dakd.runtime.lifetime import PREEMPTED, Preempted, die_with_parent, listening, request_stop
+from dakd.runtime.slurm import adopt_place
 
 
 def _prepare(config: Config, _: argparse.Namespace) -> None:
@@ -36,14 +38,15 @@ def _balance(config: Config, _: argparse.Namespace) -> None:
 
 
 def _train_jointnet(config: Config, args: argparse.Namespace) -> None:
-    from dakd.train.jointnet import train_jointnet
-
     if args.dry_run:
         from dakd.train.dry_run import describe_jointnet
 
         print(describe_jointnet(config))
         return
-    train_jointnet(config, (1, 2, 3) if args.stage == "all" else (int(args.stage),))
+    with listening(config.run_path):
+        from dakd.train.jointnet import train_jointnet
+
+        train_jointnet(config, (1, 2, 3) if args.stage == "all" else (int(args.stage),))
 
 
 def _generate(config: Config, args: argparse.Namespace) -> None:
@@ -65,14 +68,15 @@ def _generate(config: Config, args: argparse.Namespace) -> None:
 
 
 def _train_saross(config: Config, args: argparse.Namespace) -> None:
-    from dakd.train.saross import train_saross
-
     if args.dry_run:
         from dakd.train.dry_run import describe_saross
 
         print(describe_saross(config))
         return
-    train_saross(config, (args.training_set,) if args.training_set else None)
+    with listening(config.run_path):
+        from dakd.train.saross import train_saross
+
+        train_saross(config, (args.training_set,) if args.training_set else None)
 
 
 def _evaluate(config: Config, _: argparse.Namespace) -> None:
@@ -113,6 +117,13 @@ STEPS: dict[str, tuple[Callable[[Config, argparse.Namespace], None], str]] = {
     "pipeline": (_pipeline, "all of the above, one after the other"),
 }
 
+# Beside the steps: these take arguments of their own.
+COMMANDS = {
+    "doctor": "what is installed, and which backend each operation will take",
+    "ema": "make an average of the weights of any length, from the snapshots of a training",
+    "stop": "ask the training in a run folder to write a checkpoint and leave",
+}
+
 
 def build_parser(step: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"dakd {step}", description=STEPS[step][1])
@@ -151,7 +162,12 @@ def _positive(text: str) -> int:
 
 
 def run_step(step: str, argv: Sequence[str] | None = None) -> int:
-    """Parse and run; a mistake of the user's is one clear message and exit status 1 (2 for the command line)."""
+    """Parse and run; a mistake of the user's is one clear message and exit status 1 (2 for the command line).
+
+    A training that stopped because it was asked to has exit status 85.
+    """
+    if argv is None:
+        _take_place()
     args = build_parser(step).parse_intermixed_args(argv)
     # Rank 0 tells which backends were taken; the other ranks took the same.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -164,6 +180,10 @@ def run_step(step: str, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"dakd {step}: stopped; the same command goes on from what is there", file=sys.stderr, flush=True)
         return INTERRUPTED
+    except Preempted as stopped:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"dakd {step}: {stopped}", file=sys.stderr, flush=True)
+        return PREEMPTED
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("DAKD_TRACEBACK"):
             raise
@@ -173,9 +193,62 @@ def run_step(step: str, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _take_place() -> None:
+    """A process that is one of several learns which, and ends with its launcher: before it imports torch."""
+    adopt_place()
+    if "RANK" in os.environ:
+        die_with_parent()
+
+
+def _stop(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dakd stop", description=COMMANDS["stop"])
+    parser.add_argument("run", type=Path, help="the run folder (runs/NAME)")
+    run = parser.parse_args(argv).run
+    try:
+        request_stop(run)
+    except (ValueError, OSError) as error:
+        print(f"dakd stop: {error}", file=sys.stderr)
+        return 1
+    print(f"{run}: the training that runs there writes a checkpoint after the step it is at, and leaves")
+    return 0
+
+
+def _ema(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dakd ema", description=COMMANDS["ema"])
+    parser.add_argument("--config", required=True, help="the experiment's YAML")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the YAML's")
+    parser.add_argument("--of", required=True, help="stage1, stage2, stage3, or a student's training set")
+    parser.add_argument("--length", type=float, required=True, help="relative to the training's length, such as 0.10")
+    parser.add_argument("--step", type=int, default=None, help="of the snapshot to end at (default: the newest)")
+    parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        from dakd.train.jointnet import stage_folder, weights_file
+        from dakd.train.posthoc import reconstruct
+        from dakd.train.saross import STUDENT_FILES, student_folder
+
+        config = load_config(args.config, args.overrides)
+        if args.of in ("stage1", "stage2", "stage3"):
+            stage = int(args.of[-1])
+            folder, weights = stage_folder(config, stage), weights_file(config, stage, "ema")
+        else:
+            folder = student_folder(config, args.of)
+            weights = folder / STUDENT_FILES["ema"]
+        error = reconstruct(folder, weights, args.length, args.out, args.step)
+    except (ValueError, OSError) as refusal:
+        print(f"dakd ema: {refusal}", file=sys.stderr)
+        return 1
+    print(f"{args.out}: the average of length {args.length:g}; its profile is fitted to {error:.2%}")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command `dakd`."""
+    if argv is None:
+        _take_place()
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in ("stop", "ema"):
+        return (_stop if argv[0] == "stop" else _ema)(argv[1:])
     if argv and argv[0] == "doctor":
         from dakd.doctor import diagnose
 
@@ -190,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and not argv[0].startswith("-"):
         nearest = difflib.get_close_matches(argv[0], STEPS, n=1)
         print(f"dakd: no step is called {argv[0]!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
-    lines = [f"  {name:<16}{description}" for name, (_, description) in STEPS.items()]
-    usage = "usage: dakd STEP --config FILE [section.key=value ...]\n\n" + "\n".join(lines)
-    print(usage + "\n  doctor          what is installed, and which backend each operation will take")
+    described = {name: description for name, (_, description) in STEPS.items()} | COMMANDS
+    lines = [f"  {name:<16}{description}" for name, description in described.items()]
+    print("usage: dakd STEP --config FILE [section.key=value ...]\n\n" + "\n".join(lines))
     return 0 if argv in ([], ["-h"], ["--help"]) else 2

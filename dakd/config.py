@@ -152,6 +152,9 @@ class ScheduleConfig(Section):
     max_beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
 
+EmaLength = Annotated[float, Field(gt=0, le=0.28)]  # standard deviation of an average's profile; 0.28: nearly flat
+
+
 class OptimizerConfig(Section):
     """AdamW (paper) with an EMA of the weights kept as one more state of the optimizer."""
 
@@ -165,6 +168,10 @@ class OptimizerConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999  # inferred
     # decay(step) = min(ema_decay, (1 + step) / (ema_ramp + step)): the EMA means something in a short run too.
     ema_ramp: Annotated[float, Field(ge=1)] = 10.0
+    # Optimizer steps between snapshots of two more averages, from which `dakd ema` makes one of any length afterwards;
+    # 0: none. They cost 8 bytes a trained parameter (as optimizer state) in memory and in each snapshot.
+    posthoc_every: NonNegative = 0
+    posthoc_lengths: tuple[EmaLength, EmaLength] = (0.05, 0.10)  # relative to the training's (Karras et al. 2024)
 
 
 class EngineConfig(Section):
@@ -180,6 +187,10 @@ class EngineConfig(Section):
     log_every: Positive = 50  # optimizer steps
     checkpoint_every: Positive = 1000  # optimizer steps
     keep_checkpoints: Positive = 2
+    # After this time the training writes a checkpoint and leaves, to be started again; None: no limit.
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    # The same before the end of a SLURM job (SLURM_JOB_END_TIME): time for the running step and its checkpoint.
+    stop_margin_minutes: Annotated[float, Field(ge=0)] = 5.0
     sample_every: NonNegative = 5000  # optimizer steps; 0 makes no grids
     num_samples: Positive = 8  # pairs in a grid
     sample_steps: Positive = 50  # DDIM steps of a grid
@@ -304,6 +315,10 @@ class TrainSarossConfig(Section):
     # Share of an epoch's samples that is synthetic (a mosaic is one), beside every real one once; the synthetic pairs
     # then go round at their own pace. None: every pair once an epoch.
     synthetic_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    # How batch norm normalises while training (inferred). local: by each rank's micro-batch, so that the losses depend
+    # on how the global batch is cut; sync: by the micro-batches of all ranks (GPUs); frozen: by the statistics that the
+    # encoder came with, so that neither ranks nor micro-batch matter. Drop-path is a function of (seed, position).
+    batch_norm: Literal["local", "sync", "frozen"] = "local"
     global_batch: Positive = 16
     micro_batch: Positive = 16
     epochs: Positive = 200  # of real + synthetic; every training set gets the steps that this makes

@@ -18,6 +18,7 @@ import torch
 
 from dakd.config import Config
 from dakd.runtime.distributed import free_port
+from dakd.runtime.lifetime import REQUEST, Preempted, drop_markers, read_markers, request_stop
 from dakd.runtime.runlog import format_duration, say
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
@@ -25,16 +26,26 @@ STEP_ORDER = ("prepare", "balance", "train_jointnet", "generate", "train_saross"
 # Ended by SIGINT or SIGTERM, as a child process and as a shell would report it.
 STOPPED = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 UNDER_DEEPSPEED = ("train_jointnet", "generate", "train_saross")
+TRAININGS = ("train_jointnet", "train_saross")
 
 
 def run_pipeline(config: Config, config_file: Path, overrides: list[str], processes: int | None = None) -> None:
-    """Run every step of the experiment. Raises RuntimeError naming the step that failed."""
+    """Run every step of the experiment.
+
+    Raises RuntimeError naming the step that failed, and Preempted where one was asked to stop.
+    """
     processes = processes or fitting_processes(config, torch.cuda.device_count())
     seconds = {}
     for number, step in enumerate(STEP_ORDER, 1):
         say(f"\n=== {number}/{len(STEP_ORDER)} {step} ===")
         start = time.monotonic()
-        code = run_command(step_command(step, config_file, overrides, processes))
+        drop_markers(config.run_path / step)
+        request = config.run_path / REQUEST if step in TRAININGS else None
+        code, was_told = run_command(step_command(step, config_file, overrides, processes), request)
+        stopped_at = [f"step {m['step']} of {m['total_steps']}" for m in read_markers(config.run_path / step)]
+        if stopped_at or (was_told and code == 0):
+            where = "".join(f" at {place}" for place in stopped_at)
+            raise Preempted(f"stopped in {step}{where}; the same command goes on from what is there")
         if code in STOPPED:
             raise RuntimeError(f"stopped during {step}; the same command goes on from what is there")
         if code != 0:
@@ -53,21 +64,32 @@ def fitting_processes(config: Config, available: int) -> int:
     return max(n for n in range(1, max(1, available) + 1) if all(batch % n == 0 for batch in batches))
 
 
-def run_command(command: list[str]) -> int:
-    """Run a step and return its status. When this process is told to stop, the step's whole family is told too.
+def run_command(command: list[str], request: Path | None = None) -> tuple[int, bool]:
+    """Run a step; its status, and whether this process was told to stop meanwhile.
 
-    DeepSpeed's launcher does not pass SIGTERM on to its ranks, so the step gets a process group of its own.
+    DeepSpeed's launcher passes no SIGTERM on to its ranks and dies of SIGUSR1. So where a training looks for a
+    `request` file, SIGTERM and SIGUSR1 become that file, and the step ends by itself; the second one, SIGINT, and any
+    for another step are sent to the step's whole family, which has a process group of its own.
     """
     step = subprocess.Popen(command, env=step_environment(), start_new_session=True)
+    told: list[int] = []
 
     def pass_on(number: int, _: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(step.pid, number)
+        told.append(number)
+        if request is None or number == signal.SIGINT or len(told) > 1:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(step.pid, signal.SIGTERM if number == signal.SIGUSR1 else number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
-        return step.wait()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return step.wait(timeout=0.2), bool(told)
+            if told and request is not None and not request.exists():
+                request_stop(request.parent)  # again and again: a training that only starts drops an older one
     finally:
+        if told and request is not None:
+            request.unlink(missing_ok=True)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -160,7 +160,7 @@ def test_stopping_the_pipeline_stops_the_step(tmp_path):
     grandchild = f"import time, pathlib\nwhile True:\n    pathlib.Path({str(marker)!r}).touch(); time.sleep(0.05)"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
     command = f"[sys.executable, '-c', {child!r}]"
-    code = f"import sys; from dakd.pipeline import run_command; sys.exit(run_command({command}) != 0)"
+    code = f"import sys; from dakd.pipeline import run_command; sys.exit(run_command({command})[0] != 0)"
     parent = subprocess.Popen([sys.executable, "-c", code])
     while not marker.exists():
         time.sleep(0.05)

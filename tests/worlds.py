@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from dakd.config import Config, build_config
 
@@ -96,16 +102,136 @@ def with_zero_stage(config: Config, stage: int) -> Config:
     return build_config(tree)
 
 
-def train_stages(tree: dict, stages: tuple[int, ...]) -> list[float]:
-    """Train the teacher's stages; the losses of the last one's steps, as its log has them."""
-    from dakd.runtime.distributed import barrier
-    from dakd.runtime.runlog import read_records
-    from dakd.train.jointnet import stage_folder, train_jointnet
+def with_pairs(folder: Path, codec: str = "fp16", **train: object) -> Config:
+    """A toy run with a prepared training set and eight synthetic pairs of 64 x 64, written for temperature 2.
 
+    train: settings of train_saross.
+    """
+    from dakd.data.prepare import prepare
+    from dakd.data.sample import Sample
+    from dakd.data.shards import ShardSet, write_index, write_shard
+
+    tree = toy_config(folder / "run").model_dump(mode="json")
+    tree["prepare"]["simulation"]["size"] = [64, 64]
+    tree["train_saross"] |= train
     config = build_config(tree)
-    train_jointnet(config, stages)
-    barrier()
-    return [record["loss"] for record in read_records(stage_folder(config, stages[-1]) / "metrics.jsonl")]
+    prepare(config, config.run_path)
+    classes = ShardSet(config.run_path / "prepare" / "train").classes
+    rng = np.random.default_rng(0)
+    pairs = [
+        Sample(
+            f"pair-{i}",
+            rng.integers(0, 256, (64, 64), dtype=np.uint8),
+            soft_label=rng.normal(size=(5, 64, 64)).astype(np.float16),
+        )
+        for i in range(8)
+    ]
+    pairs_folder = config.run_path / "generate"
+    write_shard(pairs_folder, 0, pairs, classes, codec=codec, temperature=2.0)
+    write_index(pairs_folder, classes, kind="synthetic", codec=codec)
+    return config
+
+
+def with_engine(config: Config, deepspeed: str, **train: object) -> Config:
+    """The same experiment under another file of configs/deepspeed/; `train` replaces settings of train_jointnet."""
+    tree = config.model_dump(mode="json")
+    for section in ("train_jointnet", "train_saross"):
+        tree[section]["engine"]["deepspeed"] = f"configs/deepspeed/{deepspeed}.json"
+    tree["train_jointnet"] |= train
+    return build_config(tree)
+
+
+def in_folder(config: Config, folder: Path) -> Config:
+    """The same experiment in a run folder of its own, with the same data."""
+    shutil.copytree(config.run_path, folder)
+    return build_config(config.model_dump(mode="json") | {"run_dir": str(folder)})
+
+
+def losses_of(folder: Path) -> list[float]:
+    """The losses of a training's steps, as its log has them."""
+    from dakd.runtime.runlog import read_records
+
+    return [record["loss"] for record in read_records(folder / "metrics.jsonl")]
+
+
+def train_each(trees: list[dict], stages: tuple[int, ...], training_set: str | None) -> list[list[float]]:
+    """Train the teacher's stages and one student for each of the configurations, one after the other; all losses."""
+    from dakd.runtime.distributed import barrier
+    from dakd.train.jointnet import stage_folder, train_jointnet
+    from dakd.train.saross import student_folder, train_saross
+
+    losses = []
+    for config in map(build_config, trees):
+        train_jointnet(config, stages)
+        if training_set is not None:
+            train_saross(config, (training_set,))
+        barrier()
+        folders = [stage_folder(config, stage) for stage in stages]
+        folders += [student_folder(config, training_set)] if training_set is not None else []
+        losses.append([loss for folder in folders for loss in losses_of(folder)])
+    return losses
+
+
+def disturb(tree: dict) -> dict[str, str]:
+    """Two ranks train stage 1 while rank 1 alone meets trouble: a signal, a loss and a gradient that are not finite."""
+    import dakd.train.jointnet as jointnet
+    from dakd.runtime.distributed import barrier, rank
+    from dakd.runtime.lifetime import Preempted
+    from dakd.train.engine import Engine, NonFiniteLoss
+
+    config, told = build_config(tree), {}
+    image_loss, train_step = jointnet.image_loss, Engine.train_step
+
+    def signal_rank_1(*args):
+        if rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return train_step(*args)
+
+    def loss_is_nan(x_0, x_hat):
+        losses = image_loss(x_0, x_hat)
+        return losses * torch.tensor([1.0, float("nan")]) if rank() == 1 else losses
+
+    def gradient_is_nan(x_0, x_hat):
+        zero = (x_hat - x_hat.detach()).abs().sqrt().sum(dim=(1, 2, 3))  # its gradient is not a number
+        return image_loss(x_0, x_hat) + (zero if rank() == 1 else 0 * zero.detach())
+
+    Engine.train_step = signal_rank_1
+    try:
+        jointnet.train_jointnet(config, (1,))
+    except Preempted as stopped:
+        told["signal"] = str(stopped)
+    Engine.train_step = train_step
+    for name, poisoned in (("loss", loss_is_nan), ("gradient", gradient_is_nan)):
+        jointnet.image_loss = poisoned
+        try:
+            _train_without_restoring(config)
+        except NonFiniteLoss as error:
+            told[name] = str(error)
+        barrier()
+    jointnet.image_loss = image_loss
+    jointnet.train_jointnet(config, (1,))
+    return told
+
+
+def _train_without_restoring(config: Config) -> None:
+    """Go on from the checkpoint's weights alone, so that the poison meets a step and not the restoring of states."""
+    from dakd.train.engine import Engine
+    from dakd.train.jointnet import train_jointnet
+
+    restore, Engine.restore = Engine.restore, lambda *_: None
+    try:
+        train_jointnet(config, (1,))
+    finally:
+        Engine.restore = restore
+
+
+def write_checkpoints(folder: Path, first_step: int, identity: dict) -> None:
+    """Checkpoint after checkpoint, each filled with its step; killed from outside."""
+    from dakd.train.checkpoint import save_checkpoint
+
+    for step in range(first_step, first_step + 10_000):
+        state = {f"master/{name}": torch.full((30_000,), float(step)) for name in "abc"}
+        save_checkpoint(folder, step, state, {"identity": identity, "position": step}, keep=2)
 
 
 def generate_pairs(tree: dict) -> str:
@@ -113,15 +239,3 @@ def generate_pairs(tree: dict) -> str:
     from dakd.generate.generate import generate
 
     return str(generate(build_config(tree)))
-
-
-def train_student(tree: dict, training_set: str) -> list[float]:
-    """Train one student; the losses of its steps, as its log has them."""
-    from dakd.runtime.distributed import barrier
-    from dakd.runtime.runlog import read_records
-    from dakd.train.saross import student_folder, train_saross
-
-    config = build_config(tree)
-    train_saross(config, (training_set,))
-    barrier()
-    return [record["loss"] for record in read_records(student_folder(config, training_set) / "metrics.jsonl")]

@@ -144,7 +144,7 @@ def _engine_steps(module: nn.Module, given: dict, precision: str, device: str) -
     precision = precision if torch.device(device).type == "cuda" else "fp32"
     engine = Engine(module, OptimizerConfig(), EngineConfig(wandb="off"), global_batch=size, micro_batch=size,
                     precision=precision, decays_vectors=False)  # fmt: skip
-    batches = itertools.repeat(given | {"positions": given["host_positions"]})
+    batches = itertools.repeat(given | {"positions": given["host_positions"], "skipped": []})
     return lambda: engine.train_step(batches, _RATE)
 
 

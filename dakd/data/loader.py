@@ -24,6 +24,7 @@ from dakd.data.soft_labels import common_range, likeliest_class
 from dakd.data.streams import StreamDataset, StreamReaders
 from dakd.data.transforms import crop_and_flip
 from dakd.runtime.distributed import rank
+from dakd.runtime.lifetime import shield_reader
 from dakd.runtime.seeding import Stream
 
 _TILES = 4  # of a mosaic
@@ -234,7 +235,9 @@ class BatchLoader:
     def _from_streams(self) -> Iterator[dict]:
         readers = StreamReaders(self.dataset, self.batches, self.num_workers)
         options = {"prefetch_factor": _PREFETCHED} if self.num_workers else {}
-        loader = DataLoader(readers, None, num_workers=self.num_workers, collate_fn=dict, **options)
+        loader = DataLoader(
+            readers, None, num_workers=self.num_workers, collate_fn=dict, worker_init_fn=shield_reader, **options
+        )
         for batch in loader:
             yield unpack(batch | {"block": batch["block"].pin_memory()} if self.pin_memory else batch)
 
@@ -254,6 +257,7 @@ class BatchLoader:
             num_workers=self.num_workers,
             prefetch_factor=_PREFETCHED,
             collate_fn=dict,  # as it is
+            worker_init_fn=shield_reader,
             multiprocessing_context="fork",  # the blocks are inherited
         )
         for batch in loader:

@@ -1,26 +1,27 @@
 """Which process this is among how many, on which device; set up once, under any launcher.
 
-`deepspeed`, `torchrun` and SLURM tell a process its place through the environment (RANK, WORLD_SIZE, LOCAL_RANK);
-plain `python` tells nothing and is a world of one.
+`deepspeed` and `torchrun` tell a process its place through the environment (RANK, WORLD_SIZE, LOCAL_RANK), `srun`
+through SLURM's (see slurm.py); plain `python` tells nothing and is a world of one.
 """
 
 from __future__ import annotations
 
 import atexit
-import ctypes
+import json
 import os
-import signal
 import socket
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from dakd.runtime.lifetime import die_with_parent
+from dakd.runtime.slurm import adopt_place
+
 # Ranks that generate shards of their own meet again only at the end, which may be hours apart.
 COLLECTIVE_TIMEOUT = timedelta(hours=24)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def rank() -> int:
@@ -53,8 +54,9 @@ def init_process_group() -> None:
     """
     if dist.is_initialized():
         return
+    adopt_place()
     if "RANK" in os.environ:
-        _die_with_launcher()
+        die_with_parent()
     else:
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
@@ -69,6 +71,7 @@ def init_process_group() -> None:
 
 def init_if_many() -> None:
     """Join the process group where a launcher started several processes; a lone process needs none."""
+    adopt_place()
     if world_size() > 1:
         init_process_group()
 
@@ -93,6 +96,31 @@ def all_reduce_sum(values: Sequence[float]) -> list[float]:
     return tensor.tolist()
 
 
+def all_gather_text(text: str) -> list[str]:
+    """Every rank's text, by rank; the same list on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [text]
+    mine = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8).to(device())
+    sizes = [int(size) for size in all_gather_number(mine.numel())]
+    padded = torch.zeros(max(sizes), dtype=torch.uint8, device=device())
+    padded[: mine.numel()] = mine
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return [bytes(part[:size].tolist()).decode().strip() for part, size in zip(gathered, sizes)]
+
+
+def all_gather_number(value: float) -> list[float]:
+    """Every rank's number, by rank."""
+    mine = [0.0] * world_size()
+    mine[rank()] = value
+    return all_reduce_sum(mine)
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's JSON-serialisable value, on every rank."""
+    return json.loads(all_gather_text(json.dumps(value) if is_main() else "")[0])
+
+
 def limit_threads(threads: int) -> None:
     """Give this rank its share of the host's cores: `threads`, or with 0 an equal share among the host's ranks.
 
@@ -101,15 +129,6 @@ def limit_threads(threads: int) -> None:
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, available // max(1, ranks_here)))
-
-
-def _die_with_launcher() -> None:
-    """Ask the kernel (Linux) to end this rank when the launcher that started it ends, however it ends.
-
-    A rank that outlives its launcher would go on writing where the next run of the same command writes.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port() -> int:

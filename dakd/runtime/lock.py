@@ -1,20 +1,30 @@
-"""One writer a folder: rank 0 holds a lock on what it writes, and says who it is."""
+"""One writer a folder: rank 0 holds a lock on what it writes, and says who it is.
+
+The lock is the kernel's (flock): it ends with its process, however that ends, so that nothing stale needs clearing. It
+holds between hosts too where the file system carries it: NFS (4, and 3 with its lock daemon), GPFS, Lustre mounted with
+`flock`. Where a file system knows no locks, the record of the owner decides, as far as it can.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from dakd.runtime.distributed import is_main
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder/.lock` on rank 0; the kernel lets go of it when the process ends, however it ends.
+    """Hold `folder/.lock` on rank 0; its content is the owner's host, process and start time, and goes when it ends.
 
     Raises RuntimeError naming the owner where another process holds it.
     """
@@ -26,12 +36,64 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            stream.seek(0)
-            raise RuntimeError(
-                f"{folder} is being written by {stream.read().strip() or 'another process'}; wait for it, or stop it "
-                "(a launcher that was killed may have left its ranks running)"
-            ) from None
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
-        yield
+            raise _refusal(folder, _read(stream)) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _trust_record(folder, _read(stream))
+        _write(stream, {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())})
+        try:
+            yield
+        finally:
+            _write(stream, None)
+
+
+def _trust_record(folder: Path, owner: dict | None) -> None:
+    """Without locks: refuse where the owner on record is alive, or on another host, where nobody here can tell."""
+    if owner is None:
+        return
+    if owner["host"] != socket.gethostname():
+        raise RuntimeError(
+            f"{folder} was being written by {_name(owner)}, and its file system has no locks that would tell whether "
+            f"it still is; once it is not, remove {folder / '.lock'}"
+        )
+    if _start_of(owner["pid"]) == owner["started"]:
+        raise _refusal(folder, owner)
+
+
+def _refusal(folder: Path, owner: dict | None) -> RuntimeError:
+    return RuntimeError(
+        f"{folder} is being written by {'another process' if owner is None else _name(owner)}; wait for it, or stop it "
+        "(a launcher that was killed may have left its ranks running)"
+    )
+
+
+def _name(owner: dict) -> str:
+    return f"process {owner['pid']} on {owner['host']}"
+
+
+def _read(stream: TextIO) -> dict[str, Any] | None:
+    """The owner on record; None where there is none, or one that was killed while it wrote itself down."""
+    stream.seek(0)
+    try:
+        return json.loads(stream.read())
+    except ValueError:
+        return None
+
+
+def _write(stream: TextIO, owner: dict | None) -> None:
+    stream.truncate(0)
+    if owner is not None:
+        stream.write(json.dumps(owner) + "\n")
+    stream.flush()
+
+
+def _start_of(pid: int) -> int | None:
+    """When a process of this host started, in clock ticks since boot (Linux); None where there is none.
+
+    Process numbers are used again, a number with its start is not.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None

@@ -19,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from dakd.config import Config, dump_config
 from dakd.runtime.distributed import is_main
-from dakd.runtime.files import write_text
+from dakd.runtime.files import sync, write_text
 
 REPORT_INTERVAL_S = 30.0
 CONNECT_TIMEOUT_S = 3.0  # until W&B's server counts as absent
@@ -133,6 +133,11 @@ class RunLog:
             f"{self.label}  step {step}/{self.total_steps}  images {format_count(images_seen)}  {numbers}  "
             f"{images_per_s:.3g} img/s  eta {eta}"
         )
+
+    def flush(self) -> None:
+        """Return when all records are on the disk: a checkpoint never outlives the lines of its steps."""
+        if self.active and self._path.exists():
+            sync(self._path)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -65,10 +65,15 @@ def numpy_rng(seed: int, *ids: int, stream: Stream) -> np.random.Generator:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch: for weight initialisation, the one randomness that has no position."""
+    """Seeds Python, numpy and torch: for weight initialisation, a randomness that has no position."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds them for one step of a training: what has no position (a foreign net's dropout) needs no saved state."""
+    seed_everything(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -1,80 +1,187 @@
 """Checkpoints: one portable format (safetensors and JSON), whole or absent, found again by the same command.
 
 A checkpoint is a folder `step-00001000` with `state.safetensors` (fp32 tensors by kind and parameter name) and
-`state.json` (step, position, identity of the run, versions). It is written aside and renamed when it is on the disk.
+`state.json` (step, position, identity of the run, versions, and the checksums of both files). It is written aside and
+renamed when it is on the disk. A checkpoint whose bytes have changed since is never loaded: it is set aside under the
+name `damaged-step-00001000`, and the one before it is taken.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dakd.runtime.distributed import barrier, is_main
-from dakd.runtime.files import sync, write_json
+from dakd.runtime.distributed import barrier, broadcast, is_main
+from dakd.runtime.files import file_hash, sync, write_json
+from dakd.runtime.runlog import say
 
-FORMAT = 1
+FORMAT = 2
+_TENSORS, _FACTS = "state.safetensors", "state.json"
+
+
+class Damaged(ValueError):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+# --- a folder of tensors and facts ------------------------------------------------------------------------------------
+
+
+def write_state(target: Path, tensors: dict[str, Tensor], facts: dict) -> None:
+    """Write `tensors` and JSON-serialisable `facts` to the folder `target`.
+
+    A kill at any byte leaves it whole or absent. OSError where the disk is full: what was written aside is removed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    aside.mkdir()
+    try:
+        try:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, aside / _TENSORS)
+        except SafetensorError as error:
+            raise OSError(f"{target} could not be written: {error}") from error
+        sync(aside / _TENSORS)
+        versions = {"torch": torch.__version__, "python": platform.python_version()}
+        facts = {"format": FORMAT, "versions": versions, **facts, "sha256": file_hash(aside / _TENSORS)}
+        write_json(aside / _FACTS, {**facts, "facts_sha256": _hash_of(facts)})
+        sync(aside)
+        _remove(target)
+        os.replace(aside, target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync(target.parent)
+
+
+def verified_facts(target: Path) -> dict:
+    """The facts of a folder that `write_state` wrote, once both files have the checksums they were written with.
+
+    Raises Damaged where they have not, and ValueError for another format.
+    """
+    try:
+        facts = json.loads((target / _FACTS).read_bytes())
+        told = facts.pop("facts_sha256", None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise Damaged(f"{target / _FACTS} cannot be read: {error}") from None
+    if told is None and facts.get("format") in range(FORMAT):
+        raise ValueError(f"{target} has format {facts['format']}; this version reads {FORMAT}")
+    if told != _hash_of(facts):
+        raise Damaged(f"{target / _FACTS} has another checksum than it was written with")
+    if facts["format"] != FORMAT:
+        raise ValueError(f"{target} has format {facts['format']}; this version reads {FORMAT}")
+    try:
+        found = file_hash(target / _TENSORS)
+    except OSError as error:
+        raise Damaged(f"{target / _TENSORS} cannot be read: {error}") from None
+    if found != facts["sha256"]:
+        raise Damaged(f"{target / _TENSORS} has another checksum than it was written with")
+    return facts
+
+
+def load_tensors(target: Path) -> dict[str, Tensor]:
+    """The tensors of a folder whose checksums were verified."""
+    return load_file(target / _TENSORS)
+
+
+def _hash_of(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder that must never be seen in part: it is hidden first, and a kill leaves only what is hidden."""
+    if path.exists():
+        hidden = path.with_name(f".{path.name}.{os.getpid()}.old")
+        os.replace(path, hidden)
+        shutil.rmtree(hidden)
+
+
+# --- the checkpoints of a training ------------------------------------------------------------------------------------
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Tensor], facts: dict, keep: int) -> None:
     """Write checkpoint `step` from rank 0, then drop all but the newest `keep`. Other ranks wait."""
     if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step-*"):
             shutil.rmtree(leftover)
-        target = folder / f"step-{step:08d}"
-        aside = folder / f".{target.name}.{os.getpid()}"
-        aside.mkdir()
-        save_file({name: value.contiguous() for name, value in state.items()}, aside / "state.safetensors")
-        write_json(aside / "state.json", {"format": FORMAT, "step": step, "torch": torch.__version__, **facts})
-        sync(aside / "state.safetensors")
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(aside, target)
-        sync(folder)
+        write_state(folder / f"step-{step:08d}", state, {"step": step, **facts})
         for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
     barrier()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """The checkpoints, oldest first; whether their bytes are as they were written is not looked at."""
     found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def load_latest(folder: Path, identity: dict) -> tuple[dict[str, Tensor], dict] | None:
-    """State and facts of the newest checkpoint, or None.
+    """State and facts of the newest whole checkpoint, or None where there is none; a collective.
 
-    Raises ValueError when it belongs to another experiment: every differing setting is named.
+    Rank 0 verifies and chooses for all. Damaged ones are named and set aside. Raises ValueError where every checkpoint
+    is damaged, and where the newest whole one belongs to another experiment: every differing setting is named.
     """
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
+    chosen = error = None
+    if is_main():
+        try:
+            chosen = _choose(folder, identity)
+        except (ValueError, OSError) as refusal:
+            error = str(refusal)
+    chosen, error = broadcast([None if chosen is None else str(chosen), error])
+    if error is not None:
+        raise ValueError(error)
+    if chosen is None:
         return None
-    facts = json.loads((checkpoints[-1] / "state.json").read_text())
-    if facts["format"] != FORMAT:
-        raise ValueError(f"{checkpoints[-1]} has format {facts['format']}; this version reads {FORMAT}")
-    saved = _flat(facts["identity"])
-    wanted = _flat(json.loads(json.dumps(identity)))
+    return load_tensors(Path(chosen)), json.loads((Path(chosen) / _FACTS).read_text())
+
+
+def _choose(folder: Path, identity: dict) -> Path | None:
+    damaged = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            facts = verified_facts(path)
+        except Damaged as error:
+            damaged.append(path)
+            say(f"damaged checkpoint: {error}; the one before it is taken")
+            continue
+        _refuse_another_experiment(path, facts["identity"], identity)
+        for broken in damaged:
+            aside = broken.with_name(f"damaged-{broken.name}")
+            _remove(aside)
+            os.replace(broken, aside)
+        return path
+    if damaged:
+        raise ValueError(f"every checkpoint in {folder} is damaged; to start anew, remove {folder.parent}")
+    return None
+
+
+def _refuse_another_experiment(path: Path, found: dict, identity: dict) -> None:
+    saved, wanted = _flat(found), _flat(json.loads(json.dumps(identity)))
     differing = [name for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)]
+    if differing == ["starts_from"]:
+        raise ValueError(
+            f"{path} started from other weights than the stage before has now: that one was trained again, or "
+            f"init_from was changed. To start anew from what it has now, remove {path.parent.parent}"
+        )
     if differing:
         lines = "\n".join(f"  {name}: {saved.get(name)!r} there, {wanted.get(name)!r} now" for name in differing)
-        if differing == ["starts_from"]:
-            raise ValueError(
-                f"{checkpoints[-1]} started from other weights than the stage before has now: that one was trained "
-                f"again, or init_from was changed. To start anew from what it has now, remove {folder.parent}"
-            )
         raise ValueError(
-            f"{checkpoints[-1]} was made with other settings:\n{lines}\n"
+            f"{path} was made with other settings:\n{lines}\n"
             "Set them back to go on, or take another name (or remove the folder) to start anew"
         )
-    return load_file(checkpoints[-1] / "state.safetensors"), facts
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dakd.config import Config, EngineConfig, dump_config
+from dakd.config import Config, EngineConfig, OptimizerConfig, dump_config
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.models.jointnet import SARJointNet
 from dakd.models.unet import UNet
 from dakd.models.zoo import build_student
 from dakd.runtime.distributed import world_size
 from dakd.runtime.runlog import format_count
+from dakd.train.ema import decays_of
 from dakd.train.engine import fitting_micro_batch, resolve_precision, zero_config
 from dakd.train.jointnet import freeze_for_stage
 
@@ -48,7 +49,7 @@ def describe_jointnet(config: Config) -> str:
             freeze_for_stage(net, stage)
         cost = measure(net, (image, t) if stage == 1 else (image, label, t))
         lines.append(f"stage {stage}   {_cost_line(cost)}")
-        lines += _memory_lines(cost, cfg.engine, micro_batch, "bf16")
+        lines += _memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, "bf16")
     return "\n".join(lines)
 
 
@@ -67,7 +68,7 @@ def describe_saross(config: Config) -> str:
         dump_config(config),
         f"SAROSS-Net, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
         f"student   {_cost_line(cost)} (without the scans and the attention cores)",
-        *_memory_lines(cost, cfg.engine, micro_batch, "autocast"),
+        *_memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, "autocast"),
     ]
     return "\n".join(lines)
 
@@ -110,30 +111,34 @@ def _cost_line(cost: Cost) -> str:
     )
 
 
-def memory_parts(cost: Cost, precision: str, stage: int, world: int, micro_batch: int) -> dict[str, float]:
+def memory_parts(
+    cost: Cost, precision: str, stage: int, world: int, micro_batch: int, num_averages: int = 1
+) -> dict[str, float]:
     """Bytes a rank by what they are for: ZeRO `stage` (1 to 3) among `world` ranks.
 
-    The optimizer keeps an fp32 master, two moments and the EMA of every trained parameter; bf16 and autocast keep half
-    of the fp32 activations.
+    The optimizer keeps an fp32 master, two moments and the averages of every trained parameter; bf16 and autocast keep
+    half of the fp32 activations.
     """
     width = 2 if precision == "bf16" else 4
     activations = cost.saved_bytes * micro_batch
     return {
         "weights": cost.num_parameters * width / (world if stage == 3 else 1),
         "gradients": cost.num_trained * width / (world if stage >= 2 else 1),
-        "optimizer": cost.num_trained * 16 / world,
+        "optimizer": cost.num_trained * 4 * (3 + num_averages) / world,
         f"activations of {micro_batch} images": activations if precision == "fp32" else activations / 2,
     }
 
 
-def _memory_lines(cost: Cost, engine: EngineConfig, micro_batch: int, on_gpu: str) -> list[str]:
+def _memory_lines(
+    cost: Cost, optimizer: OptimizerConfig, engine: EngineConfig, micro_batch: int, on_gpu: str
+) -> list[str]:
     """One line a precision: that of this host, and that of a GPU where `auto` means another there."""
     stage, world = zero_config(engine.deepspeed)["zero_optimization"]["stage"], world_size()
     here = resolve_precision(engine.precision, on_gpu)
     precisions = {here: here} | ({on_gpu: f"{on_gpu}, as on a GPU"} if engine.precision == "auto" else {})
     lines = []
     for precision, title in precisions.items():
-        parts = memory_parts(cost, precision, stage, world, micro_batch)
+        parts = memory_parts(cost, precision, stage, world, micro_batch, len(decays_of(optimizer)))
         listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
         total = sum(parts.values()) / 2**30
         lines.append(f"          {title}: about {total:.2f} GiB a rank ({listed}; ZeRO-{stage} on {world})")

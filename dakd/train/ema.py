@@ -1,12 +1,20 @@
-"""AdamW that keeps an exponential moving average of the weights as one more state of the optimizer.
+"""AdamW that keeps moving averages of the weights as more states of the optimizer.
 
-As a state beside Adam's moments, the average is sharded, offloaded and saved wherever they are: DeepSpeed hands its
+As a state beside Adam's moments, an average is sharded, offloaded and saved wherever they are: DeepSpeed hands its
 optimizer flat fp32 partitions, and the average of a partition is the partition of the average. No collective is needed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import torch
+
+from dakd.config import OptimizerConfig
+from dakd.train.posthoc import power_decay, power_of_length
+
+Decays = Mapping[str, Callable[[int], float]]  # by an average's name: its decay at an optimizer step (1-based)
 
 
 def ema_decay(step: int, max_decay: float, ramp: float) -> float:
@@ -17,12 +25,21 @@ def ema_decay(step: int, max_decay: float, ramp: float) -> float:
     return min(max_decay, (1 + step) / (ramp + step))
 
 
-class EmaAdamW(torch.optim.AdamW):
-    """torch's AdamW; after each step `state["ema"]` moves towards the weights, starting from the initial ones."""
+def decays_of(cfg: OptimizerConfig) -> dict[str, Callable[[int], float]]:
+    """The averages that a training keeps: `ema`, and `posthoc_0`, `posthoc_1` where snapshots of them are taken."""
+    decays = {"ema": partial(ema_decay, max_decay=cfg.ema_decay, ramp=cfg.ema_ramp)}
+    if cfg.posthoc_every:
+        powers = map(power_of_length, cfg.posthoc_lengths)
+        decays |= {f"posthoc_{i}": partial(power_decay, power=power) for i, power in enumerate(powers)}
+    return decays
 
-    def __init__(self, params, *, max_decay: float, ramp: float, **adamw):
+
+class AveragingAdamW(torch.optim.AdamW):
+    """torch's AdamW; after each step every average moves towards the weights, starting from the initial ones."""
+
+    def __init__(self, params, *, decays: Decays, **adamw):
         super().__init__(params, **adamw)
-        self.max_decay, self.ramp = max_decay, ramp
+        self.decays = decays
 
     @torch.no_grad()
     def create_states(self) -> None:
@@ -35,7 +52,8 @@ class EmaAdamW(torch.optim.AdamW):
             for p in group["params"]:
                 if not self.state[p]:
                     moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-                    self.state[p] = {"step": torch.tensor(0.0), **moments, "ema": p.detach().clone()}
+                    averages = {name: p.detach().clone() for name in self.decays}
+                    self.state[p] = {"step": torch.tensor(0.0), **moments, **averages}
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -44,7 +62,8 @@ class EmaAdamW(torch.optim.AdamW):
         loss = super().step(closure)
         for p in touched:
             state = self.state[p]
-            if "ema" not in state:
-                state["ema"] = initial[p]
-            state["ema"].lerp_(p, 1 - ema_decay(int(state["step"]), self.max_decay, self.ramp))
+            if p in initial:
+                state.update({name: initial[p].clone() for name in self.decays})
+            for name, decay in self.decays.items():
+                state[name].lerp_(p, 1 - decay(int(state["step"])))
         return loss

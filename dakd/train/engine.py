@@ -8,8 +8,9 @@ depends neither on the ZeRO stage nor on the number of ranks.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 
 from dakd.config import EngineConfig, OptimizerConfig
 from dakd.runtime import distributed
-from dakd.train.ema import ema_decay
+from dakd.train.ema import decays_of
 from dakd.train.optim import build_optimizer
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "ema")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -33,10 +34,11 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Means over the global batch (totals for names in num_), and the gradient's norm before clipping."""
+    """Means over the global batch (totals for names in num_), the gradient's norm before clipping, summed wishes."""
 
     losses: dict[str, float]
     grad_norm: float
+    wishes: list[float]
 
 
 def fitting_micro_batch(global_batch: int, largest: int, world: int) -> int:
@@ -116,7 +118,8 @@ class Engine:
         # The engine may round frozen parameters to bf16, and its getters do not know them: keep the originals.
         self._frozen = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
         exact = {n: p.detach().clone() for n, p in module.named_parameters()} if precision == "bf16" else {}
-        self._num_steps, self._ema_settings = 0, (optimizer.ema_decay, optimizer.ema_ramp)
+        self._num_steps, self._decays = 0, decays_of(optimizer)
+        self._state_kinds = ("master", *MOMENTS, *self._decays)
         config = zero_config(engine.deepspeed) | {
             "train_batch_size": global_batch,
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -142,56 +145,61 @@ class Engine:
                 self._set(parameter, "master", exact[name])
         _inner_optimizer(self._optimizer).create_states()
         # Batch norm's statistics are averaged as the weights are, so that the two fit each other.
-        self._ema_buffers = {name: buffer.detach().clone() for name, buffer in self._persistent_buffers()}
+        self._averaged_buffers = {
+            kind: {name: buffer.detach().clone() for name, buffer in self._persistent_buffers()}
+            for kind in self._decays
+        }
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def train_step(self, batches: Iterator[dict], lr: float) -> StepResult:
-        """One optimizer step on the next micro-batches. Raises NonFiniteLoss on all ranks before the weights move."""
+    def train_step(self, batches: Iterator[dict], lr: float, wishes: Sequence[float] = ()) -> StepResult:
+        """One optimizer step on the next micro-batches. Raises NonFiniteLoss on all ranks before the weights move.
+
+        wishes: this rank's numbers that the step adds up over the ranks beside its losses.
+        """
         self._set_lr(lr)
         self.engine.train()
         sums: dict[str, Tensor] = {}
-        keys: list[str] = []
+        seen: list[tuple[list[str], Tensor]] = []
         num_bad = 0
         for _ in range(self.accumulation):
             batch = next(batches)
-            keys += batch["keys"]
             num_bad += len(batch["skipped"])
             losses = self.engine(self._to_device(batch))
+            seen.append((batch["keys"], losses["loss"].detach()))
             self.engine.backward(losses["loss"].sum() / self.micro_batch)
             for name, values in losses.items():
                 sums[name] = sums.get(name, 0) + values.detach().double().sum()
             if not self.engine.is_gradient_accumulation_boundary():
                 self.engine.step()
         sums["num_bad_records"] = sums["loss"].new_tensor(num_bad)
-        means = self._global_means(sums)
-        self._stop_if_non_finite(means["loss"], keys)
+        means, summed_wishes = self._add_up(sums, wishes)
+        if not math.isfinite(means["loss"]):
+            raise NonFiniteLoss(_non_finite_message("loss", means["loss"], seen))
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm() or 0.0)
-        if not self.engine.was_step_applied() or norm != norm or norm in (float("inf"), -1.0):
-            raise NonFiniteLoss(_non_finite_message("gradient", norm, keys))
+        if not self.engine.was_step_applied() or not math.isfinite(norm) or norm == -1.0:
+            raise NonFiniteLoss(_non_finite_message("gradient", norm, seen))
         self._num_steps += 1
         self._average_buffers()
-        return StepResult(means, norm)
+        return StepResult(means, norm, summed_wishes)
 
     @torch.no_grad()
     def _average_buffers(self) -> None:
-        weight = 1 - ema_decay(self._num_steps, *self._ema_settings)
-        for name, buffer in self._persistent_buffers():
-            if buffer.is_floating_point():
-                self._ema_buffers[name].lerp_(buffer, weight)
-            else:
-                self._ema_buffers[name].copy_(buffer)
+        for kind, decay in self._decays.items():
+            for name, buffer in self._persistent_buffers():
+                if buffer.is_floating_point():
+                    self._averaged_buffers[kind][name].lerp_(buffer, 1 - decay(self._num_steps))
+                else:
+                    self._averaged_buffers[kind][name].copy_(buffer)
 
-    def _global_means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+    def _add_up(self, sums: dict[str, Tensor], wishes: Sequence[float] = ()) -> tuple[dict[str, float], list[float]]:
+        """Global means of the losses and sums of the wishes, in one collective."""
         names = sorted(sums)
-        totals = distributed.all_reduce_sum(torch.stack([sums[name] for name in names]).tolist())
+        totals = distributed.all_reduce_sum([*torch.stack([sums[name] for name in names]).tolist(), *wishes])
         batch = self.accumulation * self.micro_batch * distributed.world_size()
-        return {name: total / (1 if name.startswith("num_") else batch) for name, total in zip(names, totals)}
-
-    def _stop_if_non_finite(self, loss: float, keys: list[str]) -> None:
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise NonFiniteLoss(_non_finite_message("loss", loss, keys))
+        means = {name: total / (1 if name.startswith("num_") else batch) for name, total in zip(names, totals)}
+        return means, totals[len(names) :]
 
     def _set_lr(self, lr: float) -> None:
         for group in self._optimizer.param_groups:
@@ -208,7 +216,7 @@ class Engine:
     # -- state by name ------------------------------------------------------------------------------------------------
 
     def collect(self, what: str) -> dict[str, Tensor]:
-        """A full fp32 copy by name, on the CPU: `master` weights, or the state `exp_avg`, `exp_avg_sq` or `ema`.
+        """A full fp32 copy by name, on the CPU: `master` weights, Adam's `exp_avg` or `exp_avg_sq`, or an average.
 
         A collective: every rank calls it. Only rank 0 keeps what comes of it, and the others return nothing: a copy a
         rank would fill the host.
@@ -233,11 +241,11 @@ class Engine:
                 yield name, buffer
 
     def buffers(self, kind: str) -> dict[str, Tensor]:
-        """`raw` or `ema` buffers by name on the CPU; floating ones (batch norm's statistics) are means over ranks."""
+        """`raw` or averaged buffers by name on the CPU; floating ones (batch norm's) are means over the ranks."""
         world = distributed.world_size()
         averaged = {}
         for name, buffer in self._persistent_buffers():
-            value = (buffer if kind == "raw" else self._ema_buffers[name]).detach().clone()
+            value = (buffer if kind == "raw" else self._averaged_buffers[kind][name]).detach().clone()
             if world > 1 and value.is_floating_point():
                 dist.all_reduce(value)
                 value /= world
@@ -250,11 +258,16 @@ class Engine:
         frozen = {name: value.float().cpu() for name, value in self._frozen.items()}
         return trained | frozen | self.buffers(kind)
 
+    def averages(self, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """The named averages of trained parameters and buffers, flat, by `kind/name`, on rank 0; a collective."""
+        parts = {kind: self.collect(kind) | self.buffers(kind) for kind in kinds}
+        return {f"{kind}/{name}": value for kind, values in parts.items() for name, value in values.items()}
+
     def state(self) -> dict[str, Tensor]:
         """All that a resume needs, flat, by `kind/name`, on rank 0; a collective."""
-        parts = {kind: self.collect(kind) for kind in ("master", *MOMENTS)}
+        parts = {kind: self.collect(kind) for kind in self._state_kinds}
         parts["frozen"] = {name: value.cpu() for name, value in self._frozen.items()}
-        parts |= {"buffer": self.buffers("raw"), "ema_buffer": self.buffers("ema")}
+        parts |= {"buffer": self.buffers("raw")} | {f"{kind}_buffer": self.buffers(kind) for kind in self._decays}
         return {f"{kind}/{name}": value for kind, values in parts.items() for name, value in values.items()}
 
     def restore(self, state: dict[str, Tensor], step: int, batches: Callable[[], Iterator[dict]]) -> None:
@@ -268,20 +281,23 @@ class Engine:
         source = batches()
         for _ in range(self.accumulation):
             batch = next(source)
-            loss = self.engine(self._to_device(batch))["loss"].sum()
-            self._stop_if_non_finite(self._global_means({"loss": loss.detach()})["loss"], batch["keys"])
-            self.engine.backward(loss * 0.0)
+            losses = self.engine(self._to_device(batch))["loss"]
+            total = self._add_up({"loss": losses.detach().double().sum()})[0]["loss"]
+            if not math.isfinite(total):  # zero times it would not be zero
+                raise NonFiniteLoss(_non_finite_message("loss", total, [(batch["keys"], losses.detach())]))
+            self.engine.backward(losses.sum() * 0.0)
             self.engine.step()
         for name, parameter in self.module.named_parameters():
             if name not in self._frozen:
-                for kind in ("master", *MOMENTS):
+                for kind in self._state_kinds:
                     self._set(parameter, kind, state[f"{kind}/{name}"])
         for entry in _inner_optimizer(self._optimizer).state.values():
             entry["step"] = torch.full_like(torch.as_tensor(entry["step"]), step)
         self._num_steps = step
         for name, buffer in self._persistent_buffers():
             buffer.copy_(state[f"buffer/{name}"])
-            self._ema_buffers[name].copy_(state[f"ema_buffer/{name}"])
+            for kind, averaged in self._averaged_buffers.items():
+                averaged[name].copy_(state[f"{kind}_buffer/{name}"])
 
     def _set(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         from deepspeed.utils import (
@@ -307,10 +323,20 @@ class Engine:
         self.engine.destroy()
 
 
-def _non_finite_message(what: str, value: float, keys: list[str]) -> str:
-    shown = ", ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
+def _non_finite_message(what: str, value: float, seen: list[tuple[list[str], Tensor]]) -> str:
+    """Names the samples of all ranks whose loss is not finite, or every sample where all losses are; a collective."""
+    keys = [key for batch, _ in seen for key in batch]
+    finite = torch.cat([losses.isfinite() for _, losses in seen]).tolist()
+    by_rank = {
+        rank: json.loads(told)
+        for rank, told in enumerate(distributed.all_gather_text(json.dumps([keys, finite])))
+    }
+    culprits = {rank: [key for key, fine in zip(*told) if not fine] for rank, told in by_rank.items()}
+    if not any(culprits.values()):
+        culprits = {rank: told[0] for rank, told in by_rank.items()}
+    named = "; ".join(f"rank {rank}: {', '.join(names)}" for rank, names in culprits.items() if names)
     return (
-        f"the {what} is {value}; the optimizer was not run and the last checkpoint stands. This rank's batch: {shown}. "
+        f"the {what} is {value}; the optimizer was not run and the last checkpoint stands. The batch: {named}. "
         "Lower the learning rate or set grad_clip, or look at these samples"
     )
 

@@ -13,12 +13,14 @@ from torch.utils.data import Dataset
 from dakd.config import Config, EngineConfig, OptimizerConfig
 from dakd.data.loader import make_loader, report_skipped
 from dakd.runtime import distributed
+from dakd.runtime.lifetime import MARKER, Listener, Preempted, leave_marker, listening, wished_reason
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import RunLog, save_config, say
-from dakd.runtime.seeding import seed_everything
-from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint
+from dakd.runtime.seeding import seed_everything, seed_step
+from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint, step_of, write_state
 from dakd.train.engine import Engine, fitting_micro_batch
 from dakd.train.optim import learning_rate
+from dakd.train.posthoc import FOLDER as POSTHOC
 from dakd.weights import load_strict
 
 
@@ -59,30 +61,34 @@ class Training:
 def is_done(training: Training) -> bool:
     """Whether the last step was taken and its weights are there."""
     checkpoints = list_checkpoints(training.checkpoints)
-    last_step = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+    last_step = step_of(checkpoints[-1]) if checkpoints else 0
     return last_step >= training.total_steps and training.final_weights.exists()
 
 
 def run_training(training: Training, config: Config) -> None:
     """Train to the last step; the same call again goes on from the newest checkpoint, or finds nothing left to do.
 
-    Raises RuntimeError where another process is at work in the same folder.
+    Raises RuntimeError where another process is at work in the same folder, and Preempted when the ranks were asked to
+    stop: the checkpoint of the step that they had reached is then there, and a marker in the training's folder.
     """
     distributed.init_process_group()
     distributed.limit_threads(training.engine.threads)
-    with locked(training.folder):
-        _run(training, config)
+    with locked(training.folder), listening(config.run_path) as listener:
+        _run(training, config, listener)
     distributed.barrier()  # what rank 0 has written is there for all, before the next training looks for it
 
 
-def _run(training: Training, config: Config) -> None:
+def _run(training: Training, config: Config, listener: Listener) -> None:
     micro_batch = fitting_micro_batch(training.global_batch, training.micro_batch, distributed.world_size())
     training = replace(training, micro_batch=micro_batch)
     saved = load_latest(training.checkpoints, training.identity)
     first_step = saved[1]["step"] if saved else 0
-    if is_done(training):
+    if distributed.is_main():
+        (training.folder / MARKER).unlink(missing_ok=True)
+    if distributed.broadcast(is_done(training)):
         say(f"{training.label}: {first_step} steps are done; nothing to do")
         return
+    _leave_if_wished(training, first_step, distributed.all_reduce_sum(_wishes(training, listener)))
 
     save_config(config, training.folder)
     seed_everything(training.seed)
@@ -101,12 +107,13 @@ def _run(training: Training, config: Config) -> None:
     )
     if saved:
         engine.restore(saved[0], first_step, lambda: _batches(training, first_step))
-    _train_steps(training, engine, first_step, config)
+    del saved
+    _train_steps(training, engine, first_step, config, listener)
     training.finish(engine)
     engine.close()
 
 
-def _train_steps(training: Training, engine: Engine, first_step: int, config: Config) -> None:
+def _train_steps(training: Training, engine: Engine, first_step: int, config: Config, listener: Listener) -> None:
     settings = training.engine
     log = RunLog(training.folder, training.label, training.total_steps, first_step, settings.wandb, config)
     batches = _batches(training, first_step)
@@ -114,7 +121,8 @@ def _train_steps(training: Training, engine: Engine, first_step: int, config: Co
     num_bad_records = 0.0  # of all ranks, since this start
     for step in range(first_step + 1, training.total_steps + 1):
         lr = learning_rate(step - 1, training.total_steps, training.lr, training.optimizer)
-        result = engine.train_step(batches, lr)
+        seed_step(training.seed, step, distributed.rank())
+        result = engine.train_step(batches, lr, _wishes(training, listener))
         num_bad_records += result.losses.pop("num_bad_records")
         log.advance()
         if log.is_due(step, settings.log_every):
@@ -126,12 +134,59 @@ def _train_steps(training: Training, engine: Engine, first_step: int, config: Co
             log.report(step, step * training.global_batch, values, rate)
             since_s, since_step = now_s, step
         is_last = step == training.total_steps
-        if is_last or step % settings.checkpoint_every == 0:
-            facts = {"identity": training.identity, "position": step * training.global_batch}
+        every = training.optimizer.posthoc_every
+        if every and (is_last or step % every == 0):  # before the checkpoint: what goes on from that one has it
+            _write_snapshot(training, engine, step)
+        is_leaving = not is_last and wished_reason(result.wishes) is not None
+        if is_last or is_leaving or step % settings.checkpoint_every == 0:
+            log.flush()
+            facts = _checkpoint_facts(training, config, step, lr)
             save_checkpoint(training.checkpoints, step, engine.state(), facts, settings.keep_checkpoints)
+        if is_leaving:
+            log.close()
+            _leave_if_wished(training, step, result.wishes)
         if training.draw and settings.sample_every and (is_last or step % settings.sample_every == 0):
             training.draw(engine, training.folder / "samples", step)
     log.close()
+
+
+def _write_snapshot(training: Training, engine: Engine, step: int) -> None:
+    """The averages of which `dakd ema` makes one of any length."""
+    lengths = training.optimizer.posthoc_lengths
+    averages = engine.averages([f"posthoc_{i}" for i in range(len(lengths))])
+    if distributed.is_main():
+        write_state(training.folder / POSTHOC / f"step-{step:08d}", averages, {"step": step, "lengths": lengths})
+
+
+def _wishes(training: Training, listener: Listener) -> list[float]:
+    return listener.wishes(training.engine.max_hours, training.engine.stop_margin_minutes)
+
+
+def _leave_if_wished(training: Training, step: int, wishes: list[float]) -> None:
+    """Raise Preempted on all ranks, once the marker is written, where the ranks' summed wishes hold a reason."""
+    reason = wished_reason(wishes)
+    if reason is None:
+        return
+    if distributed.is_main():
+        leave_marker(training.folder, reason, step, training.total_steps)
+    distributed.barrier()  # a launcher ends all ranks as soon as one has left
+    raise Preempted(
+        f"{training.label}: stopped after step {step} of {training.total_steps} ({reason}); "
+        "the same command goes on from its checkpoint"
+    )
+
+
+def _checkpoint_facts(training: Training, config: Config, step: int, lr: float) -> dict:
+    """What a checkpoint tells beside its tensors."""
+    return {
+        "identity": training.identity,
+        "position": step * training.global_batch,
+        "scheduler": {"name": training.optimizer.lr_decay, "step": step, "lr": lr},
+        # Nothing is drawn from a generator that outlives a step: the next step's state follows from these two numbers.
+        "rng": {"seed": training.seed, "step": step},
+        "world_size": distributed.world_size(),
+        "config": config.model_dump(mode="json"),
+    }
 
 
 def _batches(training: Training, step: int) -> Iterator[dict]:

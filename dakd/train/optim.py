@@ -7,7 +7,7 @@ import math
 from torch import nn
 
 from dakd.config import OptimizerConfig
-from dakd.train.ema import EmaAdamW
+from dakd.train.ema import AveragingAdamW, decays_of
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, decays_vectors: bool) -> list[dict]:
@@ -25,11 +25,10 @@ def parameter_groups(module: nn.Module, weight_decay: float, decays_vectors: boo
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(module: nn.Module, cfg: OptimizerConfig, decays_vectors: bool) -> EmaAdamW:
-    return EmaAdamW(
+def build_optimizer(module: nn.Module, cfg: OptimizerConfig, decays_vectors: bool) -> AveragingAdamW:
+    return AveragingAdamW(
         parameter_groups(module, cfg.weight_decay, decays_vectors),
-        max_decay=cfg.ema_decay,
-        ramp=cfg.ema_ramp,
+        decays=decays_of(cfg),
         lr=cfg.lr,
         betas=cfg.betas,
         eps=cfg.eps,
@@ -48,6 +47,9 @@ def learning_rate(step: int, total_steps: int, peak: float, cfg: OptimizerConfig
 
 
 def optimizer_identity(cfg: OptimizerConfig, peak: float, total_steps: int) -> dict:
-    """What a checkpoint must share to be continued: a run at a constant rate may be made longer, another may not."""
-    follows_length = cfg.lr_decay != "constant"
+    """What a checkpoint must share to be continued: a run at a constant rate may be made longer, another may not.
+
+    Nor may one that is shorter than its warm-up, which is then cut to the run's length.
+    """
+    follows_length = cfg.lr_decay != "constant" or total_steps < cfg.warmup_steps
     return cfg.model_dump(mode="json") | {"lr": peak, "total_steps": total_steps if follows_length else None}

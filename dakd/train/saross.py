@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.loader import StudentDataset
@@ -15,7 +16,7 @@ from dakd.data.soft_labels import check_temperature
 from dakd.data.transforms import to_student
 from dakd.kernels.seg_loss import seg_loss
 from dakd.models.zoo import build_student
-from dakd.runtime.distributed import is_main
+from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import say
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.loop import Training, run_training
@@ -26,11 +27,28 @@ from dakd.weights import STUDENT_FILES, load_pretrained_encoder, load_strict, sa
 class StudentTraining(nn.Module):
     """The student's loss on a batch that may mix real and synthetic samples."""
 
-    def __init__(self, net: nn.Module, cfg: StudentLossConfig, seed: int, memory_format: torch.memory_format):
+    def __init__(
+        self,
+        net: nn.Module,
+        cfg: StudentLossConfig,
+        seed: int,
+        memory_format: torch.memory_format,
+        batch_norm: str = "local",
+    ):
         super().__init__()
         self.net, self.cfg, self.seed, self.memory_format = net, cfg, seed, memory_format
+        self.batch_norm = batch_norm
         weights = None if cfg.class_weights is None else torch.tensor(cfg.class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
+
+    def train(self, mode: bool = True) -> StudentTraining:
+        """Frozen batch norm stays as it is in evaluation: its statistics stand still, its weights are trained."""
+        super().train(mode)
+        if self.batch_norm == "frozen":
+            for module in self.net.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         cfg = self.cfg
@@ -79,6 +97,8 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         temperatures = [cfg.loss.temperature, *([1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else [])]
         soft_range = dataset.synthetic.index.get("soft_range")
         check_temperature(soft_range, temperatures, classes.num_classes, cfg.loss.max_target_error)
+    if cfg.batch_norm == "sync" and device().type != "cuda":
+        raise ValueError("batch_norm is sync, which torch has on GPUs alone, not on a CPU; set it to local or frozen")
     folder, steps = student_folder(config, training_set), student_steps(config)
     sources = [source for source in (dataset.real, dataset.synthetic) if source is not None]
     identity = {
@@ -90,6 +110,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         "crop": list(cfg.crop),
         "flip": cfg.flip,
         "mosaic": cfg.mosaic,
+        "batch_norm": cfg.batch_norm,
         "num_synthetic": dataset.num_synthetic,
         "seed": config.seed,
         "synthetic_share": cfg.synthetic_share,
@@ -103,7 +124,9 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         net = build_student(cfg.student, classes.num_classes)
         if is_new:
             load_pretrained_encoder(net, cfg.student)
-        return StudentTraining(net, cfg.loss, config.seed, memory_format)
+        if cfg.batch_norm == "sync":
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        return StudentTraining(net, cfg.loss, config.seed, memory_format, cfg.batch_norm)
 
     def finish(engine: Engine) -> None:
         for kind, file in STUDENT_FILES.items():

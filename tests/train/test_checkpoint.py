@@ -1,13 +1,21 @@
-"""Checkpoints are whole or absent, the newest few are kept, and another experiment's are refused."""
+"""Checkpoints are whole or absent; a damaged one is never loaded, nor another experiment's; the newest few are kept."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
 
 import pytest
 import torch
+from worlds import write_checkpoints
 
-from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint
+from dakd.train import checkpoint
+from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint, verified_facts
 
 STATE = {"master/w": torch.arange(6.0).reshape(2, 3), "ema/w": torch.zeros(2, 3)}
 IDENTITY = {"b": 0.5, "crop": (64, 64)}
@@ -22,6 +30,7 @@ def test_state_and_facts_come_back(tmp_path):
     state, facts = load_latest(tmp_path, IDENTITY)
     assert torch.equal(state["master/w"], STATE["master/w"]) and set(state) == set(STATE)
     assert facts["step"] == 7 and facts["position"] == 112
+    assert facts["versions"]["torch"] == torch.__version__
 
 
 def test_the_newest_are_kept_in_the_order_of_steps(tmp_path):
@@ -33,12 +42,13 @@ def test_the_newest_are_kept_in_the_order_of_steps(tmp_path):
 
 def test_what_a_killed_writer_left_is_not_a_checkpoint_and_is_removed(tmp_path):
     save(tmp_path, 1)
-    leftover = tmp_path / ".step-00000002.4711"
-    leftover.mkdir()
-    (leftover / "state.safetensors").write_bytes(b"half")
+    leftovers = [tmp_path / ".step-00000002.4711", tmp_path / ".step-00000000.4711.old"]
+    for leftover in leftovers:
+        leftover.mkdir()
+        (leftover / "state.safetensors").write_bytes(b"half")
     assert load_latest(tmp_path, IDENTITY)[1]["step"] == 1
     save(tmp_path, 3)
-    assert not leftover.exists()
+    assert not any(leftover.exists() for leftover in leftovers)
 
 
 def test_no_checkpoint_is_none(tmp_path):
@@ -59,9 +69,94 @@ def test_a_nested_setting_is_named_alone(tmp_path):
     assert "eps" not in str(caught.value)
 
 
-def test_another_format_is_refused(tmp_path):
+def test_another_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
     save(tmp_path, 1)
-    path = tmp_path / "step-00000001" / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(ValueError, match="format 99"):
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="format 99; this version reads 2"):
         load_latest(tmp_path, IDENTITY)
+
+
+def test_a_format_from_before_there_were_checksums_is_refused_and_not_called_damaged(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "step-00000001" / "state.json").write_text(json.dumps({"format": 1, "step": 1, "identity": {}}))
+    with pytest.raises(ValueError, match="format 1; this version reads 2"):
+        load_latest(tmp_path, IDENTITY)
+
+
+def flip_a_bit(path, rng):
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def cut_the_tail(path, rng):
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+def remove(path, rng):
+    path.unlink()
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("harm", [flip_a_bit, cut_the_tail, remove])
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_taken(tmp_path, capsys, harm, file):
+    rng = random.Random(0)
+    for trial in range(1 if harm is remove else 25):
+        folder = tmp_path / str(trial)
+        save(folder, 1)
+        save(folder, 2)
+        harm(folder / "step-00000002" / file, rng)
+        assert load_latest(folder, IDENTITY)[1]["step"] == 1
+        assert f"damaged checkpoint: {folder / 'step-00000002' / file}" in capsys.readouterr().out
+        assert [path.name for path in list_checkpoints(folder)] == ["step-00000001"]
+        assert (folder / "damaged-step-00000002").is_dir()
+
+
+def test_where_all_checkpoints_are_damaged_the_run_does_not_start_anew_by_itself(tmp_path):
+    save(tmp_path / "checkpoints", 1)
+    cut_the_tail(tmp_path / "checkpoints" / "step-00000001" / "state.safetensors", random.Random(0))
+    with pytest.raises(ValueError, match=f"is damaged; to start anew, remove {tmp_path}"):
+        load_latest(tmp_path / "checkpoints", IDENTITY)
+
+
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_before_and_nothing_else(tmp_path):
+    """A limit on the size of files stands in for the end of the disk."""
+    save(tmp_path, 1)
+    large = {"master/w": torch.zeros(100_000)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        with pytest.raises(OSError, match=r"step-00000002.*could not be written"):
+            save_checkpoint(tmp_path, 2, large, {"identity": IDENTITY}, keep=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert load_latest(tmp_path, IDENTITY)[1]["step"] == 1
+
+
+def test_a_kill_at_any_instant_leaves_the_newest_checkpoint_whole(tmp_path):
+    """Thirty kills -9 at random instants of an endless writer; each time what is found is whole and not older."""
+    rng, context = random.Random(1), multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dakd.train.checkpoint"])
+    newest, caught_writing = 0, 0
+    for _ in range(30):
+        writer = context.Process(target=write_checkpoints, args=(tmp_path, newest + 1, IDENTITY))
+        writer.start()
+        deadline = time.monotonic() + 60
+        while newest + 1 > max((int(path.name[5:]) for path in list_checkpoints(tmp_path)), default=0):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.02)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        caught_writing += any(tmp_path.glob(".step-*"))
+        for path in list_checkpoints(tmp_path):
+            verified_facts(path)
+        state, facts = load_latest(tmp_path, IDENTITY)
+        assert facts["step"] > newest
+        newest = facts["step"]
+        assert all(bool((value == newest).all()) for value in state.values()) and len(state) == 3
+    assert caught_writing > 5 and not list(tmp_path.glob("damaged-*"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dakd.train.ema import EmaAdamW, ema_decay
+from dakd.train.ema import AveragingAdamW, ema_decay
+
+DECAYS = {"ema": lambda step: ema_decay(step, 0.9, 10)}
 
 
 def test_decay_ramps_up_to_its_maximum():
@@ -19,7 +21,7 @@ def test_average_equals_its_definition_and_adamw_is_torchs():
     torch.manual_seed(0)
     start = torch.randn(7)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    ema_adamw = EmaAdamW([ours], max_decay=0.9, ramp=10, lr=0.1, weight_decay=0.01)
+    ema_adamw = AveragingAdamW([ours], decays=DECAYS, lr=0.1, weight_decay=0.01)
     adamw = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
     wanted = start.double()
     for step in range(1, 30):
@@ -35,7 +37,7 @@ def test_average_equals_its_definition_and_adamw_is_torchs():
 
 def test_parameters_without_gradient_have_no_average():
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = EmaAdamW([parameter], max_decay=0.9, ramp=10, lr=0.1)
+    optimizer = AveragingAdamW([parameter], decays=DECAYS, lr=0.1)
     optimizer.step()
     assert "ema" not in optimizer.state[parameter]
 
@@ -44,7 +46,7 @@ def test_states_made_beforehand_give_the_same_steps():
     def run(beforehand):
         torch.manual_seed(1)
         parameter = torch.nn.Parameter(torch.randn(5))
-        optimizer = EmaAdamW([parameter], max_decay=0.9, ramp=10, lr=0.1)
+        optimizer = AveragingAdamW([parameter], decays=DECAYS, lr=0.1)
         if beforehand:
             optimizer.create_states()
         for _ in range(5):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dakd.config import OptimizerConfig
-from dakd.train.optim import learning_rate, parameter_groups
+from dakd.train.optim import learning_rate, optimizer_identity, parameter_groups
 
 
 def small_net():
@@ -43,6 +43,18 @@ def test_rate_warms_up_then_follows_its_decay(decay, halfway, last):
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[60] == pytest.approx(halfway)
     assert rates[109] == pytest.approx(last, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings, shorter, longer, may",
+    [({}, 600, 900, True), ({}, 499, 900, False), ({"lr_decay": "poly"}, 600, 900, False)],
+)
+def test_a_run_may_be_made_longer_where_that_changes_no_rate_of_its_steps(settings, shorter, longer, may):
+    cfg = OptimizerConfig(warmup_steps=500, **settings)
+    before, after = (optimizer_identity(cfg, 1e-4, steps) for steps in (shorter, longer))
+    assert (before == after) == may
+    rates = [[learning_rate(step, total, 1e-4, cfg) for step in range(shorter)] for total in (shorter, longer)]
+    assert (rates[0] == rates[1]) == may
 
 
 def test_warm_up_longer_than_the_run_reaches_the_peak_at_its_end():

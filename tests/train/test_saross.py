@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from worlds import toy_config, train_student, with_zero_stage
+from worlds import toy_config, with_pairs
 
 from dakd.config import StudentLossConfig, build_config
 from dakd.data.prepare import prepare
-from dakd.data.sample import Sample
-from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.runtime.runlog import read_records
-from dakd.testing.distributed import run_world
 from dakd.train.saross import StudentTraining, describe_student, student_folder, student_steps, train_saross
 from dakd.weights import load_state, load_student
-
-
-def with_pairs(tmp_path, codec="fp16", **train):
-    """A toy run with a prepared training set and eight synthetic pairs of 64 x 64, written for temperature 2."""
-    tree = toy_config(tmp_path / "run").model_dump(mode="json")
-    tree["prepare"]["simulation"]["size"] = [64, 64]
-    tree["train_saross"] |= train
-    config = build_config(tree)
-    prepare(config, config.run_path)
-    classes = ShardSet(config.run_path / "prepare" / "train").classes
-    rng = np.random.default_rng(0)
-    pairs = [
-        Sample(
-            f"pair-{i}",
-            rng.integers(0, 256, (64, 64), dtype=np.uint8),
-            soft_label=rng.normal(size=(5, 64, 64)).astype(np.float16),
-        )
-        for i in range(8)
-    ]
-    folder = config.run_path / "generate"
-    write_shard(folder, 0, pairs, classes, codec=codec, temperature=2.0)
-    write_index(folder, classes, kind="synthetic", codec=codec)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -190,17 +163,24 @@ def test_student_without_synthetic_pairs_is_told_what_to_run(tmp_path):
         describe_student(config, "real+synthetic")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [1, 3])
-def test_two_processes_train_the_student_and_resume(tmp_path, zero_stage):
-    """Batch norm keeps its own statistics on each rank, so the losses are near those of one process, not equal."""
-    config = with_zero_stage(with_pairs(tmp_path), zero_stage)
-    tree = config.model_dump(mode="json")
-    for number, steps in enumerate((2, 4)):
-        tree["train_saross"]["steps"] = steps
-        folder = tmp_path / f"results{number}"
-        folder.mkdir()
-        losses = run_world(train_student, 2, folder, tree, "real+synthetic")[0]
-    assert len(losses) == 4 and all(np.isfinite(losses))
-    net, _ = load_student(student_folder(config, "real+synthetic") / "student.safetensors")
-    assert bool(torch.isfinite(net(torch.rand(1, 3, 64, 64))).all())
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(tmp_path):
+    config = with_pairs(tmp_path, batch_norm="frozen", steps=2)
+    start = describe_student(config, "real").build(True).net.state_dict()
+    train_saross(config, ("real",))
+    trained = load_state(student_folder(config, "real") / "student_raw.safetensors")
+    statistics = [name for name in start if name.endswith(("running_mean", "running_var"))]
+    assert statistics and all(torch.equal(start[name], trained[name]) for name in statistics)
+    weights = [name.removesuffix("running_mean") + "weight" for name in statistics if name.endswith("running_mean")]
+    assert all(not torch.equal(start[name], trained[name]) for name in weights)
+
+
+def test_sync_batch_norm_without_a_gpu_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ValueError, match=r"batch_norm is sync.*local or frozen"):
+        describe_student(with_pairs(tmp_path, batch_norm="sync"), "real")
+
+
+def test_another_batch_norm_is_another_experiment(trained):
+    tree = trained.model_dump(mode="json")
+    tree["train_saross"]["batch_norm"] = "frozen"
+    with pytest.raises(ValueError, match="batch_norm: 'local' there, 'frozen' now"):
+        train_saross(build_config(tree), ("real",))

@@ -1,0 +1,161 @@
+"""Wishes to stop are noted, not obeyed at once; a process ends with its parent; readers outlive signals to a rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dakd.runtime import lifetime
+from dakd.runtime.lifetime import (
+    REASONS,
+    Listener,
+    drop_markers,
+    leave_marker,
+    listening,
+    read_markers,
+    request_stop,
+    wished_reason,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    monkeypatch.setenv("RANK", "0")
+
+
+def reason_of(listener, max_hours=None, margin_minutes=5.0):
+    return wished_reason(listener.wishes(max_hours, margin_minutes))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_noted_while_listening_and_the_handler_from_before_comes_back(tmp_path, number):
+    before = signal.getsignal(number)
+    with listening(tmp_path) as listener:
+        assert reason_of(listener) is None
+        os.kill(os.getpid(), number)
+        assert reason_of(listener) == number.name
+        with listening(tmp_path) as inner:
+            assert inner is listener
+        assert signal.getsignal(number) is not before
+    assert signal.getsignal(number) is before
+
+
+def test_one_ranks_wish_is_the_reason_of_all():
+    quiet, asked = [0.0] * len(REASONS), [float(reason == "SIGUSR1") for reason in REASONS]
+    assert wished_reason(quiet) is None
+    assert wished_reason([sum(pair) for pair in zip(quiet, asked)]) == "SIGUSR1"
+
+
+def test_a_request_is_seen_by_rank_0_alone_and_dropped_at_the_end(tmp_path, monkeypatch):
+    request_stop(tmp_path)
+    with listening(tmp_path) as listener:
+        assert reason_of(listener) is None  # it was older than the listening
+        request = request_stop(tmp_path)
+        monkeypatch.setenv("RANK", "1")
+        assert reason_of(listener) is None
+        monkeypatch.setenv("RANK", "0")
+        assert reason_of(listener) == "request"
+    assert not request.exists()
+
+
+def test_a_request_to_a_run_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no run folder"):
+        request_stop(tmp_path / "absent")
+
+
+class Clock:
+    """Both clocks, set by hand."""
+
+    def __init__(self, monkeypatch):
+        self.wall, self.steady = 1e9, 100.0
+        monkeypatch.setattr(lifetime.time, "time", lambda: self.wall)
+        monkeypatch.setattr(lifetime.time, "monotonic", lambda: self.steady)
+
+
+def test_the_time_limit_counts_from_when_listening_began(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    listener = Listener(tmp_path)
+    clock.steady += 1799
+    assert reason_of(listener, max_hours=0.5) is None
+    clock.steady += 1
+    assert reason_of(listener, max_hours=0.5) == "time limit"
+
+
+@pytest.mark.parametrize("left_s, stops_after_s", [(3600, 3300), (200, 100), (-5, 0)])
+def test_a_slurm_jobs_end_stops_in_time_whatever_the_wall_clock_does(tmp_path, monkeypatch, left_s, stops_after_s):
+    """Five minutes before the end, and in a job shorter than twice that at half of it."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(clock.wall + left_s)))
+    listener = Listener(tmp_path)
+    clock.wall += 86400  # a clock that jumps
+    if stops_after_s:
+        clock.steady += stops_after_s - 1
+        assert reason_of(listener) is None
+        clock.steady += 1
+    assert reason_of(listener) == "time limit"
+
+
+def test_markers_of_a_steps_trainings_are_read_and_dropped(tmp_path):
+    for stage, step in (("stage1", 4), ("stage2", 9)):
+        leave_marker(tmp_path / stage, "SIGUSR1", step, 10)
+    assert [marker["step"] for marker in read_markers(tmp_path)] == [4, 9]
+    assert read_markers(tmp_path)[0] == {"reason": "SIGUSR1", "step": 4, "total_steps": 10}
+    drop_markers(tmp_path)
+    assert read_markers(tmp_path) == []
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def test_a_process_ends_with_its_parent_however_that_ends(tmp_path):
+    child = (
+        "import os, time, pathlib; from dakd.runtime.lifetime import die_with_parent; die_with_parent(); "
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()) + ' '); time.sleep(60)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith(" "), "no child")
+    pid = int((tmp_path / "pid").read_text())
+    process.kill()
+    process.wait()
+    wait_until(lambda: not is_running(pid), "the child goes on")
+
+
+def is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stream:
+            return stream.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_reader_outlives_the_signals_of_its_rank_and_ends_when_the_rank_ends_it(tmp_path):
+    code = (
+        "import signal, time, sys; from dakd.runtime.lifetime import shield_reader; shield_reader(0)\n"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.01)"
+    )
+    reader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert reader.stdout.readline() == "ready\n"
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        reader.send_signal(number)
+        time.sleep(0.2)
+        assert reader.poll() is None
+    reader.terminate()
+    assert reader.wait(30) == -signal.SIGTERM
+    reader.stdout.close()
+
+
+def test_the_marker_is_json_that_a_script_can_read(tmp_path):
+    leave_marker(tmp_path, "time limit", 3, 8)
+    assert json.loads((tmp_path / "requeue.json").read_text())["reason"] == "time limit"

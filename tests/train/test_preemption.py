@@ -1,0 +1,102 @@
+"""A training that is asked to stop writes a checkpoint, leaves, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+from worlds import toy_config
+
+from dakd.config import build_config
+from dakd.data.prepare import prepare
+from dakd.runtime.lifetime import Preempted, listening, request_stop
+from dakd.runtime.runlog import read_records
+from dakd.train.checkpoint import list_checkpoints
+from dakd.train.engine import Engine
+from dakd.train.jointnet import stage_folder, train_jointnet, weights_file
+from dakd.weights import load_state
+
+
+def prepared(tmp_path, **engine):
+    tree = toy_config(tmp_path / "run").model_dump(mode="json")
+    tree["train_jointnet"]["engine"] |= {"checkpoint_every": 100} | engine
+    config = build_config(tree)
+    prepare(config, config.run_path)
+    return config
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    config = prepared(tmp_path_factory.mktemp("undisturbed"))
+    train_jointnet(config, (1, 2))
+    return config
+
+
+def at_step(monkeypatch, number, do):
+    """Call `do` while step `number` (counted over the process) runs."""
+    train_step, calls = Engine.train_step, []
+
+    def step(*args):
+        calls.append(None)
+        if len(calls) == number:
+            do()
+        return train_step(*args)
+
+    monkeypatch.setattr(Engine, "train_step", step)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_in_a_checkpoint_and_a_marker_and_the_run_goes_on_bit_for_bit(
+    undisturbed, tmp_path, monkeypatch, number
+):
+    config = prepared(tmp_path, num_workers=1)
+
+    def signal_rank_and_readers():
+        for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
+            os.kill(process.pid, number)
+
+    # It comes during the step, after the wishes were looked at: the next step is the one that all leave at.
+    at_step(monkeypatch, 2, signal_rank_and_readers)
+    with pytest.raises(Preempted, match=rf"stopped after step 3 of 4 \({number.name}\)"):
+        train_jointnet(config, (1, 2))
+    monkeypatch.undo()
+    folder = stage_folder(config, 1)
+    assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step-00000003"]
+    marker = json.loads((folder / "requeue.json").read_text())
+    assert marker == {"reason": number.name, "step": 3, "total_steps": 4}
+    train_jointnet(config, (1, 2))
+    assert not (folder / "requeue.json").exists()
+    for stage in (1, 2):
+        for kind in ("raw", "ema"):
+            ours, theirs = (load_state(weights_file(c, stage, kind)) for c in (config, undisturbed))
+            assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+        records = read_records(stage_folder(config, stage) / "metrics.jsonl")
+        assert [record["step"] for record in records] == [1, 2, 3, 4]
+
+
+def test_a_wish_in_the_last_step_lets_the_stage_finish_and_the_next_not_begin(tmp_path, monkeypatch):
+    config = prepared(tmp_path)
+    at_step(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with listening(config.run_path), pytest.raises(Preempted, match=r"stage2: stopped after step 0 of 4"):
+        train_jointnet(config, (1, 2))
+    assert weights_file(config, 1, "ema").exists() and not (stage_folder(config, 1) / "requeue.json").exists()
+    assert (stage_folder(config, 2) / "requeue.json").exists()
+    assert not list_checkpoints(stage_folder(config, 2) / "checkpoints")
+
+
+def test_a_request_in_the_run_folder_and_a_time_limit_stop_it_too(tmp_path, monkeypatch):
+    config = prepared(tmp_path)
+    at_step(monkeypatch, 1, lambda: request_stop(config.run_path))
+    with pytest.raises(Preempted, match=r"after step 2 of 4 \(request\)"):
+        train_jointnet(config, (1,))
+    assert not (config.run_path / "stop.json").exists()
+    tree = config.model_dump(mode="json")
+    tree["train_jointnet"]["engine"]["max_hours"] = 1e-9
+    with pytest.raises(Preempted, match=r"after step 2 of 4 \(time limit\)"):
+        train_jointnet(build_config(tree), (1,))
+    train_jointnet(config, (1,))
+    assert weights_file(config, 1, "ema").exists()
