@@ -22,7 +22,7 @@ help:
 	@echo "make test-all  the slow ones too"
 	@echo "make lint      ruff"
 	@echo "make bench-cpu the bars of the CPU: every op against eager torch and torch.compile, one thread"
-	@echo "make bench-data the bars of the data path: the soft labels' codec"
+	@echo "make bench-data the bars of the data path: the soft labels' codec, the loader beside webdataset"
 	@echo "make compile-check  compiles every GPU kernel for three architectures; no GPU needed, but nvcc"
 	@echo "make gpu-check needs a GPU: tests, ceilings, one shape an op against eager torch, torch.compile and peers; 8 minutes"
 	@echo "make gpu-e2e   needs a GPU: sampling, training, every op at its other shapes; 8 minutes"
@@ -56,6 +56,7 @@ bench-cpu: venv
 # ARGS="--shards RUN/generate" takes the logits of a set that a trained teacher made.
 bench-data: venv
 	$(BIN)/python benchmarks/data/bench_codec.py $(ARGS)
+	$(BIN)/python benchmarks/data/bench_loader.py
 
 compile-check: venv
 	$(BIN)/python benchmarks/compile_check.py $(ARGS)
