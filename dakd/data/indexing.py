@@ -150,8 +150,11 @@ def gather_index(
         powers.append(math.fsum(record["power"] for record in records))
         pixels += _sum_pixels(records, classes)
         sizes.update(f"{record['height']}x{record['width']}" for record in records)
-        counts["labelled"] += sum("label.u8" in record["members"] for record in records)
-        counts["soft"] += sum(any(part.startswith("soft.") for part in record["members"]) for record in records)
+        if len(places) == shard.num_samples:  # of which others may name the members otherwise
+            counts.update(labelled=shard.num_labelled, soft=shard.num_soft)
+        else:
+            counts["labelled"] += sum("label.u8" in record["members"] for record in records)
+            counts["soft"] += sum(any(part.startswith("soft.") for part in record["members"]) for record in records)
         counts["ignored"] += sum(record["ignored_pixels"] for record in records)
         counts["bytes"] += shard.num_bytes
     if not lines:
