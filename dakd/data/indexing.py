@@ -127,13 +127,13 @@ def write_index(
     kind: str,
     codec: str | None = None,
     provenance: dict | None = None,
-    kept: Mapping[str, Sequence[int]] | None = None,
+    kept: Mapping[str, Sequence[int] | None] | None = None,
 ) -> dict:
     """Gathers the sidecars of `folder` into index.json and returns it.
 
     kind: "real" or "synthetic".  provenance: JSON facts on where the set came from.
-    kept: which records make the set, as ascending places within each shard's file by name; a shard that is not named is
-    no part of it. None takes every record of every shard that is there.
+    kept: which records make the set, as ascending places within each shard's file by name (None for all of the file's);
+    a shard that is not named is no part of it. None takes every record of every shard that is there.
     Raises ValueError when there is no record, a key stands twice, or soft labels are of different kinds.
     """
     folder = Path(folder)
@@ -149,7 +149,7 @@ def gather_index(
     kind: str,
     codec: str | None = None,
     provenance: dict | None = None,
-    kept: Mapping[str, Sequence[int]] | None = None,
+    kept: Mapping[str, Sequence[int] | None] | None = None,
 ) -> dict:
     """What `write_index` writes."""
     names = sorted(path.name for path in folder.glob("shard-*.json")) if kept is None else sorted(kept)
@@ -158,7 +158,8 @@ def gather_index(
     pixels = np.zeros(classes.num_classes, np.int64)
     for name in names:  # one shard's records at a time: a set may have millions
         shard = load_sidecar((folder / name).with_suffix(".json"))
-        places = range(shard.num_samples) if kept is None else kept[name]
+        places = None if kept is None else kept[name]
+        places = range(shard.num_samples) if places is None else places
         if len(places) == 0:  # all its candidates were refused: no part of the set
             continue
         entry = {"file": shard.file, "sha256": shard.sha256, "num_samples": len(places)}
