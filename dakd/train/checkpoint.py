@@ -8,15 +8,16 @@ name `damaged-step-00001000`, and the one before it is taken.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
 import shutil
+from importlib import metadata
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -50,8 +51,7 @@ def write_state(target: Path, tensors: dict[str, Tensor], facts: dict) -> None:
         except SafetensorError as error:
             raise OSError(f"{target} could not be written: {error}") from error
         sync(aside / _TENSORS)
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        facts = {"format": FORMAT, "versions": versions, **facts, "sha256": file_hash(aside / _TENSORS)}
+        facts = {"format": FORMAT, "versions": _versions(), **facts, "sha256": file_hash(aside / _TENSORS)}
         write_json(aside / _FACTS, {**facts, "facts_sha256": _hash_of(facts)})
         sync(aside)
         _remove(target)
@@ -90,6 +90,15 @@ def verified_facts(target: Path) -> dict:
 def load_tensors(target: Path) -> dict[str, Tensor]:
     """The tensors of a folder whose checksums were verified."""
     return load_file(target / _TENSORS)
+
+
+def _versions() -> dict[str, str]:
+    """Of what a run's numbers depend on, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for package in ("dakd", "torch", "deepspeed", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _hash_of(facts: dict) -> str:

@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import time
+from importlib import metadata
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_state_and_facts_come_back(tmp_path):
     state, facts = load_latest(tmp_path, IDENTITY)
     assert torch.equal(state["master/w"], STATE["master/w"]) and set(state) == set(STATE)
     assert facts["step"] == 7 and facts["position"] == 112
-    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["versions"]["torch"] == metadata.version("torch") and "python" in facts["versions"]
 
 
 def test_the_newest_are_kept_in_the_order_of_steps(tmp_path):
@@ -138,11 +139,11 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_before_and_nothing_else(t
 
 
 def test_a_kill_at_any_instant_leaves_the_newest_checkpoint_whole(tmp_path):
-    """Thirty kills -9 at random instants of an endless writer; each time what is found is whole and not older."""
+    """Twenty kills -9 at random instants of an endless writer; each time what is found is whole and not older."""
     rng, context = random.Random(1), multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dakd.train.checkpoint"])
     newest, caught_writing = 0, 0
-    for _ in range(30):
+    for _ in range(20):
         writer = context.Process(target=write_checkpoints, args=(tmp_path, newest + 1, IDENTITY))
         writer.start()
         deadline = time.monotonic() + 60
@@ -159,4 +160,4 @@ def test_a_kill_at_any_instant_leaves_the_newest_checkpoint_whole(tmp_path):
         assert facts["step"] > newest
         newest = facts["step"]
         assert all(bool((value == newest).all()) for value in state.values()) and len(state) == 3
-    assert caught_writing > 5 and not list(tmp_path.glob("damaged-*"))
+    assert caught_writing > 3 and not list(tmp_path.glob("damaged-*"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 
+import numpy as np
 import pytest
 import torch
 from worlds import toy_config
@@ -100,3 +102,26 @@ def test_a_request_in_the_run_folder_and_a_time_limit_stop_it_too(tmp_path, monk
         train_jointnet(build_config(tree), (1,))
     train_jointnet(config, (1,))
     assert weights_file(config, 1, "ema").exists()
+
+
+def test_what_is_drawn_without_a_position_is_drawn_again_alike_after_a_stop(tmp_path, monkeypatch):
+    """A foreign net's dropout draws from the process's generators."""
+
+    def draws(config, steps):
+        tree = config.model_dump(mode="json")
+        tree["train_jointnet"]["stage1"]["steps"] = steps
+        drawn, train_step = [], Engine.train_step
+
+        def step(*args):
+            drawn.append((torch.rand(()).item(), np.random.rand(), random.random()))
+            return train_step(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "train_step", step)
+            train_jointnet(build_config(tree), (1,))
+        return drawn
+
+    straight = draws(prepared(tmp_path / "straight"), 4)
+    stopped = prepared(tmp_path / "stopped")
+    assert draws(stopped, 2) + draws(stopped, 4) == straight
+    assert len({number for three in straight for number in three}) == 12

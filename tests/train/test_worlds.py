@@ -41,9 +41,9 @@ def alone(data, tmp_path_factory):
     return config
 
 
-def snapshot(config, step):
-    """Both averages of stage 2's trained parameters."""
-    folder = stage_folder(config, 2) / "posthoc" / f"step-{step:08d}"
+def snapshot(config, step, stage=2):
+    """Both averages of a stage's trained parameters."""
+    folder = stage_folder(config, stage) / "posthoc" / f"step-{step:08d}"
     assert verified_facts(folder)["lengths"] == [0.05, 0.1]
     return load_tensors(folder)
 
@@ -105,6 +105,8 @@ def test_two_processes_go_on_bit_for_bit_also_under_another_zero_stage(data, tmp
         for kind in ("raw", "ema"):
             ours, theirs = (load_state(weights_file(config, 1, kind)) for config in (resumed, straight))
             assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+        ours, theirs = (snapshot(config, 4, stage=1) for config in (resumed, straight))
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
         files = [student_folder(config, PAIRS) / "student.safetensors" for config in (resumed, straight)]
         ours, theirs = map(load_state, files)
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
