@@ -230,6 +230,36 @@ inline Floats half_runs(const Floats& a, const Floats& b, std::integer_sequence<
 }
 
 // rows[i][j] becomes rows[j][i].
+#if defined(__AVX512F__)
+// Within quarters of registers first, then whole quarters: GCC's own choice needs a dozen registers of indices.
+DAKD_INLINE void transpose(Floats* rows) {
+  __m512 pairs[16], fours[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  // Quarter q of fours[4 k + c] holds column 4 q + c of rows 4 k .. 4 k + 3.
+#pragma GCC unroll 4
+  for (int k = 0; k < 16; k += 4) {
+    fours[k] = _mm512_shuffle_ps(pairs[k], pairs[k + 2], 0x44);
+    fours[k + 1] = _mm512_shuffle_ps(pairs[k], pairs[k + 2], 0xEE);
+    fours[k + 2] = _mm512_shuffle_ps(pairs[k + 1], pairs[k + 3], 0x44);
+    fours[k + 3] = _mm512_shuffle_ps(pairs[k + 1], pairs[k + 3], 0xEE);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even01 = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0x88);
+    const __m512 odd01 = _mm512_shuffle_f32x4(fours[c], fours[4 + c], 0xDD);
+    const __m512 even23 = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0x88);
+    const __m512 odd23 = _mm512_shuffle_f32x4(fours[8 + c], fours[12 + c], 0xDD);
+    rows[c] = _mm512_shuffle_f32x4(even01, even23, 0x88);
+    rows[4 + c] = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
+    rows[8 + c] = _mm512_shuffle_f32x4(even01, even23, 0xDD);
+    rows[12 + c] = _mm512_shuffle_f32x4(odd01, odd23, 0xDD);
+  }
+}
+#else
 template <int kWidth = kLanes / 2>
 inline void transpose(Floats* rows) {
   constexpr auto lanes = std::make_integer_sequence<int, kLanes>{};
@@ -242,6 +272,7 @@ inline void transpose(Floats* rows) {
   }
   if constexpr (kWidth > 1) transpose<kWidth / 2>(rows);
 }
+#endif
 
 // Lane i of the result is the sum of the lanes of rows[i]; `rows` is used up. Always added in the same order.
 template <int kWidth = kLanes>

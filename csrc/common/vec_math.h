@@ -49,9 +49,35 @@ DAKD_INLINE Floats power_of_2(Floats r) {
   return p;
 }
 
+#if defined(__AVX512DQ__)
+// 2^(j/32).
+alignas(64) constexpr float kPowersOf2[32] = {
+    1.0f, 1.0218972f, 1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f, 1.13878858f, 1.1637249f,
+    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
+    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f, 1.61049032f, 1.64575553f,
+    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f, 1.87416768f, 1.91520655f, 1.95714414f};
+
+// 2^x for x in [-120, 120] as 2^(n/32) 2^r with |r| <= 1/64: a table in two registers and a cubic (relative error 1e-7)
+// take fewer products than a polynomial alone.
+DAKD_INLINE Floats exp2_by_table(Floats x) {
+  // Else GCC would fuse the product that x is into both sums below, and products are what the processor is short of.
+  asm("" : "+v"(x));
+  // Rounds to the nearest 32nd; the last five bits of `shifted` are n mod 32, and scalef takes the floor of n/32.
+  const Floats shifted = x + 393216.0f, rounded = shifted - 393216.0f, r = x - rounded;
+  const Floats power = _mm512_scalef_ps(_mm512_permutex2var_ps(_mm512_load_ps(kPowersOf2),
+                                                               copy_bits<__m512i>(shifted),
+                                                               _mm512_load_ps(kPowersOf2 + 16)), rounded);
+  const Floats p = (r * 5.55041087e-2f + 2.40226507e-1f) * r + 6.93147182e-1f;
+  return (power * r) * p + power;
+}
+#endif
+
 // 2^x as 2^n 2^r. With kBounded, x must lie within [-120, 120]; else 0 below -125.5, infinity from 128 on, NaN for NaN.
 template <bool kBounded = false>
 inline Floats exp2(Floats x) {
+#if defined(__AVX512DQ__)
+  if constexpr (kBounded) return exp2_by_table(x);
+#endif
   Floats clamped = x;
   if constexpr (!kBounded) {
     clamped = clamped < -125.5f ? Floats{} - 125.5f : clamped;
@@ -98,8 +124,18 @@ DAKD_INLINE Floats exp2_of_negative(const Floats& x) {
 #endif
 }
 
-// e^x for x <= 0: exp2's polynomial on the fraction of x log2 e, taken in two parts; 0 below -87, NaN for NaN.
+// e^x for x <= 0: exp2's polynomial on the fraction of x log2 e, taken in two parts; may be 0 below -87,
+// NaN for NaN.
 DAKD_INLINE Floats exp_of_negative(Floats x) {
+#if defined(__AVX512DQ__)
+  // e^-104 is 0 in float; the maximum with a NaN is its second operand.
+  const Floats bounded = _mm512_max_ps(Floats{} - 104.0f, x);
+  const Floats whole = _mm512_roundscale_ps(bounded * 1.44269502f, 0x08);
+  // Fused, or the difference would lose 5 digits.
+  const Floats near = _mm512_fmsub_ps(bounded, Floats{} + 1.44269502f, whole);
+  const Floats fraction = bounded * 1.92596303e-8f + near;
+  return _mm512_scalef_ps(power_of_2(fraction), whole);
+#endif
   const Floats clamped = x < -87.0f ? Floats{} - 87.0f : x;
   const Floats shifted = clamped * 1.44269502f + 12582912.0f;
   const Floats n = shifted - 12582912.0f;

@@ -40,8 +40,12 @@ void read_tile(const Rows<Number>& from, int64_t step, int num_steps, Lanes<Numb
       for (int done = 0; done < num_steps; done += kLanes) {
         const int start = square_start(done, num_steps);
         Floats square[kLanes];
+        if (from.count == kLanes) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) square[i] = i < from.count ? load(from.at(i, step + start)) : Floats{};
+          for (int i = 0; i < kLanes; ++i) square[i] = load(from.at(i, step + start));
+        } else {
+          for (int i = 0; i < kLanes; ++i) square[i] = i < from.count ? load(from.at(i, step + start)) : Floats{};
+        }
         transpose(square);
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) tile[start + i] = square[i];
@@ -62,9 +66,12 @@ void write_tile(const Rows<Number>& to, int64_t step, int num_steps, const Lanes
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) square[i] = tile[start + i];
         transpose(square);
+        if (to.count == kLanes) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i)
-          if (i < to.count) store(to.at(i, step + start), square[i]);
+          for (int i = 0; i < kLanes; ++i) store(to.at(i, step + start), square[i]);
+        } else {
+          for (int i = 0; i < to.count; ++i) store(to.at(i, step + start), square[i]);
+        }
       }
       return;
     }
