@@ -16,6 +16,8 @@ Elementary named(const std::string& name) {
       {"cast_one", Elementary::cast_one},
       {"exp", Elementary::exp},
       {"exp2", Elementary::exp2},
+      {"exp2_bounded", Elementary::exp2_bounded},
+      {"exp2_of_negative", Elementary::exp2_of_negative},
       {"exp_of_negative", Elementary::exp_of_negative},
       {"log1p_of_unit", Elementary::log1p_of_unit},
       {"sigmoid", Elementary::sigmoid},

@@ -9,7 +9,9 @@
 namespace dakd {
 
 // cast converts through lanes, cast_one by one through numbers.h; the others are the functions of vec_math.h.
-enum class Elementary { cast, cast_one, exp, exp2, exp_of_negative, log1p_of_unit, sigmoid, softplus };
+enum class Elementary {
+  cast, cast_one, exp, exp2, exp2_bounded, exp2_of_negative, exp_of_negative, log1p_of_unit, sigmoid, softplus
+};
 
 #define DAKD_DECLARE_ELEMENTARY(From, To) \
   DAKD_DECLARE(void elementary(Elementary function, const From* from, To* to, int64_t count))

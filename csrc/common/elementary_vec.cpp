@@ -18,6 +18,8 @@ void apply(Elementary function, const From* from, To* to, int64_t count) {
     case Elementary::cast: return map(from, to, count, [](V x) { return x; });
     case Elementary::exp: return map(from, to, count, [](V x) { return exp(x); });
     case Elementary::exp2: return map(from, to, count, [](V x) { return exp2(x); });
+    case Elementary::exp2_bounded: return map(from, to, count, [](V x) { return exp2<true>(x); });
+    case Elementary::exp2_of_negative: return map(from, to, count, [](V x) { return exp2_of_negative(x); });
     case Elementary::exp_of_negative: return map(from, to, count, [](V x) { return exp_of_negative(x); });
     case Elementary::log1p_of_unit: return map(from, to, count, [](V x) { return log1p_of_unit(x); });
     case Elementary::sigmoid: return map(from, to, count, [](V x) { return sigmoid(x); });

@@ -33,8 +33,10 @@ using RealOf = std::type_identity_t<V>;
 #else
 template <typename V>
 using RealOf = std::remove_cvref_t<decltype(V{}[0])>;
-DAKD_HD Floats exp2_below(const Floats& x) { return exp2_of_negative(x); }
-DAKD_HD Doubles exp2_below(const Doubles& x) { return exp2(x); }
+template <typename V>
+DAKD_HD V exp2_below(const V& x) {
+  return exp2_of_negative(x);
+}
 
 // x = 2^e m with sqrt(1/2) <= m < sqrt(2), and a polynomial with Cephes' coefficients for log m.
 DAKD_HD Floats log_above(const Floats& x) {

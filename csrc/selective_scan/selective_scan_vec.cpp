@@ -120,9 +120,12 @@ struct Inputs {
 template <int kStates, int kRow, typename Number, typename Real>
 Inputs<Real> read_inputs(const Rows<Number>& from, int64_t step, int num_steps, Real* buffer) {
   if constexpr (kRow == kScanSteps) {
-    for (int n = 0; n < kStates; ++n)
-      for (int l = 0; l < num_steps; l += kLanes)
-        store(buffer + n * kRow + l, load(from.at(n, step + l), num_steps - l));
+    for (int n = 0; n < kStates; ++n) {
+      const Number* row = from.at(n, step);
+      int l = 0;
+      for (; l + kLanes <= num_steps; l += kLanes) store(buffer + n * kRow + l, load(row + l));
+      if (l < num_steps) store(buffer + n * kRow + l, load(row + l, num_steps - l));
+    }
     return {buffer, 1};
   } else {
     if constexpr (sizeof(Number) == sizeof(Real))

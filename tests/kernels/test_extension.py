@@ -37,6 +37,8 @@ class Function(NamedTuple):
 FUNCTIONS = {
     "exp": Function(torch.exp, -87.3, 88.7, 1.1),
     "exp2": Function(torch.exp2, -125.4, 127.99, 1.3),
+    "exp2_bounded": Function(torch.exp2, -120.0, 120.0, 1.3),
+    "exp2_of_negative": Function(torch.exp2, -125.0, 0.0, 3.1),
     "exp_of_negative": Function(torch.exp, -87.0, 0.0, 1.5),
     "log1p_of_unit": Function(torch.log1p, 0.0, 1.0, 2.0),
     "sigmoid": Function(torch.sigmoid, -87.0, 100.0, 2.5),
