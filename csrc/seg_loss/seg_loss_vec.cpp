@@ -303,8 +303,8 @@ DAKD_HD void store_classes(Count count, const Rows<Real>& rows, const V* from, i
   for (int c = 0; c < count; ++c) store(rows.at(c, i), from[c]);
 }
 
-// Adds log total - ln 2 x of a chunk's pixels that count, where total lies in pixel_room(0) and x in pixel_room(1). Only
-// one logarithm is taken of the product of many totals, each of which is at most the number of classes.
+// Adds log total - ln 2 x of a chunk's pixels that count, where total lies in pixel_room(0) and x in pixel_room(1). One
+// logarithm is taken of the product of many totals, each of which is at most the number of classes.
 template <typename Real, typename Count, typename Counts, typename V>
 DAKD_HD void add_logarithms(const Worker<Real, Count>& w, const Chunk& chunk, const Counts& counts, V& main) {
   // kMaxFixed^32 is far from overflow, and a chunk of more classes is one block of lanes.
@@ -364,8 +364,9 @@ void forward_item(const Worker<Real, Count>& w, Real* partials, int64_t& num_inv
           load_classes(count, s.at, rows, i);
           load_classes(count, z.at, teacher_rows, i);
           V mean;
-          store(w.pixel_room(0) + i, add_distilled(count, s.at, z.at, w.inside(chunk.count - i), p.inverse_temperature,
-                                                   p.has_soft_dice, q.at, x.at, t.at, y.at, sums, mean));
+          const auto inside = w.inside(chunk.count - i);
+          store(w.pixel_room(0) + i, add_distilled(count, s.at, z.at, inside, p.inverse_temperature, p.has_soft_dice,
+                                                   q.at, x.at, t.at, y.at, sums, mean));
           store(w.pixel_room(1) + i, mean);
         }
       });
