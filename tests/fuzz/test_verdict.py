@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -62,5 +63,9 @@ def test_a_reading_that_hangs_or_takes_all_memory_is_stopped(judge, monkeypatch)
     with pytest.raises(AssertionError, match="MemoryError"):
         judge(lambda: bytearray(int(4 * verdict.MEMORY_GIB * 2**30)) and None)
     monkeypatch.setattr(verdict, "SECONDS", 0.2)
-    with pytest.raises(verdict.Hung):
+    monkeypatch.setattr(verdict, "WAITING_SECONDS", 5.0)
+    with pytest.raises(AssertionError, match=r"not ready within 0\.2 s of its own"):
+        judge(lambda: any(number < 0 for number in itertools.count()) and None)
+    monkeypatch.setattr(verdict, "WAITING_SECONDS", 0.2)
+    with pytest.raises(AssertionError, match=r"or 0\.2 s"):
         judge(lambda: time.sleep(60))

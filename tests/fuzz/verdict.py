@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -22,7 +23,8 @@ import dakd
 from dakd.data.readers.base import BadFile
 
 OURS = str(Path(dakd.__file__).parent)
-SECONDS, MEMORY_GIB = 20.0, 2.0
+# Of a reading: its own time, and the clock's, which goes on where it waits for something.
+SECONDS, WAITING_SECONDS, MEMORY_GIB = 20.0, 120.0, 2.0
 COUNTS: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
 
 fuzzed = settings(
@@ -61,8 +63,11 @@ def judge(target: str, read: Callable[[], str | None], *names: str) -> None:
             outcome = read() or "read"
     except AssertionError:
         raise
+    except Hung:
+        outcome = "hung"
     except Exception as error:
         outcome, refusal = "refused", error
+    assert outcome != "hung", f"not ready within {SECONDS:g} s of its own time, or {WAITING_SECONDS:g} s"
     # Looked at first: the error may be what became of it on the way up.
     assert not _seal["broken"], f"executed: {_seal['broken']}"
     if refusal is not None:
@@ -86,20 +91,26 @@ def _sealed() -> Iterator[None]:
         sys.addaudithook(_watch)  # for good: there is no taking it back
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = signal.signal(signal.SIGALRM, _stop)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGALRM, signal.SIGPROF)}
     _seal.update(is_shut=True, broken=[], is_watched=True)
     resource.setrlimit(resource.RLIMIT_AS, (in_use + int(MEMORY_GIB * 2**30), hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    # No signal gets through to a library's own loop: then the run ends, and says where.
+    faulthandler.dump_traceback_later(2 * WAITING_SECONDS, exit=True)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITING_SECONDS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+            signal.setitimer(timer, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         _seal["is_shut"] = False
 
 
 def _stop(_signal, _frame) -> None:
-    raise Hung(f"not ready within {SECONDS:.0f} s")
+    raise Hung
