@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -242,6 +243,80 @@ class TrainJointNetConfig(Section):
 # --- generate ---------------------------------------------------------------------------------------------------------
 
 
+class Bounds(Section):
+    """The range that a value must lie in, ends included; None leaves an end open."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Bounds:
+        if self.is_set and self.low > self.high:
+            raise ValueError(f"at_least {self.at_least} is above at_most {self.at_most}")
+        return self
+
+    @property
+    def is_set(self) -> bool:
+        return not self.at_least is self.at_most is None
+
+    @property
+    def low(self) -> float:
+        return -math.inf if self.at_least is None else self.at_least
+
+    @property
+    def high(self) -> float:
+        return math.inf if self.at_most is None else self.at_most
+
+
+class ShareBounds(Bounds):
+    """Bounds of a share."""
+
+    at_least: Fraction | None = None
+    at_most: Fraction | None = None
+
+
+class GateConfig(Section):
+    """Which candidates a set keeps: each must lie within the bounds, and all that are kept fulfil the quotas.
+
+    The shards do not depend on it: another gate chooses anew from the candidates that are there.
+    """
+
+    enabled: bool = False  # off, every candidate is kept
+    areas: dict[str, ShareBounds] = {}  # by class: its share of an image's pixels
+    entropy: Bounds = Bounds()  # nats: mean over the pixels of the entropy of softmax(soft label), at temperature 1
+    agreement: ShareBounds = ShareBounds()  # mIoU of a student's prediction with the teacher's label
+    student: str | None = None  # the student's weights file; None measures no agreement
+    # Equivalent number of looks in windows of `enl_class` alone, from grey values as they are stored: bounds are to be
+    # chosen by what the training images have (the audit tells).
+    enl: Bounds = Bounds()
+    enl_class: str = "sea"
+    enl_window: Annotated[int, Field(ge=4)] = 8  # pixels, the side of a window
+    enl_min_windows: Positive = 4  # with fewer of them an image has no ENL, and is not judged by it
+    presence_pixels: Positive = 8  # an image with fewer pixels of a class does not hold it
+    quotas: dict[str, ShareBounds] = {}  # by class: the share of the kept images that hold it
+    max_candidates: Annotated[float, Field(ge=1)] = 4.0  # stop when so many times `num_samples` are not enough
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> GateConfig:
+        if self.agreement.is_set and self.student is None:
+            raise ValueError("agreement is bounded but there is no student; set student to a student's weights file")
+        wanted = sum(quota.at_least or 0 for quota in self.quotas.values())
+        if wanted > 1:
+            raise ValueError(f"quotas want at_least {wanted:.3g} of the images in all; wanted at most 1")
+        return self
+
+
+class AuditConfig(Section):
+    """The search for training images among the generated ones (`generate --audit`)."""
+
+    student: str | None = None  # weights file whose encoder makes the features; None takes greys and gradients
+    max_samples: Positive = 5000  # pairs, held-out windows and training windows that are looked up, evenly spaced
+    cells: Annotated[int, Field(ge=4)] = 16  # a side of the block means that are correlated; an image slides by a cell
+    # A distance is small where it is below this percentile of those from held-out images to training images.
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 1.0
+    num_pictures: Positive = 12  # most suspicious pairs that are drawn
+
+
 class GenerateConfig(Section):
     """Synthetic pairs from the teacher: DDIM, deterministic unless eta > 0 (paper)."""
 
@@ -265,6 +340,8 @@ class GenerateConfig(Section):
     threads: NonNegative = 0  # CPU threads a process; 0 shares the host's cores, or takes 1 where deterministic
     # Another worker's claim on a shard stands for so long without a sign of progress; then the shard is made again.
     claim_patience_s: Annotated[float, Field(gt=0)] = 120.0
+    gate: GateConfig = GateConfig()
+    audit: AuditConfig = AuditConfig()
 
 
 # --- train_saross -----------------------------------------------------------------------------------------------------
@@ -486,6 +563,9 @@ def _explain(detail: dict) -> str:
 def _known_keys(location: tuple) -> list[str]:
     model: Any = Config
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
+        if get_origin(model) is dict:  # of sections by a name that is free
+            model = get_args(model)[-1]
+        else:
+            field = getattr(model, "model_fields", {}).get(part)
+            model = field.annotation if field else None
     return sorted(getattr(model, "model_fields", {}))

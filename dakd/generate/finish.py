@@ -1,23 +1,26 @@
-"""What is written when all shards are there: index.json, manifest.jsonl and a contact sheet, derived from the shards.
+"""What is written when all shards are there: index.json, manifest.jsonl, a contact sheet, and a gate's verdicts.jsonl.
 
-All three are functions of the sidecars and written whole, so two workers that finish at once write the same.
+All are functions of the sidecars and of the gate's measures, and written whole, so two workers that finish at once
+write the same.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from dakd.data.indexing import write_index
 from dakd.data.pictures import contact_sheet
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
+from dakd.generate.gate import judge
 from dakd.generate.plan import Plan
 from dakd.generate.progress import finished_shards
 from dakd.generate.sidecar import checked_sidecar, manifest_line
 from dakd.runtime.files import replacing
 
-SUMMARIES = ("index.json", "manifest.jsonl")
+SUMMARIES = ("index.json", "manifest.jsonl", "verdicts.jsonl")
 _SHEET_PAIRS = 32
 _SHEET_SIDE = 96  # pixels; smaller images are magnified
 
@@ -30,6 +33,7 @@ def finish(plan: Plan, classes: ClassTable) -> None:
     if _says_so(plan):
         return
     _write_manifest(plan)
+    _write_verdicts(plan)
     write_index(plan.folder, classes, **describe_set(plan))
     draw_sheet(first_samples(ShardSet(plan.folder)), classes, plan.folder / "contact_sheet.png")
 
@@ -52,7 +56,7 @@ def describe_set(plan: Plan) -> dict:
     return {
         "kind": "synthetic",
         "codec": plan.provenance["codec"],
-        "provenance": plan.provenance,
+        "provenance": plan.provenance | _gate_facts(plan),
         "kept": plan.kept(),
     }
 
@@ -73,10 +77,34 @@ def _write_manifest(plan: Plan) -> None:
             stream.write(manifest_line(checked_sidecar(plan, shard)))
 
 
+def _write_verdicts(plan: Plan) -> None:
+    """A line for each candidate, in order; no file without a gate."""
+    path = plan.folder / "verdicts.jsonl"
+    if plan.selection is None:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as aside, open(aside, "w") as stream:
+        for line in verdict_lines(plan):
+            stream.write(json.dumps(line) + "\n")
+
+
+def verdict_lines(plan: Plan) -> Iterator[dict]:
+    return (verdict for _, _, verdict in judge(plan))
+
+
+def _gate_facts(plan: Plan) -> dict:
+    if plan.selection is None:
+        return {}
+    selection = plan.selection
+    counted = {"num_candidates": selection.num_candidates, "refused": selection.refused}
+    return {"gate": plan.gate.facts | counted}
+
+
 def _says_so(plan: Plan) -> bool:
     """Whether the last file that `finish` writes is there, for just this set."""
     index = _read_index(plan)
-    same = index.get("num_samples") == plan.num_samples and index.get("provenance") == plan.provenance
+    wanted = plan.provenance | _gate_facts(plan)
+    same = index.get("num_samples") == plan.num_samples and index.get("provenance") == wanted
     return same and (plan.folder / "contact_sheet.png").exists()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dakd.config import Config
 from dakd.generate.finish import draw_sheet, finish, retract
+from dakd.generate.gate import advance, open_gate
 from dakd.generate.plan import Plan, place_from_environment, settle
 from dakd.generate.progress import Progress
 from dakd.generate.survey import clear_away, find_faults, open_plan, teacher_classes
@@ -21,7 +22,9 @@ from dakd.runtime.runlog import save_config, say
 
 
 def generate(config: Config) -> Path:
-    """Work until the run's `generate` folder holds `generate.num_samples` pairs, and return it.
+    """Work until the run's `generate` folder holds a set of `generate.num_samples` pairs, and return it.
+
+    Without a gate these are the first candidates; with one, those that it keeps, of as many as that takes.
 
     Each record holds the image (uint8), the teacher's last raw logits (by the codec) and the sample's provenance.
 
@@ -31,8 +34,8 @@ def generate(config: Config) -> Path:
     (25 steps, 32 pairs of 64 x 64): micro-batches of 16 and of 5 make equal pairs; against fp32, 99.5 % of the pixels
     lie within one grey level and all within 20, softened labels (tau = 2) within 1e-3 in 94 % and within 7e-3 in 99 %
     of the entries, and 0.09 % of the pixels are of another class.
-    Raises ValueError where the teacher is not trained, where the folder holds shards made with other settings, or where
-    a shard that is there is not sound.
+    Raises ValueError where the teacher is not trained, where the folder holds shards made with other settings, where a
+    shard that is there is not sound, or where the gate keeps too few of the candidates that it may have.
     """
     with computed_deterministically(config.generate.deterministic):
         return _generate(config)
@@ -73,14 +76,28 @@ def preview(config: Config, num_pairs: int) -> Path:
 def _generate(config: Config) -> Path:
     cfg, folder = config.generate, config.run_path / "generate"
     teacher = Teacher(config)
-    plan = Plan(folder, cfg.num_samples, cfg.shard_size, teacher.provenance)
+    plan = Plan(folder, cfg.num_samples, cfg.shard_size, teacher.provenance, open_gate(config, teacher.classes))
     settle(plan)
-    retract(plan)
     save_config(config, folder)
-    progress = Progress(plan)
-    if progress.num_there_before:
-        say(f"generate: {progress.num_there_before} of {plan.num_shards} shards are there already")
-    Worker(plan, teacher, place_from_environment(), progress).run()
+    plan = _fill(plan, teacher)
     finish(plan, teacher.classes)
     say(f"generate: {cfg.num_samples} pairs in {folder}")
     return folder
+
+
+def _fill(plan: Plan, teacher: Teacher) -> Plan:
+    """Work until all shards are there, and as many more as the gate asks for; the plan of the finished set."""
+    place = place_from_environment()
+    while True:
+        retract(plan)
+        progress = Progress(plan)
+        if progress.num_there_before:
+            say(f"generate: {progress.num_there_before} of {plan.num_shards} shards are there already")
+        Worker(plan, teacher, place, progress).run()
+        if plan.gate is None:
+            return plan
+        num_shards, plan = plan.num_shards, advance(plan)
+        if plan.selection is not None:
+            say(f"generate: the gate keeps {plan.num_samples} pairs of {plan.selection.num_candidates} candidates")
+            return plan
+        say(f"generate: the gate asks for {plan.num_shards - num_shards} shards more")

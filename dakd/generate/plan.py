@@ -1,7 +1,8 @@
 """What a set consists of, before anything is made: its shards, their samples, and what they are a function of.
 
-Shards are always full: a set of N pairs has ceil(N / shard_size) of them, and the index says which of their samples
-are kept. So a set may grow or shrink at any time without a shard that has to be made anew.
+Shards are always full: a set of N pairs has ceil(N / shard_size) of them, or as many more as the gate asks for, and the
+index says which of their samples are kept. So a set may grow or shrink at any time without a shard that has to be made
+anew.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dakd.config import GenerateConfig
 from dakd.data.indexing import load_sidecar
 from dakd.data.publish import publish_text
 from dakd.data.shards import shard_name
 from dakd.runtime import distributed
+
+if TYPE_CHECKING:
+    from dakd.generate.gate import Gate, Selection
 
 _KEY = "synthetic-{:08d}"
 
@@ -25,17 +31,24 @@ _KEY = "synthetic-{:08d}"
 class Plan:
     """The shards of a set in a folder.
 
+    num_samples: pairs that the set keeps.
     provenance: all that a sample depends on but its own number, with a hash of it under "config".
+    gate: decides what is kept; None keeps the first `num_samples`.
+    num_candidates: samples of the gate's rounds so far; None before the second.
+    selection: what the gate keeps, when that is enough.
     """
 
     folder: Path
     num_samples: int
     shard_size: int
     provenance: dict
+    gate: Gate | None = None
+    num_candidates: int | None = None
+    selection: Selection | None = None
 
     @property
     def num_shards(self) -> int:
-        return -(-self.num_samples // self.shard_size)
+        return -(-(self.num_candidates or self.num_samples) // self.shard_size)
 
     def indices(self, shard: int) -> range:
         """The numbers of a shard's samples."""
@@ -51,8 +64,14 @@ class Plan:
         """Whether a shard is finished. The tar comes first, so a sidecar says that both are there."""
         return self.sidecar(shard).exists()
 
-    def kept(self) -> dict[str, range]:
-        """The places of the kept samples within each shard: the first `num_samples` of all."""
+    def is_done(self, shard: int) -> bool:
+        """Whether nothing is left to do for a shard: it is finished, and measured where a gate asks for it."""
+        return self.is_there(shard) and (self.gate is None or self.gate.is_measured(self, shard))
+
+    def kept(self) -> Mapping[str, Sequence[int]]:
+        """The places of the kept samples within each shard: what the gate selects, or the first `num_samples`."""
+        if self.selection is not None:
+            return self.selection.places
         return {
             self.tar(shard).name: range(min(self.shard_size, self.num_samples - shard * self.shard_size))
             for shard in range(self.num_shards)

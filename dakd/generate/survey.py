@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,8 @@ from dakd.config import Config
 from dakd.data.indexing import ShardInfo, gather_index
 from dakd.data.sample import ClassTable
 from dakd.generate.claims import clear_dead_claims, living_claims
-from dakd.generate.finish import describe_set, remove_summaries
+from dakd.generate.finish import describe_set, remove_summaries, verdict_lines
+from dakd.generate.gate import advance, as_far_as_known, open_gate
 from dakd.generate.plan import Plan, read_provenance
 from dakd.generate.progress import finished_shards, projection
 from dakd.generate.sidecar import UNSOUND, checked_sidecar, derive_sidecar, manifest_line
@@ -33,12 +34,12 @@ _NUM_TIMED = 64
 class Fault:
     """What is wrong with a shard, or with what the set says of itself (shard None).
 
-    part: what has to go for the set to be made good: the tar with its sidecar, the sidecar alone, the summaries; or
-    nothing, where something is absent that the next worker makes.
+    part: what has to go for the set to be made good: the tar with its sidecar, the sidecar alone, the gate's measures,
+    the summaries; or nothing, where something is absent that the next worker makes.
     """
 
     what: str
-    part: Literal["tar", "sidecar", "summary", "nothing"]
+    part: Literal["tar", "sidecar", "measures", "summary", "nothing"]
     shard: int | None = None
 
 
@@ -49,7 +50,8 @@ def open_plan(config: Config) -> Plan:
     if not path.exists():
         raise ValueError(f"no set was begun in {folder}: {path.name} is absent; run generate without this option first")
     provenance = read_provenance(path)
-    return Plan(folder, config.generate.num_samples, provenance["shard_size"], provenance)
+    gate = open_gate(config, teacher_classes(config)) if config.generate.gate.enabled else None
+    return Plan(folder, config.generate.num_samples, provenance["shard_size"], provenance, gate)
 
 
 def teacher_classes(config: Config) -> ClassTable:
@@ -61,7 +63,7 @@ def status(config: Config) -> str:
 
     The rate of a worker is that of the shards that are there; claims of another host's dead workers count as work.
     """
-    plan = open_plan(config)
+    plan = as_far_as_known(open_plan(config))
     there = finished_shards(plan)
     missing = sorted(set(range(plan.num_shards)) - set(there))
     claimed = [shard for shard in living_claims(plan.folder) if shard in set(missing)]
@@ -74,6 +76,11 @@ def status(config: Config) -> str:
     ]
     if bare:
         lines.append(f"  no sidecar  {_listed(bare)} (the next worker derives it from the tar)")
+    if plan.selection is not None:
+        lines.append(f"  gate        keeps {plan.num_samples} of {plan.selection.num_candidates} candidates")
+    elif plan.gate is not None:
+        measured = sum(plan.gate.is_measured(plan, shard) for shard in there)
+        lines.append(f"  gate        {measured} shards are measured; it may ask for more")
     if rates:
         line = f"  rate        {median(rates):.3g} img/s a worker"
         if claimed:
@@ -87,16 +94,27 @@ def status(config: Config) -> str:
 
 def find_faults(plan: Plan, classes: ClassTable) -> list[Fault]:
     """Read every byte of the set and say what is wrong, in order of the shards; an empty list when it is sound."""
-    faults, manifest, first = [], [], {}
-    for shard in range(plan.num_shards):
-        found = _look_at_shard(plan, shard, classes)
-        if isinstance(found, Fault):
-            faults.append(found)
-        else:
-            faults += _find_doubles(shard, found, first)
-            manifest.append(json.loads(manifest_line(found)))
+    faults, manifest, first, num_seen = [], [], {}, 0
+
+    def look_at(shards: Iterable[int]) -> None:
+        for shard in shards:
+            found = _look_at_shard(plan, shard, classes)
+            if isinstance(found, Fault):
+                faults.append(found)
+            else:
+                faults.extend(_find_doubles(shard, found, first))
+                faults.extend(_look_at_measures(plan, shard))
+                manifest.append(json.loads(manifest_line(found)))
+
+    while not faults and num_seen < plan.num_shards:
+        look_at(range(num_seen, plan.num_shards))
+        num_seen = plan.num_shards
+        if not faults and plan.gate is not None:
+            plan = advance(plan)
     if not faults:
-        faults += _look_at_summaries(plan, classes, manifest)
+        faults.extend(_look_at_summaries(plan, classes, manifest[: plan.num_shards]))
+    elif plan.gate is not None:  # what else it will ask for cannot be told yet
+        look_at(shard for shard in _shards_in(plan.folder) if shard >= num_seen)
     return faults
 
 
@@ -111,7 +129,9 @@ def clear_away(plan: Plan, faults: list[Fault]) -> list[str]:
             done += _quarantine(plan.sidecar(fault.shard))
             if fault.part == "tar":
                 done += _quarantine(plan.tar(fault.shard))
-    remains = left_overs(plan.folder)
+        if fault.part in ("tar", "measures") and fault.shard is not None:
+            done += _remove_measures(plan, fault.shard)
+    remains = [path for folder in [plan.folder, *plan.folder.glob("measures/*")] for path in left_overs(folder)]
     for path in remains:
         path.unlink(missing_ok=True)
     if remains:
@@ -121,6 +141,10 @@ def clear_away(plan: Plan, faults: list[Fault]) -> list[str]:
     if cleared := clear_dead_claims(plan.folder):
         done.append(f"removed {cleared} claims of dead processes")
     return done
+
+
+def _shards_in(folder: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-??????.tar"))
 
 
 def _look_at_shard(plan: Plan, shard: int, classes: ClassTable) -> ShardInfo | Fault:
@@ -160,8 +184,23 @@ def _find_doubles(shard: int, info: ShardInfo, first: dict[str, str]) -> Iterato
             yield Fault(f"{info.file}: {record['key']} is {other} once more", "tar", shard)
 
 
+def _look_at_measures(plan: Plan, shard: int) -> Iterator[Fault]:
+    if plan.gate is None:
+        return
+    path = plan.gate.path(plan, shard)
+    if not path.exists():
+        yield Fault(f"{path}: absent, though its shard is there", "nothing", shard)
+        return
+    try:
+        plan.gate.read(plan, shard)
+    except ValueError as error:
+        yield Fault(str(error), "measures", shard)
+
+
 def _look_at_summaries(plan: Plan, classes: ClassTable, manifest: list[dict]) -> Iterator[Fault]:
     wanted = {"index.json": gather_index(plan.folder, classes, **describe_set(plan)), "manifest.jsonl": manifest}
+    if plan.selection is not None:
+        wanted["verdicts.jsonl"] = list(verdict_lines(plan))
     for name, content in wanted.items():
         path = plan.folder / name
         if not path.exists():
@@ -177,6 +216,14 @@ def _parse(path: Path) -> object:
         return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
     except ValueError:
         return None
+
+
+def _remove_measures(plan: Plan, shard: int) -> list[str]:
+    """Those of all gates; they are functions of the shard and quickly made again."""
+    paths = sorted(plan.folder.glob(f"measures/*/{plan.sidecar(shard).name}"))
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return [f"removed {path}" for path in paths]
 
 
 def _quarantine(path: Path) -> list[str]:

@@ -30,9 +30,13 @@ class Worker:
         self._unsound: dict[int, str] = {}
 
     def run(self) -> None:
-        """Return when every shard is there. Raises ValueError where a tar is there that is not sound."""
-        there = set(finished_shards(self.plan))  # one look at the folder: a set may have many thousands
-        waiting = [shard for shard in range(self.plan.num_shards) if shard not in there]
+        """Return when every shard is there, and measured where a gate asks for it.
+
+        Raises ValueError where a tar is there that is not sound.
+        """
+        gate, there = self.plan.gate, finished_shards(self.plan)  # one look at the folder: there may be thousands
+        done = {shard for shard in there if gate is None or gate.is_measured(self.plan, shard)}
+        waiting = [shard for shard in range(self.plan.num_shards) if shard not in done]
         own = [shard for shard in waiting if shard % self.place.count == self.place.number]
         for shard in own + waiting:
             self._visit(shard)
@@ -48,17 +52,19 @@ class Worker:
             )
 
     def _is_settled(self, shard: int) -> bool:
-        return shard in self._unsound or self.plan.is_there(shard)
+        return shard in self._unsound or self.plan.is_done(shard)
 
     def _visit(self, shard: int) -> bool:
         """See to a shard unless it is there or another worker is at it; whether something was done."""
         if self._is_settled(shard) or not self._claims.take(shard):
             return False
         try:
-            if self.plan.tar(shard).exists():
-                self._adopt(shard)
-            else:
+            if not self.plan.tar(shard).exists():
                 self._make(shard)
+            elif not self.plan.is_there(shard):
+                self._adopt(shard)
+            if self.plan.is_there(shard) and not self._is_settled(shard):
+                self._measure(shard)
         finally:
             self._claims.release(shard)
         return True
@@ -91,6 +97,13 @@ class Worker:
         except _MadeElsewhere:
             won = False
         self.progress.finish(len(indices) if won else 0)
+
+    def _measure(self, shard: int) -> None:
+        """Measure a shard for the gate."""
+        try:
+            self.plan.gate.measure(self.plan, shard, lambda: self._claims.beat(shard))
+        except UNSOUND as error:
+            self._unsound[shard] = f"{self.plan.tar(shard)}: {error}"
 
     def _adopt(self, shard: int) -> None:
         """Derive the sidecar of a tar that has none, after its maker died between the two."""
