@@ -63,6 +63,10 @@ def _generate(config: Config, args: argparse.Namespace) -> None:
         repair(config)
     elif args.preview is not None:
         preview(config, args.preview)
+    elif args.audit:
+        from dakd.generate.audit import audit
+
+        audit(config)
     else:
         generate(config)
 
@@ -152,6 +156,7 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     instead.add_argument("--verify", action="store_true", help="read all shards; status 1 and a list of what is wrong")
     instead.add_argument("--repair", action="store_true", help="put what is wrong into quarantine/ and make it again")
     instead.add_argument("--preview", type=_positive, metavar="N", help="draw N pairs without writing shards")
+    instead.add_argument("--audit", action="store_true", help="look for training images among the generated ones")
 
 
 def _positive(text: str) -> int:

@@ -310,8 +310,9 @@ class AuditConfig(Section):
     """The search for training images among the generated ones (`generate --audit`)."""
 
     student: str | None = None  # weights file whose encoder makes the features; None takes greys and gradients
-    max_samples: Positive = 5000  # pairs, held-out windows and training windows that are looked up, evenly spaced
-    cells: Annotated[int, Field(ge=4)] = 16  # a side of the block means that are correlated; an image slides by a cell
+    max_samples: Positive = 5000  # pairs that are looked up, evenly spaced
+    num_yardsticks: Positive = 1000  # held-out windows, and as many training windows, that are looked up too
+    cells: Annotated[int, Field(ge=4)] = 16  # blocks on a side of the means that are correlated
     # A distance is small where it is below this percentile of those from held-out images to training images.
     percentile: Annotated[float, Field(gt=0, lt=100)] = 1.0
     num_pictures: Positive = 12  # most suspicious pairs that are drawn

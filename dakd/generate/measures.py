@@ -41,7 +41,7 @@ class Student:
     @torch.inference_mode()
     def label(self, sar: np.ndarray) -> np.ndarray:
         """(H, W) class ids of an image (H, W) uint8. Alone in its batch, so that they depend on no other image."""
-        logits = self._net(to_student(torch.as_tensor(sar, device=self.device)[None, None]))
+        logits = self._net(to_student(torch.tensor(sar, device=self.device)[None, None]))
         return logits[0].argmax(dim=0).cpu().numpy()
 
 
