@@ -33,7 +33,7 @@ from dakd.data.tars import list_members
 from dakd.diffusion.balance import balancing_factor, image_power
 from dakd.runtime.files import file_hash, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_damage_stops_with_a_reason_or_the_next_good_record_stands_in(copied, da
         tar.unlink()
         reason = "absent"
     else:
-        tar.with_suffix(".json").write_text('{"format": 1')
+        tar.with_suffix(".json").write_text('{"format": 2')
         reason = "sidecar"
     with pytest.raises(BadRecord, match=reason):
         keys_of_epoch(teacher(ShardSet(copied.folder)))
@@ -190,7 +190,7 @@ def test_an_index_is_not_believed_without_a_look(copied, changes, message):
         ShardSet(copied.folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "nul", "[" * 100_000, '{"format": 1}', "\x00\xff"])
+@pytest.mark.parametrize("text", ["", "[]", "{", "nul", "[" * 100_000, '{"format": 2}', "\x00\xff"])
 def test_an_index_that_is_none_is_refused_by_name(copied, text):
     (copied.folder / "index.json").write_text(text)
     with pytest.raises(ValueError, match=r"index\.json"):
