@@ -20,8 +20,8 @@ import torch.distributed as dist
 from dakd.runtime.lifetime import die_with_parent
 from dakd.runtime.slurm import adopt_place
 
-# Ranks that generate shards of their own meet again only at the end, which may be hours apart.
-COLLECTIVE_TIMEOUT = timedelta(hours=24)
+# How long ranks wait for one that hangs, or that writes a large checkpoint to a slow file system.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
 def rank() -> int:
