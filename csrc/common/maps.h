@@ -15,12 +15,13 @@ struct Maps {
 // Pixels that are evenly spaced in all tensors of a call: a whole channel of a sample, or else one row. An item of work
 // is a chunk of one run of one sample.
 struct Runs {
-  int64_t num_runs, run_length;
-
-  int64_t chunks_per_run() const { return (run_length + kChunk - 1) / kChunk; }
-  int64_t items_per_sample() const { return num_runs * chunks_per_run(); }
-
   static constexpr int64_t kChunk = 512;
+
+  int64_t num_runs, run_length;
+  int64_t chunk_length = kChunk;  // more where nothing of a chunk waits in memory that is kept for kChunk pixels
+
+  int64_t chunks_per_run() const { return (run_length + chunk_length - 1) / chunk_length; }
+  int64_t items_per_sample() const { return num_runs * chunks_per_run(); }
 };
 
 // Where an item lies. element: of its first pixel in a channel of the sample, flattened.
@@ -29,8 +30,8 @@ struct Chunk {
 
   Chunk(const Runs& runs, int64_t item) {
     const int64_t chunks = runs.chunks_per_run(), per_sample = runs.items_per_sample();
-    sample = item / per_sample, run = item % per_sample / chunks, first = item % chunks * Runs::kChunk;
-    length = runs.run_length - first < Runs::kChunk ? runs.run_length - first : Runs::kChunk;
+    sample = item / per_sample, run = item % per_sample / chunks, first = item % chunks * runs.chunk_length;
+    length = runs.run_length - first < runs.chunk_length ? runs.run_length - first : runs.chunk_length;
     element = run * runs.run_length + first;
   }
 

@@ -61,6 +61,7 @@ void ddim_step_forward_cpu(const Tensor& x, const Tensor& y, const Tensor& x0_pr
       p.seed = seed, p.step = now;
       p.streams = (x_next.numel() + y_next.numel()) * sizeof(float) >= kStreamingBytes;
       if (noise_ids) p.noise_ids = data<int64_t>(noise_ids), p.noise_ids_stride = noise_ids->stride(0);
+      else if (is_fused(p)) p.runs.chunk_length = kFusedChunk;
       const int64_t items = height * width == 0 ? 0 : batch * p.runs.items_per_sample();
       torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
         std::vector<float> scratch(ddim_step_scratch(p.num_classes));

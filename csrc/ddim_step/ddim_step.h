@@ -9,6 +9,12 @@
 
 namespace dakd {
 
+// Up to so many classes, a pixel's whole label stays in registers from its logits to the new state.
+constexpr int kMaxFused = 5;
+
+// Length of a chunk where that is so for all its pixels: the reads of one long row after another come sooner.
+constexpr int64_t kFusedChunk = 2048;
+
 // Prediction: the number format of the networks' outputs.  Input: of their next inputs; float where none are wanted.
 template <typename Prediction, typename Input>
 struct DdimStep {
@@ -24,6 +30,17 @@ struct DdimStep {
   const int64_t* noise_ids;  // null without noise
   int64_t noise_ids_stride, num_pixels, seed, step;
 };
+
+namespace {  // see numbers.h
+
+template <typename Prediction, typename Input>
+inline bool is_fused(const DdimStep<Prediction, Input>& p) {
+  return p.num_classes >= 2 && p.num_classes <= kMaxFused && p.is_softmax && p.logits.pixel_stride == 1 &&
+         p.y.pixel_stride == 1 && p.y_next.pixel_stride == 1 &&
+         (p.y_input.first == nullptr || p.y_input.pixel_stride == 1);
+}
+
+}  // namespace
 
 // Bytes of new state from which on streaming pays; less may still be in a cache when the networks read it.
 constexpr int64_t kStreamingBytes = int64_t{16} << 20;

@@ -8,9 +8,6 @@ namespace dakd {
 namespace DAKD_ISA {
 namespace {
 
-// Up to so many classes, a pixel's whole label stays in registers from its logits to the new state.
-constexpr int kMaxFused = 5;
-
 // As torch.clamp: a NaN stays.
 DAKD_INLINE Floats clamp(const Floats& x, float limit) {
   const Floats above = x < -limit ? Floats{} - limit : x;
@@ -210,12 +207,8 @@ struct Step {
   template <int kClasses = 2>
   void label() const {
     if constexpr (kClasses > kMaxFused) return label_any();
-    else if (p.num_classes == kClasses && p.is_softmax && has_contiguous_pixels()) label_fused<kClasses>();
+    else if (p.num_classes == kClasses && is_fused(p)) label_fused<kClasses>();
     else label<kClasses + 1>();
-  }
-  bool has_contiguous_pixels() const {
-    return p.logits.pixel_stride == 1 && p.y.pixel_stride == 1 && p.y_next.pixel_stride == 1 &&
-           (p.y_input.first == nullptr || p.y_input.pixel_stride == 1);
   }
 };
 
