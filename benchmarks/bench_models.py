@@ -53,7 +53,7 @@ def student_step() -> Callable[[], None]:
     """Forward and backward pass of SAROSS-Net-B's training: a real and a synthetic sample of 256x256."""
     training = StudentTraining(build_student(StudentConfig(), NUM_CLASSES), StudentLossConfig(), 0, torch.channels_last)
     batch = _batch(2, 256) | dict(
-        teacher=torch.randn(1, NUM_CLASSES, 256, 256).half(), teacher_row=torch.tensor([-1, 0])
+        teacher=torch.randn(1, NUM_CLASSES, 256, 256).half(), teacher_row=torch.tensor([-1, 0]), teacher_range=None
     )
     return _training_step(training, batch)
 

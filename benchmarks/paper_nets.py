@@ -56,7 +56,7 @@ def student_batch(size: int, side: int, device: str) -> dict:
     rows = torch.full((size,), -1, dtype=torch.int64)
     rows[size - num_synthetic :] = torch.arange(num_synthetic)
     teacher = torch.randn(num_synthetic, NUM_CLASSES, side, side).half().to(device)
-    return batch(size, side, device) | dict(teacher=teacher, teacher_row=rows.to(device))
+    return batch(size, side, device) | dict(teacher=teacher, teacher_row=rows.to(device), teacher_range=None)
 
 
 def noisy_pair(size: int, side: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
