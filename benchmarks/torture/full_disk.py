@@ -26,6 +26,7 @@ from torture.victims import Victim, tree_hash
 from torture.writing import prepare_config, run_to_end, walk, whole_walk
 
 from dakd.data.prepare import prepare
+from dakd.generate.claims import living_claims
 from dakd.generate.generate import generate
 from dakd.train.checkpoint import list_checkpoints
 
@@ -152,11 +153,13 @@ def _fill_generation(disk: Disk, folder: Path, chance: random.Random, times: int
     largest = total if isinstance(disk, SmallDisk) else total // 4
     while tally.tried < times:
         config, found = whole.begin(disk.folder / "run"), Outcome()
-        disk.squeeze(chance.randrange(largest))
+        disk.squeeze(_rest(chance, largest))
         has_failed = meets_full_disk(disk, lambda config=config: generate(config), folder / "victim.log", found)
         found.add(compare_begun(config, whole))
         left = list((config.run_path / "generate").glob(".*.tmp"))
         found.expect(not left, f"{left[:1]} was left on the full disk")
+        claimed = living_claims(config.run_path / "generate")
+        found.expect(not claimed, f"shards {claimed} stay claimed by nobody")
         disk.free()
         finish(config, folder)
         found.add(compare_finished(config, whole))
@@ -173,7 +176,7 @@ def _fill_prepare(disk: Disk, folder: Path, chance: random.Random, times: int) -
     while tally.tried < times:
         shutil.rmtree(run, ignore_errors=True)
         config, found = prepare_config(run, 1), Outcome()
-        disk.squeeze(chance.randrange(sum(files) if isinstance(disk, SmallDisk) else max(files)))
+        disk.squeeze(_rest(chance, sum(files) if isinstance(disk, SmallDisk) else max(files)))
         has_failed = meets_full_disk(disk, lambda config=config: prepare(config), folder / "victim.log", found)
         is_whole = (run / "prepare").exists()
         found.accepted += has_failed and is_whole
@@ -197,13 +200,18 @@ def _fill_walks(disk: Disk, folder: Path, chance: random.Random, times: int) -> 
         shutil.rmtree(run, ignore_errors=True)
         run_to_end(run, 4)
         (run / "weights.safetensors").unlink()
-        disk.squeeze(chance.randrange(num_bytes))
+        disk.squeeze(_rest(chance, num_bytes))
         has_failed = meets_full_disk(disk, lambda run=run: walk(run, steps), folder / "victim.log", found)
         found.add(compare(run, trace, is_finished=not has_failed))
         disk.free()
         run_to_end(run, steps)
         _count(tally, has_failed, "after step 4", found.add(compare(run, trace, is_finished=True)))
     return tally
+
+
+def _rest(chance: random.Random, largest: int) -> int:
+    """Bytes that are left: half of the times a few pages, so that small files meet the end of the disk too."""
+    return chance.randrange(16) * 4096 if chance.random() < 0.5 else chance.randrange(largest)
 
 
 def _count(tally: Tally, has_failed: bool, state: str, found: Outcome) -> None:

@@ -24,9 +24,9 @@ from torture import damage, full_disk, generation, training, writing
 from torture.tally import Tally
 
 FAMILIES: dict[str, Callable[[Path, random.Random, Callable[[int], int]], list[Tally]]] = {
-    "generate": lambda folder, chance, many: [generation.kill_workers(folder, chance, many(70))],
-    "prepare": lambda folder, chance, many: [writing.kill_prepares(folder, chance, many(40))],
-    "checkpoint": lambda folder, chance, many: [writing.kill_walks(folder, chance, many(80))],
+    "generate": lambda folder, chance, many: [generation.kill_workers(folder, chance, many(90))],
+    "prepare": lambda folder, chance, many: [writing.kill_prepares(folder, chance, many(50))],
+    "checkpoint": lambda folder, chance, many: [writing.kill_walks(folder, chance, many(100))],
     "train": lambda folder, chance, many: [training.kill_trainings(folder, chance, many(40))],
     "train-other": lambda folder, chance, many: training.other_faults(folder, chance, many(3)),
     "damage": lambda folder, chance, many: [

@@ -343,9 +343,7 @@ def _jump(whole: Whole, path: Path, seed: int) -> tuple[str, Outcome]:
 
 
 _TRIALS: dict[str, tuple[str, Callable[[Whole, Path, int], tuple[str, Outcome]]]] = {
-    **{
-        harm: ("checkpoints of DeepSpeed trainings", functools.partial(_damage, do=do)) for harm, do in HARMS.items()
-    },
+    **{harm: ("checkpoints of DeepSpeed trainings", functools.partial(_damage, do=do)) for harm, do in HARMS.items()},
     "a rank hangs (SIGSTOP)": ("training under DeepSpeed", _hang),
     "the clock jumps": ("training under DeepSpeed", _jump),
 }
