@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,9 +74,10 @@ def logged_step(folder: Path) -> int:
     return max((record["step"] for record in _records(folder)), default=0)
 
 
-def is_writing(folder: Path) -> bool:
-    """Whether a training that is dead left a checkpoint, or the removal of one, unfinished."""
-    return any((folder / "checkpoints").glob(".step-*"))
+def is_writing(folder: Path, pids: Collection[int]) -> bool:
+    """Whether one of these processes, now dead or stopped, was writing a checkpoint or removing one."""
+    hidden = (path.name.split(".") for path in (folder / "checkpoints").glob(".step-*"))
+    return any(int(parts[2]) in pids for parts in hidden)
 
 
 def _tensors_hash(checkpoint: Path) -> str:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ _LONGEST_LIFE_S = 3.0  # after its first step
 _START_S = 6.0
 _POLL_S = 0.1
 _SHARE_OF_EARLY_KILLS = 0.15  # that may come before the first step
+_COUNTING = threading.Lock()  # two chains share a row
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -130,9 +132,8 @@ class Run:
         ranks = [pid for pid in pids if _has_variable(pid, "RANK")]
         return [pid for pid in ranks if _parent(pid) not in ranks]
 
-    def kill(self, chance: random.Random) -> str:
+    def kill(self, chance: random.Random, ranks: list[int]) -> str:
         """SIGKILL to a rank, to the launcher above the ranks, or to all; which. Empty where nothing was there."""
-        ranks = self.ranks()
         launchers = sorted({_parent(pid) for pid in ranks} & set(self.pids()))
         kinds = {"a rank": [chance.choice(ranks)], "the launcher": launchers[:1], "all": self.pids()} if ranks else {}
         kind = chance.choice(list(kinds) or ["all"])
@@ -273,20 +274,26 @@ def _kill_one_after_the_other(folder: Path, row: Tally, whole: Whole, kills: int
         while done < kills and not run.has_finished():
             run.start()
             _wait_for_the_moment(run, chance)
-            kind = "" if run.has_ended() else run.kill(chance)
+            ranks = run.ranks()
+            is_over = run.has_ended() or run.has_finished()
+            kind = "" if is_over else run.kill(chance, ranks)
             found = run.outlived()
             if not kind:
                 found.expect(run.process.returncode == 0, f"it ended by itself:\n{run.told()[-1000:]}")
-                row.missed += 1
-                row.note(found)
+                with _COUNTING:
+                    row.missed += 1
+                    row.note(found)
                 break
             state = "between two checkpoints" if run.has_stepped() else "starting"
-            state = "writing a checkpoint" if is_writing(run.stage) else state
+            state = "writing a checkpoint" if is_writing(run.stage, ranks) else state
             found.add(compare(run.stage, whole.trace, is_finished=False))
-            row.count(f"{state} ({whole.run.launch.launcher}, {kind} killed)", found)
+            with _COUNTING:
+                row.count(f"{state} ({whole.run.launch.launcher}, {kind} killed)", found)
             done += 1
         run.finish()
-        row.note(compare(run.stage, whole.trace, is_finished=True))
+        found = compare(run.stage, whole.trace, is_finished=True)
+        with _COUNTING:
+            row.note(found)
         shutil.rmtree(run.run)
 
 

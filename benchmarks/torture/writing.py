@@ -76,7 +76,7 @@ def kill_walks(folder: Path, chance: random.Random, kills: int) -> Tally:
                 tally.missed += 1
                 break
             state = "between two checkpoints" if "  step " in victim.told() else "starting"
-            state = "writing a checkpoint" if is_writing(run) else state
+            state = "writing a checkpoint" if is_writing(run, [victim.pid]) else state
             tally.count(state, compare(run, trace, is_finished=False))
         run_to_end(run, steps)
         tally.note(compare(run, trace, is_finished=True))
@@ -135,7 +135,7 @@ def hang_walks(folder: Path, chance: random.Random, hangs: int) -> Tally:
             tally.missed += 1
             hung.kill()
             continue
-        state, found = "writing a checkpoint" if is_writing(run) else "between two checkpoints", Outcome()
+        state, found = "writing a checkpoint" if is_writing(run, [hung.pid]) else "between two checkpoints", Outcome()
         second = Victim(lambda: walk(run, steps), folder / "second.log")
         is_refused = second.wait() != 0 and f"is being written by process {hung.pid}" in second.told()
         found.expect(is_refused, f"the second writer was not refused: {second.told()[-300:]}")
