@@ -14,13 +14,14 @@ endif
 # Measuring takes the Python that is there: a host with a GPU may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-all lint bench-cpu bench-data fuzz compile-check gpu-check gpu-e2e clean
+.PHONY: help venv demo test test-all lint bench-cpu bench-data fuzz torture compile-check gpu-check gpu-e2e clean
 
 help:
 	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
 	@echo "make test      the quick tests; no GPU needed"
 	@echo "make test-all  the slow ones too"
 	@echo "make fuzz      12,000 damaged and doctored files, and what becomes of each; 5 minutes"
+	@echo "make torture   700 faults: kills, harmed files, full disks, hangs, races, wild clocks; at most 25 minutes"
 	@echo "make lint      ruff"
 	@echo "make bench-cpu the bars of the CPU: every op against eager torch and torch.compile, one thread"
 	@echo "make bench-data the bars of the data path: the soft labels' codec, the loader beside webdataset"
@@ -51,6 +52,10 @@ test-all: venv
 # DAKD_FUZZ: how many bad inputs each test tries.
 fuzz: venv
 	DAKD_FUZZ=$${DAKD_FUZZ:-500} $(BIN)/python -m pytest -q tests/fuzz
+
+# ARGS="--only train --scale 0.1 --seed 3" tries some of it; the table in results/ is of a whole run.
+torture: venv
+	$(BIN)/python benchmarks/torture/run.py $(or $(ARGS),--out benchmarks/results/torture.md)
 
 lint: venv
 	$(BIN)/ruff check .

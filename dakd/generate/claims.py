@@ -13,7 +13,8 @@ import socket
 import time
 from pathlib import Path
 
-from dakd.runtime.files import is_alive
+from dakd.data.publish import publish
+from dakd.runtime.files import is_alive, written_aside
 
 
 class Claims:
@@ -26,16 +27,20 @@ class Claims:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def take(self, shard: int) -> bool:
-        """Claim a shard; False where another worker is at it."""
-        try:
-            with open(self._path(shard), "xb") as stream:
-                stream.write(self._owner)
-            return True
-        except FileExistsError:
-            if not self.is_stale(shard):
-                return False
-            self._path(shard).write_bytes(self._owner)
-            return True
+        """Claim a shard; False where another worker is at it.
+
+        A claim appears with its owner in it: one without, left by a kill or a full disk, would hold others up.
+        """
+        path = self._path(shard)
+        is_there = path.exists()
+        if is_there and not self.is_stale(shard):
+            return False
+        with written_aside(self.folder.parent / f"claim-{path.name}") as aside:
+            aside.write_bytes(self._owner)
+            if not is_there:
+                return publish(aside, path)
+            os.replace(aside, path)
+        return True
 
     def beat(self, shard: int) -> None:
         """Say that the shard makes progress."""

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -232,6 +233,29 @@ def test_a_claim_is_stale_when_its_owner_is_dead_or_stands_still(tmp_path):
         assert claims.take(4)  # it stood still
     claims.release(4)
     assert not path.exists() and claims.take(4)
+
+
+def test_a_full_disk_leaves_no_claim_without_an_owner(tmp_path):
+    """For a new claim and for one that is taken over; a limit on the size of files stands in for the full disk."""
+    claims, path = Claims(tmp_path, patience_s=60), tmp_path / "claims" / "000004"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    stale = f"{socket.gethostname()} {dead.pid}\n"
+    for there in (None, stale):
+        if there is not None:
+            path.write_text(there)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+            with pytest.raises(OSError, match="File too large"):
+                claims.take(4)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, ignored)
+        assert (path.read_text() if path.exists() else None) == there
+        assert [entry.name for entry in tmp_path.iterdir()] == ["claims"]
+    assert claims.take(4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""The command that tortures generation and training: its short form passes, and it would see what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torture import generation, run, writing
+from torture.tally import Outcome, Tally
+
+from dakd.data import publish as publishing
+from dakd.train import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which a process with a CUDA context cannot")
+
+
+@pytest.mark.slow
+def test_its_short_form_loses_doubles_and_accepts_nothing():
+    """One fault and more of every kind; of those under DeepSpeed a kill."""
+    short = [argument for name in run.FAMILIES if name != "train-other" for argument in ("--only", name)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "torture" / "run.py"), "--scale", "0.02", *short]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:-1]
+    assert len(rows) == 17
+    assert all(int(tried) == int(survived) > 0 for _, _, tried, survived, *_ in rows)
+    assert all(int(count) == 0 for *_, lost, doubled, accepted, _ in rows for count in (lost, doubled, accepted))
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_that_is_accepted_is_seen(tmp_path, monkeypatch):
+    verified = checkpoint.verified_facts
+
+    def believing(target):
+        try:
+            return verified(target)
+        except checkpoint.Damaged as error:
+            if "state.safetensors" not in str(error):
+                raise
+            return json.loads((target / "state.json").read_text())
+
+    monkeypatch.setattr(checkpoint, "verified_facts", believing)
+    flipped, _ = writing.damage_walks(tmp_path, random.Random(0), 6)
+    assert flipped.survived < flipped.tried == 6 and flipped.total.accepted > 0 and not flipped.is_good
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_written_in_place_is_seen(tmp_path, monkeypatch):
+    def in_place(target, tensors, facts):
+        target.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_file(tensors, target / "state.safetensors")
+        facts = {"format": checkpoint.FORMAT, **facts, "sha256": checkpoint.file_hash(target / "state.safetensors")}
+        (target / "state.json").write_text(json.dumps({**facts, "facts_sha256": checkpoint._hash_of(facts)}))
+
+    monkeypatch.setattr(checkpoint, "write_state", in_place)
+    row = writing.kill_walks(tmp_path, random.Random(0), 30)
+    assert row.survived < row.tried and row.total.accepted > 0
+
+
+@pytest.mark.slow
+def test_a_step_that_is_logged_twice_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr("dakd.runtime.runlog.drop_records_after", lambda path, step: None)
+    monkeypatch.setattr(checkpoint, "sync", lambda path: None)
+    row = writing.kill_walks(tmp_path, random.Random(0), 30)
+    assert row.total.doubled > 0 and not row.is_good
+
+
+@pytest.mark.slow
+def test_a_shard_that_is_replaced_by_a_later_one_is_seen(tmp_path, monkeypatch):
+    def replacing(aside, target):
+        os.replace(aside, target)
+        return True
+
+    monkeypatch.setattr(publishing, "publish", replacing)
+    row = generation.race(tmp_path, random.Random(0), 1)
+    assert row.survived == 0 and "racers say that theirs is the shard" in row.total.problems[0]
+
+
+def test_a_fault_that_was_not_survived_fails_the_run(monkeypatch, capsys, tmp_path):
+    def lossy(folder, chance, many):
+        row = Tally("work", "fault")
+        row.count("at work", Outcome())
+        row.count("at work", Outcome(lost=3))
+        return [row]
+
+    monkeypatch.setattr(run, "FAMILIES", {"lossy": lossy})
+    assert run.main(["--out", str(tmp_path / "table.md")]) == 1
+    assert "FAILED work, fault: 1 of 2 survived" in capsys.readouterr().out
+    assert "| work | fault | 2 | 1 | 3 | 0 | 0 |" in (tmp_path / "table.md").read_text()
