@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,17 @@ def test_a_damaged_checkpoint_that_is_accepted_is_seen(tmp_path, monkeypatch):
     assert flipped.survived < flipped.tried == 6 and flipped.total.accepted > 0 and not flipped.is_good
 
 
+def walks_until(folder: Path, is_seen: Callable[[Tally], bool]) -> list[Tally]:
+    """Walks that are killed twenty times each, until what is looked for is seen: chance says when a kill lands."""
+    rows = []
+    for seed in range(10):
+        (folder / str(seed)).mkdir()
+        rows.append(writing.kill_walks(folder / str(seed), random.Random(seed), 20))
+        if is_seen(rows[-1]):
+            break
+    return rows
+
+
 @pytest.mark.slow
 def test_a_checkpoint_that_is_written_in_place_is_seen(tmp_path, monkeypatch):
     def in_place(target, tensors, facts):
@@ -62,16 +74,16 @@ def test_a_checkpoint_that_is_written_in_place_is_seen(tmp_path, monkeypatch):
         (target / "state.json").write_text(json.dumps({**facts, "facts_sha256": checkpoint._hash_of(facts)}))
 
     monkeypatch.setattr(checkpoint, "write_state", in_place)
-    row = writing.kill_walks(tmp_path, random.Random(0), 30)
-    assert row.survived < row.tried and row.total.accepted > 0
+    rows = walks_until(tmp_path, lambda row: row.total.accepted > 0)
+    assert rows[-1].survived < rows[-1].tried and rows[-1].total.accepted > 0
 
 
 @pytest.mark.slow
 def test_a_step_that_is_logged_twice_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr("dakd.runtime.runlog.drop_records_after", lambda path, step: None)
     monkeypatch.setattr(checkpoint, "sync", lambda path: None)
-    row = writing.kill_walks(tmp_path, random.Random(0), 30)
-    assert row.total.doubled > 0 and not row.is_good
+    rows = walks_until(tmp_path, lambda row: row.total.doubled > 0)
+    assert rows[-1].total.doubled > 0 and not rows[-1].is_good
 
 
 @pytest.mark.slow
