@@ -239,17 +239,25 @@ def other_faults(folder: Path, chance: random.Random, times: int) -> list[Tally]
             rows.append(row := Tally(work, name))
             seeds = [chance.randrange(1 << 30) for _ in range(times)]
             trials = [(wholes[i % len(wholes)], folder / f"{name}-{i}", seed) for i, seed in enumerate(seeds)]
-            for state, found in pool.map(lambda trial, do=do: do(*trial), trials):
+            for state, found in pool.map(lambda trial, do=do: _told(do, *trial), trials):
                 row.count(state, found)
 
     def on_disk(disk: Disk) -> list[Tally]:
         row = Tally("training under DeepSpeed", disk.means)
         for i in range(times):
-            row.count(*_fill(wholes[i % len(wholes)], disk, chance))
+            row.count(*_told(_fill, wholes[i % len(wholes)], disk, chance))
         return [row]
 
     # Forked once the threads have ended.
     return rows + on_small_disk(folder / "disk", 64, on_disk)
+
+
+def _told(trial: Callable[..., tuple[str, Outcome]], *arguments: object) -> tuple[str, Outcome]:
+    """What a trial found; that it came to no end is a finding too."""
+    try:
+        return trial(*arguments)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        return "which came to no end", Outcome(problems=[str(error)])
 
 
 def _make_wholes(folder: Path, launches: Sequence[Launch], pool: ThreadPoolExecutor) -> list[Whole]:
@@ -339,7 +347,7 @@ def _hang(whole: Whole, path: Path, seed: int) -> tuple[str, Outcome]:
     found.expect(has_landed, "the training had ended before the rank was stopped")
     is_refused = status != 0 and "is being written by process" in log_of_second.read_text()
     found.expect(is_refused, f"a second start was not refused: {log_of_second.read_text()[-500:]}")
-    return "between two steps", found
+    return "at work", found
 
 
 def _jump(whole: Whole, path: Path, seed: int) -> tuple[str, Outcome]:

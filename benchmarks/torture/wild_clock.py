@@ -12,7 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from torture.victims import jump_clock
 
 if __name__ == "__main__":
-    seed, script = int(sys.argv[1]), sys.argv[2]
-    sys.argv = sys.argv[2:]
+    own = next(i for i, argument in enumerate(sys.argv) if argument.isdigit())
+    seed, script = int(sys.argv[own]), sys.argv[own + 1]
+    # The launcher may have put options of its own before ours: deepspeed does.
+    sys.argv = [script, *sys.argv[1:own], *sys.argv[own + 2 :]]
     jump_clock(seed + int(os.environ.get("RANK", 0)))
     runpy.run_path(script, run_name="__main__")
