@@ -21,7 +21,7 @@ help:
 	@echo "make test      the quick tests; no GPU needed"
 	@echo "make test-all  the slow ones too"
 	@echo "make fuzz      12,000 damaged and doctored files, and what becomes of each; 5 minutes"
-	@echo "make torture   700 faults: kills, harmed files, full disks, hangs, races, wild clocks; at most 25 minutes"
+	@echo "make torture   650 faults: kills, harmed files, full disks, hangs, races, wild clocks; at most 25 minutes"
 	@echo "make lint      ruff"
 	@echo "make bench-cpu the bars of the CPU: every op against eager torch and torch.compile, one thread"
 	@echo "make bench-data the bars of the data path: the soft labels' codec, the loader beside webdataset"
