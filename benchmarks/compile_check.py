@@ -437,7 +437,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--arch", default="80,90,100", help="compute capabilities, such as 80,90,100")
     parser.add_argument("--op", choices=backend.OPS, help="this op alone")
     parser.add_argument("--update", action="store_true", help="write the checked-in table anew")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at once")
+    parser.add_argument("--jobs", type=int, default=1 + (os.cpu_count() or 1), help="compilers at once")
     return parser.parse_args()
 
 
