@@ -37,7 +37,7 @@ $(BIN)/.installed: pyproject.toml setup.py $(wildcard configs/constraints/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip wheel setuptools
 	$(BIN)/pip install -q $(PINS) $(TORCH_INDEX) torch torchvision numpy
-	$(BIN)/pip install -q $(PINS) --no-build-isolation -e '.[train,encoders,dev]'
+	$(BIN)/pip install -q $(PINS) --no-build-isolation -e '.[train,encoders,rivals,eval,dev]'
 	touch $@
 
 demo: venv
