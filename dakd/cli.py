@@ -123,6 +123,7 @@ STEPS: dict[str, tuple[Callable[[Config, argparse.Namespace], None], str]] = {
 
 # Beside the steps: these take arguments of their own.
 COMMANDS = {
+    "ablate": "make a table of experiments beside the paper's numbers, or go on with one",
     "doctor": "what is installed, and which backend each operation will take",
     "ema": "make an average of the weights of any length, from the snapshots of a training",
     "stop": "ask the training in a run folder to write a checkpoint and leave",
@@ -252,6 +253,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _take_place()
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] == "ablate":
+        from dakd.ablate.command import main as ablate
+
+        return ablate(argv[1:])
     if argv and argv[0] in ("stop", "ema"):
         return (_stop if argv[0] == "stop" else _ema)(argv[1:])
     if argv and argv[0] == "doctor":
