@@ -232,6 +232,10 @@ class TrainJointNetConfig(Section):
     global_batch: Positive = 32  # 16 a GPU on two GPUs (paper)
     micro_batch: Positive = 16  # samples a rank and forward pass; the rest is gradient accumulation
     label_loss_weight: Annotated[float, Field(gt=0)] = 1.0  # L_y against L_x (inferred)
+    # What Label-Net learns: cross-entropy with the mask (paper), or the square of what it is off 2 onehot - 1 (the rows
+    # without CE; JointNet is l2 with balance.b=1 and students with loss.hard_labels=true). The soft label of an l2
+    # teacher is the logarithm of (output + 1) / 2, normalised: the mean of one-hot masks is their probability.
+    label_loss: Literal["ce", "l2"] = "ce"
     init_from: Literal["ema", "raw"] = "ema"  # which weights a stage takes from the one before
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dakd.config import ScheduleConfig, StudentConfig, UNetConfig
 from dakd.data.sample import ClassTable
+from dakd.diffusion.loss import LABEL_LOSSES
 from dakd.models.jointnet import SARJointNet
 from dakd.models.zoo import TimmEncoder, build_student
 from dakd.runtime.files import replacing
@@ -126,7 +127,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
 def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """The SAR-JointNet of a file that a stage 2 or 3 wrote, in eval mode on `device`, and the file's metadata.
 
-    The metadata hold what sampling needs: b, the schedule and the class table.
+    The metadata hold what sampling needs: b, the schedule, the class table and, where it is not "ce", the label_loss.
     """
     metadata = read_metadata(path)
     if metadata.get("kind") != "jointnet":
@@ -139,6 +140,8 @@ def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         # What sampling needs is looked at here: whoever samples finds it sound.
         ScheduleConfig.model_validate(metadata["schedule"])
         num_classes = ClassTable.from_dict(metadata["classes"]).num_classes
+        if metadata.get("label_loss", "ce") not in LABEL_LOSSES:
+            raise ValueError(f"label_loss is {metadata['label_loss']}; wanted one of {', '.join(LABEL_LOSSES)}")
         if not 0 < metadata["b"] <= 4 or metadata["num_classes"] != num_classes:
             raise ValueError(f"b is {metadata['b']} and num_classes {metadata['num_classes']} of {num_classes} names")
         return SARJointNet(UNetConfig.model_validate(metadata["unet"]), num_classes)

@@ -1,7 +1,8 @@
-"""The teacher's losses (paper, Eq. 5-7), one value per sample."""
+"""The teacher's losses (paper, Eq. 5-7; L2 instead of Eq. 6), one value per sample."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,3 +26,20 @@ def label_loss(logits: Tensor, label: Tensor) -> Tensor:
     per_pixel = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE_INDEX, reduction="none")
     known = (label != IGNORE_INDEX).sum(dim=(1, 2)).clamp(min=1)
     return per_pixel.sum(dim=(1, 2)) / known
+
+
+def label_l2_loss(y_hat: Tensor, label: Tensor) -> Tensor:
+    """L2 of Label-Net's output with y_0 = 2 onehot - 1, mean over channels and each sample's known pixels.
+
+    What JointNet has in the place of the cross-entropy (the paper's rival; that b does not scale the target: inferred).
+    y_hat: (B, K, H, W).  label: (B, H, W) class ids, IGNORE_INDEX where unknown.  Returns (B,) fp32; 0 for a sample
+    with no known pixel.
+    """
+    is_known = label != IGNORE_INDEX
+    ids = torch.arange(y_hat.shape[1], device=label.device)[:, None, None]
+    y_0 = 2 * (label.unsqueeze(1) == ids).float() - 1
+    per_pixel = (y_hat.float() - y_0).square().mean(dim=1) * is_known
+    return per_pixel.sum(dim=(1, 2)) / is_known.sum(dim=(1, 2)).clamp(min=1)
+
+
+LABEL_LOSSES = {"ce": label_loss, "l2": label_l2_loss}  # by train_jointnet.label_loss

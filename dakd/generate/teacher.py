@@ -11,6 +11,7 @@ import torch
 
 from dakd.config import Config, GenerateConfig
 from dakd.data.sample import ClassTable, Sample
+from dakd.diffusion.labels import READINGS
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.plan import provenance_of, sample_key
@@ -50,6 +51,7 @@ class Teacher:
             b=facts["b"],
             eta=self.cfg.eta,
             clip=self.cfg.clip,
+            reading=READINGS[facts.get("label_loss", "ce")],
             device=self.device,
             dtype=dtype,
             tabulate_time=True,

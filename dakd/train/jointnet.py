@@ -24,7 +24,8 @@ from dakd.data.shards import ShardSet
 from dakd.data.streams import StreamDataset
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.balance import resolve_balance
-from dakd.diffusion.loss import image_loss, label_loss
+from dakd.diffusion.labels import READINGS
+from dakd.diffusion.loss import LABEL_LOSSES, image_loss
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
@@ -79,15 +80,23 @@ class ImageTraining(nn.Module):
 class JointTraining(nn.Module):
     """Stages 2 and 3: L_x + w L_y of SAR-JointNet on a batch (paper, Eq. 7)."""
 
-    def __init__(self, net: SARJointNet, noising: Noising, label_weight: float, memory_format: torch.memory_format):
+    def __init__(
+        self,
+        net: SARJointNet,
+        noising: Noising,
+        label_weight: float,
+        memory_format: torch.memory_format,
+        label_loss: str = "ce",
+    ):
         super().__init__()
         self.net, self.noising, self.label_weight, self.memory_format = net, noising, label_weight, memory_format
+        self.label_loss = LABEL_LOSSES[label_loss]
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         x_t, y_t, t = self.noising(batch["image"], batch["label"], batch["positions"], _dtype(self.net))
         x_hat, logits = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
         loss_x = image_loss(to_teacher(batch["image"]), x_hat)
-        loss_y = label_loss(logits, batch["label"])  # raw logits against the mask, which b does not touch
+        loss_y = self.label_loss(logits, batch["label"])  # raw output against the mask, which b does not touch
         return {"loss": loss_x + self.label_weight * loss_y, "loss_x": loss_x, "loss_y": loss_y}
 
 
@@ -157,6 +166,8 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
         "label_loss_weight": cfg.label_loss_weight,
         "starts_from": None if previous is None else file_hash(previous),
     }
+    if stage > 1 and cfg.label_loss != "ce":
+        identity["label_loss"] = cfg.label_loss
     metadata = identity | {"kind": "unet" if stage == 1 else "jointnet", "classes": train.classes.to_dict()}
 
     dataset: TeacherDataset | StreamDataset
@@ -179,7 +190,7 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
         elif is_new:
             load_strict(net, load_state(previous), str(previous))
         freeze_for_stage(net, stage)
-        return JointTraining(net, noising, cfg.label_loss_weight, memory_format)
+        return JointTraining(net, noising, cfg.label_loss_weight, memory_format, cfg.label_loss)
 
     def finish(engine: Engine) -> None:
         for kind in ("raw", "ema"):
@@ -232,7 +243,8 @@ def draw_grid(
     net: nn.Module = UNet(cfg.unet, 1, 1) if stage == 1 else SARJointNet(cfg.unet, classes.num_classes)
     load_strict(net, weights, "the training engine")
     net = (ImageOnly(net) if stage == 1 else net).to(device()).eval()
-    sampler = PairSampler(net, schedule, cfg.engine.sample_steps, b=b, device=device())
+    reading = READINGS[cfg.label_loss]
+    sampler = PairSampler(net, schedule, cfg.engine.sample_steps, b=b, reading=reading, device=device())
     x, y = start_noise(config.seed, range(cfg.engine.num_samples), cfg.crop, classes.num_classes)
     image, logits = sampler(x, y)
     grey = to_grey(image)[:, 0].cpu().numpy()

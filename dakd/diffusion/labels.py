@@ -1,0 +1,39 @@
+"""How a label branch's output is read: what the sampler takes for the clean label, and what it returns as logits.
+
+Trained with cross-entropy, the output is logits: the clean label is 2 softmax - 1. Trained with L2, it estimates the
+mean of y_0 = 2 onehot - 1 given the noisy pair (what minimises a square is the mean), so that (output + 1) / 2
+estimates the classes' probabilities; their logarithms are logits that a student can learn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+MIN_PROBABILITY = 1e-4  # of a class or bit by an L2 branch: a gap of 9.2 nats, as far as 8-bit soft labels reach
+
+
+@dataclass(frozen=True)
+class LabelReading:
+    """label_update: of kernels.ddim_step; "identity" takes b clamp(output, -1, 1) for the clean label.
+
+    to_logits: the branch's last output to the logits of the classes (B, K, H, W).
+    """
+
+    label_update: str
+    to_logits: Callable[[Tensor], Tensor]
+
+
+def one_hot_logits(y_hat: Tensor) -> Tensor:
+    """log p of each class, in fp32, with p = (y_hat + 1) / 2 within [MIN_PROBABILITY, 1], normalised over the classes.
+
+    y_hat: (B, K, H, W), an estimate of 2 onehot - 1.
+    """
+    return ((y_hat.float() + 1) / 2).clamp(MIN_PROBABILITY, 1).log().log_softmax(1)
+
+
+LOGITS = LabelReading("softmax", lambda logits: logits)
+# By train_jointnet.label_loss.
+READINGS = {"ce": LOGITS, "l2": LabelReading("identity", one_hot_logits)}
