@@ -21,6 +21,7 @@ from typing import Any
 from dakd.ablate.spec import RowSpec, TableSpec, experiment, foreign_test
 from dakd.config import Config, TrainingSet
 
+
 @dataclass(frozen=True)
 class Job:
     """kind: what it makes.  steps: the pipeline step and its options, each a command of its own.
@@ -169,7 +170,7 @@ def _reading(config: Config) -> dict[str, Any]:
 
 
 def _dump(section: Any, *without: str) -> dict:
-    """The settings that are not at their default; of the engine's only the precision, for the rest is speed and logs."""
+    """The settings that are not at their default; of the engine's the precision alone: the rest is speed and logs."""
     settings = section.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
     engine = settings.pop("engine", {})
     return settings | ({"precision": engine["precision"]} if "precision" in engine else {})
