@@ -236,12 +236,21 @@ class TrainJointNetConfig(Section):
     # without CE; JointNet is l2 with balance.b=1 and students with loss.hard_labels=true). The soft label of an l2
     # teacher is the logarithm of (output + 1) / 2, normalised: the mean of one-hot masks is their probability.
     label_loss: Literal["ce", "l2"] = "ce"
+    # sar_jointnet, also JointNet's; or ddpm, the rival: one U-Net of `unet` over the image and the label's bits, with
+    # L2 on all of them. It trains in one stage, with the steps of all three at stage 1's lr (inferred: equal budgets),
+    # on labelled images only: no extra_images or streams. balance.b and label_loss have no part in it.
+    generator: Literal["sar_jointnet", "ddpm"] = "sar_jointnet"
     init_from: Literal["ema", "raw"] = "ema"  # which weights a stage takes from the one before
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     stage1: Stage1Config = Stage1Config(steps=50_000)
     stage2: StageConfig = StageConfig(steps=250_000)
     stage3: StageConfig = StageConfig(steps=100_000, lr=1e-5)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The folders that the trainings have within train_jointnet/, in order; pairs are sampled from the last's."""
+        return ("ddpm",) if self.generator == "ddpm" else ("stage1", "stage2", "stage3")
 
 
 # --- generate ---------------------------------------------------------------------------------------------------------

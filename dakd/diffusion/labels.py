@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-MIN_PROBABILITY = 1e-4  # of a class or bit by an L2 branch: a gap of 9.2 nats, as far as 8-bit soft labels reach
+from dakd.diffusion.bits import MIN_PROBABILITY, code_logits
 
 
 @dataclass(frozen=True)
 class LabelReading:
     """label_update: of kernels.ddim_step; "identity" takes b clamp(output, -1, 1) for the clean label.
 
-    to_logits: the branch's last output to the logits of the classes (B, K, H, W).
+    to_logits: the branch's last output, of classes or of bits, to the logits of the classes (B, K, H, W).
     """
 
     label_update: str
@@ -37,3 +37,15 @@ def one_hot_logits(y_hat: Tensor) -> Tensor:
 LOGITS = LabelReading("softmax", lambda logits: logits)
 # By train_jointnet.label_loss.
 READINGS = {"ce": LOGITS, "l2": LabelReading("identity", one_hot_logits)}
+
+
+def bit_reading(num_classes: int) -> LabelReading:
+    """The reading of a net that predicts a label's bits."""
+    return LabelReading("identity", lambda y_hat: code_logits(y_hat, num_classes))
+
+
+def reading_of(facts: dict) -> LabelReading:
+    """The reading of a teacher's output, from the metadata of its weights; files without a label_loss have "ce"."""
+    if facts["kind"] == "ddpm":
+        return bit_reading(facts["num_classes"])
+    return READINGS[facts.get("label_loss", "ce")]
