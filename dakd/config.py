@@ -350,18 +350,62 @@ class GenerateConfig(Section):
 TrainingSet = Literal["real", "real+synthetic", "synthetic"]
 
 
-class StudentConfig(Section):
-    """SAROSS-Net: an encoder and the CAFT triangle."""
+# Students by name, each with the encoder that it takes where none is named: SAROSS-Net's is the paper's; those of the
+# others are what their authors (deeplabv2, segformer, cbdnet) or their library takes, and for DeepLabV3+ the best one
+# on OSD (ResNet-50, arXiv 2305.01386). The paper names the rivals' encoders nowhere (inferred).
+DEFAULT_ENCODERS: dict[str, str | None] = {
+    "saross": "mamba_vision_b",
+    "unet": "resnet34",
+    "linknet": "resnet34",
+    "pspnet": "resnet34",
+    "deeplabv3plus": "resnet50",
+    "segformer": "mit_b2",
+    "unetplusplus": "resnet34",
+    "deeplabv2": "resnet101",
+    "cbdnet": "resnet34",
+}
+_SAROSS_SETTINGS = ("decoder_channels", "caft_ratio", "caft_heads", "skip_module")
 
-    name: Literal["saross"] = "saross"
-    # mamba_vision_{t,t2,s,b,l}; mamba_vision (with encoder_options); resnet34; timm:<name of a feature extractor>
-    encoder: str = "mamba_vision_b"
+
+class StudentConfig(Section):
+    """SAROSS-Net (an encoder and the CAFT triangle), or one of its rivals by name."""
+
+    name: Literal[
+        "saross", "unet", "linknet", "pspnet", "deeplabv3plus", "segformer", "unetplusplus", "deeplabv2", "cbdnet"
+    ] = "saross"
+    # None: the one of DEFAULT_ENCODERS, which takes its place. saross: mamba_vision_{t,t2,s,b,l}; mamba_vision (with
+    # encoder_options); resnet18; resnet34; timm:<name of a feature extractor>. cbdnet: resnet18, resnet34. The others:
+    # any encoder of segmentation_models_pytorch.
+    encoder: str | None = None
+    # saross, cbdnet: of the encoder. deeplabv2: rates, output_stride. The others: keyword arguments of their class in
+    # segmentation_models_pytorch, such as decoder_channels of unet.
     encoder_options: dict[str, Any] = {}
     pretrained: str | None = None  # a public checkpoint file of the encoder
+    # Of saross alone:
     decoder_channels: tuple[Positive, Positive, Positive, Positive] = (256, 256, 128, 64)  # inferred
     caft_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5  # inner width over HR width (inferred)
     caft_heads: tuple[Positive, Positive, Positive] = (1, 2, 4)  # rows 1, 2, 3 (inferred)
     skip_module: Literal["caft", "conv3x3", "none"] = "caft"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_encoder(cls, tree: Any) -> Any:
+        """The encoder stands in what is saved, so that it does not move with a default."""
+        if not isinstance(tree, dict) or tree.get("encoder") is not None:
+            return tree
+        name = tree.get("name", "saross")
+        return tree | {"encoder": DEFAULT_ENCODERS.get(name) if isinstance(name, str) else None}
+
+    @model_validator(mode="after")
+    def _has_its_own_settings(self) -> StudentConfig:
+        fields = type(self).model_fields
+        foreign = [key for key in _SAROSS_SETTINGS if getattr(self, key) != fields[key].default]
+        if self.name != "saross" and foreign:
+            raise ValueError(
+                f"{', '.join(foreign)}: of SAROSS-Net alone, found with {self.name}; leave them out, or replace the "
+                f"whole section: train_saross.student={{name: {self.name}}}"
+            )
+        return self
 
 
 class StudentLossConfig(Section):
