@@ -421,6 +421,10 @@ class StudentLossConfig(Section):
     dice_form: Literal["soft", "generalized"] = "soft"
     class_weights: tuple[float, ...] | None = None
     hard_labels: bool = False  # synthetic samples carry the teacher's argmax and are treated as real ones
+    # What a student learns from soft labels; temperature is the paper's, the others (train/distillation.py) compare.
+    kd_form: Literal["temperature", "confidence", "standardized", "dist"] = "temperature"
+    dist_inter: Annotated[float, Field(ge=0)] = 1.0  # DIST's beta, of its term over classes (Huang et al. 2022)
+    dist_intra: Annotated[float, Field(ge=0)] = 1.0  # DIST's gamma, of its term over pixels (Huang et al. 2022)
 
 
 class TrainSarossConfig(Section):

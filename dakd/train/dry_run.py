@@ -19,6 +19,7 @@ from dakd.models.unet import UNet
 from dakd.models.zoo import STUDENTS, build_student
 from dakd.runtime.distributed import world_size
 from dakd.runtime.runlog import format_count
+from dakd.train.distillation import check_kd_form
 from dakd.train.ema import decays_of
 from dakd.train.engine import fitting_micro_batch, resolve_precision, zero_config
 from dakd.train.jointnet import freeze_for_stage
@@ -60,6 +61,8 @@ def describe_saross(config: Config) -> str:
     weights = cfg.loss.class_weights
     if weights is not None and len(weights) != num_classes:
         raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes")
+    if not cfg.loss.hard_labels and any("synthetic" in name for name in cfg.training_sets):
+        check_kd_form(cfg.loss, num_classes, None)
     with torch.device("meta"):
         net = build_student(cfg.student, num_classes)
         image = torch.empty(1, 3, *cfg.crop)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dakd.config import Config, StudentLossConfig, TrainingSet
+from dakd.config import Config, Section, StudentLossConfig, TrainingSet
 from dakd.data.loader import StudentDataset
 from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.soft_labels import check_temperature
@@ -18,10 +19,14 @@ from dakd.kernels.seg_loss import seg_loss
 from dakd.models.zoo import build_student
 from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import say
+from dakd.train.distillation import check_kd_form, distillation_loss, kd_scale
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.loop import Training, run_training
 from dakd.train.optim import optimizer_identity
 from dakd.weights import STUDENT_FILES, load_pretrained_encoder, load_strict, save_student
+
+# Settings of train_saross.loss that checkpoints did not have from the first.
+LATER_LOSS_SETTINGS = ("kd_form", "dist_inter", "dist_intra")
 
 
 class StudentTraining(nn.Module):
@@ -55,22 +60,34 @@ class StudentTraining(nn.Module):
         if hasattr(self.net, "set_sample_positions"):
             self.net.set_sample_positions(batch["host_positions"], self.seed)
         logits = self.net(to_student(batch["image"]).to(memory_format=self.memory_format))
+        teacher, row, soft_range = batch["teacher"], batch["teacher_row"], batch["teacher_range"]
+        has_other_kd = cfg.kd_form != "temperature"
         terms = seg_loss(
             logits,
             batch["label"],
-            batch["teacher"],
-            batch["teacher_row"],
-            teacher_range=batch["teacher_range"],
+            None if has_other_kd and cfg.dice_samples != "all" else teacher,
+            row,
+            teacher_range=soft_range,
             temperature=cfg.temperature,
             class_weights=self.class_weights,
             dice_samples=cfg.dice_samples,
             dice_form=cfg.dice_form,
         )
-        # tau^2 keeps the soft term's gradients on the scale of the hard one's (Hinton et al. 2015; paper, Eq. 9)
-        loss = cfg.ce * terms.ce + cfg.kd * cfg.temperature**2 * terms.kd + cfg.dice * terms.dice
+        kd = distillation_loss(logits, teacher, row, soft_range, cfg) if has_other_kd else terms.kd
+        loss = cfg.ce * terms.ce + cfg.kd * kd_scale(cfg) * kd + cfg.dice * terms.dice
         # pixels whose class the table does not have; they count as unknown
         invalid = terms.num_invalid.to(loss.dtype)
-        return {"loss": loss, "ce": terms.ce, "kd": terms.kd, "dice": terms.dice, "num_invalid_labels": invalid}
+        return {"loss": loss, "ce": terms.ce, "kd": kd, "dice": terms.dice, "num_invalid_labels": invalid}
+
+
+def settings_identity(settings: Section, later: Iterable[str], exclude: Iterable[str] = ()) -> dict:
+    """The settings of a section by name, without the `later` ones that are at their default.
+
+    So a checkpoint from before there were such settings is still the same experiment.
+    """
+    fields = type(settings).model_fields
+    at_default = {name for name in later if getattr(settings, name) == fields[name].default}
+    return settings.model_dump(mode="json", exclude=at_default | set(exclude))
 
 
 def student_folder(config: Config, training_set: TrainingSet) -> Path:
@@ -94,8 +111,9 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         raise ValueError(f"class_weights has {len(cfg.loss.class_weights)} values for {classes.num_classes} classes")
     if dataset.synthetic is not None and not cfg.loss.hard_labels:
         # Dice compares with the soft label as it is, at temperature 1.
-        temperatures = [cfg.loss.temperature, *([1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else [])]
         soft_range = dataset.synthetic.index.get("soft_range")
+        temperatures = check_kd_form(cfg.loss, classes.num_classes, soft_range)
+        temperatures += [1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else []
         check_temperature(soft_range, temperatures, classes.num_classes, cfg.loss.max_target_error)
     if cfg.batch_norm == "sync" and device().type != "cuda":
         raise ValueError("batch_norm is sync, which torch has on GPUs alone, not on a CPU; set it to local or frozen")
@@ -104,7 +122,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
     identity = {
         "training_set": training_set,
         "student": cfg.student.model_dump(mode="json"),
-        "loss": cfg.loss.model_dump(mode="json", exclude={"max_target_error"}),
+        "loss": settings_identity(cfg.loss, LATER_LOSS_SETTINGS, exclude={"max_target_error"}),
         "num_classes": classes.num_classes,
         "global_batch": cfg.global_batch,
         "crop": list(cfg.crop),

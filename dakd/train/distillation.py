@@ -1,0 +1,120 @@
+"""Other forms of distillation than the paper's, to compare with it: what a student learns from the soft labels.
+
+    temperature    softened cross-entropy (Hinton et al. 2015; paper, Eq. 9): the op `seg_loss`, not here
+    confidence     the same, each pixel weighted by how sure the teacher is of it
+    standardized   the same of logits that are standardised over the classes (Sun et al. 2024)
+    dist           one minus Pearson's correlation, over classes and over pixels (DIST, Huang et al. 2022)
+
+Each takes the teacher's raw logits z (or their codes) and the student's s; each is a loss by sample, a mean over its
+pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dakd.config import StudentLossConfig
+from dakd.kernels.contract import compute_dtype
+
+# Added to a deviation (its square to a variance): constant logits have a finite gradient, at most 1000 times as steep.
+DEVIATION_FLOOR = 1e-3
+
+
+def distillation_loss(
+    logits: Tensor, teacher: Tensor | None, teacher_row: Tensor, teacher_range: float | None, cfg: StudentLossConfig
+) -> Tensor:
+    """(B,) losses of the form `cfg.kd_form`, 0 for real samples; fp32 (fp64 for fp64 logits); `kd_scale` is not in it.
+
+    logits, teacher, teacher_row, teacher_range: as `seg_loss` takes them. The gradient goes to the logits alone.
+    """
+    logits = logits.to(compute_dtype(logits.dtype))
+    if teacher is None or not len(teacher):
+        return logits.new_zeros(len(logits))
+    z = decode_teacher(teacher, teacher_range, logits.dtype)[teacher_row.clamp_min(0)]
+    if cfg.kd_form == "confidence":
+        losses = confidence_weighted_kd(logits, z, cfg.temperature)
+    elif cfg.kd_form == "standardized":
+        losses = standardized_kd(logits, z, cfg.temperature)
+    elif cfg.kd_form == "dist":
+        inter, intra = dist_relations((logits / cfg.temperature).softmax(1), (z / cfg.temperature).softmax(1))
+        losses = cfg.dist_inter * inter + cfg.dist_intra * intra
+    else:
+        raise ValueError(f"kd_form is {cfg.kd_form}; wanted confidence, standardized or dist")
+    return torch.where(teacher_row < 0, 0, losses)
+
+
+def kd_scale(cfg: StudentLossConfig) -> float:
+    """What the loss is multiplied by beside its weight: tau^2, which keeps a softened cross-entropy's gradients on the
+    scale of the hard one's (Hinton et al. 2015; paper, Eq. 9); 1 for correlations, which softening does not shrink."""
+    return 1.0 if cfg.kd_form == "dist" else cfg.temperature**2
+
+
+def check_kd_form(cfg: StudentLossConfig, num_classes: int, soft_range: float | None) -> list[float]:
+    """The temperatures that the form softens the teacher by, for the check of its codes.
+
+    soft_range: the nats that code 255 stands for, None for logits. ValueError for a form that cannot serve.
+    """
+    if cfg.kd_form == "standardized":
+        if num_classes < 3:
+            raise ValueError(
+                "kd_form standardized has no gradient with 2 classes: their standardised logits are 1 and -1 whatever "
+                "the nets say; set it to temperature, confidence or dist"
+            )
+        if soft_range is not None:
+            raise ValueError(
+                f"kd_form standardized needs the teacher's logits; the pairs hold codes that end {soft_range:g} nats "
+                "below the largest one, which changes their deviation; generate them with codec fp16"
+            )
+    # The teacher's confidence is looked at as it is, at temperature 1.
+    return [cfg.temperature, *([1.0] if cfg.kd_form == "confidence" else [])]
+
+
+def decode_teacher(teacher: Tensor, teacher_range: float | None, dtype: torch.dtype) -> Tensor:
+    """(Bs, K, H, W) logits, of codes those below a largest one of 0; no gradient goes to them."""
+    scale = 1.0 if teacher_range is None else -teacher_range / 255
+    return scale * teacher.detach().to(dtype)
+
+
+def softened_cross_entropy(logits: Tensor, z: Tensor, temperature: float) -> Tensor:
+    """(B, H, W): -sum_c softmax(z / tau)_c log softmax(s / tau)_c; logits s and z: (B, K, H, W)."""
+    return -((z / temperature).softmax(1) * (logits / temperature).log_softmax(1)).sum(1)
+
+
+def confidence_weighted_kd(logits: Tensor, z: Tensor, temperature: float) -> Tensor:
+    """(B,) softened cross-entropies, a pixel weighted by max_c softmax(z)_c over the sample's mean of it.
+
+    The largest probability is the usual measure of confidence (Hendrycks & Gimpel 2017), and never 0. The weights of a
+    sample average 1, so that its whole weight is that of the plain form, and only the pixels' shares differ.
+    """
+    confidence = z.softmax(1).amax(1)
+    weight = confidence / confidence.mean((1, 2), keepdim=True)
+    return (weight * softened_cross_entropy(logits, z, temperature)).mean((1, 2))
+
+
+def standardized_kd(logits: Tensor, z: Tensor, temperature: float) -> Tensor:
+    """(B,) softened cross-entropies of logits that have mean 0 and deviation 1 over the classes of a pixel.
+
+    temperature: the base temperature. The student need not match how far the teacher's logits lie apart (Sun et al.
+    2024); its own distances follow from the labelled samples.
+    """
+    return softened_cross_entropy(standardize(logits, 1), standardize(z, 1), temperature).mean((1, 2))
+
+
+def dist_relations(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) each: 1 - Pearson's correlation of probabilities p with q, both (B, K, H, W).
+
+    inter: over the classes of a pixel, mean over pixels.  intra: over the pixels of a class, mean over classes.
+    Differences far below a thousandth count as none. Over two classes a correlation is 1 or -1: then inter has
+    practically no gradient, and intra does the work.
+    """
+    inter = 1 - (standardize(p, 1) * standardize(q, 1)).mean(1).mean((1, 2))
+    p, q = p.flatten(2), q.flatten(2)
+    intra = 1 - (standardize(p, 2) * standardize(q, 2)).mean(2).mean(1)
+    return inter, intra
+
+
+def standardize(x: Tensor, dim: int) -> Tensor:
+    """x less its mean over its deviation along `dim`; 0 where x is constant."""
+    centred = x - x.mean(dim, keepdim=True)
+    return centred * (centred.square().mean(dim, keepdim=True) + DEVIATION_FLOOR**2).rsqrt()
