@@ -30,6 +30,7 @@ from pydantic import (
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=0, le=8)]  # a side over the image's own
 Byte = Annotated[int, Field(ge=0, le=255)]
 Size = tuple[Positive, Positive]  # (height, width) in pixels
 
@@ -425,6 +426,9 @@ class StudentLossConfig(Section):
     kd_form: Literal["temperature", "confidence", "standardized", "dist"] = "temperature"
     dist_inter: Annotated[float, Field(ge=0)] = 1.0  # DIST's beta, of its term over classes (Huang et al. 2022)
     dist_intra: Annotated[float, Field(ge=0)] = 1.0  # DIST's gamma, of its term over pixels (Huang et al. 2022)
+    # Weight of CBD-Net's boundary term (train/boundary_loss.py) on samples with hard labels, for any student; CBD-Net's
+    # own rows have 1 (inferred).
+    boundary: Annotated[float, Field(ge=0)] = 0.0
 
 
 class TrainSarossConfig(Section):
@@ -462,6 +466,9 @@ class EvaluateConfig(Section):
     batch_size: Positive = 1  # images of one size are batched
     split: Literal["test", "train"] = "test"
     weights: Literal["ema", "raw"] = "ema"  # of the students, in predict too
+    # Sizes of the image, times its own, at which students look, in predict too: the largest logit of all counts.
+    # DeepLabv2's multi-scale test is (0.5, 0.75, 1).
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0,)
     num_pictures: NonNegative = 12  # predictions kept for the report
 
 
