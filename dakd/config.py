@@ -30,6 +30,7 @@ from pydantic import (
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=0, le=8)]  # a side over the image's own
 Byte = Annotated[int, Field(ge=0, le=255)]
 Size = tuple[Positive, Positive]  # (height, width) in pixels
 
@@ -363,18 +364,62 @@ class GenerateConfig(Section):
 TrainingSet = Literal["real", "real+synthetic", "synthetic"]
 
 
-class StudentConfig(Section):
-    """SAROSS-Net: an encoder and the CAFT triangle."""
+# Students by name, each with the encoder that it takes where none is named: SAROSS-Net's is the paper's; those of the
+# others are what their authors (deeplabv2, segformer, cbdnet) or their library takes, and for DeepLabV3+ the best one
+# on OSD (ResNet-50, arXiv 2305.01386). The paper names the rivals' encoders nowhere (inferred).
+DEFAULT_ENCODERS: dict[str, str | None] = {
+    "saross": "mamba_vision_b",
+    "unet": "resnet34",
+    "linknet": "resnet34",
+    "pspnet": "resnet34",
+    "deeplabv3plus": "resnet50",
+    "segformer": "mit_b2",
+    "unetplusplus": "resnet34",
+    "deeplabv2": "resnet101",
+    "cbdnet": "resnet34",
+}
+_SAROSS_SETTINGS = ("decoder_channels", "caft_ratio", "caft_heads", "skip_module")
 
-    name: Literal["saross"] = "saross"
-    # mamba_vision_{t,t2,s,b,l}; mamba_vision (with encoder_options); resnet34; timm:<name of a feature extractor>
-    encoder: str = "mamba_vision_b"
+
+class StudentConfig(Section):
+    """SAROSS-Net (an encoder and the CAFT triangle), or one of its rivals by name."""
+
+    name: Literal[
+        "saross", "unet", "linknet", "pspnet", "deeplabv3plus", "segformer", "unetplusplus", "deeplabv2", "cbdnet"
+    ] = "saross"
+    # None: the one of DEFAULT_ENCODERS, which takes its place. saross: mamba_vision_{t,t2,s,b,l}; mamba_vision (with
+    # encoder_options); resnet18; resnet34; timm:<name of a feature extractor>. cbdnet: resnet18, resnet34. The others:
+    # any encoder of segmentation_models_pytorch.
+    encoder: str | None = None
+    # saross, cbdnet: of the encoder. deeplabv2: rates, output_stride. The others: keyword arguments of their class in
+    # segmentation_models_pytorch, such as decoder_channels of unet.
     encoder_options: dict[str, Any] = {}
     pretrained: str | None = None  # a public checkpoint file of the encoder
+    # Of saross alone:
     decoder_channels: tuple[Positive, Positive, Positive, Positive] = (256, 256, 128, 64)  # inferred
     caft_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5  # inner width over HR width (inferred)
     caft_heads: tuple[Positive, Positive, Positive] = (1, 2, 4)  # rows 1, 2, 3 (inferred)
     skip_module: Literal["caft", "conv3x3", "none"] = "caft"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_encoder(cls, tree: Any) -> Any:
+        """The encoder stands in what is saved, so that it does not move with a default."""
+        if not isinstance(tree, dict) or tree.get("encoder") is not None:
+            return tree
+        name = tree.get("name", "saross")
+        return tree | {"encoder": DEFAULT_ENCODERS.get(name) if isinstance(name, str) else None}
+
+    @model_validator(mode="after")
+    def _has_its_own_settings(self) -> StudentConfig:
+        fields = type(self).model_fields
+        foreign = [key for key in _SAROSS_SETTINGS if getattr(self, key) != fields[key].default]
+        if self.name != "saross" and foreign:
+            raise ValueError(
+                f"{', '.join(foreign)}: of SAROSS-Net alone, found with {self.name}; leave them out, or replace the "
+                f"whole section: train_saross.student={{name: {self.name}}}"
+            )
+        return self
 
 
 class StudentLossConfig(Section):
@@ -394,6 +439,9 @@ class StudentLossConfig(Section):
     kd_form: Literal["temperature", "confidence", "standardized", "dist"] = "temperature"
     dist_inter: Annotated[float, Field(ge=0)] = 1.0  # DIST's beta, of its term over classes (Huang et al. 2022)
     dist_intra: Annotated[float, Field(ge=0)] = 1.0  # DIST's gamma, of its term over pixels (Huang et al. 2022)
+    # Weight of CBD-Net's boundary term (train/boundary_loss.py) on samples with hard labels, for any student; CBD-Net's
+    # own rows have 1 (inferred).
+    boundary: Annotated[float, Field(ge=0)] = 0.0
 
 
 class TrainSarossConfig(Section):
@@ -431,6 +479,9 @@ class EvaluateConfig(Section):
     batch_size: Positive = 1  # images of one size are batched
     split: Literal["test", "train"] = "test"
     weights: Literal["ema", "raw"] = "ema"  # of the students, in predict too
+    # Sizes of the image, times its own, at which students look, in predict too: the largest logit of all counts.
+    # DeepLabv2's multi-scale test is (0.5, 0.75, 1).
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0,)
     num_pictures: NonNegative = 12  # predictions kept for the report
 
 

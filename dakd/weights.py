@@ -22,8 +22,10 @@ from dakd.data.sample import ClassTable
 from dakd.diffusion.bits import num_bits
 from dakd.diffusion.loss import LABEL_LOSSES
 from dakd.models.ddpm import DDPM
+from dakd.models.encoders import TimmEncoder
 from dakd.models.jointnet import SARJointNet
-from dakd.models.zoo import TimmEncoder, build_student
+from dakd.models.mamba_vision import MambaVision
+from dakd.models.zoo import build_student
 from dakd.runtime.files import replacing
 
 # File and Hugging Face repository of each MambaVision variant's ImageNet-1K weights.
@@ -189,15 +191,17 @@ def load_pretrained_encoder(model: nn.Module, student_cfg: StudentConfig) -> Non
 def load_public_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Loads a public ImageNet checkpoint into an encoder, by name and strictly but for the classifier.
 
-    model: MambaVision (a .pth.tar of nvidia/MambaVision-*), ResNet34 or TimmEncoder (a .pth or .safetensors).
+    model: MambaVision (a .pth.tar of nvidia/MambaVision-*), a ResNet, TimmEncoder or an encoder of
+    segmentation_models_pytorch (a .pth or .safetensors).
     The classifier's weights are left out where the model has no classifier.
     FileNotFoundError says where MambaVision's file is to be had; ValueError what does not fit.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(_where_to_get(path))
+        raise FileNotFoundError(_where_to_get(path) if isinstance(model, MambaVision) else _not_there(model, path))
     state = load_state(path) if path.suffix == ".safetensors" else _load_pickled_state(path)
-    if isinstance(model, TimmEncoder):
+    # Of segmentation_models_pytorch, whose encoders `tu-...` hold timm's in the same way.
+    if isinstance(model, TimmEncoder) or type(model).__name__ == "TimmUniversalEncoder":
         load_strict(model.model, _as_timm_features(model.model, state), str(path))
         return
     wanted = model.state_dict()
@@ -238,6 +242,14 @@ def _as_timm_features(features: nn.Module, state: Mapping[str, Tensor]) -> dict[
         elif f"{head}_{second}" in children:
             renamed[f"{head}_{second}.{tail}"] = tensor
     return renamed
+
+
+def _not_there(model: nn.Module, path: Path) -> str:
+    return (
+        f"pretrained checkpoint {path} does not exist. Set train_saross.student.pretrained to a file with the weights "
+        f"of the encoder, {type(model).__name__}, by their public names (.pth or .safetensors), or to null to train "
+        "from scratch; nothing is downloaded."
+    )
 
 
 def _where_to_get(path: Path) -> str:

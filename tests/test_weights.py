@@ -10,8 +10,9 @@ from torch import nn
 from dakd import weights
 from dakd.config import StudentConfig
 from dakd.data.sample import OSD_CLASSES
+from dakd.models.encoders import TimmEncoder, import_timm
 from dakd.models.mamba_vision import MambaVision
-from dakd.models.zoo import TimmEncoder, build_student, import_timm
+from dakd.models.zoo import build_student
 
 TINY = dict(dim=8, in_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=[8, 8, 4, 2])
 STUDENT = StudentConfig(

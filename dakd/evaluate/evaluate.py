@@ -18,6 +18,7 @@ from dakd.evaluate import gallery
 from dakd.evaluate.generation import agreement, count_set, format_statistics, set_statistics
 from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student
 from dakd.metrics import SegmentationScores, format_scores
+from dakd.models.multiscale import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.files import file_hash, write_json, write_text
 from dakd.runtime.runlog import say
@@ -48,7 +49,7 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     results, agreed = {}, None
     synthetic = _open_synthetic(run_dir, held_out.classes)
     for name, path in students.items():
-        model = open_student(path, held_out.classes)
+        model = at_scales(open_student(path, held_out.classes), cfg.evaluate.scales)
         results[name] = evaluate_student(
             model, held_out, cfg.evaluate.batch_size, device(), rank(), world_size(), label=f"evaluate {name}"
         )
@@ -132,6 +133,7 @@ def _write(cfg: Config, folder: Path, evaluation: Evaluation, students: dict[str
         "num_images": len(held_out),
         "dataset_fingerprint": held_out.index["fingerprint"],
         "weights": cfg.evaluate.weights,
+        "scales": list(cfg.evaluate.scales),
     }
     tables = {name: one.to_dict() for name, one in evaluation.scores.items()}
     for name, table in tables.items():
@@ -152,13 +154,17 @@ def _write_pictures(
     held_out: ShardSet,
     synthetic: ShardSet | None,
 ) -> None:
+
+    def open_one(name: str) -> torch.nn.Module:
+        return at_scales(open_student(students[name], held_out.classes), cfg.evaluate.scales)
+
     folder = run_dir / "evaluate" / "pictures"
     gallery.start_gallery(folder)
     mious = {name: result.image_mious() for name, result in results.items()}
     last = next(reversed(results))
     choices = gallery.choose_images(results[last].per_image, mious[last], cfg.evaluate.num_pictures)
     images = gallery.write_gallery(
-        folder, held_out, choices, mious, lambda name: open_student(students[name], held_out.classes), device()
+        folder, held_out, choices, mious, open_one, device()
     )
     overlays = {}
     if cfg.evaluate.num_pictures:

@@ -18,7 +18,7 @@ from dakd.diffusion.bits import num_bits
 from dakd.models.ddpm import DDPM
 from dakd.models.jointnet import SARJointNet
 from dakd.models.unet import UNet
-from dakd.models.zoo import build_student
+from dakd.models.zoo import STUDENTS, build_student
 from dakd.runtime.distributed import world_size
 from dakd.runtime.runlog import format_count
 from dakd.train.distillation import check_kd_form
@@ -80,10 +80,11 @@ def describe_saross(config: Config) -> str:
         net = build_student(cfg.student, num_classes)
         image = torch.empty(1, 3, *cfg.crop)
     cost = measure(net.eval(), (image,))
+    uncounted = " (without the scans and the attention cores)" if cfg.student.name == "saross" else ""
     lines = [
         dump_config(config),
-        f"SAROSS-Net, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
-        f"student   {_cost_line(cost)} (without the scans and the attention cores)",
+        f"{STUDENTS[cfg.student.name].title}, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
+        f"student   {_cost_line(cost)}{uncounted}",
         *_memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, "autocast"),
     ]
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from dakd.kernels.seg_loss import seg_loss
 from dakd.models.zoo import build_student
 from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import say
+from dakd.train.boundary_loss import boundary_loss
 from dakd.train.distillation import check_kd_form, distillation_loss, kd_scale
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.loop import Training, run_training
@@ -26,7 +27,7 @@ from dakd.train.optim import optimizer_identity
 from dakd.weights import STUDENT_FILES, load_pretrained_encoder, load_strict, save_student
 
 # Settings of train_saross.loss that checkpoints did not have from the first.
-LATER_LOSS_SETTINGS = ("kd_form", "dist_inter", "dist_intra")
+LATER_LOSS_SETTINGS = ("kd_form", "dist_inter", "dist_intra", "boundary")
 
 
 class StudentTraining(nn.Module):
@@ -75,9 +76,13 @@ class StudentTraining(nn.Module):
         )
         kd = distillation_loss(logits, teacher, row, soft_range, cfg) if has_other_kd else terms.kd
         loss = cfg.ce * terms.ce + cfg.kd * kd_scale(cfg) * kd + cfg.dice * terms.dice
+        extra = {}
+        if cfg.boundary:
+            extra["boundary"] = boundary_loss(logits, batch["label"], row)
+            loss = loss + cfg.boundary * extra["boundary"]
         # pixels whose class the table does not have; they count as unknown
         invalid = terms.num_invalid.to(loss.dtype)
-        return {"loss": loss, "ce": terms.ce, "kd": kd, "dice": terms.dice, "num_invalid_labels": invalid}
+        return {"loss": loss, "ce": terms.ce, "kd": kd, "dice": terms.dice, "num_invalid_labels": invalid} | extra
 
 
 def settings_identity(settings: Section, later: Iterable[str], exclude: Iterable[str] = ()) -> dict:
