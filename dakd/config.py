@@ -52,6 +52,7 @@ class SimulationConfig(Section):
 
     num_train: Positive = 600
     num_test: Positive = 120
+    seed: NonNegative | None = None  # of the scenes; None: the experiment's
     size: tuple[SceneSide, SceneSide] = (64, 64)
     looks: Annotated[float, Field(gt=0)] = 6.0  # equivalent number of looks of the gamma speckle
     # Mean pixel shares that the scenes aim at; sea is what remains (OSD: 88.30 / 1.01 / 5.59 / 0.04 / 5.06 %).

@@ -99,8 +99,6 @@ def _jobs_of(config: Config, training_set: TrainingSet, table: TableSpec, other:
 
 def _prepare(config: Config) -> Job:
     settings = {"prepare": _dump(config.prepare)}
-    # All seeds of a table have the same data: the embedded set is drawn with seed 0.
-    config = config.model_copy(update={"seed": 0})
     return _job("prepare", settings, config, [("prepare",)], {})
 
 
