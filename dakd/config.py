@@ -479,6 +479,14 @@ class EvaluateConfig(Section):
 
     batch_size: Positive = 1  # images of one size are batched
     split: Literal["test", "train"] = "test"
+    # Objects (connected pixels of a class) are found where this share of their pixels is predicted as their class; of
+    # the classes, those that the table has; in bins of size with these lower edges in pixels.
+    object_classes: tuple[str, ...] = ("ship", "oil")
+    object_coverage: Annotated[float, Field(gt=0, le=1)] = 0.5
+    object_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 64, 256, 1024)
+    boundary_width: Annotated[float, Field(gt=0, lt=1)] = 0.02  # of the diagonal (Cheng et al. 2021)
+    calibration_bins: Positive = 15  # of equal width in confidence (Guo et al. 2017)
+    bootstrap: NonNegative = 1000  # resamples of the images for the intervals; 0 makes none
     weights: Literal["ema", "raw"] = "ema"  # of the students, in predict too
     # Sizes of the image, times its own, at which students look, in predict too: the largest logit of all counts.
     # DeepLabv2's multi-scale test is (0.5, 0.75, 1).

@@ -1,7 +1,7 @@
 """The step `evaluate`: every student of a run on the held-out images, and the synthetic set beside the real one.
 
-Writes `evaluate/NAME.json` a student, `evaluate/generation.json`, `evaluate/table.json`, `evaluate/table.txt` and the
-pictures of the report.
+Writes `evaluate/NAME.json` and `evaluate/NAME.images.npz` (counts by image) a student, `evaluate/generation.json`,
+`evaluate/table.json`, `evaluate/table.txt` and the pictures of the report.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dakd.config import Config
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet, open_split
 from dakd.evaluate import gallery
+from dakd.evaluate.details import Details, format_details, intervals
 from dakd.evaluate.generation import agreement, count_set, format_statistics, set_statistics
 from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student
 from dakd.metrics import SegmentationScores, format_scores
 from dakd.models.multiscale import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
-from dakd.runtime.files import file_hash, write_json, write_text
+from dakd.runtime.files import file_hash, replacing, write_json, write_text
 from dakd.runtime.runlog import say
 from dakd.weights import STUDENT_FILES, load_student
 
@@ -30,11 +32,15 @@ _ORDER = ("real", "synthetic", "real+synthetic")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """scores: by the student's name.  generation: statistics of the real and the synthetic set, or None without one."""
+    """scores: by the student's name.  generation: statistics of the real and the synthetic set, or None without one.
+
+    details: by the student's name: objects, boundary_iou, calibration, bootstrap (None without resamples).
+    """
 
     scores: dict[str, SegmentationScores]
     generation: dict | None
     table: str
+    details: dict[str, dict]
 
 
 def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
@@ -51,7 +57,14 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     for name, path in students.items():
         model = at_scales(open_student(path, held_out.classes), cfg.evaluate.scales)
         results[name] = evaluate_student(
-            model, held_out, cfg.evaluate.batch_size, device(), rank(), world_size(), label=f"evaluate {name}"
+            model,
+            held_out,
+            cfg.evaluate.batch_size,
+            device(),
+            rank(),
+            world_size(),
+            label=f"evaluate {name}",
+            details=Details.empty(cfg.evaluate, held_out.classes, device()),
         )
         if name == "real" and synthetic is not None:
             agreed = agreement(model, synthetic, cfg.evaluate.batch_size, device(), rank(), world_size())
@@ -61,6 +74,7 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     evaluation = _summarise(cfg, results, generation, held_out)
     if is_main():
         _write(cfg, run_dir / "evaluate", evaluation, students, held_out)
+        _write_image_counts(run_dir / "evaluate", results, held_out)
         _write_pictures(cfg, run_dir, results, students, held_out, synthetic)
         say(f"\n{evaluation.table}\n")
     barrier()
@@ -118,13 +132,19 @@ def _summarise(
     head = (
         f"{cfg.name}: {len(held_out)} images of the {cfg.evaluate.split} split, {cfg.evaluate.weights} weights, percent"
     )
-    parts = [head, format_scores(scores)]
+    per_image = {name: result.per_image for name, result in results.items()}
+    bootstrapped = intervals(per_image, held_out.classes.names, cfg.evaluate.bootstrap, cfg.seed)
+    details = {
+        name: result.details.to_dict() | {"bootstrap": bootstrapped.get(name)} for name, result in results.items()
+    }
+    shown = {name: {"miou": one.miou} | details[name] for name, one in scores.items()}
+    parts = [head, format_scores(scores), format_details(shown)]
     if generation is None:
         parts.append("synthetic set: none (the step generate has not run)")
     else:
         agreed = generation["agreement"]
         parts.append(format_statistics(generation["real"], generation["synthetic"], agreed["miou"] if agreed else None))
-    return Evaluation(scores, generation, "\n\n".join(parts))
+    return Evaluation(scores, generation, "\n\n".join(parts), details)
 
 
 def _write(cfg: Config, folder: Path, evaluation: Evaluation, students: dict[str, Path], held_out: ShardSet) -> None:
@@ -135,7 +155,7 @@ def _write(cfg: Config, folder: Path, evaluation: Evaluation, students: dict[str
         "weights": cfg.evaluate.weights,
         "scales": list(cfg.evaluate.scales),
     }
-    tables = {name: one.to_dict() for name, one in evaluation.scores.items()}
+    tables = {name: one.to_dict() | evaluation.details[name] for name, one in evaluation.scores.items()}
     for name, table in tables.items():
         write_json(folder / f"{name}.json", facts | {"student": name, "sha256": file_hash(students[name])} | table)
     if evaluation.generation is not None:
@@ -144,6 +164,14 @@ def _write(cfg: Config, folder: Path, evaluation: Evaluation, students: dict[str
         (folder / "generation.json").unlink(missing_ok=True)
     write_json(folder / "table.json", facts | {"students": tables})
     write_text(folder / "table.txt", evaluation.table + "\n")
+
+
+def _write_image_counts(folder: Path, results: dict[str, StudentEvaluation], held_out: ShardSet) -> None:
+    """NAME.images.npz: counts (N, K, K) int64, rows the true class, and keys (N,) in the same order."""
+    keys = np.array([held_out.key(index) for index in range(len(held_out))])
+    for name, result in results.items():
+        with replacing(folder / f"{name}.images.npz") as aside, aside.open("wb") as file:
+            np.savez_compressed(file, counts=result.per_image, keys=keys)
 
 
 def _write_pictures(
