@@ -234,9 +234,9 @@ class TrainJointNetConfig(Section):
     global_batch: Positive = 32  # 16 a GPU on two GPUs (paper)
     micro_batch: Positive = 16  # samples a rank and forward pass; the rest is gradient accumulation
     label_loss_weight: Annotated[float, Field(gt=0)] = 1.0  # L_y against L_x (inferred)
-    # What Label-Net learns: cross-entropy with the mask (paper), or the square of what it is off 2 onehot - 1 (the rows
-    # without CE; JointNet is l2 with balance.b=1 and students with loss.hard_labels=true). The soft label of an l2
-    # teacher is the logarithm of (output + 1) / 2, normalised: the mean of one-hot masks is their probability.
+    # What Label-Net learns: cross-entropy with the mask (paper), or the clean state b (2 onehot - 1) by its square (the
+    # rows without CE; JointNet is l2 with balance.b=1 and students with loss.hard_labels=true). The soft label of an l2
+    # teacher is the logarithm of (output / b + 1) / 2, normalised: the mean of one-hot masks is their probability.
     label_loss: Literal["ce", "l2"] = "ce"
     # sar_jointnet, also JointNet's; or ddpm, the rival: one U-Net of `unet` over the image and the label's bits, with
     # L2 on all of them. It trains in one stage, with the steps of all three at stage 1's lr (inferred: equal budgets),

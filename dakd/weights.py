@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dakd.config import ScheduleConfig, StudentConfig, UNetConfig
 from dakd.data.sample import ClassTable
 from dakd.diffusion.bits import num_bits
-from dakd.diffusion.loss import LABEL_LOSSES
+from dakd.diffusion.labels import READINGS
 from dakd.models.ddpm import DDPM
 from dakd.models.encoders import TimmEncoder
 from dakd.models.jointnet import SARJointNet
@@ -144,8 +144,8 @@ def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         # What sampling needs is looked at here: whoever samples finds it sound.
         ScheduleConfig.model_validate(metadata["schedule"])
         num_classes = ClassTable.from_dict(metadata["classes"]).num_classes
-        if metadata.get("label_loss", "ce") not in LABEL_LOSSES:
-            raise ValueError(f"label_loss is {metadata['label_loss']}; wanted one of {', '.join(LABEL_LOSSES)}")
+        if metadata.get("label_loss", "ce") not in READINGS:
+            raise ValueError(f"label_loss is {metadata['label_loss']}; wanted one of {', '.join(READINGS)}")
         if not 0 < metadata["b"] <= 4 or metadata["num_classes"] != num_classes:
             raise ValueError(f"b is {metadata['b']} and num_classes {metadata['num_classes']} of {num_classes} names")
         if metadata["kind"] == "ddpm":

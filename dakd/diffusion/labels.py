@@ -1,8 +1,8 @@
 """How a label branch's output is read: what the sampler takes for the clean label, and what it returns as logits.
 
-Trained with cross-entropy, the output is logits: the clean label is 2 softmax - 1. Trained with L2, it estimates the
-mean of y_0 = 2 onehot - 1 given the noisy pair (what minimises a square is the mean), so that (output + 1) / 2
-estimates the classes' probabilities; their logarithms are logits that a student can learn from.
+Trained with cross-entropy, the output is logits: the clean state is b (2 softmax - 1). Trained with L2, it estimates
+the mean of b y_0, y_0 = 2 onehot - 1, given the noisy pair (what minimises a square is the mean), so that
+(output / b + 1) / 2 estimates the classes' probabilities; their logarithms are logits that a student can learn from.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from dakd.diffusion.bits import MIN_PROBABILITY, code_logits
 
 @dataclass(frozen=True)
 class LabelReading:
-    """label_update: of kernels.ddim_step; "identity" takes b clamp(output, -1, 1) for the clean label.
+    """label_update: of kernels.ddim_step; "identity" takes clamp(output, -b, b) for the clean state.
 
-    to_logits: the branch's last output, of classes or of bits, to the logits of the classes (B, K, H, W).
+    to_logits: the branch's last output, of classes or of bits, divided by b where it is a clean state, to the logits of
+    the classes (B, K, H, W).
     """
 
     label_update: str

@@ -23,7 +23,7 @@ from dakd.data.streams import StreamDataset
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.balance import resolve_balance
 from dakd.diffusion.labels import READINGS
-from dakd.diffusion.loss import LABEL_LOSSES, image_loss
+from dakd.diffusion.loss import image_loss, label_l2_loss, label_loss
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
 from dakd.models.jointnet import SARJointNet
@@ -85,17 +85,20 @@ class JointTraining(nn.Module):
         noising: Noising,
         label_weight: float,
         memory_format: torch.memory_format,
-        label_loss: str = "ce",
+        label_loss_name: str = "ce",
     ):
         super().__init__()
         self.net, self.noising, self.label_weight, self.memory_format = net, noising, label_weight, memory_format
-        self.label_loss = LABEL_LOSSES[label_loss]
+        self.label_loss = label_loss_name
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         x_t, y_t, t = self.noising(batch["image"], batch["label"], batch["positions"], _dtype(self.net))
         x_hat, logits = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
         loss_x = image_loss(to_teacher(batch["image"]), x_hat)
-        loss_y = self.label_loss(logits, batch["label"])  # raw output against the mask, which b does not touch
+        if self.label_loss == "ce":
+            loss_y = label_loss(logits, batch["label"])  # raw logits against the mask, which b does not touch
+        else:
+            loss_y = label_l2_loss(logits, batch["label"], self.noising.b)
         return {"loss": loss_x + self.label_weight * loss_y, "loss_x": loss_x, "loss_y": loss_y}
 
 
