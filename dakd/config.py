@@ -474,6 +474,19 @@ class TrainSarossConfig(Section):
 # --- evaluate, predict ------------------------------------------------------------------------------------------------
 
 
+class FidelityConfig(Section):
+    """FID and its relatives: synthetic images against real training images, through torch-fidelity."""
+
+    # inception: FID, IS, KID, precision, recall. small: fixed random filters, whose numbers have other names. none: the
+    # weights of InceptionV3 are a download of 91 MB, and a CPU makes about five images a second.
+    extractor: Literal["none", "inception", "small"] = "none"
+    weights: str | None = None  # InceptionV3's file; None: torch-fidelity's own download
+    num_images: Annotated[int, Field(ge=20)] | None = None  # of each set; None: the smaller set's number
+    # Resamples of the intervals; one of 4,480 images takes seconds with InceptionV3's 2048 features on a CPU.
+    bootstrap: Annotated[int, Field(ge=20)] = 100
+    batch_size: Positive = 16
+
+
 class EvaluateConfig(Section):
     """One pooled confusion matrix over the test split."""
 
@@ -492,6 +505,7 @@ class EvaluateConfig(Section):
     # DeepLabv2's multi-scale test is (0.5, 0.75, 1).
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0,)
     num_pictures: NonNegative = 12  # predictions kept for the report
+    fidelity: FidelityConfig = FidelityConfig()
 
 
 class PredictConfig(Section):

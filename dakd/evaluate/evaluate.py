@@ -17,7 +17,9 @@ from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet, open_split
 from dakd.evaluate import gallery
 from dakd.evaluate.details import Details, format_details, intervals
+from dakd.evaluate.extractors import open_extractor
 from dakd.evaluate.generation import agreement, count_set, format_statistics, set_statistics
+from dakd.evaluate.likeness import compare_images, format_likeness
 from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student
 from dakd.metrics import SegmentationScores, format_scores
 from dakd.models.multiscale import at_scales
@@ -54,6 +56,7 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     held_out = open_split(run_dir / "prepare", cfg.evaluate.split)
     results, agreed = {}, None
     synthetic = _open_synthetic(run_dir, held_out.classes)
+    extractor = None if synthetic is None else open_extractor(cfg.evaluate.fidelity, device())
     for name, path in students.items():
         model = at_scales(open_student(path, held_out.classes), cfg.evaluate.scales)
         results[name] = evaluate_student(
@@ -70,7 +73,9 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
             agreed = agreement(model, synthetic, cfg.evaluate.batch_size, device(), rank(), world_size())
     generation = None
     if synthetic is not None:
-        generation = _compare_sets(ShardSet(run_dir / "prepare" / "train"), synthetic, agreed)
+        real = ShardSet(run_dir / "prepare" / "train")
+        generation = _compare_sets(real, synthetic, agreed)
+        generation |= compare_images(cfg, run_dir, real, synthetic, extractor)
     evaluation = _summarise(cfg, results, generation, held_out)
     if is_main():
         _write(cfg, run_dir / "evaluate", evaluation, students, held_out)
@@ -144,6 +149,7 @@ def _summarise(
     else:
         agreed = generation["agreement"]
         parts.append(format_statistics(generation["real"], generation["synthetic"], agreed["miou"] if agreed else None))
+        parts.append(format_likeness(generation))
     return Evaluation(scores, generation, "\n\n".join(parts), details)
 
 

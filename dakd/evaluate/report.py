@@ -15,6 +15,7 @@ from dakd.data.sample import ClassTable
 from dakd.evaluate import html
 from dakd.evaluate.gallery import GROUPS
 from dakd.evaluate.generation import statistics_rows
+from dakd.evaluate.likeness import fidelity_section
 from dakd.evaluate.svg import COLOURS, Line, line_chart
 from dakd.metrics.scores import SegmentationScores, score
 from dakd.metrics.tables import iou_rows, oil_rows, score_rows
@@ -159,6 +160,7 @@ def _statistics(statistics: dict) -> list[str]:
             html.paragraph("Agreement with the teacher's labels: no student was trained on real pairs alone.", "note")
         )
     parts.append(html.table(*statistics_rows(real, synthetic)))
+    parts += fidelity_section(statistics)
     drawings = [
         _grey_chart(name, real["grey_histogram"][index], synthetic["grey_histogram"][index])
         for index, name in enumerate(real["shares"])

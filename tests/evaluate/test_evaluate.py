@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dakd.config import EvaluateConfig
 from dakd.data.sample import SOS_CLASSES
 from dakd.evaluate.evaluate import evaluate, find_students
 
@@ -36,6 +38,22 @@ def test_the_synthetic_set_is_compared_with_the_real_one(run_dir, config, grey_s
     assert generation["real"]["mean_grey"]["oil"] == generation["synthetic"]["mean_grey"]["oil"] == 20
     assert generation["synthetic"]["contrast_grey"] == 80
     assert json.loads((run_dir / "evaluate" / "generation.json").read_text()) == generation
+
+
+def test_the_images_are_compared_beyond_greys_and_the_table_shows_it(run_dir, config, grey_student):
+    evaluation = evaluate(config, run_dir)
+    generation = evaluation.generation
+    assert "extractor is none" in generation["fidelity"]["absent"]
+    assert generation["physics"]["num_images"] == {"real": 4, "synthetic": 3}
+    assert re.search(r"share of oil, %( +[\d.]+){2}", evaluation.table)
+    assert "FID and its relatives: not measured (evaluate.fidelity.extractor is none" in evaluation.table
+
+
+def test_an_extractor_that_cannot_be_had_stops_before_the_students(run_dir, config, monkeypatch):
+    wanted = {"fidelity": {"extractor": "inception", "weights": str(run_dir / "absent.pth")}}
+    monkeypatch.setattr("dakd.evaluate.evaluate.evaluate_student", None)
+    with pytest.raises((ValueError, RuntimeError), match=r"absent\.pth|pip install"):
+        evaluate(config.model_copy(update={"evaluate": EvaluateConfig(**wanted)}), run_dir)
 
 
 def test_without_a_synthetic_set_the_table_says_so(run_dir, config, grey_student):

@@ -69,6 +69,14 @@ def test_multiplicative_speckle_correlates_alike_on_dark_and_on_bright_sea_and_u
     assert found[0] == pytest.approx(found[1], abs=0.02) and found[2] == pytest.approx(found[1], abs=0.03)
 
 
+def test_autocorrelation_is_that_of_the_logarithm():
+    # Log-normal speckle of log-deviation 1: of the greys themselves, lag 1 would have (e^(2/3) - 1) / (e - 1) = 0.55.
+    field = (noise_of_correlation(np.ones((1, 3))) - 120.0) / 10
+    image = np.clip(20 * np.exp(field), 0, 255).round().astype(np.uint8)
+    found = speckle_autocorrelation(image, np.ones((256, 256), bool), 16, 2)
+    assert found[:4] == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.05)
+
+
 def test_autocorrelation_wants_windows_of_the_region_that_are_not_flat():
     flat = np.full((64, 64), 90, np.uint8)
     everywhere = np.ones((64, 64), bool)
