@@ -492,6 +492,11 @@ class EvaluateConfig(Section):
 
     batch_size: Positive = 1  # images of one size are batched
     split: Literal["test", "train"] = "test"
+    # Other images with masks than the prepared ones: a folder, and how it is read (auto: as the run's own dataset; for
+    # a simulated one as `folder`, with the student's class table). It is brought to prepare.resize.
+    folder: str | None = None
+    dataset: Literal["auto", "osd", "sos", "folder"] = "auto"
+    student: str | None = None  # one weights file from anywhere in place of the run's students
     # Objects (connected pixels of a class) are found where this share of their pixels is predicted as their class; of
     # the classes, those that the table has; in bins of size with these lower edges in pixels.
     object_classes: tuple[str, ...] = ("ship", "oil")

@@ -1,7 +1,9 @@
 """The step `evaluate`: every student of a run on the held-out images, and the synthetic set beside the real one.
 
 Writes `evaluate/NAME.json` and `evaluate/NAME.images.npz` (counts by image) a student, `evaluate/generation.json`,
-`evaluate/table.json`, `evaluate/table.txt` and the pictures of the report.
+`evaluate/table.json`, `evaluate/table.txt` and the pictures of the report. Images of another folder
+(`evaluate.folder`), or a student from elsewhere (`evaluate.student`), get a folder of their own in `evaluate/`, named
+after the folder or the student; the run's own evaluation stays as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dakd.data.shards import ShardSet, open_split
 from dakd.evaluate import gallery
 from dakd.evaluate.details import Details, format_details, intervals
 from dakd.evaluate.extractors import open_extractor
+from dakd.evaluate.folder import LabelledFolder
 from dakd.evaluate.generation import agreement, count_set, format_statistics, set_statistics
 from dakd.evaluate.likeness import compare_images, format_likeness
 from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student
@@ -26,7 +29,7 @@ from dakd.models.multiscale import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.files import file_hash, replacing, write_json, write_text
 from dakd.runtime.runlog import say
-from dakd.weights import STUDENT_FILES, load_student
+from dakd.weights import STUDENT_FILES, load_student, read_metadata
 
 # The order of the paper's ablation; students of other names follow by name.
 _ORDER = ("real", "synthetic", "real+synthetic")
@@ -48,14 +51,17 @@ class Evaluation:
 def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     """Evaluate all students under run_dir/train_saross; every rank takes part, rank 0 writes and prints.
 
-    run_dir: None takes the configuration's. Raises ValueError where no student or no prepared split is found.
+    run_dir: None takes the configuration's. Raises ValueError where no student or no prepared split is found, and for a
+    folder that cannot be evaluated (see `folder.py`).
     """
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
-    students = find_students(run_dir, cfg.evaluate.weights)
-    held_out = open_split(run_dir / "prepare", cfg.evaluate.split)
+    students = _choose_students(cfg, run_dir)
+    held_out = _open_images(cfg, run_dir, students)
+    out_dir = _out_dir(cfg, run_dir, students)
     results, agreed = {}, None
-    synthetic = _open_synthetic(run_dir, held_out.classes)
+    is_own = out_dir == run_dir / "evaluate"
+    synthetic = _open_synthetic(run_dir, held_out.classes) if is_own else None
     extractor = None if synthetic is None else open_extractor(cfg.evaluate.fidelity, device())
     for name, path in students.items():
         model = at_scales(open_student(path, held_out.classes), cfg.evaluate.scales)
@@ -78,9 +84,10 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
         generation |= compare_images(cfg, run_dir, real, synthetic, extractor)
     evaluation = _summarise(cfg, results, generation, held_out)
     if is_main():
-        _write(cfg, run_dir / "evaluate", evaluation, students, held_out)
-        _write_image_counts(run_dir / "evaluate", results, held_out)
-        _write_pictures(cfg, run_dir, results, students, held_out, synthetic)
+        _write(cfg, out_dir, evaluation, students, held_out)
+        _write_image_counts(out_dir, results, held_out)
+        real = ShardSet(run_dir / "prepare" / "train") if is_own else None
+        _write_pictures(cfg, out_dir, results, students, held_out, {"real": real, "synthetic": synthetic})
         say(f"\n{evaluation.table}\n")
     barrier()
     return evaluation
@@ -97,6 +104,38 @@ def find_students(run_dir: Path, weights: str = "ema") -> dict[str, Path]:
         raise ValueError(f"no student at {run_dir}/train_saross/*/{file}; run the step train_saross first")
     names = [*(name for name in _ORDER if name in found), *(name for name in found if name not in _ORDER)]
     return {name: found[name] for name in names}
+
+
+def _choose_students(cfg: Config, run_dir: Path) -> dict[str, Path]:
+    """The run's students, or the one of `evaluate.student`, called after its file, or after the folder of a
+    student.safetensors."""
+    if cfg.evaluate.student is None:
+        return find_students(run_dir, cfg.evaluate.weights)
+    path = Path(cfg.evaluate.student).expanduser()
+    if not path.is_file():
+        raise ValueError(f"no weights file at {path}; set evaluate.student to a student.safetensors")
+    return {path.resolve().parent.name if path.name in STUDENT_FILES.values() else path.stem: path}
+
+
+def _open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardSet | LabelledFolder:
+    if cfg.evaluate.folder is None:
+        return open_split(run_dir / "prepare", cfg.evaluate.split)
+    metadata = read_metadata(next(iter(students.values())))
+    if metadata.get("kind") != "student":
+        raise ValueError(f"{next(iter(students.values()))} holds no student; give a student.safetensors")
+    return LabelledFolder(cfg, ClassTable.from_dict(metadata["classes"]))
+
+
+def _out_dir(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
+    """Where the tables go: the run's own evaluation holds its own students on its own images alone."""
+    folder = run_dir / "evaluate"
+    if cfg.evaluate.folder is not None:
+        folder /= Path(cfg.evaluate.folder).expanduser().resolve().name
+    elif cfg.evaluate.student is not None:
+        folder /= next(iter(students))
+    if folder.name == "pictures":
+        raise ValueError(f"{folder} holds the report's pictures; give the folder that is evaluated another name")
+    return folder
 
 
 def open_student(path: Path, classes: ClassTable) -> torch.nn.Module:
@@ -131,12 +170,15 @@ def _compare_sets(real: ShardSet, synthetic: ShardSet, agreed: StudentEvaluation
 
 
 def _summarise(
-    cfg: Config, results: dict[str, StudentEvaluation], generation: dict | None, held_out: ShardSet
+    cfg: Config,
+    results: dict[str, StudentEvaluation],
+    generation: dict | None,
+    held_out: ShardSet | LabelledFolder,
 ) -> Evaluation:
     scores = {name: result.matrix.scores(held_out.classes) for name, result in results.items()}
-    head = (
-        f"{cfg.name}: {len(held_out)} images of the {cfg.evaluate.split} split, {cfg.evaluate.weights} weights, percent"
-    )
+    where = f"the {cfg.evaluate.split} split" if cfg.evaluate.folder is None else f"the folder {cfg.evaluate.folder}"
+    weights = f"{cfg.evaluate.weights} weights" if cfg.evaluate.student is None else f"student {cfg.evaluate.student}"
+    head = f"{cfg.name}: {len(held_out)} images of {where}, {weights}, percent"
     per_image = {name: result.per_image for name, result in results.items()}
     bootstrapped = intervals(per_image, held_out.classes.names, cfg.evaluate.bootstrap, cfg.seed)
     details = {
@@ -144,9 +186,9 @@ def _summarise(
     }
     shown = {name: {"miou": one.miou} | details[name] for name, one in scores.items()}
     parts = [head, format_scores(scores), format_details(shown)]
-    if generation is None:
+    if generation is None and cfg.evaluate.folder is None and cfg.evaluate.student is None:
         parts.append("synthetic set: none (the step generate has not run)")
-    else:
+    elif generation is not None:
         agreed = generation["agreement"]
         parts.append(format_statistics(generation["real"], generation["synthetic"], agreed["miou"] if agreed else None))
         parts.append(format_likeness(generation))
@@ -158,9 +200,12 @@ def _write(cfg: Config, folder: Path, evaluation: Evaluation, students: dict[str
         "split": cfg.evaluate.split,
         "num_images": len(held_out),
         "dataset_fingerprint": held_out.index["fingerprint"],
-        "weights": cfg.evaluate.weights,
+        "weights": cfg.evaluate.student or cfg.evaluate.weights,
         "scales": list(cfg.evaluate.scales),
     }
+    if isinstance(held_out, LabelledFolder):
+        skipped = [str(problem) for problem in held_out.skipped]
+        facts |= {"folder": str(held_out.folder), "split": held_out.split, "skipped": skipped}
     tables = {name: one.to_dict() | evaluation.details[name] for name, one in evaluation.scores.items()}
     for name, table in tables.items():
         write_json(folder / f"{name}.json", facts | {"student": name, "sha256": file_hash(students[name])} | table)
@@ -182,17 +227,18 @@ def _write_image_counts(folder: Path, results: dict[str, StudentEvaluation], hel
 
 def _write_pictures(
     cfg: Config,
-    run_dir: Path,
+    out_dir: Path,
     results: dict[str, StudentEvaluation],
     students: dict[str, Path],
-    held_out: ShardSet,
-    synthetic: ShardSet | None,
+    held_out: ShardSet | LabelledFolder,
+    sets: dict[str, ShardSet | None],
 ) -> None:
+    """sets: by name, those that are shown with their labels laid on the images."""
 
     def open_one(name: str) -> torch.nn.Module:
         return at_scales(open_student(students[name], held_out.classes), cfg.evaluate.scales)
 
-    folder = run_dir / "evaluate" / "pictures"
+    folder = out_dir / "pictures"
     gallery.start_gallery(folder)
     mious = {name: result.image_mious() for name, result in results.items()}
     last = next(reversed(results))
@@ -202,6 +248,5 @@ def _write_pictures(
     )
     overlays = {}
     if cfg.evaluate.num_pictures:
-        sets = {"real": ShardSet(run_dir / "prepare" / "train"), "synthetic": synthetic}
         overlays = {name: gallery.write_overlays(folder, name, one) for name, one in sets.items() if one is not None}
     gallery.finish_gallery(folder, images, overlays, held_out.classes)
