@@ -134,6 +134,9 @@ def test_images_are_seen_at_the_scales_that_are_evaluated(images, tmp_path, dark
     run_dir = tmp_path / "run"
     (run_dir / "train_saross" / "real").mkdir(parents=True)
     (run_dir / "train_saross" / "real" / "student.safetensors").touch()
+    grey = np.full((8, 8), 50, np.uint8)
+    grey[2:5, 3:6] = 48
+    Image.fromarray(grey).save(images / "slick.png")
 
     def oil(scales):
         settings = {"training_set": "real", "inputs": str(images / "slick.png")}
