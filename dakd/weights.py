@@ -76,7 +76,8 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str)
     source: where the weights come from, for the message.
     """
     refuse_misfit(model, state_dict, source)
-    model.load_state_dict(state_dict, strict=True)
+    # Not the model's own method: some of foreign nets take no `strict`, or rename what they are given.
+    nn.Module.load_state_dict(model, state_dict, strict=True)
 
 
 def refuse_misfit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
