@@ -378,29 +378,47 @@ DEFAULT_ENCODERS: dict[str, str | None] = {
     "unetplusplus": "resnet34",
     "deeplabv2": "resnet101",
     "cbdnet": "resnet34",
+    "sam_oil": "fasterrcnn_resnet50_fpn",
 }
 _SAROSS_SETTINGS = ("decoder_channels", "caft_ratio", "caft_heads", "skip_module")
+
+
+class SamOilConfig(Section):
+    """SAM-OIL: what becomes of the detector's boxes (Wu et al. 2024); its sizes are stated nowhere (inferred)."""
+
+    min_score: Fraction = 0.25  # of a detection that is kept
+    min_pixels: Positive = 4  # of a component of the label that counts as an object
+    max_objects: Positive = 200  # of a training image, the largest ones: a speckled label would have thousands
+    # Class ids, the first of which wins a pixel that masks of several classes claim; None: the higher score wins.
+    order: tuple[Positive, ...] | None = None
+    adapter_channels: Positive = 64  # inner width of the adapter on SAM's image embeddings
+    max_masks: Positive = 16  # objects an image that the adapter learns from in a step
+    mask_loss: Annotated[float, Field(ge=0)] = 1.0  # BCE + Dice of the masks against the detector's loss
+    sam_config: dict[str, Any] | None = None  # SAM's sizes; None reads config.json of the folder `pretrained`
 
 
 class StudentConfig(Section):
     """SAROSS-Net (an encoder and the CAFT triangle), or one of its rivals by name."""
 
     name: Literal[
-        "saross", "unet", "linknet", "pspnet", "deeplabv3plus", "segformer", "unetplusplus", "deeplabv2", "cbdnet"
-    ] = "saross"
+        "saross", "unet", "linknet", "pspnet", "deeplabv3plus", "segformer", "unetplusplus", "deeplabv2", "cbdnet",
+        "sam_oil",
+    ] = "saross"  # fmt: skip
     # None: the one of DEFAULT_ENCODERS, which takes its place. saross: mamba_vision_{t,t2,s,b,l}; mamba_vision (with
     # encoder_options); resnet18; resnet34; timm:<name of a feature extractor>. cbdnet: resnet18, resnet34. The others:
-    # any encoder of segmentation_models_pytorch.
+    # any encoder of segmentation_models_pytorch. sam_oil: the detector, a fasterrcnn_... of torchvision (resnet50_fpn,
+    # resnet50_fpn_v2, mobilenet_v3_large_fpn, mobilenet_v3_large_320_fpn) or package.module:Class.
     encoder: str | None = None
-    # saross, cbdnet: of the encoder. deeplabv2: rates, output_stride. The others: keyword arguments of their class in
-    # segmentation_models_pytorch, such as decoder_channels of unet.
+    # saross, cbdnet: of the encoder. deeplabv2: rates, output_stride. sam_oil: of the detector. The others: keyword
+    # arguments of their class in segmentation_models_pytorch, such as decoder_channels of unet.
     encoder_options: dict[str, Any] = {}
-    pretrained: str | None = None  # a public checkpoint file of the encoder
+    pretrained: str | None = None  # a public checkpoint file of the encoder; sam_oil: SAM's folder
     # Of saross alone:
     decoder_channels: tuple[Positive, Positive, Positive, Positive] = (256, 256, 128, 64)  # inferred
     caft_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5  # inner width over HR width (inferred)
     caft_heads: tuple[Positive, Positive, Positive] = (1, 2, 4)  # rows 1, 2, 3 (inferred)
     skip_module: Literal["caft", "conv3x3", "none"] = "caft"
+    sam_oil: SamOilConfig = SamOilConfig()  # of sam_oil alone
 
     @model_validator(mode="before")
     @classmethod
@@ -420,6 +438,8 @@ class StudentConfig(Section):
                 f"{', '.join(foreign)}: of SAROSS-Net alone, found with {self.name}; leave them out, or replace the "
                 f"whole section: train_saross.student={{name: {self.name}}}"
             )
+        if self.name != "sam_oil" and self.sam_oil != fields["sam_oil"].default:
+            raise ValueError(f"sam_oil holds settings of the student sam_oil, found with {self.name}; leave it out")
         return self
 
 

@@ -40,7 +40,7 @@ PUBLIC_CHECKPOINTS = {
 STUDENT_FILES = {"ema": "student.safetensors", "raw": "student_raw.safetensors"}
 _METADATA_KEY = "dakd"
 _NUM_LISTED = 10
-_LARGEST_SETTING = 4096  # of any whole number in a net's settings: a damaged one would build for hours
+_LARGEST_SETTING = 8192  # of any whole number in a net's settings: a damaged one would build for hours
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -79,7 +79,8 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str)
     source: where the weights come from, for the message.
     """
     refuse_misfit(model, state_dict, source)
-    model.load_state_dict(state_dict, strict=True)
+    # Not the model's own method: some of foreign nets take no `strict`, or rename what they are given.
+    nn.Module.load_state_dict(model, state_dict, strict=True)
 
 
 def refuse_misfit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
@@ -106,6 +107,8 @@ def save_student(
     path: str | Path, model: nn.Module, student_cfg: StudentConfig, classes: ClassTable, extra: dict[str, Any]
 ) -> None:
     """Writes a student with its settings and class table; extra: further JSON-serialisable facts."""
+    if hasattr(model, "self_contained"):
+        student_cfg = model.self_contained(student_cfg)
     settings = student_cfg.model_dump(mode="json")
     metadata = {**extra, "kind": "student", "student": settings, "classes": classes.to_dict()}
     save_weights(path, model.state_dict(), metadata)
@@ -183,8 +186,13 @@ def _refuse_large(settings: Any) -> None:
 
 
 def load_pretrained_encoder(model: nn.Module, student_cfg: StudentConfig) -> None:
-    """Fills a new student's encoder from the file `student_cfg.pretrained`; does nothing where that is None."""
-    if student_cfg.pretrained is not None:
+    """Fills a new student's encoder from the file `student_cfg.pretrained`; does nothing where that is None.
+
+    SAM-OIL's comes from a folder, and cannot be done without.
+    """
+    if hasattr(model, "load_pretrained"):
+        model.load_pretrained(student_cfg.pretrained)
+    elif student_cfg.pretrained is not None:
         load_public_checkpoint(model.encoder, student_cfg.pretrained)
 
 

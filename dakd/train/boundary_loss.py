@@ -17,11 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dakd.kernels.contract import compute_dtype
+
 _BOUNDARY, _TOLERANCE = 3, 5  # sides of the windows, pixels
 
 
 def boundary_loss(logits: Tensor, labels: Tensor, teacher_row: Tensor | None = None) -> Tensor:
-    """(B,) fp32 losses from 0 to 1; 0 without gradient for a sample that has no labelled pixel, or soft labels.
+    """(B,) losses from 0 to 1, fp32 (fp64 for fp64 logits).
+
+    A sample without a labelled pixel, or with soft labels, has loss 0 and no gradient.
 
     logits: (B, K, H, W).  labels: (B, H, W) class ids; any other number marks a pixel without a label.
     teacher_row: (B,) int64, -1 for samples with labels of their own; None when all are such.
@@ -33,7 +37,7 @@ def boundary_loss(logits: Tensor, labels: Tensor, teacher_row: Tensor | None = N
     is_labelled = (label >= 0) & (label < num_classes)
     if teacher_row is not None:
         is_labelled &= (teacher_row < 0)[:, None, None]
-    p = logits.float().softmax(dim=1)
+    p = logits.to(compute_dtype(logits.dtype)).softmax(dim=1)
     y = torch.zeros_like(p).scatter_(1, (label * is_labelled).unsqueeze(1), 1)
     counts = _eroded(is_labelled.unsqueeze(1).to(p.dtype), _BOUNDARY)
     predicted, actual = ((v - _eroded(v, _BOUNDARY)) * counts for v in (p, y))

@@ -26,6 +26,12 @@ from dakd.train.ema import decays_of
 from dakd.train.engine import fitting_micro_batch, resolve_precision, zero_config
 from dakd.train.jointnet import freeze_for_stage
 
+# What a count on the meta device leaves out, by the student's name.
+UNCOUNTED = {
+    "saross": " (without the scans and the attention cores)",
+    "sam_oil": " (without what follows the detections: heads and masks)",
+}
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -74,13 +80,14 @@ def describe_saross(config: Config) -> str:
     weights = cfg.loss.class_weights
     if weights is not None and len(weights) != num_classes:
         raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes")
-    if not cfg.loss.hard_labels and any("synthetic" in name for name in cfg.training_sets):
+    learns_soft_labels = not cfg.loss.hard_labels and cfg.student.name != "sam_oil"
+    if learns_soft_labels and any("synthetic" in name for name in cfg.training_sets):
         check_kd_form(cfg.loss, num_classes, None)
     with torch.device("meta"):
         net = build_student(cfg.student, num_classes)
         image = torch.empty(1, 3, *cfg.crop)
     cost = measure(net.eval(), (image,))
-    uncounted = " (without the scans and the attention cores)" if cfg.student.name == "saross" else ""
+    uncounted = UNCOUNTED.get(cfg.student.name, "")
     lines = [
         dump_config(config),
         f"{STUDENTS[cfg.student.name].title}, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",

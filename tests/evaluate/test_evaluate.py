@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dakd.config import EvaluateConfig
+from dakd.config import EvaluateConfig, build_config
 from dakd.data.sample import SOS_CLASSES
 from dakd.evaluate.evaluate import evaluate, find_students
 
@@ -30,6 +30,18 @@ def test_every_student_is_scored_and_written(run_dir, config, grey_student, caps
     text = (run_dir / "evaluate" / "table.txt").read_text()
     assert text.strip() in capsys.readouterr().out
     assert "tiny: 5 images of the test split" in text and "pixel share" in text
+
+
+def test_all_scales_of_the_settings_count_and_are_written(run_dir, config, grey_student):
+    alone = evaluate(config, run_dir).scores["real"].miou
+    pictures = {path.name: path.read_bytes() for path in (run_dir / "evaluate" / "pictures").glob("*_real.png")}
+    settings = config.model_dump(mode="json")
+    settings["evaluate"]["scales"] = [0.5, 1.0]
+    fused = evaluate(build_config(settings), run_dir).scores["real"].miou
+    # Scores of 4 x 4 blocks at half the size are blurred, and a blurred score outvotes some of the sharp ones.
+    assert fused < alone
+    assert json.loads((run_dir / "evaluate" / "table.json").read_text())["scales"] == [0.5, 1.0]
+    assert any((run_dir / "evaluate" / "pictures" / name).read_bytes() != old for name, old in pictures.items())
 
 
 def test_the_synthetic_set_is_compared_with_the_real_one(run_dir, config, grey_student):
