@@ -21,7 +21,7 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
 from dakd.diffusion.balance import resolve_balance
 from dakd.diffusion.schedule import CosineSchedule
-from dakd.evaluate.evaluate import find_students, open_student
+from dakd.evaluate.choice import find_students, open_student
 from dakd.evaluate.segmentation import labels_of, predict_classes, stack_images
 from dakd.runtime.distributed import device
 from dakd.runtime.seeding import Stream, numpy_rng

@@ -16,8 +16,9 @@ import torch
 
 from dakd.config import Config
 from dakd.data.sample import ClassTable
-from dakd.data.shards import ShardSet, open_split
+from dakd.data.shards import ShardSet
 from dakd.evaluate import gallery
+from dakd.evaluate.choice import choose_students, open_images, open_student, out_folder
 from dakd.evaluate.details import Details, format_details, intervals
 from dakd.evaluate.extractors import open_extractor
 from dakd.evaluate.folder import LabelledFolder
@@ -29,10 +30,6 @@ from dakd.models.multiscale import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.files import file_hash, replacing, write_json, write_text
 from dakd.runtime.runlog import say
-from dakd.weights import STUDENT_FILES, load_student, read_metadata
-
-# The order of the paper's ablation; students of other names follow by name.
-_ORDER = ("real", "synthetic", "real+synthetic")
 
 
 @dataclass(frozen=True)
@@ -51,14 +48,14 @@ class Evaluation:
 def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     """Evaluate all students under run_dir/train_saross; every rank takes part, rank 0 writes and prints.
 
-    run_dir: None takes the configuration's. Raises ValueError where no student or no prepared split is found, and for a
-    folder that cannot be evaluated (see `folder.py`).
+    run_dir: None takes the configuration's. A run that has pairs and no student yet has its pairs evaluated. Raises
+    ValueError where there is neither or no prepared split, and for a folder that cannot be evaluated (see `folder.py`).
     """
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
-    students = _choose_students(cfg, run_dir)
-    held_out = _open_images(cfg, run_dir, students)
-    out_dir = _out_dir(cfg, run_dir, students)
+    students = choose_students(cfg, run_dir)
+    held_out = open_images(cfg, run_dir, students)
+    out_dir = out_folder(cfg, run_dir, students)
     results, agreed = {}, None
     is_own = out_dir == run_dir / "evaluate"
     synthetic = _open_synthetic(run_dir, held_out.classes) if is_own else None
@@ -91,63 +88,6 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
         say(f"\n{evaluation.table}\n")
     barrier()
     return evaluation
-
-
-def find_students(run_dir: Path, weights: str = "ema") -> dict[str, Path]:
-    """Weight files by the name of the training set, in the order of the paper's ablation.
-
-    weights: "ema" or "raw". Raises ValueError where there is none.
-    """
-    file = STUDENT_FILES[weights]
-    found = {path.parent.name: path for path in sorted((run_dir / "train_saross").glob(f"*/{file}"))}
-    if not found:
-        raise ValueError(f"no student at {run_dir}/train_saross/*/{file}; run the step train_saross first")
-    names = [*(name for name in _ORDER if name in found), *(name for name in found if name not in _ORDER)]
-    return {name: found[name] for name in names}
-
-
-def _choose_students(cfg: Config, run_dir: Path) -> dict[str, Path]:
-    """The run's students, or the one of `evaluate.student`, called after its file, or after the folder of a
-    student.safetensors."""
-    if cfg.evaluate.student is None:
-        return find_students(run_dir, cfg.evaluate.weights)
-    path = Path(cfg.evaluate.student).expanduser()
-    if not path.is_file():
-        raise ValueError(f"no weights file at {path}; set evaluate.student to a student.safetensors")
-    return {path.resolve().parent.name if path.name in STUDENT_FILES.values() else path.stem: path}
-
-
-def _open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardSet | LabelledFolder:
-    if cfg.evaluate.folder is None:
-        return open_split(run_dir / "prepare", cfg.evaluate.split)
-    metadata = read_metadata(next(iter(students.values())))
-    if metadata.get("kind") != "student":
-        raise ValueError(f"{next(iter(students.values()))} holds no student; give a student.safetensors")
-    return LabelledFolder(cfg, ClassTable.from_dict(metadata["classes"]))
-
-
-def _out_dir(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
-    """Where the tables go: the run's own evaluation holds its own students on its own images alone."""
-    folder = run_dir / "evaluate"
-    if cfg.evaluate.folder is not None:
-        folder /= Path(cfg.evaluate.folder).expanduser().resolve().name
-    elif cfg.evaluate.student is not None:
-        folder /= next(iter(students))
-    if folder.name == "pictures":
-        raise ValueError(f"{folder} holds the report's pictures; give the folder that is evaluated another name")
-    return folder
-
-
-def open_student(path: Path, classes: ClassTable) -> torch.nn.Module:
-    """The student of a weight file on this rank's device; ValueError when it knows other classes than `classes`."""
-    model, metadata = load_student(path, device())
-    own = ClassTable.from_dict(metadata["classes"])
-    if own.names != classes.names:
-        raise ValueError(
-            f"{path} tells {', '.join(own.names)} apart, the images are labelled {', '.join(classes.names)}; "
-            f"train a student on this dataset or evaluate on the other"
-        )
-    return model
 
 
 def _open_synthetic(run_dir: Path, classes: ClassTable) -> ShardSet | None:
@@ -185,7 +125,7 @@ def _summarise(
         name: result.details.to_dict() | {"bootstrap": bootstrapped.get(name)} for name, result in results.items()
     }
     shown = {name: {"miou": one.miou} | details[name] for name, one in scores.items()}
-    parts = [head, format_scores(scores), format_details(shown)]
+    parts = [head, format_scores(scores), format_details(shown)] if scores else [f"{cfg.name}: no students"]
     if generation is None and cfg.evaluate.folder is None and cfg.evaluate.student is None:
         parts.append("synthetic set: none (the step generate has not run)")
     elif generation is not None:
@@ -241,8 +181,10 @@ def _write_pictures(
     folder = out_dir / "pictures"
     gallery.start_gallery(folder)
     mious = {name: result.image_mious() for name, result in results.items()}
-    last = next(reversed(results))
-    choices = gallery.choose_images(results[last].per_image, mious[last], cfg.evaluate.num_pictures)
+    last = next(reversed(results), None)
+    choices = []
+    if last is not None:
+        choices = gallery.choose_images(results[last].per_image, mious[last], cfg.evaluate.num_pictures)
     images = gallery.write_gallery(
         folder, held_out, choices, mious, open_one, device()
     )

@@ -15,7 +15,8 @@ import pytest
 
 from dakd.config import EvaluateConfig, build_config
 from dakd.data.sample import SOS_CLASSES
-from dakd.evaluate.evaluate import evaluate, find_students
+from dakd.evaluate.choice import find_students
+from dakd.evaluate.evaluate import evaluate
 
 
 def test_every_student_is_scored_and_written(run_dir, config, grey_student, capsys):
@@ -110,7 +111,7 @@ def test_a_dataset_without_a_test_split_is_told_from_one_that_is_not_prepared(ru
 
 def test_a_student_of_other_classes_is_refused(run_dir, config, monkeypatch):
     metadata = {"classes": SOS_CLASSES.to_dict()}
-    monkeypatch.setattr("dakd.evaluate.evaluate.load_student", lambda path, device: (None, metadata))
+    monkeypatch.setattr("dakd.evaluate.choice.load_student", lambda path, device: (None, metadata))
     with pytest.raises(ValueError, match="tells sea, oil apart"):
         evaluate(config, run_dir)
 
@@ -121,10 +122,11 @@ sys.path.insert(0, sys.argv[1])
 import conftest
 from dakd.config import load_config
 from dakd.data.sample import OSD_CLASSES
+from dakd.evaluate import choice
 from dakd.evaluate import evaluate as step
 from dakd.runtime.distributed import shut_down
 
-step.load_student = lambda path, device: (conftest.GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()})
+choice.load_student = lambda path, device: (conftest.GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()})
 step.evaluate(load_config(sys.argv[2]))
 shut_down()
 """
@@ -151,3 +153,14 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_pairs_are_evaluated_before_there_is_a_student(run_dir, config):
+    shutil.rmtree(run_dir / "train_saross")
+    evaluation = evaluate(config, run_dir)
+    assert not evaluation.scores and evaluation.generation["synthetic"]["num_images"] > 0
+    written = json.loads((run_dir / "evaluate" / "generation.json").read_text())
+    assert written["physics"] and "no students" in evaluation.table
+    shutil.rmtree(run_dir / "generate")
+    with pytest.raises(ValueError, match="no student at"):
+        evaluate(config, run_dir)
