@@ -142,7 +142,8 @@ class SmallRandomConv(nn.Module):
 
     (B, 1, H, W) uint8, at its own size, 4 pixels a side at least -> (B, 144) float32. A filter's answer is rectified,
     and between the levels 2x2 pixels are averaged. Filters are normal, of variance 2 / fan-in, from the project's own
-    generator with seed 0, so that they are the same on every host.
+    generator with seed 0, so that they are the same on every host. Those of the first level sum to 0, or brightness
+    alone would decide the distances.
 
     Random filters answer to contrast, grain and orientation at three scales. They know nothing of what an image shows,
     so the distances tell sets apart that differ in texture, and little else: for tests and for tables made on a CPU.
@@ -154,6 +155,8 @@ class SmallRandomConv(nn.Module):
         channels = (1, *_SMALL_WIDTHS)
         for level, (inner, outer) in enumerate(pairwise(channels)):
             filters = rng.standard_normal((outer, inner, 5, 5)) * np.sqrt(2 / (25 * inner))
+            if level == 0:
+                filters -= filters.mean(axis=(2, 3), keepdims=True)
             self.register_buffer(f"filters{level}", torch.tensor(filters, dtype=torch.float32))
 
     def forward(self, sar: Tensor) -> Tensor:

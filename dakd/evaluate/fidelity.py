@@ -248,19 +248,24 @@ def _repeated(array: Tensor, weights: np.ndarray) -> Tensor:
 
 
 def _compare_halves(real: Features, synthetic: Features, seed: int) -> dict:
-    half = len(real) // 2
     rng = numpy_rng(seed, 0, 1, stream=Stream.RESAMPLE)
-    # Whole images go to either half, so that no two windows of one image face one another.
-    order = rng.permutation(int(real.groups.max()) + 1)[real.groups].argsort(kind="stable")
-    chosen = rng.permutation(len(synthetic))[:half]
-    ones = torch.ones(half, dtype=torch.float64)
-    first, second = (real.pooled[torch.as_tensor(part)].double() for part in (order[:half], order[half : 2 * half]))
-    others = synthetic.pooled[torch.as_tensor(chosen)].double()
+    halves = [real.pooled[torch.as_tensor(half)] for half in split_groups(real.groups, rng)]
+    count = min(map(len, halves))
+    chosen = torch.as_tensor(rng.permutation(len(synthetic))[:count])
+    first, second, others = (one[:count].double() for one in (*halves, synthetic.pooled[chosen]))
+    ones = torch.ones(count, dtype=torch.float64)
     return {
-        "num_images": half,
+        "num_images": count,
         "real": frechet_distance(first, second, ones, ones),
         "synthetic": frechet_distance(others, second, ones, ones),
     }
+
+
+def split_groups(groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the windows of one random half of the images, and of the other: no image has windows in both."""
+    place = rng.permutation(int(groups.max()) + 1)[groups]
+    is_first = place < (groups.max() + 1) // 2
+    return np.flatnonzero(is_first), np.flatnonzero(~is_first)
 
 
 def _entry(title: str, value: float, drawn: list[float], limits: tuple[float, float]) -> dict:

@@ -84,6 +84,10 @@ def test_values_are_those_of_the_simulation(real, tmp_path):
     assert table["contrast"]["real"] == pytest.approx(50, rel=0.08)
     assert table["contrast"]["distance"] == pytest.approx(20, rel=0.15)
     assert table["edges"]["real"] > 1.5
+    # White speckle of relative variance 1/L on greys near 110 and 60: the power of the grain is its variance.
+    share = table["share_oil"]["real"] / 100
+    variance = ((1 - share) * 110**2 + share * 60**2) / 8
+    assert table["spectrum"]["real"] == pytest.approx(10 * np.log10(variance), abs=0.5)
 
 
 def test_shuffled_labels_bring_edge_agreement_to_one(real, tmp_path):
@@ -123,6 +127,8 @@ def test_pooled_greys_and_shares_are_those_of_the_counted_sets(run_dir):
         one = found["measures"][f"share_{name}"]
         assert [one["real"], one["synthetic"]] == pytest.approx([share[number] for share in shares], rel=1e-5)
         assert one["distance"] == pytest.approx(abs(shares[0][number] - shares[1][number]), rel=1e-4, abs=1e-6)
+    total = np.abs(shares[0] - shares[1]).sum() / 2
+    assert found["measures"]["shares"]["distance"] == pytest.approx(total, rel=1e-4)
 
 
 def test_what_no_image_has_is_none_and_the_whole_is_json(run_dir):
