@@ -101,7 +101,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | float | int | None]], mark_best: bool = False) -> str:
-    """Floats show two decimals, None a dash. mark_best: the largest number of each column is bold."""
+    """Floats show two decimals, None a dash. mark_best: the largest number of a column is bold, unless all are equal."""
     best = _best_places(rows) if mark_best and len(rows) > 1 else set()
     lines = ["<tr>" + "".join(f"<th>{escape(str(cell))}</th>" for cell in header) + "</tr>"]
     for number, row in enumerate(rows):
@@ -198,7 +198,7 @@ def _best_places(rows: Sequence[Sequence[str | float | int | None]]) -> set[tupl
     for column in range(1, len(rows[0])):
         values = [row[column] for row in rows]
         numbers = [value for value in values if isinstance(value, float)]
-        if numbers:
+        if numbers and min(numbers) < max(numbers):
             places |= {(number, column) for number, value in enumerate(values) if value == max(numbers)}
     return places
 

@@ -89,7 +89,7 @@ def _percent_axis(floor: int, label: str) -> list[str]:
 def _bar(left: float, width: float, share: float | None, floor: int, colour: str, told: str) -> str:
     if share is None:
         return _text(left + width / 2, floor - 4, "–", f"{told}: none")
-    height = share * (floor - TOP)
+    height = max(1.0, share * (floor - TOP))  # nothing found is a line, which no bar at all would not tell
     return (
         f'<rect x="{left:.1f}" y="{floor - height:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}">'
         f"<title>{escape(told)}: {100 * share:.1f} %</title></rect>"

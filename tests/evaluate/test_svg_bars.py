@@ -21,7 +21,7 @@ def bars(svg: str, told: str) -> list[float]:
 def test_a_bar_is_as_high_as_its_share_and_an_absent_one_is_a_dash():
     svg = bar_chart(["1-15", "16+"], [("a", [0.5, None]), ("b", [1.0, 0.0])], "size", "found, %")
     assert bars(svg, "a") == [pytest.approx(FULL / 2, abs=0.1)]
-    assert bars(svg, "b") == [pytest.approx(FULL, abs=0.1), 0.0]
+    assert bars(svg, "b") == [pytest.approx(FULL, abs=0.1), 1.0]
     texts = [one.text for one in ElementTree.fromstring(svg).findall("text")]
     assert texts.count("–") == 1 and {"1-15", "16+", "a", "b", "size"} <= set(texts)
 
