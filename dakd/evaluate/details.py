@@ -87,7 +87,7 @@ def detail_rows(tables: dict[str, dict]) -> tuple[list[str], list[list[str | flo
     tables: by student, as they are written.
     """
     looked_for = next(iter(tables.values()))["objects"]["per_class"]
-    header = ["student", "mIoU (95 %)", "boundary IoU", "ECE", *(f"{name} objects" for name in looked_for)]
+    header = ["student", "mIoU (95 %)", "boundary IoU", "ECE", *(f"{name} found" for name in looked_for)]
     rows: list[list[str | float | None]] = []
     for name, table in tables.items():
         recalls = [_percent(one["recall"]) for one in table["objects"]["per_class"].values()]
@@ -131,8 +131,10 @@ def format_details(tables: dict[str, dict]) -> str:
     gaps = difference_rows(tables)
     if gaps:
         parts.append(format_table(DIFFERENCE_HEADER, gaps))
-    absent = next(iter(tables.values()))["objects"]["absent"]
-    if absent:
+    first = next(iter(tables.values()))
+    if first["bootstrap"] and (share := first["bootstrap"]["scores"]["miou"]["incomplete"]):
+        parts.append(f"{100 * share:.1f} % of the resamples lack a class and are scored over the others")
+    if absent := first["objects"]["absent"]:
         parts.append(f"no object in the truth: {', '.join(absent)}")
     return "\n\n".join(parts)
 

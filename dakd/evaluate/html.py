@@ -13,6 +13,7 @@ from PIL import Image
 from dakd.metrics.tables import format_cell
 
 MAX_SIDE = 1400  # pixels; a larger picture is shrunk before it is embedded
+_THUMBNAIL = 480  # pixels
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5c6b7a; --paper: #fbfbf9; --card: #ffffff; --line: #dde3e8;
@@ -39,7 +40,7 @@ td.best { font-weight: 700; }
   min-width: 150px; }
 .card b { display: block; font-size: 26px; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: 14px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 12px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 12px; }
 .chart { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 8px; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
@@ -47,7 +48,7 @@ figure { margin: 12px 0; } figcaption { font-size: 14px; margin-top: 4px; }
 img { max-width: 100%; height: auto; display: block; border-radius: 3px; } img.small { image-rendering: pixelated; }
 .strip { display: flex; flex-wrap: wrap; gap: 8px; margin: 0; } .strip figure { margin: 0; }
 .strip img { width: 122px; border: 1px solid var(--line); } .strip figcaption { font-size: 12px; max-width: 122px; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(510px, 1fr)); gap: 16px; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(510px, 100%), 1fr)); gap: 16px; }
 .gallery.wide { grid-template-columns: 1fr; } .wide img { width: 250px; } .wide figcaption { max-width: 250px; }
 .pairs { display: flex; flex-wrap: wrap; gap: 14px; } .pairs > div { display: flex; gap: 3px; }
 .pairs img { width: 122px; border: 1px solid var(--line); }
@@ -57,6 +58,13 @@ img { max-width: 100%; height: auto; display: block; border-radius: 3px; } img.s
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px; overflow-x: auto;
   font: 13px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 summary { cursor: pointer; color: var(--accent); }
+details { margin: 10px 0; }
+.small-multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(230px, 100%), 1fr)); gap: 10px;
+  margin: 10px 0; }
+.small-multiples figure { margin: 0; } .small-multiples img { width: 100%; }
+.small-multiples figcaption { font-size: 12px; }
+.caption { font-size: 14px; color: var(--soft); margin: 2px 6px 4px; }
+@media (max-width: 600px) { body { padding: 20px 14px 64px; } }
 """
 
 
@@ -93,7 +101,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | float | int | None]], mark_best: bool = False) -> str:
-    """Floats show two decimals, None a dash. mark_best: the largest number of each column is bold."""
+    """Floats show two decimals, None a dash. mark_best: the largest number of a column is bold, unless all are equal."""
     best = _best_places(rows) if mark_best and len(rows) > 1 else set()
     lines = ["<tr>" + "".join(f"<th>{escape(str(cell))}</th>" for cell in header) + "</tr>"]
     for number, row in enumerate(rows):
@@ -129,6 +137,29 @@ def picture(path: Path, magnify: bool = False) -> str:
     return f'<img{kind}{size} alt="{escape(path.stem)}" src="data:image/png;base64,{encoded}">'
 
 
+def thumbnail(path: Path, caption: str) -> str:
+    """A picture of at most _THUMBNAIL pixels, a large one as JPEG: many of them stay a small page."""
+    with Image.open(path) as opened:
+        if max(opened.size) <= _THUMBNAIL and opened.format == "PNG":
+            return figure(path, caption)
+        image = opened.convert("RGB")
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=75, optimize=True)
+    encoded = base64.b64encode(stream.getvalue()).decode()
+    source = f'<img alt="{escape(path.stem)}" src="data:image/jpeg;base64,{encoded}">'
+    return f"<figure>{source}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def small_multiples(tiles: Sequence[str]) -> str:
+    """Thumbnails in as many columns as fit."""
+    return f'<div class="small-multiples">{"".join(tiles)}</div>'
+
+
+def caption(text: str) -> str:
+    return f'<p class="caption">{escape(text)}</p>'
+
+
 def gallery(strips: Sequence[str], is_wide: bool) -> str:
     """Strips in two columns, or with large pictures in one."""
     return f'<div class="gallery{" wide" if is_wide else ""}">{"".join(strips)}</div>'
@@ -157,12 +188,17 @@ def folded(summary: str, text: str) -> str:
     return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
 
 
+def folded_parts(summary: str, *parts: str) -> str:
+    """HTML behind a line that opens it."""
+    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
+
+
 def _best_places(rows: Sequence[Sequence[str | float | int | None]]) -> set[tuple[int, int]]:
     places = set()
     for column in range(1, len(rows[0])):
         values = [row[column] for row in rows]
         numbers = [value for value in values if isinstance(value, float)]
-        if numbers:
+        if numbers and min(numbers) < max(numbers):
             places |= {(number, column) for number, value in enumerate(values) if value == max(numbers)}
     return places
 

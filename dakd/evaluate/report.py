@@ -5,32 +5,19 @@ It reads the run folder alone (tables, curves, pictures), loads no model, and sa
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
 
 from dakd.data.prepare import describe
-from dakd.data.sample import ClassTable
-from dakd.evaluate import html
+from dakd.evaluate import html, report_scores, report_training
 from dakd.evaluate.gallery import GROUPS
 from dakd.evaluate.generation import statistics_rows
 from dakd.evaluate.likeness import fidelity_section
+from dakd.evaluate.report_parts import legend, read_json
 from dakd.evaluate.svg import COLOURS, Line, line_chart
-from dakd.metrics.scores import SegmentationScores, score
-from dakd.metrics.tables import iou_rows, oil_rows, score_rows
 from dakd.runtime.files import write_text
-from dakd.runtime.runlog import read_records
 
-STAGES = {
-    "stage1": "Stage 1: SAR-Net on images alone",
-    "stage2": "Stage 2: Label-Net beside the frozen SAR-Net",
-    "stage3": "Stage 3: both nets together",
-}
-DDPM = {"ddpm": "DDPM: one net for images and label bits"}
-# Recorded with every step, but not a quantity of the training.
-_NOT_PLOTTED = ("step", "images_seen", "images_per_s")
-_NUM_GRIDS = 3  # sample grids shown of each stage: first, middle, last
 _NUM_PREDICTIONS = 8
 _WIDE = 200  # pixels; larger images get a row of their own
 
@@ -45,11 +32,11 @@ def write_report(run_dir: str | Path) -> Path:
         raise ValueError(f"no run folder at {run_dir}; run the steps first")
     title = f"dakd: {_run_name(run_dir)}"
     sections = {
-        "results": ("Results on held-out images", _results),
+        "results": ("Results on held-out images", report_scores.results),
         "predictions": ("Predictions", _predictions),
         "synthetic": ("Synthetic pairs", _synthetic),
-        "teacher": ("Training of the teacher", _teacher),
-        "students": ("Training of the students", _students),
+        "teacher": ("Training of the teacher", report_training.teacher),
+        "students": ("Training of the students", report_training.students),
         "data": ("Data", _data),
         "settings": ("Settings", _settings),
     }
@@ -67,40 +54,13 @@ def write_report(run_dir: str | Path) -> Path:
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
-def _results(run_dir: Path) -> list[str]:
-    table = _read_json(run_dir / "evaluate" / "table.json")
-    if table is None:
-        return [html.missing("Scores", "evaluate")]
-    scores = {name: _scores(one) for name, one in table["students"].items()}
-    header, rows = iou_rows(scores)
-    parts = [
-        html.cards([(f"{100 * one.miou:.1f} %", f"mIoU, trained on {name}") for name, one in scores.items()]),
-        html.paragraph(
-            f"Percent over all pixels of the {table['num_images']} images of the {table['split']} split, pooled in one "
-            f"matrix; {table['weights']} weights. Scores are means over the classes; A is one against the rest."
-        ),
-        html.table(*score_rows(scores), mark_best=True),
-        html.subheading("IoU of each class"),
-        html.table(header, rows[:1] + rows[1:]),
-        html.paragraph("A class guessed everywhere would reach its pixel share as IoU.", "note"),
-    ]
-    oil_header, oil_lines = oil_rows(scores)
-    if oil_lines:
-        parts += [html.subheading("Oil alone"), html.table(oil_header, oil_lines, mark_best=True)]
-    for name, one in scores.items():
-        if one.absent:
-            left_out = ", ".join(one.absent)
-            parts.append(html.paragraph(f"{name}: neither present nor predicted, so left out: {left_out}.", "note"))
-    return parts
-
-
 def _predictions(run_dir: Path) -> list[str]:
     folder = run_dir / "evaluate" / "pictures"
-    index = _read_json(folder / "index.json")
+    index = read_json(folder / "index.json")
     if index is None or not index["images"]:
         return [html.missing("Pictures of predictions", "evaluate"), *_predicted_files(run_dir)]
     note = "Image, truth and each student's prediction with the mIoU of this image."
-    parts = [html.paragraph(note), _legend(index["classes"])]
+    parts = [html.paragraph(note), legend(index["classes"])]
     titles = {"held-out": "Held-out images", "best": "Best images of the last student", "worst": "Its worst images"}
     for group in GROUPS:
         images = [image for image in index["images"] if image["group"] == group]
@@ -115,7 +75,7 @@ def _predicted_files(run_dir: Path) -> list[str]:
     """What the last call of predict wrote, of each student that was asked."""
     parts = []
     for path in sorted((run_dir / "predict").glob("*/predict.json")):
-        record = _read_json(path)
+        record = read_json(path)
         overlays = [path.with_name(f"{name}_overlay.png") for name in record["images"][:_NUM_PREDICTIONS]]
         captioned = [
             html.figure(overlay, overlay.name.removesuffix("_overlay.png")) for overlay in overlays if overlay.is_file()
@@ -131,7 +91,7 @@ def _predicted_files(run_dir: Path) -> list[str]:
 
 def _synthetic(run_dir: Path) -> list[str]:
     parts = []
-    statistics = _read_json(run_dir / "evaluate" / "generation.json")
+    statistics = read_json(run_dir / "evaluate" / "generation.json")
     if statistics is None:
         parts.append(html.missing("Statistics of the synthetic set", "evaluate (after generate)"))
     else:
@@ -171,45 +131,21 @@ def _statistics(statistics: dict) -> list[str]:
 
 def _overlays(run_dir: Path) -> list[str]:
     folder = run_dir / "evaluate" / "pictures"
-    index = _read_json(folder / "index.json")
+    index = read_json(folder / "index.json")
     parts = []
     for name, pairs in (index["overlays"] if index else {}).items():
         tiles = [[html.picture(folder / file) for file in pair["files"].values()] for pair in pairs]
         parts += [html.subheading(f"Labels on their images: {name}"), html.pairs(tiles)]
-    return [*parts, _legend(index["classes"])] if parts else []
-
-
-def _teacher(run_dir: Path) -> list[str]:
-    parts = []
-    is_ddpm = (run_dir / "train_jointnet" / "ddpm").exists()
-    for stage, title in (DDPM if is_ddpm else STAGES).items():
-        folder = run_dir / "train_jointnet" / stage
-        parts += [html.subheading(title), *_curves(folder / "metrics.jsonl", f"train_jointnet ({stage})")]
-        grids = sorted((folder / "samples").glob("*.png"))
-        chosen = sorted({0, len(grids) // 2, len(grids) - 1}) if grids else []
-        parts += [
-            html.figure(grids[place], f"samples, {grids[place].stem}", magnify=True) for place in chosen[-_NUM_GRIDS:]
-        ]
-    return parts
-
-
-def _students(run_dir: Path) -> list[str]:
-    folders = sorted(path for path in (run_dir / "train_saross").glob("*") if path.is_dir())
-    if not folders:
-        return [html.missing("Curves of the students", "train_saross")]
-    parts = []
-    for folder in folders:
-        parts += [html.subheading(f"Trained on {folder.name}"), *_curves(folder / "metrics.jsonl", "train_saross")]
-    return parts
+    return [*parts, legend(index["classes"])] if parts else []
 
 
 def _data(run_dir: Path) -> list[str]:
     parts = [*_shard_sheet(run_dir), *_balance(run_dir)]
-    index = _read_json(run_dir / "prepare" / "train" / "index.json")
+    index = read_json(run_dir / "prepare" / "train" / "index.json")
     sheet = run_dir / "prepare" / "contact_sheet.png"
     if sheet.is_file():
         parts.append(html.figure(sheet, "real training pairs: image left, label right", magnify=True))
-        parts += [_legend(index["classes"])] if index else []
+        parts += [legend(index["classes"])] if index else []
     else:
         parts.append(html.missing("Contact sheet of the training set", "prepare"))
     return parts
@@ -217,7 +153,7 @@ def _data(run_dir: Path) -> list[str]:
 
 def _shard_sheet(run_dir: Path) -> list[str]:
     folders = {"train": "prepare/train", "test": "prepare/test", "synthetic": "generate"}
-    found = {name: _read_json(run_dir / folder / "index.json") for name, folder in folders.items()}
+    found = {name: read_json(run_dir / folder / "index.json") for name, folder in folders.items()}
     found = {name: index for name, index in found.items() if index is not None}
     if not found:
         return [html.missing("Data sheet", "prepare")]
@@ -228,14 +164,14 @@ def _shard_sheet(run_dir: Path) -> list[str]:
         shares = [100 * share for share in index["class_pixel_shares"]]
         rows.append([name, index["num_samples"], sizes, *shares, index["fingerprint"][:12]])
     header = ["set", "images", "height x width", *(f"{name}, %" for name in classes), "fingerprint"]
-    report = _read_json(run_dir / "prepare" / "report.json")
+    report = read_json(run_dir / "prepare" / "report.json")
     # The table says the rest; what was repaired or left out must not be missed.
     notes = describe(report)[len(report["splits"]) :] if report is not None else []
     return [html.table(header, rows), *(html.paragraph(note, "note") for note in notes)]
 
 
 def _balance(run_dir: Path) -> list[str]:
-    facts = _read_json(run_dir / "balance" / "balance.json")
+    facts = read_json(run_dir / "balance" / "balance.json")
     if facts is None:
         return [html.missing("Balancing factor b", "balance")]
     numbers = [[name, f"{value:.6g}" if isinstance(value, float) else str(value)] for name, value in facts.items()]
@@ -250,31 +186,6 @@ def _settings(run_dir: Path) -> list[str]:
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
-
-
-def _curves(path: Path, step: str) -> list[str]:
-    """Charts of a metrics.jsonl: the losses in one, every other quantity in its own."""
-    records = read_records(path)
-    names = list(dict.fromkeys(name for record in records for name in record if name not in _NOT_PLOTTED))
-    if not names:
-        return [html.missing("Curves", step)]
-    losses = [name for name in names if name not in ("grad", "lr")]
-    groups = [("loss", losses), *((name, [name]) for name in names if name not in losses)]
-    drawings = [_training_chart(records, title, members) for title, members in groups if members]
-    return [html.charts([one for one in drawings if one])]
-
-
-def _training_chart(records: list[dict], title: str, names: list[str]) -> str:
-    lines = []
-    for place, name in enumerate(names):
-        known = [record for record in records if isinstance(record.get(name), int | float)]
-        values = [record[name] for record in known]
-        lines.append(Line(name, [record["step"] for record in known], values, COLOURS[place % len(COLOURS)]))
-    positive = [y for line in lines for y in line.y if y > 0]
-    if not positive:
-        return ""
-    # Losses and gradients fall by powers of ten; a linear axis would flatten the end of the curve.
-    return line_chart(lines, "step", title, log_y=title != "lr" and max(positive) > 5 * min(positive))
 
 
 def _grey_chart(name: str, real: list[int], synthetic: list[int]) -> str:
@@ -298,19 +209,6 @@ def _strip(folder: Path, image: dict) -> str:
         caption = name if miou is None else f"{name}: {100 * miou:.1f} %"
         figures.append(html.figure(folder / file, image["key"] if name == "image" else caption))
     return html.strip(figures)
-
-
-def _legend(classes: dict) -> str:
-    table = ClassTable.from_dict(classes)
-    return html.legend(table.names, table.colours)
-
-
-def _scores(table: dict) -> SegmentationScores:
-    return score(table["counts"], tuple(table["class_names"]))
-
-
-def _read_json(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _run_name(run_dir: Path) -> str:

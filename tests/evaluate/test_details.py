@@ -70,7 +70,7 @@ def test_the_table_shows_intervals_objects_and_what_is_absent(run_dir, config, g
     one = written(run_dir, "real")
     interval = one["bootstrap"]["scores"]["miou"]
     assert f"{100 * one['miou']:.2f} [{100 * interval['low']:.2f}, {100 * interval['high']:.2f}]" in table
-    assert f"{100 * one['objects']['per_class']['oil']['recall']:.2f}" in table and "oil objects" in table
+    assert f"{100 * one['objects']['per_class']['oil']['recall']:.2f}" in table and "oil found" in table
     assert "real+synthetic minus real" in table and "+0.00 [0.00, 0.00]" in table
 
 
@@ -78,7 +78,7 @@ def test_without_resamples_there_are_no_intervals(run_dir, config, grey_student)
     config = build_config(config.model_dump() | {"evaluate": {"bootstrap": 0, "object_classes": ("ship",)}})
     table = evaluate(config, run_dir).table
     assert written(run_dir, "real")["bootstrap"] is None
-    assert "ship objects" in table and "oil objects" not in table and "minus real" not in table
+    assert "ship found" in table and "oil found" not in table and "minus real" not in table
 
 
 def test_a_class_without_objects_is_named_and_shows_a_dash():
@@ -90,7 +90,7 @@ def test_a_class_without_objects_is_named_and_shows_a_dash():
     details.update(logits, logits.argmax(1), [label])
     table = {"real": {"miou": 0.5, "bootstrap": None} | details.to_dict()}
     header, rows = detail_rows(table)
-    assert rows[0][header.index("ship objects")] is None and rows[0][header.index("oil objects")] == 0.0
+    assert rows[0][header.index("ship found")] is None and rows[0][header.index("oil found")] == 0.0
     assert "no object in the truth: ship" in format_details(table) and difference_rows(table) == []
 
 
@@ -100,3 +100,16 @@ def test_intervals_of_a_class_that_no_image_has_are_none():
     table = intervals({"real": counts, "other": counts}, ("sea", "oil"), 20, 0)
     assert table["real"]["scores"]["iou:oil"]["value"] is None
     assert table["other"]["difference"]["scores"]["iou:oil"]["p"] is None
+
+
+def test_resamples_that_lack_a_class_are_told():
+    counts = np.zeros((4, 2, 2), np.int64)
+    counts[:, 0, 0], counts[0, 1, 1] = 9, 3  # oil in one image of four
+    details = Details.empty(EvaluateConfig(), OSD_CLASSES)
+    logits = torch.zeros(1, 5, 8, 8)
+    details.update(logits, logits.argmax(1), [np.zeros((8, 8), np.uint8)])
+    bootstrapped = intervals({"real": counts}, ("sea", "oil"), 50, 0)["real"]
+    share = bootstrapped["scores"]["miou"]["incomplete"]
+    assert 0 < share < 1
+    text = format_details({"real": {"miou": 1.0, "bootstrap": bootstrapped} | details.to_dict()})
+    assert f"{100 * share:.1f} % of the resamples lack a class" in text
