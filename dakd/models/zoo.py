@@ -12,6 +12,7 @@ from dakd.models.deeplabv2 import DeepLabV2
 from dakd.models.encoders import build_encoder
 from dakd.models.mamba_vision import MambaVision
 from dakd.models.resnet import BasicResNet
+from dakd.models.sam_oil.net import SamOil
 from dakd.models.saross import SAROSSNet
 from dakd.models.smp_nets import SmpStudent
 
@@ -80,4 +81,5 @@ STUDENTS = {
     "unetplusplus": Entry("UNet++", _smp),
     "deeplabv2": Entry("DeepLabv2", _deeplabv2),
     "cbdnet": Entry("CBD-Net", _cbdnet),
+    "sam_oil": Entry("SAM-OIL", SamOil),
 }
