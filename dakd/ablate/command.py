@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     table = narrowed(load_table(args.config), args.row, args.data, args.seeds)
     table = with_bases(table, args.base)
+    if args.small and table.small_measures is not None:
+        table = table.model_copy(update={"measures": table.small_measures})
     plan = make_plan(table, args.config.parent, args.small, args.overrides)
     store, folder = Store(args.store), args.out or Path("runs/ablate") / args.config.stem
     outcome = Outcome()

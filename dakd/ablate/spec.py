@@ -57,7 +57,8 @@ class TableSpec(Section):
     base: str | None = None
     data: Annotated[dict[str, DataSpec], Field(default_factory=dict)]
     seeds: tuple[int, ...] = (0,)
-    measures: tuple[str, ...]
+    measures: Annotated[tuple[str, ...], Field(min_length=1)]
+    small_measures: tuple[str, ...] | None = None  # in their place with --small
     reference: str | None = None
     set: Settings
     small: Settings
@@ -76,7 +77,7 @@ class TableSpec(Section):
             raise ValueError(f"reference {self.reference!r} is no row; rows: {', '.join(names)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds are {list(self.seeds)}; wanted different whole numbers of at least 0")
-        for name in self.measures:
+        for name in (*self.measures, *(self.small_measures or ())):
             measure_of(name)
         for name, one in self.data.items():
             if one.test_on is not None and one.test_on not in self.data:
