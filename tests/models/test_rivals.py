@@ -35,6 +35,14 @@ def test_every_name_has_an_encoder_a_title_and_a_small_form():
         assert StudentConfig(name=name).encoder == StudentConfig(name=name, encoder=None).encoder == encoder
 
 
+def test_settings_saved_before_there_were_rivals_are_the_same_still():
+    saved = {"name": "saross", "encoder": "mamba_vision_b", "encoder_options": {}, "pretrained": None,
+             "decoder_channels": [256, 256, 128, 64], "caft_ratio": 0.5, "caft_heads": [1, 2, 4],
+             "skip_module": "caft"}  # fmt: skip
+    assert StudentConfig.model_validate(saved) == StudentConfig()
+    assert StudentConfig().model_dump(mode="json") == saved
+
+
 @pytest.mark.parametrize(
     ("name", "num_classes", "millions"),
     # smp publishes the first four; 27.5 M is SegFormer-B2's on ADE20K's 150 classes (Xie et al. 2021).
