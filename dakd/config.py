@@ -52,6 +52,7 @@ class SimulationConfig(Section):
 
     num_train: Positive = 600
     num_test: Positive = 120
+    seed: NonNegative | None = None  # of the scenes; None: the experiment's
     size: tuple[SceneSide, SceneSide] = (64, 64)
     looks: Annotated[float, Field(gt=0)] = 6.0  # equivalent number of looks of the gamma speckle
     # Mean pixel shares that the scenes aim at; sea is what remains (OSD: 88.30 / 1.01 / 5.59 / 0.04 / 5.06 %).
@@ -233,12 +234,25 @@ class TrainJointNetConfig(Section):
     global_batch: Positive = 32  # 16 a GPU on two GPUs (paper)
     micro_batch: Positive = 16  # samples a rank and forward pass; the rest is gradient accumulation
     label_loss_weight: Annotated[float, Field(gt=0)] = 1.0  # L_y against L_x (inferred)
+    # What Label-Net learns: cross-entropy with the mask (paper), or the clean state b (2 onehot - 1) by its square (the
+    # rows without CE; JointNet is l2 with balance.b=1 and students with loss.hard_labels=true). The soft label of an l2
+    # teacher is the logarithm of (output / b + 1) / 2, normalised: the mean of one-hot masks is their probability.
+    label_loss: Literal["ce", "l2"] = "ce"
+    # sar_jointnet, also JointNet's; or ddpm, the rival: one U-Net of `unet` over the image and the label's bits, with
+    # L2 on all of them. It trains in one stage, with the steps of all three at stage 1's lr (inferred: equal budgets),
+    # on labelled images only: no extra_images or streams. balance.b and label_loss have no part in it.
+    generator: Literal["sar_jointnet", "ddpm"] = "sar_jointnet"
     init_from: Literal["ema", "raw"] = "ema"  # which weights a stage takes from the one before
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     stage1: Stage1Config = Stage1Config(steps=50_000)
     stage2: StageConfig = StageConfig(steps=250_000)
     stage3: StageConfig = StageConfig(steps=100_000, lr=1e-5)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The folders that the trainings have within train_jointnet/, in order; pairs are sampled from the last's."""
+        return ("ddpm",) if self.generator == "ddpm" else ("stage1", "stage2", "stage3")
 
 
 # --- generate ---------------------------------------------------------------------------------------------------------
@@ -480,16 +494,43 @@ class TrainSarossConfig(Section):
 # --- evaluate, predict ------------------------------------------------------------------------------------------------
 
 
+class FidelityConfig(Section):
+    """FID and its relatives: synthetic images against real training images, through torch-fidelity."""
+
+    # inception: FID, IS, KID, precision, recall. small: fixed random filters, whose numbers have other names. none: the
+    # weights of InceptionV3 are a download of 91 MB, and a CPU makes about five images a second.
+    extractor: Literal["none", "inception", "small"] = "none"
+    weights: str | None = None  # InceptionV3's file; None: torch-fidelity's own download
+    num_images: Annotated[int, Field(ge=20)] | None = None  # of each set; None: the smaller set's number
+    # Resamples of the intervals; one of 4,480 images takes seconds with InceptionV3's 2048 features on a CPU.
+    bootstrap: Annotated[int, Field(ge=20)] = 100
+    batch_size: Positive = 16
+
+
 class EvaluateConfig(Section):
     """One pooled confusion matrix over the test split."""
 
     batch_size: Positive = 1  # images of one size are batched
     split: Literal["test", "train"] = "test"
+    # Other images with masks than the prepared ones: a folder, and how it is read (auto: as the run's own dataset; for
+    # a simulated one as `folder`, with the student's class table). It is brought to prepare.resize.
+    folder: str | None = None
+    dataset: Literal["auto", "osd", "sos", "folder"] = "auto"
+    student: str | None = None  # one weights file from anywhere in place of the run's students
+    # Objects (connected pixels of a class) are found where this share of their pixels is predicted as their class; of
+    # the classes, those that the table has; in bins of size with these lower edges in pixels.
+    object_classes: tuple[str, ...] = ("ship", "oil")
+    object_coverage: Annotated[float, Field(gt=0, le=1)] = 0.5
+    object_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 64, 256, 1024)
+    boundary_width: Annotated[float, Field(gt=0, lt=1)] = 0.02  # of the diagonal (Cheng et al. 2021)
+    calibration_bins: Positive = 15  # of equal width in confidence (Guo et al. 2017)
+    bootstrap: NonNegative = 1000  # resamples of the images for the intervals; 0 makes none
     weights: Literal["ema", "raw"] = "ema"  # of the students, in predict too
     # Sizes of the image, times its own, at which students look, in predict too: the largest logit of all counts.
     # DeepLabv2's multi-scale test is (0.5, 0.75, 1).
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0,)
     num_pictures: NonNegative = 12  # predictions kept for the report
+    fidelity: FidelityConfig = FidelityConfig()
 
 
 class PredictConfig(Section):

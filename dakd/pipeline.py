@@ -39,23 +39,31 @@ def run_pipeline(config: Config, config_file: Path, overrides: list[str], proces
     for number, step in enumerate(STEP_ORDER, 1):
         say(f"\n=== {number}/{len(STEP_ORDER)} {step} ===")
         start = time.monotonic()
-        drop_markers(config.run_path / step)
-        request = config.run_path / REQUEST if step in TRAININGS else None
-        code, was_told = run_command(step_command(step, config_file, overrides, processes), request)
-        stopped_at = [f"step {m['step']} of {m['total_steps']}" for m in read_markers(config.run_path / step)]
-        if stopped_at or (was_told and code == 0):
-            where = "".join(f" at {place}" for place in stopped_at)
-            raise Preempted(f"stopped in {step}{where}; the same command goes on from what is there")
-        if code in STOPPED:
-            raise RuntimeError(f"stopped during {step}; the same command goes on from what is there")
-        if code != 0:
-            raise RuntimeError(f"step {step} ended with status {code}; mend what it says above and run the same again")
+        finish_step(step, step_command(step, config_file, overrides, processes), config.run_path)
         seconds[step] = time.monotonic() - start
     table = config.run_path / "evaluate" / "table.txt"
     if table.exists():
         say("\n" + table.read_text().rstrip())
     say("\ntime: " + ", ".join(f"{step} {format_duration(spent)}" for step, spent in seconds.items()))
     say(f"report: {config.run_path / 'report' / 'index.html'}")
+
+
+def finish_step(step: str, command: list[str], run_path: Path) -> None:
+    """Run a step's command in the run folder `run_path` to its end.
+
+    Raises RuntimeError naming the step that failed, and Preempted where it was asked to stop.
+    """
+    drop_markers(run_path / step)
+    request = run_path / REQUEST if step in TRAININGS else None
+    code, was_told = run_command(command, request)
+    stopped_at = [f"step {m['step']} of {m['total_steps']}" for m in read_markers(run_path / step)]
+    if stopped_at or (was_told and code == 0):
+        where = "".join(f" at {place}" for place in stopped_at)
+        raise Preempted(f"stopped in {step}{where}; the same command goes on from what is there")
+    if code in STOPPED:
+        raise RuntimeError(f"stopped during {step}; the same command goes on from what is there")
+    if code != 0:
+        raise RuntimeError(f"step {step} ended with status {code}; mend what it says above and run the same again")
 
 
 def fitting_processes(config: Config, available: int) -> int:

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from dakd.config import ScheduleConfig, StudentConfig, UNetConfig
 from dakd.data.sample import ClassTable
+from dakd.diffusion.bits import num_bits
+from dakd.diffusion.labels import READINGS
+from dakd.models.ddpm import DDPM
 from dakd.models.encoders import TimmEncoder
 from dakd.models.jointnet import SARJointNet
 from dakd.models.mamba_vision import MambaVision
@@ -129,23 +132,27 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
 
 
 def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
-    """The SAR-JointNet of a file that a stage 2 or 3 wrote, in eval mode on `device`, and the file's metadata.
+    """The SAR-JointNet of a file that a stage 2 or 3 wrote, or a DDPM, in eval mode on `device`, and the metadata.
 
-    The metadata hold what sampling needs: b, the schedule and the class table.
+    The metadata hold what sampling needs: b, the schedule, the class table and, where it is not "ce", the label_loss.
     """
     metadata = read_metadata(path)
-    if metadata.get("kind") != "jointnet":
+    if metadata.get("kind") not in ("jointnet", "ddpm"):
         raise ValueError(
-            f"{path} holds {metadata.get('kind', 'weights of unknown kind')}, not a SAR-JointNet; "
-            "give the weights of stage 2 or 3 of a train_jointnet run"
+            f"{path} holds {metadata.get('kind', 'weights of unknown kind')}, not a teacher of pairs; "
+            "give the weights of stage 2 or 3, or of ddpm, of a train_jointnet run"
         )
 
     def build() -> nn.Module:
         # What sampling needs is looked at here: whoever samples finds it sound.
         ScheduleConfig.model_validate(metadata["schedule"])
         num_classes = ClassTable.from_dict(metadata["classes"]).num_classes
+        if metadata.get("label_loss", "ce") not in READINGS:
+            raise ValueError(f"label_loss is {metadata['label_loss']}; wanted one of {', '.join(READINGS)}")
         if not 0 < metadata["b"] <= 4 or metadata["num_classes"] != num_classes:
             raise ValueError(f"b is {metadata['b']} and num_classes {metadata['num_classes']} of {num_classes} names")
+        if metadata["kind"] == "ddpm":
+            return DDPM(UNetConfig.model_validate(metadata["unet"]), num_bits(num_classes))
         return SARJointNet(UNetConfig.model_validate(metadata["unet"]), num_classes)
 
     return _rebuild(build, metadata.get("unet"), path).to(device).eval(), metadata

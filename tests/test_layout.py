@@ -12,7 +12,9 @@ ROOMS = sorted(path.name for path in (ROOT / "dakd" / "kernels").iterdir() if (p
 
 # Highest first; a module may import its own row's package and rows below, with the exceptions that follow.
 ROWS = [
-    {"__main__", "cli", "pipeline", "doctor"},
+    {"__main__", "cli", "doctor"},
+    {"ablate"},
+    {"pipeline"},
     {"train", "generate", "evaluate", "predict"},
     {"metrics", "weights"},
     {"models", "diffusion", "data"},
@@ -22,7 +24,7 @@ ROWS = [
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 # diffusion and data serve one another: prepare computes b, the losses know the ignored label.
 NEIGHBOURS = {("data", "diffusion"), ("diffusion", "data"), ("runtime", "config"), ("testing", "runtime"),
-              ("testing", "kernels"), ("cli", "doctor"), ("cli", "pipeline"), ("__main__", "cli")}
+              ("testing", "kernels"), ("cli", "doctor"), ("__main__", "cli")}
 TOP_LEVEL = {
     "setup.py", "csrc", "dakd", "launch", "configs", "benchmarks", "tests", "README.md", "pyproject.toml",
     "MANIFEST.in", "LICENSE", "Makefile", ".gitignore", ".ci", ".git",

@@ -1,11 +1,13 @@
-"""The teacher's losses (paper, Eq. 5-7), one value per sample."""
+"""The teacher's losses (paper, Eq. 5-7; L2 instead of Eq. 6), one value per sample."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dakd.data.sample import IGNORE_INDEX
+from dakd.diffusion.bits import to_bits
 
 
 def image_loss(x_0: Tensor, x_hat: Tensor) -> Tensor:
@@ -25,3 +27,26 @@ def label_loss(logits: Tensor, label: Tensor) -> Tensor:
     per_pixel = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE_INDEX, reduction="none")
     known = (label != IGNORE_INDEX).sum(dim=(1, 2)).clamp(min=1)
     return per_pixel.sum(dim=(1, 2)) / known
+
+
+def label_l2_loss(y_hat: Tensor, label: Tensor, b: float) -> Tensor:
+    """L2 of Label-Net's output with b y_0, y_0 = 2 onehot - 1, mean over channels and each sample's known pixels.
+
+    What JointNet has in the place of the cross-entropy: it learns the clean state itself (the paper's rows without CE).
+    y_hat: (B, K, H, W).  label: (B, H, W) class ids, IGNORE_INDEX where unknown.  Returns (B,) fp32; 0 for a sample
+    with no known pixel.
+    """
+    ids = torch.arange(y_hat.shape[1], device=label.device)[:, None, None]
+    y_0 = 2 * (label.unsqueeze(1) == ids).float() - 1
+    return _l2_of_known_pixels(y_hat, b * y_0, label)
+
+
+def bit_loss(y_hat: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """The same with the label's bits in {-1, +1}.  y_hat: (B, n, H, W) with n of diffusion/bits.py."""
+    return _l2_of_known_pixels(y_hat, to_bits(label, num_classes), label)
+
+
+def _l2_of_known_pixels(y_hat: Tensor, y_0: Tensor, label: Tensor) -> Tensor:
+    is_known = label != IGNORE_INDEX
+    per_pixel = (y_hat.float() - y_0).square().mean(dim=1) * is_known
+    return per_pixel.sum(dim=(1, 2)) / is_known.sum(dim=(1, 2)).clamp(min=1)

@@ -1,8 +1,9 @@
 """The DDIM sampler of pairs: image and label from noise, by one function (paper, inference listing and Eq. 21).
 
 At every step the networks predict the clean image and the label's logits; the image estimate is clamped, the label
-estimate is b (2 softmax(logits) - 1), and both states move by x_prev = A x_t + B x0_hat (+ sigma z). The state is fp32
-throughout; coefficients and timesteps come from device tables at a device step counter, so that nothing synchronises.
+estimate is b (2 softmax(logits) - 1), and both states move by x_prev = A x_t + B x0_hat (+ sigma z). A label branch
+trained with L2 predicts the clean label itself, which is clamped (diffusion/labels.py). The state is fp32 throughout;
+coefficients and timesteps come from device tables at a device step counter, so that nothing synchronises.
 On a GPU the step may be captured once into a CUDA graph and replayed: at small batches Python cannot launch its several
 hundred kernels as fast as the GPU runs them.
 """
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dakd.diffusion.labels import LOGITS, LabelReading
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.ddim_step import ddim_step
 from dakd.runtime.seeding import Stream, numpy_rng
@@ -59,6 +61,7 @@ class PairSampler:
     eta > 0 whose seed, are not those of the call before captures anew, which takes about as long as a few steps.
     Cast the network rather than call a capturing sampler under autocast: autocast drops its cast weights when it ends,
     while the graph would go on reading them.
+    reading: what the label branch's output means.
     Raises ValueError for capture on another device.
     """
 
@@ -71,6 +74,7 @@ class PairSampler:
         b: float,
         eta: float = 0.0,
         clip: float = 1.0,
+        reading: LabelReading = LOGITS,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         capture: bool = False,
@@ -81,6 +85,7 @@ class PairSampler:
                 f"only CUDA devices can capture a step, and the sampler is on {device}; set generate.capture=false"
             )
         self.net, self.b, self.eta, self.clip, self.dtype, self.capture = net, b, eta, clip, dtype, capture
+        self.reading = reading
         self.num_steps, self.device = num_steps, torch.device(device)
         self._timesteps = schedule.sampling_timesteps(num_steps).to(device)
         self._coefficients = schedule.ddim_table(num_steps, eta, device)
@@ -94,8 +99,12 @@ class PairSampler:
     ) -> tuple[Tensor, Tensor]:
         """x: (B, 1, H, W) and y: (B, K, H, W) standard normal.  sample_ids: (B,) int64, keys of the noise of eta > 0.
 
-        Returns the image (B, 1, H, W) in [-clip, clip], fp32, and the last raw logits (B, K, H, W).
+        Returns the image (B, 1, H, W) in [-clip, clip], fp32, and the label's last logits (B, K, H, W).
         """
+        image, output = self._sample(x, y, sample_ids, seed)
+        return image, self.reading.to_logits(output if self.reading.label_update == "softmax" else output / self.b)
+
+    def _sample(self, x: Tensor, y: Tensor, sample_ids: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
         x = x.to(self.device, torch.float32)
         y = y.to(self.device, torch.float32)
         ids = None if sample_ids is None else sample_ids.to(self.device)
@@ -106,26 +115,27 @@ class PairSampler:
         state = State(x, y, x.to(self.dtype), y.to(self.dtype))
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
         for _ in range(self.num_steps):
-            state, logits = self._advance(state, step, ids, seed)
-        return state.x, logits
+            state, output = self._advance(state, step, ids, seed)
+        return state.x, output
 
     def _advance(self, state: State, step: Tensor, ids: Tensor | None, seed: int) -> tuple[State, Tensor]:
-        """One step: the next state and the logits; moves the step counter."""
+        """One step: the next state and the label branch's output; moves the step counter."""
         batch = len(state.x)
         if self._tabulate_time:
-            x_hat, logits = self.net.denoise(state.x_input, state.y_input, self._shifts[batch].row(step))
+            x_hat, output = self.net.denoise(state.x_input, state.y_input, self._shifts[batch].row(step))
         else:
-            x_hat, logits = self.net(state.x_input, state.y_input, self._timesteps[step].expand(batch))
+            x_hat, output = self.net(state.x_input, state.y_input, self._timesteps[step].expand(batch))
         state = State(
             *ddim_step(
                 state.x,
                 state.y,
                 x_hat,
-                logits,
+                output,
                 self._coefficients,
                 step,
                 b=self.b,
                 clip=self.clip,
+                label_update=self.reading.label_update,
                 stochastic=self.eta > 0,
                 seed=seed,
                 sample_ids=ids,
@@ -133,7 +143,7 @@ class PairSampler:
             )
         )
         step.add_(1)
-        return state, logits
+        return state, output
 
     def _replay(self, x: Tensor, y: Tensor, ids: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
         # The seed is a number within the captured launches; the ids are a tensor that is written anew.
@@ -181,10 +191,10 @@ class CapturedStep:
         self._state = State(x, y, x.to(sampler.dtype), y.to(sampler.dtype))
         self._ids = None if ids is None else ids.clone()
         self._step = torch.zeros(1, dtype=torch.int64, device=sampler.device)
-        self._logits = torch.empty(0, device=sampler.device)
+        self._output = torch.empty(0, device=sampler.device)
 
         def advance() -> None:
-            state, self._logits = sampler._advance(self._state, self._step, self._ids, seed)
+            state, self._output = sampler._advance(self._state, self._step, self._ids, seed)
             self._write(state)
 
         def rewind() -> None:
@@ -193,14 +203,14 @@ class CapturedStep:
         self._replay_once = capture_graph(advance, rewind, sampler.device)
 
     def run(self, x: Tensor, y: Tensor, ids: Tensor | None, num_steps: int) -> tuple[Tensor, Tensor]:
-        """The image and the last logits after `num_steps` replays, in memory of their own."""
+        """The image and the label branch's last output after `num_steps` replays, in memory of their own."""
         self._write(State(x, y, x, y))
         if self._ids is not None:
             self._ids.copy_(ids)
         self._step.zero_()
         for _ in range(num_steps):
             self._replay_once()
-        return self._state.x.clone(), self._logits.clone()
+        return self._state.x.clone(), self._output.clone()
 
     def _write(self, state: State) -> None:
         for own, new in zip(self._state, state):

@@ -15,6 +15,7 @@ from dakd.data.sample import ClassTable
 from dakd.evaluate import html
 from dakd.evaluate.gallery import GROUPS
 from dakd.evaluate.generation import statistics_rows
+from dakd.evaluate.likeness import fidelity_section
 from dakd.evaluate.svg import COLOURS, Line, line_chart
 from dakd.metrics.scores import SegmentationScores, score
 from dakd.metrics.tables import iou_rows, oil_rows, score_rows
@@ -26,6 +27,7 @@ STAGES = {
     "stage2": "Stage 2: Label-Net beside the frozen SAR-Net",
     "stage3": "Stage 3: both nets together",
 }
+DDPM = {"ddpm": "DDPM: one net for images and label bits"}
 # Recorded with every step, but not a quantity of the training.
 _NOT_PLOTTED = ("step", "images_seen", "images_per_s")
 _NUM_GRIDS = 3  # sample grids shown of each stage: first, middle, last
@@ -158,6 +160,7 @@ def _statistics(statistics: dict) -> list[str]:
             html.paragraph("Agreement with the teacher's labels: no student was trained on real pairs alone.", "note")
         )
     parts.append(html.table(*statistics_rows(real, synthetic)))
+    parts += fidelity_section(statistics)
     drawings = [
         _grey_chart(name, real["grey_histogram"][index], synthetic["grey_histogram"][index])
         for index, name in enumerate(real["shares"])
@@ -178,7 +181,8 @@ def _overlays(run_dir: Path) -> list[str]:
 
 def _teacher(run_dir: Path) -> list[str]:
     parts = []
-    for stage, title in STAGES.items():
+    is_ddpm = (run_dir / "train_jointnet" / "ddpm").exists()
+    for stage, title in (DDPM if is_ddpm else STAGES).items():
         folder = run_dir / "train_jointnet" / stage
         parts += [html.subheading(title), *_curves(folder / "metrics.jsonl", f"train_jointnet ({stage})")]
         grids = sorted((folder / "samples").glob("*.png"))

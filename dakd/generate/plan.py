@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from dakd.data.indexing import load_sidecar
 from dakd.data.publish import publish_text
 from dakd.data.shards import shard_name
 from dakd.runtime import distributed
+from dakd.runtime.slurm import place_in_array
 
 if TYPE_CHECKING:
     from dakd.generate.gate import Gate, Selection
@@ -156,11 +156,6 @@ class Place:
 
 def place_from_environment() -> Place:
     """Ranks of `deepspeed` or torchrun within tasks of a SLURM array, or either alone, or a process started by hand."""
-    tasks, task = 1, 0
-    if "SLURM_ARRAY_TASK_ID" in os.environ:
-        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
-        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", 1))
-        task = (int(os.environ["SLURM_ARRAY_TASK_ID"]) - first) // step
-        tasks = max(int(os.environ.get("SLURM_ARRAY_TASK_COUNT", 1)), task + 1)
+    task, tasks = place_in_array()
     ranks = distributed.world_size()
     return Place(task * ranks + distributed.rank(), tasks * ranks)

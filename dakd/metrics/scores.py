@@ -6,10 +6,15 @@ Per class, one against the rest:
 
 mIoU, P, R, F1 and A are plain means over the classes: F1 is the mean of the classes' F1, and A the mean one-vs-rest
 accuracy, not the pixel accuracy. The rows of the paper's tables obey these identities.
+
+All counts are pooled first. A mean over images of each image's own mIoU, such as torchmetrics' MeanIoU, is another
+number: there a ship missed in a small image weighs as much as a slick, and an image of sea alone scores 1. The two do
+not compare; torchmetrics' JaccardIndex (macro) pools as is done here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -118,6 +123,49 @@ def score(counts: np.ndarray, class_names: tuple[str, ...]) -> SegmentationScore
     )
 
 
+# Means over the classes, then of all pixels; of one class they are `iou:NAME` and the like.
+POOLED_SCORES = ("miou", "f1", "accuracy", "recall", "precision", "pixel_accuracy")
+_OF_ONE_CLASS = ("iou", "f1", "accuracy", "recall", "precision")
+
+
+def pooled_score(counts: np.ndarray, name: str, class_names: Sequence[str] | None = None) -> np.ndarray:
+    """One score of many matrices at once, each as `score` gives it; NaN where a matrix is empty or lacks the class.
+
+    counts: (..., K, K), rows the true class.  name: one of POOLED_SCORES, or iou, f1, accuracy, recall or precision of
+    a class: "iou:oil", which wants class_names.  Returns (...) float64.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    field, _, class_name = name.partition(":")
+    if name not in POOLED_SCORES and not (class_name and field in _OF_ONE_CLASS):
+        raise ValueError(f"no score is called {name!r}; wanted {', '.join(POOLED_SCORES)}, or iou:NAME of a class")
+    if class_name and class_name not in (class_names or ()):
+        raise ValueError(
+            f"no class is called {class_name!r}; the names given are {', '.join(class_names or ('none',))}"
+        )
+    if name == "pixel_accuracy":
+        return _divide(np.trace(counts, axis1=-2, axis2=-1), counts.sum(axis=(-2, -1)))
+    values = _class_values("iou" if name == "miou" else field, counts)
+    is_there = counts.sum(axis=-1) + counts.sum(axis=-2) > 0
+    if class_name:
+        place = list(class_names).index(class_name)
+        return np.where(is_there[..., place], values[..., place], np.nan)
+    return _divide(np.where(is_there, values, 0).sum(axis=-1), is_there.sum(axis=-1))
+
+
+def _class_values(field: str, counts: np.ndarray) -> np.ndarray:
+    """(..., K) float64: one of _OF_ONE_CLASS of every class; NaN or 0 for one that is absent."""
+    hit, true, guessed = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
+    wrong = true + guessed - 2 * hit
+    if field == "iou":
+        return _divide(hit, hit + wrong)
+    if field == "f1":
+        return _divide(2 * hit, 2 * hit + wrong)
+    if field == "accuracy":
+        total = counts.sum(axis=(-2, -1))[..., None]
+        return _divide(total - wrong, total)
+    return np.nan_to_num(_divide(hit, guessed if field == "precision" else true))
+
+
 def mean_iou(counts: np.ndarray) -> float:
     """mIoU of one (K, K) matrix over the classes that occur or are predicted; NaN where nothing was counted."""
     if counts.sum() == 0:
@@ -138,6 +186,12 @@ def _class_scores(counts: np.ndarray, index: int, num_pixels: int) -> ClassScore
         accuracy=(num_pixels - wrong) / num_pixels,
         support=true_positive + false_negative,
     )
+
+
+def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, NaN where whole is 0."""
+    part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
 def _ratio(part: int, whole: int) -> float:

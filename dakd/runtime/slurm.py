@@ -1,4 +1,4 @@
-"""A task of `srun` learns its place: SLURM's variables become those that torch and DeepSpeed read.
+"""A task of `srun` or of a job array learns its place; SLURM's variables become those that torch and DeepSpeed read.
 
 Standard library alone, and before anything else: ranks decide by these variables what they say and write.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 
 def adopt_place(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -30,6 +30,16 @@ def adopt_place(environ: MutableMapping[str, str] = os.environ) -> None:
     # Steps that share a host have ports of their own, outside the range that the kernel hands out.
     place = 64 * int(environ["SLURM_JOB_ID"]) + int(environ.get("SLURM_STEP_ID") or 0)
     environ.setdefault("MASTER_PORT", str(15000 + place % 15000))
+
+
+def place_in_array(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """The number of this task of a job array, from 0, and how many tasks the array has; (0, 1) outside one."""
+    if "SLURM_ARRAY_TASK_ID" not in environ:
+        return 0, 1
+    first = int(environ.get("SLURM_ARRAY_TASK_MIN", 0))
+    step = int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
+    task = (int(environ["SLURM_ARRAY_TASK_ID"]) - first) // step
+    return task, max(int(environ.get("SLURM_ARRAY_TASK_COUNT", 1)), task + 1)
 
 
 def tasks_of_node(counts: str, node: int) -> int:

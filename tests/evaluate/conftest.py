@@ -52,6 +52,12 @@ def write_shards():
 
 
 @pytest.fixture
+def make_scene():
+    """`scene`, for tests of other files."""
+    return scene
+
+
+@pytest.fixture
 def config(tmp_path):
     return build_config(
         {"name": "tiny", "run_dir": str(tmp_path / "run"), "evaluate": {"num_pictures": 2, "batch_size": 2}}
@@ -87,5 +93,5 @@ def grey_student(monkeypatch):
     def load(path, device):
         return GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()}
 
-    monkeypatch.setattr("dakd.evaluate.evaluate.load_student", load)
+    monkeypatch.setattr("dakd.evaluate.choice.load_student", load)
     return GreyStudent().eval()

@@ -13,6 +13,7 @@ from worlds import generate_pairs, teacher_file, toy_config, with_teacher
 from dakd.config import build_config
 from dakd.data.shards import ShardSet, verify
 from dakd.data.soft_labels import range_for
+from dakd.diffusion.labels import READINGS
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.generate import generate
@@ -81,6 +82,20 @@ def test_b_comes_from_the_checkpoint_and_not_from_the_config(generated, tmp_path
 def _teacher(config):
     net, facts = load_teacher(teacher_file(config))
     return net.state_dict(), facts
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_shards_of_a_teacher_trained_with_l2_hold_log_probabilities(generated, tmp_path, deterministic):
+    config = with_teacher(tmp_path / "run", deterministic=deterministic)
+    state, facts = _teacher(generated[0])
+    save_weights(teacher_file(config), state, facts | {"label_loss": "l2"})
+    folder = generate(config)
+    net, _ = load_teacher(teacher_file(config))
+    sampler = PairSampler(net, CosineSchedule(), 3, b=facts["b"], reading=READINGS["l2"])
+    _, logits = sampler(*start_noise(0, [4], (16, 16), 5))
+    soft_label = ShardSet(folder).read(4).soft_label
+    np.testing.assert_allclose(soft_label, logits[0].numpy(), rtol=2e-3, atol=5e-3)
+    np.testing.assert_allclose(np.exp(soft_label.astype(np.float32)).sum(0), 1, atol=5e-3)
 
 
 def test_finished_shards_are_kept_and_missing_ones_made_again(generated, tmp_path, capfd):

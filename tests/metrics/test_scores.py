@@ -6,7 +6,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from dakd.metrics import ConfusionMatrix
 from dakd.metrics.scores import mean_iou, score
 
 # IoU of sea, oil, look-alike, ship, land and the mIoU and F1 published beside them (the paper's OSD tables).
@@ -122,3 +124,35 @@ def test_a_matrix_of_another_size_is_refused():
 def test_mean_iou_of_one_image_leaves_absent_classes_out():
     assert mean_iou(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])) == pytest.approx((3 / 4 + 4 / 5) / 2)
     assert np.isnan(mean_iou(np.zeros((3, 3), int)))
+
+
+def two_images() -> tuple[torch.Tensor, torch.Tensor]:
+    """A slick of 48 pixels found whole, and a ship of one pixel that is missed. Returns prediction and truth."""
+    truth = torch.zeros(2, 8, 12, dtype=torch.int64)
+    truth[0, :4], truth[1, 3, 3] = 1, 1
+    prediction = truth.clone()
+    prediction[1, 3, 3] = 0
+    return prediction, truth
+
+
+def test_the_mean_over_images_is_another_number_than_the_pooled_one(torchmetrics):
+    prediction, truth = two_images()
+    pooled = ConfusionMatrix(2).update(prediction, truth).counts.numpy()
+    assert mean_iou(pooled) == pytest.approx((143 / 144 + 48 / 49) / 2)  # 98.6 %
+    by_image = torchmetrics.segmentation.MeanIoU(num_classes=2, input_format="index")(prediction, truth)
+    assert float(by_image) == pytest.approx((1 + 1 + 95 / 96 + 0) / 4)  # 74.7 %
+    by_torchmetrics = torchmetrics.functional.jaccard_index(prediction, truth, "multiclass", num_classes=2)
+    assert float(by_torchmetrics) == pytest.approx(mean_iou(pooled))
+
+
+def test_matrix_and_miou_are_those_of_torchmetrics(torchmetrics):
+    generator = torch.Generator().manual_seed(0)
+    prediction, truth = torch.randint(0, 5, (2, 4, 9, 11), generator=generator)
+    truth[0, :3] = 255
+    matrix = ConfusionMatrix(5).update(prediction, truth)
+    functional = torchmetrics.functional.classification
+    options = {"num_classes": 5, "ignore_index": 255}
+    assert torch.equal(matrix.counts, functional.multiclass_confusion_matrix(prediction, truth, **options))
+    jaccard = functional.multiclass_jaccard_index(prediction, truth, average=None, **options)
+    scores = score(matrix.counts.numpy(), NAMES)
+    assert [scores.per_class[name].iou for name in NAMES] == pytest.approx(jaccard.tolist(), abs=1e-6)

@@ -27,7 +27,7 @@ from dakd.train.jointnet import (
     train_jointnet,
     weights_file,
 )
-from dakd.weights import load_state, load_teacher
+from dakd.weights import load_state, load_teacher, read_metadata
 
 
 def prepared(tmp_path, **train):
@@ -354,3 +354,24 @@ def test_one_step_of_the_paper_size_net_runs_on_the_cpu(tmp_path):
     assert record["step"] == 1 and 0 < record["loss"] < 50 and 0 < record["grad"] < float("inf")
     moved = load_state(weights_file(config, 3, "raw"))["label_net.conv_in.weight"] - start
     assert 0 < moved.abs().max() < 1e-4  # Adam's first step is at most about the learning rate, here 1e-5 / 2
+
+
+def test_a_label_branch_trained_with_l2_says_so_in_its_weights_from_stage_2_on(trained, tmp_path):
+    config = prepared(tmp_path, label_loss="l2")
+    train_jointnet(config)
+    _, facts = load_teacher(weights_file(config, 3, "ema"))
+    assert facts["label_loss"] == "l2"
+    ours, theirs = (load_state(weights_file(c, 1, "ema")) for c in (config, trained))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    # Files that were written before the setting stay as they were.
+    for stage, described in ((1, config), (2, trained), (3, trained)):
+        assert "label_loss" not in read_metadata(weights_file(described, stage, "ema"))
+    with pytest.raises(ValueError, match="label_loss"):
+        train_jointnet(replaced(config, label_loss="ce"), (3,))
+
+
+def test_l2_training_of_the_label_branch_lowers_its_loss(tmp_path):
+    config = prepared(tmp_path, label_loss="l2", stage1={"steps": 2}, stage2={"steps": 24, "lr": 3e-3})
+    train_jointnet(config, (1, 2))
+    losses = [record["loss_y"] for record in read_records(stage_folder(config, 2) / "metrics.jsonl")]
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])

@@ -15,22 +15,28 @@ from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES, ClassTable
 
 
 class OsdDataset(Dataset):
-    """root: the folder with train/ and test/ (folder names in any case)."""
+    """root: the folder with train/ and test/ (folder names in any case), or of those splits that are asked for.
+
+    splits: () takes the root itself, with images/ and labels in it, as the one split "all".
+    """
 
     classes = OSD_CLASSES
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, splits: tuple[str, ...] = ("train", "test")) -> None:
         super().__init__()
         path = require_root(root, "osd")
-        for split in ("train", "test"):
+        for split in splits:
             self._scan(split, find_folder(path, split), path)
+        if not splits:
+            self._scan("all", path, path)
 
     def _scan(self, split: str, folder: Path | None, root: Path) -> None:
         images = find_folder(folder, "images") if folder else None
         labels = find_folder(folder, "labels_1D", "labels") if folder else None
         if images is None or labels is None:
+            inside = "" if folder == root else f"{split}/"
             raise ValueError(
-                f"{root} is not an OSD folder: wanted {split}/images and {split}/labels_1D or {split}/labels; "
+                f"{root} is not an OSD folder: wanted {inside}images and {inside}labels_1D or {inside}labels; "
                 "set prepare.root to the folder that holds train and test"
             )
         self._add_split(split, list_pictures(images, stem), list_pictures(labels, stem), folder)

@@ -35,15 +35,19 @@ _IMAGE_FOLDERS, _MASK_FOLDERS = ("sat", "image", "images"), ("gt", "label", "lab
 class SosDataset(Dataset):
     """root: the folder with train/ and test/, with images/ and masks/, or the one above it called dataset/.
 
-    sensor: palsar or sentinel.  polarity: oil_is_white or oil_is_black.  threshold: greys from it on are white.
+    sensor: palsar or sentinel; None takes the root itself, with images and masks in it, as the one split "all".
+    polarity: oil_is_white or oil_is_black.  threshold: greys from it on are white.
     """
 
     classes = SOS_CLASSES
 
-    def __init__(self, root: str, sensor: str, polarity: str = "oil_is_white", threshold: int = 128) -> None:
+    def __init__(self, root: str, sensor: str | None, polarity: str = "oil_is_white", threshold: int = 128) -> None:
         super().__init__()
         self._sensor, self._polarity, self._threshold = sensor, polarity, threshold
         path = require_root(root, "sos")
+        if sensor is None:
+            self._scan_pairs("all", path)
+            return
         path = find_folder(path, "dataset") or path
         images, masks = find_folder(path, "images", "image"), find_folder(path, "masks", "mask", "labels")
         if images and masks:
@@ -63,6 +67,9 @@ class SosDataset(Dataset):
             raise ValueError(
                 f"{root / split} has no folder {self._sensor} (in any case); check prepare.sensor and root"
             )
+        self._scan_pairs(split, folder)
+
+    def _scan_pairs(self, split: str, folder: Path) -> None:
         images, masks = find_folder(folder, *_IMAGE_FOLDERS), find_folder(folder, *_MASK_FOLDERS)
         if images and masks:
             pictures, labels = list_pictures(images, _number), list_pictures(masks, _number)
@@ -88,11 +95,11 @@ class SosDataset(Dataset):
         return is_oil.astype(np.uint8), {"sensor": self._sensor}
 
     def check(self) -> None:
-        """Oil damps the waves, so it is the darker side: averaged over up to 64 training images that hold both sides.
+        """Oil damps the waves, so it is the darker side: averaged over up to 64 images that hold both sides.
 
         ValueError, naming both means and the setting to flip, when it is the brighter one.
         """
-        entries = self.entries("train")
+        entries = self.entries(self.splits[0])
         step = max(1, len(entries) // _NUM_CHECKED)
         means = [pair for entry in entries[::step] if (pair := self._means(entry)) is not None]
         if not means:
@@ -102,7 +109,7 @@ class SosDataset(Dataset):
             other = "oil_is_black" if self._polarity == "oil_is_white" else "oil_is_white"
             raise ValueError(
                 f"with polarity {self._polarity!r} oil would be the brighter side (mean grey {oil:.1f}, sea {sea:.1f}, "
-                f"over {len(means)} training images), but oil is dark in SAR; set prepare.polarity to {other}"
+                f"over {len(means)} images), but oil is dark in SAR; set prepare.polarity to {other}"
             )
 
     def _means(self, entry: Entry) -> tuple[float, float] | None:

@@ -1,0 +1,124 @@
+"""`launch/ablate.py` and `dakd ablate`: one line that makes a table, or goes on with one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dakd.ablate.figures import draw_figures
+from dakd.ablate.plan import Plan, make_plan
+from dakd.ablate.run import Outcome, Store, work
+from dakd.ablate.spec import TableSpec, load_table, nearest_row
+from dakd.ablate.table import write_table
+from dakd.runtime.lifetime import PREEMPTED, Preempted
+from dakd.runtime.slurm import place_in_array
+
+_INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dakd ablate", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, type=Path, help="the table's YAML (configs/ablate/*.yaml)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of every experiment")
+    parser.add_argument(
+        "--base", action="append", default=[], metavar="[DATA=]FILE", help="another experiment for the table's data"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the table's")
+    parser.add_argument("--row", action="append", default=[], metavar="NAME", help="these rows alone")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME", help="these data sets alone")
+    parser.add_argument("--small", action="store_true", help="the table's settings for small nets and images")
+    parser.add_argument("--out", type=Path, help="the table's folder (default: runs/ablate/TABLE)")
+    parser.add_argument("--store", type=Path, default=Path("runs/ablate/store"), help="of jobs, shared among tables")
+    parser.add_argument(
+        "--processes", type=int, help="ranks of each training (default: GPUs, or 1); 0: all in this process"
+    )
+    parser.add_argument("--status", action="store_true", help="say what is done and write the table so far, and leave")
+    parser.add_argument("--figures", action="store_true", help="draw the paper's figures from what is done")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0 for a whole table, 1 where something failed, 85 where it was asked to stop."""
+    args = build_parser().parse_intermixed_args(argv)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print("dakd ablate: stopped; the same command goes on from what is there", file=sys.stderr)
+        return _INTERRUPTED
+    except Preempted as stopped:
+        print(f"dakd ablate: {stopped}", file=sys.stderr)
+        return PREEMPTED
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("DAKD_TRACEBACK"):
+            raise
+        print(f"dakd ablate: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    table = narrowed(load_table(args.config), args.row, args.data, args.seeds)
+    table = with_bases(table, args.base)
+    plan = make_plan(table, args.config.parent, args.small, args.overrides)
+    store, folder = Store(args.store), args.out or Path("runs/ablate") / args.config.stem
+    outcome = Outcome()
+    if not args.status:
+        print(f"ablate: {len(plan.cells)} cells, {len(plan.jobs)} jobs, {_num_done(plan, store)} of them done")
+        place, count = place_in_array()
+        outcome = work(plan, store, args.processes, first=place * len(plan.jobs) // count)
+    path = write_table(plan, store, folder, outcome.failed)
+    print(path.read_text())
+    if args.figures:
+        for picture in draw_figures(plan, store, folder / "figures"):
+            print(f"ablate: {picture}")
+    print(f"ablate: {_num_done(plan, store)} of {len(plan.jobs)} jobs are done; {path}, .csv, .tex")
+    return 1 if outcome.failed else 0
+
+
+def narrowed(table: TableSpec, rows: Sequence[str], data: Sequence[str], seeds: Sequence[int] | None) -> TableSpec:
+    """The table with these rows, data sets and seeds alone; ValueError for names that it does not have."""
+    chosen: dict = {}
+    if rows:
+        chosen["rows"] = tuple(nearest_row(table, name) for name in rows)
+        if table.reference not in rows:
+            chosen["reference"] = None
+    if unknown := [name for name in data if name not in table.data]:
+        raise ValueError(f"the table has no data set {', '.join(unknown)}; it has {_data_names(table)}")
+    if data:
+        chosen["data"] = {name: table.data[name] for name in data}
+    if seeds:
+        chosen["seeds"] = tuple(seeds)
+    kept = table.model_dump() | {name: value for name, value in chosen.items() if name in ("seeds", "reference")}
+    kept["rows"] = [row.model_dump() for row in chosen.get("rows", table.rows)]
+    kept["data"] = {name: one.model_dump() for name, one in chosen.get("data", table.data).items()}
+    if data:
+        for row in kept["rows"]:
+            row["paper"] = {name: numbers for name, numbers in row["paper"].items() if name in data}
+    return TableSpec.model_validate(kept)
+
+
+def with_bases(table: TableSpec, bases: Sequence[str]) -> TableSpec:
+    """The table over other experiments: FILE for all data sets, or DATA=FILE for one."""
+    for text in bases:
+        name, separator, file = text.rpartition("=")
+        path = Path(file).resolve()
+        if not path.is_file():
+            raise ValueError(f"--base {text}: no configuration at {path}")
+        if separator and name not in table.data:
+            raise ValueError(f"--base {text}: the table has no data set {name!r}; it has {_data_names(table)}")
+        if not table.data:
+            table = table.model_copy(update={"base": str(path)})
+            continue
+        changed = {key: one.model_copy(update={"base": str(path)}) for key, one in table.data.items()}
+        table = table.model_copy(update={"data": changed if not separator else table.data | {name: changed[name]}})
+    return table
+
+
+def _data_names(table: TableSpec) -> str:
+    return ", ".join(table.data) or "one alone, without a name"
+
+
+def _num_done(plan: Plan, store: Store) -> int:
+    return sum(store.is_done(job) for job in plan.jobs)

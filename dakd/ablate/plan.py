@@ -1,0 +1,180 @@
+"""From a table to jobs: each cell is a chain of pipeline steps, and cells share every step that is the same for them.
+
+    prepare -> stage1 -> teacher -> generate -> student -> scores
+                                            `-> pairs
+
+A job is one step in a run folder of its own, named after a hash of all that its outcome depends on: the settings of the
+step and the jobs that it builds on. What it builds on is linked into its folder, so that the step finds an ordinary
+run. Settings that change nothing but speed and logs are not hashed, and neither are those at their default: a new
+setting leaves the jobs of before valid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dakd.ablate.spec import RowSpec, TableSpec, experiment, foreign_test
+from dakd.config import Config, TrainingSet
+
+
+@dataclass(frozen=True)
+class Job:
+    """kind: what it makes.  steps: the pipeline step and its options, each a command of its own.
+
+    links: what of the run folder comes from another job, by its path within both.
+    """
+
+    kind: str
+    digest: str
+    config: Config
+    steps: tuple[tuple[str, ...], ...]
+    links: dict[str, Job] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.digest[:12]}"
+
+    def chain(self) -> Iterator[Job]:
+        """The jobs that this one builds on, first things first, and itself."""
+        for job in self.links.values():
+            yield from job.chain()
+        yield self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row on one data set with one seed.  jobs: whose results it shows, by the measures' source."""
+
+    row: RowSpec
+    dataset: str
+    seed: int
+    jobs: dict[str, Job]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a table, and their jobs in an order in which they can be done."""
+
+    table: TableSpec
+    cells: tuple[Cell, ...]
+    jobs: tuple[Job, ...]
+
+
+def make_plan(
+    table: TableSpec, folder: Path, small: bool = False, overrides: list[str] | None = None
+) -> Plan:
+    """The plan of a table whose file lies in `folder`; ValueError for settings that no experiment has."""
+    overrides = overrides or []
+    cells = []
+    for dataset in table.datasets:
+        other = foreign_test(table, dataset, folder, small, overrides)
+        for row in table.rows:
+            for seed in table.seeds:
+                config = experiment(table, row, dataset, seed, folder, small, overrides)
+                cells.append(Cell(row, dataset, seed, _jobs_of(config, row.training_set, table, other)))
+    ordered: dict[str, Job] = {}
+    # Seed by seed: a table that is cut short has whole comparisons.
+    for cell in sorted(cells, key=lambda cell: table.seeds.index(cell.seed)):
+        for last in cell.jobs.values():
+            for job in last.chain():
+                ordered.setdefault(job.name, job)
+    return Plan(table, tuple(cells), tuple(ordered.values()))
+
+
+def _jobs_of(config: Config, training_set: TrainingSet, table: TableSpec, other: Config | None) -> dict[str, Job]:
+    jobs = {}
+    if "cost" in table.sources:
+        jobs["cost"] = _cost(config)
+    if "student" in table.sources:
+        jobs["student"] = _scores(config, _student(config, training_set), _prepare(other or config))
+    if "pairs" in table.sources:
+        jobs["pairs"] = _pairs(config, _generate(config))
+    return jobs
+
+
+def _prepare(config: Config) -> Job:
+    settings = {"prepare": _dump(config.prepare)}
+    return _job("prepare", settings, config, [("prepare",)], {})
+
+
+def _stage1(config: Config) -> Job:
+    prepare, cfg = _prepare(config), config.train_jointnet
+    later = ("stage2", "stage3", "label_loss_weight", "label_loss", "init_from", "generator")
+    settings = {"teacher": _dump(cfg, *later), "seed": config.seed} | _reading(config)
+    return _job("stage1", settings, config, [("train_jointnet", "--stage", "1")], {"prepare": prepare})
+
+
+def _teacher(config: Config) -> Job:
+    prepare = _prepare(config)
+    settings = {"teacher": _dump(config.train_jointnet), "b": config.balance.b, "seed": config.seed} | _reading(config)
+    if config.train_jointnet.generator == "ddpm":
+        settings.pop("b")
+        return _job("teacher", settings, config, [("train_jointnet",)], {"prepare": prepare})
+    links = {"prepare": prepare, "train_jointnet/stage1": _stage1(config)}
+    steps = [("train_jointnet", "--stage", stage) for stage in ("2", "3")]
+    return _job("teacher", settings, config, steps, links)
+
+
+def _generate(config: Config) -> Job:
+    settings = {"generate": _dump(config.generate, "audit", "claim_patience_s", "capture", "threads")}
+    if config.generate.codec != "fp16":
+        settings["temperature"] = config.soft_label_temperature
+    teacher = _teacher(config)
+    links = {"prepare": teacher.links["prepare"], "train_jointnet": teacher}
+    return _job("generate", settings, config, [("generate",)], links)
+
+
+def _student(config: Config, training_set: TrainingSet) -> Job:
+    cfg = config.train_saross
+    unused = ["training_sets"]
+    if training_set == "real":
+        unused += ["synthetic", "num_synthetic", "synthetic_share"]
+    settings = {"student": _dump(cfg, *unused), "set": training_set, "seed": config.seed} | _reading(config)
+    links = {"prepare": _prepare(config)}
+    # Epochs are counted over the largest of the configured sets, so that all students take as many steps.
+    counts_synthetic = cfg.steps is None and any(name != "real" for name in cfg.training_sets)
+    if (training_set != "real" or counts_synthetic) and cfg.synthetic is None:
+        links["generate"] = _generate(config)
+    if counts_synthetic:
+        settings["epochs_of"] = [list(cfg.training_sets), cfg.num_synthetic, cfg.synthetic_share]
+    return _job("student", settings, config, [("train_saross", "--training-set", training_set)], links)
+
+
+def _scores(config: Config, student: Job, prepare: Job) -> Job:
+    settings = {"evaluate": _dump(config.evaluate, "num_pictures", "batch_size")}
+    return _job("scores", settings, config, [("evaluate",)], {"prepare": prepare, "train_saross": student})
+
+
+def _pairs(config: Config, generate: Job) -> Job:
+    settings = {"evaluate": _dump(config.evaluate, "num_pictures", "batch_size")}
+    links = {"prepare": generate.links["prepare"], "generate": generate}
+    return _job("pairs", settings, config, [("evaluate",)], links)
+
+
+def _cost(config: Config) -> Job:
+    cfg = config.train_saross
+    student = cfg.student.model_dump(mode="json", exclude_defaults=True)
+    return _job("cost", {"student": student, "crop": list(cfg.crop)}, config, [], {})
+
+
+def _reading(config: Config) -> dict[str, Any]:
+    """How shards are read decides the order of samples."""
+    return {"data": _dump(config.data, "cache", "cache_gib")} if _dump(config.data) else {}
+
+
+def _dump(section: Any, *without: str) -> dict:
+    """The settings that are not at their default; of the engine's the precision alone: the rest is speed and logs."""
+    settings = section.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
+    engine = settings.pop("engine", {})
+    return settings | ({"precision": engine["precision"]} if "precision" in engine else {})
+
+
+def _job(kind: str, settings: dict, config: Config, steps: list[tuple[str, ...]], links: dict[str, Job]) -> Job:
+    facts = {"kind": kind, "settings": settings, "links": {path: job.digest for path, job in links.items()}}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return Job(kind, digest, config, tuple(steps), links)

@@ -1,0 +1,174 @@
+"""A table as a YAML: which experiments it compares, on which data, with which seeds, what it shows, what the paper has.
+
+A row is a set of dotted settings over the experiment that all rows share; everything else of an experiment stands in
+that one's own configuration, so that all rows have the same budget.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from dakd.ablate.measures import Source, measure_of
+from dakd.config import Config, Section, TrainingSet, load_config
+
+Number = float | int
+# By measure; or by data set and measure, where a table has several data sets.
+PaperNumbers = Annotated[dict[str, Number | dict[str, Number]], Field(default_factory=dict)]
+Settings = Annotated[dict[str, Any], Field(default_factory=dict)]  # by dotted key
+
+
+class DataSpec(Section):
+    """The data that rows are trained on, by the configuration of an experiment on them."""
+
+    base: str  # relative to the table's file
+    set: Settings
+    small: Settings
+    test_on: str | None = None  # another of the table's data sets, whose test split is taken: cross-domain
+
+
+class RowSpec(Section):
+    """One line of the table.
+
+    head: what stands in the further columns of its head.  set: dotted settings.  small: over these, with --small.
+    training_set: the student's.  paper: the paper's numbers.
+    """
+
+    name: str
+    head: Annotated[dict[str, str], Field(default_factory=dict)]
+    set: Settings
+    small: Settings
+    training_set: TrainingSet = "real"
+    paper: PaperNumbers
+
+
+class TableSpec(Section):
+    """reference: the row that differences are taken to, image by image.  set, small: settings of all rows.
+
+    note: what a reader must know, beneath the table.  group_by: which comes first in the lines, row or data set.
+    """
+
+    title: str
+    base: str | None = None
+    data: Annotated[dict[str, DataSpec], Field(default_factory=dict)]
+    seeds: tuple[int, ...] = (0,)
+    measures: tuple[str, ...]
+    reference: str | None = None
+    set: Settings
+    small: Settings
+    rows: tuple[RowSpec, ...] = Field(min_length=1)
+    group_by: Literal["row", "data"] = "data"
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TableSpec:
+        if bool(self.base) == bool(self.data):
+            raise ValueError("wanted either base (one configuration) or data (several by name)")
+        names = [row.name for row in self.rows]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two rows are called {', '.join(sorted(twice))}; give each a name of its own")
+        if self.reference is not None and self.reference not in names:
+            raise ValueError(f"reference {self.reference!r} is no row; rows: {', '.join(names)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds are {list(self.seeds)}; wanted different whole numbers of at least 0")
+        for name in self.measures:
+            measure_of(name)
+        for name, one in self.data.items():
+            if one.test_on is not None and one.test_on not in self.data:
+                raise ValueError(f"data {name!r} is tested on {one.test_on!r}, which is none of the data sets")
+        heads = {tuple(row.head) for row in self.rows}
+        if len(heads) > 1:
+            raise ValueError(f"rows have different heads, {' and '.join(map(str, sorted(heads)))}; give all the same")
+        for row in self.rows:
+            self._check_paper(row)
+        return self
+
+    def _check_paper(self, row: RowSpec) -> None:
+        for key, value in row.paper.items():
+            measures = [key] if not isinstance(value, dict) else list(value)
+            if isinstance(value, dict) and key not in self.data:
+                raise ValueError(f"row {row.name!r} has paper's numbers of {key!r}, which is none of the data sets")
+            if unknown := [name for name in measures if name not in self.measures]:
+                raise ValueError(f"row {row.name!r} has the paper's {', '.join(unknown)}, which is not shown")
+
+    @property
+    def datasets(self) -> dict[str, DataSpec]:
+        """By name; the name of a table's only data set is empty."""
+        return self.data or {"": DataSpec(base=self.base or "")}
+
+    @property
+    def sources(self) -> set[Source]:
+        """Which jobs the measures are read from."""
+        return {measure_of(name).source for name in self.measures}
+
+    def paper_number(self, row: RowSpec, dataset: str, measure: str) -> Number | None:
+        of_data = row.paper.get(dataset, {}) if dataset else row.paper
+        value = of_data.get(measure) if isinstance(of_data, dict) else None
+        return None if isinstance(value, dict) else value
+
+
+def load_table(path: str | Path) -> TableSpec:
+    """The validated table of a YAML file; ValueError naming what was found and wanted."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no table at {path}; the ones that come with dakd lie in configs/ablate/")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    try:
+        return TableSpec.model_validate(tree)
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors():
+            where = ".".join(str(part) for part in detail["loc"])
+            lines.append(f"  {where + ': ' if where else ''}{detail['msg'].removeprefix('Value error, ')}")
+        raise ValueError(f"{path} is not a valid table:\n" + "\n".join(lines)) from None
+
+
+def experiment(
+    table: TableSpec, row: RowSpec, dataset: str, seed: int, folder: Path, small: bool, overrides: list[str]
+) -> Config:
+    """The configuration of one cell.
+
+    folder: where the table's file lies.  overrides: `section.key=value`, over everything that the table says.
+    """
+    spec = table.datasets[dataset]
+    lines = _settings(table, spec, row, small)
+    return load_config(folder / spec.base, [*lines, *overrides, f"seed={seed}", f"generate.seed={seed}"])
+
+
+def foreign_test(table: TableSpec, dataset: str, folder: Path, small: bool, overrides: list[str]) -> Config | None:
+    """The configuration whose test split the cells of a data set are scored on, where it is not their own."""
+    test_on = table.datasets[dataset].test_on
+    if test_on is None:
+        return None
+    spec = table.datasets[test_on]
+    return load_config(folder / spec.base, [*_settings(table, spec, None, small), *overrides])
+
+
+def _settings(table: TableSpec, spec: DataSpec, row: RowSpec | None, small: bool) -> list[str]:
+    """As overrides: the table's, the data set's, the row's; with --small those for small experiments over all."""
+    parts = [table, spec, *([row] if row is not None else [])]
+    settings: dict[str, Any] = {}
+    for part in parts:
+        settings |= part.set
+    for part in parts if small else ():
+        settings |= part.small
+    # All seeds have the same data: the embedded set is drawn with one seed, which other data do not look at.
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()] + ["prepare.simulation.seed=0"]
+
+
+def nearest_row(table: TableSpec, name: str) -> RowSpec:
+    """The row of that name; ValueError with near names where there is none."""
+    for row in table.rows:
+        if row.name == name:
+            return row
+    near = difflib.get_close_matches(name, [row.name for row in table.rows], n=3, cutoff=0.3)
+    raise ValueError(f"the table has no row {name!r}; " + (f"near: {', '.join(near)}" if near else "see --status"))
+

@@ -1,0 +1,175 @@
+"""How far a score would move with other test images: percentile bootstrap over images, paired for two students.
+
+A resample draws as many images as there are, with repetition, pools their counts and scores them as one test set.
+Two students see the same draws, so that what makes an image hard for both cancels in their difference. Counts of
+several trainings (seeds) are scored one by one, and the mean over the seeds is what is resampled; with the seeds fixed,
+the interval tells of the images alone. The spread over seeds is `over_seeds`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from dakd.metrics.scores import pooled_score
+
+_CHUNK = 256  # resamples at a time
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score of one student, or of the mean over its seeds, with a percentile interval over images.
+
+    incomplete: the share of resamples in which a class of the whole set does not occur; they are scored over the
+    others, as a test set without it would be.  low, high: None where no resample has the score.
+    """
+
+    score: str
+    value: float | None
+    low: float | None
+    high: float | None
+    level: float
+    num_resamples: int
+    num_images: int
+    num_seeds: int
+    incomplete: float
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """The first student's score minus the second's.
+
+    p: two-sided, twice the smaller share of resamples on either side of zero, (1 + count) / (1 + resamples), at most 1.
+    """
+
+    p: float | None
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """Over trainings with other seeds. sd: with n - 1 in the denominator, None for one training."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+def bootstrap(
+    counts: np.ndarray,
+    score: str = "miou",
+    class_names: Sequence[str] | None = None,
+    *,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The interval of a pooled score over a set's images.
+
+    counts: (N, K, K) of one training or (S, N, K, K) of S, rows the true class.  score: as for `pooled_score`.
+    """
+    seeds = _with_seeds(counts)
+    value, draws, incomplete = _draw([seeds], score, class_names, num_resamples, seed)
+    return Interval(score, *_summary(value[0], draws[0], level), level, num_resamples, *_sizes(seeds), incomplete)
+
+
+def paired_bootstrap(
+    counts: np.ndarray,
+    baseline: np.ndarray,
+    score: str = "miou",
+    class_names: Sequence[str] | None = None,
+    *,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """The score of `counts` minus that of `baseline`, over the same images in the same order.
+
+    counts, baseline: as for `bootstrap`; the numbers of seeds may differ. Raises ValueError for other images.
+    """
+    seeds, others = _with_seeds(counts), _with_seeds(baseline)
+    if seeds.shape[1:] != others.shape[1:]:
+        raise ValueError(
+            f"counts are of {seeds.shape[1:]} and {others.shape[1:]} (images, K, K); "
+            "a paired comparison wants the same images and classes"
+        )
+    true_pixels = np.concatenate([seeds, others]).sum(axis=3)
+    if (true_pixels != true_pixels[0]).any():
+        raise ValueError("the two students were counted on other images, or in another order; compare by their keys")
+    value, draws, incomplete = _draw([seeds, others], score, class_names, num_resamples, seed)
+    gaps = draws[0] - draws[1]
+    summary = _summary(value[0] - value[1], gaps, level)
+    images, num_seeds = _sizes(seeds)
+    return Difference(score, *summary, level, num_resamples, images, num_seeds, incomplete, _two_sided(gaps))
+
+
+def over_seeds(values: Sequence[float]) -> SeedSpread:
+    """Mean and standard deviation (n - 1) of a score over trainings; ValueError for none and for a NaN."""
+    values = [float(value) for value in values]
+    if not values or any(math.isnan(value) for value in values):
+        raise ValueError(f"scores over seeds are {values}; wanted at least one, and none of them NaN")
+    return SeedSpread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
+
+
+def _with_seeds(counts: np.ndarray) -> np.ndarray:
+    counts = np.asarray(counts)
+    counts = counts[None] if counts.ndim == 3 else counts
+    if counts.ndim != 4 or counts.shape[2] != counts.shape[3] or not counts.shape[0] or not counts.shape[1]:
+        raise ValueError(f"counts have shape {counts.shape}; wanted (images, K, K) or (seeds, images, K, K)")
+    return counts
+
+
+def _sizes(seeds: np.ndarray) -> tuple[int, int]:
+    """Images and seeds."""
+    return seeds.shape[1], seeds.shape[0]
+
+
+def _draw(
+    students: list[np.ndarray], score: str, class_names: Sequence[str] | None, num_resamples: int, seed: int
+) -> tuple[list[float], list[np.ndarray], float]:
+    """Of each student the score of the whole set and (R,) of the resamples; and the share that lack a class.
+
+    Every student's mean over seeds is NaN where a seed's score is.
+    """
+    if num_resamples < 1:
+        raise ValueError(f"{num_resamples} resamples were asked for; wanted at least 1")
+    num_images, num_classes = students[0].shape[1:3]
+    rng = np.random.default_rng(seed)
+    draws: list[list[np.ndarray]] = [[] for _ in students]
+    support = students[0][0].sum(axis=2).astype(np.float64)  # (N, K) true pixels, which no student changes
+    present, lacking = support.sum(axis=0) > 0, 0
+    for start in range(0, num_resamples, _CHUNK):
+        size = min(_CHUNK, num_resamples - start)
+        times = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=size).astype(np.float64)
+        lacking += int(((times @ support)[:, present] == 0).any(axis=1).sum())
+        for student, own in zip(students, draws):
+            # (S, R, K, K): exact, for the sums stay below 2^53
+            pooled = (times @ student.reshape(len(student), num_images, -1).astype(np.float64)).reshape(
+                len(student), size, num_classes, num_classes
+            )
+            own.append(pooled_score(pooled, score, class_names).mean(axis=0))
+    values = [float(pooled_score(student.sum(axis=1), score, class_names).mean()) for student in students]
+    return values, [np.concatenate(own) for own in draws], lacking / num_resamples
+
+
+def _summary(value: float, draws: np.ndarray, level: float) -> tuple[float | None, float | None, float | None]:
+    """Value, low and high; None in the place of NaN."""
+    if not 0 < level < 1:
+        raise ValueError(f"the interval's level is {level}; wanted a share between 0 and 1")
+    known = draws[~np.isnan(draws)]
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(known, [tail, 100 - tail]) if len(known) else (math.nan, math.nan)
+    return tuple(None if math.isnan(number) else float(number) for number in (value, low, high))
+
+
+def _two_sided(gaps: np.ndarray) -> float | None:
+    known = gaps[~np.isnan(gaps)]
+    if not len(known):
+        return None
+    smaller = min(int((known <= 0).sum()), int((known >= 0).sum()))
+    return min(1.0, 2 * (1 + smaller) / (1 + len(known)))

@@ -1,0 +1,83 @@
+"""Boundary IoU (Cheng et al. 2021): the IoU of the bands along the contours, which large areas cannot drown.
+
+Of a mask, the band holds its own pixels within d pixels (in a square of 2d+1) of a pixel outside it; d is a share of
+the image's diagonal. Unlike in that paper's code, the frame of the image is no contour: where a slick or the sea is
+cut off by the frame, there is nothing to find. Neither is the rim of an unknown area, whose pixels are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dakd.data.sample import IGNORE_INDEX
+from dakd.metrics.confusion import sum_over_ranks
+
+
+class BoundaryCounts:
+    """counts: (K, 2) int64: the bands' common pixels and those of either, pooled over a test set.
+
+    width: d as a share of the image's diagonal (at least one pixel).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        width: float = 0.02,
+        ignore_index: int = IGNORE_INDEX,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not 0 < width < 1:
+            raise ValueError(f"the boundary's width is {width}; wanted a share of the diagonal between 0 and 1")
+        self.num_classes, self.width, self.ignore_index = num_classes, width, ignore_index
+        self.counts = torch.zeros(num_classes, 2, dtype=torch.int64, device=device)
+
+    def update(self, prediction: Tensor, target: Tensor) -> BoundaryCounts:
+        """Count a batch; prediction, target: (B, H, W) integer class ids, ignored pixels in the target."""
+        if prediction.shape != target.shape or prediction.ndim != 3:
+            raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}; wanted (B, H, W)")
+        distance = max(1, round(self.width * math.hypot(*prediction.shape[1:])))
+        unknown = target == self.ignore_index
+        for class_id in range(self.num_classes):
+            truth = band(target == class_id, distance, unknown)
+            guess = band((prediction == class_id) & ~unknown, distance, unknown)
+            counts = torch.stack([(truth & guess).sum(), (truth | guess).sum()])
+            self.counts[class_id] += counts.to(self.counts.device)
+        return self
+
+    def all_reduce(self) -> BoundaryCounts:
+        """Sum over the ranks of the default process group, exactly."""
+        sum_over_ranks(self.counts)
+        return self
+
+    def to_dict(self, class_names: tuple[str, ...]) -> dict:
+        """The boundary IoU of each class that has a contour in truth or prediction, and their mean; JSON-serialisable.
+
+        mean: None where no class has a contour; absent: the classes without one.
+        """
+        per_class = {
+            name: common / either for name, (common, either) in zip(class_names, self.counts.tolist()) if either
+        }
+        return {
+            "width": self.width,
+            "mean": sum(per_class.values()) / len(per_class) if per_class else None,
+            "per_class": per_class,
+            "absent": [name for name in class_names if name not in per_class],
+        }
+
+
+def band(mask: Tensor, distance: int, unknown: Tensor | None = None) -> Tensor:
+    """(B, H, W) bool: the pixels of `mask` within `distance` of one outside it; `unknown` pixels are not outside."""
+    outside = ~mask if unknown is None else ~(mask | unknown)
+    return mask & _any_within(_any_within(outside, distance, 1), distance, 2)
+
+
+def _any_within(mask: Tensor, distance: int, dim: int) -> Tensor:
+    """Whether a pixel at most `distance` away along `dim` is set, by running sums: as fast at any distance."""
+    length = mask.shape[dim]
+    sums = torch.nn.functional.pad(mask.transpose(dim, -1).cumsum(-1, dtype=torch.int32), (1, 0))
+    places = torch.arange(length, device=mask.device)
+    after, before = (places + distance + 1).clamp(max=length), (places - distance).clamp(min=0)
+    return (sums[..., after] > sums[..., before]).transpose(dim, -1)

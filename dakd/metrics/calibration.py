@@ -1,0 +1,74 @@
+"""Whether a student's confidence is right: expected calibration error and its reliability table (Guo et al. 2017).
+
+A pixel's confidence is the probability of its predicted class. Over bins of equal width,
+
+    ECE = sum_bins n_bin / n |accuracy_bin - confidence_bin|
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dakd.data.sample import IGNORE_INDEX
+from dakd.metrics.confusion import sum_over_ranks
+
+# Confidences are summed as integers in this unit, so that neither the order of the images nor the ranks matter.
+_UNIT = 2**24
+
+
+class CalibrationCounts:
+    """counts: (bins, 3) int64 over all counted pixels of a test set: pixels, correct ones, confidence in 2^-24."""
+
+    def __init__(
+        self, num_bins: int = 15, ignore_index: int = IGNORE_INDEX, device: str | torch.device = "cpu"
+    ) -> None:
+        if num_bins < 1:
+            raise ValueError(f"calibration in {num_bins} bins was asked for; wanted at least 1")
+        self.num_bins, self.ignore_index = num_bins, ignore_index
+        self.counts = torch.zeros(num_bins, 3, dtype=torch.int64, device=device)
+
+    def update(self, probabilities: Tensor, target: Tensor) -> CalibrationCounts:
+        """Count a batch; probabilities: (B, K, H, W), floating, sums of 1 over K.  target: (B, H, W) integer ids."""
+        if probabilities.ndim != 4 or probabilities[:, 0].shape != target.shape:
+            raise ValueError(
+                f"probabilities are {tuple(probabilities.shape)}, target {tuple(target.shape)}; "
+                "wanted (B, K, H, W) and (B, H, W)"
+            )
+        target = target.to(probabilities.device)
+        confidence, predicted = probabilities.max(dim=1)
+        counted = target != self.ignore_index
+        confidence, is_correct = confidence[counted].double(), (predicted == target)[counted]
+        bins = (confidence * self.num_bins).long().clamp(max=self.num_bins - 1)
+        facts = torch.stack(
+            [torch.ones_like(bins), is_correct.to(torch.int64), (confidence * _UNIT).round().long()], dim=1
+        )
+        self.counts.index_add_(0, bins.to(self.counts.device), facts.to(self.counts.device))
+        return self
+
+    def all_reduce(self) -> CalibrationCounts:
+        """Sum over the ranks of the default process group, exactly."""
+        sum_over_ranks(self.counts)
+        return self
+
+    def to_dict(self) -> dict:
+        """ece: a fraction; bins: low, high, pixels, accuracy and confidence, the last two None in an empty bin.
+
+        JSON-serialisable. Raises ValueError where no pixel was counted.
+        """
+        counts = self.counts.cpu().tolist()
+        num_pixels = sum(pixels for pixels, _, _ in counts)
+        if not num_pixels:
+            raise ValueError("no pixel was counted; the labels are the ignore index everywhere")
+        bins = [
+            {
+                "low": place / self.num_bins,
+                "high": (place + 1) / self.num_bins,
+                "pixels": pixels,
+                "accuracy": correct / pixels if pixels else None,
+                "confidence": confidence / _UNIT / pixels if pixels else None,
+            }
+            for place, (pixels, correct, confidence) in enumerate(counts)
+        ]
+        gaps = sum(abs(correct - confidence / _UNIT) for _, correct, confidence in counts)
+        return {"ece": gaps / num_pixels, "num_pixels": num_pixels, "bins": bins}

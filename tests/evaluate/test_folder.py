@@ -1,0 +1,180 @@
+"""Any folder of images and masks, and a student from anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dakd.cli import run_step
+from dakd.config import Config, StudentConfig, build_config
+from dakd.data.prepare import resize_sample
+from dakd.data.readers import BadDataset
+from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
+from dakd.data.shards import ShardSet
+from dakd.evaluate.evaluate import evaluate
+from dakd.evaluate.folder import LabelledFolder
+from dakd.evaluate.segmentation import evaluate_student
+from dakd.models.zoo import build_student
+from dakd.weights import save_student
+
+
+@pytest.fixture
+def pictures(tmp_path, make_scene) -> Path:
+    """Three scenes as PNGs: images, and masks in the classes' colours."""
+    folder = tmp_path / "elsewhere" / "harbour"
+    for number in range(3):
+        one = make_scene(f"h{number}", 40 + number, wrong=9 * number)
+        save(folder / "images" / f"h{number}.png", one.sar)
+        save(folder / "masks" / f"h{number}.png", OSD_CLASSES.palette()[one.label])
+    return folder
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def asking(config: Config, prepare: dict | None = None, **settings) -> Config:
+    """The configuration with other settings of evaluate (and prepare)."""
+    tree = config.model_dump()
+    return build_config(tree | {"evaluate": tree["evaluate"] | settings, "prepare": tree["prepare"] | (prepare or {})})
+
+
+@pytest.fixture
+def grey_file(monkeypatch, grey_student):
+    """The weight files' metadata too are those of the student of grey values."""
+    metadata = {"kind": "student", "classes": OSD_CLASSES.to_dict()}
+    monkeypatch.setattr("dakd.evaluate.choice.read_metadata", lambda path: metadata)
+    return grey_student
+
+
+def test_a_folder_is_scored_beside_the_runs_own_evaluation(run_dir, config, grey_file, pictures, make_scene):
+    evaluate(config, run_dir)
+    own = {path.name: path.read_bytes() for path in (run_dir / "evaluate").iterdir() if path.is_file()}
+    evaluation = evaluate(asking(config, folder=str(pictures)), run_dir)
+    assert {path.name: path.read_bytes() for path in (run_dir / "evaluate").iterdir() if path.is_file()} == own
+    out = run_dir / "evaluate" / "harbour"
+    table = json.loads((out / "table.json").read_text())
+    assert (table["num_images"], table["folder"], table["skipped"]) == (3, str(pictures), [])
+    assert list(table["students"]) == ["real", "real+synthetic"] and evaluation.generation is None
+    expected = np.zeros((5, 5), np.int64)
+    for number in range(3):
+        label = make_scene(f"h{number}", 40 + number).label.ravel()
+        shown = np.where(np.arange(label.size) < 9 * number, 4, label)
+        np.add.at(expected, (label, shown), 1)
+    assert table["students"]["real"]["counts"] == expected.tolist()
+    with np.load(out / "real.images.npz") as arrays:
+        assert arrays["keys"].tolist() == ["h0", "h1", "h2"]
+    assert (out / "pictures" / "index.json").is_file() and "3 images of the folder" in (out / "table.txt").read_text()
+    assert "synthetic set" not in evaluation.table and not (out / "generation.json").exists()
+
+
+def test_images_are_brought_to_the_size_of_the_runs_images(run_dir, config, grey_file, pictures, make_scene):
+    asked = asking(config, {"resize": (8, 10)}, folder=str(pictures))
+    read = LabelledFolder(asked, OSD_CLASSES)
+    wanted = resize_sample(make_scene("h1", 41, wrong=9), (8, 10))
+    assert (read.read(1).sar == wanted.sar).all() and (read.read(1).label == wanted.label).all()
+    assert evaluate(asked, run_dir).scores["real"].num_pixels == 3 * 80
+
+
+def test_a_split_of_a_packed_dataset_and_its_folder_score_alike(run_dir, config, grey_file, tmp_path):
+    held_out = ShardSet(run_dir / "prepare" / "test")
+    folder = tmp_path / "osd"
+    for split, count in (("train", 1), ("test", 5)):
+        for index in range(count):
+            sample = held_out.read(index)
+            save(folder / split / "images" / f"{sample.key}.png", sample.sar)
+            save(folder / split / "labels_1D" / f"{sample.key}.png", sample.label)
+    packed = evaluate_student(grey_file, held_out)
+    for place in (folder, folder / "test"):
+        evaluation = evaluate(asking(config, folder=str(place), dataset="osd"), run_dir)
+        assert np.array_equal(evaluation.scores["real"].counts, packed.matrix.counts.numpy())
+
+
+@pytest.mark.parametrize(
+    "layout", ["{n}_sat.png {n}_mask.png", "sat/{n}_sat.png gt/{n}_mask.png", "image/{n}.png label/{n}.png"]
+)
+def test_a_bare_folder_of_sos_pairs_is_read_with_its_soft_masks(config, tmp_path, layout):
+    image, mask = layout.split()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        oil = np.zeros((12, 14), bool)
+        oil[2 : 5 + number, 3:9] = True
+        save(tmp_path / "set" / image.format(n=number), np.where(oil, 40, 120).astype(np.uint8))
+        soft = np.where(oil, 200, 30) + rng.integers(-20, 20, oil.shape)
+        save(tmp_path / "set" / mask.format(n=number), soft.astype(np.uint8))
+    asked = asking(config, folder=str(tmp_path / "set"), dataset="sos")
+    read = LabelledFolder(asked, SOS_CLASSES)
+    assert [int(read.read(index).label.sum()) for index in range(3)] == [18, 24, 30]
+    with pytest.raises(ValueError, match=r"oil is dark in SAR; set prepare\.polarity to oil_is_white"):
+        LabelledFolder(asking(asked, {"polarity": "oil_is_black"}), SOS_CLASSES)
+    with pytest.raises(ValueError, match=r"classes sea, oil, the student tells sea, oil, look-alike, ship, land apart"):
+        LabelledFolder(asked, OSD_CLASSES)
+
+
+def test_what_is_wrong_with_a_folder_is_told_at_once(config, pictures):
+    save(pictures / "masks" / "h0.png", np.full((16, 20), 77, np.uint8))
+    save(pictures / "masks" / "h1.png", np.zeros((9, 20), np.uint8))
+    save(pictures / "images" / "h4.png", np.zeros((16, 20), np.uint8))
+    asked = asking(config, folder=str(pictures))
+    with pytest.raises(BadDataset) as told:
+        LabelledFolder(asked, OSD_CLASSES)
+    text = str(told.value)
+    assert "3 problem(s) and 1 usable images" in text and "h4.png: has no label file" in text
+    assert (
+        "neither ids 0 to 4 nor class colours: (77, 77, 77)" in text and "is 20 x 9, its image h1.png 20 x 16" in text
+    )
+    kept = LabelledFolder(asking(asked, {"on_bad_file": "skip"}), OSD_CLASSES)
+    assert len(kept) == 1 and kept.key(0) == "h2" and len(kept.skipped) == 3
+
+
+def test_a_folder_without_masks_or_without_anything_is_refused(config, pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"has 3 images and no masks.*let dakd predict draw them"):
+        LabelledFolder(asking(config, folder=str(pictures / "images")), OSD_CLASSES)
+    with pytest.raises(ValueError, match=r"no folder at .*nowhere"):
+        LabelledFolder(asking(config, folder=str(tmp_path / "nowhere")), OSD_CLASSES)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadDataset, match="is empty"):
+        LabelledFolder(asking(config, folder=str(tmp_path / "empty")), OSD_CLASSES)
+    with pytest.raises(ValueError, match=r"wanted images and labels_1D or labels"):
+        LabelledFolder(asking(config, folder=str(pictures), dataset="osd"), OSD_CLASSES)
+
+
+def test_a_folder_called_like_the_reports_pictures_is_refused(run_dir, config, grey_file, pictures):
+    other = pictures.rename(pictures.with_name("pictures"))
+    with pytest.raises(ValueError, match="give the folder that is evaluated another name"):
+        evaluate(asking(config, folder=str(other)), run_dir)
+
+
+def test_one_weights_file_and_one_folder_need_no_run(tmp_path, pictures, capsys):
+    cfg = StudentConfig(
+        encoder="mamba_vision",
+        encoder_options=dict(dim=8, in_dim=8, depths=[1, 1, 2, 2], num_heads=[1, 1, 2, 4], window_size=[8, 8, 4, 2]),
+        caft_heads=(1, 1, 1),
+        decoder_channels=(16, 16, 16, 8),
+    )
+    torch.manual_seed(0)
+    weights = tmp_path / "from a friend" / "harbour master.safetensors"
+    save_student(weights, build_student(cfg, 5), cfg, OSD_CLASSES, {})
+    (tmp_path / "c.yaml").write_text(f"name: none\nrun_dir: {tmp_path / 'run'}\n")
+    overrides = [f"evaluate.student={weights}", f"evaluate.folder={pictures}", "evaluate.num_pictures=1"]
+    assert run_step("evaluate", ["--config", str(tmp_path / "c.yaml"), *overrides]) == 0
+    table = json.loads((tmp_path / "run" / "evaluate" / "harbour" / "harbour master.json").read_text())
+    assert table["num_pixels"] == 3 * 16 * 20 and table["weights"] == str(weights)
+    assert "harbour master" in capsys.readouterr().out
+    assert run_step("evaluate", ["--config", str(tmp_path / "c.yaml"), "evaluate.student=nowhere", *overrides[1:]]) == 1
+    assert "no weights file at nowhere" in capsys.readouterr().err
+
+
+def test_a_foreign_student_does_not_touch_the_runs_own_evaluation(run_dir, config, grey_file):
+    foreign = run_dir.parent / "other run" / "best.safetensors"
+    foreign.parent.mkdir()
+    foreign.touch()
+    evaluate(asking(config, student=str(foreign)), run_dir)
+    assert [path.name for path in (run_dir / "evaluate").iterdir()] == ["best"]
+    assert (run_dir / "evaluate" / "best" / "best.json").is_file()
