@@ -132,21 +132,29 @@ def _seconds(cells: Sequence[Cell], store: Store) -> float:
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
-def write_table(plan: Plan, store: Store, folder: str | Path, failed: dict[str, str] | None = None) -> Path:
+def write_table(
+    plan: Plan,
+    store: Store,
+    folder: str | Path,
+    failed: dict[str, str] | None = None,
+    absent: dict[str, str] | None = None,
+) -> Path:
     """Write table.md, table.csv, table.tex and seeds.csv into a folder; the path of table.md.
 
-    failed: why, by the name of the jobs that failed.
+    failed: why, by the name of the jobs that failed.  absent: why, by the rows that are not in the plan.
     """
     folder = Path(folder)
     lines = collect(plan, store)
     write_text(folder / "table.csv", _csv(plan, lines))
     write_text(folder / "seeds.csv", _seeds_csv(plan, store))
     write_text(folder / "table.tex", _latex(plan, lines))
-    write_text(folder / "table.md", markdown(plan, lines, store, failed or {}))
+    write_text(folder / "table.md", markdown(plan, lines, store, failed or {}, absent or {}))
     return folder / "table.md"
 
 
-def markdown(plan: Plan, lines: Sequence[Line], store: Store, failed: dict[str, str]) -> str:
+def markdown(
+    plan: Plan, lines: Sequence[Line], store: Store, failed: dict[str, str], absent: dict[str, str]
+) -> str:
     header, rows = grid(plan, lines)
     parts = [f"# {plan.table.title}", _markdown_table(header, rows)]
     if plan.table.reference is not None:
@@ -164,6 +172,8 @@ def markdown(plan: Plan, lines: Sequence[Line], store: Store, failed: dict[str, 
     ]
     if missing:
         parts.append("Missing (the same command goes on):\n\n" + "\n".join(missing))
+    if absent:
+        parts.append("Absent:\n\n" + "\n".join(f"- {name}: {why}" for name, why in absent.items()))
     if failed:
         parts.append("Failed:\n\n" + "\n".join(f"- {name}: {why}" for name, why in failed.items()))
     return "\n\n".join(parts) + "\n"

@@ -101,7 +101,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | float | int | None]], mark_best: bool = False) -> str:
-    """Floats show two decimals, None a dash. mark_best: the largest number of a column is bold, unless all are equal."""
+    """Floats show two decimals, None a dash. mark_best: a column's largest number is bold, unless all are equal."""
     best = _best_places(rows) if mark_best and len(rows) > 1 else set()
     lines = ["<tr>" + "".join(f"<th>{escape(str(cell))}</th>" for cell in header) + "</tr>"]
     for number, row in enumerate(rows):
