@@ -37,8 +37,8 @@ class RowSpec(Section):
     """One line of the table.
 
     head: what stands in the further columns of its head.  set: dotted settings.  small: over these, with --small.
-    training_set: the student's.  paper: the paper's numbers.  needs: an environment variable that the settings use, such
-    as the folder of weights that are not to be downloaded; without it the row is named as absent.
+    training_set: the student's.  paper: the paper's numbers.  needs: an environment variable that the settings use,
+    such as the folder of weights that are not to be downloaded; without it the row is named as absent.
     """
 
     name: str
