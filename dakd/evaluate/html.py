@@ -63,6 +63,8 @@ details { margin: 10px 0; }
   margin: 10px 0; }
 .small-multiples figure { margin: 0; } .small-multiples img { width: 100%; }
 .small-multiples figcaption { font-size: 12px; }
+.figures { margin: 12px 0; display: flex; flex-wrap: wrap; gap: 12px 16px; align-items: flex-start; }
+.figures figure { margin: 0; max-width: 100%; }
 .caption { font-size: 14px; color: var(--soft); margin: 2px 6px 4px; }
 @media (max-width: 600px) { body { padding: 20px 14px 64px; } }
 """
@@ -101,7 +103,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | float | int | None]], mark_best: bool = False) -> str:
-    """Floats show two decimals, None a dash. mark_best: the largest number of a column is bold, unless all are equal."""
+    """Floats show two decimals, None a dash. mark_best: a column's largest number is bold, unless all are equal."""
     best = _best_places(rows) if mark_best and len(rows) > 1 else set()
     lines = ["<tr>" + "".join(f"<th>{escape(str(cell))}</th>" for cell in header) + "</tr>"]
     for number, row in enumerate(rows):
@@ -154,6 +156,11 @@ def thumbnail(path: Path, caption: str) -> str:
 def small_multiples(tiles: Sequence[str]) -> str:
     """Thumbnails in as many columns as fit."""
     return f'<div class="small-multiples">{"".join(tiles)}</div>'
+
+
+def figures(each: Sequence[str]) -> str:
+    """Figures at their own size, as many in a row as fit."""
+    return f'<div class="figures">{"".join(each)}</div>'
 
 
 def caption(text: str) -> str:
