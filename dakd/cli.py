@@ -223,12 +223,13 @@ def _ema(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="dakd ema", description=COMMANDS["ema"])
     parser.add_argument("--config", required=True, help="the experiment's YAML")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the YAML's")
-    parser.add_argument("--of", required=True, help="stage1, stage2, stage3, or a student's training set")
+    parser.add_argument("--of", required=True, help="stage1, stage2, stage3, ddpm, or a student's training set")
     parser.add_argument("--length", type=float, required=True, help="relative to the training's length, such as 0.10")
     parser.add_argument("--step", type=int, default=None, help="of the snapshot to end at (default: the newest)")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     args = parser.parse_intermixed_args(argv)
     try:
+        from dakd.train.ddpm import ddpm_folder, ddpm_weights_file
         from dakd.train.jointnet import stage_folder, weights_file
         from dakd.train.posthoc import reconstruct
         from dakd.train.saross import STUDENT_FILES, student_folder
@@ -237,6 +238,8 @@ def _ema(argv: Sequence[str]) -> int:
         if args.of in ("stage1", "stage2", "stage3"):
             stage = int(args.of[-1])
             folder, weights = stage_folder(config, stage), weights_file(config, stage, "ema")
+        elif args.of == "ddpm":
+            folder, weights = ddpm_folder(config), ddpm_weights_file(config, "ema")
         else:
             folder = student_folder(config, args.of)
             weights = folder / STUDENT_FILES["ema"]

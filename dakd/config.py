@@ -30,6 +30,7 @@ from pydantic import (
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=0, le=8)]  # a side over the image's own
 Byte = Annotated[int, Field(ge=0, le=255)]
 Size = tuple[Positive, Positive]  # (height, width) in pixels
 
@@ -51,6 +52,7 @@ class SimulationConfig(Section):
 
     num_train: Positive = 600
     num_test: Positive = 120
+    seed: NonNegative | None = None  # of the scenes; None: the experiment's
     size: tuple[SceneSide, SceneSide] = (64, 64)
     looks: Annotated[float, Field(gt=0)] = 6.0  # equivalent number of looks of the gamma speckle
     # Mean pixel shares that the scenes aim at; sea is what remains (OSD: 88.30 / 1.01 / 5.59 / 0.04 / 5.06 %).
@@ -232,16 +234,25 @@ class TrainJointNetConfig(Section):
     global_batch: Positive = 32  # 16 a GPU on two GPUs (paper)
     micro_batch: Positive = 16  # samples a rank and forward pass; the rest is gradient accumulation
     label_loss_weight: Annotated[float, Field(gt=0)] = 1.0  # L_y against L_x (inferred)
-    # What Label-Net learns: cross-entropy with the mask (paper), or the square of what it is off 2 onehot - 1 (the rows
-    # without CE; JointNet is l2 with balance.b=1 and students with loss.hard_labels=true). The soft label of an l2
-    # teacher is the logarithm of (output + 1) / 2, normalised: the mean of one-hot masks is their probability.
+    # What Label-Net learns: cross-entropy with the mask (paper), or the clean state b (2 onehot - 1) by its square (the
+    # rows without CE; JointNet is l2 with balance.b=1 and students with loss.hard_labels=true). The soft label of an l2
+    # teacher is the logarithm of (output / b + 1) / 2, normalised: the mean of one-hot masks is their probability.
     label_loss: Literal["ce", "l2"] = "ce"
+    # sar_jointnet, also JointNet's; or ddpm, the rival: one U-Net of `unet` over the image and the label's bits, with
+    # L2 on all of them. It trains in one stage, with the steps of all three at stage 1's lr (inferred: equal budgets),
+    # on labelled images only: no extra_images or streams. balance.b and label_loss have no part in it.
+    generator: Literal["sar_jointnet", "ddpm"] = "sar_jointnet"
     init_from: Literal["ema", "raw"] = "ema"  # which weights a stage takes from the one before
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     stage1: Stage1Config = Stage1Config(steps=50_000)
     stage2: StageConfig = StageConfig(steps=250_000)
     stage3: StageConfig = StageConfig(steps=100_000, lr=1e-5)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The folders that the trainings have within train_jointnet/, in order; pairs are sampled from the last's."""
+        return ("ddpm",) if self.generator == "ddpm" else ("stage1", "stage2", "stage3")
 
 
 # --- generate ---------------------------------------------------------------------------------------------------------
@@ -354,18 +365,82 @@ class GenerateConfig(Section):
 TrainingSet = Literal["real", "real+synthetic", "synthetic"]
 
 
-class StudentConfig(Section):
-    """SAROSS-Net: an encoder and the CAFT triangle."""
+# Students by name, each with the encoder that it takes where none is named: SAROSS-Net's is the paper's; those of the
+# others are what their authors (deeplabv2, segformer, cbdnet) or their library takes, and for DeepLabV3+ the best one
+# on OSD (ResNet-50, arXiv 2305.01386). The paper names the rivals' encoders nowhere (inferred).
+DEFAULT_ENCODERS: dict[str, str | None] = {
+    "saross": "mamba_vision_b",
+    "unet": "resnet34",
+    "linknet": "resnet34",
+    "pspnet": "resnet34",
+    "deeplabv3plus": "resnet50",
+    "segformer": "mit_b2",
+    "unetplusplus": "resnet34",
+    "deeplabv2": "resnet101",
+    "cbdnet": "resnet34",
+    "sam_oil": "fasterrcnn_resnet50_fpn",
+}
+_SAROSS_SETTINGS = ("decoder_channels", "caft_ratio", "caft_heads", "skip_module")
 
-    name: Literal["saross"] = "saross"
-    # mamba_vision_{t,t2,s,b,l}; mamba_vision (with encoder_options); resnet34; timm:<name of a feature extractor>
-    encoder: str = "mamba_vision_b"
+
+class SamOilConfig(Section):
+    """SAM-OIL: what becomes of the detector's boxes (Wu et al. 2024); its sizes are stated nowhere (inferred)."""
+
+    min_score: Fraction = 0.25  # of a detection that is kept
+    min_pixels: Positive = 4  # of a component of the label that counts as an object
+    max_objects: Positive = 200  # of a training image, the largest ones: a speckled label would have thousands
+    # Class ids, the first of which wins a pixel that masks of several classes claim; None: the higher score wins.
+    order: tuple[Positive, ...] | None = None
+    adapter_channels: Positive = 64  # inner width of the adapter on SAM's image embeddings
+    max_masks: Positive = 16  # objects an image that the adapter learns from in a step
+    mask_loss: Annotated[float, Field(ge=0)] = 1.0  # BCE + Dice of the masks against the detector's loss
+    sam_config: dict[str, Any] | None = None  # SAM's sizes; None reads config.json of the folder `pretrained`
+
+
+class StudentConfig(Section):
+    """SAROSS-Net (an encoder and the CAFT triangle), or one of its rivals by name."""
+
+    name: Literal[
+        "saross", "unet", "linknet", "pspnet", "deeplabv3plus", "segformer", "unetplusplus", "deeplabv2", "cbdnet",
+        "sam_oil",
+    ] = "saross"  # fmt: skip
+    # None: the one of DEFAULT_ENCODERS, which takes its place. saross: mamba_vision_{t,t2,s,b,l}; mamba_vision (with
+    # encoder_options); resnet18; resnet34; timm:<name of a feature extractor>. cbdnet: resnet18, resnet34. The others:
+    # any encoder of segmentation_models_pytorch. sam_oil: the detector, a fasterrcnn_... of torchvision (resnet50_fpn,
+    # resnet50_fpn_v2, mobilenet_v3_large_fpn, mobilenet_v3_large_320_fpn) or package.module:Class.
+    encoder: str | None = None
+    # saross, cbdnet: of the encoder. deeplabv2: rates, output_stride. sam_oil: of the detector. The others: keyword
+    # arguments of their class in segmentation_models_pytorch, such as decoder_channels of unet.
     encoder_options: dict[str, Any] = {}
-    pretrained: str | None = None  # a public checkpoint file of the encoder
+    pretrained: str | None = None  # a public checkpoint file of the encoder; sam_oil: SAM's folder
+    # Of saross alone:
     decoder_channels: tuple[Positive, Positive, Positive, Positive] = (256, 256, 128, 64)  # inferred
     caft_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5  # inner width over HR width (inferred)
     caft_heads: tuple[Positive, Positive, Positive] = (1, 2, 4)  # rows 1, 2, 3 (inferred)
     skip_module: Literal["caft", "conv3x3", "none"] = "caft"
+    sam_oil: SamOilConfig = SamOilConfig()  # of sam_oil alone
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_encoder(cls, tree: Any) -> Any:
+        """The encoder stands in what is saved, so that it does not move with a default."""
+        if not isinstance(tree, dict) or tree.get("encoder") is not None:
+            return tree
+        name = tree.get("name", "saross")
+        return tree | {"encoder": DEFAULT_ENCODERS.get(name) if isinstance(name, str) else None}
+
+    @model_validator(mode="after")
+    def _has_its_own_settings(self) -> StudentConfig:
+        fields = type(self).model_fields
+        foreign = [key for key in _SAROSS_SETTINGS if getattr(self, key) != fields[key].default]
+        if self.name != "saross" and foreign:
+            raise ValueError(
+                f"{', '.join(foreign)}: of SAROSS-Net alone, found with {self.name}; leave them out, or replace the "
+                f"whole section: train_saross.student={{name: {self.name}}}"
+            )
+        if self.name != "sam_oil" and self.sam_oil != fields["sam_oil"].default:
+            raise ValueError(f"sam_oil holds settings of the student sam_oil, found with {self.name}; leave it out")
+        return self
 
 
 class StudentLossConfig(Section):
@@ -385,6 +460,9 @@ class StudentLossConfig(Section):
     kd_form: Literal["temperature", "confidence", "standardized", "dist"] = "temperature"
     dist_inter: Annotated[float, Field(ge=0)] = 1.0  # DIST's beta, of its term over classes (Huang et al. 2022)
     dist_intra: Annotated[float, Field(ge=0)] = 1.0  # DIST's gamma, of its term over pixels (Huang et al. 2022)
+    # Weight of CBD-Net's boundary term (train/boundary_loss.py) on samples with hard labels, for any student; CBD-Net's
+    # own rows have 1 (inferred).
+    boundary: Annotated[float, Field(ge=0)] = 0.0
 
 
 class TrainSarossConfig(Section):
@@ -416,6 +494,19 @@ class TrainSarossConfig(Section):
 # --- evaluate, predict ------------------------------------------------------------------------------------------------
 
 
+class FidelityConfig(Section):
+    """FID and its relatives: synthetic images against real training images, through torch-fidelity."""
+
+    # inception: FID, IS, KID, precision, recall. small: fixed random filters, whose numbers have other names. none: the
+    # weights of InceptionV3 are a download of 91 MB, and a CPU makes about five images a second.
+    extractor: Literal["none", "inception", "small"] = "none"
+    weights: str | None = None  # InceptionV3's file; None: torch-fidelity's own download
+    num_images: Annotated[int, Field(ge=20)] | None = None  # of each set; None: the smaller set's number
+    # Resamples of the intervals; one of 4,480 images takes seconds with InceptionV3's 2048 features on a CPU.
+    bootstrap: Annotated[int, Field(ge=20)] = 100
+    batch_size: Positive = 16
+
+
 class EvaluateConfig(Section):
     """One pooled confusion matrix over the test split."""
 
@@ -435,7 +526,11 @@ class EvaluateConfig(Section):
     calibration_bins: Positive = 15  # of equal width in confidence (Guo et al. 2017)
     bootstrap: NonNegative = 1000  # resamples of the images for the intervals; 0 makes none
     weights: Literal["ema", "raw"] = "ema"  # of the students, in predict too
+    # Sizes of the image, times its own, at which students look, in predict too: the largest logit of all counts.
+    # DeepLabv2's multi-scale test is (0.5, 0.75, 1).
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0,)
     num_pictures: NonNegative = 12  # predictions kept for the report
+    fidelity: FidelityConfig = FidelityConfig()
 
 
 class PredictConfig(Section):

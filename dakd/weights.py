@@ -19,9 +19,13 @@ from torch import Tensor, nn
 
 from dakd.config import ScheduleConfig, StudentConfig, UNetConfig
 from dakd.data.sample import ClassTable
-from dakd.diffusion.loss import LABEL_LOSSES
+from dakd.diffusion.bits import num_bits
+from dakd.diffusion.labels import READINGS
+from dakd.models.ddpm import DDPM
+from dakd.models.encoders import TimmEncoder
 from dakd.models.jointnet import SARJointNet
-from dakd.models.zoo import TimmEncoder, build_student
+from dakd.models.mamba_vision import MambaVision
+from dakd.models.zoo import build_student
 from dakd.runtime.files import replacing
 
 # File and Hugging Face repository of each MambaVision variant's ImageNet-1K weights.
@@ -36,7 +40,7 @@ PUBLIC_CHECKPOINTS = {
 STUDENT_FILES = {"ema": "student.safetensors", "raw": "student_raw.safetensors"}
 _METADATA_KEY = "dakd"
 _NUM_LISTED = 10
-_LARGEST_SETTING = 4096  # of any whole number in a net's settings: a damaged one would build for hours
+_LARGEST_SETTING = 8192  # of any whole number in a net's settings: a damaged one would build for hours
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -75,7 +79,8 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str)
     source: where the weights come from, for the message.
     """
     refuse_misfit(model, state_dict, source)
-    model.load_state_dict(state_dict, strict=True)
+    # Not the model's own method: some of foreign nets take no `strict`, or rename what they are given.
+    nn.Module.load_state_dict(model, state_dict, strict=True)
 
 
 def refuse_misfit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
@@ -102,6 +107,8 @@ def save_student(
     path: str | Path, model: nn.Module, student_cfg: StudentConfig, classes: ClassTable, extra: dict[str, Any]
 ) -> None:
     """Writes a student with its settings and class table; extra: further JSON-serialisable facts."""
+    if hasattr(model, "self_contained"):
+        student_cfg = model.self_contained(student_cfg)
     settings = student_cfg.model_dump(mode="json")
     metadata = {**extra, "kind": "student", "student": settings, "classes": classes.to_dict()}
     save_weights(path, model.state_dict(), metadata)
@@ -125,25 +132,27 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
 
 
 def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
-    """The SAR-JointNet of a file that a stage 2 or 3 wrote, in eval mode on `device`, and the file's metadata.
+    """The SAR-JointNet of a file that a stage 2 or 3 wrote, or a DDPM, in eval mode on `device`, and the metadata.
 
     The metadata hold what sampling needs: b, the schedule, the class table and, where it is not "ce", the label_loss.
     """
     metadata = read_metadata(path)
-    if metadata.get("kind") != "jointnet":
+    if metadata.get("kind") not in ("jointnet", "ddpm"):
         raise ValueError(
-            f"{path} holds {metadata.get('kind', 'weights of unknown kind')}, not a SAR-JointNet; "
-            "give the weights of stage 2 or 3 of a train_jointnet run"
+            f"{path} holds {metadata.get('kind', 'weights of unknown kind')}, not a teacher of pairs; "
+            "give the weights of stage 2 or 3, or of ddpm, of a train_jointnet run"
         )
 
     def build() -> nn.Module:
         # What sampling needs is looked at here: whoever samples finds it sound.
         ScheduleConfig.model_validate(metadata["schedule"])
         num_classes = ClassTable.from_dict(metadata["classes"]).num_classes
-        if metadata.get("label_loss", "ce") not in LABEL_LOSSES:
-            raise ValueError(f"label_loss is {metadata['label_loss']}; wanted one of {', '.join(LABEL_LOSSES)}")
+        if metadata.get("label_loss", "ce") not in READINGS:
+            raise ValueError(f"label_loss is {metadata['label_loss']}; wanted one of {', '.join(READINGS)}")
         if not 0 < metadata["b"] <= 4 or metadata["num_classes"] != num_classes:
             raise ValueError(f"b is {metadata['b']} and num_classes {metadata['num_classes']} of {num_classes} names")
+        if metadata["kind"] == "ddpm":
+            return DDPM(UNetConfig.model_validate(metadata["unet"]), num_bits(num_classes))
         return SARJointNet(UNetConfig.model_validate(metadata["unet"]), num_classes)
 
     return _rebuild(build, metadata.get("unet"), path).to(device).eval(), metadata
@@ -177,23 +186,30 @@ def _refuse_large(settings: Any) -> None:
 
 
 def load_pretrained_encoder(model: nn.Module, student_cfg: StudentConfig) -> None:
-    """Fills a new student's encoder from the file `student_cfg.pretrained`; does nothing where that is None."""
-    if student_cfg.pretrained is not None:
+    """Fills a new student's encoder from the file `student_cfg.pretrained`; does nothing where that is None.
+
+    SAM-OIL's comes from a folder, and cannot be done without.
+    """
+    if hasattr(model, "load_pretrained"):
+        model.load_pretrained(student_cfg.pretrained)
+    elif student_cfg.pretrained is not None:
         load_public_checkpoint(model.encoder, student_cfg.pretrained)
 
 
 def load_public_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Loads a public ImageNet checkpoint into an encoder, by name and strictly but for the classifier.
 
-    model: MambaVision (a .pth.tar of nvidia/MambaVision-*), ResNet34 or TimmEncoder (a .pth or .safetensors).
+    model: MambaVision (a .pth.tar of nvidia/MambaVision-*), a ResNet, TimmEncoder or an encoder of
+    segmentation_models_pytorch (a .pth or .safetensors).
     The classifier's weights are left out where the model has no classifier.
     FileNotFoundError says where MambaVision's file is to be had; ValueError what does not fit.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(_where_to_get(path))
+        raise FileNotFoundError(_where_to_get(path) if isinstance(model, MambaVision) else _not_there(model, path))
     state = load_state(path) if path.suffix == ".safetensors" else _load_pickled_state(path)
-    if isinstance(model, TimmEncoder):
+    # Of segmentation_models_pytorch, whose encoders `tu-...` hold timm's in the same way.
+    if isinstance(model, TimmEncoder) or type(model).__name__ == "TimmUniversalEncoder":
         load_strict(model.model, _as_timm_features(model.model, state), str(path))
         return
     wanted = model.state_dict()
@@ -234,6 +250,14 @@ def _as_timm_features(features: nn.Module, state: Mapping[str, Tensor]) -> dict[
         elif f"{head}_{second}" in children:
             renamed[f"{head}_{second}.{tail}"] = tensor
     return renamed
+
+
+def _not_there(model: nn.Module, path: Path) -> str:
+    return (
+        f"pretrained checkpoint {path} does not exist. Set train_saross.student.pretrained to a file with the weights "
+        f"of the encoder, {type(model).__name__}, by their public names (.pth or .safetensors), or to null to train "
+        "from scratch; nothing is downloaded."
+    )
 
 
 def _where_to_get(path: Path) -> str:

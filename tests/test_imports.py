@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 OPTIONAL = ("deepspeed", "wandb", "timm", "torchvision", "triton", "mamba_ssm", "causal_conv1d", "diffusers", "pytest",
-            "scipy", "einops", "skimage", "hypothesis")
+            "scipy", "einops", "skimage", "hypothesis", "segmentation_models_pytorch", "transformers")
 
 BLOCKER = f"""
 import importlib.machinery, sys

@@ -10,8 +10,9 @@ from torch import nn
 from dakd import weights
 from dakd.config import StudentConfig
 from dakd.data.sample import OSD_CLASSES
+from dakd.models.encoders import TimmEncoder, import_timm
 from dakd.models.mamba_vision import MambaVision
-from dakd.models.zoo import TimmEncoder, build_student, import_timm
+from dakd.models.zoo import build_student
 
 TINY = dict(dim=8, in_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=[8, 8, 4, 2])
 STUDENT = StudentConfig(
@@ -210,7 +211,7 @@ def test_a_timm_classifiers_file_fills_the_feature_extractor(tmp_path, name):
     ("change", "told"),
     [
         ({"student": {"encoder": "resnet34", "decoder_channels": [8, 8]}}, "make no net"),
-        ({"student": {"encoder_options": {"depths": [1, 1, 10**9, 1]}, "encoder": "mamba_vision"}}, "at most 4096"),
+        ({"student": {"encoder_options": {"depths": [1, 1, 10**9, 1]}, "encoder": "mamba_vision"}}, "at most 8192"),
         ({"student": STUDENT.model_dump() | {"decoder_channels": [4096] * 4}}, "do not fit"),
         ({"student": None}, "make no net"),
         ({"classes": {"names": ["sea", None], "colours": 3}}, "make no net"),

@@ -90,6 +90,31 @@ def with_teacher(run_dir: Path, **settings: object) -> Config:
     return config
 
 
+def with_ddpm(run_dir: Path, **settings: object) -> Config:
+    """The same with an untrained DDPM."""
+    import torch
+
+    from dakd.data.sample import OSD_CLASSES
+    from dakd.models.ddpm import DDPM
+    from dakd.weights import save_weights
+
+    tree = toy_config(run_dir, generator="ddpm").model_dump(mode="json")
+    tree["generate"] |= settings
+    config = build_config(tree)
+    torch.manual_seed(0)
+    facts = {
+        "kind": "ddpm",
+        "unet": config.train_jointnet.unet.model_dump(mode="json"),
+        "num_classes": 5,
+        "schedule": config.train_jointnet.schedule.model_dump(mode="json"),
+        "b": 1.0,
+        "classes": OSD_CLASSES.to_dict(),
+    }
+    state = DDPM(config.train_jointnet.unet, 3).state_dict()
+    save_weights(config.run_path / "train_jointnet" / "ddpm" / "weights_ema.safetensors", state, facts)
+    return config
+
+
 def teacher_file(config: Config) -> Path:
     return config.run_path / "train_jointnet" / "stage3" / "weights_ema.safetensors"
 

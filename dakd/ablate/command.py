@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--small", action="store_true", help="the table's settings for small nets and images")
     parser.add_argument("--out", type=Path, help="the table's folder (default: runs/ablate/TABLE)")
     parser.add_argument("--store", type=Path, default=Path("runs/ablate/store"), help="of jobs, shared among tables")
-    parser.add_argument("--processes", type=int, help="ranks of each training (default: GPUs, or 1)")
+    parser.add_argument(
+        "--processes", type=int, help="ranks of each training (default: GPUs, or 1); 0: all in this process"
+    )
     parser.add_argument("--status", action="store_true", help="say what is done and write the table so far, and leave")
     parser.add_argument("--figures", action="store_true", help="draw the paper's figures from what is done")
     return parser
@@ -83,7 +85,7 @@ def narrowed(table: TableSpec, rows: Sequence[str], data: Sequence[str], seeds: 
         if table.reference not in rows:
             chosen["reference"] = None
     if unknown := [name for name in data if name not in table.data]:
-        raise ValueError(f"the table has no data set {', '.join(unknown)}; it has {', '.join(table.data) or 'one alone'}")
+        raise ValueError(f"the table has no data set {', '.join(unknown)}; it has {_data_names(table)}")
     if data:
         chosen["data"] = {name: table.data[name] for name in data}
     if seeds:
@@ -105,13 +107,17 @@ def with_bases(table: TableSpec, bases: Sequence[str]) -> TableSpec:
         if not path.is_file():
             raise ValueError(f"--base {text}: no configuration at {path}")
         if separator and name not in table.data:
-            raise ValueError(f"--base {text}: the table has no data set {name!r}; {', '.join(table.data) or 'one alone'}")
+            raise ValueError(f"--base {text}: the table has no data set {name!r}; it has {_data_names(table)}")
         if not table.data:
             table = table.model_copy(update={"base": str(path)})
             continue
         changed = {key: one.model_copy(update={"base": str(path)}) for key, one in table.data.items()}
         table = table.model_copy(update={"data": changed if not separator else table.data | {name: changed[name]}})
     return table
+
+
+def _data_names(table: TableSpec) -> str:
+    return ", ".join(table.data) or "one alone, without a name"
 
 
 def _num_done(plan: Plan, store: Store) -> int:

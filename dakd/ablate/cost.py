@@ -30,7 +30,8 @@ def measure_cost(config: Config, runs: int = RUNS) -> dict:
     """Costs of the configured student and of the same without skip modules, on one image of `train_saross.crop`.
 
     Returns of both: params, macs (of the layers, as thop counts: without attention products and scans), mean time (s)
-    over `runs` passes taken in turns, peak memory (bytes) of weights and a pass; and the differences, under "more". Raises ValueError for a student that has no skip modules.
+    over `runs` passes taken in turns, peak memory (bytes) of weights and a pass; and the differences, under "more".
+    Raises ValueError for a student that has no skip modules.
     """
     cfg = config.train_saross
     if cfg.student.name != "saross":
@@ -97,8 +98,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, *known: nn.Module | Tensor) -> None:
         super().__init__()
-        tensors = [one for item in known for one in ([item] if isinstance(item, Tensor) else item.state_dict().values())]
-        self._known = {tensor.untyped_storage()._cdata for tensor in tensors}
+        lists = [[item] if isinstance(item, Tensor) else item.state_dict().values() for item in known]
+        self._known = {tensor.untyped_storage()._cdata for tensors in lists for tensor in tensors}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict | None = None) -> Any:

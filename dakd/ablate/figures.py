@@ -21,7 +21,7 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
 from dakd.diffusion.balance import resolve_balance
 from dakd.diffusion.schedule import CosineSchedule
-from dakd.evaluate.evaluate import find_students, open_student
+from dakd.evaluate.choice import find_students, open_student
 from dakd.evaluate.segmentation import labels_of, predict_classes, stack_images
 from dakd.runtime.distributed import device
 from dakd.runtime.seeding import Stream, numpy_rng
@@ -66,7 +66,8 @@ def noising_figure(sample: Sample, b: float, num_timesteps: int = 1000) -> Image
     shown = ids[np.argsort(counts)[-2]] if len(ids) > 1 else ids[0]
     image, mask = sample.sar / 127.5 - 1.0, np.where(labels == shown, 1.0, -1.0)
     alpha_bar = CosineSchedule(num_timesteps).alpha_bar.numpy()
-    noise = [numpy_rng(0, stream=stream).standard_normal(image.shape) for stream in (Stream.START_IMAGE, Stream.START_LABEL)]
+    streams = (Stream.START_IMAGE, Stream.START_LABEL)
+    noise = [numpy_rng(0, stream=stream).standard_normal(image.shape) for stream in streams]
     steps = [t * num_timesteps // 1000 for t in TIMESTEPS]
 
     def noised(clean: np.ndarray, eps: np.ndarray) -> list[np.ndarray]:
@@ -162,7 +163,8 @@ def captioned_rows(rows: dict[str, list[np.ndarray]], heads: Sequence[str]) -> I
     width, top = first.shape[1] * scale, (24 if heads else 0) + _MARGIN
     left = max(int(font.getlength(caption)) for caption in rows) + 2 * _MARGIN
     columns = max(len(tiles) for tiles in rows.values())
-    heights = [max(tile.shape[0] for tile in tiles) * scale * first.shape[1] // tiles[0].shape[1] for tiles in rows.values()]
+    # the height that each row's first tile has at that width
+    heights = [tiles[0].shape[0] * width // tiles[0].shape[1] for tiles in rows.values()]
     size = (left + columns * (width + _GAP) + _MARGIN, top + sum(height + _GAP for height in heights) + _MARGIN)
     canvas = Image.new("RGB", size, (255, 255, 255))
     draw = ImageDraw.Draw(canvas)

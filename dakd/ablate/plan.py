@@ -21,6 +21,7 @@ from typing import Any
 from dakd.ablate.spec import RowSpec, TableSpec, experiment, foreign_test
 from dakd.config import Config, TrainingSet
 
+
 @dataclass(frozen=True)
 class Job:
     """kind: what it makes.  steps: the pipeline step and its options, each a command of its own.
@@ -98,8 +99,6 @@ def _jobs_of(config: Config, training_set: TrainingSet, table: TableSpec, other:
 
 def _prepare(config: Config) -> Job:
     settings = {"prepare": _dump(config.prepare)}
-    # All seeds of a table have the same data: the embedded set is drawn with seed 0.
-    config = config.model_copy(update={"seed": 0})
     return _job("prepare", settings, config, [("prepare",)], {})
 
 
@@ -169,7 +168,7 @@ def _reading(config: Config) -> dict[str, Any]:
 
 
 def _dump(section: Any, *without: str) -> dict:
-    """The settings that are not at their default; of the engine's only the precision, for the rest is speed and logs."""
+    """The settings that are not at their default; of the engine's the precision alone: the rest is speed and logs."""
     settings = section.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
     engine = settings.pop("engine", {})
     return settings | ({"precision": engine["precision"]} if "precision" in engine else {})

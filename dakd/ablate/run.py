@@ -1,6 +1,6 @@
 """Doing a plan's jobs: by any number of workers that share a folder, stopped at any time, begun again by the same call.
 
-A job's folder is locked while a worker is at it, and holds `job.json` once it is done. A worker takes what it can do,
+A job is locked while a worker is at it, and its folder holds `job.json` once it is done. A worker takes what it can do,
 leaves what another one is at, and waits for that in the end. A job that fails is told and tried again by the next call;
 what builds on it is left out, everything else goes on.
 """
@@ -20,12 +20,17 @@ import torch
 
 from dakd.ablate.cost import measure_cost
 from dakd.ablate.plan import Job, Plan
-from dakd.config import dump_config
+from dakd.config import Config, dump_config
+from dakd.data.prepare import prepare
+from dakd.evaluate.evaluate import evaluate
+from dakd.generate.generate import generate
 from dakd.pipeline import UNDER_DEEPSPEED, finish_step, fitting_processes, step_command
 from dakd.runtime.files import write_json, write_text
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import format_duration, say
 from dakd.runtime.version import code_version
+from dakd.train.jointnet import train_jointnet
+from dakd.train.saross import train_saross
 
 _DONE = "job.json"
 _POLL_S = 2.0
@@ -60,7 +65,8 @@ class Store:
 def work(plan: Plan, store: Store, processes: int | None = None, first: int = 0) -> Outcome:
     """Do what is left of the plan, and wait for what other workers are doing of it.
 
-    processes: ranks of each training and generation; None: the GPUs there are, or 1.
+    processes: ranks of each training and generation; None: the GPUs there are, or 1; 0: in this process, which spares
+    small experiments the start of many others.
     first: where in the list of jobs this worker starts to look, so that several do not meet at once.
     Raises Preempted where a training was asked to stop.
     """
@@ -83,15 +89,14 @@ def _visit(job: Job, store: Store, processes: int | None, outcome: Outcome) -> b
     """Do a job unless another worker is at it; whether something was done."""
     if _is_settled(job, store, outcome):
         return False
-    folder = store.place(job)
     try:
-        lock = locked(folder)
+        lock = locked(store.folder / "locks" / job.name)  # steps lock their run folder themselves
         lock.__enter__()
     except RuntimeError:  # another worker holds it
         return False
     try:
         if not store.is_done(job):
-            _do(job, store, folder, processes)
+            _do(job, store, processes)
     except (RuntimeError, ValueError, OSError) as error:
         outcome.failed[job.name] = str(error)
         say(f"ablate: {job.name} failed: {error}")
@@ -100,16 +105,19 @@ def _visit(job: Job, store: Store, processes: int | None, outcome: Outcome) -> b
     return True
 
 
-def _do(job: Job, store: Store, folder: Path, processes: int | None) -> None:
-    start = time.monotonic()
+def _do(job: Job, store: Store, processes: int | None) -> None:
+    start, folder = time.monotonic(), store.place(job)
     config = job.config.model_copy(update={"run_dir": str(folder), "name": job.name})
     write_text(folder / "experiment.yaml", dump_config(config))
     for path, other in job.links.items():
         _link(folder / path, store.place(other) / path)
     say(f"ablate: {job.name}")
     for step, *options in job.steps:
-        ranks = processes or fitting_processes(config, torch.cuda.device_count())
-        finish_step(step, _command(step, options, folder / "experiment.yaml", ranks), folder)
+        if processes == 0:
+            _do_here(step, options, config)
+        else:
+            ranks = processes or fitting_processes(config, torch.cuda.device_count())
+            finish_step(step, _command(step, options, folder / "experiment.yaml", ranks), folder)
     if job.kind == "cost":
         write_json(folder / "cost.json", measure_cost(config))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
@@ -117,6 +125,20 @@ def _do(job: Job, store: Store, folder: Path, processes: int | None) -> None:
     facts["seconds"] = round(time.monotonic() - start, 1)
     write_json(folder / _DONE, facts)
     say(f"ablate: {job.name} done in {format_duration(facts['seconds'])}")
+
+
+def _do_here(step: str, options: Sequence[str], config: Config) -> None:
+    """A step in this process; options: as on its command line."""
+    if step == "prepare":
+        prepare(config)
+    elif step == "train_jointnet":
+        train_jointnet(config, *([(int(options[1]),)] if options else []))
+    elif step == "generate":
+        generate(config)
+    elif step == "train_saross":
+        train_saross(config, (options[1],))
+    elif step == "evaluate":
+        evaluate(config)
 
 
 def _link(place: Path, target: Path) -> None:

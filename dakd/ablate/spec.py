@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -19,15 +19,16 @@ from dakd.config import Config, Section, TrainingSet, load_config
 
 Number = float | int
 # By measure; or by data set and measure, where a table has several data sets.
-PaperNumbers = dict[str, Number | dict[str, Number]]
+PaperNumbers = Annotated[dict[str, Number | dict[str, Number]], Field(default_factory=dict)]
+Settings = Annotated[dict[str, Any], Field(default_factory=dict)]  # by dotted key
 
 
 class DataSpec(Section):
     """The data that rows are trained on, by the configuration of an experiment on them."""
 
     base: str  # relative to the table's file
-    set: dict[str, Any] = {}
-    small: dict[str, Any] = {}
+    set: Settings
+    small: Settings
     test_on: str | None = None  # another of the table's data sets, whose test split is taken: cross-domain
 
 
@@ -39,11 +40,11 @@ class RowSpec(Section):
     """
 
     name: str
-    head: dict[str, str] = {}
-    set: dict[str, Any] = {}
-    small: dict[str, Any] = {}
+    head: Annotated[dict[str, str], Field(default_factory=dict)]
+    set: Settings
+    small: Settings
     training_set: TrainingSet = "real"
-    paper: PaperNumbers = {}
+    paper: PaperNumbers
 
 
 class TableSpec(Section):
@@ -54,12 +55,12 @@ class TableSpec(Section):
 
     title: str
     base: str | None = None
-    data: dict[str, DataSpec] = {}
+    data: Annotated[dict[str, DataSpec], Field(default_factory=dict)]
     seeds: tuple[int, ...] = (0,)
     measures: tuple[str, ...]
     reference: str | None = None
-    set: dict[str, Any] = {}
-    small: dict[str, Any] = {}
+    set: Settings
+    small: Settings
     rows: tuple[RowSpec, ...] = Field(min_length=1)
     group_by: Literal["row", "data"] = "data"
     note: str = ""
@@ -93,7 +94,7 @@ class TableSpec(Section):
             if isinstance(value, dict) and key not in self.data:
                 raise ValueError(f"row {row.name!r} has paper's numbers of {key!r}, which is none of the data sets")
             if unknown := [name for name in measures if name not in self.measures]:
-                raise ValueError(f"row {row.name!r} has the paper's {', '.join(unknown)}, which the table does not show")
+                raise ValueError(f"row {row.name!r} has the paper's {', '.join(unknown)}, which is not shown")
 
     @property
     def datasets(self) -> dict[str, DataSpec]:
@@ -159,7 +160,8 @@ def _settings(table: TableSpec, spec: DataSpec, row: RowSpec | None, small: bool
         settings |= part.set
     for part in parts if small else ():
         settings |= part.small
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    # All seeds have the same data: the embedded set is drawn with one seed, which other data do not look at.
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()] + ["prepare.simulation.seed=0"]
 
 
 def nearest_row(table: TableSpec, name: str) -> RowSpec:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from dakd.config import Config, PrepareConfig
 from dakd.data.pictures import contact_sheet
+from dakd.data.prepared import prepare_settings
 from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
 from dakd.data.sample import Sample
 from dakd.data.shards import write_index, write_shard
@@ -61,7 +62,7 @@ def prepare(cfg: Config, run_dir: str | Path | None = None, rebuild: bool = Fals
     another process is preparing this run.
     """
     folder = Path(run_dir or cfg.run_path) / "prepare"
-    settings = _settings(cfg)
+    settings = prepare_settings(cfg)
     if not rebuild and (found := _reusable(folder, settings)):
         return found
     with locked(folder.parent):
@@ -71,7 +72,7 @@ def prepare(cfg: Config, run_dir: str | Path | None = None, rebuild: bool = Fals
         aside = folder.with_name("prepare.partial")
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            report = _build(cfg.prepare, cfg.seed, settings, aside)
+            report = _build(cfg.prepare, settings.get("seed", cfg.seed), settings, aside)
             _exchange(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -256,16 +257,6 @@ def _sheet(pictures: list[Sample], dataset: Dataset) -> Image.Image:
         small.append(resize_sample(sample, (max(1, round(height * factor)), max(1, round(width * factor)))))
     scale = max(1, 128 // max(max(sample.sar.shape) for sample in small))
     return contact_sheet(small, dataset.classes, columns=4, scale=scale)
-
-
-def _settings(cfg: Config) -> dict:
-    """What decides the shards; the seed only where scenes are simulated."""
-    settings = cfg.prepare.model_dump(mode="json")
-    if cfg.prepare.dataset == "simulated":
-        settings["seed"] = cfg.seed
-    else:
-        settings.pop("simulation")
-    return settings
 
 
 def _fingerprint(settings: dict) -> str:

@@ -11,11 +11,21 @@ from dakd.data.sources import default_cache
 _MAY_DIFFER = ("root", "on_bad_file")
 
 
+def prepare_settings(cfg: Config) -> dict:
+    """What decides the shards; the seed only where scenes are simulated."""
+    settings = cfg.prepare.model_dump(mode="json")
+    simulation = settings.pop("simulation")
+    if cfg.prepare.dataset == "simulated":
+        own_seed = simulation.pop("seed")
+        settings |= {"simulation": simulation, "seed": cfg.seed if own_seed is None else own_seed}
+    return settings
+
+
 def open_prepared(config: Config, split: str) -> ShardSet:
     """The run's shards of a split. Raises ValueError where they are absent or were prepared with other settings."""
     shards = ShardSet(config.run_path / "prepare" / split)
     made_with = shards.index["provenance"].get("settings", {})
-    wanted = config.prepare.model_dump(mode="json") | {"seed": config.seed}
+    wanted = prepare_settings(config)
     differing = [
         f"prepare.{name}: {value!r} then, {wanted.get(name)!r} now"
         for name, value in made_with.items()

@@ -1,8 +1,8 @@
 """How a label branch's output is read: what the sampler takes for the clean label, and what it returns as logits.
 
-Trained with cross-entropy, the output is logits: the clean label is 2 softmax - 1. Trained with L2, it estimates the
-mean of y_0 = 2 onehot - 1 given the noisy pair (what minimises a square is the mean), so that (output + 1) / 2
-estimates the classes' probabilities; their logarithms are logits that a student can learn from.
+Trained with cross-entropy, the output is logits: the clean state is b (2 softmax - 1). Trained with L2, it estimates
+the mean of b y_0, y_0 = 2 onehot - 1, given the noisy pair (what minimises a square is the mean), so that
+(output / b + 1) / 2 estimates the classes' probabilities; their logarithms are logits that a student can learn from.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-MIN_PROBABILITY = 1e-4  # of a class or bit by an L2 branch: a gap of 9.2 nats, as far as 8-bit soft labels reach
+from dakd.diffusion.bits import MIN_PROBABILITY, code_logits
 
 
 @dataclass(frozen=True)
 class LabelReading:
-    """label_update: of kernels.ddim_step; "identity" takes b clamp(output, -1, 1) for the clean label.
+    """label_update: of kernels.ddim_step; "identity" takes clamp(output, -b, b) for the clean state.
 
-    to_logits: the branch's last output to the logits of the classes (B, K, H, W).
+    to_logits: the branch's last output, of classes or of bits, divided by b where it is a clean state, to the logits of
+    the classes (B, K, H, W).
     """
 
     label_update: str
@@ -37,3 +38,15 @@ def one_hot_logits(y_hat: Tensor) -> Tensor:
 LOGITS = LabelReading("softmax", lambda logits: logits)
 # By train_jointnet.label_loss.
 READINGS = {"ce": LOGITS, "l2": LabelReading("identity", one_hot_logits)}
+
+
+def bit_reading(num_classes: int) -> LabelReading:
+    """The reading of a net that predicts a label's bits."""
+    return LabelReading("identity", lambda y_hat: code_logits(y_hat, num_classes))
+
+
+def reading_of(facts: dict) -> LabelReading:
+    """The reading of a teacher's output, from the metadata of its weights; files without a label_loss have "ce"."""
+    if facts["kind"] == "ddpm":
+        return bit_reading(facts["num_classes"])
+    return READINGS[facts.get("label_loss", "ce")]

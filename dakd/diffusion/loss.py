@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dakd.data.sample import IGNORE_INDEX
+from dakd.diffusion.bits import to_bits
 
 
 def image_loss(x_0: Tensor, x_hat: Tensor) -> Tensor:
@@ -28,18 +29,24 @@ def label_loss(logits: Tensor, label: Tensor) -> Tensor:
     return per_pixel.sum(dim=(1, 2)) / known
 
 
-def label_l2_loss(y_hat: Tensor, label: Tensor) -> Tensor:
-    """L2 of Label-Net's output with y_0 = 2 onehot - 1, mean over channels and each sample's known pixels.
+def label_l2_loss(y_hat: Tensor, label: Tensor, b: float) -> Tensor:
+    """L2 of Label-Net's output with b y_0, y_0 = 2 onehot - 1, mean over channels and each sample's known pixels.
 
-    What JointNet has in the place of the cross-entropy (the paper's rival; that b does not scale the target: inferred).
+    What JointNet has in the place of the cross-entropy: it learns the clean state itself (the paper's rows without CE).
     y_hat: (B, K, H, W).  label: (B, H, W) class ids, IGNORE_INDEX where unknown.  Returns (B,) fp32; 0 for a sample
     with no known pixel.
     """
-    is_known = label != IGNORE_INDEX
     ids = torch.arange(y_hat.shape[1], device=label.device)[:, None, None]
     y_0 = 2 * (label.unsqueeze(1) == ids).float() - 1
+    return _l2_of_known_pixels(y_hat, b * y_0, label)
+
+
+def bit_loss(y_hat: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """The same with the label's bits in {-1, +1}.  y_hat: (B, n, H, W) with n of diffusion/bits.py."""
+    return _l2_of_known_pixels(y_hat, to_bits(label, num_classes), label)
+
+
+def _l2_of_known_pixels(y_hat: Tensor, y_0: Tensor, label: Tensor) -> Tensor:
+    is_known = label != IGNORE_INDEX
     per_pixel = (y_hat.float() - y_0).square().mean(dim=1) * is_known
     return per_pixel.sum(dim=(1, 2)) / is_known.sum(dim=(1, 2)).clamp(min=1)
-
-
-LABEL_LOSSES = {"ce": label_loss, "l2": label_l2_loss}  # by train_jointnet.label_loss

@@ -102,7 +102,7 @@ class PairSampler:
         Returns the image (B, 1, H, W) in [-clip, clip], fp32, and the label's last logits (B, K, H, W).
         """
         image, output = self._sample(x, y, sample_ids, seed)
-        return image, self.reading.to_logits(output)
+        return image, self.reading.to_logits(output if self.reading.label_update == "softmax" else output / self.b)
 
     def _sample(self, x: Tensor, y: Tensor, sample_ids: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
         x = x.to(self.device, torch.float32)
@@ -130,8 +130,7 @@ class PairSampler:
                 state.x,
                 state.y,
                 x_hat,
-                # the identity update clamps to [-b, b]: b clamp(output, -1, 1)
-                output if self.reading.label_update == "softmax" else self.b * output.float(),
+                output,
                 self._coefficients,
                 step,
                 b=self.b,

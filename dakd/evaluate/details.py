@@ -61,9 +61,9 @@ def intervals(per_image: dict[str, np.ndarray], class_names: Sequence[str], num_
     """By student the bootstrap over images: its scores' intervals, and its difference to the first student.
 
     per_image: (N, K, K) counts by student.  Returns {student: {scores: {score: interval}, difference: {to, scores} or
-    None}}, JSON-serialisable; {} where num_resamples is 0.
+    None}}, JSON-serialisable; {} without students, or where num_resamples is 0.
     """
-    if not num_resamples:
+    if not num_resamples or not per_image:
         return {}
     first, names = next(iter(per_image)), [*_SCORES, *(["iou:oil"] if "oil" in class_names else [])]
     options = {"class_names": class_names, "num_resamples": num_resamples, "seed": seed}

@@ -16,20 +16,20 @@ import torch
 
 from dakd.config import Config
 from dakd.data.sample import ClassTable
-from dakd.data.shards import ShardSet, open_split
+from dakd.data.shards import ShardSet
 from dakd.evaluate import gallery
+from dakd.evaluate.choice import choose_students, open_images, open_student, out_folder
 from dakd.evaluate.details import Details, format_details, intervals
+from dakd.evaluate.extractors import open_extractor
 from dakd.evaluate.folder import LabelledFolder
 from dakd.evaluate.generation import agreement, count_set, format_statistics, set_statistics
+from dakd.evaluate.likeness import compare_images, format_likeness
 from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student
 from dakd.metrics import SegmentationScores, format_scores
+from dakd.models.multiscale import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.files import file_hash, replacing, write_json, write_text
 from dakd.runtime.runlog import say
-from dakd.weights import STUDENT_FILES, load_student, read_metadata
-
-# The order of the paper's ablation; students of other names follow by name.
-_ORDER = ("real", "synthetic", "real+synthetic")
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,20 @@ class Evaluation:
 def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     """Evaluate all students under run_dir/train_saross; every rank takes part, rank 0 writes and prints.
 
-    run_dir: None takes the configuration's. Raises ValueError where no student or no prepared split is found, and for a
-    folder that cannot be evaluated (see `folder.py`).
+    run_dir: None takes the configuration's. A run that has pairs and no student yet has its pairs evaluated. Raises
+    ValueError where there is neither or no prepared split, and for a folder that cannot be evaluated (see `folder.py`).
     """
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
-    students = _choose_students(cfg, run_dir)
-    held_out = _open_images(cfg, run_dir, students)
-    out_dir = _out_dir(cfg, run_dir, students)
+    students = choose_students(cfg, run_dir)
+    held_out = open_images(cfg, run_dir, students)
+    out_dir = out_folder(cfg, run_dir, students)
     results, agreed = {}, None
     is_own = out_dir == run_dir / "evaluate"
     synthetic = _open_synthetic(run_dir, held_out.classes) if is_own else None
+    extractor = None if synthetic is None else open_extractor(cfg.evaluate.fidelity, device())
     for name, path in students.items():
-        model = open_student(path, held_out.classes)
+        model = at_scales(open_student(path, held_out.classes), cfg.evaluate.scales)
         results[name] = evaluate_student(
             model,
             held_out,
@@ -75,7 +76,9 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
             agreed = agreement(model, synthetic, cfg.evaluate.batch_size, device(), rank(), world_size())
     generation = None
     if synthetic is not None:
-        generation = _compare_sets(ShardSet(run_dir / "prepare" / "train"), synthetic, agreed)
+        real = ShardSet(run_dir / "prepare" / "train")
+        generation = _compare_sets(real, synthetic, agreed)
+        generation |= compare_images(cfg, run_dir, real, synthetic, extractor)
     evaluation = _summarise(cfg, results, generation, held_out)
     if is_main():
         _write(cfg, out_dir, evaluation, students, held_out)
@@ -85,63 +88,6 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
         say(f"\n{evaluation.table}\n")
     barrier()
     return evaluation
-
-
-def find_students(run_dir: Path, weights: str = "ema") -> dict[str, Path]:
-    """Weight files by the name of the training set, in the order of the paper's ablation.
-
-    weights: "ema" or "raw". Raises ValueError where there is none.
-    """
-    file = STUDENT_FILES[weights]
-    found = {path.parent.name: path for path in sorted((run_dir / "train_saross").glob(f"*/{file}"))}
-    if not found:
-        raise ValueError(f"no student at {run_dir}/train_saross/*/{file}; run the step train_saross first")
-    names = [*(name for name in _ORDER if name in found), *(name for name in found if name not in _ORDER)]
-    return {name: found[name] for name in names}
-
-
-def _choose_students(cfg: Config, run_dir: Path) -> dict[str, Path]:
-    """The run's students, or the one of `evaluate.student`, called after its file, or after the folder of a
-    student.safetensors."""
-    if cfg.evaluate.student is None:
-        return find_students(run_dir, cfg.evaluate.weights)
-    path = Path(cfg.evaluate.student).expanduser()
-    if not path.is_file():
-        raise ValueError(f"no weights file at {path}; set evaluate.student to a student.safetensors")
-    return {path.resolve().parent.name if path.name in STUDENT_FILES.values() else path.stem: path}
-
-
-def _open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardSet | LabelledFolder:
-    if cfg.evaluate.folder is None:
-        return open_split(run_dir / "prepare", cfg.evaluate.split)
-    metadata = read_metadata(next(iter(students.values())))
-    if metadata.get("kind") != "student":
-        raise ValueError(f"{next(iter(students.values()))} holds no student; give a student.safetensors")
-    return LabelledFolder(cfg, ClassTable.from_dict(metadata["classes"]))
-
-
-def _out_dir(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
-    """Where the tables go: the run's own evaluation holds its own students on its own images alone."""
-    folder = run_dir / "evaluate"
-    if cfg.evaluate.folder is not None:
-        folder /= Path(cfg.evaluate.folder).expanduser().resolve().name
-    elif cfg.evaluate.student is not None:
-        folder /= next(iter(students))
-    if folder.name == "pictures":
-        raise ValueError(f"{folder} holds the report's pictures; give the folder that is evaluated another name")
-    return folder
-
-
-def open_student(path: Path, classes: ClassTable) -> torch.nn.Module:
-    """The student of a weight file on this rank's device; ValueError when it knows other classes than `classes`."""
-    model, metadata = load_student(path, device())
-    own = ClassTable.from_dict(metadata["classes"])
-    if own.names != classes.names:
-        raise ValueError(
-            f"{path} tells {', '.join(own.names)} apart, the images are labelled {', '.join(classes.names)}; "
-            f"train a student on this dataset or evaluate on the other"
-        )
-    return model
 
 
 def _open_synthetic(run_dir: Path, classes: ClassTable) -> ShardSet | None:
@@ -179,12 +125,13 @@ def _summarise(
         name: result.details.to_dict() | {"bootstrap": bootstrapped.get(name)} for name, result in results.items()
     }
     shown = {name: {"miou": one.miou} | details[name] for name, one in scores.items()}
-    parts = [head, format_scores(scores), format_details(shown)]
+    parts = [head, format_scores(scores), format_details(shown)] if scores else [f"{cfg.name}: no students"]
     if generation is None and cfg.evaluate.folder is None and cfg.evaluate.student is None:
         parts.append("synthetic set: none (the step generate has not run)")
     elif generation is not None:
         agreed = generation["agreement"]
         parts.append(format_statistics(generation["real"], generation["synthetic"], agreed["miou"] if agreed else None))
+        parts.append(format_likeness(generation))
     return Evaluation(scores, generation, "\n\n".join(parts), details)
 
 
@@ -194,6 +141,7 @@ def _write(cfg: Config, folder: Path, evaluation: Evaluation, students: dict[str
         "num_images": len(held_out),
         "dataset_fingerprint": held_out.index["fingerprint"],
         "weights": cfg.evaluate.student or cfg.evaluate.weights,
+        "scales": list(cfg.evaluate.scales),
     }
     if isinstance(held_out, LabelledFolder):
         skipped = [str(problem) for problem in held_out.skipped]
@@ -226,13 +174,19 @@ def _write_pictures(
     sets: dict[str, ShardSet | None],
 ) -> None:
     """sets: by name, those that are shown with their labels laid on the images."""
+
+    def open_one(name: str) -> torch.nn.Module:
+        return at_scales(open_student(students[name], held_out.classes), cfg.evaluate.scales)
+
     folder = out_dir / "pictures"
     gallery.start_gallery(folder)
     mious = {name: result.image_mious() for name, result in results.items()}
-    last = next(reversed(results))
-    choices = gallery.choose_images(results[last].per_image, mious[last], cfg.evaluate.num_pictures)
+    last = next(reversed(results), None)
+    choices = []
+    if last is not None:
+        choices = gallery.choose_images(results[last].per_image, mious[last], cfg.evaluate.num_pictures)
     images = gallery.write_gallery(
-        folder, held_out, choices, mious, lambda name: open_student(students[name], held_out.classes), device()
+        folder, held_out, choices, mious, open_one, device()
     )
     overlays = {}
     if cfg.evaluate.num_pictures:

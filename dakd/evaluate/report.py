@@ -13,6 +13,7 @@ from dakd.data.prepare import describe
 from dakd.evaluate import html, report_scores, report_training
 from dakd.evaluate.gallery import GROUPS
 from dakd.evaluate.generation import statistics_rows
+from dakd.evaluate.likeness import fidelity_section
 from dakd.evaluate.report_parts import legend, read_json
 from dakd.evaluate.svg import COLOURS, Line, line_chart
 from dakd.runtime.files import write_text
@@ -119,6 +120,7 @@ def _statistics(statistics: dict) -> list[str]:
             html.paragraph("Agreement with the teacher's labels: no student was trained on real pairs alone.", "note")
         )
     parts.append(html.table(*statistics_rows(real, synthetic)))
+    parts += fidelity_section(statistics)
     drawings = [
         _grey_chart(name, real["grey_histogram"][index], synthetic["grey_histogram"][index])
         for index, name in enumerate(real["shares"])

@@ -13,6 +13,7 @@ STAGES = {
     "stage2": "Stage 2: Label-Net beside the frozen SAR-Net",
     "stage3": "Stage 3: both nets together",
 }
+DDPM = {"ddpm": "DDPM: one net for images and label bits"}
 # Recorded with every step, but not a quantity of the training.
 _NOT_PLOTTED = ("step", "images_seen", "images_per_s")
 _MAX_GRIDS = 120  # of a stage, as small pictures
@@ -20,7 +21,8 @@ _MAX_GRIDS = 120  # of a stage, as small pictures
 
 def teacher(run_dir: Path) -> list[str]:
     parts = []
-    for stage, title in STAGES.items():
+    is_ddpm = (run_dir / "train_jointnet" / "ddpm").exists()
+    for stage, title in (DDPM if is_ddpm else STAGES).items():
         folder = run_dir / "train_jointnet" / stage
         parts += [html.subheading(title), *_curves(folder / "metrics.jsonl", f"train_jointnet ({stage})")]
         parts += _grids(sorted((folder / "samples").glob("*.png")))

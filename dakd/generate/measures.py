@@ -15,11 +15,10 @@ from dakd.data.records import hard_label
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.transforms import to_student
 from dakd.metrics.confusion import ConfusionMatrix
+from dakd.metrics.speckle import equivalent_looks
 from dakd.runtime.files import file_hash
 from dakd.weights import load_student
 
-# The variance of rounding to whole grey values: an image cannot be known to be smoother.
-_ROUNDING_VARIANCE = 1 / 12
 _DIGITS = 6  # beyond them measures differ between devices
 
 
@@ -80,33 +79,9 @@ def mean_entropy(logits: np.ndarray) -> float:
     return float(np.mean(np.log(total) - (weights * shifted).sum(axis=0) / total, dtype=np.float64))
 
 
-def equivalent_looks(sar: np.ndarray, region: np.ndarray, window: int, min_windows: int) -> float | None:
-    """The equivalent number of looks: the median of mean^2 / variance over windows that lie wholly in a region.
-
-    sar: (H, W) uint8.  region: (H, W) bool.  The windows are the squares of `window` pixels of a grid from the upper
-    left corner; the variance is the unbiased one of a window, at least that of rounding (1/12). The median holds
-    against windows with a structure in them. None where fewer than `min_windows` lie in the region.
-
-    Looks in the sense of speckle statistics follow only where grey values are proportional to intensity. Of other
-    images it is a measure of graininess, to be compared with that of training images.
-    """
-    rows, columns = sar.shape[0] // window, sar.shape[1] // window
-    blocks = _windows(sar, rows, columns, window)[_windows(region, rows, columns, window).all(axis=1)]
-    if len(blocks) < min_windows:
-        return None
-    greys = blocks.astype(np.float64)
-    return float(np.median(greys.mean(axis=1) ** 2 / np.maximum(greys.var(axis=1, ddof=1), _ROUNDING_VARIANCE)))
-
-
 def held_classes(class_pixels: np.ndarray | list[int], cfg: GateConfig) -> list[int]:
     """The ids of the classes that an image holds, by its pixels of each."""
     return [number for number, count in enumerate(class_pixels) if count >= cfg.presence_pixels]
-
-
-def _windows(image: np.ndarray, rows: int, columns: int, side: int) -> np.ndarray:
-    """(rows * columns, side^2) from the upper left part of (H, W)."""
-    cut = image[: rows * side, : columns * side].reshape(rows, side, columns, side)
-    return cut.swapaxes(1, 2).reshape(rows * columns, side * side)
 
 
 def _region(label: np.ndarray, classes: ClassTable, cfg: GateConfig) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 
 from dakd.config import Config, GenerateConfig
 from dakd.data.sample import ClassTable, Sample
-from dakd.diffusion.labels import READINGS
+from dakd.diffusion.labels import reading_of
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.plan import provenance_of, sample_key
@@ -35,6 +35,7 @@ class Teacher:
         threads = _set_threads(self.cfg)
         dtype = _dtype(self.cfg.precision, self.device)
         net, facts = load_teacher(path, self.device)
+        self._label_channels = net.label_channels
         self.classes = ClassTable.from_dict(facts["classes"])
         self.provenance = provenance_of(
             self.cfg,
@@ -51,7 +52,7 @@ class Teacher:
             b=facts["b"],
             eta=self.cfg.eta,
             clip=self.cfg.clip,
-            reading=READINGS[facts.get("label_loss", "ce")],
+            reading=reading_of(facts),
             device=self.device,
             dtype=dtype,
             tabulate_time=True,
@@ -72,7 +73,7 @@ class Teacher:
 
     def _micro_batch(self, ids: range, padding: list[int]) -> Iterator[Sample]:
         padded = [*ids, *padding]
-        x, y = start_noise(self.cfg.seed, padded, self.cfg.size, self.classes.num_classes)
+        x, y = start_noise(self.cfg.seed, padded, self.cfg.size, self._label_channels)
         image, logits = self._sampler(x, y, sample_ids=torch.tensor(padded), seed=self.cfg.seed)
         # The one place where the host waits for the device: once a micro-batch, after all steps.
         grey, soft = to_grey(image)[:, 0].cpu().numpy(), logits.float().cpu().numpy()
@@ -85,7 +86,8 @@ class Teacher:
 
 
 def teacher_file_name(config: Config) -> Path:
-    return config.run_path / "train_jointnet" / "stage3" / f"weights_{config.generate.weights}.safetensors"
+    folder = config.run_path / "train_jointnet" / config.train_jointnet.stages[-1]
+    return folder / f"weights_{config.generate.weights}.safetensors"
 
 
 def teacher_file(config: Config) -> Path:

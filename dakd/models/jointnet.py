@@ -45,7 +45,7 @@ class SARJointNet(nn.Module):
 
     def __init__(self, cfg: UNetConfig, num_classes: int):
         super().__init__()
-        self.num_classes = num_classes
+        self.label_channels = num_classes
         self.sar_net = UNet(cfg, 1, 1)
         self.label_net = UNet(cfg, num_classes, num_classes)
         self.sar_bridge = Bridge(self.sar_net, num_classes)

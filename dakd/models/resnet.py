@@ -1,4 +1,4 @@
-"""ResNet-34 as a pyramid encoder (He et al. 2016), its parameters named as in the public ImageNet files."""
+"""ResNet-18 and -34 as pyramid encoders (He et al. 2016), their parameters named as in the public ImageNet files."""
 
 from __future__ import annotations
 
@@ -6,31 +6,56 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class ResNet34(nn.Module):
-    """The encoder without its classifier: 21,284,672 parameters, features of 64, 128, 256, 512 channels."""
+class BasicResNet(nn.Module):
+    """A ResNet of basic blocks without its classifier.
 
-    channels = (64, 128, 256, 512)
+    num_blocks: of the four layers.  width: channels of the first; each further layer has twice those of the one before.
+    """
+
     # Parameters under these names belong to the classifier: they are not taken from a public file.
     classifier_prefixes = ("fc.",)
 
-    def __init__(self) -> None:
+    def __init__(self, num_blocks: tuple[int, int, int, int], width: int = 64) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _layer(64, 64, num_blocks=3, stride=1)
-        self.layer2 = _layer(64, 128, num_blocks=4, stride=2)
-        self.layer3 = _layer(128, 256, num_blocks=6, stride=2)
-        self.layer4 = _layer(256, 512, num_blocks=3, stride=2)
+        self.channels = (width, 2 * width, 4 * width, 8 * width)
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _layer(width, width, num_blocks=num_blocks[0], stride=1)
+        self.layer2 = _layer(width, 2 * width, num_blocks=num_blocks[1], stride=2)
+        self.layer3 = _layer(2 * width, 4 * width, num_blocks=num_blocks[2], stride=2)
+        self.layer4 = _layer(4 * width, 8 * width, num_blocks=num_blocks[3], stride=2)
         self.apply(_init_weights)
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
+    def stem(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W) -> what the first layer sees, at stride 4."""
+        return F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1)
 
     def forward_features(self, image: Tensor) -> list[Tensor]:
         """image (B, 3, H, W) -> the outputs of the four layers, at strides 4, 8, 16, 32."""
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1)
+        x = self.stem(image)
         features = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for layer in self.layers:
             x = layer(x)
             features.append(x)
         return features
+
+
+class ResNet18(BasicResNet):
+    """11,176,512 parameters, features of 64, 128, 256, 512 channels."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__((2, 2, 2, 2), width)
+
+
+class ResNet34(BasicResNet):
+    """21,284,672 parameters, features of 64, 128, 256, 512 channels."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__((3, 4, 6, 3), width)
 
 
 class BasicBlock(nn.Module):

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dakd.models.mamba_vision import VARIANTS, MambaVision
-from dakd.models.resnet import ResNet34
+from dakd.models.cbdnet import CBDNet
+from dakd.models.deeplabv2 import DeepLabV2
+from dakd.models.encoders import build_encoder
+from dakd.models.mamba_vision import MambaVision
+from dakd.models.resnet import BasicResNet
+from dakd.models.sam_oil.net import SamOil
 from dakd.models.saross import SAROSSNet
+from dakd.models.smp_nets import SmpStudent
 
 if TYPE_CHECKING:
     from dakd.config import StudentConfig
 
-STRIDES = (4, 8, 16, 32)
-TIMM_PREFIX = "timm:"
-# An operator lives as long as its library object.
-_LIBRARIES: list[torch.library.Library] = []
-ENCODERS = (*(f"mamba_vision_{variant.lower()}" for variant in VARIANTS), "mamba_vision", "resnet34")
+
+class Entry(NamedTuple):
+    """A student's name in print, and what builds it from its settings and the number of classes."""
+
+    title: str
+    build: Callable[[StudentConfig, int], nn.Module]
 
 
 def build_student(cfg: StudentConfig, num_classes: int) -> nn.Module:
     """The student that `cfg` describes, randomly initialised: image (B, 3, H, W) -> logits (B, num_classes, H, W).
 
     A pretrained encoder is loaded afterwards by `dakd.weights.load_pretrained_encoder`.
-    ValueError for an unknown encoder or option; RuntimeError where timm is asked for and not installed.
+    ValueError for an unknown encoder or option; RuntimeError where a package that it needs is not installed.
     """
+    return STUDENTS[cfg.name].build(cfg, num_classes)
+
+
+def _saross(cfg: StudentConfig, num_classes: int) -> SAROSSNet:
     encoder = build_encoder(cfg.encoder, dict(cfg.encoder_options))
     return SAROSSNet(
         encoder,
@@ -42,97 +49,37 @@ def build_student(cfg: StudentConfig, num_classes: int) -> nn.Module:
     )
 
 
-def build_encoder(name: str, options: dict) -> nn.Module:
-    """A pyramid encoder with `channels` and `forward_features`, by name.
-
-    name: one of ENCODERS, or "timm:<name>".  options: override a MambaVision variant's sizes, or go to timm's factory.
-    """
-    if name.startswith(TIMM_PREFIX):
-        return TimmEncoder(name.removeprefix(TIMM_PREFIX), options)
-    if name not in ENCODERS:
-        nearest = difflib.get_close_matches(name, ENCODERS, n=1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise ValueError(f"encoder {name!r} is unknown; {hint}Known: {', '.join(ENCODERS)}, timm:<name>")
-    if name == "resnet34":
-        if options:
-            raise ValueError(f"encoder resnet34 takes no encoder_options; found {', '.join(options)}")
-        return ResNet34()
-    variant = name.removeprefix("mamba_vision").removeprefix("_").upper()
-    return _mamba_vision(name, VARIANTS.get(variant, {}) | options)
+def _smp(cfg: StudentConfig, num_classes: int) -> SmpStudent:
+    return SmpStudent(cfg.name, cfg.encoder, num_classes, cfg.encoder_options)
 
 
-class TimmEncoder(nn.Module):
-    """Any timm feature extractor with maps at strides 4, 8, 16 and 32; layers beyond them are left out.
-
-    options: keyword arguments of timm.create_model but for those that are set here.
-    """
-
-    reserved_options = ("features_only", "out_indices", "pretrained")
-
-    def __init__(self, name: str, options: dict | None = None) -> None:
-        super().__init__()
-        options = dict(options or {})
-        if reserved := [key for key in self.reserved_options if key in options]:
-            raise ValueError(f"encoder_options of timm:{name} may not set {', '.join(reserved)}; "
-                             "for pretrained weights give their file as `pretrained`")
-        timm = import_timm()
-        if not timm.is_model(name):
-            nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
-            raise ValueError(f"timm has no model {name!r}" + (f"; near names: {', '.join(nearest)}" if nearest else ""))
-        # A look at the whole pyramid, without memory or time for its weights, says which maps to ask for.
-        with torch.device("meta"):
-            strides = timm.create_model(name, features_only=True, **options).feature_info.reduction()
-        if missing := [stride for stride in STRIDES if stride not in strides]:
-            raise ValueError(f"timm model {name!r} has maps at strides {strides}; wanted also {missing}: take another")
-        indices = tuple(len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES)
-        self.model = timm.create_model(name, features_only=True, out_indices=indices, **options)
-        self.channels = tuple(self.model.feature_info.channels())
-        self.channels_come_last = str(self.model.output_fmt.value) == "NHWC"
-
-    def forward_features(self, image: Tensor) -> list[Tensor]:
-        """image (B, 3, H, W) -> four maps (B, C, h, w) at strides 4, 8, 16, 32."""
-        features = self.model(image)
-        if self.channels_come_last:
-            return [feature.permute(0, 3, 1, 2) for feature in features]
-        return features
+def _deeplabv2(cfg: StudentConfig, num_classes: int) -> DeepLabV2:
+    known = ("rates", "output_stride")
+    if unknown := [key for key in cfg.encoder_options if key not in known]:
+        raise ValueError(
+            f"encoder_options {', '.join(unknown)} are unknown to deeplabv2; known: {', '.join(known)}"
+        )
+    return DeepLabV2(cfg.encoder, num_classes, **cfg.encoder_options)
 
 
-def import_timm() -> ModuleType:
-    """timm, also beside a torchvision whose compiled part does not fit this torch; RuntimeError where it is missing."""
-    import_torchvision()
-    try:
-        return importlib.import_module("timm")
-    except ModuleNotFoundError as error:
-        raise RuntimeError(_missing(error.name)) from error
+def _cbdnet(cfg: StudentConfig, num_classes: int) -> CBDNet:
+    known = ("resnet18", "resnet34")
+    if cfg.encoder not in known:
+        raise ValueError(f"encoder of cbdnet is {cfg.encoder!r}; wanted {' or '.join(known)}")
+    encoder = build_encoder(cfg.encoder, dict(cfg.encoder_options))
+    assert isinstance(encoder, BasicResNet)
+    return CBDNet(encoder, num_classes)
 
 
-def import_torchvision() -> ModuleType:
-    """torchvision; on a CPU-only torch with the operators that a CUDA build of torchvision stumbles over.
-
-    That build (the one of the package index) registers shapes of `nms` without having the operator itself, and fails.
-    Declaring the operator lets the import pass; nothing here calls it.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except ModuleNotFoundError as error:
-        raise RuntimeError(_missing(error.name)) from error
-    except RuntimeError as error:
-        if torch.version.cuda is not None or "torchvision::nms does not exist" not in str(error):
-            raise
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARIES.append(library)
-    return importlib.import_module("torchvision")
-
-
-def _missing(package: str | None) -> str:
-    return f"a timm encoder needs the package {package}, which is not installed; pip install -e '.[encoders]'"
-
-
-def _mamba_vision(name: str, options: dict) -> MambaVision:
-    """MambaVision without classifier; an option that it does not know is an error that says which there are."""
-    known = ("dim", "in_dim", "depths", "num_heads", "window_size", "mlp_ratio", "drop_path", "layer_scale")
-    if unknown := [key for key in options if key not in known]:
-        raise ValueError(f"encoder_options {', '.join(unknown)} are unknown to {name}; known: {', '.join(known)}")
-    return MambaVision(num_classes=0, **options)
+STUDENTS = {
+    "saross": Entry("SAROSS-Net", _saross),
+    "unet": Entry("UNet", _smp),
+    "linknet": Entry("LinkNet", _smp),
+    "pspnet": Entry("PSPNet", _smp),
+    "deeplabv3plus": Entry("DeepLabV3+", _smp),
+    "segformer": Entry("SegFormer", _smp),
+    "unetplusplus": Entry("UNet++", _smp),
+    "deeplabv2": Entry("DeepLabv2", _deeplabv2),
+    "cbdnet": Entry("CBD-Net", _cbdnet),
+    "sam_oil": Entry("SAM-OIL", SamOil),
+}

@@ -28,6 +28,7 @@ from dakd.data.readers.base import BadFile
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet, open_split
 from dakd.data.transforms import to_student
+from dakd.models.multiscale import at_scales
 from dakd.predict.images import list_images, output_names, read_image
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.files import file_hash, replacing, write_json
@@ -57,8 +58,8 @@ class Source:
 def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     """Predict `predict.inputs`, or the first images of the test split; returns the folder of the outputs.
 
-    The student's weights are those that are evaluated (`evaluate.weights`). Every rank takes its share. Raises
-    BadImages at the end when some images were not predicted.
+    The student's weights and scales are those that are evaluated (`evaluate.weights`, `evaluate.scales`). Every rank
+    takes its share. Raises BadImages at the end when some images were not predicted.
     """
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
@@ -79,6 +80,7 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
             )
         sources = _held_out_sources(open_split(run_dir / "prepare", "test"), cfg.predict.num_images)
     model, metadata = load_student(weights, device())
+    model = at_scales(model, cfg.evaluate.scales)
     classes = ClassTable.from_dict(metadata["classes"])
     problem = None
     try:
@@ -92,6 +94,7 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
             "training_set": training_set,
             "student": str(weights),
             "student_sha256": file_hash(weights),
+            "scales": list(cfg.evaluate.scales),
             "images": [source.name for source in sources if source.where not in failed],
         }
         write_json(out_dir / "predict.json", record)

@@ -45,6 +45,7 @@ class Stream(IntEnum):
     DDIM_LABEL = 11
     SIMULATE = 12
     MIX = 13
+    RESAMPLE = 14
 
 
 def numpy_rng(seed: int, *ids: int, stream: Stream) -> np.random.Generator:

@@ -12,17 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dakd.config import Config, EngineConfig, OptimizerConfig, dump_config
+from dakd.config import Config, EngineConfig, OptimizerConfig, TrainJointNetConfig, dump_config
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
+from dakd.diffusion.bits import num_bits
+from dakd.models.ddpm import DDPM
 from dakd.models.jointnet import SARJointNet
 from dakd.models.unet import UNet
-from dakd.models.zoo import build_student
+from dakd.models.zoo import STUDENTS, build_student
 from dakd.runtime.distributed import world_size
 from dakd.runtime.runlog import format_count
 from dakd.train.distillation import check_kd_form
 from dakd.train.ema import decays_of
 from dakd.train.engine import fitting_micro_batch, resolve_precision, zero_config
 from dakd.train.jointnet import freeze_for_stage
+
+# What a count on the meta device leaves out, by the student's name.
+UNCOUNTED = {
+    "saross": " (without the scans and the attention cores)",
+    "sam_oil": " (without what follows the detections: heads and masks)",
+}
 
 
 @dataclass(frozen=True)
@@ -40,18 +48,29 @@ def describe_jointnet(config: Config) -> str:
     cfg = config.train_jointnet
     micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, world_size())
     num_classes = num_classes_of(config)
-    lines = [dump_config(config), f"SAR-JointNet, {num_classes} classes, crop {cfg.crop[0]} x {cfg.crop[1]}"]
-    for stage in (1, 2, 3):
-        with torch.device("meta"):
-            net: nn.Module = UNet(cfg.unet, 1, 1) if stage == 1 else SARJointNet(cfg.unet, num_classes)
-            image, label = torch.empty(1, 1, *cfg.crop), torch.empty(1, num_classes, *cfg.crop)
-            t = torch.zeros(1, dtype=torch.int64)
-        if stage > 1:
-            freeze_for_stage(net, stage)
-        cost = measure(net, (image, t) if stage == 1 else (image, label, t))
-        lines.append(f"stage {stage}   {_cost_line(cost)}")
+    title = "DDPM" if cfg.generator == "ddpm" else "SAR-JointNet"
+    lines = [dump_config(config), f"{title}, {num_classes} classes, crop {cfg.crop[0]} x {cfg.crop[1]}"]
+    for stage in cfg.stages:
+        cost = _cost_of_stage(stage, cfg, num_classes)
+        lines.append(f"{stage.replace('stage', 'stage ')}   {_cost_line(cost)}")
         lines += _memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, "bf16")
     return "\n".join(lines)
+
+
+def _cost_of_stage(stage: str, cfg: TrainJointNetConfig, num_classes: int) -> Cost:
+    label_channels = num_bits(num_classes) if stage == "ddpm" else num_classes
+    with torch.device("meta"):
+        image, label = torch.empty(1, 1, *cfg.crop), torch.empty(1, label_channels, *cfg.crop)
+        t = torch.zeros(1, dtype=torch.int64)
+        if stage == "stage1":
+            net: nn.Module = UNet(cfg.unet, 1, 1)
+        elif stage == "ddpm":
+            net = DDPM(cfg.unet, label_channels)
+        else:
+            net = SARJointNet(cfg.unet, num_classes)
+    if isinstance(net, SARJointNet):
+        freeze_for_stage(net, int(stage[-1]))
+    return measure(net, (image, t) if stage == "stage1" else (image, label, t))
 
 
 def describe_saross(config: Config) -> str:
@@ -61,16 +80,18 @@ def describe_saross(config: Config) -> str:
     weights = cfg.loss.class_weights
     if weights is not None and len(weights) != num_classes:
         raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes")
-    if not cfg.loss.hard_labels and any("synthetic" in name for name in cfg.training_sets):
+    learns_soft_labels = not cfg.loss.hard_labels and cfg.student.name != "sam_oil"
+    if learns_soft_labels and any("synthetic" in name for name in cfg.training_sets):
         check_kd_form(cfg.loss, num_classes, None)
     with torch.device("meta"):
         net = build_student(cfg.student, num_classes)
         image = torch.empty(1, 3, *cfg.crop)
     cost = measure(net.eval(), (image,))
+    uncounted = UNCOUNTED.get(cfg.student.name, "")
     lines = [
         dump_config(config),
-        f"SAROSS-Net, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
-        f"student   {_cost_line(cost)} (without the scans and the attention cores)",
+        f"{STUDENTS[cfg.student.name].title}, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
+        f"student   {_cost_line(cost)}{uncounted}",
         *_memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, "autocast"),
     ]
     return "\n".join(lines)

@@ -258,6 +258,10 @@ class Engine:
         frozen = {name: value.float().cpu() for name, value in self._frozen.items()}
         return trained | frozen | self.buffers(kind)
 
+    def net_weights(self, kind: str) -> dict[str, Tensor]:
+        """`weights` under the names of the net within the training module; a collective."""
+        return {name.removeprefix("net."): value for name, value in self.weights(kind).items()}
+
     def averages(self, kinds: Sequence[str]) -> dict[str, Tensor]:
         """The named averages of trained parameters and buffers, flat, by `kind/name`, on rank 0; a collective."""
         parts = {kind: self.collect(kind) | self.buffers(kind) for kind in kinds}

@@ -9,7 +9,6 @@ Each stage is a training of its own with a new engine; weights pass between stag
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,23 +17,23 @@ from torch import Tensor, nn
 
 from dakd.config import Config
 from dakd.data.loader import TeacherDataset
-from dakd.data.pictures import contact_sheet
 from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.shards import ShardSet
 from dakd.data.streams import StreamDataset
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.balance import resolve_balance
 from dakd.diffusion.labels import READINGS
-from dakd.diffusion.loss import LABEL_LOSSES, image_loss
-from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
+from dakd.diffusion.loss import image_loss, label_l2_loss, label_loss
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
 from dakd.models.jointnet import SARJointNet
 from dakd.models.unet import UNet
-from dakd.runtime.distributed import device, is_main
+from dakd.runtime.distributed import is_main
 from dakd.runtime.files import file_hash
 from dakd.train.checkpoint import list_checkpoints
+from dakd.train.ddpm import describe_ddpm
 from dakd.train.engine import Engine, resolve_precision
+from dakd.train.grids import draw_pairs
 from dakd.train.loop import Training, is_done, run_training
 from dakd.train.optim import optimizer_identity
 from dakd.weights import load_state, load_strict, save_weights
@@ -86,17 +85,20 @@ class JointTraining(nn.Module):
         noising: Noising,
         label_weight: float,
         memory_format: torch.memory_format,
-        label_loss: str = "ce",
+        label_loss_name: str = "ce",
     ):
         super().__init__()
         self.net, self.noising, self.label_weight, self.memory_format = net, noising, label_weight, memory_format
-        self.label_loss = LABEL_LOSSES[label_loss]
+        self.label_loss = label_loss_name
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         x_t, y_t, t = self.noising(batch["image"], batch["label"], batch["positions"], _dtype(self.net))
         x_hat, logits = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
         loss_x = image_loss(to_teacher(batch["image"]), x_hat)
-        loss_y = self.label_loss(logits, batch["label"])  # raw output against the mask, which b does not touch
+        if self.label_loss == "ce":
+            loss_y = label_loss(logits, batch["label"])  # raw logits against the mask, which b does not touch
+        else:
+            loss_y = label_l2_loss(logits, batch["label"], self.noising.b)
         return {"loss": loss_x + self.label_weight * loss_y, "loss_x": loss_x, "loss_y": loss_y}
 
 
@@ -117,8 +119,16 @@ def weights_file(config: Config, stage: int, kind: str) -> Path:
 
 
 def train_jointnet(config: Config, stages: tuple[int, ...] = (1, 2, 3)) -> None:
-    """Train the given stages in order; a stage that is finished is left as it is, an unfinished one goes on."""
+    """Train the given stages in order; a stage that is finished is left as it is, an unfinished one goes on.
+
+    DDPM has no stages, so that they must be all: ValueError otherwise.
+    """
+    if config.train_jointnet.generator == "ddpm" and set(stages) != {1, 2, 3}:
+        raise ValueError("train_jointnet.generator is ddpm, which trains in one stage; set --stage to all, or leave it")
     train = open_prepared(config, "train")
+    if config.train_jointnet.generator == "ddpm":
+        run_training(describe_ddpm(config, train), config)
+        return
     b = resolve_balance(config.balance.b, config.run_path)
     for stage in stages:
         training = describe_stage(config, stage, train, b)
@@ -194,12 +204,12 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
 
     def finish(engine: Engine) -> None:
         for kind in ("raw", "ema"):
-            weights = _net_weights(engine, kind)
+            weights = engine.net_weights(kind)
             if is_main():
                 save_weights(weights_file(config, stage, kind), weights, metadata | {"weights": kind})
 
     def draw(engine: Engine, folder: Path, step: int) -> None:
-        weights = _net_weights(engine, "ema")
+        weights = engine.net_weights("ema")
         if is_main():
             draw_grid(config, stage, weights, schedule, b, train, folder / f"step-{step:08d}.png")
 
@@ -242,21 +252,17 @@ def draw_grid(
     cfg, classes = config.train_jointnet, train.classes
     net: nn.Module = UNet(cfg.unet, 1, 1) if stage == 1 else SARJointNet(cfg.unet, classes.num_classes)
     load_strict(net, weights, "the training engine")
-    net = (ImageOnly(net) if stage == 1 else net).to(device()).eval()
-    reading = READINGS[cfg.label_loss]
-    sampler = PairSampler(net, schedule, cfg.engine.sample_steps, b=b, reading=reading, device=device())
-    x, y = start_noise(config.seed, range(cfg.engine.num_samples), cfg.crop, classes.num_classes)
-    image, logits = sampler(x, y)
-    grey = to_grey(image)[:, 0].cpu().numpy()
-    labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
-    pairs = [(sar, None if stage == 1 else label) for sar, label in zip(grey, labels)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = max(1, math.isqrt(len(pairs)))
-    contact_sheet(pairs, classes, columns=columns, scale=max(1, 128 // cfg.crop[0])).save(path)
-
-
-def _net_weights(engine: Engine, kind: str) -> dict[str, Tensor]:
-    return {name.removeprefix("net."): value for name, value in engine.weights(kind).items()}
+    draw_pairs(
+        config,
+        ImageOnly(net) if stage == 1 else net,
+        schedule,
+        b,
+        READINGS[cfg.label_loss],
+        classes,
+        path,
+        label_channels=classes.num_classes,
+        labelled=stage > 1,
+    )
 
 
 def _dtype(net: nn.Module) -> torch.dtype:

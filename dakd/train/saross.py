@@ -13,12 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dakd.config import Config, Section, StudentLossConfig, TrainingSet
 from dakd.data.loader import StudentDataset
 from dakd.data.prepared import open_prepared, open_shards, reading_options
+from dakd.data.sample import IGNORE_INDEX
 from dakd.data.soft_labels import check_temperature
 from dakd.data.transforms import to_student
 from dakd.kernels.seg_loss import seg_loss
 from dakd.models.zoo import build_student
 from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import say
+from dakd.train.boundary_loss import boundary_loss
 from dakd.train.distillation import check_kd_form, distillation_loss, kd_scale
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.loop import Training, run_training
@@ -26,7 +28,9 @@ from dakd.train.optim import optimizer_identity
 from dakd.weights import STUDENT_FILES, load_pretrained_encoder, load_strict, save_student
 
 # Settings of train_saross.loss that checkpoints did not have from the first.
-LATER_LOSS_SETTINGS = ("kd_form", "dist_inter", "dist_intra")
+LATER_LOSS_SETTINGS = ("kd_form", "dist_inter", "dist_intra", "boundary")
+# The same of train_saross.student.
+LATER_STUDENT_SETTINGS = ("sam_oil",)
 
 
 class StudentTraining(nn.Module):
@@ -57,6 +61,8 @@ class StudentTraining(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         cfg = self.cfg
+        if hasattr(self.net, "loss_of"):
+            return self._own_loss(batch)
         if hasattr(self.net, "set_sample_positions"):
             self.net.set_sample_positions(batch["host_positions"], self.seed)
         logits = self.net(to_student(batch["image"]).to(memory_format=self.memory_format))
@@ -75,9 +81,29 @@ class StudentTraining(nn.Module):
         )
         kd = distillation_loss(logits, teacher, row, soft_range, cfg) if has_other_kd else terms.kd
         loss = cfg.ce * terms.ce + cfg.kd * kd_scale(cfg) * kd + cfg.dice * terms.dice
+        extra = {}
+        if cfg.boundary:
+            extra["boundary"] = boundary_loss(logits, batch["label"], row)
+            loss = loss + cfg.boundary * extra["boundary"]
         # pixels whose class the table does not have; they count as unknown
         invalid = terms.num_invalid.to(loss.dtype)
-        return {"loss": loss, "ce": terms.ce, "kd": kd, "dice": terms.dice, "num_invalid_labels": invalid}
+        return {"loss": loss, "ce": terms.ce, "kd": kd, "dice": terms.dice, "num_invalid_labels": invalid} | extra
+
+
+    def _own_loss(self, batch: dict) -> dict[str, Tensor]:
+        """Of a net that has a loss of its own, on labels: synthetic samples are labelled by the teacher's argmax."""
+        label = with_teachers_labels(batch["label"], batch["teacher"], batch["teacher_row"])
+        losses = self.net.loss_of(to_student(batch["image"]).to(memory_format=self.memory_format), label)
+        invalid = ((label != IGNORE_INDEX) & (label >= self.net.num_classes)).sum()
+        return losses | {"num_invalid_labels": invalid.to(losses["loss"].dtype)}
+
+
+def with_teachers_labels(label: Tensor, teacher: Tensor | None, teacher_row: Tensor) -> Tensor:
+    """(B, H, W): the labels, and for samples with a row in the teacher its likeliest classes (the smallest codes)."""
+    if teacher is None or not len(teacher):
+        return label
+    best = (teacher.argmin(1) if teacher.dtype == torch.uint8 else teacher.argmax(1)).to(label.dtype)
+    return torch.where((teacher_row < 0)[:, None, None], label, best[teacher_row.clamp_min(0)])
 
 
 def settings_identity(settings: Section, later: Iterable[str], exclude: Iterable[str] = ()) -> dict:
@@ -109,7 +135,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
     classes = dataset.classes
     if cfg.loss.class_weights is not None and len(cfg.loss.class_weights) != classes.num_classes:
         raise ValueError(f"class_weights has {len(cfg.loss.class_weights)} values for {classes.num_classes} classes")
-    if dataset.synthetic is not None and not cfg.loss.hard_labels:
+    if dataset.synthetic is not None and not cfg.loss.hard_labels and cfg.student.name != "sam_oil":
         # Dice compares with the soft label as it is, at temperature 1.
         soft_range = dataset.synthetic.index.get("soft_range")
         temperatures = check_kd_form(cfg.loss, classes.num_classes, soft_range)
@@ -121,7 +147,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
     sources = [source for source in (dataset.real, dataset.synthetic) if source is not None]
     identity = {
         "training_set": training_set,
-        "student": cfg.student.model_dump(mode="json"),
+        "student": settings_identity(cfg.student, LATER_STUDENT_SETTINGS),
         "loss": settings_identity(cfg.loss, LATER_LOSS_SETTINGS, exclude={"max_target_error"}),
         "num_classes": classes.num_classes,
         "global_batch": cfg.global_batch,

@@ -26,7 +26,7 @@ def ddim_loop(net, x, y, num_steps, b):
         a, p = alpha_bar[t], 1.0 if after is None else float(alpha_bar[after])
         x_hat, y_hat = net(x, y, torch.full((len(x),), t))
         states = []
-        for state, clean in ((x, x_hat.clamp(-1, 1)), (y, b * y_hat.clamp(-1, 1))):
+        for state, clean in ((x, x_hat.clamp(-1, 1)), (y, y_hat.clamp(-b, b))):
             eps = (state - a.sqrt() * clean) / (1 - a).sqrt()
             states.append(math.sqrt(p) * clean + math.sqrt(1 - p) * eps)
         x, y = states
@@ -40,12 +40,13 @@ def test_sampling_an_l2_label_branch_equals_a_textbook_ddim_loop(b):
     assert y_hat.abs().max() > 1.1  # the clamp was at work
     image, logits = PairSampler(toy_net, CosineSchedule(), 20, b=b, reading=READINGS["l2"])(x, y)
     torch.testing.assert_close(image.double(), wanted_x, rtol=0, atol=2e-4)
-    wanted = one_hot_logits(y_hat).softmax(1)
+    wanted = one_hot_logits(y_hat / b).softmax(1)
     torch.testing.assert_close(logits.softmax(1), wanted, rtol=0, atol=2e-4)
 
 
 def test_probabilities_are_recovered_from_the_mean_of_masks():
-    p = torch.rand(2, 5, 6, 6).softmax(1)
+    p = (2 * torch.rand(2, 5, 6, 6)).exp().square()
+    p = p / p.sum(1, keepdim=True)  # 0.004 to 0.93
     logits = one_hot_logits(2 * p - 1)
     torch.testing.assert_close(logits.softmax(1), p)
     torch.testing.assert_close(logits, p.log(), rtol=1e-5, atol=1e-5)

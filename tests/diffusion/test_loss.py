@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -36,13 +37,14 @@ def test_losses_are_fp32_for_bf16_outputs():
     assert image_loss(torch.zeros(1, 1, 4, 4), logits[:, :1]).dtype == torch.float32
 
 
-def test_label_l2_loss_is_the_square_against_the_signed_mask_over_known_pixels():
+@pytest.mark.parametrize("b", [0.4, 1.0])
+def test_label_l2_loss_is_the_square_against_the_scaled_mask_over_known_pixels(b):
     y_hat, label = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
     signed = 2 * torch.nn.functional.one_hot(label, 3).permute(0, 3, 1, 2).float() - 1
-    wanted = (y_hat - signed).square()
-    torch.testing.assert_close(label_l2_loss(y_hat, label.to(torch.uint8)), wanted.mean(dim=(1, 2, 3)))
+    wanted = (y_hat - b * signed).square()
+    torch.testing.assert_close(label_l2_loss(y_hat, label.to(torch.uint8), b), wanted.mean(dim=(1, 2, 3)))
     label[0, :2], label[1] = IGNORE_INDEX, IGNORE_INDEX
-    loss = label_l2_loss(y_hat.requires_grad_(), label)
+    loss = label_l2_loss(y_hat.requires_grad_(), label, b)
     torch.testing.assert_close(loss[0], wanted[0, :, 2:].mean())
     assert loss[1].item() == 0.0
     loss.sum().backward()

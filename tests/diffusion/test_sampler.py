@@ -10,11 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dakd.config import UNetConfig
 from dakd.diffusion import sampler as sampling
+from dakd.diffusion.labels import LOGITS, READINGS, bit_reading
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.jointnet import SARJointNet
 
 B_FACTOR = 0.528
+READINGS_OF_THREE_CHANNELS = {"logits": LOGITS, "l2": READINGS["l2"], "bits": bit_reading(5)}
+readings = pytest.mark.parametrize("reading", READINGS_OF_THREE_CHANNELS)
 
 
 def toy_net(x_t, y_t, t):
@@ -149,16 +152,17 @@ class Counter(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_the_loop_over_a_whole_net_reads_no_value_on_the_host_and_embeds_no_timestep(eta):
+@readings
+def test_the_loop_over_a_whole_net_reads_no_value_on_the_host_and_embeds_no_timestep(eta, reading):
     def count(num_steps, **settings):
         x, y = start_noise(0, range(2), (16, 16), 3)
-        sampler = PairSampler(net, CosineSchedule(), num_steps, b=0.5, eta=eta, **settings)
+        sampler = PairSampler(net, CosineSchedule(), num_steps, b=0.5, eta=eta, reading=form, **settings)
         sampler(x, y, sample_ids=torch.tensor([3, 4]))  # whatever is computed once
         with Counter() as counter:
             sampler(x, y, sample_ids=torch.tensor([3, 4]))
         return counter.calls
 
-    net = small_joint_net()
+    net, form = small_joint_net(), READINGS_OF_THREE_CHANNELS[reading]
     plain, tabulated = count(5), count(5, tabulate_time=True)
     for calls in (plain, tabulated):
         assert calls["aten::_local_scalar_dense"] == calls["aten::item"] == 0 and calls["dakd::ddim_step"] == 5
@@ -182,15 +186,16 @@ def captured_on_the_cpu(monkeypatch, captures):
     monkeypatch.setattr(sampling, "capture_graph", capture)
 
 
-def samplers(device, dtype, eta):
-    made = [PairSampler(toy_net, CosineSchedule(), 7, b=0.5, eta=eta, device=device, dtype=dtype) for _ in range(2)]
+def samplers(device, dtype, eta, reading):
+    settings = dict(b=0.5, eta=eta, reading=READINGS_OF_THREE_CHANNELS[reading], device=device, dtype=dtype)
+    made = [PairSampler(toy_net, CosineSchedule(), 7, **settings) for _ in range(2)]
     made[1].capture = True
     return made
 
 
-def assert_replays_equal_the_loop(device, dtype, eta, captures):
+def assert_replays_equal_the_loop(device, dtype, eta, reading, captures):
     """Over calls that change ids, seed and batch; `captures` counts how often a step was captured."""
-    looped, replayed = samplers(device, dtype, eta)
+    looped, replayed = samplers(device, dtype, eta, reading)
     for ids, seed, count in (([3, 4], 0, 1), ([8, 9], 0, 1), ([8, 9], 1, 1 if eta == 0 else 2), ([5], 1, None)):
         x, y = (noise.to(device) for noise in start_noise(2, ids, (8, 8), 3))
         keys = dict(sample_ids=torch.tensor(ids, device=device), seed=seed)
@@ -204,19 +209,21 @@ def assert_replays_equal_the_loop(device, dtype, eta, captures):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_replayed_steps_equal_the_loop_bitwise(monkeypatch, dtype, eta):
+@readings
+def test_replayed_steps_equal_the_loop_bitwise(monkeypatch, dtype, eta, reading):
     captures = []
     captured_on_the_cpu(monkeypatch, captures)
-    assert_replays_equal_the_loop("cpu", dtype, eta, captures)
+    assert_replays_equal_the_loop("cpu", dtype, eta, reading, captures)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_captured_steps_equal_the_loop_bitwise_and_never_synchronise(dtype, eta):
-    assert_replays_equal_the_loop("cuda", dtype, eta, None)
-    _, replayed = samplers("cuda", dtype, eta)
+@readings
+def test_captured_steps_equal_the_loop_bitwise_and_never_synchronise(dtype, eta, reading):
+    assert_replays_equal_the_loop("cuda", dtype, eta, reading, None)
+    _, replayed = samplers("cuda", dtype, eta, reading)
     x, y = (noise.cuda() for noise in start_noise(2, [1, 2], (8, 8), 3))
     ids = torch.tensor([1, 2], device="cuda")
     replayed(x, y, sample_ids=ids)

@@ -93,5 +93,5 @@ def grey_student(monkeypatch):
     def load(path, device):
         return GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()}
 
-    monkeypatch.setattr("dakd.evaluate.evaluate.load_student", load)
+    monkeypatch.setattr("dakd.evaluate.choice.load_student", load)
     return GreyStudent().eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from dakd.config import EvaluateConfig, build_config
 from dakd.data.sample import SOS_CLASSES
-from dakd.evaluate.evaluate import evaluate, find_students
+from dakd.evaluate.choice import find_students
+from dakd.evaluate.evaluate import evaluate
 
 
 def test_every_student_is_scored_and_written(run_dir, config, grey_student, capsys):
@@ -30,12 +33,40 @@ def test_every_student_is_scored_and_written(run_dir, config, grey_student, caps
     assert "tiny: 5 images of the test split" in text and "pixel share" in text
 
 
+def test_all_scales_of_the_settings_count_and_are_written(run_dir, config, grey_student):
+    alone = evaluate(config, run_dir).scores["real"].miou
+    pictures = {path.name: path.read_bytes() for path in (run_dir / "evaluate" / "pictures").glob("*_real.png")}
+    settings = config.model_dump(mode="json")
+    settings["evaluate"]["scales"] = [0.5, 1.0]
+    fused = evaluate(build_config(settings), run_dir).scores["real"].miou
+    # Scores of 4 x 4 blocks at half the size are blurred, and a blurred score outvotes some of the sharp ones.
+    assert fused < alone
+    assert json.loads((run_dir / "evaluate" / "table.json").read_text())["scales"] == [0.5, 1.0]
+    assert any((run_dir / "evaluate" / "pictures" / name).read_bytes() != old for name, old in pictures.items())
+
+
 def test_the_synthetic_set_is_compared_with_the_real_one(run_dir, config, grey_student):
     generation = evaluate(config, run_dir).generation
     assert generation["agreement"]["miou"] == 1.0
     assert generation["real"]["mean_grey"]["oil"] == generation["synthetic"]["mean_grey"]["oil"] == 20
     assert generation["synthetic"]["contrast_grey"] == 80
     assert json.loads((run_dir / "evaluate" / "generation.json").read_text()) == generation
+
+
+def test_the_images_are_compared_beyond_greys_and_the_table_shows_it(run_dir, config, grey_student):
+    evaluation = evaluate(config, run_dir)
+    generation = evaluation.generation
+    assert "extractor is none" in generation["fidelity"]["absent"]
+    assert generation["physics"]["num_images"] == {"real": 4, "synthetic": 3}
+    assert re.search(r"share of oil, %( +[\d.]+){2}", evaluation.table)
+    assert "FID and its relatives: not measured (evaluate.fidelity.extractor is none" in evaluation.table
+
+
+def test_an_extractor_that_cannot_be_had_stops_before_the_students(run_dir, config, monkeypatch):
+    wanted = {"fidelity": {"extractor": "inception", "weights": str(run_dir / "absent.pth")}}
+    monkeypatch.setattr("dakd.evaluate.evaluate.evaluate_student", None)
+    with pytest.raises((ValueError, RuntimeError), match=r"absent\.pth|pip install"):
+        evaluate(config.model_copy(update={"evaluate": EvaluateConfig(**wanted)}), run_dir)
 
 
 def test_without_a_synthetic_set_the_table_says_so(run_dir, config, grey_student):
@@ -80,7 +111,7 @@ def test_a_dataset_without_a_test_split_is_told_from_one_that_is_not_prepared(ru
 
 def test_a_student_of_other_classes_is_refused(run_dir, config, monkeypatch):
     metadata = {"classes": SOS_CLASSES.to_dict()}
-    monkeypatch.setattr("dakd.evaluate.evaluate.load_student", lambda path, device: (None, metadata))
+    monkeypatch.setattr("dakd.evaluate.choice.load_student", lambda path, device: (None, metadata))
     with pytest.raises(ValueError, match="tells sea, oil apart"):
         evaluate(config, run_dir)
 
@@ -91,10 +122,11 @@ sys.path.insert(0, sys.argv[1])
 import conftest
 from dakd.config import load_config
 from dakd.data.sample import OSD_CLASSES
+from dakd.evaluate import choice
 from dakd.evaluate import evaluate as step
 from dakd.runtime.distributed import shut_down
 
-step.load_student = lambda path, device: (conftest.GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()})
+choice.load_student = lambda path, device: (conftest.GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()})
 step.evaluate(load_config(sys.argv[2]))
 shut_down()
 """
@@ -121,3 +153,14 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_pairs_are_evaluated_before_there_is_a_student(run_dir, config):
+    shutil.rmtree(run_dir / "train_saross")
+    evaluation = evaluate(config, run_dir)
+    assert not evaluation.scores and evaluation.generation["synthetic"]["num_images"] > 0
+    written = json.loads((run_dir / "evaluate" / "generation.json").read_text())
+    assert written["physics"] and "no students" in evaluation.table
+    shutil.rmtree(run_dir / "generate")
+    with pytest.raises(ValueError, match="no student at"):
+        evaluate(config, run_dir)

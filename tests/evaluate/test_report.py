@@ -70,6 +70,12 @@ def test_absent_parts_are_named_with_the_step_that_writes_them(run_dir):
     assert {"evaluate", "predict", "generate", "prepare", "train_jointnet (stage2)"} <= set(steps)
 
 
+def test_a_ddpm_has_its_one_curve_and_misses_no_stage(run_dir):
+    (run_dir / "train_jointnet" / "stage1").rename(run_dir / "train_jointnet" / "ddpm")
+    text = write_report(run_dir).read_text()
+    assert "DDPM" in text and "samples, step-00000010" in text and "train_jointnet (stage" not in text
+
+
 def test_an_empty_run_folder_still_gives_a_page(tmp_path):
     text = write_report(tmp_path).read_text()
     parse(text)

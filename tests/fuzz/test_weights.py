@@ -13,7 +13,7 @@ from fuzz.verdict import fuzzed, judge
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from worlds import toy_config
+from worlds import toy_config, with_ddpm
 
 from dakd.data.sample import OSD_CLASSES
 from dakd.models.jointnet import SARJointNet
@@ -38,8 +38,14 @@ def teacher(tmp_path_factory) -> bytes:
     cfg = toy_config(file.parent).train_jointnet
     facts = {"kind": "jointnet", "unet": cfg.unet.model_dump(mode="json"), "num_classes": 5, "b": 0.4,
              "schedule": cfg.schedule.model_dump(mode="json"), "classes": OSD_CLASSES.to_dict()}  # fmt: skip
-    save_weights(file, SARJointNet(cfg.unet, 5).state_dict(), facts)
+    save_weights(file, SARJointNet(cfg.unet, 5).state_dict(), facts | {"label_loss": "l2"})
     return file.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def ddpm(tmp_path_factory) -> bytes:
+    config = with_ddpm(tmp_path_factory.mktemp("ddpm"))
+    return (config.run_path / "train_jointnet" / "ddpm" / "weights_ema.safetensors").read_bytes()
 
 
 def with_metadata(data: bytes, change) -> bytes:
@@ -73,7 +79,7 @@ def test_header_of_a_weights_file(student, tmp_path, data):
 
 @fuzzed
 @given(data=st.data())
-@pytest.mark.parametrize("kind", ["student", "teacher"])
+@pytest.mark.parametrize("kind", ["student", "teacher", "ddpm"])
 def test_settings_in_a_weights_file(request, tmp_path, kind, data):
     file = tmp_path / "weights.safetensors"
     original = request.getfixturevalue(kind)

@@ -20,7 +20,7 @@ from dakd.generate import worker as working
 from dakd.generate.gate import Gate
 from dakd.generate.generate import generate, repair
 from dakd.generate.generate import verify as verify_set
-from dakd.generate.measures import Student, equivalent_looks, mean_entropy, measure
+from dakd.generate.measures import Student, mean_entropy, measure
 from dakd.generate.quotas import SURPLUS, Quotas
 from dakd.generate.survey import open_plan, status
 from dakd.models.zoo import build_student
@@ -65,26 +65,6 @@ def test_entropy_is_that_of_softmax_in_nats():
     assert mean_entropy(logits) == pytest.approx(float(wanted), abs=1e-5)
     assert mean_entropy(np.zeros((5, 4, 4), np.float16)) == pytest.approx(np.log(5))
     assert mean_entropy(np.array([6e4, -6e4], np.float16).reshape(2, 1, 1)) == 0
-
-
-@pytest.mark.parametrize("looks", [4, 16, 60])
-def test_enl_of_gamma_speckle_is_its_number_of_looks(looks):
-    label = np.zeros((256, 256), np.int64)
-    found = equivalent_looks(sample(label, looks=looks).sar, label == 0, window=8, min_windows=4)
-    assert found == pytest.approx(looks, rel=0.08)
-
-
-def test_enl_looks_at_windows_of_the_class_alone_and_says_nothing_of_too_few():
-    label = np.zeros((64, 64), np.int64)
-    label[:, 32:] = 4
-    one = sample(label)
-    other = one.sar.copy()
-    other[:, 32:] = 255
-    assert equivalent_looks(one.sar, label == 0, 8, 4) == equivalent_looks(other, label == 0, 8, 4)
-    assert equivalent_looks(one.sar, label == 0, 8, 33) is None  # 8 x 4 windows
-    label[::8] = 4
-    assert equivalent_looks(one.sar, label == 0, 8, 1) is None
-    assert equivalent_looks(np.full((16, 16), 7, np.uint8), np.ones((16, 16), bool), 8, 4) == 49 * 12
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dakd.config import UNetConfig
+from dakd.models.encoders import import_torchvision
 from dakd.models.unet import UNet, timestep_embedding
-from dakd.models.zoo import import_torchvision
 
 SMALL = UNetConfig(channels=(8, 16, 24), blocks_per_level=2, attention_levels=(1,), norm_groups=8)
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dakd.config import StudentConfig
+from dakd.models.encoders import TimmEncoder, build_encoder
 from dakd.models.mamba_vision import MambaVision
 from dakd.models.resnet import ResNet34
-from dakd.models.zoo import TimmEncoder, build_encoder, build_student
+from dakd.models.zoo import build_student
 
 TINY = dict(dim=8, in_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=[8, 8, 4, 2])
 SMALL_DECODER = dict(decoder_channels=(8, 8, 6, 4), caft_heads=(1, 2, 2))
@@ -51,7 +52,7 @@ def test_resnet34_student_has_the_counted_caft_weights():
     [
         (dict(encoder="mamba_vision_x"), "did you mean mamba_vision_"),
         (dict(encoder="mamba_vision_b", encoder_options=dict(depth=3)), "encoder_options depth are unknown"),
-        (dict(encoder="resnet34", encoder_options=dict(depth=3)), "takes no encoder_options"),
+        (dict(encoder="resnet34", encoder_options=dict(depth=3)), "depth are unknown to resnet34; known: width"),
         (dict(encoder="timm:resnet18", encoder_options=dict(pretrained=True)), "give their file as `pretrained`"),
     ],
 )

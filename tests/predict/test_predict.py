@@ -130,6 +130,26 @@ def test_without_inputs_the_first_held_out_images_are_predicted(tmp_path, dark_i
         predict(build_config(tree))
 
 
+def test_images_are_seen_at_the_scales_that_are_evaluated(images, tmp_path, dark_is_oil):
+    run_dir = tmp_path / "run"
+    (run_dir / "train_saross" / "real").mkdir(parents=True)
+    (run_dir / "train_saross" / "real" / "student.safetensors").touch()
+    grey = np.full((8, 8), 50, np.uint8)
+    grey[2:5, 3:6] = 48
+    Image.fromarray(grey).save(images / "slick.png")
+
+    def oil(scales):
+        settings = {"training_set": "real", "inputs": str(images / "slick.png")}
+        tree = {"name": "tiny", "run_dir": str(run_dir), "predict": settings, "evaluate": {"scales": scales}}
+        folder = predict(build_config(tree))
+        assert json.loads((folder / "predict.json").read_text())["scales"] == scales
+        return np.asarray(Image.open(folder / "slick_probability_oil.png")).astype(int)
+
+    # The other class scores 0 at every scale, so that another scale can but raise oil's probability.
+    fused, alone = oil([0.75, 1.0]), oil([1.0])
+    assert (fused >= alone).all() and (fused > alone).any()
+
+
 def test_the_last_call_of_each_student_is_recorded(images, tmp_path, dark_is_oil, monkeypatch):
     run_dir = tmp_path / "run"
     for name in ("real", "real+synthetic"):

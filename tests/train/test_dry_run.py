@@ -63,6 +63,14 @@ def test_the_teacher_at_the_papers_size_has_its_parameters_and_multiply_adds():
     assert memory, text
 
 
+def test_ddpm_is_described_as_one_net_of_image_and_bits():
+    # 113.67 M of stage 1, and for each of 3 bits 9 x 128 weights at both ends and a bias.
+    config = build_config({"name": "a", "train_jointnet": {"generator": "ddpm"}})
+    text = describe_jointnet(config)
+    assert "DDPM, 5 classes" in text and "stage 1" not in text
+    assert re.findall(r"^ddpm   ([\d.]+) M parameters, ([\d.]+) M trained", text, re.M) == [("113.68", "113.68")]
+
+
 def test_without_a_gpu_the_gpus_precision_has_its_own_line(tmp_path):
     config = toy_config(tmp_path)
     teacher, student = describe_jointnet(config), describe_saross(config)

@@ -1,0 +1,129 @@
+"""Pyramid encoders by name, and the optional packages that some of them come from."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from dakd.models.mamba_vision import VARIANTS, MambaVision
+from dakd.models.resnet import ResNet18, ResNet34
+
+STRIDES = (4, 8, 16, 32)
+TIMM_PREFIX = "timm:"
+# An operator lives as long as its library object.
+_LIBRARIES: list[torch.library.Library] = []
+ENCODERS = (*(f"mamba_vision_{variant.lower()}" for variant in VARIANTS), "mamba_vision", "resnet18", "resnet34")
+_RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34}
+
+
+def build_encoder(name: str, options: dict) -> nn.Module:
+    """A pyramid encoder with `channels` and `forward_features`, by name.
+
+    name: one of ENCODERS, or "timm:<name>".  options: override a MambaVision variant's sizes, give a ResNet another
+    `width` (channels of its first stage), or go to timm's factory.
+    """
+    if name.startswith(TIMM_PREFIX):
+        return TimmEncoder(name.removeprefix(TIMM_PREFIX), options)
+    if name not in ENCODERS:
+        nearest = difflib.get_close_matches(name, ENCODERS, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise ValueError(f"encoder {name!r} is unknown; {hint}Known: {', '.join(ENCODERS)}, timm:<name>")
+    if name in _RESNETS:
+        if unknown := [key for key in options if key != "width"]:
+            raise ValueError(f"encoder_options {', '.join(unknown)} are unknown to {name}; known: width")
+        return _RESNETS[name](**options)
+    variant = name.removeprefix("mamba_vision").removeprefix("_").upper()
+    return _mamba_vision(name, VARIANTS.get(variant, {}) | options)
+
+
+class TimmEncoder(nn.Module):
+    """Any timm feature extractor with maps at strides 4, 8, 16 and 32; layers beyond them are left out.
+
+    options: keyword arguments of timm.create_model but for those that are set here.
+    """
+
+    reserved_options = ("features_only", "out_indices", "pretrained")
+
+    def __init__(self, name: str, options: dict | None = None) -> None:
+        super().__init__()
+        options = dict(options or {})
+        if reserved := [key for key in self.reserved_options if key in options]:
+            raise ValueError(f"encoder_options of timm:{name} may not set {', '.join(reserved)}; "
+                             "for pretrained weights give their file as `pretrained`")
+        timm = import_timm()
+        if not timm.is_model(name):
+            nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
+            raise ValueError(f"timm has no model {name!r}" + (f"; near names: {', '.join(nearest)}" if nearest else ""))
+        # A look at the whole pyramid, without memory or time for its weights, says which maps to ask for.
+        with torch.device("meta"):
+            strides = timm.create_model(name, features_only=True, **options).feature_info.reduction()
+        if missing := [stride for stride in STRIDES if stride not in strides]:
+            raise ValueError(f"timm model {name!r} has maps at strides {strides}; wanted also {missing}: take another")
+        indices = tuple(len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES)
+        self.model = timm.create_model(name, features_only=True, out_indices=indices, **options)
+        self.channels = tuple(self.model.feature_info.channels())
+        self.channels_come_last = str(self.model.output_fmt.value) == "NHWC"
+
+    def forward_features(self, image: Tensor) -> list[Tensor]:
+        """image (B, 3, H, W) -> four maps (B, C, h, w) at strides 4, 8, 16, 32."""
+        features = self.model(image)
+        if self.channels_come_last:
+            return [feature.permute(0, 3, 1, 2) for feature in features]
+        return features
+
+
+def import_timm() -> ModuleType:
+    """timm, also beside a torchvision whose compiled part does not fit this torch; RuntimeError where it is missing."""
+    return _import_beside_torchvision("timm", "a timm encoder", "encoders")
+
+
+def import_smp() -> ModuleType:
+    """segmentation_models_pytorch, in the same way."""
+    return _import_beside_torchvision("segmentation_models_pytorch", "this student", "rivals")
+
+
+def import_torchvision() -> ModuleType:
+    """torchvision; on a CPU-only torch with the operators that a CUDA build of torchvision stumbles over.
+
+    That build (the one of the package index) registers shapes of `nms` without having the operator itself, and fails.
+    Declaring the operator lets the import pass; nothing here calls it.
+    """
+    return _import_beside_torchvision("torchvision", "a timm encoder", "encoders")
+
+
+def _import_beside_torchvision(package: str, user: str, extra: str) -> ModuleType:
+    """A package that imports torchvision. user, extra: who needs it and what brings it, for the error."""
+    try:
+        _import_torchvision()
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"{user} needs the package {error.name}, which is not installed; pip install -e '.[{extra}]'"
+        ) from error
+
+
+def _import_torchvision() -> None:
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if torch.version.cuda is not None or "torchvision::nms does not exist" not in str(error):
+            raise
+    else:
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _LIBRARIES.append(library)
+    importlib.import_module("torchvision")
+
+
+def _mamba_vision(name: str, options: dict) -> MambaVision:
+    """MambaVision without classifier; an option that it does not know is an error that says which there are."""
+    known = ("dim", "in_dim", "depths", "num_heads", "window_size", "mlp_ratio", "drop_path", "layer_scale")
+    if unknown := [key for key in options if key not in known]:
+        raise ValueError(f"encoder_options {', '.join(unknown)} are unknown to {name}; known: {', '.join(known)}")
+    return MambaVision(num_classes=0, **options)

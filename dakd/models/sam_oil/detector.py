@@ -1,0 +1,168 @@
+"""The detector of SAM-OIL: torchvision's Faster R-CNN, or a class of the user's with the same two methods."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+from collections import OrderedDict
+from types import ModuleType
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dakd.models.encoders import import_torchvision
+
+# torchvision's factories that take `weights` and `weights_backbone`.
+DETECTORS = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+)
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """A module that is built as `Class(num_classes, **encoder_options)`; class 0 is the background."""
+
+    def __call__(self, image: Tensor) -> list[dict[str, Tensor]]:
+        """image (B, 3, H, W), ImageNet-normalised -> of each `boxes` (n, 4) x0 y0 x1 y1 in pixels, `labels` (n,) int64
+        from 1, `scores` (n,) in (0, 1]. In eval mode."""
+
+    def training_loss(self, image: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+        """(B,) losses with a gradient, of targets with `boxes` and `labels`, of which an image may have none."""
+
+
+def build_detector(name: str, num_classes: int, options: dict) -> nn.Module:
+    """A detector with fresh weights: one of DETECTORS, or `package.module:Class`.
+
+    num_classes: with the background.  options: keyword arguments of torchvision's factory or of the class.
+    ValueError for a name that means none; RuntimeError where torchvision is asked for and not installed.
+    """
+    if ":" in name:
+        return _users_class(name)(num_classes, **options)
+    if name not in DETECTORS:
+        nearest = difflib.get_close_matches(name, DETECTORS, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise ValueError(f"detector {name!r} is unknown; {hint}Known: {', '.join(DETECTORS)}, package.module:Class")
+    return TorchvisionDetector(name, num_classes, options)
+
+
+def _users_class(name: str) -> type[nn.Module]:
+    # Only a module's class is ever called: the name may come from a weights file of unknown origin.
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"detector {name!r} cannot be imported: {error}; give package.module:Class") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "training_loss")):
+        raise ValueError(
+            f"detector {name!r} is {found!r:.100}; wanted a subclass of torch.nn.Module with a method training_loss "
+            "(dakd.models.sam_oil.detector.Detector says what it takes and gives)"
+        )
+    return found
+
+
+class TorchvisionDetector(nn.Module):
+    """Faster R-CNN with fresh weights, on images as they are: ImageNet-normalised, at their own size.
+
+    options: of torchvision's factory; `min_size` and `max_size` (pixels) have images resized before they are looked at.
+    """
+
+    reserved_options = ("weights", "weights_backbone", "num_classes", "image_mean", "image_std")
+
+    def __init__(self, name: str, num_classes: int, options: dict) -> None:
+        super().__init__()
+        if reserved := [key for key in self.reserved_options if key in options]:
+            raise ValueError(f"encoder_options of {name} may not set {', '.join(reserved)}: the student sets them")
+        detection = import_detection()
+        # torchvision would let an option that it does not know pass without a word.
+        known = [*inspect.signature(detection.FasterRCNN.__init__).parameters, "trainable_backbone_layers"]
+        if unknown := [key for key in options if key not in known]:
+            told = f"encoder_options {', '.join(unknown)} are unknown to {name}"
+            raise ValueError(f"{told}; known: {', '.join(known[3:])}")
+        settings = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3} | options
+        # Resizing is torchvision's default; ours is none.
+        if not {"min_size", "max_size"} & set(options):
+            settings["_skip_resize"] = True
+        self.net = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=num_classes, **settings)
+
+    def forward(self, image: Tensor) -> list[dict[str, Tensor]]:
+        with torch.autocast(image.device.type, enabled=False):
+            return self.net(list(image.float()))
+
+    def features(self, image: Tensor) -> None:
+        """The part whose cost does not depend on what is found."""
+        self.net.backbone(image)
+
+    def training_loss(self, image: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+        """(B,): the sums of the losses of proposals and heads, which look at the images one by one."""
+        images, targets = self.net.transform(list(image), targets)
+        features = self.net.backbone(images.tensors)
+        losses = []
+        # Boxes are in pixels, which half precision cannot tell apart.
+        with torch.autocast(image.device.type, enabled=False):
+            for i, (size, target) in enumerate(zip(images.image_sizes, targets)):
+                own = OrderedDict((name, feature[i : i + 1].float()) for name, feature in features.items())
+                one = type(images)(images.tensors[i : i + 1], [size])
+                proposals, of_proposals = self.net.rpn(one, own, [target])
+                _, of_heads = self.net.roi_heads(own, proposals, [size], [target])
+                losses.append(sum(of_proposals.values()) + sum(of_heads.values()))
+        return torch.stack(losses)
+
+
+def import_detection() -> ModuleType:
+    """torchvision.models.detection, able to run also where torchvision's compiled operators do not fit this torch.
+
+    There torchvision has no `nms`, and would compile its `roi_align` for a minute: plain PyTorch takes their places.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        raise RuntimeError("the detector of sam_oil needs torchvision, which is not installed; "
+                           "pip install -e '.[rivals]'")
+    import_torchvision()
+    detection = importlib.import_module("torchvision.models.detection")
+    if not importlib.import_module("torchvision.extension")._has_ops():
+        importlib.import_module("torchvision.ops.boxes").nms = plain_nms
+        importlib.import_module("torchvision.ops.poolers").roi_align = _plain_roi_align
+    return detection
+
+
+def plain_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """(m,) int64: the boxes that remain, by falling score, when each removes the later ones that overlap it more.
+
+    boxes: (n, 4) x0 y0 x1 y1.  scores: (n,).  iou_threshold: of the boxes' intersection over union.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    x0, y0, x1, y1 = boxes[order].detach().double().cpu().numpy().T
+    area = (x1 - x0) * (y1 - y0)
+    is_removed, kept = np.zeros(len(order), bool), []
+    for i in range(len(order)):
+        if is_removed[i]:
+            continue
+        kept.append(i)
+        width = np.minimum(x1[i], x1[i + 1 :]) - np.maximum(x0[i], x0[i + 1 :])
+        height = np.minimum(y1[i], y1[i + 1 :]) - np.maximum(y0[i], y0[i + 1 :])
+        shared = width.clip(min=0) * height.clip(min=0)
+        is_removed[i + 1 :] |= shared > iou_threshold * (area[i] + area[i + 1 :] - shared)
+    return order[torch.as_tensor(kept, dtype=torch.int64, device=order.device)]
+
+
+def _plain_roi_align(
+    input: Tensor,
+    boxes: list[Tensor] | Tensor,
+    output_size: tuple[int, int] | int,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """torchvision's own definition, which it would hand to torch.compile."""
+    rooms = importlib.import_module("torchvision.ops.roi_align")
+    if not isinstance(boxes, Tensor):
+        boxes = rooms.convert_boxes_to_roi_format(boxes)
+    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    plain = getattr(rooms._roi_align, "__wrapped__", rooms._roi_align)
+    return plain(input, boxes, spatial_scale, height, width, sampling_ratio, aligned)

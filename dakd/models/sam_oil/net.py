@@ -1,0 +1,118 @@
+"""SAM-OIL as a student: boxes, masks, fusion; it has a loss of its own, on the objects of hard labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dakd.models.sam_oil.detector import build_detector
+from dakd.models.sam_oil.fusion import fuse_masks
+from dakd.models.sam_oil.masks import SamMasks, read_sam_config
+from dakd.models.sam_oil.objects import objects_of
+
+if TYPE_CHECKING:
+    from dakd.config import StudentConfig
+
+
+class SamOil(nn.Module):
+    """A detector's boxes -> SAM's masks -> ordered fusion; class 0 of the table is the sea.
+
+    cfg: `encoder` names the detector, `sam_oil` holds the other settings, `pretrained` is SAM's folder: its config.json
+    is read where the settings do not hold SAM's sizes, and its weights come in by `load_pretrained`.
+    """
+
+    def __init__(self, cfg: StudentConfig, num_classes: int) -> None:
+        super().__init__()
+        self.settings, self.num_classes = cfg.sam_oil, num_classes
+        _check_order(self.settings.order, num_classes)
+        self.sam_config = self.settings.sam_config or read_sam_config(_sam_folder(cfg.pretrained))
+        self.detector = build_detector(cfg.encoder, num_classes, dict(cfg.encoder_options))
+        self.masks = SamMasks(self.sam_config, self.settings.adapter_channels)
+
+    def load_pretrained(self, folder: str | None) -> None:
+        """SAM's weights; ValueError where no folder is given: a SAM that has learnt nothing makes no masks."""
+        self.masks.load_pretrained(_sam_folder(folder))
+
+    def self_contained(self, cfg: StudentConfig) -> StudentConfig:
+        """The settings with all that rebuilds this net: its file then needs no other folder."""
+        settings = cfg.sam_oil.model_copy(update={"sam_config": self.sam_config})
+        return cfg.model_copy(update={"sam_oil": settings, "pretrained": None})
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W), ImageNet-normalised -> (B, K, H, W) log-probabilities of the fused map, in eval mode.
+
+        On the meta device, where nothing can be found, the detector's and SAM's encoders run alone.
+        """
+        if image.is_meta:
+            return self._cost_alone(image)
+        if self.training:
+            raise RuntimeError("SamOil finds objects in eval mode; call eval() first, or loss_of to train")
+        embeddings, size = self.masks.embed(image), (image.shape[-2], image.shape[-1])
+        return torch.stack([self._fused(*one, size) for one in zip(embeddings, self.detector(image))])
+
+    def _fused(self, embedding: Tensor, found: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        is_sure = found["scores"] >= self.settings.min_score
+        boxes, labels, scores = (found[name][is_sure] for name in ("boxes", "labels", "scores"))
+        mask_logits = self.masks(embedding, boxes, size)
+        return fuse_masks(mask_logits, labels, scores, self.num_classes, self.settings.order)
+
+    def loss_of(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """(B,) each: `detector`, `mask` and their weighted sum `loss`, 0 for a sample without a labelled pixel.
+
+        image: (B, 3, H, W).  label: (B, H, W) class ids; others (the ignored one) belong to no object.
+        Objects are the connected components of each class but the sea. The mask loss is BCE + Dice of the mask that
+        SAM makes of an object's true box, a mean over at most `max_masks` objects, drawn where there are more.
+        """
+        limits = (self.settings.min_pixels, self.settings.max_objects)
+        objects = [objects_of(one, self.num_classes, *limits) for one in label.cpu().numpy()]
+        boxes = [torch.as_tensor(one.boxes, device=image.device) for one in objects]
+        labels = [torch.as_tensor(one.classes, device=image.device) for one in objects]
+        targets = [{"boxes": b, "labels": c} for b, c in zip(boxes, labels)]
+        detector = self.detector.training_loss(image, targets)
+        places = [torch.as_tensor(one.places, device=image.device) for one in objects]
+        mask = torch.stack([self._mask_loss(*one) for one in zip(self.masks.embed(image), boxes, places)])
+        is_labelled = (label < self.num_classes).flatten(1).any(1)
+        detector, mask = (torch.where(is_labelled, losses, 0 * losses) for losses in (detector, mask))
+        return {"loss": detector + self.settings.mask_loss * mask, "detector": detector, "mask": mask}
+
+    def _mask_loss(self, embedding: Tensor, boxes: Tensor, places: Tensor) -> Tensor:
+        chosen = torch.randperm(len(boxes), device=boxes.device)[: self.settings.max_masks]
+        logits = self.masks(embedding, boxes[chosen], (places.shape[0], places.shape[1]))
+        return mask_loss(logits, places == chosen[:, None, None] + 1)
+
+    def _cost_alone(self, image: Tensor) -> Tensor:
+        self.masks.adapter(self.masks.embed(image))
+        if hasattr(self.detector, "features"):
+            self.detector.features(image)
+        return image.new_empty(len(image), self.num_classes, *image.shape[-2:])
+
+
+def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """A scalar, mean over masks of BCE + soft Dice (smooth 1); 0 where there is none, with a gradient of 0.
+
+    logits: (n, H, W).  masks: (n, H, W) bool.
+    """
+    if not len(masks):
+        return logits.float().sum()
+    logits, masks = logits.float(), masks.float()
+    bce = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2))
+    p = logits.sigmoid()
+    dice = 1 - (2 * (p * masks).sum((1, 2)) + 1) / (p.sum((1, 2)) + masks.sum((1, 2)) + 1)
+    return (bce + dice).mean()
+
+
+def _sam_folder(folder: str | None) -> str:
+    if folder is None:
+        raise ValueError(
+            "student sam_oil has no SAM; set train_saross.student.pretrained to a folder with its config.json and "
+            "model.safetensors, such as a copy of the Hugging Face repository facebook/sam-vit-base (Apache-2.0)"
+        )
+    return folder
+
+
+def _check_order(order: tuple[int, ...] | None, num_classes: int) -> None:
+    if order is not None and (len(set(order)) != len(order) or not all(0 < one < num_classes for one in order)):
+        raise ValueError(f"sam_oil.order is {order}; wanted different class ids from 1 to {num_classes - 1}")

@@ -1,0 +1,40 @@
+"""Several scales of an image, fused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dakd.models.multiscale import MultiScale, at_scales
+
+
+def test_the_largest_score_of_all_scales_is_taken_at_each_pixel_and_class():
+    # The identity tells what it sees: at half the size, the mean of each 2 x 2 block, here 6 and -2.5.
+    image = torch.tensor([[[[0.0, 4.0], [8.0, 12.0]], [[-1.0, -2.0], [-3.0, -4.0]]]])
+    fused = at_scales(nn.Identity(), (0.5, 1.0))(image)
+    assert fused.tolist() == [[[[6.0, 6.0], [8.0, 12.0]], [[-1.0, -2.0], [-2.5, -2.5]]]]
+
+
+def test_each_scale_is_seen_at_its_size_and_brought_to_the_images():
+    sizes = []
+
+    class Net(nn.Module):
+        def forward(self, image):
+            sizes.append(tuple(image.shape[-2:]))
+            return image * len(sizes)
+
+    image = torch.rand(1, 3, 9, 30) + 1
+    fused = MultiScale(Net(), (0.5, 0.75, 1, 2))(image)
+    assert sizes == [(4, 15), (7, 22), (9, 30), (18, 60)]
+    largest = F.interpolate(F.interpolate(image, size=(18, 60), mode="bilinear"), size=(9, 30), mode="bilinear") * 4
+    torch.testing.assert_close(fused, largest)
+
+
+def test_one_scale_is_the_model_itself_and_none_is_refused():
+    net = nn.Identity()
+    assert at_scales(net, (1.0,)) is net
+    for scales in ((), (0.5, 0.0)):
+        with pytest.raises(ValueError, match="wanted one or more positive numbers"):
+            at_scales(net, scales)
