@@ -498,7 +498,7 @@ class FidelityConfig(Section):
     """FID and its relatives: synthetic images against real training images, through torch-fidelity."""
 
     # inception: FID, IS, KID, precision, recall. small: fixed random filters, whose numbers have other names. none: the
-    # weights of InceptionV3 are a download of 91 MB, and a CPU makes about five images a second.
+    # weights of InceptionV3 are a download, and a CPU core makes about eight images a second.
     extractor: Literal["none", "inception", "small"] = "none"
     weights: str | None = None  # InceptionV3's file; None: torch-fidelity's own download
     num_images: Annotated[int, Field(ge=20)] | None = None  # of each set; None: the smaller set's number

@@ -11,7 +11,7 @@ from pathlib import Path
 from dakd.ablate.figures import draw_figures
 from dakd.ablate.plan import Plan, make_plan
 from dakd.ablate.run import Outcome, Store, work
-from dakd.ablate.spec import TableSpec, load_table, nearest_row
+from dakd.ablate.spec import TableSpec, load_table, nearest_row, without_absent
 from dakd.ablate.table import write_table
 from dakd.runtime.lifetime import PREEMPTED, Preempted
 from dakd.runtime.slurm import place_in_array
@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     table = narrowed(load_table(args.config), args.row, args.data, args.seeds)
     table = with_bases(table, args.base)
+    if args.small and table.small_measures is not None:
+        table = table.model_copy(update={"measures": table.small_measures})
+    table, absent = without_absent(table)
     plan = make_plan(table, args.config.parent, args.small, args.overrides)
     store, folder = Store(args.store), args.out or Path("runs/ablate") / args.config.stem
     outcome = Outcome()
@@ -68,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"ablate: {len(plan.cells)} cells, {len(plan.jobs)} jobs, {_num_done(plan, store)} of them done")
         place, count = place_in_array()
         outcome = work(plan, store, args.processes, first=place * len(plan.jobs) // count)
-    path = write_table(plan, store, folder, outcome.failed)
+    path = write_table(plan, store, folder, outcome.failed, absent)
     print(path.read_text())
     if args.figures:
         for picture in draw_figures(plan, store, folder / "figures"):

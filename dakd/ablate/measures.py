@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 # Which job of a cell a measure is read from: the student's scores, those of the generated pairs, the nets' cost.
 Source = Literal["student", "pairs", "cost"]
@@ -26,12 +26,24 @@ class Measure:
 
     def read(self, result: dict) -> float | None:
         """The number in the unit shown; None where the job did not write it."""
-        node = result
-        for key in self.path.split("."):
-            if not isinstance(node, dict) or node.get(key) is None:
-                return None
-            node = node[key]
-        return self.scale * float(node) if isinstance(node, int | float) else None
+        return self._scaled(_node(result, self.path))
+
+    def read_interval(self, result: dict) -> tuple[float, float] | None:
+        """The interval that stands beside the number, in the unit shown; None where there is none."""
+        beside = _node(result, self.path.rpartition(".")[0])
+        ends = [self._scaled(beside.get(end)) for end in ("low", "high")] if isinstance(beside, dict) else [None]
+        return None if None in ends else (ends[0], ends[1])
+
+    def _scaled(self, value: Any) -> float | None:
+        return self.scale * float(value) if isinstance(value, int | float) else None
+
+
+def _node(result: Any, path: str) -> Any:
+    for key in path.split("."):
+        if not isinstance(result, dict):
+            return None
+        result = result.get(key)
+    return result
 
 
 def _scores() -> dict[str, Measure]:
@@ -44,6 +56,44 @@ def _scores() -> dict[str, Measure]:
     }
     for short, name in (("sea", "sea"), ("oil", "oil"), ("look", "look-alike"), ("ship", "ship"), ("land", "land")):
         table[f"iou_{short}"] = Measure(short, "student", f"per_class.{name}.iou", 100)
+    for name in ("ship", "oil"):
+        title = f"{name}s found" if name == "ship" else "slicks found"
+        table[f"found_{name}"] = Measure(f"{title}, %", "student", f"objects.per_class.{name}.recall", 100)
+    table["boundary_miou"] = Measure("boundary mIoU", "student", "boundary_iou.mean", 100)
+    table["ece"] = Measure("ECE, %", "student", "calibration.ece", 100, better="down")
+    return table
+
+
+def _pairs() -> dict[str, Measure]:
+    """Of the generated set beside the real one: a net's features, and what such a net cannot see, as distances."""
+    of_net = {
+        "fid": ("FID", "fid", 2, "down"),
+        "is": ("IS", "inception_score", 3, "up"),
+        "kid": ("KID", "kid", 4, "down"),
+        "fd_small": ("Frechet distance (small net)", "fd_small", 3, "down"),
+        "kd_small": ("kernel distance (small net)", "kd_small", 4, "down"),
+        "pair_precision": ("precision of images", "precision", 3, "up"),
+        "pair_recall": ("recall of images", "recall", 3, "up"),
+        "pair_precision_small": ("precision (small net)", "precision_small", 3, "up"),
+        "pair_recall_small": ("recall (small net)", "recall_small", 3, "up"),
+    }
+    table = {
+        name: Measure(title, "pairs", f"fidelity.metrics.{key}.value", digits=digits, better=better)
+        for name, (title, key, digits, better) in of_net.items()
+    }
+    physics = {
+        "looks": "ENL, dB",
+        "autocorrelation": "speckle autocorrelation",
+        "spectrum": "spectrum, dB",
+        "greys": "grey histogram",
+        "contrast": "contrast, greys",
+        "edges": "edges on labels",
+        "shares": "class shares, %",
+    }
+    for name, title in physics.items():
+        digits = 3 if name in ("autocorrelation", "edges") else 2
+        path = f"physics.measures.{name}.distance"
+        table[name] = Measure(f"distance: {title}", "pairs", path, digits=digits, better="down")
     return table
 
 
@@ -57,7 +107,7 @@ def _costs() -> dict[str, Measure]:
     return table
 
 
-MEASURES: dict[str, Measure] = _scores() | _costs()
+MEASURES: dict[str, Measure] = _scores() | _pairs() | _costs()
 
 
 def measure_of(name: str) -> Measure:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,7 +37,8 @@ class RowSpec(Section):
     """One line of the table.
 
     head: what stands in the further columns of its head.  set: dotted settings.  small: over these, with --small.
-    training_set: the student's.  paper: the paper's numbers.
+    training_set: the student's.  paper: the paper's numbers.  needs: an environment variable that the settings use, such
+    as the folder of weights that are not to be downloaded; without it the row is named as absent.
     """
 
     name: str
@@ -44,6 +46,7 @@ class RowSpec(Section):
     set: Settings
     small: Settings
     training_set: TrainingSet = "real"
+    needs: str | None = None
     paper: PaperNumbers
 
 
@@ -57,7 +60,8 @@ class TableSpec(Section):
     base: str | None = None
     data: Annotated[dict[str, DataSpec], Field(default_factory=dict)]
     seeds: tuple[int, ...] = (0,)
-    measures: tuple[str, ...]
+    measures: Annotated[tuple[str, ...], Field(min_length=1)]
+    small_measures: tuple[str, ...] | None = None  # in their place with --small
     reference: str | None = None
     set: Settings
     small: Settings
@@ -76,7 +80,7 @@ class TableSpec(Section):
             raise ValueError(f"reference {self.reference!r} is no row; rows: {', '.join(names)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds are {list(self.seeds)}; wanted different whole numbers of at least 0")
-        for name in self.measures:
+        for name in (*self.measures, *(self.small_measures or ())):
             measure_of(name)
         for name, one in self.data.items():
             if one.test_on is not None and one.test_on not in self.data:
@@ -162,6 +166,21 @@ def _settings(table: TableSpec, spec: DataSpec, row: RowSpec | None, small: bool
         settings |= part.small
     # All seeds have the same data: the embedded set is drawn with one seed, which other data do not look at.
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()] + ["prepare.simulation.seed=0"]
+
+
+def without_absent(table: TableSpec) -> tuple[TableSpec, dict[str, str]]:
+    """The table without the rows whose needs are not met, and what each of these wants.
+
+    Raises ValueError where no row is left.
+    """
+    absent = {
+        row.name: f"set {row.needs} to run it" for row in table.rows if row.needs and row.needs not in os.environ
+    }
+    rows = tuple(row for row in table.rows if row.name not in absent)
+    if not rows:
+        raise ValueError("; ".join(f"row {name!r}: {why}" for name, why in absent.items()))
+    reference = None if table.reference in absent else table.reference
+    return table.model_copy(update={"rows": rows, "reference": reference}), absent
 
 
 def nearest_row(table: TableSpec, name: str) -> RowSpec:

@@ -28,11 +28,15 @@ _RESULT_FILES = {"cost": "cost.json", "pairs": "evaluate/generation.json"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One measure of one line: a value for each seed that is done."""
+    """One measure of one line: a value for each seed that is done.
+
+    interval: of the only value, where its job has written one.
+    """
 
     measure: Measure
     values: tuple[float, ...]
     paper: float | None
+    interval: tuple[float, float] | None = None
 
     @property
     def mean(self) -> float | None:
@@ -71,7 +75,9 @@ def collect(plan: Plan, store: Store) -> list[Line]:
             measure = measure_of(name)
             values = [measure.read(result.get(measure.source, {})) for result in results]
             known = tuple(value for value in values if value is not None)
-            entries[name] = Entry(measure, known, table.paper_number(row, dataset, name))
+            beside = [measure.read_interval(result.get(measure.source, {})) for result in results]
+            interval = next((one for one in beside if one is not None), None) if len(known) == 1 else None
+            entries[name] = Entry(measure, known, table.paper_number(row, dataset, name), interval)
         done = tuple(cell.seed for cell, result in zip(cells, results) if set(result) >= set(cell.jobs))
         reference = [
             cell for cell in plan.cells if cell.row.name == table.reference and cell.dataset == dataset
@@ -126,21 +132,29 @@ def _seconds(cells: Sequence[Cell], store: Store) -> float:
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
-def write_table(plan: Plan, store: Store, folder: str | Path, failed: dict[str, str] | None = None) -> Path:
+def write_table(
+    plan: Plan,
+    store: Store,
+    folder: str | Path,
+    failed: dict[str, str] | None = None,
+    absent: dict[str, str] | None = None,
+) -> Path:
     """Write table.md, table.csv, table.tex and seeds.csv into a folder; the path of table.md.
 
-    failed: why, by the name of the jobs that failed.
+    failed: why, by the name of the jobs that failed.  absent: why, by the rows that are not in the plan.
     """
     folder = Path(folder)
     lines = collect(plan, store)
     write_text(folder / "table.csv", _csv(plan, lines))
     write_text(folder / "seeds.csv", _seeds_csv(plan, store))
     write_text(folder / "table.tex", _latex(plan, lines))
-    write_text(folder / "table.md", markdown(plan, lines, store, failed or {}))
+    write_text(folder / "table.md", markdown(plan, lines, store, failed or {}, absent or {}))
     return folder / "table.md"
 
 
-def markdown(plan: Plan, lines: Sequence[Line], store: Store, failed: dict[str, str]) -> str:
+def markdown(
+    plan: Plan, lines: Sequence[Line], store: Store, failed: dict[str, str], absent: dict[str, str]
+) -> str:
     header, rows = grid(plan, lines)
     parts = [f"# {plan.table.title}", _markdown_table(header, rows)]
     if plan.table.reference is not None:
@@ -158,6 +172,8 @@ def markdown(plan: Plan, lines: Sequence[Line], store: Store, failed: dict[str, 
     ]
     if missing:
         parts.append("Missing (the same command goes on):\n\n" + "\n".join(missing))
+    if absent:
+        parts.append("Absent:\n\n" + "\n".join(f"- {name}: {why}" for name, why in absent.items()))
     if failed:
         parts.append("Failed:\n\n" + "\n".join(f"- {name}: {why}" for name, why in failed.items()))
     return "\n\n".join(parts) + "\n"
@@ -193,9 +209,25 @@ def facts(plan: Plan, lines: Sequence[Line], store: Store) -> list[str]:
     for name, title in (("commit", "commit"), ("device", "measured on")):
         found = sorted({record[name] for record in records})
         said.append(f"{title} {', '.join(found) if found else 'nothing yet'}")
+    said += _image_counts_of_pairs(plan, store)
     said.append(f"{len(records)} of {len(plan.jobs)} jobs are done; they took {_total(records)}")
     said.append("time: of all steps that a line needs, those too that lines share")
     return said
+
+
+def _image_counts_of_pairs(plan: Plan, store: Store) -> list[str]:
+    """How many images the distances between sets are of; their intervals stand in brackets."""
+    told = []
+    for cell in plan.cells:
+        result = read_results(cell, store).get("pairs")
+        if result is None:
+            continue
+        counts = result["physics"]["num_images"]
+        line = f"distances: {counts['synthetic']} generated and {counts['real']} training images"
+        if "absent" not in result["fidelity"]:
+            line += f"; of a net's features: {result['fidelity']['num_images']} of each"
+        told.append(line + "; in brackets 95 % bootstrap intervals over the images")
+    return list(dict.fromkeys(told))
 
 
 def budget(config, sources: set[str]) -> str:
@@ -225,6 +257,8 @@ def _value(entry: Entry, line: Line) -> str:
     text = _plain(entry.mean, entry.measure)
     if entry.sd is not None:
         text += f" ± {entry.sd:.{entry.measure.digits}f}"
+    if entry.interval is not None:
+        text += f" [{', '.join(_plain(end, entry.measure) for end in entry.interval)}]"
     return text if len(entry.values) == len(line.wanted) else f"{text} (n={len(entry.values)})"
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dakd.config import FidelityConfig
+from dakd.models.encoders import import_beside_torchvision
 from dakd.runtime.files import file_hash
 from dakd.runtime.seeding import Stream, numpy_rng
 
@@ -61,15 +62,8 @@ def open_extractor(cfg: FidelityConfig, device: str | torch.device) -> Extractor
 
 
 def import_torch_fidelity() -> ModuleType:
-    try:
-        import torch_fidelity
-    # A torchvision that was built for another torch raises a RuntimeError.
-    except (ImportError, RuntimeError) as error:
-        raise RuntimeError(
-            f"FID and its relatives come from torch-fidelity, which cannot be imported ({error}); pip install -e "
-            f"'.[eval]' with a torchvision that fits torch, or set evaluate.fidelity.extractor to none"
-        ) from None
-    return torch_fidelity
+    """torch-fidelity, also beside a torchvision whose compiled part does not fit this torch."""
+    return import_beside_torchvision("torch_fidelity", "FID and its relatives", "eval")
 
 
 def to_rgb(sar: Tensor) -> Tensor:

@@ -126,11 +126,11 @@ def _spectrum_chart(curves: dict) -> str:
     if any(value is None or value <= 0 for value in known):
         return ""
     lines = [_line(name, curves["cycles_per_pixel"], curves[name]) for name in ("real", "synthetic")]
-    return line_chart(lines, "cycles a pixel", "power, grey values squared", log_y=True)
+    return line_chart(lines, "cycles a pixel", "power, greys squared", log_y=True)
 
 
 def _lag_chart(curves: dict) -> str:
-    """Along the rows, and down the columns."""
+    """Lags along the rows, and down the columns."""
     if any(value is None for name in ("real", "synthetic") for value in curves[name]):
         return ""
     half = len(curves["lags"]) // 2
@@ -138,13 +138,13 @@ def _lag_chart(curves: dict) -> str:
     lines = [
         Line(f"{name}, {way}", lags, curves[name][part], COLOURS[colour], dashed=name == "synthetic")
         for name, way, part, colour in (
-            ("real", "along rows", slice(half), 0),
-            ("real", "down columns", slice(half, None), 5),
-            ("synthetic", "along rows", slice(half), 1),
-            ("synthetic", "down columns", slice(half, None), 4),
+            ("real", "rows", slice(half), 0),
+            ("real", "columns", slice(half, None), 5),
+            ("synthetic", "rows", slice(half), 1),
+            ("synthetic", "columns", slice(half, None), 4),
         )
     ]
-    return line_chart(lines, "lag, pixels", "autocorrelation of the sea's speckle")
+    return line_chart(lines, "lag, pixels", "autocorrelation of speckle")
 
 
 def _line(name: str, x: list[float], y: list[float]) -> Line:

@@ -229,7 +229,7 @@ def list_measures(classes: ClassTable) -> dict[str, Measure]:
             _all_images,
         ),
         "contrast": _by_image("contrast", "contrast within an image, sea minus oil", "greys"),
-        "edges": _by_image("edges", "image gradient on the label's edges over that elsewhere", "ratio"),
+        "edges": _by_image("edges", "image gradient on the label's edges over that elsewhere", ""),
         "greys": _greys("grey histogram", slice(None)),
     }
     for number, name in enumerate(classes.names):

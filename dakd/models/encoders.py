@@ -78,12 +78,12 @@ class TimmEncoder(nn.Module):
 
 def import_timm() -> ModuleType:
     """timm, also beside a torchvision whose compiled part does not fit this torch; RuntimeError where it is missing."""
-    return _import_beside_torchvision("timm", "a timm encoder", "encoders")
+    return import_beside_torchvision("timm", "a timm encoder", "encoders")
 
 
 def import_smp() -> ModuleType:
     """segmentation_models_pytorch, in the same way."""
-    return _import_beside_torchvision("segmentation_models_pytorch", "this student", "rivals")
+    return import_beside_torchvision("segmentation_models_pytorch", "this student", "rivals")
 
 
 def import_torchvision() -> ModuleType:
@@ -92,10 +92,10 @@ def import_torchvision() -> ModuleType:
     That build (the one of the package index) registers shapes of `nms` without having the operator itself, and fails.
     Declaring the operator lets the import pass; nothing here calls it.
     """
-    return _import_beside_torchvision("torchvision", "a timm encoder", "encoders")
+    return import_beside_torchvision("torchvision", "a timm encoder", "encoders")
 
 
-def _import_beside_torchvision(package: str, user: str, extra: str) -> ModuleType:
+def import_beside_torchvision(package: str, user: str, extra: str) -> ModuleType:
     """A package that imports torchvision. user, extra: who needs it and what brings it, for the error."""
     try:
         _import_torchvision()

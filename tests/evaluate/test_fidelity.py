@@ -14,12 +14,19 @@ from evaluate_worlds import slick, write_images
 
 from dakd.config import FidelityConfig, build_config
 from dakd.evaluate import extractors, fidelity
-from dakd.evaluate.extractors import Extractor, SmallRandomConv, open_extractor, to_rgb
-from dakd.evaluate.fidelity import Features, compare_fidelity, extract_features, library_values, score_features, split_groups
+from dakd.evaluate.extractors import Extractor, SmallRandomConv, import_torch_fidelity, open_extractor, to_rgb
+from dakd.evaluate.fidelity import (
+    Features,
+    compare_fidelity,
+    extract_features,
+    library_values,
+    score_features,
+    split_groups,
+)
 from dakd.evaluate.likeness import fidelity_notes, fidelity_rows
 from dakd.evaluate.windows import choose_windows
 
-torch_fidelity = pytest.importorskip("torch_fidelity")
+torch_fidelity = import_torch_fidelity()
 SMALL = FidelityConfig(extractor="small", bootstrap=20, batch_size=8)
 SIZE = (32, 32)
 

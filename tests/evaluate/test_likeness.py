@@ -16,7 +16,6 @@ from dakd.evaluate.report import write_report
 
 @pytest.fixture
 def with_small(config):
-    pytest.importorskip("torch_fidelity")
     fidelity = {"extractor": "small", "bootstrap": 20}
     return config.model_copy(update={"evaluate": EvaluateConfig(fidelity=fidelity)})
 

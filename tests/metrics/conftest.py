@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from dakd.models.zoo import import_torchvision
+from dakd.models.encoders import import_torchvision
 
 
 @pytest.fixture(scope="session")

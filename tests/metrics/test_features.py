@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 
 from dakd.metrics.features import frechet_distance, kernel_distance, polynomial_kernel, precision_recall
+from dakd.models.encoders import import_beside_torchvision
 
 SHAPES = [(30, 50, 8), (20, 26, 40), (60, 24, 32)]  # more vectors than features, fewer, and both
 
@@ -16,13 +19,18 @@ def features(rows: int, columns: int, seed: int, shift: float = 0.0) -> torch.Te
     return torch.randn(rows, columns, generator=generator) @ mix + shift
 
 
+def library(module: str) -> ModuleType:
+    """A part of torch-fidelity, also beside a torchvision whose compiled part does not fit this torch."""
+    return import_beside_torchvision(module, "this test", "eval")
+
+
 def ones(x: torch.Tensor) -> torch.Tensor:
     return torch.ones(len(x), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("n,m,d", SHAPES)
 def test_frechet_distance_equals_torch_fidelitys_and_scipys(n, m, d):
-    fid = pytest.importorskip("torch_fidelity.metric_fid")
+    fid = library("torch_fidelity.metric_fid")
     linalg = pytest.importorskip("scipy.linalg")
     x, y = features(n, d, 0), features(m, d, 1, shift=0.3)
     found = frechet_distance(x.double(), y.double(), ones(x), ones(y))
@@ -56,7 +64,7 @@ def test_weights_count_as_copies(n, m, d):
 
 
 def test_kernel_distance_equals_torch_fidelitys():
-    kid = pytest.importorskip("torch_fidelity.metric_kid")
+    kid = library("torch_fidelity.metric_kid")
     x, y = features(40, 12, 0), features(40, 12, 1, shift=0.2)
     result = kid.kid_features_to_metric(x.double(), y.double(), kid_subsets=1, kid_subset_size=40, verbose=False)
     found = kernel_distance(*_all_pairs(polynomial_kernel, x.double(), y.double()), ones(x), ones(y))
@@ -73,7 +81,7 @@ def test_a_copy_is_not_paired_with_itself():
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 2.0])
 def test_precision_and_recall_equal_torch_fidelitys(shift):
-    prc = pytest.importorskip("torch_fidelity.metric_prc")
+    prc = library("torch_fidelity.metric_prc")
     x, y = features(40, 6, 0), features(50, 6, 1, shift=shift)
     wanted = prc.prc_features_to_metric(x, y, prc_neighborhood=3, verbose=False)
     found = precision_recall(*_all_pairs(torch.cdist, x, y), ones(x).float(), ones(y).float(), neighbours=3)

@@ -13,6 +13,7 @@ from dakd.config import DEFAULT_ENCODERS, StudentConfig, build_config
 from dakd.models.encoders import import_smp, import_torchvision
 from dakd.models.saross import pad_to_multiple
 from dakd.models.zoo import STUDENTS, build_student
+from dakd.train.saross import LATER_STUDENT_SETTINGS, settings_identity
 from dakd.weights import load_pretrained_encoder
 
 RIVALS = tuple(SMALL_RIVALS)
@@ -30,7 +31,7 @@ def number_of_parameters(name: str, num_classes: int) -> int:
 
 
 def test_every_name_has_an_encoder_a_title_and_a_small_form():
-    assert set(STUDENTS) == set(DEFAULT_ENCODERS) == {"saross", *RIVALS}
+    assert set(STUDENTS) == set(DEFAULT_ENCODERS) == {"saross", "sam_oil", *RIVALS}  # sam_oil has tests of its own
     for name, encoder in DEFAULT_ENCODERS.items():
         assert StudentConfig(name=name).encoder == StudentConfig(name=name, encoder=None).encoder == encoder
 
@@ -40,7 +41,8 @@ def test_settings_saved_before_there_were_rivals_are_the_same_still():
              "decoder_channels": [256, 256, 128, 64], "caft_ratio": 0.5, "caft_heads": [1, 2, 4],
              "skip_module": "caft"}  # fmt: skip
     assert StudentConfig.model_validate(saved) == StudentConfig()
-    assert StudentConfig().model_dump(mode="json") == saved
+    assert settings_identity(StudentConfig(), LATER_STUDENT_SETTINGS) == saved
+    assert "sam_oil" in settings_identity(StudentConfig(name="sam_oil", sam_oil={"min_score": 0.5}), ("sam_oil",))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dakd.models.encoders import import_torchvision
@@ -118,7 +119,7 @@ class TorchvisionDetector(nn.Module):
 def import_detection() -> ModuleType:
     """torchvision.models.detection, able to run also where torchvision's compiled operators do not fit this torch.
 
-    There torchvision has no `nms`, and would compile its `roi_align` for a minute: plain PyTorch takes their places.
+    There torchvision has no `nms`, and its `roi_align` takes seconds an image: plain PyTorch takes their places.
     """
     if importlib.util.find_spec("torchvision") is None:
         raise RuntimeError("the detector of sam_oil needs torchvision, which is not installed; "
@@ -127,7 +128,7 @@ def import_detection() -> ModuleType:
     detection = importlib.import_module("torchvision.models.detection")
     if not importlib.import_module("torchvision.extension")._has_ops():
         importlib.import_module("torchvision.ops.boxes").nms = plain_nms
-        importlib.import_module("torchvision.ops.poolers").roi_align = _plain_roi_align
+        importlib.import_module("torchvision.ops.poolers").roi_align = plain_roi_align
     return detection
 
 
@@ -151,7 +152,7 @@ def plain_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return order[torch.as_tensor(kept, dtype=torch.int64, device=order.device)]
 
 
-def _plain_roi_align(
+def plain_roi_align(
     input: Tensor,
     boxes: list[Tensor] | Tensor,
     output_size: tuple[int, int] | int,
@@ -159,10 +160,36 @@ def _plain_roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """torchvision's own definition, which it would hand to torch.compile."""
-    rooms = importlib.import_module("torchvision.ops.roi_align")
-    if not isinstance(boxes, Tensor):
-        boxes = rooms.convert_boxes_to_roi_format(boxes)
+    """torchvision's `roi_align` of boxes that lie within their images, with `sampling_ratio`^2 samples a bin.
+
+    input: (N, C, h, w).  boxes: N of (n_i, 4), or (n, 5) with the image's index first.  Result: (n, C, *output_size).
+    """
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
-    plain = getattr(rooms._roi_align, "__wrapped__", rooms._roi_align)
-    return plain(input, boxes, spatial_scale, height, width, sampling_ratio, aligned)
+    rois = boxes if isinstance(boxes, Tensor) else torch.cat(
+        [torch.cat([own.new_full((len(own), 1), i), own], dim=1) for i, own in enumerate(boxes)]
+    )
+    corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
+    x = _sample_places(corners[:, 0], corners[:, 2], width, sampling_ratio, aligned)
+    y = _sample_places(corners[:, 1], corners[:, 3], height, sampling_ratio, aligned)
+    # Pixel i's centre is at i here, and at (2 i + 1) / size - 1 for grid_sample, which repeats the edge as this does.
+    x, y = (2 * x + 1) / input.shape[3] - 1, (2 * y + 1) / input.shape[2] - 1
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+    pooled = input.new_zeros(len(rois), input.shape[1], height, width)
+    for i, image in enumerate(input):
+        own = (rois[:, 0] == i).nonzero()[:, 0]
+        if not len(own):
+            continue
+        samples = F.grid_sample(
+            image[None], grid[own].flatten(0, 1)[None].to(input.dtype), padding_mode="border", align_corners=False
+        )
+        samples = samples[0].unflatten(1, (len(own), height * sampling_ratio)).transpose(0, 1)
+        pooled = pooled.index_copy(0, own, F.avg_pool2d(samples, sampling_ratio))
+    return pooled
+
+
+def _sample_places(start: Tensor, end: Tensor, num_bins: int, sampling_ratio: int, aligned: bool) -> Tensor:
+    """(n, num_bins * sampling_ratio): evenly spread samples, the middles of equal parts of a side."""
+    length = end - start if aligned else (end - start).clamp(min=1)
+    count = num_bins * sampling_ratio
+    places = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count
+    return start[:, None] + length[:, None] * places

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dakd.models.sam_oil.detector import build_detector, import_detection, plain_nms
+from dakd.models.sam_oil.detector import build_detector, import_detection, plain_nms, plain_roi_align
 
 TINY = {"box_batch_size_per_image": 8, "rpn_pre_nms_top_n_train": 20, "rpn_post_nms_top_n_train": 10}
 NAME = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -72,6 +72,30 @@ def test_nms_is_torchvisions_where_that_is_there():
     for seed in range(5):
         boxes, scores = random_boxes(200, seed)
         assert torch.equal(plain_nms(boxes, scores, 0.5), nms(boxes, scores, 0.5))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_roi_align_is_that_of_torchvision_forward_and_backward(aligned):
+    import_detection()
+    definition = sys.modules["torchvision.ops.roi_align"]._roi_align.__wrapped__
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 16, 12, generator=generator, dtype=torch.float64, requires_grad=True)
+    corner = torch.rand(9, 2, generator=generator) * torch.tensor([30.0, 40.0])
+    end = corner + torch.rand(9, 2, generator=generator) * (torch.tensor([48.0, 64.0]) - corner)
+    boxes = torch.cat([corner, end], 1).double()
+    boxes[0] = torch.tensor([0.0, 0, 48, 64])
+    boxes[1] = torch.tensor([47.0, 63, 48, 64])
+    rois = torch.cat([torch.tensor([0, 1, 1, 0, 0, 1, 0, 0, 1])[:, None].double(), boxes], 1)
+    weight = torch.randn(9, 3, 7, 5, generator=generator, dtype=torch.float64)
+    results = []
+    for function in (plain_roi_align, lambda f, r, size, *rest: definition(f, r, rest[0], *size, *rest[1:])):
+        pooled = function(features, rois, (7, 5), 0.25, 2, aligned)
+        results.append((pooled, *torch.autograd.grad((pooled * weight).sum(), features)))
+    torch.testing.assert_close(results[0], results[1])
+    split = [boxes[rois[:, 0] == i] for i in range(2)]
+    by_image = plain_roi_align(features, split, (7, 5), 0.25, 2, aligned)
+    torch.testing.assert_close(by_image[:5], results[0][0][rois[:, 0] == 0])
+    assert plain_roi_align(features, [boxes[:0]] * 2, 7, 0.25, 2).shape == (0, 3, 7, 7)
 
 
 def test_the_loss_is_by_sample_and_that_of_torchvision_and_falls():
