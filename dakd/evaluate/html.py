@@ -63,6 +63,8 @@ details { margin: 10px 0; }
   margin: 10px 0; }
 .small-multiples figure { margin: 0; } .small-multiples img { width: 100%; }
 .small-multiples figcaption { font-size: 12px; }
+.figures { margin: 12px 0; display: flex; flex-wrap: wrap; gap: 12px 16px; align-items: flex-start; }
+.figures figure { margin: 0; max-width: 100%; }
 .caption { font-size: 14px; color: var(--soft); margin: 2px 6px 4px; }
 @media (max-width: 600px) { body { padding: 20px 14px 64px; } }
 """
@@ -154,6 +156,11 @@ def thumbnail(path: Path, caption: str) -> str:
 def small_multiples(tiles: Sequence[str]) -> str:
     """Thumbnails in as many columns as fit."""
     return f'<div class="small-multiples">{"".join(tiles)}</div>'
+
+
+def figures(each: Sequence[str]) -> str:
+    """Figures at their own size, as many in a row as fit."""
+    return f'<div class="figures">{"".join(each)}</div>'
 
 
 def caption(text: str) -> str:

@@ -42,13 +42,14 @@ def students(run_dir: Path) -> list[str]:
 def _grids(grids: list[Path]) -> list[str]:
     """The first, the middle and the last grid of samples; those of all steps, small, behind a line that opens them."""
     chosen = sorted({0, len(grids) // 2, len(grids) - 1}) if grids else []
-    parts = [html.figure(grids[place], f"samples, {grids[place].stem}", magnify=True) for place in chosen]
+    shown = [html.figure(grids[place], f"samples, {grids[place].stem}") for place in chosen]
+    parts = [html.figures(shown)] if shown else []
     if len(grids) > len(chosen):
         count = min(_MAX_GRIDS, len(grids))
         places = [round(number * (len(grids) - 1) / (count - 1)) for number in range(count)]
-        shown = "all" if count == len(grids) else f"{count} evenly spaced of"
+        of = "all" if count == len(grids) else f"{count} evenly spaced of"
         tiles = [html.thumbnail(grids[place], grids[place].stem) for place in places]
-        parts.append(html.folded_parts(f"Samples of {shown} {len(grids)} steps", html.small_multiples(tiles)))
+        parts.append(html.folded_parts(f"Samples of {of} {len(grids)} steps", html.small_multiples(tiles)))
     return parts
 
 
