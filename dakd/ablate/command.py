@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--base", action="append", default=[], metavar="[DATA=]FILE", help="another experiment for the table's data"
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the table's")
+    parser.add_argument("--runs", type=int, help="passes that a cost is the mean of, in place of the table's")
     parser.add_argument("--row", action="append", default=[], metavar="NAME", help="these rows alone")
     parser.add_argument("--data", action="append", default=[], metavar="NAME", help="these data sets alone")
     parser.add_argument("--small", action="store_true", help="the table's settings for small nets and images")
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     table = narrowed(load_table(args.config), args.row, args.data, args.seeds)
     table = with_bases(table, args.base)
+    if args.runs:
+        table = TableSpec.model_validate(table.model_dump() | {"runs": args.runs})
     if args.small and table.small_measures is not None:
         table = table.model_copy(update={"measures": table.small_measures})
     table, absent = without_absent(table)

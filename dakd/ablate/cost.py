@@ -21,12 +21,11 @@ from dakd.models.zoo import build_student
 from dakd.runtime.distributed import device as own_device
 from dakd.runtime.distributed import limit_threads
 
-RUNS = 300  # forward passes of one image (paper, 7.3)
 _WARM_UPS = 3
 _NUM_CLASSES = 5  # OSD's
 
 
-def measure_cost(config: Config, runs: int = RUNS) -> dict:
+def measure_cost(config: Config, runs: int) -> dict:
     """Costs of the configured student and of the same without skip modules, on one image of `train_saross.crop`.
 
     Returns of both: params, macs (of the layers, as thop counts: without attention products and scans), mean time (s)

@@ -24,7 +24,7 @@ from dakd.config import Config, TrainingSet
 
 @dataclass(frozen=True)
 class Job:
-    """kind: what it makes.  steps: the pipeline step and its options, each a command of its own.
+    """kind: what it makes.  steps: the pipeline step and its options, each a command of its own; or cost and its runs.
 
     links: what of the run folder comes from another job, by its path within both.
     """
@@ -89,7 +89,7 @@ def make_plan(
 def _jobs_of(config: Config, training_set: TrainingSet, table: TableSpec, other: Config | None) -> dict[str, Job]:
     jobs = {}
     if "cost" in table.sources:
-        jobs["cost"] = _cost(config)
+        jobs["cost"] = _cost(config, table.runs)
     if "student" in table.sources:
         jobs["student"] = _scores(config, _student(config, training_set), _prepare(other or config))
     if "pairs" in table.sources:
@@ -156,10 +156,10 @@ def _pairs(config: Config, generate: Job) -> Job:
     return _job("pairs", settings, config, [("evaluate",)], links)
 
 
-def _cost(config: Config) -> Job:
+def _cost(config: Config, runs: int) -> Job:
     cfg = config.train_saross
     student = cfg.student.model_dump(mode="json", exclude_defaults=True)
-    return _job("cost", {"student": student, "crop": list(cfg.crop)}, config, [], {})
+    return _job("cost", {"student": student, "crop": list(cfg.crop), "runs": runs}, config, [("cost", str(runs))], {})
 
 
 def _reading(config: Config) -> dict[str, Any]:

@@ -113,13 +113,11 @@ def _do(job: Job, store: Store, processes: int | None) -> None:
         _link(folder / path, store.place(other) / path)
     say(f"ablate: {job.name}")
     for step, *options in job.steps:
-        if processes == 0:
+        if processes == 0 or step == "cost":
             _do_here(step, options, config)
         else:
             ranks = processes or fitting_processes(config, torch.cuda.device_count())
             finish_step(step, _command(step, options, folder / "experiment.yaml", ranks), folder)
-    if job.kind == "cost":
-        write_json(folder / "cost.json", measure_cost(config))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     facts = {"job": job.name, "digest": job.digest, "commit": code_version(), "device": device}
     facts["seconds"] = round(time.monotonic() - start, 1)
@@ -139,6 +137,8 @@ def _do_here(step: str, options: Sequence[str], config: Config) -> None:
         train_saross(config, (options[1],))
     elif step == "evaluate":
         evaluate(config)
+    elif step == "cost":
+        write_json(config.run_path / "cost.json", measure_cost(config, int(options[0])))
 
 
 def _link(place: Path, target: Path) -> None:
