@@ -157,6 +157,8 @@ def captioned_rows(rows: dict[str, list[np.ndarray]], heads: Sequence[str]) -> I
 
     Small tiles are magnified by a whole number, and all are brought to one width.
     """
+    if not rows:
+        raise ValueError("a figure of no rows was asked for; wanted at least one")
     font = ImageFont.load_default(15)
     first = next(iter(rows.values()))[0]
     scale = max(1, -(-_TILE // first.shape[1]))

@@ -74,7 +74,8 @@ def work(plan: Plan, store: Store, processes: int | None = None, first: int = 0)
     waiting = [*plan.jobs[first:], *plan.jobs[:first]]
     while waiting := [job for job in waiting if not _is_settled(job, store, outcome)]:
         ready = [job for job in waiting if all(store.is_done(one) for one in job.links.values())]
-        if not any([_visit(job, store, processes, outcome) for job in ready]):
+        # The first that can be done, and then a new look: what has become ready by it may stand before the others.
+        if not any(_visit(job, store, processes, outcome) for job in ready):
             time.sleep(_POLL_S)
     return outcome
 

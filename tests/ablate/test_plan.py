@@ -1,0 +1,89 @@
+"""What cells share: a job is the same where its outcome would be, and another where it would not."""
+
+from __future__ import annotations
+
+import pytest
+from ablate_worlds import SOFT, plan_of
+
+
+def kinds(plan) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for job in plan.jobs:
+        counts[job.kind] = counts.get(job.kind, 0) + 1
+    return counts
+
+
+def test_rows_that_differ_in_the_student_share_teacher_and_pairs():
+    hard = SOFT | {"name": "hard", "set": {"train_saross.loss.hard_labels": True}}
+    plan = plan_of({"name": "real"}, SOFT, hard)
+    wanted = {"prepare": 1, "stage1": 1, "teacher": 1, "generate": 1, "student": 3, "scores": 3}
+    assert kinds(plan) == wanted
+
+
+@pytest.mark.parametrize("setting", [{"balance.b": 1.0}, {"train_jointnet.label_loss": "l2"}])
+def test_teachers_that_differ_in_their_labels_share_stage_1(setting):
+    plan = plan_of(SOFT, SOFT | {"name": "other", "set": setting})
+    assert kinds(plan) == {"prepare": 1, "stage1": 1, "teacher": 2, "generate": 2, "student": 2, "scores": 2}
+
+
+def test_seeds_share_the_data_alone():
+    plan = plan_of(SOFT, seeds=(0, 1))
+    assert kinds(plan) == {"prepare": 1, "stage1": 2, "teacher": 2, "generate": 2, "student": 2, "scores": 2}
+    assert [job.config.seed for job in plan.jobs if job.kind == "student"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "setting, changed",
+    [
+        ({"train_saross.loss.temperature": 4.0}, {"student", "scores"}),
+        ({"train_saross.student.skip_module": "none"}, {"student", "scores"}),
+        ({"evaluate.boundary_width": 0.05}, {"scores"}),
+        ({"generate.sampling_steps": 3}, {"generate", "student", "scores"}),
+        ({"train_jointnet.unet.blocks_per_level": 2}, {"stage1", "teacher", "generate", "student", "scores"}),
+        ({"train_jointnet.stage2.steps": 2}, {"teacher", "generate", "student", "scores"}),
+        ({"data.window_shards": 2}, {"stage1", "teacher", "generate", "student", "scores"}),
+        ({"prepare.resize": [16, 16]}, {"prepare", "stage1", "teacher", "generate", "student", "scores"}),
+        ({"train_jointnet.engine.precision": "bf16"}, {"stage1", "teacher", "generate", "student", "scores"}),
+        ({"train_saross.engine.log_every": 7, "train_saross.engine.threads": 3, "name": "other"}, set()),
+        ({"evaluate.num_pictures": 3, "evaluate.batch_size": 2, "generate.threads": 2}, set()),
+    ],
+)
+def test_a_setting_changes_the_jobs_whose_outcome_it_changes(setting, changed):
+    before, after = plan_of(SOFT), plan_of(SOFT | {"set": setting})
+    names = {job.name for job in before.jobs}
+    assert {job.kind for job in after.jobs if job.name not in names} == changed
+
+
+def test_a_student_of_real_images_does_not_depend_on_the_teacher():
+    before, after = plan_of({"name": "real"}), plan_of({"name": "real", "set": {"balance.b": 1.0}})
+    assert before.jobs == after.jobs or [job.name for job in before.jobs] == [job.name for job in after.jobs]
+    assert kinds(before) == {"prepare": 1, "student": 1, "scores": 1}
+
+
+def test_epochs_are_counted_over_the_pairs_so_that_all_students_take_as_many_steps():
+    plan = plan_of({"name": "real"}, overrides=["train_saross.steps=null", "train_saross.epochs=2"])
+    assert kinds(plan)["generate"] == 1
+    student = next(job for job in plan.jobs if job.kind == "student")
+    assert "generate" in student.links
+
+
+def test_ddpm_is_one_job_without_stages_and_does_not_depend_on_b():
+    ddpm = SOFT | {"set": {"train_jointnet.generator": "ddpm"}}
+    other = SOFT | {"name": "other", "set": {"train_jointnet.generator": "ddpm", "balance.b": 1.0}}
+    assert kinds(plan_of(ddpm, other)) == {"prepare": 1, "teacher": 1, "generate": 1, "student": 1, "scores": 1}
+
+
+def test_pairs_and_costs_need_no_student():
+    plan = plan_of(SOFT, measures=["looks", "more_params"], runs=7)
+    assert kinds(plan) == {"cost": 1, "prepare": 1, "stage1": 1, "teacher": 1, "generate": 1, "pairs": 1}
+    assert next(job for job in plan.jobs if job.kind == "cost").steps == (("cost", "7"),)
+
+
+def test_jobs_stand_after_what_they_build_on_and_seed_by_seed():
+    plan = plan_of({"name": "real"}, SOFT, seeds=(0, 1))
+    seen: set[str] = set()
+    for job in plan.jobs:
+        assert {other.name for other in job.links.values()} <= seen
+        seen.add(job.name)
+    seeds = [job.config.seed for job in plan.jobs if job.kind == "scores"]
+    assert seeds == sorted(seeds)

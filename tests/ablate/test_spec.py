@@ -1,0 +1,121 @@
+"""Tables as YAML: what is refused and how it is said; and which settings a cell gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ablate_worlds import TABLE, TOY
+
+from dakd.ablate.command import narrowed, with_bases
+from dakd.ablate.measures import MEASURES, measure_of
+from dakd.ablate.spec import experiment, foreign_test, load_table, without_absent
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(folder: Path, changes: dict | None = None) -> Path:
+    path = folder / "table.yaml"
+    path.write_text(yaml.safe_dump(TABLE | (changes or {})))
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"measures": ["miuo"]}, "did you mean miou"),
+        ({"measures": []}, "measures"),
+        ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows are called a"),
+        ({"reference": "none"}, "reference 'none' is no row"),
+        ({"seeds": [1, 1]}, "wanted different whole numbers"),
+        ({"seeds": [-1]}, "at least 0"),
+        ({"data": {"A": {"base": "x"}}}, "either base"),
+        ({"rows": [{"name": "real", "paper": {"fid": 1.0}}]}, "paper's fid, which is not shown"),
+        ({"rows": [{"name": "real", "head": {"x": "1"}}, {"name": "b"}]}, "different heads"),
+        ({"rows": [{"name": "real", "sett": {}}]}, "rows.0.sett"),
+        ({"base": None, "data": {"A": {"base": "x", "test_on": "B"}}}, "tested on 'B'"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_table(write(tmp_path, changes))
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no table at"):
+        load_table(tmp_path / "nothing.yaml")
+    (tmp_path / "broken.yaml").write_text("title: [")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        load_table(tmp_path / "broken.yaml")
+
+
+def test_a_cell_has_the_tables_the_rows_and_the_users_settings_in_that_order(tmp_path):
+    table = load_table(write(tmp_path))
+    row = table.rows[1]
+    cell = experiment(table, row, "", 4, tmp_path, False, [])
+    assert (cell.train_saross.steps, cell.balance.b, cell.seed, cell.generate.seed) == (5, 0.5, 4, 4)
+    assert cell.prepare.simulation.seed == 0  # one data set for all seeds
+    assert experiment(table, row, "", 4, tmp_path, True, []).train_saross.steps == 1
+    assert experiment(table, row, "", 4, tmp_path, True, ["train_saross.steps=9"]).train_saross.steps == 9
+    with pytest.raises(ValueError, match=r"balance\.x: unknown key"):
+        experiment(table, row, "", 4, tmp_path, False, ["balance.x=1"])
+
+
+def test_a_data_set_may_be_tested_on_another(tmp_path):
+    data = {
+        "A": {"base": str(TOY), "set": {"prepare.simulation.looks": 3.0}},
+        "A to B": {"base": str(TOY), "test_on": "B"},
+        "B": {"base": str(TOY), "set": {"prepare.simulation.looks": 9.0}},
+    }
+    table = load_table(write(tmp_path, {"base": None, "data": data, "rows": TABLE["rows"][1:], "reference": None}))
+    assert foreign_test(table, "A", tmp_path, False, []) is None
+    assert foreign_test(table, "A to B", tmp_path, False, []).prepare.simulation.looks == 9.0
+
+
+def test_a_row_whose_needs_are_not_met_is_named(tmp_path, monkeypatch):
+    rows = [{"name": "real"}, {"name": "weights", "needs": "SOME_WEIGHTS"}]
+    table = load_table(write(tmp_path, {"rows": rows}))
+    monkeypatch.delenv("SOME_WEIGHTS", raising=False)
+    left, absent = without_absent(table)
+    assert [row.name for row in left.rows] == ["real"] and absent == {"weights": "set SOME_WEIGHTS to run it"}
+    monkeypatch.setenv("SOME_WEIGHTS", "/here")
+    assert without_absent(table) == (table, {})
+
+
+def test_rows_seeds_and_bases_are_chosen_on_the_command_line(tmp_path):
+    table = load_table(write(tmp_path))
+    chosen = narrowed(table, ["soft"], [], [7])
+    assert [row.name for row in chosen.rows] == ["soft"] and chosen.seeds == (7,) and chosen.reference is None
+    with pytest.raises(ValueError, match="no row 'sofd'; near: soft"):
+        narrowed(table, ["sofd"], [], None)
+    with pytest.raises(ValueError, match="no data set X; it has one alone"):
+        narrowed(table, [], ["X"], None)
+    other = tmp_path / "other.yaml"
+    other.write_text(TOY.read_text())
+    assert with_bases(table, [str(other)]).base == str(other)
+    with pytest.raises(ValueError, match="no configuration at"):
+        with_bases(table, [str(tmp_path / "absent.yaml")])
+    with pytest.raises(ValueError, match="no data set 'X'"):
+        with_bases(table, [f"X={other}"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_table_that_comes_with_dakd_is_valid_with_and_without_small(path, monkeypatch):
+    for name in ("OSD_ROOT", "SOS_ROOT", "DAKD_REAL_DATA", "SAM_ROOT"):
+        monkeypatch.setenv(name, "/somewhere")
+    table = load_table(path)
+    for dataset in table.datasets:
+        for row in table.rows:
+            for small in (False, True):
+                config = experiment(table, row, dataset, 0, path.parent, small, [])
+                assert config.train_saross.steps or config.train_saross.epochs == 200
+
+
+def test_every_measure_reads_a_number_or_nothing():
+    assert measure_of("miou").read({"miou": 0.5}) == 50
+    assert measure_of("iou_ship").read({"per_class": {"sea": {"iou": 1.0}}}) is None
+    fid = {"fidelity": {"metrics": {"fid": {"value": 3.5, "low": 3.0, "high": 4.0}}}}
+    assert measure_of("fid").read(fid) == 3.5 and measure_of("fid").read_interval(fid) == (3.0, 4.0)
+    assert measure_of("miou").read_interval({"miou": 0.5}) is None
+    assert all(measure.read({}) is None and measure.read_interval({}) is None for measure in MEASURES.values())

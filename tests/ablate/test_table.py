@@ -1,0 +1,94 @@
+"""What a table says: means over seeds, the paper's number beside them, what is missing, and the three forms of it."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from ablate_worlds import SOFT, plan_of, write_scores
+
+from dakd.ablate.run import Store
+from dakd.ablate.table import collect, write_table
+from dakd.metrics.bootstrap import paired_bootstrap
+
+REAL = {"name": "real & plain", "head": {"b": "-"}, "paper": {"miou": 70.5}}
+WITH_B = SOFT | {"head": {"b": "x_1"}}
+
+
+def counts(seed: int, right: int = 90, images: int = 6) -> np.ndarray:
+    """(N, 2, 2) of images of 200 pixels, the same truth for every seed of the students."""
+    rng = np.random.default_rng(seed)
+    hits = rng.integers(right - 10, right + 10, size=(images, 2))
+    return np.array([[[a, 100 - a], [100 - b, b]] for a, b in hits])
+
+
+@pytest.fixture
+def half_done(tmp_path):
+    plan, store = plan_of(REAL, WITH_B, seeds=(0, 1), reference="real & plain"), Store(tmp_path / "store")
+    for seed in (0, 1):
+        write_scores(store, plan, "real & plain", seed, counts(seed))
+    write_scores(store, plan, "soft", 0, counts(5, right=80))
+    return plan, store
+
+
+def test_numbers_are_means_and_deviations_over_the_seeds(half_done):
+    plan, store = half_done
+    real, soft = collect(plan, store)
+    values = real.entries["miou"].values
+    assert len(values) == 2 and real.entries["miou"].mean == pytest.approx(np.mean(values))
+    assert real.entries["miou"].sd == pytest.approx(np.std(values, ddof=1))
+    assert real.entries["miou"].paper == 70.5 and real.entries["f1"].paper is None
+    assert soft.done == (0,) and soft.wanted == (0, 1) and soft.entries["miou"].sd is None
+
+
+def test_differences_are_paired_over_images_and_seeds(half_done):
+    plan, store = half_done
+    real, soft = collect(plan, store)
+    assert real.difference is None
+    wanted = paired_bootstrap(counts(5, right=80)[None], counts(0)[None])
+    found = soft.difference
+    assert (found.value, found.low, found.high) == (wanted.value, wanted.low, wanted.high) and found.value < 0
+
+
+def test_a_half_finished_table_shows_what_is_missing_and_the_forms_agree(half_done, tmp_path):
+    plan, store = half_done
+    path = write_table(plan, store, tmp_path / "out", {"student-1": "it broke"}, {"SAM": "set SAM_ROOT to run it"})
+    text = path.read_text()
+    real, soft = collect(plan, store)
+    head = "| method       | b   | mIoU "
+    assert head in text and f"{real.entries['miou'].mean:.2f} ± {real.entries['miou'].sd:.2f} | 70.50" in text
+    assert f"{soft.entries['miou'].mean:.2f} (n=1)" in text and "- soft: seed 1" in text
+    assert "- student-1: it broke" in text and "- SAM: set SAM_ROOT to run it" in text
+    assert f"of {len(plan.jobs)} jobs are done" in text and "commit abc" in text and "measured on a CPU" in text
+    with (tmp_path / "out" / "table.csv").open() as file:
+        records = {(record["method"], record["measure"]): record for record in csv.DictReader(file)}
+    assert float(records["real & plain", "miou"]["mean"]) == pytest.approx(real.entries["miou"].mean)
+    assert records["soft", "miou"]["seeds"] == "1" and records["soft", "miou"]["seeds_wanted"] == "2"
+    with (tmp_path / "out" / "seeds.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert len(cells) == 3 * 2 and {cell["seed"] for cell in cells if cell["method"] == "soft"} == {"0"}
+    tex = (tmp_path / "out" / "table.tex").read_text()
+    assert r"real \& plain" in tex and r"x\_1" in tex and r"$\pm$" in tex and "real & plain" not in tex
+    assert tex.count(r"\textbf{") == 2 and rf"\textbf{{{real.entries['miou'].mean:.2f}" in tex
+
+
+def test_nothing_done_is_a_table_of_what_is_missing(tmp_path):
+    plan = plan_of(REAL, WITH_B, seeds=(0,))
+    text = write_table(plan, Store(tmp_path / "store"), tmp_path / "out").read_text()
+    assert text.count("| missing") == 4 and "- soft: seed 0" in text and "commit nothing yet" in text
+
+
+def test_time_counts_every_job_that_a_line_needs_once(half_done):
+    plan, store = half_done
+    real, soft = collect(plan, store)
+    # prepare is shared by both seeds; each seed has a student and its scores
+    assert real.seconds == 10 * (1 + 2 * 2)
+    assert soft.seconds == 10 * (1 + 5)
+
+
+def test_other_test_images_are_not_compared(tmp_path):
+    plan, store = plan_of(REAL, WITH_B, reference="real & plain"), Store(tmp_path)
+    write_scores(store, plan, "real & plain", 0, counts(0, images=6))
+    write_scores(store, plan, "soft", 0, counts(1, images=5))
+    assert collect(plan, store)[1].difference is None

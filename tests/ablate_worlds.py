@@ -1,0 +1,51 @@
+"""A small table, its plan, and a store of jobs that somebody else has done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dakd.ablate.plan import Plan, make_plan
+from dakd.ablate.run import Store
+from dakd.ablate.spec import TableSpec
+from dakd.metrics.scores import score
+
+TOY = Path(__file__).parent / "ablate" / "toy.yaml"
+TABLE = {
+    "title": "Toy",
+    "base": str(TOY),
+    "seeds": [3, 4],
+    "measures": ["miou", "f1"],
+    "reference": "real",
+    "set": {"train_saross.steps": 5},
+    "small": {"train_saross.steps": 1},
+    "rows": [
+        {"name": "real", "head": {"b": "-"}, "paper": {"miou": 70.0}},
+        {"name": "soft", "head": {"b": "x"}, "set": {"balance.b": 0.5}, "training_set": "real+synthetic"},
+    ],
+}
+SOFT = {"name": "soft", "training_set": "real+synthetic"}
+CLASSES = ("sea", "oil")
+
+
+def plan_of(*rows: dict, seeds=(0,), overrides=(), **changes) -> Plan:
+    """The plan of a table of these rows."""
+    tree = TABLE | {"rows": list(rows), "seeds": list(seeds), "reference": None, "set": {}, "small": {}} | changes
+    return make_plan(TableSpec.model_validate(tree), Path("/"), False, list(overrides))
+
+
+def write_scores(store: Store, plan: Plan, row: str, seed: int, counts: np.ndarray, seconds: float = 10.0) -> None:
+    """What the jobs of a cell leave when they are done; counts: (N, K, K) of the test images."""
+    cell = next(cell for cell in plan.cells if cell.row.name == row and cell.seed == seed)
+    for job in cell.jobs["student"].chain():
+        place = store.place(job)
+        place.mkdir(parents=True, exist_ok=True)
+        record = {"job": job.name, "commit": "abc", "device": "a CPU", "seconds": seconds}
+        (place / "job.json").write_text(json.dumps(record))
+    folder = store.place(cell.jobs["student"]) / "evaluate"
+    folder.mkdir(exist_ok=True)
+    name = cell.row.training_set
+    (folder / f"{name}.json").write_text(json.dumps(score(counts.sum(axis=0), CLASSES).to_dict()))
+    np.savez(folder / f"{name}.images.npz", counts=counts, keys=np.arange(len(counts)).astype(str))
