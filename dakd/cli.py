@@ -115,7 +115,7 @@ STEPS: dict[str, tuple[Callable[[Config, argparse.Namespace], None], str]] = {
     "train_jointnet": (_train_jointnet, "train the teacher, SAR-JointNet, through its three stages"),
     "generate": (_generate, "write shards of synthetic pairs"),
     "train_saross": (_train_saross, "train the student, SAROSS-Net, on real and synthetic pairs"),
-    "evaluate": (_evaluate, "score the students on the test split"),
+    "evaluate": (_evaluate, "score the students on the test split, or on any folder"),
     "predict": (_predict, "class maps, overlays and probabilities for images"),
     "report": (_report, "one self-contained HTML page of the run"),
     "pipeline": (_pipeline, "all of the above, one after the other"),
