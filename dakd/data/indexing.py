@@ -34,6 +34,7 @@ from dakd.diffusion.balance import balancing_factor, image_power
 from dakd.runtime.files import file_hash, write_json
 
 FORMAT = 2
+_PLACE = ("key", "height", "width", "crc32", "members")  # of a record: what readers go by
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def gather_index(
         if len(places) == 0:  # all its candidates were refused: no part of the set
             continue
         entry = {"file": shard.file, "sha256": shard.sha256, "num_samples": len(places)}
+        entry["places_sha256"] = places_digest(shard.records)
         if len(places) < shard.num_samples:
             entry["kept"] = _as_runs(places)
         shards.append(entry)
@@ -207,6 +209,15 @@ def gather_index(
 def pixel_shares(pixels: Sequence[int]) -> list[float]:
     """Counts by class to shares that sum to 1; zeros where nothing was counted."""
     return (np.asarray(pixels) / max(1, sum(pixels))).tolist()
+
+
+def places_digest(records: Sequence[Mapping]) -> str:
+    """The sha256 of what a sidecar says of where its records lie and what they are called.
+
+    It holds nothing but what follows from the tar to the bit, on any machine: a sidecar that was derived again has it.
+    """
+    places = [[record.get(name) for name in _PLACE] for record in records]
+    return hashlib.sha256(json.dumps(places, sort_keys=True).encode()).hexdigest()
 
 
 def load_sidecar(path: Path) -> ShardInfo:

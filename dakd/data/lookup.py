@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from dakd.data.indexing import FORMAT, load_sidecar
+from dakd.data.indexing import FORMAT, load_sidecar, places_digest
 from dakd.data.sample import ClassTable
 
 MAX_PIXELS = 1 << 28  # of one record; more is no image to train on, but a damaged or hostile size
@@ -105,6 +105,7 @@ def read_places(sidecar: Path, entry: dict) -> list[Place]:
     try:
         info = load_sidecar(sidecar)
         records, num_bytes, sha256 = info.records, info.num_bytes, info.sha256
+        digest = places_digest(records)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{sidecar} is no sidecar of a shard ({error}); write the set again") from None
     if sha256 != entry["sha256"]:
@@ -116,7 +117,13 @@ def read_places(sidecar: Path, entry: dict) -> list[Place]:
         raise ValueError(
             f"{sidecar} lists {len(records)} records, the index {entry['num_samples']} of this shard; write it again"
         )
-    return [_read_place(record, num_bytes, sidecar) for first, stop in runs for record in records[first:stop]]
+    places = [_read_place(record, num_bytes, sidecar) for first, stop in runs for record in records[first:stop]]
+    if entry.get("places_sha256", digest) != digest:  # absent in the indexes of older sets
+        raise ValueError(
+            f"{sidecar} has changed: its records' names and places have the sha256 {digest}, in the index "
+            f"{entry['places_sha256']}; remove it, and it is made again from its tar"
+        )
+    return places
 
 
 def _parse_json(text: str | bytes, path: str) -> dict:
@@ -138,6 +145,8 @@ def _check_entry(entry: object, path: str) -> None:
         raise ValueError(f"{path} names the shard {file!r}; wanted the name of a .tar beside it, without a folder")
     if not isinstance(entry.get("sha256"), str) or not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
         raise ValueError(f"{path} has no sha256 for {file}, but {entry.get('sha256')!r}; write the set again")
+    if not isinstance(entry.get("places_sha256", ""), str):
+        raise ValueError(f"{path} has the places_sha256 {entry['places_sha256']!r} for {file}; write the set again")
     if not _is_count(entry.get("num_samples")):
         raise ValueError(f"{path} says that {file} has {entry.get('num_samples')!r} samples; wanted a count")
     runs, last = entry.get("kept", []), 0

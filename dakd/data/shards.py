@@ -192,4 +192,9 @@ def verify(folder: str | Path) -> list[str]:
             problems.append(f"{path}: absent")
         elif (found := file_hash(path)) != shard["sha256"]:
             problems.append(f"{path}: sha256 is {found}, the index says {shard['sha256']}")
+        elif (sidecar := path.with_suffix(".json")).is_file():  # an absent one is made again from the tar
+            try:
+                read_places(sidecar, shard)
+            except ValueError as error:
+                problems.append(str(error))
     return problems

@@ -201,12 +201,20 @@ def _look_at_summaries(plan: Plan, classes: ClassTable, manifest: list[dict]) ->
     wanted = {"index.json": gather_index(plan.folder, classes, **describe_set(plan)), "manifest.jsonl": manifest}
     if plan.selection is not None:
         wanted["verdicts.jsonl"] = list(verdict_lines(plan))
-    for name, content in wanted.items():
-        path = plan.folder / name
+    for name, told in wanted.items():
+        path, content = plan.folder / name, json.loads(json.dumps(told))
         if not path.exists():
             yield Fault(f"{path}: absent, though all shards are there", "summary")
-        elif _parse(path) != json.loads(json.dumps(content)):
+        elif _parse(path) not in (content, _as_before(content)):
             yield Fault(f"{path}: differs from what the shards' sidecars say", "summary")
+
+
+def _as_before(content: object) -> object:
+    """An index as it was written before it held its sidecars' digests; no other summary is meant."""
+    if not isinstance(content, dict):
+        return content
+    shards = [{name: value for name, value in entry.items() if name != "places_sha256"} for entry in content["shards"]]
+    return content | {"shards": shards}
 
 
 def _parse(path: Path) -> object:

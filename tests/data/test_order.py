@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,10 +77,15 @@ def test_two_kinds_are_mixed_without_loss_and_in_ratio(num_first, num_second, se
         assert abs(seconds - MIX_BLOCK * num_second / length) <= 1
 
 
-def test_no_rank_meets_one_kind_alone():
-    kinds = [interleave(500, 500, 0, 0, place)[0] for place in range(1000)]
-    for rank in range(2):
-        assert 0.4 < sum(kinds[rank::2]) / 500 < 0.6
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+def test_no_rank_and_no_batch_meets_one_kind_alone(world):
+    """Unshuffled, the kinds of a block would stand side by side; in turns, each rank of two would have its own."""
+    kinds = np.array([interleave(512, 512, 0, 0, place)[0] for place in range(1024)])
+    for rank in range(world):
+        mine = kinds[rank::world]
+        assert 0.35 < mine.mean() < 0.65
+        # Of fair coins half the neighbours differ; of unshuffled blocks one in 32 / world.
+        assert 0.35 < np.mean(mine[1:] != mine[:-1]) < 0.65
 
 
 def test_order_differs_by_seed_and_epoch_and_does_not_change_from_version_to_version():

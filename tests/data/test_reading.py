@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from dakd.data.indexing import places_digest
 from dakd.data.loader import StudentDataset, TeacherDataset, make_loader, report_skipped
 from dakd.data.lookup import BadRecord
 from dakd.data.reading import OrderedRecords
@@ -176,6 +177,7 @@ def edit_index(folder: Path, changes: dict) -> None:
         ({"entry": {"num_samples": 10**30}}, "wanted a count"),
         ({"entry": {"num_samples": 6}}, "counts 13 samples, its shards 14"),
         ({"entry": {"sha256": "x"}}, "no sha256"),
+        ({"entry": {"places_sha256": None}}, "places_sha256 None"),
         ({"entry": {"kept": [[3, 1]]}}, "ascending runs"),
         ({"shards": []}, "names no shards"),
         ({"shards": ["a"]}, "names the shard 'a'"),
@@ -214,6 +216,7 @@ def test_a_sidecar_cannot_make_a_reader_look_outside_a_record(copied, member, sp
     tree = json.loads(path.read_text())
     tree["records"][0]["members"][member] = span
     path.write_text(json.dumps(tree))
+    edit_index(copied.folder, {"entry": {"places_sha256": places_digest(tree["records"])}})  # of one hand with it
     with pytest.raises(BadRecord, match=message):
         ShardSet(copied.folder).read(0)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dakd.data.lookup import BadRecord
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, describe_shard, verify, write_index, write_shard
 from dakd.runtime.files import file_hash
@@ -174,6 +175,28 @@ def test_verify_finds_a_flipped_bit_and_an_absent_shard(tmp_path):
     (tmp_path / "shard-000002.tar").unlink()
     problems = verify(tmp_path)
     assert len(problems) == 2 and "shard-000001.tar: sha256" in problems[0] and "absent" in problems[1]
+
+
+def test_a_record_that_the_sidecar_calls_otherwise_is_told(tmp_path):
+    """The bytes of a record have a checksum; its name in the sidecar has none but that of all names, in the index."""
+    write_shard(tmp_path, 0, [sample("a"), sample("b")], OSD_CLASSES)
+    write_index(tmp_path, OSD_CLASSES, kind="real")
+    sidecar = tmp_path / "shard-000000.json"
+    sidecar.write_text(sidecar.read_text().replace('"key": "b"', '"key": "c"'))
+    with pytest.raises(BadRecord, match=r"shard-000000.json has changed: its records' names and places"):
+        ShardSet(tmp_path).key(0)
+    assert len(verify(tmp_path)) == 1 and "shard-000000.json has changed" in verify(tmp_path)[0]
+    sidecar.unlink()
+    shards = ShardSet(tmp_path)
+    assert [shards.read(i).key for i in range(2)] == ["a", "b"] and verify(tmp_path) == []
+
+
+def test_a_set_whose_index_has_no_digests_of_sidecars_is_read(tmp_path):
+    write_shard(tmp_path, 0, [sample("a"), sample("b")], OSD_CLASSES)
+    tree = write_index(tmp_path, OSD_CLASSES, kind="real")
+    assert all(entry.pop("places_sha256") for entry in tree["shards"])
+    (tmp_path / "index.json").write_text(json.dumps(tree))
+    assert [ShardSet(tmp_path).read(i).key for i in range(2)] == ["a", "b"] and verify(tmp_path) == []
 
 
 def test_a_truncated_shard_is_told_when_read(tmp_path):

@@ -60,15 +60,21 @@ def read_all(folder: Path, good: Path) -> str:
     shards = ShardSet(folder)
     dataset = StudentDataset(None, shards, (6, 6), mosaic=False, flip=False, seed=0, on_bad_record="skip")
     batch = next(iter(make_loader(dataset, 4, 0, 1, 0)))
-    for image, teacher in zip(batch["image"].numpy(), batch["teacher"].numpy()):
+    for key, image, teacher in zip(batch["keys"], batch["image"].numpy(), batch["teacher"].numpy()):
         true = written.get(image.tobytes())
         assert true is not None, "another image was accepted"
+        assert key == true.key, "another name was accepted"
         assert np.array_equal(teacher, true.soft_label), "another soft label was accepted"
         assert batch["teacher_range"] == true.soft_range, "another range was accepted"
     if batch["skipped"]:
         return "skipped"
     for i in range(len(shards)):
-        assert shards.read(i).sar.tobytes() in written, "another image was accepted"
+        sample = shards.read(i)
+        true = written.get(sample.sar.tobytes())
+        assert true is not None, "another image was accepted"
+        told = (sample.key, sample.meta, shards.key(i), shards.size(i))
+        assert told == (true.key, true.meta, true.key, true.sar.shape), "other facts were accepted"
+        assert (sample.label is None) == (true.label is None) and sample.soft_label is not None, "a label was lost"
     return "read"
 
 
@@ -113,6 +119,33 @@ def test_values_and_bytes_of_an_index(good, tmp_path, data):
         file.write_bytes(data.draw(mutated_bytes(file.read_bytes())))
     judge("indexes", lambda: read_all(folder, good), folder.name, TAR, "record")
     judge("indexes, verified", lambda: "refused" if verify(folder) else "read", folder.name, TAR)
+
+
+@fuzzed
+@given(data=st.data())
+def test_what_a_sidecar_says_of_one_record(good, tmp_path, data):
+    folder = copy_of(good, tmp_path)
+    tree = json.loads((folder / SIDECAR).read_text())
+    number = data.draw(st.integers(0, len(tree["records"]) - 1))
+    name = data.draw(st.sampled_from(("key", "height", "width", "crc32", "members")))
+    written = tree["records"][number][name]
+    names = ("pair-9", "pair-0", "sar.u8", "label.u8", *(f"soft.{codec}" for codec in CODECS))
+    if name == "members" and data.draw(st.booleans()):
+        old, new = data.draw(st.sampled_from(sorted(written))), data.draw(st.sampled_from(names))
+        changed = {new if extension == old else extension: span for extension, span in written.items()}
+    else:
+        changed = data.draw(mutated_tree({name: written}, values=names))
+        changed = changed.get(name) if isinstance(changed, dict) else changed
+    is_same = json.dumps(changed, sort_keys=True) == json.dumps(written, sort_keys=True)
+    tree["records"][number][name] = changed
+    (folder / SIDECAR).write_text(json.dumps(tree))
+
+    def read() -> str:
+        outcome = read_all(folder, good)
+        assert is_same, f"another {name} was accepted"
+        return outcome
+
+    judge("records of a sidecar", read, folder.name, TAR, "record")
 
 
 @fuzzed

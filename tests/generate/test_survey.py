@@ -152,6 +152,18 @@ def test_a_summary_that_is_absent_or_wrong_is_found_and_derived_anew(copy_of_set
     assert ShardSet(folder).index == ShardSet(whole_set / "generate").index
 
 
+def test_a_set_whose_index_has_no_digests_of_sidecars_is_sound(copy_of_set):
+    config, folder = copy_of_set
+    index = json.loads((folder / "index.json").read_text())
+    assert all(entry.pop("places_sha256") for entry in index["shards"])
+    (folder / "index.json").write_text(json.dumps(index))
+    verify(config)
+    index["shards"][0]["num_samples"] += 1
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json: differs"):
+        verify(config)
+
+
 def test_damage_is_never_mended_silently(copy_of_set):
     config, folder = copy_of_set
     flip_a_pixel(folder)
