@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +28,10 @@ STEP_ORDER = ("prepare", "balance", "train_jointnet", "generate", "train_saross"
 STOPPED = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 UNDER_DEEPSPEED = ("train_jointnet", "generate", "train_saross")
 TRAININGS = ("train_jointnet", "train_saross")
+
+
+class Stopped(RuntimeError):
+    """A step has ended before its time because this process was told to stop."""
 
 
 def run_pipeline(config: Config, config_file: Path, overrides: list[str], processes: int | None = None) -> None:
@@ -48,18 +53,22 @@ def run_pipeline(config: Config, config_file: Path, overrides: list[str], proces
     say(f"report: {config.run_path / 'report' / 'index.html'}")
 
 
-def finish_step(step: str, command: list[str], run_path: Path) -> None:
+def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequence[int] = ()) -> None:
     """Run a step's command in the run folder `run_path` to its end.
 
-    Raises RuntimeError naming the step that failed, and Preempted where it was asked to stop.
+    pass_fds: file descriptors that the step keeps open, such as a lock's.
+    Raises RuntimeError naming the step that failed, Stopped where this process was told to stop and the step could not
+    say where it was, and Preempted where it was asked to stop.
     """
     drop_markers(run_path / step)
     request = run_path / REQUEST if step in TRAININGS else None
-    code, was_told = run_command(command, request)
+    code, was_told = run_command(command, request, pass_fds)
     stopped_at = [f"step {m['step']} of {m['total_steps']}" for m in read_markers(run_path / step)]
     if stopped_at or (was_told and code == 0):
         where = "".join(f" at {place}" for place in stopped_at)
         raise Preempted(f"stopped in {step}{where}; the same command goes on from what is there")
+    if was_told:
+        raise Stopped(f"stopped during {step}; the same command goes on from what is there")
     if code in STOPPED:
         raise RuntimeError(f"stopped during {step}; the same command goes on from what is there")
     if code != 0:
@@ -72,14 +81,16 @@ def fitting_processes(config: Config, available: int) -> int:
     return max(n for n in range(1, max(1, available) + 1) if all(batch % n == 0 for batch in batches))
 
 
-def run_command(command: list[str], request: Path | None = None) -> tuple[int, bool]:
+def run_command(
+    command: list[str], request: Path | None = None, pass_fds: Sequence[int] = ()
+) -> tuple[int, bool]:
     """Run a step; its status, and whether this process was told to stop meanwhile.
 
     DeepSpeed's launcher passes no SIGTERM on to its ranks and dies of SIGUSR1. So where a training looks for a
     `request` file, SIGTERM and SIGUSR1 become that file, and the step ends by itself; the second one, SIGINT, and any
     for another step are sent to the step's whole family, which has a process group of its own.
     """
-    step = subprocess.Popen(command, env=step_environment(), start_new_session=True)
+    step = subprocess.Popen(command, env=step_environment(), start_new_session=True, pass_fds=pass_fds)
     told: list[int] = []
 
     def pass_on(number: int, _: object) -> None:

@@ -13,6 +13,7 @@ from dakd.ablate.plan import Plan, make_plan
 from dakd.ablate.run import Outcome, Store, work
 from dakd.ablate.spec import TableSpec, load_table, nearest_row, without_absent
 from dakd.ablate.table import write_table
+from dakd.pipeline import Stopped
 from dakd.runtime.lifetime import PREEMPTED, Preempted
 from dakd.runtime.slurm import place_in_array
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dakd ablate: stopped; the same command goes on from what is there", file=sys.stderr)
         return _INTERRUPTED
-    except Preempted as stopped:
+    except (Preempted, Stopped) as stopped:
         print(f"dakd ablate: {stopped}", file=sys.stderr)
         return PREEMPTED
     except (ValueError, RuntimeError, OSError) as error:

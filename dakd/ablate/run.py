@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,8 +28,9 @@ from dakd.config import Config, dump_config
 from dakd.data.prepare import prepare
 from dakd.evaluate.evaluate import evaluate
 from dakd.generate.generate import generate
-from dakd.pipeline import UNDER_DEEPSPEED, finish_step, fitting_processes, step_command
+from dakd.pipeline import UNDER_DEEPSPEED, Stopped, finish_step, fitting_processes, step_command
 from dakd.runtime.files import write_json, write_text
+from dakd.runtime.lifetime import Preempted
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import format_duration, say
 from dakd.runtime.version import code_version
@@ -68,16 +73,40 @@ def work(plan: Plan, store: Store, processes: int | None = None, first: int = 0)
     processes: ranks of each training and generation; None: the GPUs there are, or 1; 0: in this process, which spares
     small experiments the start of many others.
     first: where in the list of jobs this worker starts to look, so that several do not meet at once.
-    Raises Preempted where a training was asked to stop.
+    Raises Preempted where a training was asked to stop, and Stopped where another step was ended by a signal to this
+    process: a worker that is told to stop begins no other job.
     """
-    outcome = Outcome()
+    outcome, told = Outcome(), None
     waiting = [*plan.jobs[first:], *plan.jobs[:first]]
-    while waiting := [job for job in waiting if not _is_settled(job, store, outcome)]:
-        ready = [job for job in waiting if all(store.is_done(one) for one in job.links.values())]
-        # The first that can be done, and then a new look: what has become ready by it may stand before the others.
-        if not any(_visit(job, store, processes, outcome) for job in ready):
+    with _stopping_when_told():
+        while waiting := [job for job in waiting if not _is_settled(job, store, outcome)]:
+            ready = [job for job in waiting if all(store.is_done(one) for one in job.links.values())]
+            # The first that can be done, and then a new look: what has become ready by it may stand before the others.
+            if any(_visit(job, store, processes, outcome) for job in ready):
+                continue
+            names = ", ".join(job.name for job in ready)
+            if ready and names != told:
+                say(f"ablate: waiting for other workers, or steps that have outlived theirs: {names}")
+                told = names
             time.sleep(_POLL_S)
     return outcome
+
+
+@contextmanager
+def _stopping_when_told() -> Iterator[None]:
+    """Within the block SIGTERM and SIGUSR1 raise Preempted where no step listens itself: a warning is no crash."""
+    before: dict[int, Any] = {}
+
+    def stop(number: int, _: object) -> None:
+        raise Preempted(f"stopped by {signal.Signals(number).name}; the same command goes on from what is there")
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _is_settled(job: Job, store: Store, outcome: Outcome) -> bool:
@@ -92,12 +121,14 @@ def _visit(job: Job, store: Store, processes: int | None, outcome: Outcome) -> b
         return False
     try:
         lock = locked(store.folder / "locks" / job.name)  # steps lock their run folder themselves
-        lock.__enter__()
-    except RuntimeError:  # another worker holds it
+        descriptor = lock.__enter__()
+    except RuntimeError:  # another worker holds it, or a step that has outlived its worker
         return False
     try:
         if not store.is_done(job):
-            _do(job, store, processes)
+            _do(job, store, processes, () if descriptor is None else (descriptor,))
+    except Stopped:
+        raise
     except (RuntimeError, ValueError, OSError) as error:
         outcome.failed[job.name] = str(error)
         say(f"ablate: {job.name} failed: {error}")
@@ -106,7 +137,8 @@ def _visit(job: Job, store: Store, processes: int | None, outcome: Outcome) -> b
     return True
 
 
-def _do(job: Job, store: Store, processes: int | None) -> None:
+def _do(job: Job, store: Store, processes: int | None, locks: Sequence[int]) -> None:
+    """locks: file descriptors that the job's steps hold too, so that a killed worker leaves none without a lock."""
     start, folder = time.monotonic(), store.place(job)
     config = job.config.model_copy(update={"run_dir": str(folder), "name": job.name})
     write_text(folder / "experiment.yaml", dump_config(config))
@@ -118,7 +150,7 @@ def _do(job: Job, store: Store, processes: int | None) -> None:
             _do_here(step, options, config)
         else:
             ranks = processes or fitting_processes(config, torch.cuda.device_count())
-            finish_step(step, _command(step, options, folder / "experiment.yaml", ranks), folder)
+            finish_step(step, _command(step, options, folder / "experiment.yaml", ranks), folder, locks)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     facts = {"job": job.name, "digest": job.digest, "commit": code_version(), "device": device}
     facts["seconds"] = round(time.monotonic() - start, 1)

@@ -23,13 +23,15 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[int | None]:
     """Hold `folder/.lock` on rank 0; its content is the owner's host, process and start time, and goes when it ends.
 
+    Yields the lock's file descriptor, None on other ranks: a child process that is given it (`pass_fds`) holds the lock
+    too, and on its own should its parent be killed.
     Raises RuntimeError naming the owner where another process holds it.
     """
     if not is_main():
-        yield
+        yield None
         return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as stream:
@@ -43,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
             _trust_record(folder, _read(stream))
         _write(stream, {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())})
         try:
-            yield
+            yield stream.fileno()
         finally:
             _write(stream, None)
 

@@ -1,0 +1,117 @@
+"""A worker that is told to stop begins nothing more; what it was at stays locked for as long as somebody writes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ablate_worlds import SOFT, plan_of
+
+from dakd.ablate import command, run
+from dakd.ablate.run import Store, work
+from dakd.pipeline import Stopped
+from dakd.runtime.lifetime import PREEMPTED, Preempted
+from dakd.runtime.lock import locked
+
+SLEEP = [sys.executable, "-c", "import time; print('started', flush=True); time.sleep(60)"]
+
+
+def wait_for(is_so) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert is_so()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_worker_ends_it_with_its_step_and_no_job_is_failed(tmp_path, monkeypatch, number):
+    plan, store = plan_of({"name": "real"}, SOFT), Store(tmp_path)
+    begun = []
+
+    def command_of(step, options, config, ranks):
+        begun.append(step)
+        return SLEEP
+
+    monkeypatch.setattr(run, "_command", command_of)
+    threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
+    with pytest.raises(Stopped, match="stopped during prepare"):
+        work(plan, store, processes=1)
+    assert begun == ["prepare"] and not store.is_done(plan.jobs[0])
+    with locked(store.folder / "locks" / plan.jobs[0].name):
+        pass  # the lock of the job was given back
+
+
+def test_a_step_that_somebody_kills_fails_its_job_alone(tmp_path, monkeypatch):
+    plan, store = plan_of({"name": "real"}), Store(tmp_path)
+    kill_itself = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    monkeypatch.setattr(run, "_command", lambda *_: kill_itself)
+    outcome = work(plan, store, processes=1)
+    assert list(outcome.failed) == [plan.jobs[0].name] and len(outcome.blocked) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_worker_that_waits_for_others_stops_when_told(tmp_path, number):
+    plan, store = plan_of({"name": "real"}), Store(tmp_path)
+    handlers = signal.getsignal(number)
+    with locked(store.folder / "locks" / plan.jobs[0].name):
+        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        with pytest.raises(Preempted, match=number.name):
+            work(plan, store, processes=0)
+    assert signal.getsignal(number) is handlers
+
+
+def test_the_command_says_that_it_was_stopped(monkeypatch, capsys):
+    def stop(_):
+        raise Stopped("stopped during generate")
+
+    monkeypatch.setattr(command, "_run", stop)
+    assert command.main(["--config", "any.yaml"]) == PREEMPTED
+    assert capsys.readouterr().err == "dakd ablate: stopped during generate\n"
+
+
+def test_a_step_keeps_its_jobs_lock_when_the_worker_is_killed(tmp_path):
+    """So the next worker waits for what the orphan does, in place of writing into the same folder, or failing at it."""
+    code = (
+        "from dakd.pipeline import finish_step\nfrom dakd.runtime.lock import locked\nimport pathlib\n"
+        f"with locked(pathlib.Path({str(tmp_path)!r})) as lock:\n"
+        f"    finish_step('prepare', {SLEEP!r}, pathlib.Path({str(tmp_path)!r}), (lock,))\n"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout.readline() == "started\n"
+    (step,) = _children(worker.pid)
+    worker.kill()
+    worker.wait()
+    try:
+        with pytest.raises(RuntimeError, match="is being written by"), locked(tmp_path):
+            pass
+    finally:
+        os.kill(step, signal.SIGKILL)
+    wait_for(lambda: _is_free(tmp_path))
+
+
+def test_a_worker_hands_its_lock_to_the_steps(tmp_path, monkeypatch):
+    plan, store = plan_of({"name": "real"}), Store(tmp_path)
+    given = []
+    monkeypatch.setattr(run, "finish_step", lambda step, command, folder, locks: given.append(locks))
+    work(plan, store, processes=1)
+    assert len(given) == 3 and all(len(locks) == 1 for locks in given)
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task/{pid}/children")
+    wait_for(lambda: tasks.read_text().split())
+    return [int(one) for one in tasks.read_text().split()]
+
+
+def _is_free(folder) -> bool:
+    try:
+        with locked(folder):
+            return True
+    except RuntimeError:
+        return False
