@@ -103,23 +103,29 @@ def _difference(cells: Sequence[Cell], reference: Sequence[Cell], store: Store) 
     both = []
     for cell in cells:
         other = by_seed.get(cell.seed)
-        counts = [None if one is None else _image_counts(one, store) for one in (cell, other)]
-        if counts[0] is not None and counts[1] is not None and counts[0].shape == counts[1].shape:
-            both.append(counts)
+        counted = [None if one is None else _image_counts(one, store) for one in (cell, other)]
+        if None not in counted and _are_of_the_same(*counted):
+            both.append([counts for counts, _ in counted])
     if not both:
         return None
     ours, theirs = (np.stack([pair[place] for pair in both]) for place in (0, 1))
     return paired_bootstrap(ours, theirs)
 
 
-def _image_counts(cell: Cell, store: Store) -> np.ndarray | None:
-    """(N, K, K) counts of the test images, or None where they are not there."""
+def _are_of_the_same(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether two cells have the same test images with the same labels, in the same order."""
+    (counts, keys), (other_counts, other_keys) = one, other
+    return np.array_equal(keys, other_keys) and np.array_equal(counts.sum(axis=2), other_counts.sum(axis=2))
+
+
+def _image_counts(cell: Cell, store: Store) -> tuple[np.ndarray, np.ndarray] | None:
+    """(N, K, K) counts of the test images and their (N,) keys, or None where they are not there."""
     job = cell.jobs.get("student")
     path = store.place(job) / "evaluate" / f"{cell.row.training_set}.images.npz" if job is not None else None
     if path is None or not store.is_done(job) or not path.is_file():
         return None
     with np.load(path) as arrays:
-        return arrays["counts"]
+        return arrays["counts"], arrays["keys"]
 
 
 def _seconds(cells: Sequence[Cell], store: Store) -> float:

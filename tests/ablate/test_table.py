@@ -92,3 +92,17 @@ def test_other_test_images_are_not_compared(tmp_path):
     write_scores(store, plan, "real & plain", 0, counts(0, images=6))
     write_scores(store, plan, "soft", 0, counts(1, images=5))
     assert collect(plan, store)[1].difference is None
+
+
+def test_as_many_other_test_images_are_not_compared_either(tmp_path):
+    """As rows with data of their own would have; the table is written all the same."""
+    plan, store = plan_of(REAL, WITH_B, reference="real & plain"), Store(tmp_path)
+    write_scores(store, plan, "real & plain", 0, counts(0))
+    other = counts(0)
+    other[:, 0, 0] += 1
+    write_scores(store, plan, "soft", 0, other)
+    assert collect(plan, store)[1].difference is None
+    write_scores(store, plan, "soft", 0, counts(0))
+    assert collect(plan, store)[1].difference.value == 0
+    np.savez(next(tmp_path.glob("*/evaluate/real+synthetic.images.npz")), counts=counts(0), keys=np.arange(6) + 9)
+    assert collect(plan, store)[1].difference is None
