@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dakd.ablate.spec import RowSpec, TableSpec, experiment, foreign_test
+from dakd.ablate.spec import RowSpec, TableSpec, check_overrides, experiment, foreign_test
 from dakd.config import Config, TrainingSet
 
 
@@ -70,6 +70,7 @@ def make_plan(
 ) -> Plan:
     """The plan of a table whose file lies in `folder`; ValueError for settings that no experiment has."""
     overrides = overrides or []
+    check_overrides(overrides)
     cells = []
     for dataset in table.datasets:
         other = foreign_test(table, dataset, folder, small, overrides)
@@ -142,11 +143,13 @@ def _student(config: Config, training_set: TrainingSet) -> Job:
         links["generate"] = _generate(config)
     if counts_synthetic:
         settings["epochs_of"] = [list(cfg.training_sets), cfg.num_synthetic, cfg.synthetic_share]
+        if cfg.synthetic is not None:
+            settings["epochs_of"].append(cfg.synthetic)
     return _job("student", settings, config, [("train_saross", "--training-set", training_set)], links)
 
 
 def _scores(config: Config, student: Job, prepare: Job) -> Job:
-    settings = {"evaluate": _dump(config.evaluate, "num_pictures", "batch_size")}
+    settings = {"evaluate": _dump(config.evaluate, "num_pictures", "batch_size", "fidelity")}  # that is of pairs
     return _job("scores", settings, config, [("evaluate",)], {"prepare": prepare, "train_saross": student})
 
 

@@ -142,10 +142,27 @@ def experiment(
     """The configuration of one cell.
 
     folder: where the table's file lies.  overrides: `section.key=value`, over everything that the table says.
+    Raises ValueError for settings that are not an experiment's, or that a table has no say in.
     """
     spec = table.datasets[dataset]
     lines = _settings(table, spec, row, small)
-    return load_config(folder / spec.base, [*lines, *overrides, f"seed={seed}", f"generate.seed={seed}"])
+    config = load_config(folder / spec.base, [*lines, *overrides, f"seed={seed}", f"generate.seed={seed}"])
+    if config.evaluate.folder is not None or config.evaluate.student is not None:
+        raise ValueError(
+            "evaluate.folder and evaluate.student leave a table without scores: it shows each student on its test "
+            "split; evaluate another folder with launch/evaluate.py --config STORE/scores-.../experiment.yaml"
+        )
+    return _with_one_set_of_scenes(config)
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """ValueError for settings that the table sets itself."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in ("seed", "generate.seed"):
+            raise ValueError(f"{override}: a table has seeds of its own; choose them with --seeds")
+        if key == "run_dir":
+            raise ValueError(f"{override}: jobs have folders of their own; choose where they lie with --store")
 
 
 def foreign_test(table: TableSpec, dataset: str, folder: Path, small: bool, overrides: list[str]) -> Config | None:
@@ -154,19 +171,23 @@ def foreign_test(table: TableSpec, dataset: str, folder: Path, small: bool, over
     if test_on is None:
         return None
     spec = table.datasets[test_on]
-    return load_config(folder / spec.base, [*_settings(table, spec, None, small), *overrides])
+    return _with_one_set_of_scenes(load_config(folder / spec.base, [*_settings(table, spec, None, small), *overrides]))
+
+
+def _with_one_set_of_scenes(config: Config) -> Config:
+    """All seeds have the same data: the embedded set is drawn with one seed, which other data do not look at."""
+    if config.prepare.simulation.seed is not None:
+        return config
+    simulation = config.prepare.simulation.model_copy(update={"seed": 0})
+    return config.model_copy(update={"prepare": config.prepare.model_copy(update={"simulation": simulation})})
 
 
 def _settings(table: TableSpec, spec: DataSpec, row: RowSpec | None, small: bool) -> list[str]:
     """As overrides: the table's, the data set's, the row's; with --small those for small experiments over all."""
     parts = [table, spec, *([row] if row is not None else [])]
-    settings: dict[str, Any] = {}
-    for part in parts:
-        settings |= part.set
-    for part in parts if small else ():
-        settings |= part.small
-    # All seeds have the same data: the embedded set is drawn with one seed, which other data do not look at.
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()] + ["prepare.simulation.seed=0"]
+    layers = [part.set for part in parts] + [part.small for part in parts if small]
+    # Each after the one before, also where one replaces a section of which the other names a key.
+    return [f"{key}={json.dumps(value)}" for layer in layers for key, value in layer.items()]
 
 
 def without_absent(table: TableSpec) -> tuple[TableSpec, dict[str, str]]:
@@ -175,7 +196,7 @@ def without_absent(table: TableSpec) -> tuple[TableSpec, dict[str, str]]:
     Raises ValueError where no row is left.
     """
     absent = {
-        row.name: f"set {row.needs} to run it" for row in table.rows if row.needs and row.needs not in os.environ
+        row.name: f"set {row.needs} to run it" for row in table.rows if row.needs and not os.environ.get(row.needs)
     }
     rows = tuple(row for row in table.rows if row.name not in absent)
     if not rows:

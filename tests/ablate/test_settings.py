@@ -1,0 +1,74 @@
+"""What a user may set over a table, and what no setting may change: the seeds, the data of all seeds, the scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ablate_worlds import SOFT, TABLE, plan_of
+
+from dakd.ablate.plan import make_plan
+from dakd.ablate.spec import TableSpec, without_absent
+
+SCENES = {"dataset": "simulated", "simulation": {"num_train": 4, "num_test": 2, "size": [32, 32]}}
+
+
+def kinds(plan) -> list[str]:
+    return [job.kind for job in plan.jobs]
+
+
+def test_all_seeds_have_the_same_scenes_also_where_a_user_sets_the_whole_section():
+    plan = plan_of({"name": "real"}, seeds=(1, 2), overrides=[f"prepare={SCENES}"])
+    assert kinds(plan).count("prepare") == 1
+    assert {job.config.prepare.simulation.seed for job in plan.jobs} == {0}
+    own = plan_of({"name": "real"}, overrides=["prepare.simulation.seed=5"])
+    assert {job.config.prepare.simulation.seed for job in own.jobs} == {5}
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("seed=7", "seed=7: a table has seeds of its own; choose them with --seeds"),
+        ("generate.seed=7", "choose them with --seeds"),
+        ("run_dir=here", "choose where they lie with --store"),
+        ("evaluate.folder=/images", "evaluate.folder and evaluate.student leave a table without scores"),
+        ("evaluate.student=/student.safetensors", "leave a table without scores"),
+    ],
+)
+def test_what_a_table_has_no_say_in_is_refused_before_any_work(override, message):
+    with pytest.raises(ValueError, match=message):
+        plan_of({"name": "real"}, overrides=[override])
+
+
+def test_what_stands_nearer_to_the_cell_replaces_a_section_of_which_a_further_layer_names_a_key():
+    row = {"name": "rival", "set": {"train_saross.student": {"name": "unet"}}}
+    row |= {"small": {"train_saross.student": {"name": "linknet"}}}
+    common = {"set": {}, "small": {"train_saross.student.encoder": "resnet18"}, "reference": None}
+    table = TableSpec.model_validate(TABLE | common | {"rows": [row]})
+    for small, name in ((False, "unet"), (True, "linknet")):
+        (student,) = {job.config.train_saross.student.name for job in make_plan(table, Path("/"), small).jobs}
+        assert student == name
+    assert make_plan(table, Path("/"), True).jobs[0].config.train_saross.student.encoder == "resnet34"
+
+
+def test_a_variable_that_is_set_to_nothing_is_not_set(monkeypatch):
+    monkeypatch.setenv("SOME_WEIGHTS", "")
+    rows = [*TABLE["rows"], {"name": "w", "head": {"b": ""}, "needs": "SOME_WEIGHTS"}]
+    table = TableSpec.model_validate(TABLE | {"rows": rows})
+    assert without_absent(table)[1] == {"w": "set SOME_WEIGHTS to run it"}
+
+
+def test_scores_are_shared_by_tables_that_look_at_pairs_and_tables_that_do_not():
+    alone = plan_of(SOFT)
+    beside = plan_of(SOFT, measures=["fd_small", "miou"], overrides=["evaluate.fidelity.extractor=small"])
+    assert {job.name for job in beside.jobs} - {job.name for job in alone.jobs} == {
+        job.name for job in beside.jobs if job.kind == "pairs"
+    }
+
+
+def test_steps_that_are_counted_over_pairs_from_elsewhere_depend_on_these():
+    epochs = ["train_saross.steps=null", "train_saross.epochs=2"]
+    plans = [plan_of({"name": "real"}, overrides=[*epochs, f"train_saross.synthetic=/{one}"]) for one in "ab"]
+    assert all("generate" not in kinds(plan) for plan in plans)
+    assert plans[0].jobs[-1].name != plans[1].jobs[-1].name
+
