@@ -38,6 +38,7 @@ from dakd.train.jointnet import train_jointnet
 from dakd.train.saross import train_saross
 
 _DONE = "job.json"
+_SPENT = "spent.json"  # seconds of all calls that were at the job, also those that were stopped
 _POLL_S = 2.0
 
 
@@ -139,23 +140,39 @@ def _visit(job: Job, store: Store, processes: int | None, outcome: Outcome) -> b
 
 def _do(job: Job, store: Store, processes: int | None, locks: Sequence[int]) -> None:
     """locks: file descriptors that the job's steps hold too, so that a killed worker leaves none without a lock."""
-    start, folder = time.monotonic(), store.place(job)
+    folder = store.place(job)
     config = job.config.model_copy(update={"run_dir": str(folder), "name": job.name})
     write_text(folder / "experiment.yaml", dump_config(config))
     for path, other in job.links.items():
         _link(folder / path, store.place(other) / path)
     say(f"ablate: {job.name}")
-    for step, *options in job.steps:
-        if processes == 0 or step == "cost":
-            _do_here(step, options, config)
-        else:
-            ranks = processes or fitting_processes(config, torch.cuda.device_count())
-            finish_step(step, _command(step, options, folder / "experiment.yaml", ranks), folder, locks)
+    with _time_kept(folder):
+        for step, *options in job.steps:
+            if processes == 0 or step == "cost":
+                _do_here(step, options, config)
+            else:
+                ranks = processes or fitting_processes(config, torch.cuda.device_count())
+                finish_step(step, _command(step, options, folder / "experiment.yaml", ranks), folder, locks)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     facts = {"job": job.name, "digest": job.digest, "commit": code_version(), "device": device}
-    facts["seconds"] = round(time.monotonic() - start, 1)
+    facts["seconds"] = _spent(folder)
     write_json(folder / _DONE, facts)
     say(f"ablate: {job.name} done in {format_duration(facts['seconds'])}")
+
+
+@contextmanager
+def _time_kept(folder: Path) -> Iterator[None]:
+    """Add the time of the block to what earlier calls have spent on the job, however it ends short of a kill."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        write_json(folder / _SPENT, {"seconds": round(_spent(folder) + time.monotonic() - start, 1)})
+
+
+def _spent(folder: Path) -> float:
+    path = folder / _SPENT
+    return json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
 
 
 def _do_here(step: str, options: Sequence[str], config: Config) -> None:

@@ -66,6 +66,22 @@ def test_a_worker_that_waits_for_others_stops_when_told(tmp_path, number):
     assert signal.getsignal(number) is handlers
 
 
+def test_a_jobs_time_is_that_of_all_calls_that_it_took(tmp_path, monkeypatch):
+    plan, store = plan_of({"name": "real"}), Store(tmp_path)
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+
+    def stop(step, options, config):
+        raise Preempted("stopped after step 3 of 9")
+
+    monkeypatch.setattr(run, "_do_here", stop)
+    with pytest.raises(Preempted):
+        work(plan, store, processes=0)
+    monkeypatch.setattr(run, "_do_here", lambda *_: None)
+    work(plan, store, processes=0)
+    assert [store.record(job)["seconds"] for job in plan.jobs] == [20, 10, 10]
+
+
 def test_the_command_says_that_it_was_stopped(monkeypatch, capsys):
     def stop(_):
         raise Stopped("stopped during generate")
