@@ -23,6 +23,7 @@ from dakd.diffusion.balance import resolve_balance
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.evaluate.choice import find_students, open_student
 from dakd.evaluate.segmentation import labels_of, predict_classes, stack_images
+from dakd.models.multiscale import at_scales
 from dakd.runtime.distributed import device
 from dakd.runtime.seeding import Stream, numpy_rng
 
@@ -121,7 +122,9 @@ def _predictions(plan: Plan, store: Store) -> Image.Image | None:
         prefix = f"{cell.dataset}: " if cell.dataset else ""
         rows.setdefault(f"{prefix}image", [np.repeat(one.sar[..., None], 3, axis=-1) for one in samples])
         rows.setdefault(f"{prefix}truth", [colourise(labels_of(one), held_out.classes) for one in samples])
-        model = open_student(find_students(place, job.config.evaluate.weights)[cell.row.training_set], held_out.classes)
+        cfg = job.config.evaluate
+        student = open_student(find_students(place, cfg.weights)[cell.row.training_set], held_out.classes)
+        model = at_scales(student, cfg.scales)
         rows[_title(cell)] = [_predict(model, one, held_out.classes) for one in samples]
     return captioned_rows(rows, []) if rows else None
 

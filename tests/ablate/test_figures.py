@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from ablate_worlds import plan_of
 
-from dakd.ablate.figures import TIMESTEPS, captioned_rows, noising_figure
+from dakd.ablate import figures
+from dakd.ablate.figures import TIMESTEPS, captioned_rows, draw_figures, noising_figure
+from dakd.ablate.run import Store
+from dakd.data.prepare import prepare
 from dakd.data.sample import Sample
+from dakd.models.multiscale import MultiScale
 
 
 def test_rows_have_captions_heads_and_whole_tiles():
@@ -43,3 +49,22 @@ def test_the_scaled_mask_drowns_earlier_than_the_mask_as_it_is():
         tile = rows[row * (width + 4) : row * (width + 4) + width, start : start + width]
         halves[name] = tile[:, 80:].mean() - tile[:, :80].mean()
     assert 0 < halves["scaled"] < 0.6 * halves["as it is"]
+
+
+def test_predictions_are_made_at_the_scales_that_the_scores_are(tmp_path, monkeypatch):
+    plan, store = plan_of({"name": "msc", "set": {"evaluate.scales": [0.5, 1.0]}}), Store(tmp_path)
+    scores = plan.cells[0].jobs["student"]
+    prepare(scores.config, store.place(scores))
+    (store.place(scores) / "job.json").write_text("{}")
+    seen = []
+
+    def predict(model, images):
+        seen.append(model)
+        return torch.zeros(1, *images.shape[-2:], dtype=torch.int64)
+
+    monkeypatch.setattr(figures, "find_students", lambda *_: {"real": None})
+    monkeypatch.setattr(figures, "open_student", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(figures, "predict_classes", predict)
+    assert [path.name for path in draw_figures(plan, store, tmp_path / "figures")] == ["predictions.png"]
+    assert len(seen) == 4 and all(isinstance(model, MultiScale) for model in seen)
+    assert seen[0].scales == (0.5, 1.0)
