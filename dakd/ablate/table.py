@@ -232,7 +232,7 @@ def _image_counts_of_pairs(plan: Plan, store: Store) -> list[str]:
         line = f"distances: {counts['synthetic']} generated and {counts['real']} training images"
         if "absent" not in result["fidelity"]:
             line += f"; of a net's features: {result['fidelity']['num_images']} of each"
-        told.append(line + "; in brackets 95 % bootstrap intervals over the images")
+        told.append(line + "; 95 % bootstrap intervals over the images: in brackets, or by seed in seeds.csv")
     return list(dict.fromkeys(told))
 
 
@@ -307,7 +307,7 @@ def _seeds_csv(plan: Plan, store: Store) -> str:
     """Every number as it came: one line a cell and measure."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["data", "method", "seed", "measure", "value", "job", "commit"])
+    writer.writerow(["data", "method", "seed", "measure", "value", "low", "high", "job", "commit"])
     for cell in plan.cells:
         results = read_results(cell, store)
         for name in plan.table.measures:
@@ -316,7 +316,9 @@ def _seeds_csv(plan: Plan, store: Store) -> str:
             if value is not None:
                 job = cell.jobs[measure.source]
                 commit = store.record(job)["commit"]
-                writer.writerow([cell.dataset, cell.row.name, cell.seed, name, value, job.name, commit])
+                interval = measure.read_interval(results.get(measure.source, {})) or (None, None)
+                told = [cell.dataset, cell.row.name, cell.seed, name, value, *interval, job.name, commit]
+                writer.writerow(told)
     return stream.getvalue()
 
 
