@@ -71,16 +71,20 @@ class Claims:
 
 def living_claims(folder: Path) -> list[int]:
     """The shards that are claimed, but for claims of this host's dead processes."""
-    paths = sorted((folder / "claims").glob("[0-9]*"))
-    return [int(path.name) for path in paths if not _is_dead(_read(path))]
+    return [int(path.name) for path in _claims_in(folder) if not _is_dead(_read(path))]
 
 
 def clear_dead_claims(folder: Path) -> int:
     """Remove the claims of this host's dead processes; how many there were."""
-    dead = [path for path in (folder / "claims").glob("[0-9]*") if _is_dead(_read(path))]
+    dead = [path for path in _claims_in(folder) if _is_dead(_read(path))]
     for path in dead:
         path.unlink(missing_ok=True)
     return len(dead)
+
+
+def _claims_in(folder: Path) -> list[Path]:
+    """What else lies there, such as a copy that a tool left, is no claim."""
+    return [path for path in sorted((folder / "claims").glob("[0-9]*")) if path.name.isdecimal()]
 
 
 def _read(path: Path) -> bytes:
@@ -93,4 +97,4 @@ def _read(path: Path) -> bytes:
 def _is_dead(claim: bytes) -> bool:
     """Whether a claim's owner is a process that this host no longer has; False for what cannot be told from here."""
     host, _, pid = claim.split(b"\n")[0].decode(errors="replace").partition(" ")
-    return host == socket.gethostname() and pid.isdigit() and not is_alive(int(pid))
+    return host == socket.gethostname() and pid.isdecimal() and not is_alive(int(pid))

@@ -47,7 +47,7 @@ def left_overs(folder: str | Path) -> list[Path]:
     for path in sorted(Path(folder).glob(".*.tmp")):
         owner, _, rest = path.name.rpartition(mine)
         pid = rest.split(".")[0]
-        if owner and pid.isdigit() and not is_alive(int(pid)):
+        if owner and pid.isdecimal() and not is_alive(int(pid)):
             found.append(path)
     return found
 
@@ -56,7 +56,7 @@ def is_alive(pid: int) -> bool:
     """Whether this host has a process of that id."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # or more than an id can be
         return False
     except PermissionError:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -290,3 +291,9 @@ def test_colour_and_deep_pictures_are_refused_and_jpeg_grain_is_not(tmp_path):
     with pytest.raises(BadFile, match="wanted 8-bit grey"):
         read_grey(tmp_path / "deep.png")
     assert (read_grey(tmp_path / "grain.png") == 101).all()
+
+
+def test_a_pipe_called_a_picture_is_told_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(BadFile, match=r"a\.png: is no plain file"):
+        read_grey(tmp_path / "a.png")

@@ -19,7 +19,7 @@ import torch
 
 from dakd.data.shards import ShardSet
 from dakd.generate import worker as working
-from dakd.generate.claims import Claims
+from dakd.generate.claims import Claims, clear_dead_claims, living_claims
 from dakd.generate.generate import generate, verify
 from dakd.generate.plan import Place, place_from_environment
 from dakd.generate.progress import Progress
@@ -233,6 +233,15 @@ def test_a_claim_is_stale_when_its_owner_is_dead_or_stands_still(tmp_path):
         assert claims.take(4)  # it stood still
     claims.release(4)
     assert not path.exists() and claims.take(4)
+
+
+@pytest.mark.parametrize("pid", [str(2**70), "\u00b2"])
+def test_a_claim_of_no_possible_process_and_files_that_are_no_claims_hold_nobody_up(tmp_path, pid):
+    claims = Claims(tmp_path, patience_s=0)
+    (claims.folder / "000004").write_text(f"{socket.gethostname()} {pid}\n")
+    (claims.folder / "000005 (copy)").write_text("")
+    claims.is_stale(4)  # begins to watch what it cannot tell
+    assert claims.take(4) and living_claims(tmp_path) == [4] and clear_dead_claims(tmp_path) == 0
 
 
 def test_a_full_disk_leaves_no_claim_without_an_owner(tmp_path):

@@ -145,6 +145,8 @@ def _decoded(picture: Image.Image) -> Image.Image:
 
 
 def _ask_picture(path: Path, question: Callable[[Image.Image], Any], data: bytes | None = None) -> Any:
+    if data is None and path.exists() and not path.is_file():  # a pipe would be waited for
+        raise BadFile(path, "is no plain file; wanted a picture")
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as picture:
             return question(picture)
