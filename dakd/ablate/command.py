@@ -11,7 +11,7 @@ from pathlib import Path
 from dakd.ablate.figures import draw_figures
 from dakd.ablate.plan import Plan, make_plan
 from dakd.ablate.run import Outcome, Store, work
-from dakd.ablate.spec import TableSpec, load_table, nearest_row, without_absent
+from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, without_absent
 from dakd.ablate.table import write_table
 from dakd.pipeline import Stopped
 from dakd.runtime.lifetime import PREEMPTED, Preempted
@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     table = narrowed(load_table(args.config), args.row, args.data, args.seeds)
     table = with_bases(table, args.base)
-    if args.runs:
-        table = TableSpec.model_validate(table.model_dump() | {"runs": args.runs})
+    if args.runs is not None:
+        table = build_table(table.model_dump() | {"runs": args.runs}, f"the table with --runs {args.runs}")
     if args.small and table.small_measures is not None:
         table = table.model_copy(update={"measures": table.small_measures})
     table, absent = without_absent(table)
@@ -93,6 +93,9 @@ def narrowed(table: TableSpec, rows: Sequence[str], data: Sequence[str], seeds: 
             chosen["reference"] = None
     if unknown := [name for name in data if name not in table.data]:
         raise ValueError(f"the table has no data set {', '.join(unknown)}; it has {_data_names(table)}")
+    for name in data:
+        if (other := table.data[name].test_on) is not None and other not in data:
+            raise ValueError(f"data set {name!r} is tested on {other!r}; name that one too: --data {other!r}")
     if data:
         chosen["data"] = {name: table.data[name] for name in data}
     if seeds:
@@ -103,7 +106,7 @@ def narrowed(table: TableSpec, rows: Sequence[str], data: Sequence[str], seeds: 
     if data:
         for row in kept["rows"]:
             row["paper"] = {name: numbers for name, numbers in row["paper"].items() if name in data}
-    return TableSpec.model_validate(kept)
+    return build_table(kept, "what was chosen of the table")
 
 
 def with_bases(table: TableSpec, bases: Sequence[str]) -> TableSpec:

@@ -126,6 +126,11 @@ def load_table(path: str | Path) -> TableSpec:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
+    return build_table(tree, str(path))
+
+
+def build_table(tree: Any, source: str) -> TableSpec:
+    """Validate a plain mapping; ValueError that tells the errors of all keys at once."""
     try:
         return TableSpec.model_validate(tree)
     except ValidationError as error:
@@ -133,7 +138,7 @@ def load_table(path: str | Path) -> TableSpec:
         for detail in error.errors():
             where = ".".join(str(part) for part in detail["loc"])
             lines.append(f"  {where + ': ' if where else ''}{detail['msg'].removeprefix('Value error, ')}")
-        raise ValueError(f"{path} is not a valid table:\n" + "\n".join(lines)) from None
+        raise ValueError(f"{source} is not a valid table:\n" + "\n".join(lines)) from None
 
 
 def experiment(

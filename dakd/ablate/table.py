@@ -212,12 +212,15 @@ def facts(plan: Plan, lines: Sequence[Line], store: Store) -> list[str]:
     said = [f"seeds {', '.join(str(seed) for seed in plan.table.seeds)}; ± is the standard deviation over them"]
     for config in configs.values():
         said.append(f"{config.name}: {budget(config, plan.table.sources)}")
+    if "cost" in plan.table.sources:
+        sizes = sorted({"x".join(map(str, config.train_saross.crop)) for config in configs.values()})
+        said.append(f"costs: of one image of {', '.join(sizes)}; time: the mean of {plan.table.runs} passes")
     for name, title in (("commit", "commit"), ("device", "measured on")):
         found = sorted({record[name] for record in records})
         said.append(f"{title} {', '.join(found) if found else 'nothing yet'}")
     said += _image_counts_of_pairs(plan, store)
     said.append(f"{len(records)} of {len(plan.jobs)} jobs are done; they took {_total(records)}")
-    said.append("time: of all steps that a line needs, those too that lines share")
+    said.append("last column: time of all steps that a line needs, those too that lines share")
     return said
 
 

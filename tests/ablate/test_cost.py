@@ -9,8 +9,9 @@ import torch
 from ablate_worlds import TOY
 from torch import nn
 
-from dakd.ablate.cost import measure_cost, peak_bytes
+from dakd.ablate.cost import count_macs, measure_cost, peak_bytes
 from dakd.config import StudentConfig, load_config
+from dakd.models.caft import CAFT
 from dakd.models.zoo import build_student
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,14 @@ def test_costs_are_those_of_the_net_and_of_the_same_without_modules():
     assert cost["memory"] > 4 * cost["params"] and cost["runs"] == 2 and cost["size"] == [32, 32]
     plain = measure_cost(load_config(TOY, ["train_saross.student.skip_module=none"]), runs=1)
     assert plain["more"]["params"] == plain["more"]["macs"] == plain["more"]["memory"] == 0
+
+
+def test_the_multiply_adds_of_caft_are_those_of_its_seven_layers():
+    """Worked by hand for 16 high and 24 low channels, inner width 8, on a grid of 6 x 10 over one of 3 x 5."""
+    net, f_hr, f_lr = CAFT(16, 24, inner=8, num_heads=2), torch.rand(2, 16, 6, 10), torch.rand(2, 24, 3, 5)
+    queries, keys_values, last = 24 * 8 * 15, 2 * 16 * 8 * 60, 8 * 16 * 60
+    depthwise = 3 * 9 * 8 * 60
+    assert count_macs(net, f_hr, f_lr) == 2 * (queries + keys_values + depthwise + last)
 
 
 def test_only_saross_has_skip_modules():

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ablate_worlds import SOFT, TABLE, plan_of
+import yaml
+from ablate_worlds import SOFT, TABLE, TOY, plan_of
 
+from dakd.ablate.command import main
 from dakd.ablate.plan import make_plan
+from dakd.ablate.run import Store
 from dakd.ablate.spec import TableSpec, without_absent
+from dakd.ablate.table import facts
 
 SCENES = {"dataset": "simulated", "simulation": {"num_train": 4, "num_test": 2, "size": [32, 32]}}
 
@@ -72,3 +76,27 @@ def test_steps_that_are_counted_over_pairs_from_elsewhere_depend_on_these():
     assert all("generate" not in kinds(plan) for plan in plans)
     assert plans[0].jobs[-1].name != plans[1].jobs[-1].name
 
+
+DATA = {"A": {"base": str(TOY)}, "B": {"base": str(TOY)}, "A to B": {"base": str(TOY), "test_on": "B"}}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--data", "A to B"], "data set 'A to B' is tested on 'B'; name that one too: --data 'B'"),
+        (["--seeds", "1", "1"], "what was chosen of the table is not a valid table:\n  seeds are [1, 1]"),
+        (["--runs", "0"], "the table with --runs 0 is not a valid table:\n  runs: Input should be greater than 0"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused_in_a_line(tmp_path, capsys, options, message):
+    table = TABLE | {"base": None, "data": DATA, "rows": [{"name": "a"}], "reference": None}
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
+    assert main(["--config", str(tmp_path / "table.yaml"), "--store", str(tmp_path / "store"), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_table_of_costs_says_of_what_and_over_how_many_passes(tmp_path):
+    plan = plan_of({"name": "real"}, measures=["more_params"], runs=7)
+    assert "costs: of one image of 32x32; time: the mean of 7 passes" in facts(plan, [], Store(tmp_path))
+    assert not any(line.startswith("costs") for line in facts(plan_of({"name": "real"}), [], Store(tmp_path)))
