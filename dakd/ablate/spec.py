@@ -1,7 +1,7 @@
 """A table as a YAML: which experiments it compares, on which data, with which seeds, what it shows, what the paper has.
 
 A row is a set of dotted settings over the experiment that all rows share; everything else of an experiment stands in
-that one's own configuration, so that all rows have the same budget.
+that one's own configuration, so that all rows have the same budget unless a row says otherwise.
 """
 
 from __future__ import annotations

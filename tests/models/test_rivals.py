@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from rivals import SMALL_RIVALS, small_rival
+from small_rivals import SMALL_RIVALS, small_rival
 
 from dakd.config import DEFAULT_ENCODERS, StudentConfig, build_config
 from dakd.models.encoders import import_smp, import_torchvision

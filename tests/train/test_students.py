@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from rivals import SMALL_RIVALS, small_rival
+from small_rivals import SMALL_RIVALS, small_rival
 from worlds import losses_of, toy_config, with_pairs, with_zero_stage
 
 from dakd.config import Config, build_config
