@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 from dakd.models.saross import pad_to_multiple
 
 
-class Student(nn.Module):
+class Student(nn.Module, ABC):
     """A net that segments images of any size.
 
     A subclass has an `encoder` and implements `encode` and `segment` for sides that are multiples of `multiple`.
@@ -34,10 +36,10 @@ class Student(nn.Module):
                 f"image(s) of {height} x {width}; set micro_batch to 2 or more, a larger crop, or batch_norm to frozen"
             ) from error
 
+    @abstractmethod
     def encode(self, image: Tensor) -> list[Tensor]:
         """image (B, 3, H, W), both sides multiples of 32 -> the encoder's maps, finest first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def segment(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W), both sides multiples of `multiple` -> logits of the same size."""
-        raise NotImplementedError

@@ -34,9 +34,9 @@ def swallow(read) -> str:
 
 
 def test_errors_of_ours_that_name_their_input_pass(judge):
-    judge(lambda: build_config({"nme": 1}), "nme")
-    judge(lambda: get_codec("zip"))
-    assert verdict.COUNTS["itself"] == {"tried": 2, "refused": 2}
+    assert judge(lambda: build_config({"nme": 1}), "nme") == judge(lambda: get_codec("zip")) == "refused"
+    assert judge(lambda: None) == "read" and judge(lambda: "skipped") == "skipped"
+    assert verdict.COUNTS["itself"] == {"tried": 4, "refused": 2, "read": 1, "skipped": 1}
 
 
 def test_errors_from_the_depths_or_without_a_name_do_not_pass(judge):

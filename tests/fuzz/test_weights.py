@@ -66,7 +66,7 @@ def test_bytes_of_a_weights_file(request, tmp_path, kind, data):
     head = data.draw(mutated_bytes(original[: 8 + length]))
     file.write_bytes(data.draw(st.sampled_from((head + original[8 + length :], head))))
     load = load_student if kind == "student" else load_teacher
-    judge("weights, bytes", lambda: load(file) and None, file.name)
+    assert judge("weights, bytes", lambda: load(file) and None, file.name) in ("read", "refused")
 
 
 @fuzzed
@@ -74,7 +74,7 @@ def test_bytes_of_a_weights_file(request, tmp_path, kind, data):
 def test_header_of_a_weights_file(student, tmp_path, data):
     file = tmp_path / "weights.safetensors"
     file.write_bytes(data.draw(safetensors_with_a_lying_header(student)))
-    judge("weights, header", lambda: load_student(file) and None, file.name)
+    assert judge("weights, header", lambda: load_student(file) and None, file.name) in ("read", "refused")
 
 
 @fuzzed
@@ -85,7 +85,7 @@ def test_settings_in_a_weights_file(request, tmp_path, kind, data):
     original = request.getfixturevalue(kind)
     file.write_bytes(with_metadata(original, lambda facts: data.draw(mutated_tree(facts))))
     load = load_student if kind == "student" else load_teacher
-    judge("weights, settings", lambda: load(file) and None, file.name)
+    assert judge("weights, settings", lambda: load(file) and None, file.name) in ("read", "refused")
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,10 @@ def _watch(event: str, _arguments: tuple) -> None:
         raise AssertionError(f"a bad input led to {event}")
 
 
-def judge(target: str, read: Callable[[], str | None], *names: str) -> None:
-    """Runs `read`; AssertionError unless it ends well or raises an error that is ours and names one of `names`.
+def judge(target: str, read: Callable[[], str | None], *names: str) -> str:
+    """What became of the input: "read", "skipped" or "refused".
+
+    Runs `read`; AssertionError unless it ends well or raises an error that is ours and names one of `names`.
 
     read: returns what became of the input where it raises nothing: "read", or "skipped" where that was counted.
     """
@@ -73,6 +75,7 @@ def judge(target: str, read: Callable[[], str | None], *names: str) -> None:
     if refusal is not None:
         _require_clear(refusal, names)
     COUNTS[target][outcome] += 1
+    return outcome
 
 
 def _require_clear(error: Exception, names: tuple[str, ...]) -> None:

@@ -130,6 +130,7 @@ def test_a_process_ends_with_its_parent_however_that_ends(tmp_path):
     process.kill()
     process.wait()
     wait_until(lambda: not is_running(pid), "the child goes on")
+    assert not is_running(pid)
 
 
 def is_running(pid):

@@ -65,7 +65,8 @@ def test_without_locks_a_process_that_took_over_the_number_is_not_the_owner(tmp_
     owner = {"host": lock.socket.gethostname(), "pid": os.getpid(), "started": 1}
     (tmp_path / ".lock").write_text(json.dumps(owner))
     with locked(tmp_path):
-        pass
+        taken = json.loads((tmp_path / ".lock").read_text())
+    assert taken["pid"] == os.getpid() and taken["started"] != 1
 
 
 def test_without_locks_an_owner_on_another_host_is_refused_with_the_file_to_remove(tmp_path, monkeypatch):
