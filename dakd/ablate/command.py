@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, help="passes that a cost is the mean of, in place of the table's")
     parser.add_argument("--row", action="append", default=[], metavar="NAME", help="these rows alone")
     parser.add_argument("--data", action="append", default=[], metavar="NAME", help="these data sets alone")
+    parser.add_argument("--reference", metavar="NAME", help="take differences to this row, in place of the table's")
     parser.add_argument("--small", action="store_true", help="the table's settings for small nets and images")
     parser.add_argument("--out", type=Path, help="the table's folder (default: runs/ablate/TABLE)")
     parser.add_argument("--store", type=Path, default=Path("runs/ablate/store"), help="of jobs, shared among tables")
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    table = narrowed(load_table(args.config), args.row, args.data, args.seeds)
+    table = narrowed(load_table(args.config), args.row, args.data, args.seeds, args.reference)
     table = with_bases(table, args.base)
     if args.runs is not None:
         table = build_table(table.model_dump() | {"runs": args.runs}, f"the table with --runs {args.runs}")
@@ -84,13 +85,24 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
-def narrowed(table: TableSpec, rows: Sequence[str], data: Sequence[str], seeds: Sequence[int] | None) -> TableSpec:
-    """The table with these rows, data sets and seeds alone; ValueError for names that it does not have."""
+def narrowed(
+    table: TableSpec,
+    rows: Sequence[str],
+    data: Sequence[str],
+    seeds: Sequence[int] | None,
+    reference: str | None = None,
+) -> TableSpec:
+    """The table with these rows, data sets and seeds alone; ValueError for names that it does not have.
+
+    reference: a row in place of the table's, which is dropped where it is not among the rows chosen.
+    """
     chosen: dict = {}
     if rows:
         chosen["rows"] = tuple(nearest_row(table, name) for name in rows)
         if table.reference not in rows:
             chosen["reference"] = None
+    if reference is not None:
+        chosen["reference"] = nearest_row(table, reference).name
     if unknown := [name for name in data if name not in table.data]:
         raise ValueError(f"the table has no data set {', '.join(unknown)}; it has {_data_names(table)}")
     for name in data:

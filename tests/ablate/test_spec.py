@@ -89,6 +89,11 @@ def test_rows_seeds_and_bases_are_chosen_on_the_command_line(tmp_path):
     assert [row.name for row in chosen.rows] == ["soft"] and chosen.seeds == (7,) and chosen.reference is None
     with pytest.raises(ValueError, match="no row 'sofd'; near: soft"):
         narrowed(table, ["sofd"], [], None)
+    assert narrowed(table, [], [], None, "soft").reference == "soft" != table.reference
+    with pytest.raises(ValueError, match="no row 'sofd'; near: soft"):
+        narrowed(table, [], [], None, "sofd")
+    with pytest.raises(ValueError, match="reference 'real' is no row; rows: soft"):
+        narrowed(table, ["soft"], [], None, "real")
     with pytest.raises(ValueError, match="no data set X; it has one alone"):
         narrowed(table, [], ["X"], None)
     other = tmp_path / "other.yaml"
