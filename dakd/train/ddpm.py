@@ -26,7 +26,7 @@ from dakd.train.engine import Engine, resolve_precision
 from dakd.train.grids import draw_pairs
 from dakd.train.loop import Training
 from dakd.train.optim import optimizer_identity
-from dakd.weights import load_strict, save_weights
+from dakd.weights import load_strict
 
 _SEED_OFFSET = 4  # the stages have 1, 2 and 3
 
@@ -101,10 +101,7 @@ def describe_ddpm(config: Config, train: ShardSet) -> Training:
         return DDPMTraining(DDPM(cfg.unet, num_bits(num_classes)), schedule, num_classes, seed, memory_format)
 
     def finish(engine: Engine) -> None:
-        for kind in ("raw", "ema"):
-            weights = engine.net_weights(kind)
-            if is_main():
-                save_weights(ddpm_weights_file(config, kind), weights, metadata | {"weights": kind})
+        engine.save_net_weights(lambda kind: ddpm_weights_file(config, kind), metadata)
 
     def draw(engine: Engine, folder: Path, step: int) -> None:
         weights = engine.net_weights("ema")

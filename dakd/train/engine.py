@@ -23,6 +23,7 @@ from dakd.config import EngineConfig, OptimizerConfig
 from dakd.runtime import distributed
 from dakd.train.ema import decays_of
 from dakd.train.optim import build_optimizer
+from dakd.weights import save_weights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -261,6 +262,13 @@ class Engine:
     def net_weights(self, kind: str) -> dict[str, Tensor]:
         """`weights` under the names of the net within the training module; a collective."""
         return {name.removeprefix("net."): value for name, value in self.weights(kind).items()}
+
+    def save_net_weights(self, file_of: Callable[[str], Path], metadata: dict) -> None:
+        """Write the net's `raw` and `ema` weights to the files that `file_of` names, on rank 0; a collective."""
+        for kind in ("raw", "ema"):
+            weights = self.net_weights(kind)
+            if distributed.is_main():
+                save_weights(file_of(kind), weights, metadata | {"weights": kind})
 
     def averages(self, kinds: Sequence[str]) -> dict[str, Tensor]:
         """The named averages of trained parameters and buffers, flat, by `kind/name`, on rank 0; a collective."""

@@ -36,7 +36,7 @@ from dakd.train.engine import Engine, resolve_precision
 from dakd.train.grids import draw_pairs
 from dakd.train.loop import Training, is_done, run_training
 from dakd.train.optim import optimizer_identity
-from dakd.weights import load_state, load_strict, save_weights
+from dakd.weights import load_state, load_strict
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,7 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
         return JointTraining(net, noising, cfg.label_loss_weight, memory_format, cfg.label_loss)
 
     def finish(engine: Engine) -> None:
-        for kind in ("raw", "ema"):
-            weights = engine.net_weights(kind)
-            if is_main():
-                save_weights(weights_file(config, stage, kind), weights, metadata | {"weights": kind})
+        engine.save_net_weights(lambda kind: weights_file(config, stage, kind), metadata)
 
     def draw(engine: Engine, folder: Path, step: int) -> None:
         weights = engine.net_weights("ema")

@@ -174,7 +174,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
 
     def finish(engine: Engine) -> None:
         for kind, file in STUDENT_FILES.items():
-            weights = {name.removeprefix("net."): value for name, value in engine.weights(kind).items()}
+            weights = engine.net_weights(kind)
             if is_main():
                 net = build_student(cfg.student, classes.num_classes)
                 load_strict(net, weights, "the training engine")
