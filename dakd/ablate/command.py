@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from dakd.ablate.figures import draw_figures
@@ -31,7 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, help="passes that a cost is the mean of, in place of the table's")
     parser.add_argument("--row", action="append", default=[], metavar="NAME", help="these rows alone")
     parser.add_argument("--data", action="append", default=[], metavar="NAME", help="these data sets alone")
-    parser.add_argument("--reference", metavar="NAME", help="take differences to this row, in place of the table's")
+    parser.add_argument("--measure", action="append", default=[], metavar="NAME", help="show these, not the table's")
+    parser.add_argument("--reference", metavar="NAME", help="differences to this row, in place of the table's")
     parser.add_argument("--small", action="store_true", help="the table's settings for small nets and images")
     parser.add_argument("--out", type=Path, help="the table's folder (default: runs/ablate/TABLE)")
     parser.add_argument("--store", type=Path, default=Path("runs/ablate/store"), help="of jobs, shared among tables")
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    table = narrowed(load_table(args.config), args.row, args.data, args.seeds, args.reference)
+    table = narrowed(load_table(args.config), args.row, args.data, args.seeds, args.reference, args.measure)
     table = with_bases(table, args.base)
     if args.runs is not None:
         table = build_table(table.model_dump() | {"runs": args.runs}, f"the table with --runs {args.runs}")
@@ -87,38 +88,48 @@ def _run(args: argparse.Namespace) -> int:
 
 def narrowed(
     table: TableSpec,
-    rows: Sequence[str],
-    data: Sequence[str],
-    seeds: Sequence[int] | None,
+    rows: Sequence[str] = (),
+    data: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
     reference: str | None = None,
+    measures: Sequence[str] = (),
 ) -> TableSpec:
     """The table with these rows, data sets and seeds alone; ValueError for names that it does not have.
 
     reference: a row in place of the table's, which is dropped where it is not among the rows chosen.
+    measures: in place of the table's, also of those for small experiments.
     """
-    chosen: dict = {}
+    kept = table.model_dump()
     if rows:
-        chosen["rows"] = tuple(nearest_row(table, name) for name in rows)
-        if table.reference not in rows:
-            chosen["reference"] = None
+        kept["rows"] = [nearest_row(table, name).model_dump() for name in rows]
+        kept["reference"] = table.reference if table.reference in rows else None
     if reference is not None:
-        chosen["reference"] = nearest_row(table, reference).name
+        kept["reference"] = nearest_row(table, reference).name
     if unknown := [name for name in data if name not in table.data]:
         raise ValueError(f"the table has no data set {', '.join(unknown)}; it has {_data_names(table)}")
     for name in data:
         if (other := table.data[name].test_on) is not None and other not in data:
             raise ValueError(f"data set {name!r} is tested on {other!r}; name that one too: --data {other!r}")
     if data:
-        chosen["data"] = {name: table.data[name] for name in data}
+        kept["data"] = {name: kept["data"][name] for name in data}
     if seeds:
-        chosen["seeds"] = tuple(seeds)
-    kept = table.model_dump() | {name: value for name, value in chosen.items() if name in ("seeds", "reference")}
-    kept["rows"] = [row.model_dump() for row in chosen.get("rows", table.rows)]
-    kept["data"] = {name: one.model_dump() for name, one in chosen.get("data", table.data).items()}
-    if data:
-        for row in kept["rows"]:
-            row["paper"] = {name: numbers for name, numbers in row["paper"].items() if name in data}
+        kept["seeds"] = tuple(seeds)
+    if measures:
+        kept |= {"measures": tuple(measures), "small_measures": None}
+    for row in kept["rows"]:
+        row["paper"] = _shown_of_paper(row["paper"], kept["data"], kept["measures"])
     return build_table(kept, "what was chosen of the table")
+
+
+def _shown_of_paper(numbers: dict, datasets: Container[str], measures: Container[str]) -> dict:
+    """The paper's numbers of a row, of these data sets and measures alone."""
+    shown = {}
+    for name, value in numbers.items():
+        if isinstance(value, dict) and name in datasets:
+            shown[name] = {measure: number for measure, number in value.items() if measure in measures}
+        elif not isinstance(value, dict) and name in measures:
+            shown[name] = value
+    return shown
 
 
 def with_bases(table: TableSpec, bases: Sequence[str]) -> TableSpec:

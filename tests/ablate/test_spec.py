@@ -10,6 +10,7 @@ from ablate_worlds import TABLE, TOY
 
 from dakd.ablate.command import narrowed, with_bases
 from dakd.ablate.measures import MEASURES, measure_of
+from dakd.ablate.plan import make_plan
 from dakd.ablate.spec import experiment, foreign_test, load_table, without_absent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +104,22 @@ def test_rows_seeds_and_bases_are_chosen_on_the_command_line(tmp_path):
         with_bases(table, [str(tmp_path / "absent.yaml")])
     with pytest.raises(ValueError, match="no data set 'X'"):
         with_bases(table, [f"X={other}"])
+
+
+def test_measures_in_place_of_a_table_s_take_the_paper_s_numbers_and_jobs_with_them(monkeypatch):
+    monkeypatch.setenv("OSD_ROOT", "/somewhere")
+    folder = ROOT / "configs" / "ablate"
+    costs = narrowed(load_table(folder / "skip_modules.yaml"), measures=["more_params", "seconds"])
+    assert costs.measures == ("more_params", "seconds") and costs.small_measures is None
+    assert [row.paper for row in costs.rows] == [
+        {"seconds": 39.52}, {"more_params": 6.95, "seconds": 48.36}, {"more_params": 0.89, "seconds": 45.28}
+    ]  # fmt: skip
+    assert {job.kind for job in make_plan(costs, folder).jobs} == {"cost"}
+    methods = narrowed(load_table(folder / "methods.yaml"), data=["OSD"], measures=["miou"])
+    assert {tuple(row.paper) for row in methods.rows} <= {("OSD",), ()} and set(methods.data) == {"OSD"}
+    assert all(set(numbers) <= {"miou"} for row in methods.rows for numbers in row.paper.values())
+    with pytest.raises(ValueError, match="measure 'secnds' is unknown; did you mean seconds"):
+        narrowed(costs, measures=["secnds"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablate").glob("*.yaml")), ids=lambda path: path.stem)
