@@ -238,6 +238,10 @@ class TrainJointNetConfig(Section):
     # rows without CE; JointNet is l2 with balance.b=1 and students with loss.hard_labels=true). The soft label of an l2
     # teacher is the logarithm of (output / b + 1) / 2, normalised: the mean of one-hot masks is their probability.
     label_loss: Literal["ce", "l2"] = "ce"
+    # None: the image branch's output is the clean image (paper). A number: it is added to a share of the noisy image,
+    # that of detail with this standard deviation, image in [-1, 1] (diffusion/precondition.py; 1 is the velocity): with
+    # it a short training keeps the speckle. A good one is the deviation of the images less their means over 5 x 5.
+    sigma_data: Annotated[float, Field(gt=0, le=8)] | None = None
     # sar_jointnet, also JointNet's; or ddpm, the rival: one U-Net of `unet` over the image and the label's bits, with
     # L2 on all of them. It trains in one stage, with the steps of all three at stage 1's lr (inferred: equal budgets),
     # on labelled images only: no extra_images or streams. balance.b and label_loss have no part in it.

@@ -134,7 +134,8 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
 def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """The SAR-JointNet of a file that a stage 2 or 3 wrote, or a DDPM, in eval mode on `device`, and the metadata.
 
-    The metadata hold what sampling needs: b, the schedule, the class table and, where it is not "ce", the label_loss.
+    The metadata hold what sampling needs: b, the schedule, the class table and, where they are not the defaults,
+    label_loss and sigma_data.
     """
     metadata = read_metadata(path)
     if metadata.get("kind") not in ("jointnet", "ddpm"):
@@ -149,6 +150,8 @@ def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         num_classes = ClassTable.from_dict(metadata["classes"]).num_classes
         if metadata.get("label_loss", "ce") not in READINGS:
             raise ValueError(f"label_loss is {metadata['label_loss']}; wanted one of {', '.join(READINGS)}")
+        if not 0 < (1.0 if metadata.get("sigma_data") is None else metadata["sigma_data"]) <= 8:
+            raise ValueError(f"sigma_data is {metadata['sigma_data']}; wanted a number above 0 and at most 8")
         if not 0 < metadata["b"] <= 4 or metadata["num_classes"] != num_classes:
             raise ValueError(f"b is {metadata['b']} and num_classes {metadata['num_classes']} of {num_classes} names")
         if metadata["kind"] == "ddpm":

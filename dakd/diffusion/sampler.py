@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dakd.diffusion.labels import LOGITS, LabelReading
+from dakd.diffusion.precondition import clean_image, skip_and_scale
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.ddim_step import ddim_step
 from dakd.runtime.seeding import Stream, numpy_rng
@@ -61,7 +62,7 @@ class PairSampler:
     eta > 0 whose seed, are not those of the call before captures anew, which takes about as long as a few steps.
     Cast the network rather than call a capturing sampler under autocast: autocast drops its cast weights when it ends,
     while the graph would go on reading them.
-    reading: what the label branch's output means.
+    reading, sigma_data: what the outputs of the label branch and of the image branch mean.
     Raises ValueError for capture on another device.
     """
 
@@ -75,6 +76,7 @@ class PairSampler:
         eta: float = 0.0,
         clip: float = 1.0,
         reading: LabelReading = LOGITS,
+        sigma_data: float | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         capture: bool = False,
@@ -89,6 +91,8 @@ class PairSampler:
         self.num_steps, self.device = num_steps, torch.device(device)
         self._timesteps = schedule.sampling_timesteps(num_steps).to(device)
         self._coefficients = schedule.ddim_table(num_steps, eta, device)
+        table = schedule.noising_table(device)[self._timesteps]
+        self._factors = None if sigma_data is None else skip_and_scale(table, sigma_data)
         self._tabulate_time = tabulate_time
         self._shifts: dict[int, ShiftTable] = {}
         self._captured: tuple[tuple, CapturedStep] | None = None
@@ -125,6 +129,8 @@ class PairSampler:
             x_hat, output = self.net.denoise(state.x_input, state.y_input, self._shifts[batch].row(step))
         else:
             x_hat, output = self.net(state.x_input, state.y_input, self._timesteps[step].expand(batch))
+        if self._factors is not None:
+            x_hat = clean_image(x_hat, state.x, self._factors[step])
         state = State(
             *ddim_step(
                 state.x,

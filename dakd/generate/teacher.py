@@ -53,6 +53,7 @@ class Teacher:
             eta=self.cfg.eta,
             clip=self.cfg.clip,
             reading=reading_of(facts),
+            sigma_data=facts.get("sigma_data"),
             device=self.device,
             dtype=dtype,
             tabulate_time=True,

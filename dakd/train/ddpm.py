@@ -18,6 +18,7 @@ from dakd.data.transforms import to_teacher
 from dakd.diffusion.bits import bits_as_grey, num_bits
 from dakd.diffusion.labels import bit_reading
 from dakd.diffusion.loss import bit_loss, image_loss
+from dakd.diffusion.precondition import clean_image, skip_and_scale
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
 from dakd.models.ddpm import DDPM
@@ -35,15 +36,24 @@ class DDPMTraining(nn.Module):
     """L2 of image and bits on a batch, mean over the channels."""
 
     def __init__(
-        self, net: DDPM, schedule: CosineSchedule, num_classes: int, seed: int, memory_format: torch.memory_format
+        self,
+        net: DDPM,
+        schedule: CosineSchedule,
+        num_classes: int,
+        seed: int,
+        memory_format: torch.memory_format,
+        sigma_data: float | None = None,
     ):
         super().__init__()
         self.net, self.schedule, self.num_classes, self.seed = net, schedule, num_classes, seed
-        self.memory_format = memory_format
+        self.memory_format, self.sigma_data = memory_format, sigma_data
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         x_t, y_t, t = self.noised(batch, next(self.net.parameters()).dtype)
         x_hat, y_hat = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
+        if self.sigma_data is not None:
+            table = self.schedule.noising_table(x_t.device)
+            x_hat = clean_image(x_hat, x_t, skip_and_scale(table[t], self.sigma_data))
         loss_x = image_loss(to_teacher(batch["image"]), x_hat)
         loss_y = bit_loss(y_hat, batch["label"], self.num_classes)
         n = self.net.label_channels
@@ -93,12 +103,15 @@ def describe_ddpm(config: Config, train: ShardSet) -> Training:
         "data": [train.index["fingerprint"]],
         "optimizer": optimizer_identity(cfg.optimizer, lr, steps),
     }
+    if cfg.sigma_data is not None:
+        identity["sigma_data"] = cfg.sigma_data
     metadata = identity | {"kind": "ddpm", "classes": train.classes.to_dict()}
     options = reading_options(config.data)
 
     def build(is_new: bool) -> nn.Module:
         memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
-        return DDPMTraining(DDPM(cfg.unet, num_bits(num_classes)), schedule, num_classes, seed, memory_format)
+        net = DDPM(cfg.unet, num_bits(num_classes))
+        return DDPMTraining(net, schedule, num_classes, seed, memory_format, cfg.sigma_data)
 
     def finish(engine: Engine) -> None:
         engine.save_net_weights(lambda kind: ddpm_weights_file(config, kind), metadata)

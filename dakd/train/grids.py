@@ -32,7 +32,13 @@ def draw_pairs(
     """A picture of sampled pairs, label beside image (images alone unless labelled), from the same starts each time."""
     cfg = config.train_jointnet
     sampler = PairSampler(
-        net.to(device()).eval(), schedule, cfg.engine.sample_steps, b=b, reading=reading, device=device()
+        net.to(device()).eval(),
+        schedule,
+        cfg.engine.sample_steps,
+        b=b,
+        reading=reading,
+        sigma_data=cfg.sigma_data,
+        device=device(),
     )
     x, y = start_noise(config.seed, range(cfg.engine.num_samples), cfg.crop, label_channels)
     image, logits = sampler(x, y)

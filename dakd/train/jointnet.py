@@ -24,6 +24,7 @@ from dakd.data.transforms import to_teacher
 from dakd.diffusion.balance import resolve_balance
 from dakd.diffusion.labels import READINGS
 from dakd.diffusion.loss import image_loss, label_l2_loss, label_loss
+from dakd.diffusion.precondition import clean_image, skip_and_scale
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
 from dakd.models.jointnet import SARJointNet
@@ -47,6 +48,7 @@ class Noising:
     b: float
     num_classes: int
     seed: int
+    sigma_data: float | None = None
 
     def __call__(self, image: Tensor, label: Tensor | None, positions: Tensor, dtype: torch.dtype):
         """x_t, y_t (or None) and t of a batch; see kernels.joint_noising."""
@@ -61,6 +63,13 @@ class Noising:
             out_dtype=dtype,
         )
 
+    def clean_image(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_0_hat that the image branch's output stands for (diffusion/precondition.py)."""
+        if self.sigma_data is None:
+            return output
+        table = self.schedule.noising_table(x_t.device)
+        return clean_image(output, x_t, skip_and_scale(table[t], self.sigma_data))
+
 
 class ImageTraining(nn.Module):
     """Stage 1: L_x of SAR-Net on a batch."""
@@ -71,7 +80,8 @@ class ImageTraining(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         x_t, _, t = self.noising(batch["image"], None, batch["positions"], _dtype(self.net))
-        x_hat = self.net(x_t.to(memory_format=self.memory_format), t)
+        output = self.net(x_t.to(memory_format=self.memory_format), t)
+        x_hat = self.noising.clean_image(output, x_t, t)
         loss = image_loss(to_teacher(batch["image"]), x_hat)
         return {"loss": loss, "loss_x": loss}
 
@@ -93,7 +103,8 @@ class JointTraining(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         x_t, y_t, t = self.noising(batch["image"], batch["label"], batch["positions"], _dtype(self.net))
-        x_hat, logits = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
+        output, logits = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
+        x_hat = self.noising.clean_image(output, x_t, t)
         loss_x = image_loss(to_teacher(batch["image"]), x_hat)
         if self.label_loss == "ce":
             loss_y = label_loss(logits, batch["label"])  # raw logits against the mask, which b does not touch
@@ -159,7 +170,7 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
     seed = config.seed * 8 + stage  # every stage has its own order and noise
     num_classes = train.classes.num_classes
     schedule = CosineSchedule(cfg.schedule.num_train_timesteps, cfg.schedule.max_beta)
-    noising = Noising(schedule, b, num_classes, seed)
+    noising = Noising(schedule, b, num_classes, seed, cfg.sigma_data)
     identity = {
         "stage": stage,
         "unet": cfg.unet.model_dump(mode="json"),
@@ -178,6 +189,8 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
     }
     if stage > 1 and cfg.label_loss != "ce":
         identity["label_loss"] = cfg.label_loss
+    if cfg.sigma_data is not None:
+        identity["sigma_data"] = cfg.sigma_data
     metadata = identity | {"kind": "unet" if stage == 1 else "jointnet", "classes": train.classes.to_dict()}
 
     dataset: TeacherDataset | StreamDataset

@@ -98,6 +98,17 @@ def test_shards_of_a_teacher_trained_with_l2_hold_log_probabilities(generated, t
     np.testing.assert_allclose(np.exp(soft_label.astype(np.float32)).sum(0), 1, atol=5e-3)
 
 
+def test_images_of_a_preconditioned_teacher_are_read_as_such(generated, tmp_path):
+    config = with_teacher(tmp_path / "run")
+    state, facts = _teacher(generated[0])
+    save_weights(teacher_file(config), state, facts | {"sigma_data": 0.2})
+    net, _ = load_teacher(teacher_file(config))
+    sampler = PairSampler(net, CosineSchedule(), 3, b=facts["b"], sigma_data=0.2)
+    image, _ = sampler(*start_noise(0, [4], (16, 16), 5))
+    sar, plain = (ShardSet(folder).read(4).sar.astype(int) for folder in (generate(config), generated[1]))
+    assert np.abs(sar - to_grey(image)[0, 0].numpy()).max() <= 1 < np.abs(sar - plain).max()
+
+
 def test_finished_shards_are_kept_and_missing_ones_made_again(generated, tmp_path, capfd):
     config = with_teacher(tmp_path / "run")
     folder = generate(config)

@@ -59,6 +59,20 @@ def test_it_takes_the_steps_of_all_three_stages(trained):
     assert not (trained.run_path / "train_jointnet" / "stage1").exists()
 
 
+def test_preconditioned_it_says_so_and_its_loss_is_that_of_the_clean_image(tmp_path, training):
+    config = prepared(tmp_path, sigma_data=0.2)
+    train_jointnet(config)
+    assert load_teacher(ddpm_weights_file(config, "ema"))[1]["sigma_data"] == 0.2
+    batch = batch_of([3, 4])
+    x_t, y_t, t = training.noised(batch, torch.float32)
+    a, s = training.schedule.noising_table()[t].view(-1, 2, 1, 1, 1).unbind(1)
+    w = 0.2**2 / (0.2**2 + (s / a) ** 2)
+    x_hat = w * x_t / a + (1 - w).sqrt() * training.net(x_t, y_t, t)[0]
+    training.sigma_data = 0.2
+    wanted = (x_hat - to_teacher(batch["image"])).square().mean((1, 2, 3))
+    torch.testing.assert_close(training(batch)["loss_x"], wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_its_file_is_enough_to_rebuild_it(trained):
     net, facts = load_teacher(ddpm_weights_file(trained, "ema"))
     assert isinstance(net, DDPM) and net.label_channels == 3 and not net.training

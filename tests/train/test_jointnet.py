@@ -18,6 +18,7 @@ from dakd.runtime.runlog import read_records
 from dakd.train.checkpoint import list_checkpoints
 from dakd.train.engine import Engine, NonFiniteLoss, fitting_micro_batch
 from dakd.train.jointnet import (
+    ImageTraining,
     JointTraining,
     Noising,
     describe_stage,
@@ -27,7 +28,7 @@ from dakd.train.jointnet import (
     train_jointnet,
     weights_file,
 )
-from dakd.weights import load_state, load_teacher, read_metadata
+from dakd.weights import load_state, load_teacher, read_metadata, save_weights
 
 
 def prepared(tmp_path, **train):
@@ -368,6 +369,50 @@ def test_a_label_branch_trained_with_l2_says_so_in_its_weights_from_stage_2_on(t
         assert "label_loss" not in read_metadata(weights_file(described, stage, "ema"))
     with pytest.raises(ValueError, match="label_loss"):
         train_jointnet(replaced(config, label_loss="ce"), (3,))
+
+
+def test_a_preconditioned_teacher_says_so_in_its_weights_and_stays_what_it_is(trained, tmp_path):
+    config = prepared(tmp_path, sigma_data=0.2)
+    train_jointnet(config)
+    for stage in (1, 2, 3):
+        assert read_metadata(weights_file(config, stage, "ema"))["sigma_data"] == 0.2
+        assert "sigma_data" not in read_metadata(weights_file(trained, stage, "ema"))
+    ours, theirs = (load_state(weights_file(c, 1, "ema")) for c in (config, trained))
+    assert any(not torch.equal(ours[name], value) for name, value in theirs.items())
+    with pytest.raises(ValueError, match="sigma_data"):
+        train_jointnet(replaced(config, sigma_data=None), (3,))
+
+
+def test_a_file_with_an_impossible_sigma_data_is_refused(trained, tmp_path):
+    net, facts = load_teacher(weights_file(trained, 3, "ema"))
+    for wrong in (-1.0, 0, 9):
+        save_weights(tmp_path / "teacher.safetensors", net.state_dict(), facts | {"sigma_data": wrong})
+        with pytest.raises(ValueError, match=rf"teacher\.safetensors.*sigma_data is {wrong}; wanted"):
+            load_teacher(tmp_path / "teacher.safetensors")
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_preconditioned_loss_is_that_of_the_clean_image(trained, stage):
+    noising = Noising(CosineSchedule(), 0.4, 5, 3, sigma_data=0.2)
+    unet = trained.train_jointnet.unet
+    net = UNet(unet, 1, 1) if stage == 1 else SARJointNet(unet, 5)
+    torch.nn.init.normal_((net if stage == 1 else net.sar_net).conv_out.weight, std=0.3)
+    layout = torch.contiguous_format
+    training = ImageTraining(net, noising, layout) if stage == 1 else JointTraining(net, noising, 1.0, layout)
+    shards = ShardSet(trained.run_path / "prepare" / "train")
+    samples = [shards.read(i) for i in range(3)]
+    batch = {
+        "image": torch.stack([torch.from_numpy(sample.sar[None, :16, :16].copy()) for sample in samples]),
+        "label": torch.stack([torch.from_numpy(sample.label[:16, :16].copy()) for sample in samples]),
+        "positions": torch.arange(3),
+    }
+    x_t, y_t, t = noising(batch["image"], batch["label"], batch["positions"], torch.float32)
+    output = net(x_t, t) if stage == 1 else net(x_t, y_t, t)[0]
+    a, s = noising.schedule.noising_table()[t].view(-1, 2, 1, 1, 1).unbind(1)
+    w = 0.2**2 / (0.2**2 + (s / a) ** 2)
+    x_hat = w * x_t / a + (1 - w).sqrt() * output
+    wanted = (x_hat - (batch["image"] / 127.5 - 1)).square().mean((1, 2, 3))
+    torch.testing.assert_close(training(batch)["loss_x"], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_l2_training_of_the_label_branch_lowers_its_loss(tmp_path):

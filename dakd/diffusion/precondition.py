@@ -1,0 +1,31 @@
+"""What the image branch's output is: the clean image, or what is to be added to a share of the noisy one.
+
+    x_t = a x_0 + s eps,    a = sqrt(alpha_bar_t), s = sqrt(1 - alpha_bar_t)
+    without sigma_data    x_0_hat = F                                              (paper)
+    with sigma_data = d   x_0_hat = w x_t / a + sqrt(1 - w) F,   w = d^2 / (d^2 + (s / a)^2)
+
+The second is the preconditioning of Karras et al. 2022 (Table 1), F in units of the image where theirs is in units of
+sigma_data; d = 1 is the velocity of Salimans and Ho 2022 (v = -F). w is the share of x_t / a that is signal, for detail
+of standard deviation d. A net whose output is x_0_hat itself must learn to hand fine detail from its input to its
+output, as much of it as is signal, at every level of noise; until it has, it samples seas without speckle. With d near
+the deviation of the fine detail, that much is handed on from the first step. Either way the loss is that of x_0_hat
+(paper, Eq. 5).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def skip_and_scale(signal_and_noise: Tensor, sigma_data: float) -> Tensor:
+    """(n, 2): the factors of x_t and of F, from (n, 2) rows (a, s) of `CosineSchedule.noising_table`."""
+    signal, noise = signal_and_noise.unbind(1)
+    total = noise.square() + (sigma_data * signal).square()
+    return torch.stack([sigma_data**2 * signal / total, noise * total.rsqrt()], dim=1)
+
+
+def clean_image(output: Tensor, x_t: Tensor, factors: Tensor) -> Tensor:
+    """x_0_hat (B, 1, H, W), fp32, from F and x_t of that shape and their factors (B or 1, 2)."""
+    skip, scale = factors[:, :, None, None, None].unbind(1)
+    return skip * x_t.float() + scale * output.float()
