@@ -186,16 +186,17 @@ def captured_on_the_cpu(monkeypatch, captures):
     monkeypatch.setattr(sampling, "capture_graph", capture)
 
 
-def samplers(device, dtype, eta, reading):
-    settings = dict(b=0.5, eta=eta, reading=READINGS_OF_THREE_CHANNELS[reading], device=device, dtype=dtype)
+def samplers(device, dtype, eta, reading, sigma_data):
+    reading = READINGS_OF_THREE_CHANNELS[reading]
+    settings = dict(b=0.5, eta=eta, reading=reading, sigma_data=sigma_data, device=device, dtype=dtype)
     made = [PairSampler(toy_net, CosineSchedule(), 7, **settings) for _ in range(2)]
     made[1].capture = True
     return made
 
 
-def assert_replays_equal_the_loop(device, dtype, eta, reading, captures):
+def assert_replays_equal_the_loop(device, dtype, eta, reading, sigma_data, captures):
     """Over calls that change ids, seed and batch; `captures` counts how often a step was captured."""
-    looped, replayed = samplers(device, dtype, eta, reading)
+    looped, replayed = samplers(device, dtype, eta, reading, sigma_data)
     for ids, seed, count in (([3, 4], 0, 1), ([8, 9], 0, 1), ([8, 9], 1, 1 if eta == 0 else 2), ([5], 1, None)):
         x, y = (noise.to(device) for noise in start_noise(2, ids, (8, 8), 3))
         keys = dict(sample_ids=torch.tensor(ids, device=device), seed=seed)
@@ -209,21 +210,23 @@ def assert_replays_equal_the_loop(device, dtype, eta, reading, captures):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("sigma_data", [None, 0.2])
 @readings
-def test_replayed_steps_equal_the_loop_bitwise(monkeypatch, dtype, eta, reading):
+def test_replayed_steps_equal_the_loop_bitwise(monkeypatch, dtype, eta, reading, sigma_data):
     captures = []
     captured_on_the_cpu(monkeypatch, captures)
-    assert_replays_equal_the_loop("cpu", dtype, eta, reading, captures)
+    assert_replays_equal_the_loop("cpu", dtype, eta, reading, sigma_data, captures)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("sigma_data", [None, 0.2])
 @readings
-def test_captured_steps_equal_the_loop_bitwise_and_never_synchronise(dtype, eta, reading):
-    assert_replays_equal_the_loop("cuda", dtype, eta, reading, None)
-    _, replayed = samplers("cuda", dtype, eta, reading)
+def test_captured_steps_equal_the_loop_bitwise_and_never_synchronise(dtype, eta, reading, sigma_data):
+    assert_replays_equal_the_loop("cuda", dtype, eta, reading, sigma_data, None)
+    _, replayed = samplers("cuda", dtype, eta, reading, sigma_data)
     x, y = (noise.cuda() for noise in start_noise(2, [1, 2], (8, 8), 3))
     ids = torch.tensor([1, 2], device="cuda")
     replayed(x, y, sample_ids=ids)
