@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -33,6 +34,18 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(gt=0, le=8)]  # a side over the image's own
 Byte = Annotated[int, Field(ge=0, le=255)]
 Size = tuple[Positive, Positive]  # (height, width) in pixels
+
+
+def wanted(text: str) -> WrapValidator:
+    """One error that says what is wanted, in place of one for each kind of value that a union has."""
+
+    def check(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"wanted {text}") from None
+
+    return WrapValidator(check)
 
 
 class Section(BaseModel):
@@ -95,19 +108,9 @@ class PrepareConfig(Section):
 class BalanceConfig(Section):
     """The balancing factor b of the mask's noisy input (paper, Eq. 1 and 4)."""
 
-    b: Literal["auto"] | float = "auto"
-
-    @field_validator("b", mode="wrap")
-    @classmethod
-    def _auto_or_in_range(cls, value: object, check: ValidatorFunctionWrapHandler) -> object:
-        """One error in place of one for each kind of value."""
-        try:
-            b = check(value)
-        except ValidationError:
-            b = None
-        if b is None or (b != "auto" and not 0 < b <= 4):
-            raise ValueError('wanted "auto" or a number above 0 and at most 4')
-        return b
+    b: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0, le=4)], wanted('"auto" or a number above 0 and at most 4')
+    ] = "auto"
 
 
 # --- reading shards: what all trainings share -------------------------------------------------------------------------
@@ -240,8 +243,11 @@ class TrainJointNetConfig(Section):
     label_loss: Literal["ce", "l2"] = "ce"
     # None: the image branch's output is the clean image (paper). A number: it is added to a share of the noisy image,
     # that of detail with this standard deviation, image in [-1, 1] (diffusion/precondition.py; 1 is the velocity): with
-    # it a short training keeps the speckle. A good one is the deviation of the images less their means over 5 x 5.
-    sigma_data: Annotated[float, Field(gt=0, le=8)] | None = None
+    # it a short training keeps the speckle. auto: the deviation of the training images from their means over 5 x 5.
+    sigma_data: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0, le=8)] | None,
+        wanted('null, "auto" or a number above 0 and at most 8'),
+    ] = None
     # sar_jointnet, also JointNet's; or ddpm, the rival: one U-Net of `unet` over the image and the label's bits, with
     # L2 on all of them. It trains in one stage, with the steps of all three at stage 1's lr (inferred: equal budgets),
     # on labelled images only: no extra_images or streams. balance.b and label_loss have no part in it.

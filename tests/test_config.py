@@ -102,6 +102,14 @@ def test_b_has_one_error_line(b):
     assert explain(balance={"b": b}) == f'  balance.b: wanted "auto" or a number above 0 and at most 4 (found {b!r})'
 
 
+@pytest.mark.parametrize("value", [0, -1, 9, "much", [1]])
+def test_sigma_data_has_one_error_line(value):
+    wanted = f'  train_jointnet.sigma_data: wanted null, "auto" or a number above 0 and at most 8 (found {value!r})'
+    assert explain(train_jointnet={"sigma_data": value}) == wanted
+    for allowed in (None, "auto", 0.12):
+        assert build_config({"name": "x", "train_jointnet": {"sigma_data": allowed}})
+
+
 def test_errors_of_a_section_do_not_print_it():
     wanted = "  prepare: dataset 'osd' has no root; set prepare.root to its folder"
     assert explain(prepare={"dataset": "osd", "max_samples": 3}) == wanted

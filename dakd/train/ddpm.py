@@ -27,6 +27,7 @@ from dakd.train.engine import Engine, resolve_precision
 from dakd.train.grids import draw_pairs
 from dakd.train.loop import Training
 from dakd.train.optim import optimizer_identity
+from dakd.train.sigma_data import resolve_sigma_data
 from dakd.weights import load_strict
 
 _SEED_OFFSET = 4  # the stages have 1, 2 and 3
@@ -89,6 +90,7 @@ def describe_ddpm(config: Config, train: ShardSet) -> Training:
     steps, lr = cfg.stage1.steps + cfg.stage2.steps + cfg.stage3.steps, cfg.stage1.lr
     seed, num_classes = config.seed * 8 + _SEED_OFFSET, train.classes.num_classes
     schedule = CosineSchedule(cfg.schedule.num_train_timesteps, cfg.schedule.max_beta)
+    sigma_data = resolve_sigma_data(cfg.sigma_data, train)
     identity = {
         "generator": "ddpm",
         "unet": cfg.unet.model_dump(mode="json"),
@@ -103,15 +105,15 @@ def describe_ddpm(config: Config, train: ShardSet) -> Training:
         "data": [train.index["fingerprint"]],
         "optimizer": optimizer_identity(cfg.optimizer, lr, steps),
     }
-    if cfg.sigma_data is not None:
-        identity["sigma_data"] = cfg.sigma_data
+    if sigma_data is not None:
+        identity["sigma_data"] = sigma_data
     metadata = identity | {"kind": "ddpm", "classes": train.classes.to_dict()}
     options = reading_options(config.data)
 
     def build(is_new: bool) -> nn.Module:
         memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
         net = DDPM(cfg.unet, num_bits(num_classes))
-        return DDPMTraining(net, schedule, num_classes, seed, memory_format, cfg.sigma_data)
+        return DDPMTraining(net, schedule, num_classes, seed, memory_format, sigma_data)
 
     def finish(engine: Engine) -> None:
         engine.save_net_weights(lambda kind: ddpm_weights_file(config, kind), metadata)
@@ -122,7 +124,8 @@ def describe_ddpm(config: Config, train: ShardSet) -> Training:
             net = DDPM(cfg.unet, num_bits(num_classes))
             load_strict(net, weights, "the training engine")
             draw_pairs(config, net, schedule, 1.0, bit_reading(num_classes), train.classes,
-                       folder / f"step-{step:08d}.png", label_channels=net.label_channels)  # fmt: skip
+                       folder / f"step-{step:08d}.png", label_channels=net.label_channels,
+                       sigma_data=sigma_data)  # fmt: skip
 
     return Training(
         label="ddpm",

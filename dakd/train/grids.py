@@ -27,6 +27,7 @@ def draw_pairs(
     path: Path,
     *,
     label_channels: int,
+    sigma_data: float | None = None,
     labelled: bool = True,
 ) -> None:
     """A picture of sampled pairs, label beside image (images alone unless labelled), from the same starts each time."""
@@ -37,7 +38,7 @@ def draw_pairs(
         cfg.engine.sample_steps,
         b=b,
         reading=reading,
-        sigma_data=cfg.sigma_data,
+        sigma_data=sigma_data,
         device=device(),
     )
     x, y = start_noise(config.seed, range(cfg.engine.num_samples), cfg.crop, label_channels)

@@ -37,6 +37,7 @@ from dakd.train.engine import Engine, resolve_precision
 from dakd.train.grids import draw_pairs
 from dakd.train.loop import Training, is_done, run_training
 from dakd.train.optim import optimizer_identity
+from dakd.train.sigma_data import resolve_sigma_data
 from dakd.weights import load_state, load_strict
 
 
@@ -170,7 +171,8 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
     seed = config.seed * 8 + stage  # every stage has its own order and noise
     num_classes = train.classes.num_classes
     schedule = CosineSchedule(cfg.schedule.num_train_timesteps, cfg.schedule.max_beta)
-    noising = Noising(schedule, b, num_classes, seed, cfg.sigma_data)
+    sigma_data = resolve_sigma_data(cfg.sigma_data, train)
+    noising = Noising(schedule, b, num_classes, seed, sigma_data)
     identity = {
         "stage": stage,
         "unet": cfg.unet.model_dump(mode="json"),
@@ -189,8 +191,8 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
     }
     if stage > 1 and cfg.label_loss != "ce":
         identity["label_loss"] = cfg.label_loss
-    if cfg.sigma_data is not None:
-        identity["sigma_data"] = cfg.sigma_data
+    if sigma_data is not None:
+        identity["sigma_data"] = sigma_data
     metadata = identity | {"kind": "unet" if stage == 1 else "jointnet", "classes": train.classes.to_dict()}
 
     dataset: TeacherDataset | StreamDataset
@@ -221,7 +223,7 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
     def draw(engine: Engine, folder: Path, step: int) -> None:
         weights = engine.net_weights("ema")
         if is_main():
-            draw_grid(config, stage, weights, schedule, b, train, folder / f"step-{step:08d}.png")
+            draw_grid(config, stage, weights, noising, train, folder / f"step-{step:08d}.png")
 
     return Training(
         label=f"stage{stage}",
@@ -255,9 +257,7 @@ class ImageOnly(nn.Module):
         return self.net(x_t, t), torch.zeros_like(y_t)
 
 
-def draw_grid(
-    config: Config, stage: int, weights: dict, schedule: CosineSchedule, b: float, train: ShardSet, path: Path
-) -> None:
+def draw_grid(config: Config, stage: int, weights: dict, noising: Noising, train: ShardSet, path: Path) -> None:
     """A picture of sampled pairs, label beside image (images alone in stage 1), from the same starts each time."""
     cfg, classes = config.train_jointnet, train.classes
     net: nn.Module = UNet(cfg.unet, 1, 1) if stage == 1 else SARJointNet(cfg.unet, classes.num_classes)
@@ -265,13 +265,14 @@ def draw_grid(
     draw_pairs(
         config,
         ImageOnly(net) if stage == 1 else net,
-        schedule,
-        b,
+        noising.schedule,
+        noising.b,
         READINGS[cfg.label_loss],
         classes,
         path,
         label_channels=classes.num_classes,
         labelled=stage > 1,
+        sigma_data=noising.sigma_data,
     )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from dakd.diffusion.precondition import clean_image, skip_and_scale
+from dakd.diffusion.precondition import clean_image, fine_detail, skip_and_scale
 from dakd.diffusion.sampler import PairSampler, start_noise
 from dakd.diffusion.schedule import CosineSchedule
 
@@ -79,6 +83,18 @@ def test_speckle_appears_before_a_net_has_learnt_any_and_does_not_without():
     correlation = torch.corrcoef(torch.stack([speckle[..., 1:].flatten(), speckle[..., :-1].flatten()]))[0, 1]
     assert abs(float(correlation)) < 0.1
     assert float(sampled(torch.zeros_like, num_steps=100).std()) == 0
+
+
+def test_the_fine_detail_of_noise_is_what_a_mean_over_25_pixels_leaves_of_it():
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(128, 20, (256, 256)).clip(0, 255).round().astype(np.uint8) for _ in range(2)]
+    assert fine_detail(noise) == pytest.approx(20 / 127.5 * math.sqrt(1 - 1 / 25), rel=0.01)
+    image = rng.integers(0, 256, (9, 11), dtype=np.uint8)
+    means = ndimage.uniform_filter(image / 127.5, 5, mode="nearest")
+    assert fine_detail([image]) == pytest.approx(float(np.sqrt(np.mean((image / 127.5 - means) ** 2))), rel=1e-5)
+    assert fine_detail([np.full((8, 8), 9, np.uint8)]) == 0
+    with pytest.raises(ValueError, match="no images"):
+        fine_detail([])
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from worlds import toy_config, with_engine
@@ -10,6 +11,7 @@ from dakd.config import build_config
 from dakd.data.prepare import prepare
 from dakd.data.sample import Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
+from dakd.diffusion.precondition import fine_detail
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.jointnet import SARJointNet
 from dakd.models.unet import UNet
@@ -28,6 +30,7 @@ from dakd.train.jointnet import (
     train_jointnet,
     weights_file,
 )
+from dakd.train.sigma_data import resolve_sigma_data
 from dakd.weights import load_state, load_teacher, read_metadata, save_weights
 
 
@@ -335,7 +338,7 @@ def test_sample_grid_shows_images_in_stage_1_and_pairs_later(trained, tmp_path):
     train = ShardSet(trained.run_path / "prepare" / "train")
     for stage in (1, 2):
         weights = load_state(weights_file(trained, stage, "ema"))
-        draw_grid(trained, stage, weights, CosineSchedule(), 0.5, train, tmp_path / f"{stage}.png")
+        draw_grid(trained, stage, weights, Noising(CosineSchedule(), 0.5, 5, 0), train, tmp_path / f"{stage}.png")
     alone, pairs = (Image.open(tmp_path / f"{stage}.png") for stage in (1, 2))
     assert pairs.width > 1.7 * alone.width
 
@@ -381,6 +384,21 @@ def test_a_preconditioned_teacher_says_so_in_its_weights_and_stays_what_it_is(tr
     assert any(not torch.equal(ours[name], value) for name, value in theirs.items())
     with pytest.raises(ValueError, match="sigma_data"):
         train_jointnet(replaced(config, sigma_data=None), (3,))
+
+
+def test_sigma_data_may_be_left_to_the_training_images(tmp_path, capfd):
+    config = prepared(tmp_path, sigma_data="auto", stage1={"steps": 1})
+    train_jointnet(config, (1,))
+    shards = ShardSet(config.run_path / "prepare" / "train")
+    wanted = fine_detail(shards.read(i).sar for i in range(len(shards)))
+    found = read_metadata(weights_file(config, 1, "ema"))["sigma_data"]
+    assert found == pytest.approx(wanted, abs=1e-4) and 0.05 < found < 0.3
+    assert f"sigma_data {found} (auto" in capfd.readouterr().out
+    folder = config.run_path / "flat"
+    write_shard(folder, 0, [Sample("a", np.full((16, 16), 7, np.uint8))], shards.classes)
+    write_index(folder, shards.classes, kind="real", provenance={})
+    with pytest.raises(ValueError, match=r"the 1 training images have no fine detail; set train_jointnet\.sigma_data"):
+        resolve_sigma_data("auto", ShardSet(folder))
 
 
 def test_a_file_with_an_impossible_sigma_data_is_refused(trained, tmp_path):
