@@ -9,6 +9,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from dakd.ablate.figures import draw_figures
+from dakd.ablate.measures import measure_of
 from dakd.ablate.plan import Plan, make_plan
 from dakd.ablate.run import Outcome, Store, work
 from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, without_absent
@@ -70,6 +71,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.small and table.small_measures is not None:
         table = table.model_copy(update={"measures": table.small_measures})
     table, absent = without_absent(table)
+    if args.reference in absent:
+        raise ValueError(f"--reference {args.reference}: {absent[args.reference]}")
     plan = make_plan(table, args.config.parent, args.small, args.overrides)
     store, folder = Store(args.store), args.out or Path("runs/ablate") / args.config.stem
     outcome = Outcome()
@@ -96,7 +99,8 @@ def narrowed(
 ) -> TableSpec:
     """The table with these rows, data sets and seeds alone; ValueError for names that it does not have.
 
-    reference: a row in place of the table's, which is dropped where it is not among the rows chosen.
+    reference: a row in place of the table's, which is dropped where it is not among the rows chosen, or where no
+    measure is one of students.
     measures: in place of the table's, also of those for small experiments.
     """
     kept = table.model_dump()
@@ -116,6 +120,8 @@ def narrowed(
         kept["seeds"] = tuple(seeds)
     if measures:
         kept |= {"measures": tuple(measures), "small_measures": None}
+        if reference is None and not any(measure_of(name).source == "student" for name in measures):
+            kept["reference"] = None  # a difference is one of students
     for row in kept["rows"]:
         row["paper"] = _shown_of_paper(row["paper"], kept["data"], kept["measures"])
     return build_table(kept, "what was chosen of the table")

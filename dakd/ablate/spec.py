@@ -81,8 +81,11 @@ class TableSpec(Section):
             raise ValueError(f"reference {self.reference!r} is no row; rows: {', '.join(names)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds are {list(self.seeds)}; wanted different whole numbers of at least 0")
-        for name in (*self.measures, *(self.small_measures or ())):
-            measure_of(name)
+        for measures in (self.measures, self.small_measures or ()):
+            if twice := {name for name in measures if measures.count(name) > 1}:
+                raise ValueError(f"measures name {', '.join(sorted(twice))} twice; name each once")
+            for name in measures:
+                measure_of(name)
         for name, one in self.data.items():
             if one.test_on is not None and one.test_on not in self.data:
                 raise ValueError(f"data {name!r} is tested on {one.test_on!r}, which is none of the data sets")

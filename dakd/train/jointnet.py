@@ -38,7 +38,7 @@ from dakd.train.grids import draw_pairs
 from dakd.train.loop import Training, is_done, run_training
 from dakd.train.optim import optimizer_identity
 from dakd.train.sigma_data import resolve_sigma_data
-from dakd.weights import load_state, load_strict
+from dakd.weights import load_state, load_strict, read_metadata
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,12 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
     seed = config.seed * 8 + stage  # every stage has its own order and noise
     num_classes = train.classes.num_classes
     schedule = CosineSchedule(cfg.schedule.num_train_timesteps, cfg.schedule.max_beta)
-    sigma_data = resolve_sigma_data(cfg.sigma_data, train)
+    sigma_data = resolve_sigma_data(cfg.sigma_data, train, config.data.on_bad_record)
+    if previous is not None and (found := read_metadata(previous).get("sigma_data")) != sigma_data:
+        raise ValueError(
+            f"{previous} was trained with sigma_data {found}, and stage {stage} would go on with {sigma_data}; "
+            "set train_jointnet.sigma_data back, or train the stages anew in another run folder"
+        )
     noising = Noising(schedule, b, num_classes, seed, sigma_data)
     identity = {
         "stage": stage,

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from ablate_worlds import TABLE, TOY
 
-from dakd.ablate.command import narrowed, with_bases
+from dakd.ablate.command import main, narrowed, with_bases
 from dakd.ablate.measures import MEASURES, measure_of
 from dakd.ablate.plan import make_plan
 from dakd.ablate.spec import experiment, foreign_test, load_table, without_absent
@@ -120,6 +120,33 @@ def test_measures_in_place_of_a_table_s_take_the_paper_s_numbers_and_jobs_with_t
     assert all(set(numbers) <= {"miou"} for row in methods.rows for numbers in row.paper.values())
     with pytest.raises(ValueError, match="measure 'secnds' is unknown; did you mean seconds"):
         narrowed(costs, measures=["secnds"])
+    with pytest.raises(ValueError, match="measures name seconds twice"):
+        narrowed(costs, measures=["seconds", "seconds"])
+    students = load_table(folder / "kd_forms.yaml")
+    assert narrowed(students, measures=["fid"]).reference is None
+    assert narrowed(students, measures=["fid", "f1"]).reference == students.reference
+
+
+def test_a_reference_that_is_absent_is_refused_where_it_was_asked_for(monkeypatch, capsys):
+    monkeypatch.setenv("OSD_ROOT", "/somewhere")
+    monkeypatch.delenv("SAM_ROOT", raising=False)
+    path = ROOT / "configs" / "ablate" / "osd_classes.yaml"
+    name = next(row.name for row in load_table(path).rows if row.needs)
+    assert main(["--config", str(path), "--status", "--reference", name]) == 1
+    assert f"--reference {name}: set SAM_ROOT to run it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_data_sets_of_a_table_stay_apart_over_one_small_base(path, monkeypatch):
+    for name in ("OSD_ROOT", "SOS_ROOT", "DAKD_REAL_DATA", "SAM_ROOT"):
+        monkeypatch.setenv(name, "/somewhere")
+    table = with_bases(load_table(path), [str(ROOT / "configs" / "evidence.yaml")])
+    prepared = [
+        experiment(table, table.rows[0], dataset, 0, path.parent, True, []).prepare.model_dump_json()
+        for dataset, spec in table.datasets.items()
+        if spec.test_on is None
+    ]
+    assert len(set(prepared)) == len(prepared)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablate").glob("*.yaml")), ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ import torch
 from worlds import toy_config, with_engine
 
 from dakd.config import build_config
+from dakd.data.lookup import BadRecord
 from dakd.data.prepare import prepare
 from dakd.data.sample import Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
@@ -382,8 +383,10 @@ def test_a_preconditioned_teacher_says_so_in_its_weights_and_stays_what_it_is(tr
         assert "sigma_data" not in read_metadata(weights_file(trained, stage, "ema"))
     ours, theirs = (load_state(weights_file(c, 1, "ema")) for c in (config, trained))
     assert any(not torch.equal(ours[name], value) for name, value in theirs.items())
-    with pytest.raises(ValueError, match="sigma_data"):
+    with pytest.raises(ValueError, match=r"stage2.*was trained with sigma_data 0\.2, and stage 3 .* with None; set"):
         train_jointnet(replaced(config, sigma_data=None), (3,))
+    with pytest.raises(ValueError, match="sigma_data"):
+        train_jointnet(replaced(config, sigma_data=0.3), (1,))
 
 
 def test_sigma_data_may_be_left_to_the_training_images(tmp_path, capfd):
@@ -399,6 +402,19 @@ def test_sigma_data_may_be_left_to_the_training_images(tmp_path, capfd):
     write_index(folder, shards.classes, kind="real", provenance={})
     with pytest.raises(ValueError, match=r"the 1 training images have no fine detail; set train_jointnet\.sigma_data"):
         resolve_sigma_data("auto", ShardSet(folder))
+
+
+def test_a_damaged_image_stops_auto_or_is_left_out_as_the_configuration_says(tmp_path):
+    config = prepared(tmp_path)
+    folder = config.run_path / "prepare" / "train"
+    whole = resolve_sigma_data("auto", ShardSet(folder))
+    tar = folder / "shard-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[600:640] = bytes(40)  # within the first record
+    tar.write_bytes(data)
+    with pytest.raises(BadRecord):
+        resolve_sigma_data("auto", ShardSet(folder))
+    assert resolve_sigma_data("auto", ShardSet(folder), "skip") == pytest.approx(whole, rel=0.2)
 
 
 def test_a_file_with_an_impossible_sigma_data_is_refused(trained, tmp_path):
