@@ -40,8 +40,12 @@ def test_a_signal_to_the_worker_ends_it_with_its_step_and_no_job_is_failed(tmp_p
 
     monkeypatch.setattr(run, "_command", command_of)
     threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
-    with pytest.raises(Stopped, match="stopped during prepare"):
-        work(plan, store, processes=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(Stopped, match="stopped during prepare"):
+            work(plan, store, processes=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert begun == ["prepare"] and not store.is_done(plan.jobs[0])
     with locked(store.folder / "locks" / plan.jobs[0].name):
         pass  # the lock of the job was given back
