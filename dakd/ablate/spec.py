@@ -127,9 +127,20 @@ def load_table(path: str | Path) -> TableSpec:
         raise ValueError(f"no table at {path}; the ones that come with dakd lie in configs/ablate/")
     try:
         tree = yaml.safe_load(path.read_text())
+        _refuse_half_characters(tree, set())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     return build_table(tree, str(path))
+
+
+def _refuse_half_characters(tree: Any, seen: set[int]) -> None:
+    """ValueError for a text with a lone surrogate, which YAML's escapes can write and no file or message can hold."""
+    if isinstance(tree, str) and any("\ud800" <= letter <= "\udfff" for letter in tree):
+        raise ValueError(f"{tree[:80]!a} has half a character; write the whole one")
+    if isinstance(tree, dict | list) and id(tree) not in seen:
+        seen.add(id(tree))  # aliases may name one part many times
+        for part in [*tree, *tree.values()] if isinstance(tree, dict) else tree:
+            _refuse_half_characters(part, seen)
 
 
 def build_table(tree: Any, source: str) -> TableSpec:

@@ -127,6 +127,17 @@ def test_measures_in_place_of_a_table_s_take_the_paper_s_numbers_and_jobs_with_t
     assert narrowed(students, measures=["fid", "f1"]).reference == students.reference
 
 
+HALVES = [{"title": "a\ud800"}, {"rows": [{"name": "b\udfff"}]}, {"set": {"c\ud800": 1}}]
+
+
+@pytest.mark.parametrize("changes", HALVES)
+def test_half_a_character_is_refused_in_words(tmp_path, changes):
+    path = tmp_path / "table.yaml"
+    path.write_text(yaml.safe_dump(TABLE | changes))  # as an escape
+    with pytest.raises(ValueError, match=r"table\.yaml is not valid YAML: '[abc]\\ud[8f]..' has half a character"):
+        load_table(path)
+
+
 def test_a_reference_that_is_absent_is_refused_where_it_was_asked_for(monkeypatch, capsys):
     monkeypatch.setenv("OSD_ROOT", "/somewhere")
     monkeypatch.delenv("SAM_ROOT", raising=False)
