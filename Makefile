@@ -20,7 +20,7 @@ help:
 	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
 	@echo "make test      the quick tests; no GPU needed"
 	@echo "make test-all  the slow ones too"
-	@echo "make fuzz      17,000 damaged and doctored files, and what becomes of each; some 8 minutes"
+	@echo "make fuzz      18,000 damaged and doctored files, and what becomes of each; some 3 minutes"
 	@echo "make torture   650 faults: kills, harmed files, full disks, hangs, races, wild clocks; at most 25 minutes"
 	@echo "make lint      ruff"
 	@echo "make bench-cpu the bars of the CPU: every op against eager torch and torch.compile, one thread"
