@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dakd.diffusion.schedule import CosineSchedule
+
 _FINE = 5  # pixels; detail is fine where a mean over so many squared does not show it
 
 
@@ -46,6 +48,15 @@ def skip_and_scale(signal_and_noise: Tensor, sigma_data: float) -> Tensor:
     signal, noise = signal_and_noise.unbind(1)
     total = noise.square() + (sigma_data * signal).square()
     return torch.stack([sigma_data**2 * signal / total, noise * total.rsqrt()], dim=1)
+
+
+def clean_image_at(
+    output: Tensor, x_t: Tensor, t: Tensor, schedule: CosineSchedule, sigma_data: float | None
+) -> Tensor:
+    """x_0_hat (B, 1, H, W) that the image branch's output stands for at the timesteps t (B,)."""
+    if sigma_data is None:
+        return output
+    return clean_image(output, x_t, skip_and_scale(schedule.noising_table(x_t.device)[t], sigma_data))
 
 
 def clean_image(output: Tensor, x_t: Tensor, factors: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from dakd.data.transforms import to_teacher
 from dakd.diffusion.bits import bits_as_grey, num_bits
 from dakd.diffusion.labels import bit_reading
 from dakd.diffusion.loss import bit_loss, image_loss
-from dakd.diffusion.precondition import clean_image, skip_and_scale
+from dakd.diffusion.precondition import clean_image_at
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
 from dakd.models.ddpm import DDPM
@@ -51,10 +51,8 @@ class DDPMTraining(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         x_t, y_t, t = self.noised(batch, next(self.net.parameters()).dtype)
-        x_hat, y_hat = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
-        if self.sigma_data is not None:
-            table = self.schedule.noising_table(x_t.device)
-            x_hat = clean_image(x_hat, x_t, skip_and_scale(table[t], self.sigma_data))
+        output, y_hat = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
+        x_hat = clean_image_at(output, x_t, t, self.schedule, self.sigma_data)
         loss_x = image_loss(to_teacher(batch["image"]), x_hat)
         loss_y = bit_loss(y_hat, batch["label"], self.num_classes)
         n = self.net.label_channels

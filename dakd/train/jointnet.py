@@ -24,7 +24,7 @@ from dakd.data.transforms import to_teacher
 from dakd.diffusion.balance import resolve_balance
 from dakd.diffusion.labels import READINGS
 from dakd.diffusion.loss import image_loss, label_l2_loss, label_loss
-from dakd.diffusion.precondition import clean_image, skip_and_scale
+from dakd.diffusion.precondition import clean_image_at
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
 from dakd.models.jointnet import SARJointNet
@@ -65,11 +65,8 @@ class Noising:
         )
 
     def clean_image(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_0_hat that the image branch's output stands for (diffusion/precondition.py)."""
-        if self.sigma_data is None:
-            return output
-        table = self.schedule.noising_table(x_t.device)
-        return clean_image(output, x_t, skip_and_scale(table[t], self.sigma_data))
+        """x_0_hat that the image branch's output stands for."""
+        return clean_image_at(output, x_t, t, self.schedule, self.sigma_data)
 
 
 class ImageTraining(nn.Module):
