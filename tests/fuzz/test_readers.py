@@ -165,7 +165,8 @@ def test_files_of_a_dataset(datasets, tmp_path, on_bad_file, data):
             refuse_changed(by_key(shards).values(), whole[split], touched)
         return "skipped" if report["skipped"] else "read"
 
-    judge(f"dataset, {layout}", read, root.name, "polarity")
+    outcome = judge(f"dataset, {layout}", read, root.name, "polarity")
+    assert outcome in ("read", "refused") or on_bad_file == "skip"
 
 
 @fuzzed
@@ -187,4 +188,5 @@ def test_files_of_a_folder_to_evaluate_on(tmp_path, kind, data):
         refuse_changed(by_key(found).values(), whole, touched)
         return "skipped" if found.skipped else "read"
 
-    judge(f"folder to evaluate on, {kind}", read, root.name, "polarity")
+    outcome = judge(f"folder to evaluate on, {kind}", read, root.name, "polarity")
+    assert outcome in ("read", "refused") or on_bad_file == "skip"
