@@ -218,17 +218,8 @@ def record(op: str) -> list[Launch]:
         for case in CASES[op]:
             with torch.device("meta"):
                 inputs = operands(op, case.sizes, dtype=case.dtype, device="meta") | case.extra
-            inputs = {name: _laid_out(value, case.layout) if isinstance(value, Tensor) else value
-                      for name, value in inputs.items()}  # fmt: skip
-            call_below_the_dispatcher(op, inputs, "triton")
+                call_below_the_dispatcher(op, inputs, "triton")
     return list(launches.values())
-
-
-def _laid_out(tensor: Tensor, layout: str) -> Tensor:
-    if layout == "channels_last" and tensor.dim() == 4:
-        return tensor.contiguous(memory_format=torch.channels_last)
-    # A mixer's sequences lie in memory as (B, L, D).
-    return tensor.mT.contiguous().mT if layout == "tokens" and tensor.dim() == 3 else tensor
 
 
 _POINTERS = {

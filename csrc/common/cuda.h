@@ -21,7 +21,7 @@ struct OnDeviceOf {
 
   explicit OnDeviceOf(const Tensor& tensor) : guard(tensor.get_device_index()) {
     void* current = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &current));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &current));
     stream = static_cast<cudaStream_t>(current);
   }
 };

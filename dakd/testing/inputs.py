@@ -18,6 +18,27 @@ DIFFERENTIABLE = {
     "joint_noising": (),
 }
 
+LAYOUTS = ("contiguous", "channels_last", "tokens")
+# What comes out of a net and so lies as its features do: maps are channels_last, a mixer's sequences lie as (B, L, D).
+# The sampler's state, the loader's images and the shards' soft labels are contiguous.
+FEATURES = {
+    "transposed_attention": ("q", "k", "v", "residual"),
+    "ddim_step": ("x0_pred", "logits"),
+    "joint_noising": (),
+    "seg_loss": ("logits",),
+    "selective_scan": ("u", "delta", "B", "C"),
+    "depthwise_conv1d": ("x",),
+}
+# Where the models call each op.
+MODEL_LAYOUT = {
+    "transposed_attention": "channels_last",
+    "ddim_step": "channels_last",
+    "joint_noising": "contiguous",
+    "seg_loss": "channels_last",
+    "selective_scan": "tokens",
+    "depthwise_conv1d": "tokens",
+}
+
 # Named shapes; the numbers are the keyword arguments of the op's builder below.
 SHAPES: dict[str, dict[str, dict[str, int]]] = {
     "depthwise_conv1d": {
@@ -89,6 +110,20 @@ def operands(
     generator = torch.Generator().manual_seed(seed)
     arguments = _BUILDERS[op](generator, **sizes)
     return {name: _place(value, dtype, device) for name, value in arguments.items()}
+
+
+def laid_out(op: str, inputs: dict, layout: str) -> dict:
+    """The op's operands with its features in memory as `layout` says: one of LAYOUTS, or "model", the models' own."""
+    layout = MODEL_LAYOUT[op] if layout == "model" else layout
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; wanted one of model, {', '.join(LAYOUTS)}")
+    return inputs | {name: _lay(inputs[name], layout) for name in FEATURES[op] if isinstance(inputs[name], Tensor)}
+
+
+def _lay(tensor: Tensor, layout: str) -> Tensor:
+    if layout == "channels_last" and tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.mT.contiguous().mT if layout == "tokens" and tensor.dim() == 3 else tensor
 
 
 def sliced(tensor: Tensor) -> Tensor:
