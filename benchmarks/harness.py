@@ -1,14 +1,15 @@
 """Races every backend of an op against plain torch, on the operands that the tests use.
 
-In order: every backend that can run here must be within the tests' error budget against float64, in poisoned memory
-and on inputs drawn for that check; the run's own copy and matmul ceilings are measured; then eager torch, eager under
+In order: every backend that can run here is held to the tests' error budget against float64, in poisoned memory and on
+inputs drawn for that check (one that is far off, or gives NaN, does not race); the run's own copy and matmul ceilings are measured; then eager torch, eager under
 autocast, torch.compile and the backends take turns (timing.py). Bytes are the op's least traffic (roofline.py). A row
-is printed and written as soon as it is measured (rows.py). Exit status 1: a backend gave wrong numbers.
+is printed and written as soon as it is measured (rows.py). Exit status 1: a backend was over its budget.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from dakd.kernels import backend as backends
 from dakd.testing import numerics, plain
-from dakd.testing.inputs import DIFFERENTIABLE, SHAPES, operands
+from dakd.testing.inputs import DIFFERENTIABLE, LAYOUTS, MODEL_LAYOUT, SHAPES, laid_out, operands
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Operands that stay fp32 whatever the features are: parameters, tables, and the sampler's state.
@@ -35,6 +36,8 @@ KEPT_FP32 = {
     "joint_noising": {"tables"},
     "seg_loss": set(),
 }
+# A little over the budget may be a matter of the budget, and the time still counts; so far over it is an error.
+STRUCK_OVER = 10.0
 _CHECKED_SHAPES = ("tiny", "odd", "small")
 # More than any GPU's last-level cache holds, so that every call finds its operands in memory.
 _COLD_BYTES = 240e6
@@ -57,16 +60,22 @@ def parse(op: str, argv: list[str] | None = None) -> argparse.Namespace:
     shapes = ", ".join(SHAPES[op])
     parser.add_argument("--shape", action="append", help=f"{shapes}, or numbers such as batch=2,height=7; repeatable")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="of the features")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--layout", choices=["model", *LAYOUTS], default="model",
+                        help="how the features lie in memory; model: as where the models call the op")  # fmt: skip
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--backward", action=argparse.BooleanOptionalAction, default=True, help="also with backward")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each contestant, about")
     limit = dict(type=float, default=seconds_given(600), help="seconds; what finds no time is left out")
     parser.add_argument("--limit-s", **limit)
     parser.add_argument("--compile", action="append", choices=["default", "max-autotune-no-cudagraphs", "aot_eager"],
                         default=[], help="also race torch.compile (aot_eager: a rehearsal without code)")  # fmt: skip
+    parser.add_argument("--launches", action=argparse.BooleanOptionalAction, default=True,
+                        help="count launches with torch's profiler, which takes seconds to start")  # fmt: skip
+    parser.add_argument("--only", action="append", help="race this contestant only, beside eager; repeatable")
     parser.add_argument("--stochastic", action="store_true", help="ddim_step: eta > 0")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     options = parser.parse_args(argv)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     options.shapes = {text: shape_sizes(op, text) for text in options.shape or ["small"]}
     if options.stochastic and op != "ddim_step":
         parser.error("--stochastic is for ddim_step")
@@ -90,6 +99,7 @@ class Bench:
     def __init__(self, op: str, function: Callable, options: argparse.Namespace):
         self.op, self.function, self.options = op, function, options
         self.device, self.dtype = options.device, DTYPES[options.dtype]
+        self.layout = MODEL_LAYOUT[op] if options.layout == "model" else options.layout
         self.until = time.monotonic() + options.limit_s
         self.is_gpu = torch.device(self.device).type == "cuda"
         self.backends = [
@@ -104,7 +114,7 @@ class Bench:
         return torch.float32 if self.op in ("ddim_step", "joint_noising") else self.dtype
 
     def operands(self, shape: str | dict[str, int], seed: int) -> dict:
-        """The op's keyword arguments, on the path that the models take."""
+        """The op's keyword arguments, in the dtypes that the models take and the layout asked for."""
         made = operands(self.op, shape, device=self.device, seed=seed)
         kept = KEPT_FP32[self.op]
         inputs = {
@@ -117,27 +127,42 @@ class Bench:
             inputs |= dict(out_dtype=self.dtype)
         if self.op == "seg_loss" and self.dtype != torch.float32:
             inputs["teacher"] = inputs["teacher"].half()  # as the shards store it
-        return inputs
+        return laid_out(self.op, inputs, self.options.layout)
 
     def check(self) -> list[str]:
-        """Names the backends that are over the error budget, prints why, and strikes them from the race."""
-        wrong, shapes = [], self._checked_shapes()
+        """Names the backends over the error budget, prints by how much, and strikes those far over it from the race."""
+        over, struck, shapes = [], [], self._checked_shapes()
         for name in self.backends:
             try:
-                for seed, shape in enumerate(shapes):
-                    inputs = self.operands(shapes[shape], seed)
-                    with numerics.poisoned_memory():
-                        numerics.assert_matches_plain(
-                            self._with_backend(name), getattr(plain, self.op), inputs, DIFFERENTIABLE[self.op]
-                        )
-            # Wrong numbers, a kernel that does not compile, a launch that fails: all disqualify this backend alone.
+                worst = max((self._worst(name, shape, sizes, seed) for seed, (shape, sizes) in enumerate(shapes.items())),
+                            key=lambda found: math.inf if math.isnan(found[0]) else found[0])  # fmt: skip
+            # A kernel that does not compile, a launch that fails: both disqualify this backend alone.
             except Exception as error:
-                wrong.append(name)
-                print(f"WRONG   {self.op} {name} at {shape} in {self.options.dtype}: {reason(error)}", flush=True)
-        right = [name for name in self.backends if name not in wrong]
-        print(f"check   {self.op}: {', '.join(right) or 'none'} within the error budget at {', '.join(shapes)}")
-        self.backends = right
-        return wrong
+                worst = (math.nan, f"{self.op} {name} in {self.options.dtype}: {reason(error)}")
+            if not worst[0] <= 1:
+                over.append(name)
+                print(f"OVER    {worst[1]}", flush=True)
+            if not worst[0] <= STRUCK_OVER:
+                struck.append(name)
+        self.backends = [name for name in self.backends if name not in struck]
+        right = [name for name in self.backends if name not in over]
+        print(f"check   {self.op}: {', '.join(right) or 'none'} within the error budget at {', '.join(shapes)}"
+              + (f"; out of the race: {', '.join(struck)}" if struck else ""))  # fmt: skip
+        return over
+
+    def _worst(self, name: str, shape: str, sizes: dict[str, int], seed: int) -> tuple[float, str]:
+        """The largest error over its budget among the outputs and gradients of one shape, and that in words."""
+        errors = self.errors(name, sizes, seed)
+        tensor, error = max(errors.items(), key=lambda item: math.inf if math.isnan(item[1].ratio) else item[1].ratio)
+        return error.ratio, (f"{self.op} {name} at {shape} in {self.options.dtype}: {tensor} {error.ratio:.3g} of its "
+                             f"budget (error {error.error:.3e}, budget {error.budget:.3e})")  # fmt: skip
+
+    def errors(self, name: str, sizes: dict[str, int], seed: int) -> dict[str, numerics.Error]:
+        """By output and gradient, the error of a backend beside its budget, on fresh operands in poisoned memory."""
+        with numerics.poisoned_memory():
+            return numerics.errors_beside_plain(
+                self.with_backend(name), getattr(plain, self.op), self.operands(sizes, seed), DIFFERENTIABLE[self.op]
+            )
 
     def _checked_shapes(self) -> dict[str, dict[str, int]]:
         """Small ones; on a GPU fewer, but also those to be measured with few samples: kernels choose their blocks by
@@ -156,14 +181,14 @@ class Bench:
         file = RowFile(self.options.csv, self.device, self.ceilings)
         rows = []
         for text, sizes in self.options.shapes.items():
-            print(f"{self.op}  {text}  {self.options.dtype}  {sizes}")
+            print(f"{self.op}  {text}  {self.options.dtype}  {self.layout}  {sizes}")
             print_header()
             for what in ("forward", "forward+backward"):
                 if what == "forward" or (DIFFERENTIABLE[self.op] and self.options.backward):
                     rows += self._race(text, sizes, what, file)
         return rows
 
-    def contestants(self, what: str) -> dict[str, Callable]:
+    def contestants(self) -> dict[str, Callable]:
         eager = rivals.EAGER[self.op]
         contestants = {EAGER: eager}
         if self.dtype != torch.float32:
@@ -173,9 +198,9 @@ class Bench:
             contestants[name] = compile_with(rivals.COMPILED[self.op], mode)
         if self.op == "ddim_step":
             contestants["diffusers"] = _deferred(rivals.diffusers_ddim_step)
-        contestants |= {name: self._with_backend(name) for name in self.backends}
+        contestants |= {name: self.with_backend(name) for name in self.backends}
         # The best one twice: what two measurements of one version differ by is what a difference must exceed.
-        contestants["again"] = self._with_backend(self.backends[0]) if self.backends else eager
+        contestants["again"] = self.with_backend(self.backends[0]) if self.backends else eager
         return contestants
 
     def _race(self, text: str, sizes: dict[str, int], what: str, file: RowFile) -> list[Row]:
@@ -183,7 +208,9 @@ class Bench:
         num_bytes = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
         num_sets = max(_MIN_SETS, min(_MAX_SETS, int(_COLD_BYTES // max(1, num_bytes)) + 1)) if self.is_gpu else 1
         sets = [inputs] + [_cloned(inputs) for _ in range(num_sets - 1)]
-        contestants = self.contestants(what)
+        contestants = self.contestants()
+        if self.options.only:
+            contestants = {name: call for name, call in contestants.items() if name in (EAGER, *self.options.only)}
         calls = {
             name: [make_call(contestant, one, DIFFERENTIABLE[self.op], what) for one in sets]
             for name, contestant in contestants.items()
@@ -206,7 +233,11 @@ class Bench:
             self.ceilings,
             least_bytes=roofline.least_bytes(self.op, sizes, what, self.dtype.itemsize),
             facts=facts,
-            shared=dict(cold=num_sets * num_bytes >= _COLD_BYTES if self.is_gpu else None, spread=spread),
+            shared=dict(
+                layout=self.layout,
+                cold=num_sets * num_bytes >= _COLD_BYTES if self.is_gpu else None,
+                spread=spread,
+            ),
         )
         for row in rows:
             file.add(row)
@@ -219,7 +250,7 @@ class Bench:
         facts = {}
         try:
             with time_limit(min(60.0, self.until - time.monotonic())):
-                if self.is_gpu:
+                if self.is_gpu and self.options.launches:
                     facts["launches"] = count_launches(call)
                 if what == "forward+backward":
                     facts["saved_mb"] = saved_bytes(contestant, inputs, DIFFERENTIABLE[self.op]) / 1e6
@@ -228,7 +259,7 @@ class Bench:
             print(f"{'':<17}not counted: {reason(error)}", flush=True)
         return facts
 
-    def _with_backend(self, name: str) -> Callable:
+    def with_backend(self, name: str) -> Callable:
         return lambda **inputs: self.function(**inputs, backend=name)
 
     def _under_autocast(self, function: Callable) -> Callable:

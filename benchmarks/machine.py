@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 # A run of many steps tells each the seconds that it has.
 TIME_VARIABLE = "DAKD_BENCHMARK_SECONDS"
+# And, once they are measured, the ceilings: "GB/s" or "GB/s,TFLOP/s".
+CEILINGS_VARIABLE = "DAKD_BENCHMARK_CEILINGS"
 _ROUNDS = 10
 
 
@@ -41,7 +43,13 @@ def synchronise(device: str) -> None:
 
 
 def measure_ceilings(device: str, copy_bytes: int | None = None) -> Ceilings:
-    """Copies `copy_bytes` (4.3 GB on a GPU, so that 8.6 GB move; 0.13 GB on a CPU); on a GPU also multiplies."""
+    """Copies `copy_bytes` (4.3 GB on a GPU, so that 8.6 GB move; 0.13 GB on a CPU); on a GPU also multiplies.
+
+    Where the run that started this process has measured them, they are what it found.
+    """
+    if os.environ.get(CEILINGS_VARIABLE):
+        copy_gb_s, *rates = map(float, os.environ[CEILINGS_VARIABLE].split(","))
+        return Ceilings(copy_gb_s, rates[0] if rates else None)
     is_cuda = torch.device(device).type == "cuda"
     copy_gb_s = _copy_gb_s(device, copy_bytes or (1 << 32 if is_cuda else 1 << 27))
     return Ceilings(copy_gb_s, _matmul_tflop_s(device) if is_cuda else None)
@@ -120,12 +128,18 @@ def version(package: str) -> str:
 
 @cache
 def commit() -> str:
-    """The short hash of the source tree's commit; outside a git checkout DAKD_COMMIT, or "unknown"."""
+    """The short hash of the source tree's commit: DAKD_COMMIT where it is set, for a copy has no history; or "unknown"."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("DAKD_COMMIT", "unknown")
+        found = ""
+    return os.environ.get("DAKD_COMMIT") or found or "unknown"
+
+
+def format_ceilings(ceilings: Ceilings) -> str:
+    """The value of CEILINGS_VARIABLE."""
+    return ",".join(f"{value:.6g}" for value in ceilings if value is not None)
 
 
 def print_machine(device: str, ceilings: Ceilings) -> None:
@@ -135,7 +149,7 @@ def print_machine(device: str, ceilings: Ceilings) -> None:
     print(f"torch   {torch.__version__}   triton {version('triton') or 'none'}   commit {commit()}", flush=True)
 
 
-def _graph_launch_us(device: str) -> float:
+def graph_launch_us(device: str) -> float:
     """Microseconds of replaying a graph of one small kernel: what any launch costs the GPU."""
     number = torch.zeros(1, device=device)
     graph = torch.cuda.CUDAGraph()
@@ -153,7 +167,7 @@ def main() -> None:
     print_machine(options.device, ceilings)
     told = f"copy {ceilings.copy_gb_s:.0f} GB/s"
     if ceilings.matmul_tflop_s:
-        launch_us = _graph_launch_us(options.device)
+        launch_us = graph_launch_us(options.device)
         told += f", bf16 matmul {ceilings.matmul_tflop_s:.0f} TFLOP/s, graph launch {launch_us:.1f} us"
     print(f"note: {told}")
 

@@ -36,7 +36,7 @@ def newest(rows: list[dict[str, str]]) -> dict[tuple[str, str], list[dict[str, s
     for key in dict.fromkeys((row["op"], row["what"]) for row in timed):
         group = [row for row in timed if (row["op"], row["what"]) == key]
         largest = max(group, key=lambda row: float(row["least_mb"]))
-        same = [row for row in group if (row["shape"], row["dtype"]) == (largest["shape"], largest["dtype"])]
+        same = [row for row in group if all(row.get(key) == largest.get(key) for key in ("shape", "dtype", "layout"))]
         by_contestant = {row["contestant"]: row for row in sorted(same, key=lambda row: row["date"])}
         chosen[key] = sorted(by_contestant.values(), key=lambda row: -float(row["time_us"]))
     return dict(sorted(chosen.items(), key=lambda item: (list(_TITLES).index(item[0][0]), item[0][1])))

@@ -27,7 +27,7 @@ class Row:
     least_mb: bytes that the op cannot do without; gb_s: those over the time; copy_share: gb_s over the copy's.
     saved_mb: kept for the backward pass beyond the operands.  launches: GPU kernels, copies and fills of one call.
     cold: whether the buffers in turn are more than the cache holds.  spread: how far one version, measured twice, was
-    from itself.  flop_share: of the matrix rate of the same run.
+    from itself.  flop_share: of the matrix rate of the same run.  layout: of the features in memory.
     """
 
     op: str
@@ -51,6 +51,7 @@ class Row:
     images_per_s: float | None = None
     host_ms: float | None = None
     peak_gb: float | None = None
+    layout: str = ""
     note: str = ""
 
 
@@ -154,6 +155,7 @@ def print_rows(rows: Iterable[Row]) -> None:
             "" if row.host_ms is None else f"host {row.host_ms:.2f} ms",
             "" if row.peak_gb is None else f"peak {row.peak_gb:.2f} GB",
             "in cache" if row.cold is False else "",
+            row.layout,
             row.note,
         ]
         told = "  " + ", ".join(extra for extra in extras if extra) if any(extras) else ""

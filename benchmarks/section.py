@@ -15,15 +15,16 @@ from timing import Call, Timing, race
 TINY_COPY_BYTES = 1 << 24
 
 
-def parse(description: str, *, choices: Sequence[str] = ()) -> argparse.Namespace:
+def parse(description: str, argv: Sequence[str] | None = None, *, choices: Sequence[str] = ()) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--tiny", action="store_true", help="toy sizes: a rehearsal whose numbers mean nothing")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on each contestant, about")
     if choices:
         parser.add_argument("--only", action="append", choices=choices, help="repeatable; default: all")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.tiny:
         options.seconds = 0.01
     return options

@@ -8,9 +8,11 @@ an entry that eager torch happens to hit exactly does not forbid a rounding.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,14 +22,33 @@ from dakd.kernels.contract import compute_dtype
 _FACTOR = 2.0
 
 
-def assert_within_budget(name: str, got: Tensor, exact: Tensor, *allowed: Tensor, factor: float = _FACTOR) -> None:
-    """AssertionError unless max|got - exact| <= factor (sum of max|other - exact| over `allowed` + one rounding)."""
-    assert got.shape == exact.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(exact.shape)}"
+class Error(NamedTuple):
+    """The largest error of a tensor, and what it may be."""
+
+    error: float
+    budget: float
+
+    @property
+    def ratio(self) -> float:
+        """error / budget: at most 1 is within the budget; NaN for a tensor that holds one."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.budget if self.budget else math.inf * self.error
+
+
+def measure_error(got: Tensor, exact: Tensor, *allowed: Tensor, factor: float = _FACTOR) -> Error:
+    """max|got - exact| and its budget, factor (sum of max|other - exact| over `allowed` + one rounding)."""
     if exact.numel() == 0:
-        return
+        return Error(0.0, 0.0)
     rounding = torch.finfo(got.dtype).eps * exact.abs().max()
     budget = factor * (sum((other.double() - exact).abs().max() for other in allowed) + rounding)
-    error = (got.double() - exact).abs().max()
+    return Error(float((got.double() - exact).abs().max()), float(budget))
+
+
+def assert_within_budget(name: str, got: Tensor, exact: Tensor, *allowed: Tensor, factor: float = _FACTOR) -> None:
+    """AssertionError unless the shape is right and `measure_error` finds no more than its budget."""
+    assert got.shape == exact.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(exact.shape)}"
+    error, budget = measure_error(got, exact, *allowed, factor=factor)
     # Written so that a NaN fails.
     assert error <= budget, f"{name}: error {error:.3e} is over its budget {budget:.3e}"
 
@@ -40,6 +61,26 @@ def assert_matches_plain(
     inputs: the keyword arguments of both, features in one dtype; inputs that are None have no gradient.
     plain: the independent eager implementation.
     """
+    for name, (got, exact, *allowed) in _beside_plain(function, plain, inputs, differentiable).items():
+        assert_within_budget(name, got, exact, *allowed, factor=factor)
+
+
+def errors_beside_plain(
+    function: Callable, plain: Callable, inputs: dict, differentiable: tuple[str, ...], factor: float = _FACTOR
+) -> dict[str, Error]:
+    """What `assert_matches_plain` compares, as numbers by tensor; ValueError for a wrong shape."""
+    errors = {}
+    for name, (got, exact, *allowed) in _beside_plain(function, plain, inputs, differentiable).items():
+        if got.shape != exact.shape:
+            raise ValueError(f"{name}: shape {tuple(got.shape)}, wanted {tuple(exact.shape)}")
+        errors[name] = measure_error(got, exact, *allowed, factor=factor)
+    return errors
+
+
+def _beside_plain(
+    function: Callable, plain: Callable, inputs: dict, differentiable: tuple[str, ...]
+) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """By tensor: what `function` gives; `plain` in float64, in the inputs' dtype, and on nudged inputs."""
     wide = {name: value.double() if _is_floating(value) else value for name, value in inputs.items()}
     nudged = {name: _nudge(value, inputs[name].dtype) if _is_floating(value) else value for name, value in wide.items()}
     got = forward_and_gradients(function, inputs, differentiable)
@@ -48,8 +89,7 @@ def assert_matches_plain(
     exact, eager, inherent = (
         forward_and_gradients(plain, given, differentiable, dtypes) for given in (wide, inputs, nudged)
     )
-    for name in got:
-        assert_within_budget(name, got[name], exact[name], eager[name], inherent[name], factor=factor)
+    return {name: (got[name], exact[name], eager[name], inherent[name]) for name in got}
 
 
 def forward_and_gradients(

@@ -42,16 +42,45 @@ def test_rows_hold_the_machine_and_the_ratios(tmp_path, capsys):
     assert "one version measured twice" in capsys.readouterr().out
 
 
-def test_backend_with_wrong_numbers_is_not_timed_and_the_run_fails(tmp_path, capsys):
+def scaled(factor):
     def wrong(*, backend, **inputs):
-        return depthwise_conv1d(**inputs, backend=backend) * 1.01
+        return depthwise_conv1d(**inputs, backend=backend) * factor
 
+    return wrong
+
+
+def test_backend_with_wrong_numbers_is_not_timed_and_the_run_fails(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     with pytest.raises(SystemExit) as stopped:
-        harness.run_benchmark("depthwise_conv1d", wrong, [*TINY, "--csv", str(path)])
+        harness.run_benchmark("depthwise_conv1d", scaled(1.01), [*TINY, "--csv", str(path)])
     assert stopped.value.code == 1
-    assert "WRONG   depthwise_conv1d reference" in capsys.readouterr().out
+    assert "OVER    depthwise_conv1d reference at tiny in fp32: " in capsys.readouterr().out
     assert {row["contestant"] for row in rows.read_rows(tmp_path)} == {"eager"}
+
+
+def test_backend_a_little_over_its_budget_fails_the_run_but_is_timed(tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    with pytest.raises(SystemExit):
+        harness.run_benchmark("depthwise_conv1d", scaled(1 + 3e-6), [*TINY, "--csv", str(path)])
+    assert "OVER    depthwise_conv1d reference" in capsys.readouterr().out
+    assert "reference" in {row["contestant"] for row in rows.read_rows(tmp_path)}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "tokens"])
+def test_operands_lie_as_asked_and_the_row_says_so(layout, tmp_path):
+    path = tmp_path / "rows.csv"
+    options = [*TINY, "--layout", layout, "--csv", str(path)]
+    bench = harness.Bench("depthwise_conv1d", depthwise_conv1d, harness.parse("depthwise_conv1d", options))
+    assert bench.operands("tiny", 0)["x"].is_contiguous() == (layout == "contiguous")
+    harness.run_benchmark("depthwise_conv1d", depthwise_conv1d, options)
+    assert {row["layout"] for row in rows.read_rows(tmp_path)} == {layout}
+
+
+def test_only_the_contestant_asked_for_races_beside_eager(tmp_path):
+    path = tmp_path / "rows.csv"
+    options = [*TINY, "--only", "cpu", "--csv", str(path)]
+    harness.run_benchmark("depthwise_conv1d", depthwise_conv1d, options)
+    assert {row["contestant"] for row in rows.read_rows(tmp_path)} == {"eager", "cpu"}
 
 
 def test_backend_that_leaves_memory_unwritten_is_wrong():
@@ -77,6 +106,14 @@ def test_ratio_compares_one_method_with_itself():
     replayed, called = timing.Timing(100.0, 10.0, "graph"), timing.Timing(300.0)
     assert timing.ratio(called, replayed) == 3.0
     assert timing.ratio(timing.Timing(50.0, 40.0, "graph"), replayed) == 4.0
+
+
+def test_ceilings_of_the_run_are_taken_from_its_environment(monkeypatch):
+    found = machine.Ceilings(4300.5, 788.0)
+    monkeypatch.setenv(machine.CEILINGS_VARIABLE, machine.format_ceilings(found))
+    assert machine.measure_ceilings("cpu") == found
+    monkeypatch.setenv(machine.CEILINGS_VARIABLE, machine.format_ceilings(machine.Ceilings(12.5, None)))
+    assert machine.measure_ceilings("cpu") == machine.Ceilings(12.5, None)
 
 
 def test_file_with_other_columns_is_left_alone(tmp_path):
