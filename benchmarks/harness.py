@@ -1,9 +1,10 @@
 """Races every backend of an op against plain torch, on the operands that the tests use.
 
 In order: every backend that can run here is held to the tests' error budget against float64, in poisoned memory and on
-inputs drawn for that check (one that is far off, or gives NaN, does not race); the run's own copy and matmul ceilings are measured; then eager torch, eager under
-autocast, torch.compile and the backends take turns (timing.py). Bytes are the op's least traffic (roofline.py). A row
-is printed and written as soon as it is measured (rows.py). Exit status 1: a backend was over its budget.
+inputs drawn for that check (one that is far off, or gives NaN, does not race); the run's own copy and matmul ceilings
+are measured; then eager torch, eager under autocast, torch.compile and the backends take turns (timing.py). Bytes are
+the op's least traffic (roofline.py). A row is printed and written as soon as it is measured (rows.py). Exit status 1: a
+backend was over its budget.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def parse(op: str, argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--launches", action=argparse.BooleanOptionalAction, default=True,
                         help="count launches with torch's profiler, which takes seconds to start")  # fmt: skip
     parser.add_argument("--only", action="append", help="race this contestant only, beside eager; repeatable")
+    parser.add_argument("--note", default="", help="goes into every row")
     parser.add_argument("--stochastic", action="store_true", help="ddim_step: eta > 0")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     options = parser.parse_args(argv)
@@ -134,8 +136,8 @@ class Bench:
         over, struck, shapes = [], [], self._checked_shapes()
         for name in self.backends:
             try:
-                worst = max((self._worst(name, shape, sizes, seed) for seed, (shape, sizes) in enumerate(shapes.items())),
-                            key=lambda found: math.inf if math.isnan(found[0]) else found[0])  # fmt: skip
+                found = [self._worst(name, shape, sizes, seed) for seed, (shape, sizes) in enumerate(shapes.items())]
+                worst = max(found, key=lambda item: math.inf if math.isnan(item[0]) else item[0])
             # A kernel that does not compile, a launch that fails: both disqualify this backend alone.
             except Exception as error:
                 worst = (math.nan, f"{self.op} {name} in {self.options.dtype}: {reason(error)}")
@@ -235,6 +237,7 @@ class Bench:
             facts=facts,
             shared=dict(
                 layout=self.layout,
+                note=self.options.note,
                 cold=num_sets * num_bytes >= _COLD_BYTES if self.is_gpu else None,
                 spread=spread,
             ),

@@ -22,6 +22,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 TIME_VARIABLE = "DAKD_BENCHMARK_SECONDS"
 # And, once they are measured, the ceilings: "GB/s" or "GB/s,TFLOP/s".
 CEILINGS_VARIABLE = "DAKD_BENCHMARK_CEILINGS"
+# The device's name, for a process that must not touch CUDA to learn it.
+DEVICE_VARIABLE = "DAKD_BENCHMARK_DEVICE"
 _ROUNDS = 10
 
 
@@ -93,6 +95,8 @@ def _once_on_gpu_s(call) -> float:
 @cache
 def device_name(device: str) -> str:
     if torch.device(device).type == "cuda":
+        if os.environ.get(DEVICE_VARIABLE):
+            return os.environ[DEVICE_VARIABLE]
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -128,7 +132,7 @@ def version(package: str) -> str:
 
 @cache
 def commit() -> str:
-    """The short hash of the source tree's commit: DAKD_COMMIT where it is set, for a copy has no history; or "unknown"."""
+    """The short hash of the source tree's commit, or "unknown"; DAKD_COMMIT goes before, for a copy has no history."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

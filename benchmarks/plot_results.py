@@ -110,7 +110,7 @@ def main() -> int:
     rows = [row for row in read_rows(options.folder) if options.shape in (None, row["shape"])]
     groups = newest(rows)
     if not groups:
-        print(f"{options.folder} holds no rows of an op; measure first (make gpu-check)", file=sys.stderr)
+        print(f"{options.folder} holds no rows of an op; measure first (make gpu-run)", file=sys.stderr)
         return 2
     path = options.out or RESULTS / "pictures" / f"{options.folder.name}.png"
     draw(groups, path)

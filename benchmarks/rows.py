@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import datetime
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -59,37 +60,59 @@ MACHINE_COLUMNS = ("device", "torch", "triton", "commit", "date", "copy_gb_s", "
 COLUMNS = MACHINE_COLUMNS + tuple(column.name for column in fields(Row))
 
 
+class Table:
+    """A CSV file that several processes append to: every line is one write, so that none is torn or lost."""
+
+    def __init__(self, path: Path, columns: Sequence[str]):
+        self.path, self.columns = path, tuple(columns)
+        if path.exists():
+            with path.open() as file:
+                header = next(csv.reader(file), [])
+            if tuple(header) != self.columns:
+                raise ValueError(f"{path} has other columns than this version writes; move it away")
+
+    def start(self) -> None:
+        """Writes the header where there is no file yet."""
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._append(self.columns)
+
+    def add(self, cells: dict) -> None:
+        """Appends a line; columns without a cell stay empty."""
+        self.start()
+        self._append([_cell(cells.get(name)) for name in self.columns])
+
+    def _append(self, line: Iterable) -> None:
+        text = io.StringIO()
+        csv.writer(text).writerow(line)
+        with self.path.open("ab", buffering=0) as file:
+            file.write(text.getvalue().encode())
+
+
 class RowFile:
     """Appends rows to a CSV file, each written through at once; None keeps nothing."""
 
     def __init__(self, path: Path | None, device: str, ceilings: Ceilings):
-        self.path = path
-        self.machine = {
-            "device": device_name(device),
-            "torch": torch.__version__,
-            "triton": version("triton"),
-            "commit": commit(),
-            "copy_gb_s": ceilings.copy_gb_s,
-            "matmul_tflop_s": ceilings.matmul_tflop_s,
-        }
-        if path is not None and path.exists():
-            with path.open() as file:
-                header = next(csv.reader(file), [])
-            if tuple(header) != COLUMNS:
-                raise ValueError(f"{path} has other columns than this version writes; move it away")
+        self.table = None if path is None else Table(path, COLUMNS)
+        self.machine = machine_cells(device) | ceilings._asdict()
 
     def add(self, row: Row) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not self.path.exists()
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        cells = self.machine | {"date": now} | asdict(row)
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(COLUMNS)
-            writer.writerow([_cell(cells[name]) for name in COLUMNS])
+        if self.table is not None:
+            self.table.add(self.machine | {"date": now()} | asdict(row))
+
+
+def machine_cells(device: str) -> dict[str, str]:
+    """What every line of a result says of where it was measured."""
+    return {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "commit": commit(),
+    }
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:

@@ -1,35 +1,41 @@
-"""Calls every GPU variant once forward and backward at small sizes: what compute-sanitizer watches."""
+"""Calls GPU variants forward and backward: what compute-sanitizer watches and a profiler counts."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from gpu import calls
+from harness import DTYPES, make_call, parse
 
 from dakd.kernels import backend
-from dakd.testing.inputs import DIFFERENTIABLE, operands
-from dakd.testing.numerics import forward_and_gradients
+from dakd.testing.inputs import DIFFERENTIABLE
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--op", action="append", choices=backend.OPS, help="repeatable; default: all")
     parser.add_argument("--shape", action="append", help="named shapes of dakd.testing.inputs; default: tiny, odd")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
     options = parser.parse_args()
-    names = ("triton", "cuda") if options.device == "cuda" else ("cpu", "reference")
+    names = calls.GPU_BACKENDS if options.device == "cuda" else ("cpu", "reference")
     called = []
-    for op in backend.OPS:
-        function = getattr(importlib.import_module(f"dakd.kernels.{op}"), op)
-        for name in names:
-            if backend.why_not(op, name, options.device) is None:
-                for shape in options.shape or ["tiny", "odd"]:
-                    inputs = operands(op, shape, device=options.device)
-                    forward_and_gradients(lambda **given: function(**given, backend=name), inputs, DIFFERENTIABLE[op])  # noqa: B023
-                called.append(f"{op}/{name}")
+    for op in options.op or backend.OPS:
+        what = "forward+backward" if DIFFERENTIABLE[op] else "forward"
+        for shape in options.shape or ["tiny", "odd"]:
+            words = ["--device", options.device, "--dtype", options.dtype, "--shape", shape]
+            bench = calls.harness.Bench(op, calls.function(op), parse(op, words))
+            for name in (name for name in names if name in bench.backends):
+                make_call(bench.with_backend(name), bench.operands(shape, 0), DIFFERENTIABLE[op], what)()
+                called.append(f"{op}/{name} {shape}")
     if options.device == "cuda":
         torch.cuda.synchronize()
-    print(f"note: {', '.join(called) or 'no variant'}")
+    print(f"called: {', '.join(called) or 'no variant'}")
 
 
 if __name__ == "__main__":

@@ -84,9 +84,11 @@ def race(
     return timings, failures
 
 
-def reason(error: Exception) -> str:
-    """The first line of what went wrong."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
+def reason(error: BaseException) -> str:
+    """What went wrong: the first line of it, and the last, where a compiler says what it did not like."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = lines[0][:160] if len(lines) == 1 else f"{lines[0][:160]} ... {lines[-1][:160]}"
+    return f"{type(error).__name__}: {said}"
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Blocks that are more than one op: a whole CAFT node, MambaVision's mixer, and GroupNorm with SiLU."""
+"""More than one op: a whole CAFT node, MambaVision's mixer, GroupNorm with SiLU, the U-Net's block, the encoder."""
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -12,6 +13,7 @@ import roofline
 import torch
 import torch.nn.functional as F
 from harness import compile_with, count_launches, make_call, saved_bytes
+from paper_nets import unet_config
 from rows import COMPILED, EAGER
 from section import Section, parse
 from torch import Tensor, nn
@@ -79,9 +81,8 @@ def mixer(section: Section) -> None:
         _race(section, "mixer", (size, length, channels), made, inputs, ("tokens",), None)
 
 
-def gn_silu(section: Section) -> None:
-    shapes = ((2, 8, 8, 8),) if section.is_tiny else roofline.NORMS
-    for shape in shapes:
+def gn_silu(section: Section, shapes: Sequence[tuple[int, int, int, int]] = ()) -> None:
+    for shape in shapes or (((2, 8, 8, 8),) if section.is_tiny else roofline.NORMS):
         groups = min(32, shape[1])
         weight, bias = (torch.randn(shape[1], device=section.device, dtype=_DTYPE) for _ in range(2))
 
@@ -92,6 +93,58 @@ def gn_silu(section: Section) -> None:
         inputs = [dict(x=_map(section, *shape)) for _ in range(_SETS)]
         _race(section, "gn_silu", shape, made, inputs, ("x",), roofline.group_norm_silu(*shape).forward_bytes,
               roofline.group_norm_silu(*shape).bytes("forward+backward"))  # fmt: skip
+
+
+def residual_block(section: Section, shape: tuple[int, int, int, int] | None = None) -> None:
+    """The U-Net's block at its widest level, compiled by itself, as a user would compile a net by regions."""
+    from dakd.models.unet import ResBlock
+
+    shape = shape or ((2, 8, 8, 8) if section.is_tiny else (16, 128, 256, 256))
+    cfg = unet_config(section.is_tiny)
+    block = _made(section, lambda: ResBlock(shape[1], shape[1], 4 * shape[1], cfg))
+    made = {EAGER: block, "channels_last": copy.deepcopy(block).to(memory_format=torch.channels_last)}
+    made[COMPILED] = made["channels_last"]
+    shift = torch.randn(shape[0], shape[1], device=section.device, dtype=_DTYPE)
+    inputs = [dict(h=_map(section, *shape), shift=shift) for _ in range(2)]
+    _race(section, "res_block", shape, made, inputs, ("h",), None)
+
+
+def encoder(section: Section) -> None:
+    """MambaVision-B's classifier as published: images of 224 x 224, a batch of 128, inference (goal G14)."""
+    from dakd.models.mamba_vision import VARIANTS, MambaVision
+
+    size, side = (2, 32) if section.is_tiny else (128, 224)
+    options = dict(VARIANTS["B"])
+    if section.is_tiny:
+        options = dict(dim=24, in_dim=16, depths=[1, 1, 2, 2], num_heads=[1, 2, 4, 8], window_size=[8, 8, 4, 2])
+    net = _made(section, lambda: MambaVision(num_classes=1000, **options)).eval().to(memory_format=torch.channels_last)
+    image = _map(section, size, 3, side, side)
+
+    @torch.no_grad()
+    def forward() -> object:
+        return net(image)
+
+    calls = {EAGER: [forward]}
+    if section.is_gpu:
+        calls["dakd"] = [capture(forward)]
+    flop = None if section.is_tiny else 2 * 15.0e9 * size  # 15.0 GMAC an image, as published
+
+    def facts(name: str, timing) -> dict:
+        return dict(
+            images_per_s=size / timing.best_us * 1e6,
+            layout="channels_last",
+            note="one captured graph" if name == "dakd" else "",
+        )
+
+    what = f"MambaVision-B, {size} x 3 x {side} x {side}"
+    section.race("encoder", what, "bf16", "forward", calls, flop=flop, facts=facts)
+
+
+def capture(call: Callable[[], object]) -> Callable[[], object]:
+    """Replays a CUDA graph of the call."""
+    from dakd.diffusion.sampler import capture_graph
+
+    return capture_graph(call, lambda: None, torch.device("cuda"))
 
 
 def _race(section: Section, op: str, shape: tuple, made: dict[str, Callable], inputs: list[dict],
@@ -134,7 +187,8 @@ def _mamba_ssm_scan() -> Callable | None:
     return lambda *inputs: selective_scan(*inputs, backend="mamba_ssm")
 
 
-SECTIONS = {"caft_block": caft_block, "mixer": mixer, "gn_silu": gn_silu}
+SECTIONS = {"caft_block": caft_block, "mixer": mixer, "gn_silu": gn_silu, "res_block": residual_block,
+            "encoder": encoder}  # fmt: skip
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def main() -> None:
     net = joint_net(options.tiny, options.device, torch.bfloat16).to(memory_format=torch.channels_last).eval()
     side, wrong = teacher_side(options.tiny), []
     for size, eta in ((2, 0.0), (2, 1.0)) if options.tiny else ((16, 0.0), (1, 0.0), (1, 1.0), (64, 0.0)):
-        wrong += _loops(section, net, size, side, eta)
+        wrong += measure_loops(section, net, size, side, eta)
     for fault in wrong:
         print(f"WRONG   {fault}")
     print(f"note: {'; '.join(wrong) if wrong else 'captured loops equal eager ones and never synchronise'}"
@@ -39,14 +39,15 @@ def main() -> None:
         raise SystemExit(3)
 
 
-def _loops(section: Section, net, size: int, side: int, eta: float) -> list[str]:
+def measure_loops(section: Section, net, size: int, side: int, eta: float, steps: int = _STEPS) -> list[str]:
+    """Times the eager loop and the captured one, and returns what is wrong with the latter, in words."""
     x, y = (noise.to(section.device) for noise in start_noise(0, range(size), (side, side), NUM_CLASSES))
     ids = torch.arange(size, device=section.device)
-    shape, what = f"B {size}, {side}x{side}", f"{_STEPS} steps" + (", eta 1" if eta else "")
+    shape, what = f"B {size}, {side}x{side}", f"{steps} steps" + (", eta 1" if eta else "")
     settings = dict(b=B_FACTOR, eta=eta, device=section.device, dtype=torch.bfloat16)
     results, rows, wrong = {}, [], []
     for name in ("eager", "dakd") if section.is_gpu else ("eager",):
-        sampler = PairSampler(net, CosineSchedule(), _STEPS, **settings, capture=name == "dakd")
+        sampler = PairSampler(net, CosineSchedule(), steps, **settings, capture=name == "dakd")
 
         def loop(sampler=sampler):
             return sampler(x, y, sample_ids=ids)
@@ -55,7 +56,7 @@ def _loops(section: Section, net, size: int, side: int, eta: float) -> list[str]
         results[name] = loop()
         synchronise(section.device)
         first_s = time.perf_counter() - start
-        rows.append(_time(section, shape, what, name, size, loop))
+        rows.append(_time(section, shape, what, name, size, loop, steps))
         rows[-1].note = f"first call, with compilers and capture, {first_s:.1f} s"
         if section.is_gpu and size <= _WATCHED_BELOW and _synchronises(loop):
             wrong.append(f"{name} loop at {shape} synchronises")
@@ -66,15 +67,15 @@ def _loops(section: Section, net, size: int, side: int, eta: float) -> list[str]
     return wrong
 
 
-def _time(section: Section, shape: str, what: str, name: str, size: int, loop) -> Row:
+def _time(section: Section, shape: str, what: str, name: str, size: int, loop, steps: int) -> Row:
     times_s, host_ms = [], []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
         host_ms.append(section.host_ms(loop))
         times_s.append(time.perf_counter() - start)
-    time_s, scale = min(times_s), _SAMPLING_STEPS / _STEPS
+    time_s, scale = min(times_s), _SAMPLING_STEPS / steps
     return Row("gen_loop", shape, "bf16", what, name, time_s * 1e6, "wall clock", time_s * 1e6,
-               images_per_s=size / (time_s * scale), host_ms=min(host_ms) * scale)  # fmt: skip
+               images_per_s=size / (time_s * scale), host_ms=min(host_ms) * scale, layout="channels_last")  # fmt: skip
 
 
 def _synchronises(loop) -> bool:

@@ -7,6 +7,7 @@ torch.compile (a minute or more to compile) at one batch.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -15,6 +16,7 @@ import torch
 from harness import compile_with, count_launches
 from paper_nets import B_FACTOR, NUM_CLASSES, joint_net, noisy_pair, teacher_side, unet_config
 from roofline import jointnet_flop
+from rows import EAGER
 from section import Section, parse
 
 from dakd.diffusion.sampler import PairSampler
@@ -32,12 +34,24 @@ def main() -> None:
     fast = joint_net(options.tiny, options.device, torch.bfloat16).to(memory_format=torch.channels_last).eval()
     if "uncompiled" in chosen:
         for size in (2,) if options.tiny else (16, 1, 64):
-            _race(section, plain, fast, size, side, flop, with_compile=False)
+            race_step(section, plain, fast, size, side, flop)
     if "compiled" in chosen:
-        _race(section, plain, fast, 2 if options.tiny else 16, side, flop, with_compile=True)
+        race_step(section, plain, fast, 2 if options.tiny else 16, side, flop, with_compile=True)
 
 
-def _race(section: Section, plain, fast, size: int, side: int, flop: int, with_compile: bool) -> None:
+def race_step(
+    section: Section,
+    plain,
+    fast,
+    size: int,
+    side: int,
+    flop: int,
+    *,
+    with_compile: bool = False,
+    with_launches: bool = True,
+    note: str = "",
+) -> None:
+    """Races one step at a batch size.  plain, fast: the net as NCHW and as channels_last.  note: of every row."""
     x, y, t = noisy_pair(size, side, section.device, torch.bfloat16)
     schedule = CosineSchedule()
     sampler = PairSampler(fast, schedule, _REPLAYED_STEPS, b=B_FACTOR, device=section.device, dtype=torch.bfloat16,
@@ -53,19 +67,21 @@ def _race(section: Section, plain, fast, size: int, side: int, flop: int, with_c
 
         return step
 
-    calls = {name: step_of(net) for name, net in nets.items()}
+    calls: dict[str, Callable[[], object]] = {name: step_of(net) for name, net in nets.items()}
     calls["dakd"] = lambda: sampler(x, y)
     per_call = {"dakd": _REPLAYED_STEPS}
 
     def facts(name: str, timing) -> dict:
         count = per_call.get(name, 1)
-        launches = round(count_launches(calls[name]) / count) if section.is_gpu else None
+        launches = round(count_launches(calls[name]) / count) if section.is_gpu and with_launches else None
         return dict(
             host_ms=section.host_ms(calls[name]) / count,
             launches=launches,
             peak_gb=section.peak_gb(calls[name]),
             images_per_s=size / (timing.called_us * 1e-6 * _SAMPLING_STEPS),
-            note="with the DDIM update" + (", captured" if section.is_gpu else "") if name == "dakd" else "",
+            layout="contiguous" if name == EAGER else "channels_last",
+            note=", ".join(filter(None, ("with the DDIM update" if name == "dakd" else "",
+                                         "captured" if name == "dakd" and section.is_gpu else "", note))),
         )
 
     contestants = {name: [call] for name, call in calls.items()}

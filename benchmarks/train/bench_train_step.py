@@ -10,7 +10,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,7 +28,7 @@ from paper_nets import (
     unet_config,
 )
 from roofline import jointnet_flop
-from rows import Row
+from rows import EAGER, Row
 from section import Section, parse
 from timing import reason
 from torch import nn
@@ -47,10 +47,13 @@ def main() -> None:
     options = parse(__doc__.splitlines()[0], choices=("stage3", "stage2", "student"))
     section = Section(options)
     for name in options.only or ("stage3", "stage2", "student"):
-        _measure(section, name)
+        measure_training(section, name)
 
 
-def _measure(section: Section, name: str) -> None:
+def measure_training(
+    section: Section, name: str, steps: int = _STEPS, contestants: Sequence[str] = (EAGER, "dakd")
+) -> list[Row]:
+    """Times `steps` steps of stage2, stage3 or the student by each contestant, and keeps their rows."""
     size = 2 if section.is_tiny else 16
     if name == "student":
         side, precision = (32 if section.is_tiny else 512), "autocast"
@@ -60,13 +63,14 @@ def _measure(section: Section, name: str) -> None:
         given = batch(size, side, section.device)
         flop = jointnet_flop(unet_config(section.is_tiny), NUM_CLASSES, (side, side), stage=int(name[-1]))
     rows = []
-    for contestant, make in (("eager", _plain_steps), ("dakd", _engine_steps)):
+    for contestant in contestants:
+        make = _plain_steps if contestant == EAGER else _engine_steps
         if section.is_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         try:
             step = make(_module(name, section), given, precision, section.device)
-            times_s = [_timed(step, section.device) for _ in range(_STEPS)]
+            times_s = [_timed(step, section.device) for _ in range(steps)]
         # Without DeepSpeed, or without memory for both, one of the two is measured.
         except (RuntimeError, ImportError) as error:
             print(f"{name:<17}{contestant:<16} not measured: {reason(error)}", flush=True)
@@ -74,14 +78,15 @@ def _measure(section: Section, name: str) -> None:
         time_s = statistics.median(times_s[2:])
         row = Row("train_step", f"{name}, B {size}, {side}x{side}", precision, "step", contestant, time_s * 1e6,
                   "wall clock", time_s * 1e6, images_per_s=size / time_s)  # fmt: skip
-        row.note = "torch AdamW loop" if contestant == "eager" else "DeepSpeed engine with EMA"
+        row.note = "torch AdamW loop" if contestant == EAGER else "DeepSpeed engine with EMA"
         if section.is_gpu:
             row.flop_share = flop * size / time_s / 1e12 / section.ceilings.matmul_tflop_s
             row.peak_gb = torch.cuda.max_memory_allocated() / 1e9
         rows.append(row)
-        rows[-1].times_eager = rows[0].time_us / row.time_us if rows[0].contestant == "eager" else None
+        rows[-1].times_eager = rows[0].time_us / row.time_us if rows[0].contestant == EAGER else None
         section.keep(rows[-1:])
         del step
+    return rows
 
 
 def _student_flop(section: Section, side: int) -> float:

@@ -1,0 +1,118 @@
+"""Which calls of the ops the run makes: the one list for the check, the races and the warm-up of Triton's cache."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import harness
+
+from dakd.kernels import backend
+from dakd.testing.inputs import MODEL_LAYOUT, SHAPES
+
+GPU_BACKENDS = ("triton", "cuda")
+# The tensor-core branches of the two-byte dtypes, which no CPU can run, come first; within them the op that has most.
+DTYPES = ("bf16", "fp16", "fp32")
+
+
+class Call(NamedTuple):
+    """One op at one shape.  shape: its name in results; sizes: numbers of dakd.testing.inputs.
+
+    options: of the room's benchmark, such as --stochastic.
+    """
+
+    op: str
+    shape: str
+    sizes: dict[str, int]
+    dtype: str
+    layout: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> list[str]:
+        """The command line that `harness.parse` takes, less device and file."""
+        numbers = ",".join(f"{name}={value}" for name, value in self.sizes.items())
+        shape = self.shape if self.shape in SHAPES[self.op] else numbers
+        return ["--dtype", self.dtype, "--layout", self.layout, "--shape", shape, *self.options]
+
+
+def ops_with(name: str) -> list[str]:
+    """The ops that have a variant, by its name."""
+    return [op for op in backend.OPS if name in backend._variants(op)]
+
+
+def checked(op: str, dtype: str, is_tiny: bool = False) -> list[Call]:
+    """What is held to float64: odd sizes, and two samples of the main shape in the models' layout and contiguous."""
+    if is_tiny:
+        return [Call(op, "tiny", SHAPES[op]["tiny"], dtype, layout) for layout in _layouts(op)]
+    small = _two_samples(SHAPES[op]["main"])
+    calls = [Call(op, "main with batch 2", small, dtype, layout) for layout in _layouts(op)]
+    return [Call(op, "odd", SHAPES[op]["odd"], dtype, "contiguous"), *calls]
+
+
+def repeated(op: str, is_tiny: bool = False) -> Call:
+    """What is called again and again for bit-equal results."""
+    shape = "tiny" if is_tiny else "main"
+    return Call(op, shape, SHAPES[op][shape], "fp32" if is_tiny else "bf16", MODEL_LAYOUT[op])
+
+
+def raced(is_tiny: bool = False) -> list[Call]:
+    """The calls that are timed, the most telling first: a phase that runs out of time leaves the last ones out."""
+    if is_tiny:
+        return [Call(op, "tiny", SHAPES[op]["tiny"], "fp32", MODEL_LAYOUT[op]) for op in backend.OPS]
+    main = [Call(op, "main", SHAPES[op]["main"], "bf16", MODEL_LAYOUT[op]) for op in backend.OPS]
+    return [*main, *_goals(), *_further()]
+
+
+def _goals() -> Iterator[Call]:
+    """Shapes that a goal names beside the main ones: one padded scene, a batch of the sampler, the other scans."""
+    yield Call("ddim_step", "batch 64", _images(64, 5, 256), "bf16", "channels_last")
+    yield _caft(1, 128, 168, 320)
+    for sizes in ((144, 512, 49), (1, 512, 784), (16, 256, 1024)):
+        yield _scan(*sizes)
+
+
+def _further() -> Iterator[Call]:
+    yield Call("ddim_step", "batch 64", _images(64, 5, 256), "bf16", "channels_last", ("--stochastic",))
+    yield Call("joint_noising", "batch 256", _images(256, 5, 256), "bf16", "contiguous")
+    loss = dict(batch=16, synthetic=8, num_classes=5, height=640, width=1248)
+    yield Call("seg_loss", "640 x 1248", loss, "bf16", "channels_last")
+    for shape in ((16, 256, 64, 64), (16, 512, 32, 32)):
+        yield _caft(*shape)
+    for op in ("transposed_attention", "seg_loss"):
+        yield Call(op, "main", SHAPES[op]["main"], "bf16", "contiguous")
+
+
+def _caft(batch: int, channels: int, height: int, width: int) -> Call:
+    sizes = dict(batch=batch, inner=channels // 2, channels=channels, height=height, width=width,
+                 num_heads=channels // 128)  # fmt: skip
+    return Call("transposed_attention", f"{batch}x{channels}x{height}x{width}", sizes, "bf16", "channels_last")
+
+
+def _scan(batch: int, channels: int, length: int) -> Call:
+    sizes = dict(batch=batch, channels=channels, states=8, length=length)
+    return Call("selective_scan", f"{batch}x{channels}x{length}", sizes, "bf16", "tokens")
+
+
+def _images(batch: int, num_classes: int, side: int) -> dict[str, int]:
+    return dict(batch=batch, num_classes=num_classes, height=side, width=side)
+
+
+def _layouts(op: str) -> list[str]:
+    return list(dict.fromkeys((MODEL_LAYOUT[op], "contiguous")))
+
+
+def _two_samples(sizes: dict[str, int]) -> dict[str, int]:
+    fewer = dict(batch=min(2, sizes["batch"]))
+    return sizes | fewer | (dict(synthetic=min(1, sizes["synthetic"])) if "synthetic" in sizes else {})
+
+
+def bench(call: Call, words: Sequence[str]) -> harness.Bench:
+    """The room's benchmark at one call.  words: device, file and further options."""
+    return harness.Bench(call.op, function(call.op), harness.parse(call.op, [*call.words, *words]))
+
+
+def function(op: str):
+    """The op's public function."""
+    return getattr(importlib.import_module(f"dakd.kernels.{op}"), op)

@@ -1,0 +1,179 @@
+"""Phases 4 to 6: a sampling step of the teacher taken apart, the sampler's loop, and training steps of both nets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import roofline
+import torch
+import torch.nn.functional as F
+from harness import gpu_events
+from paper_nets import NUM_CLASSES, joint_net, noisy_pair, teacher_side, unet_config
+
+from gpu.context import Run
+from gpu.workers import Job, Phase, Wrong
+
+_BF16 = torch.bfloat16
+_TOP_KERNELS = 30
+# What a kernel's name tells of its purpose, the first that matches; CPU rehearsals see torch's operators instead.
+_FAMILIES = (
+    ("layout", r"nchwToNhwc|nhwcToNchw|transpose|permute"),
+    ("conv", r"conv|fprop|dgrad|wgrad|implicit|winograd|cudnn_.*_generated"),
+    ("attention", r"flash|fmha|attention|sdpa|softmax"),
+    ("group norm", r"group_?norm|RowwiseMoments|ComputeFusedParams|native_group_norm"),
+    ("silu", r"silu"),
+    ("matmul", r"gemm|nvjet|cublas|matmul|linear|addmm|splitK|::mm"),
+    ("cat", r"CatArray|::cat"),
+    ("upsample", r"upsample|interpolate"),
+    ("copy", r"copy|memcpy|clone|memset|fill"),
+    ("add and other pointwise", r"elementwise|add|mul|pointwise"),
+)
+
+
+def unet_phase(run: Run) -> Phase:
+    jobs = [
+        Job("unet step", lambda: _step(run, is_tuned=False), 45),
+        Job("unet families", lambda: _profile(run), 40),
+        Job("unet step, cudnn.benchmark", lambda: _step(run, is_tuned=True), 45),
+        Job("convolutions", lambda: _convolutions(run), 25),
+        Job("encoder", lambda: _encoder(run), 25),
+    ]
+    return Phase("unet", 80 if run.is_gpu else 150, jobs)
+
+
+def loop_phase(run: Run) -> Phase:
+    sizes = ((2, 0.0, 3),) if run.is_tiny else ((16, 0.0, 20), (1, 0.0, 20), (64, 0.0, 6), (1, 1.0, 10))
+    jobs = [Job(f"loop B {size} eta {eta:g}", _loop_job(run, size, eta, steps), 30) for size, eta, steps in sizes]
+    return Phase("loop", 55 if run.is_gpu else 60, jobs)
+
+
+def train_phase(run: Run) -> Phase:
+    jobs = [Job(f"train {name}", _train_job(run, name), 50) for name in ("stage3", "student", "stage2")]
+    return Phase("train", 85 if run.is_gpu else 150, jobs)
+
+
+def _nets(run: Run) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The teacher as NCHW and as channels_last, with the same weights."""
+    plain = joint_net(run.is_tiny, run.device, _BF16).eval()
+    return plain, joint_net(run.is_tiny, run.device, _BF16).to(memory_format=torch.channels_last).eval()
+
+
+def _size(run: Run) -> tuple[int, int]:
+    return (2 if run.is_tiny else 16), teacher_side(run.is_tiny)
+
+
+def _step(run: Run, is_tuned: bool) -> str:
+    from generate.bench_unet_step import race_step
+
+    torch.backends.cudnn.benchmark = is_tuned
+    plain, fast = _nets(run)
+    size, side = _size(run)
+    flop = roofline.jointnet_flop(unet_config(run.is_tiny), NUM_CLASSES, (side, side))
+    note = "cudnn.benchmark" if is_tuned else ""
+    race_step(run.section("nets"), plain, fast, size, side, flop, with_launches=False, note=note)
+    return note
+
+
+def _profile(run: Run) -> str:
+    """Every kernel of one step in both layouts, summed by name and by family."""
+    size, side = _size(run)
+    told = []
+    for layout, net in zip(("contiguous", "channels_last"), _nets(run)):
+        x, y, t = noisy_pair(size, side, run.device, _BF16)
+
+        @torch.no_grad()
+        def step(net=net, x=x, y=y, t=t) -> object:
+            return net(x, y, t)
+
+        for _ in range(2):
+            step()
+        sums = _sums_by_kernel(_events(run, step))
+        total_us = sum(time_us for _, time_us in sums.values())
+        cells = dict(net="teacher's step", shape=f"B {size}, {side}x{side}", layout=layout)
+        by_family: dict[str, list] = {}
+        for kernel, (launches, time_us) in sums.items():
+            family = by_family.setdefault(family_of(kernel), [0, 0.0])
+            family[0] += launches
+            family[1] += time_us
+        for family, (launches, time_us) in sorted(by_family.items(), key=lambda item: -item[1][1]):
+            run.add("families", **cells, family=family, kernel="all", launches=launches, time_us=time_us,
+                    share=time_us / total_us)  # fmt: skip
+            print(f"{layout:<15}{family:<26}{launches:>5} launches{time_us:>11.1f} us{time_us / total_us:>8.1%}")
+        for kernel, (launches, time_us) in sorted(sums.items(), key=lambda item: -item[1][1])[:_TOP_KERNELS]:
+            run.add("families", **cells, family=family_of(kernel), kernel=kernel[:200], launches=launches,
+                    time_us=time_us, share=time_us / total_us)  # fmt: skip
+        first, (_, most_us) = max(by_family.items(), key=lambda item: item[1][1])
+        told.append(f"{layout} {total_us / 1e3:.2f} ms, {first} {most_us / total_us:.0%}")
+    return "; ".join(told)
+
+
+def family_of(kernel: str) -> str:
+    return next((family for family, pattern in _FAMILIES if re.search(pattern, kernel, re.I)), "other")
+
+
+def _events(run: Run, call: Callable[[], object]) -> list[tuple[str, float]]:
+    if run.is_gpu:
+        return gpu_events(call)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        call()
+    return [(event.name, event.self_cpu_time_total) for event in profiler.events()]
+
+
+def _sums_by_kernel(events: list[tuple[str, float]]) -> dict[str, tuple[int, float]]:
+    sums: dict[str, tuple[int, float]] = {}
+    for name, time_us in events:
+        launches, total = sums.get(name, (0, 0.0))
+        sums[name] = launches + 1, total + time_us
+    return sums
+
+
+def _convolutions(run: Run) -> str:
+    """The share of the matrix rate that the U-Net's 3x3 convolutions reach, in both layouts, tuned by cuDNN and not."""
+    section = run.section("nets")
+    shapes = ((2, 8, 8, 8),) if run.is_tiny else ((16, 128, 256, 256), (16, 256, 64, 64))
+    for is_tuned in (False, True):
+        torch.backends.cudnn.benchmark = is_tuned
+        for shape in shapes:
+            x = torch.randn(shape, device=run.device, dtype=_BF16)
+            weight = torch.randn(shape[1], shape[1], 3, 3, device=run.device, dtype=_BF16)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                given = x.to(memory_format=layout), weight.to(memory_format=layout)
+                facts = dict(layout="contiguous" if layout == torch.contiguous_format else "channels_last",
+                             note="cudnn.benchmark" if is_tuned else "")  # fmt: skip
+                section.race("conv3x3", str(shape), "bf16", "forward",
+                             {"torch": [lambda given=given: F.conv2d(*given, padding=1)]},
+                             flop=roofline.conv3x3_flop(*shape), facts=lambda *_, facts=facts: facts)  # fmt: skip
+    return ""
+
+
+def _encoder(run: Run) -> str:
+    from blocks.bench_blocks import encoder
+
+    encoder(run.section("nets"))
+    return ""
+
+
+def _loop_job(run: Run, size: int, eta: float, steps: int):
+    def job() -> str:
+        from generate.bench_gen_loop import measure_loops
+
+        net = joint_net(run.is_tiny, run.device, _BF16).to(memory_format=torch.channels_last).eval()
+        faults = measure_loops(run.section("nets"), net, size, teacher_side(run.is_tiny), eta, steps)
+        if faults:
+            raise Wrong("; ".join(faults))
+        return "equal to the eager loop, never synchronises" if run.is_gpu else "eager alone: a CPU captures nothing"
+
+    return job
+
+
+def _train_job(run: Run, name: str):
+    def job() -> str:
+        from train.bench_train_step import measure_training
+
+        rows = measure_training(run.section("nets"), name, steps=3 if run.is_tiny else 6, contestants=("dakd",))
+        if not rows:
+            raise RuntimeError("no contestant could be measured; the log says why")
+        return f"{rows[-1].images_per_s:.3g} img/s, {100 * (rows[-1].flop_share or 0):.0f} % of the matrix rate"
+
+    return job

@@ -1,0 +1,63 @@
+"""Phase 3: the ops at the models' shapes and layouts against eager torch and autocast; and what torch.compile makes.
+
+Every job races one call and writes its rows; correctness was phase 2's, which a race does not wait for: a wrong
+backend's time is in the table too, and its verdict stands in correct.csv.
+"""
+
+from __future__ import annotations
+
+from dakd.testing.inputs import DIFFERENTIABLE
+from gpu import calls
+from gpu.context import Run
+from gpu.workers import Job, Phase
+
+PHASE = "races"
+
+
+def phase(run: Run) -> Phase:
+    jobs = [Job(" ".join(["race", call.op, call.shape, call.layout, *call.options]), _race_job(run, call), 30)
+            for call in calls.raced(run.is_tiny)]  # fmt: skip
+    return Phase(PHASE, 75 if run.is_gpu else 120, jobs)
+
+
+def compiled_phase(run: Run) -> Phase:
+    """A few ratios to torch.compile, which takes seconds for each."""
+    ops = ("seg_loss", "ddim_step") if run.is_gpu else ("depthwise_conv1d",)
+    jobs = [Job(f"compile {op}", _compile_job(run, op), 40) for op in ops]
+    jobs.append(Job("compile gn_silu and a block", lambda: _compiled_blocks(run), 50))
+    return Phase("compile", 75 if run.is_gpu else 120, jobs)
+
+
+def _race_job(run: Run, call: calls.Call):
+    return lambda: race(run, call)
+
+
+def race(run: Run, call: calls.Call, *words: str, seconds: float = 0.25) -> str:
+    """Races one call; the note names our fastest backend and its ratio to eager torch."""
+    given = ["--seconds", str(0.01 if run.is_tiny else seconds), "--no-launches", *words]
+    bench = calls.bench(call, run.bench_arguments(*given))
+    rows = bench.measure()
+    ours = [row for row in rows if row.contestant in bench.backends]
+    told = []
+    for what in ("forward", "forward+backward") if DIFFERENTIABLE[call.op] else ("forward",):
+        timed = [row for row in ours if row.what.startswith(what) and (what != "forward" or "+" not in row.what)]
+        if timed:
+            best = min(timed, key=lambda row: row.time_us)
+            told.append(f"{what} {best.contestant} {best.time_us:.1f} us, {best.times_eager or 0:.2f} x eager, "
+                        f"{100 * (best.copy_share or 0):.0f} % of copy")  # fmt: skip
+    return "; ".join(told)
+
+
+def _compile_job(run: Run, op: str):
+    call = calls.repeated(op, run.is_tiny)
+    return lambda: race(run, call, "--compile", "aot_eager" if run.is_tiny else "default")
+
+
+def _compiled_blocks(run: Run) -> str:
+    from blocks.bench_blocks import gn_silu, residual_block
+
+    section = run.section("races", seconds=0.2)
+    shape = (2, 8, 8, 8) if run.is_tiny else (16, 128, 256, 256)
+    gn_silu(section, (shape,))
+    residual_block(section, shape)
+    return ""

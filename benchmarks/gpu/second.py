@@ -1,0 +1,225 @@
+"""The second visit: what the first one found, checked again; counters, memory errors, the pipeline, other constants."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from machine import RESULTS, ROOT, device_slug, seconds_given
+from rows import read_rows
+
+from dakd.kernels import backend
+from gpu import calls, correctness, races
+from gpu.context import Run
+from gpu.workers import Job, Phase, Wrong
+
+_BENCHMARKS = ROOT / "benchmarks"
+_NUM_COUNTED = 3
+# Where no first visit has left rows: the ops that the audit of their machine code expects farthest from their floors.
+_LIKELY = ("selective_scan", "transposed_attention", "joint_noising")
+# An op's own kernels by their names, whichever variant; what torch launches beside them is not counted.
+_KERNELS = {
+    "transposed_attention": "gram|fold|apply|dattention|dqk",
+    "ddim_step": "ddim",
+    "joint_noising": "joint_noising",
+    "seg_loss": "seg_loss|forward_kernel|backward_kernel|loss",
+    "selective_scan": "forward_kernel|backward_kernel|sum_kernel|chunk_kernel|carry_kernel",
+    "depthwise_conv1d": "conv",
+}
+
+
+class Constant(NamedTuple):
+    """A tuning constant of a room's Triton variant, with the values that it offers in another constant."""
+
+    op: str
+    name: str
+    values: str
+
+    @property
+    def module(self):
+        return importlib.import_module(f"dakd.kernels.{self.op}.triton")
+
+
+CONSTANTS = (
+    Constant("selective_scan", "_CHECKPOINT_TILES", "CHECKPOINT_TILES"),
+    Constant("transposed_attention", "_APPLY_PIXELS", "APPLY_PIXELS"),
+)
+
+
+def recheck_phase(run: Run, words: tuple[str, ...]) -> Phase:
+    """The jobs of the first visit's check that found something, or those whose names have one of `words`."""
+    words = words or (("depthwise_conv1d",) if run.is_tiny else faulty_jobs(_first_results(run)))
+    if not words:
+        return Phase("recheck", 10, [Job("recheck", lambda: None, 10, "the first visit left nothing to check again")])
+    found = correctness.phase(run, words)
+    return Phase("recheck", 45 if run.is_gpu else 120, found.jobs, found.workers)
+
+
+def faulty_jobs(folder: Path) -> tuple[str, ...]:
+    """The names of the jobs that the newest lines of correct.csv have something against."""
+    path = folder / "correct.csv"
+    if not path.exists():
+        return ()
+    newest: dict[tuple, dict[str, str]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            key = (row["op"], row["backend"], row["dtype"], row["layout"], row["shape"], row["tensor"])
+            newest[key] = row
+    faulty = [row for row in newest.values() if row["verdict"] not in ("ok", "absent")]
+    return tuple(dict.fromkeys(_job_of(row) for row in faulty))
+
+
+def _job_of(row: dict[str, str]) -> str:
+    is_repeat = row["tensor"].endswith(("repeats", "replays"))
+    return f"{row['op']} {row['backend']} {'repeats' if is_repeat else row['dtype']}"
+
+
+def counters_phase(run: Run) -> Phase:
+    """ncu's basic counters of the ops that are farthest from their floors."""
+    tool = shutil.which("ncu")
+    absent = None if tool and run.is_gpu else "ncu counts on GPUs" if not run.is_gpu else "ncu is not on PATH"
+    ops = farthest(_first_results(run))
+    return Phase("counters", 50, [Job(f"counters {op}", _count_job(run, op), 25, absent) for op in ops])
+
+
+def farthest(folder: Path) -> list[str]:
+    """The ops whose fastest variant of ours reached the least share of the copy bandwidth at the main shape."""
+    shares: dict[str, float] = {}
+    for row in read_rows(folder):
+        is_ours = row["op"] in backend.OPS and row["contestant"] in calls.GPU_BACKENDS
+        if is_ours and row["shape"] == "main" and row["copy_share"]:
+            shares[row["op"]] = max(shares.get(row["op"], 0.0), float(row["copy_share"]))
+    return sorted(shares, key=shares.get)[:_NUM_COUNTED] or list(_LIKELY)
+
+
+def _count_job(run: Run, op: str):
+    def job() -> str:
+        counted = ["--kernel-name", f"regex:{_KERNELS[op]}", "--launch-count", "8"]
+        chosen = ["--op", op, "--shape", "main", "--dtype", "bf16"]
+        program = [sys.executable, str(_BENCHMARKS / "small_calls.py"), *chosen]
+        # The clocks are left as they are: the card is shared.
+        command = ["ncu", "--clock-control", "none", "--set", "basic", "--csv", *counted, *program]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds_given(60))
+        lines = counters(done.stdout)
+        for kernel, metric, unit, value in lines:
+            run.add("counters", op=op, kernel=kernel, metric=metric, unit=unit, value=value)
+        if not lines:
+            raise RuntimeError(f"ncu left no counters: {(done.stderr or done.stdout).strip()[-300:]}")
+        return f"{len({line[0] for line in lines})} kernels"
+
+    return job
+
+
+def counters(text: str) -> list[tuple[str, str, str, str]]:
+    """Kernel, metric, unit and value of every line of ncu's CSV, which follows what the program printed."""
+    lines = text.splitlines()
+    start = next((index for index, line in enumerate(lines) if '"Kernel Name"' in line), None)
+    if start is None:
+        return []
+    table = csv.DictReader(lines[start:])
+    return [(row["Kernel Name"][:120], row["Metric Name"], row["Metric Unit"] or "", row["Metric Value"])
+            for row in table if row.get("Metric Name")]  # fmt: skip
+
+
+def memcheck_phase(run: Run) -> Phase:
+    """compute-sanitizer over the kernels with tickets, at sizes that leave every block some rest."""
+    tool = shutil.which("compute-sanitizer")
+    absent = None if tool and run.is_gpu else "compute-sanitizer watches GPUs" if not run.is_gpu else (
+        "compute-sanitizer is not on PATH")  # fmt: skip
+    jobs = [Job(f"memcheck {op}", _memcheck_job(op), 40, absent) for op in ("seg_loss", "transposed_attention")]
+    return Phase("memcheck", 45, jobs, workers=2)
+
+
+def _memcheck_job(op: str):
+    def job() -> str:
+        command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", "--target-processes",
+                   "application-only", sys.executable, str(_BENCHMARKS / "small_calls.py"), "--op", op, "--shape",
+                   "odd"]  # fmt: skip
+        # Every tensor in an allocation of its own, so that a read beyond it is seen.
+        environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds_given(60))
+        if done.returncode == 3:
+            raise Wrong(f"compute-sanitizer has found an error in {op}; the log shows it")
+        if done.returncode:
+            raise RuntimeError(f"compute-sanitizer left with status {done.returncode}")
+        return "no error"
+
+    return job
+
+
+def pipeline_phase(run: Run) -> Phase:
+    """The real thing: train the teacher, generate pairs and verify the shards, through the command line."""
+    limit_s = 110 if run.is_gpu else 300
+    return Phase("pipeline", limit_s, [Job("pipeline", lambda: _pipeline(run), limit_s)])
+
+
+def _pipeline(run: Run) -> str:
+    config = ROOT / "configs" / ("smoke.yaml" if run.is_tiny else "gpu_visit.yaml")
+    told = []
+    with tempfile.TemporaryDirectory(prefix="dakd-visit-") as folder:
+        for words in (["prepare"], ["balance"], ["train_jointnet"], ["generate"], ["generate", "--verify"]):
+            start = time.monotonic()
+            command = [sys.executable, "-m", "dakd", *words, "--config", str(config), f"run_dir={folder}/run"]
+            done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": _python_path()})
+            seconds = time.monotonic() - start
+            run.fact("pipeline", f"dakd {' '.join(words)}", f"{seconds:.1f}", "s", f"exit status {done.returncode}")
+            if done.returncode:
+                raise RuntimeError(f"dakd {' '.join(words)} left with status {done.returncode}; the log says why")
+            told.append(f"{' '.join(words)} {seconds:.0f} s")
+    return ", ".join(told)
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
+def variants_phase(run: Run, names: tuple[str, ...]) -> Phase:
+    """Every value of the tuning constants, held to float64 and then raced."""
+    unknown = set(names) - {constant.name for constant in CONSTANTS}
+    if unknown:
+        known = ", ".join(constant.name for constant in CONSTANTS)
+        raise SystemExit(f"no tuning constant is called {', '.join(sorted(unknown))}; there are {known}")
+    absent = None if run.is_gpu else "a CPU compiles no Triton kernel"
+    jobs = [
+        Job(f"{constant.op} {constant.name}={value}", _variant_job(run, constant, value), 20, absent)
+        for constant in CONSTANTS
+        if not names or constant.name in names
+        for value in offered(constant)
+    ]
+    return Phase("variants", 60, jobs)
+
+
+def offered(constant: Constant) -> tuple[int, ...]:
+    """The values of a constant; none where Triton, whose kernels it tunes, is not installed."""
+    try:
+        return getattr(constant.module, constant.values)
+    except ImportError:
+        return ()
+
+
+def _variant_job(run: Run, constant: Constant, value: int):
+    def job() -> str:
+        setattr(constant.module, constant.name, value)
+        note = f"{constant.name}={value}"
+        call = calls.repeated(constant.op, run.is_tiny)
+        small = next(found for found in calls.checked(constant.op, call.dtype) if found.layout == call.layout)
+        for tensor, error in calls.bench(small, run.bench_arguments()).errors("triton", small.sizes, 0).items():
+            run.add("correct", op=constant.op, backend="triton", dtype=call.dtype, layout=call.layout,
+                    shape=small.shape, tensor=tensor, error=error.error, budget=error.budget, ratio=error.ratio,
+                    verdict="ok" if error.ratio <= 1 else "over", note=note)  # fmt: skip
+        return races.race(run, call, "--only", "triton", "--note", note)
+
+    return job
+
+
+def _first_results(run: Run) -> Path:
+    """Where the rows of the first visit lie, committed."""
+    return RESULTS / device_slug(run.device)

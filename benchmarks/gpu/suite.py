@@ -1,0 +1,63 @@
+"""Last phase: the tests that need a GPU, every result with its name in the log, as many as the time allows."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import threading
+
+from machine import ROOT, seconds_given
+
+from gpu.context import LOG, Run
+from gpu.workers import Job, Phase, Wrong
+
+PHASE = "tests"
+_WORKERS = 12
+_FILES = ("tests/kernels", "tests/diffusion/test_sampler.py")
+# Ours on a GPU: not the reference, which is plain torch, nor what a peer's package does.
+_CHOICE = "(triton or cuda- or captured) and not reference-cuda and not mamba_ssm and not causal_conv1d"
+_TINY = ("tests/kernels/test_backend.py",)
+
+
+def phase(run: Run, limit_s: float) -> Phase:
+    absent = None if importlib.util.find_spec("pytest") else "pytest is not installed"
+    return Phase(PHASE, limit_s, [Job("gpu tests", lambda: _tests(run), limit_s, absent)])
+
+
+def _tests(run: Run) -> str:
+    """Runs pytest verbosely; a run that is stopped in between has named all that it finished."""
+    chosen = ["-m", "not slow", *_TINY] if run.is_tiny else ["-m", "gpu", "-k", _CHOICE, *_FILES]
+    workers = ["-n", str(_WORKERS)] if importlib.util.find_spec("xdist") and not run.is_tiny else []
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider",
+               "--continue-on-collection-errors", *workers, *chosen]  # fmt: skip
+    counts = {"PASSED": 0, "FAILED": 0, "ERROR": 0, "SKIPPED": 0}
+    failed = []
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               errors="replace", env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
+    # What is known a little before the end is kept, whatever still runs.
+    timer = threading.Timer(max(1.0, seconds_given(600) - 2), process.terminate)
+    timer.start()
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        # One worker writes "NAME PASSED", several "[gw3] [ 12%] PASSED NAME"; a summary's lines begin with the word.
+        found = re.search(r"(?:^\[gw\d+\].*\] |\s)(PASSED|FAILED|ERROR|SKIPPED)\b", line)
+        if found and "::" in line and not line.startswith(tuple(counts)):
+            counts[found.group(1)] += 1
+            if found.group(1) in ("FAILED", "ERROR"):
+                failed.append(re.search(r"\S+::\S+", line).group())
+    status = process.wait()
+    was_stopped = not timer.is_alive()
+    timer.cancel()
+    for word, count in counts.items():
+        run.fact(PHASE, f"tests {word.lower()}", count, note="stopped for lack of time" if was_stopped else "")
+    for name in failed:
+        run.fact(PHASE, "failed test", name, note=f"{LOG} says why")
+    told = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count) or "none ran"
+    if failed:
+        raise Wrong(f"{told}: {', '.join(failed[:3])}")
+    if status and not was_stopped:
+        raise RuntimeError(f"pytest left with status {status}: {told}")
+    return told + (", the rest stopped for lack of time" if was_stopped else "")

@@ -1,0 +1,194 @@
+"""The run on a GPU host that is lent for minutes: one command, all first facts, every line kept as it is measured.
+
+    python3 benchmarks/gpu_run.py               # the first visit, at most 390 s
+    python3 benchmarks/gpu_run.py --second      # the second one, at most 230 s: what the first one asks for
+    python3 benchmarks/gpu_run.py --device cpu --tiny [--second]       # a rehearsal without a GPU
+
+Phases follow one another, each within its own limit; a phase's jobs are processes of their own (gpu/workers.py), so
+that a crash, a hang or a wrong result costs one job. Rows go to $OUT or --out, by default benchmarks/results/<device>/;
+benchmarks/results/README.md says what they mean. Needs torch with CUDA and Triton; `make gpu-kit` packs what else a
+host may lack. Exit status 1: something that was checked is wrong, or a job did not end by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+# Else asking whether there is a GPU would start CUDA in the parent, and no forked child could use it.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+try:
+    import torch
+except ImportError:
+    print(f"{sys.argv[0]} needs torch, which {sys.executable} does not have; make venv installs it", file=sys.stderr)
+    raise SystemExit(2) from None
+from gpu import correctness, facts, nets, races, report, second, suite  # noqa: E402
+from gpu.context import FIRST_TABLES, LOG, SECOND_TABLES, Run, announce_device  # noqa: E402
+from gpu.workers import FAULTS, Outcome, Phase, Workers  # noqa: E402
+from machine import CEILINGS_VARIABLE, RESULTS, commit, device_name, device_slug  # noqa: E402
+from rows import now  # noqa: E402
+
+from dakd.kernels import backend, extension  # noqa: E402
+
+FIRST_S, SECOND_S = 390.0, 230.0
+_TINY_S = 900.0  # two slow cores rehearse more slowly than a GPU host works
+_BAD = ("WRONG", "FAILED", "crashed", "timed out")
+
+
+def main() -> int:
+    start = time.monotonic()
+    options = _parse()
+    announce_device(options.device)
+    run = Run(options.device, options.tiny, _folder(options), dict(options.plant))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.start_tables(SECOND_TABLES if options.second else FIRST_TABLES)
+    _import_for_children(run)
+    if torch.cuda.is_initialized():
+        raise RuntimeError("CUDA has started in the parent: no child could use it; a module imported here touches it")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    until, began = start + options.total_s, now()
+    workers = Workers(run.folder / LOG, run.plant)
+    print(f"{device_name(run.device)}, torch {torch.__version__}, commit {commit()}; rows go to {run.folder}; "
+          f"imports took {time.monotonic() - start:.1f} s", flush=True)  # fmt: skip
+    outcomes: list[Outcome] = []
+    try:
+        for make in _phases(run, options, lambda: until - time.monotonic()):
+            outcomes += _run(run, workers, make(), until)
+    finally:
+        workers.end_all()
+        report.print_best(run.folder, began, run.is_tiny)
+        report.print_outcomes(outcomes)
+        print(f"took {time.monotonic() - start:.0f} s of {options.total_s:.0f} s")
+    return 1 if any(outcome.status.startswith(_BAD) for outcome in outcomes) else 0
+
+
+def _phases(run: Run, options: argparse.Namespace, left_s: Callable[[], float]) -> Iterator[Callable[[], Phase]]:
+    """The phases in order, each made when the one before it is over."""
+    first = {
+        "facts": lambda: facts.phase(run),
+        "correct": lambda: correctness.phase(run),
+        "races": lambda: races.phase(run),
+        "unet": lambda: nets.unet_phase(run),
+        "loop": lambda: nets.loop_phase(run),
+        "train": lambda: nets.train_phase(run),
+        "compile": lambda: races.compiled_phase(run),
+        "tests": lambda: suite.phase(run, max(1.0, left_s())),
+    }
+    later = {
+        "facts": lambda: facts.phase(run),
+        "recheck": lambda: second.recheck_phase(run, tuple(options.recheck or ())),
+        "counters": lambda: second.counters_phase(run),
+        "memcheck": lambda: second.memcheck_phase(run),
+        "pipeline": lambda: second.pipeline_phase(run),
+        "variants": lambda: second.variants_phase(run, tuple(options.variant or ())),
+    }
+    phases = later if options.second else first
+    unknown = set(options.only or ()) - set(phases)
+    if unknown:
+        raise SystemExit(f"no phase is called {', '.join(sorted(unknown))}; there are {', '.join(phases)}")
+    return (make for name, make in phases.items() if not options.only or name in options.only)
+
+
+def _run(run: Run, workers: Workers, phase: Phase, until: float) -> list[Outcome]:
+    """Runs a phase; each outcome is printed and kept when its job ends."""
+    print(f"\n== {phase.name} (at most {min(phase.limit_s, until - time.monotonic()):.0f} s)", flush=True)
+    start, outcomes = time.monotonic(), []
+    for outcome in workers.run(phase, until):
+        outcomes.append(outcome)
+        print(f"{outcome.job:<44}{outcome.status:<14}{outcome.seconds:>6.1f} s  {outcome.note[:100]}", flush=True)
+        run.add("facts", phase=phase.name, name=f"job {outcome.job}", value=outcome.status,
+                unit="", note=f"{outcome.seconds:.1f} s; {outcome.note}")  # fmt: skip
+    run.add("facts", phase=phase.name, name="phase", value=f"{time.monotonic() - start:.1f}", unit="s")
+    if phase.name == facts.PHASE:
+        _pass_ceilings_on(run)
+        extension.missing.cache_clear()  # it may have been built just now
+    return outcomes
+
+
+def _pass_ceilings_on(run: Run) -> None:
+    """Later jobs take the ceilings that the first one measured; without them each would measure its own."""
+    found = facts.measured_ceilings(run)
+    if found is not None:
+        os.environ[CEILINGS_VARIABLE] = found
+
+
+def _import_for_children(run: Run) -> None:
+    """What every child would spend seconds on, as far as it is installed; none of it may start CUDA."""
+    rooms = [f"dakd.kernels.{op}.{name}" for op in backend.OPS for name in ("api", "reference", *_variants(run))]
+    nets = ["paper_nets", "dakd.models.mamba_vision", "dakd.diffusion.sampler"]
+    # torch loads its compiler's front end, and with it sympy, at the first call of a custom operator.
+    for name in ("harness", "torch._dynamo", "torch.testing", *rooms, *nets):
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            print(f"{name} cannot be imported ({error}): what needs it will fail", flush=True)
+
+
+def _variants(run: Run) -> tuple[str, ...]:
+    return ("triton", "cuda") if run.is_gpu else ("cpu",)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--second", action="store_true", help="the second visit: recheck, counters, memcheck, the "
+                        "pipeline, variants")  # fmt: skip
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="cuda, or cpu to rehearse with --tiny; default: cuda")
+    parser.add_argument("--tiny", action="store_true", help="toy shapes: a rehearsal whose numbers mean nothing")
+    parser.add_argument("--out", type=Path, help="folder of the results; the variable OUT goes before it")
+    parser.add_argument("--only", action="append", help="run this phase only; repeatable")
+    parser.add_argument("--recheck", action="append", metavar="WORD", help="--second: check the jobs whose names have "
+                        "this word; default: those that the device's newest correct.csv has against them")  # fmt: skip
+    parser.add_argument("--variant", action="append", metavar="CONSTANT", help="--second: race this tuning constant "
+                        "only; repeatable")  # fmt: skip
+    parser.add_argument("--total-s", type=float, help=f"seconds for everything; default: {FIRST_S:.0f}, "
+                        f"--second {SECOND_S:.0f}, --tiny {_TINY_S:.0f}")  # fmt: skip
+    parser.add_argument("--plant", action="append", default=[], type=_fault, metavar="FAULT:JOB",
+                        help=f"rehearse a fault in a job: {', '.join(FAULTS)}")  # fmt: skip
+    options = parser.parse_args()
+    if options.device is None and not torch.cuda.is_available():
+        built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}" if torch.version.cuda else (
+            f"torch {torch.__version__} is a CPU build")  # fmt: skip
+        print(f"{parser.prog} needs a CUDA device, a CUDA build of torch 2.11 or newer and Triton; no CUDA device is "
+              f"found here ({built}). To rehearse without one: --device cpu --tiny", file=sys.stderr)  # fmt: skip
+        raise SystemExit(2)
+    options.device = options.device or "cuda"
+    if options.device == "cpu" and not options.tiny:
+        parser.error("on a CPU this is a rehearsal: add --tiny")
+    usual_s = _TINY_S if options.device == "cpu" else SECOND_S if options.second else FIRST_S
+    options.total_s = options.total_s or usual_s
+    return options
+
+
+def _fault(text: str) -> tuple[str, str]:
+    """FAULT:JOB as (job, fault)."""
+    fault, _, job = text.partition(":")
+    if fault not in FAULTS or not job:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted FAULT:JOB, FAULT one of {', '.join(FAULTS)}")
+    return job, fault
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    if os.environ.get("OUT"):
+        return Path(os.environ["OUT"])
+    if options.out is not None:
+        return options.out
+    if options.tiny:  # no rehearsal among the results
+        return Path(tempfile.mkdtemp(prefix="dakd-rehearsal-"))
+    return RESULTS / device_slug(options.device)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
