@@ -11,10 +11,16 @@ else
   TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 endif
 
+# Another environment: the software of a GPU host without network (configs/constraints/visit.txt). Its Python is 3.12
+# where there is one that runs: a shim may stand on PATH for one that does not.
+VISIT := .venv-visit
+VISIT_PYTHON = $(shell for python in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python3.12 $(PYTHON); do \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null && { echo "$$python"; break; }; done)
+
 # Measuring takes the Python that is there: a host with a GPU may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-all lint bench-cpu bench-data fuzz torture compile-check gpu-check gpu-e2e clean
+.PHONY: help venv demo test test-all lint bench-cpu bench-data fuzz torture compile-check visit-venv gpu-check gpu-e2e clean
 
 help:
 	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
@@ -26,13 +32,14 @@ help:
 	@echo "make bench-cpu the bars of the CPU: every op against eager torch and torch.compile, one thread"
 	@echo "make bench-data the bars of the data path: the soft labels' codec, the loader beside webdataset"
 	@echo "make compile-check  compiles every GPU kernel for three architectures; no GPU needed, but nvcc"
+	@echo "make visit-venv the software of a GPU host without network, into .venv-visit; 5 GB. compile-check then checks it too"
 	@echo "make gpu-check needs a GPU: tests, ceilings, one shape an op against eager torch, torch.compile and peers; 8 minutes"
 	@echo "make gpu-e2e   needs a GPU: sampling, training, every op at its other shapes; 8 minutes"
 	@echo "make venv      only the installation, into .venv"
 
 venv: $(BIN)/.installed
 
-$(BIN)/.installed: pyproject.toml setup.py $(wildcard configs/constraints/*.txt) $(shell find csrc -type f)
+$(BIN)/.installed: pyproject.toml setup.py configs/constraints/cpu.txt configs/constraints/cuda.txt $(shell find csrc -type f)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; on Debian: apt-get install python3.11 python3.11-venv python3.11-dev g++"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip wheel setuptools
@@ -68,8 +75,24 @@ bench-data: venv
 	$(BIN)/python benchmarks/data/bench_codec.py $(ARGS)
 	$(BIN)/python benchmarks/data/bench_loader.py
 
+visit-venv: $(VISIT)/bin/.installed
+
+$(VISIT)/bin/.installed: configs/constraints/visit.txt
+	@test -n "$(VISIT_PYTHON)" || { echo "no Python 3.12 and no $(PYTHON) that can make an environment"; exit 1; }
+	test -x $(VISIT)/bin/python || $(VISIT_PYTHON) -m venv $(VISIT)
+	@$(VISIT)/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || \
+		echo "$(VISIT) has $$($(VISIT)/bin/python --version): there is no Python 3.12 here, which a GPU host has"
+	@{ $(VISIT)/bin/pip install -q --upgrade pip && $(VISIT)/bin/pip install -q -r $<; } || \
+		{ echo "$(VISIT) cannot be installed (is there a network, and 5 GB of disk?); pip's reason stands above"; exit 1; }
+	touch $@
+
+# Both pairs of torch's headers and Triton; that one of them fails does not keep the other from being looked at.
 compile-check: venv
-	$(BIN)/python benchmarks/compile_check.py $(ARGS)
+	@status=0; \
+	$(BIN)/python benchmarks/compile_check.py $(ARGS) || status=1; \
+	if test -e $(VISIT)/bin/.installed; then $(VISIT)/bin/python benchmarks/compile_check.py $(ARGS) || status=1; \
+	else echo "not checked: torch 2.11 and Triton 3.6, for there is no $(VISIT) (make visit-venv)"; fi; \
+	exit $$status
 
 # ARGS="--device cpu --tiny" rehearses either without a GPU.
 gpu-check:
