@@ -3,7 +3,8 @@
 Triton kernels are found by calling each op's Triton variant on meta tensors at the model's shapes: a recorder stands
 in for `triton_runtime.launch`, so what is compiled is what a launch would compile. CUDA sources go through nvcc.
 Registers, spills, shared memory, tensor-core instructions and 128-bit accesses are read from the machine code and
-compared with the checked-in table; a difference is printed, and `--update` writes the table anew.
+compared with the checked-in table of this Triton version; a difference is printed, and `--update` writes that table
+anew. `make compile-check` calls it in .venv and in .venv-visit: two versions of Triton and of torch's headers.
 
     python benchmarks/compile_check.py [--arch 80,90,100] [--op NAME] [--update]
 """
@@ -11,6 +12,7 @@ compared with the checked-in table; a difference is printed, and `--update` writ
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -41,6 +43,8 @@ from dakd.kernels import backend, triton_runtime  # noqa: E402
 from dakd.testing.inputs import operands  # noqa: E402
 
 TABLE = ROOT / "benchmarks" / "results" / "compile_check.json"
+# What nvcc made of a preprocessed source; Triton keeps its own cache.
+CUBINS = ROOT / "build" / "compile_check"
 MAX_REGISTERS, MAX_REGISTERS_MATMUL = 168, 240
 # Bytes of shared memory that a block may take.
 MAX_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
@@ -152,28 +156,58 @@ class Usage(NamedTuple):
     wide_stores: int
 
 
+class Versions(NamedTuple):
+    """What the machine code depends on. torch: its headers alone."""
+
+    triton: str
+    torch: str
+    nvcc: str
+
+
 def main() -> int:
     options = _parse()
     if triton_runtime.is_interpreted():
         print("TRITON_INTERPRET=1 is set: unset it, the kernels are to be compiled", file=sys.stderr)
         return 2
-    started = time.monotonic()
+    started, versions = time.monotonic(), found_versions()
     architectures = [int(number) for number in options.arch.split(",")]
+    compiled, problems = _compile(options.op, architectures, options.jobs)
+    is_complete = options.op is None and options.arch == "80,90,100" and not problems
     found: dict[str, dict[str, Usage]] = {}
+    for kernel, usage in _usages(compiled):
+        found.setdefault(kernel.name, {})[str(kernel.arch)] = usage
+        problems += over_the_bars(kernel.name, kernel.arch, usage)
+    _print_table(found)
+    tables = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    changes = compare(found, tables, versions.triton, is_complete=is_complete)
+    if options.update and is_complete:
+        write(tables | {versions.triton: as_table(found, versions)})
+    elif options.update:
+        problems.append("--update needs all ops and all architectures, compiled: leave out --op and --arch")
+    print(f"Triton {versions.triton}, headers of torch {versions.torch}, nvcc {versions.nvcc}: {len(found)} kernels, "
+          f"{len(architectures)} architectures, {time.monotonic() - started:.0f} s; "
+          f"{len(changes)} lines differ from {TABLE.relative_to(ROOT)}")  # fmt: skip
+    for line in [*changes, *(f"FAILED {problem}" for problem in problems)]:
+        print(line)
+    return 1 if problems else 0
+
+
+def _compile(only: str | None, architectures: list[int], num_jobs: int) -> tuple[list[Compiled], list[str]]:
+    """All kernels, or those of one op, and what does not compile."""
     problems = []
     if shutil.which("nvcc") is None:
         problems.append("nvcc is not on PATH: the CUDA sources cannot be checked (pip install nvidia-cuda-nvcc)")
     global _LAUNCHES
-    _LAUNCHES = [launch for op in backend.OPS if options.op in (None, op) for launch in record(op)]
+    _LAUNCHES = [launch for op in backend.OPS if only in (None, op) for launch in record(op)]
     sources = [] if problems else [path for path in sorted((ROOT / "csrc").rglob("*.cu"))
-                                   if options.op in (None, path.parent.name)]
+                                   if only in (None, path.parent.name)]
     cuda = [(path, arch) for path in sources for arch in architectures]
     # The longest first, so that no core waits for another at the end.
     cuda.sort(key=lambda job: -job[0].stat().st_size)
     triton = sorted(range(len(_LAUNCHES)), key=lambda index: -len(_LAUNCHES[index].kernel.src))
     compiled: list[Compiled] = []
     # Forked, because a Triton kernel cannot be pickled; torch's own threads have not started yet.
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:
+    with ProcessPoolExecutor(num_jobs, mp_context=get_context("fork")) as pool:
         futures = {pool.submit(_compile_cuda, path, arch): f"sm_{arch} {path.relative_to(ROOT)}"
                    for path, arch in cuda}  # fmt: skip
         futures |= {pool.submit(_compile_triton, index, architectures): _LAUNCHES[index].name for index in triton}
@@ -183,16 +217,7 @@ def main() -> int:
                 problems.append(f"{what} does not compile: {error}")
             else:
                 compiled += future.result()
-    for kernel, usage in _usages(compiled):
-        found.setdefault(kernel.name, {})[str(kernel.arch)] = usage
-        problems += _over_the_bars(kernel.name, kernel.arch, usage)
-    _print_table(found)
-    changes = _compare(found, complete=options.op is None and options.arch == "80,90,100", update=options.update)
-    print(f"{len(found)} kernels, {len(architectures)} architectures, {time.monotonic() - started:.0f} s; "
-          f"{len(changes)} differ from {TABLE.relative_to(ROOT)}")  # fmt: skip
-    for line in [*changes, *(f"FAILED {problem}" for problem in problems)]:
-        print(line)
-    return 1 if problems else 0
+    return compiled, problems
 
 
 def record(op: str) -> list[Launch]:
@@ -286,15 +311,27 @@ def _compile_cuda(source: Path, arch: int) -> list[Compiled]:
     from setup import NVCC_FLAGS, TORCH_TARGET_VERSION
 
     include = Path(torch.__file__).parent / "include"
-    with tempfile.TemporaryDirectory() as scratch:
-        cubin = Path(scratch) / "kernel.cubin"
-        command = ["nvcc", *NVCC_FLAGS, f"-arch=sm_{arch}", "-cubin", "-DDAKD_WITH_CUDA", f"-I{include}",
-                   f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", str(source), "-o", str(cubin)]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"nvcc failed on {source.relative_to(ROOT)} for sm_{arch}:\n{done.stderr}")
-        kernels = _read_cubin(cubin.read_bytes(), arch)
+    command = ["nvcc", *NVCC_FLAGS, f"-arch=sm_{arch}", "-DDAKD_WITH_CUDA", f"-I{include}",
+               f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", str(source)]  # fmt: skip
+    # The compiler proper sees this text, its flags and nothing else; preprocessing takes a second, the rest twenty.
+    text = _nvcc([*command, "-E"])
+    key = hashlib.sha256("\0".join([_nvcc(["nvcc", "--version"]), *command, text]).encode()).hexdigest()
+    cubin = CUBINS / f"{key}.cubin"
+    if not cubin.exists():
+        CUBINS.mkdir(parents=True, exist_ok=True)
+        aside = CUBINS / f".{key}.{os.getpid()}"
+        _nvcc([*command, "-cubin", "-o", str(aside)])
+        os.replace(aside, cubin)
+    kernels = _read_cubin(cubin.read_bytes(), arch)
     return [kernel._replace(name=f"{source.parent.name}.{_demangled(kernel.name)}") for kernel in kernels]
+
+
+def _nvcc(command: list[str]) -> str:
+    """What it prints; RuntimeError with its words where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"nvcc failed:\n{' '.join(command)}\n{done.stderr}")
+    return done.stdout
 
 
 def _tool(name: str) -> Path:
@@ -371,7 +408,7 @@ def _demangled(name: str) -> str:
     return re.sub(r"\((?!.*<).*\)$", "", readable)
 
 
-def _over_the_bars(name: str, arch: int, usage: Usage) -> Iterator[str]:
+def over_the_bars(name: str, arch: int, usage: Usage) -> Iterator[str]:
     limit = MAX_REGISTERS_MATMUL if usage.tensor_core else MAX_REGISTERS
     if usage.spill_bytes:
         yield f"sm_{arch} {name}: spills {usage.spill_bytes} bytes"
@@ -392,42 +429,51 @@ def _print_table(found: dict[str, dict[str, Usage]]) -> None:
             print(f"sm_{arch:<5}{numbers}{usage.wide_loads:>7}{usage.wide_stores:>7}  {name}")
 
 
-def _compare(found: dict[str, dict[str, Usage]], *, complete: bool, update: bool) -> list[str]:
-    """Lines that say what differs from the checked-in table; writes it anew where asked to."""
-    table = json.loads(TABLE.read_text()) if TABLE.exists() else {"kernels": {}}
-    new = {name: {arch: usage._asdict() for arch, usage in usages.items()} for name, usages in sorted(found.items())}
+def compare(
+    found: dict[str, dict[str, Usage]], tables: dict[str, dict], triton: str, *, is_complete: bool
+) -> list[str]:
+    """Lines that say what differs from the table of this Triton version. is_complete: nothing was left out."""
+    if triton not in tables:
+        return [f"absent   a table for Triton {triton} (there are those for {', '.join(tables) or 'none'}): --update"]
+    before = tables[triton]["kernels"]
     changes = []
-    for name, usages in new.items():
+    for name, usages in sorted(found.items()):
         for arch, usage in usages.items():
-            before = table["kernels"].get(name, {}).get(arch)
-            if before is None:
+            old, new = before.get(name, {}).get(arch), usage._asdict()
+            if old is None:
                 changes.append(f"new      sm_{arch} {name}")
-            elif before != usage:
-                parts = [f"{key} {before[key]} -> {usage[key]}" for key in usage if before.get(key) != usage[key]]
+            elif old != new:
+                parts = [f"{key} {old.get(key)} -> {new[key]}" for key in new if old.get(key) != new[key]]
                 changes.append(f"changed  sm_{arch} {name}: {', '.join(parts)}")
-    if complete:
-        changes += [f"gone     {name}" for name in table["kernels"] if name not in new]
-    if update:
-        if not complete:
-            raise SystemExit("--update needs all ops and all architectures: leave out --op and --arch")
-        TABLE.parent.mkdir(parents=True, exist_ok=True)
-        TABLE.write_text(json.dumps({"made_with": _versions(), "kernels": new}, indent=1) + "\n")
-    return changes
+    return changes + [f"gone     {name}" for name in before if is_complete and name not in found]
 
 
-def _versions() -> dict[str, str]:
+def as_table(found: dict[str, dict[str, Usage]], versions: Versions) -> dict:
+    kernels = {name: {arch: usage._asdict() for arch, usage in found[name].items()} for name in sorted(found)}
+    return {"torch": versions.torch, "nvcc": versions.nvcc, "kernels": kernels}
+
+
+def write(tables: dict[str, dict]) -> None:
+    """A table for each version of Triton; a line for each kernel and architecture, so that a difference can be read."""
+    text = json.dumps(dict(sorted(tables.items())), indent=1)
+    text = re.sub(r"\{\s*(\"registers\"[^{}]*?)\s*\}", lambda found: "{" + re.sub(r"\s+", " ", found[1]) + "}", text)
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    TABLE.write_text(text + "\n")
+
+
+def found_versions() -> Versions:
     import triton
 
-    found = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout if shutil.which("nvcc") else ""
-    release = re.search(r"release ([\d.]+)", found)
-    return {"triton": triton.__version__, "nvcc": release.group(1) if release else "none"}
+    told = _nvcc(["nvcc", "--version"]) if shutil.which("nvcc") else ""
+    release = re.search(r"release ([\d.]+)", told)
+    return Versions(triton.__version__, torch.__version__.split("+")[0], release.group(1) if release else "none")
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--arch", default="80,90,100", help="compute capabilities, such as 80,90,100")
     parser.add_argument("--op", choices=backend.OPS, help="this op alone")
-    parser.add_argument("--update", action="store_true", help="write the checked-in table anew")
+    parser.add_argument("--update", action="store_true", help="write the checked-in table of this Triton version anew")
     parser.add_argument("--jobs", type=int, default=1 + (os.cpu_count() or 1), help="compilers at once")
     return parser.parse_args()
 

@@ -1,0 +1,109 @@
+"""The table of what kernels take: one for each version of Triton; and that spills and growth are failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import compile_check
+import pytest
+from compile_check import Usage, Versions, compare, over_the_bars
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "seg_loss.forward_kernel 16x5x512x512x8 bf16 contiguous"
+USAGE = Usage(registers=96, spill_bytes=0, shared_bytes=1024, tensor_core=0, wide_loads=4, wide_stores=2)
+FOUND = {NAME: {"80": USAGE, "90": USAGE}}
+TABLES = {"3.7.1": compile_check.as_table(FOUND, Versions("3.7.1", "2.13.0", "13.0"))}
+
+
+def test_nothing_differs_from_the_own_table():
+    assert compare(FOUND, TABLES, "3.7.1", is_complete=True) == []
+
+
+def test_difference_names_architecture_kernel_and_both_numbers():
+    found = {NAME: {"80": USAGE, "90": USAGE._replace(registers=104, wide_loads=0)}}
+    (line,) = compare(found, TABLES, "3.7.1", is_complete=True)
+    assert line == f"changed  sm_90 {NAME}: registers 96 -> 104, wide_loads 4 -> 0"
+
+
+def test_new_kernels_are_told_and_gone_ones_where_nothing_was_left_out():
+    found = {"other": {"90": USAGE}}
+    assert compare(found, TABLES, "3.7.1", is_complete=False) == ["new      sm_90 other"]
+    assert compare(found, TABLES, "3.7.1", is_complete=True) == ["new      sm_90 other", f"gone     {NAME}"]
+
+
+def test_version_without_a_table_is_told_in_one_line():
+    (line,) = compare(FOUND, TABLES, "3.6.0", is_complete=True)
+    assert "a table for Triton 3.6.0" in line and "3.7.1" in line and "--update" in line
+
+
+def test_update_leaves_the_tables_of_other_versions_as_they_are(tmp_path, monkeypatch):
+    path = tmp_path / "table.json"
+    monkeypatch.setattr(compile_check, "TABLE", path)
+    compile_check.write(TABLES)
+    found = {NAME: {"90": USAGE._replace(registers=40)}}
+    compile_check.write(TABLES | {"3.6.0": compile_check.as_table(found, Versions("3.6.0", "2.11.0", "13.0"))})
+    read = json.loads(path.read_text())
+    assert list(read) == ["3.6.0", "3.7.1"] and read["3.7.1"] == TABLES["3.7.1"]
+    assert read["3.6.0"]["torch"] == "2.11.0" and read["3.6.0"]["kernels"][NAME]["90"]["registers"] == 40
+    # A line for each kernel and architecture.
+    assert len([line for line in path.read_text().splitlines() if '"registers"' in line and "}" in line]) == 3
+
+
+def test_checked_in_tables_are_within_the_bars():
+    tables = json.loads(compile_check.TABLE.read_text())
+    for version, table in tables.items():
+        assert {"torch", "nvcc", "kernels"} <= set(table), version
+        problems = [problem for name, usages in table["kernels"].items() for arch, usage in usages.items()
+                    for problem in over_the_bars(name, int(arch), Usage(**usage))]  # fmt: skip
+        assert problems == [], version
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(spill_bytes=8), "spills 8 bytes"),
+        (dict(registers=169), "169 registers; at most 168"),
+        (dict(registers=241, tensor_core=4), "241 registers; at most 240"),
+        (dict(shared_bytes=228 << 10), "bytes of shared memory"),
+    ],
+)
+def test_spills_and_growth_over_the_bars_are_failures(change, words):
+    assert list(over_the_bars(NAME, 90, USAGE)) == []
+    (problem,) = over_the_bars(NAME, 90, USAGE._replace(**change))
+    assert problem.startswith(f"sm_90 {NAME}: ") and words in problem
+
+
+def test_bf16_apply_without_tensor_cores_is_a_failure():
+    (problem,) = over_the_bars("transposed_attention.apply_kernel 16x64 bf16 contiguous", 90, USAGE)
+    assert problem.endswith("no tensor-core instruction")
+
+
+PYTHONS = {".venv": Path(sys.executable), ".venv-visit": ROOT / ".venv-visit" / "bin" / "python"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.parametrize("pair", PYTHONS)
+def test_small_op_compiles_with_the_triton_and_the_headers_of(pair):
+    python = PYTHONS[pair]
+    if not python.exists():
+        pytest.skip(f"there is no {pair} (make visit-venv)")
+    command = [python, ROOT / "benchmarks" / "compile_check.py", "--op", "joint_noising", "--arch", "90"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "PYTHONPATH")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    versions = subprocess.run([python, "-c", "import torch, triton; print(triton.__version__, torch.__version__)"],
+                              capture_output=True, text=True, check=True).stdout.split()  # fmt: skip
+    assert f"Triton {versions[0]}, headers of torch {versions[1].split('+')[0]}, nvcc" in done.stdout
+    # Triton's kernels and nvcc's.
+    assert "joint_noising.joint_noising" in done.stdout and "FAILED" not in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is not None, reason="nvcc is there")
+def test_missing_nvcc_is_a_failure():
+    assert "nvcc" in compile_check._compile("no op", [90], 1)[1][0]
