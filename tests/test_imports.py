@@ -5,22 +5,32 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
+import pytest
+
+from dakd.kernels import triton_runtime
+
+ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = ("deepspeed", "wandb", "timm", "torchvision", "triton", "mamba_ssm", "causal_conv1d", "diffusers", "pytest",
             "scipy", "einops", "skimage", "hypothesis", "segmentation_models_pytorch", "transformers")
 
-BLOCKER = f"""
+# What a GPU host without network may lack beside torch and Triton.
+ABSENT_ON_A_GPU_HOST = ("pydantic", "pydantic_core", "zstandard", "webdataset", "deepspeed", "isal", "wandb",
+                        "diffusers")  # fmt: skip
+
+BLOCKER = """
 import importlib.machinery, sys
-class WithoutExtras(importlib.machinery.PathFinder):
+class WithoutSome(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return None if name.split(".")[0] in {OPTIONAL!r} else super().find_spec(name, path, target)
-sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = WithoutExtras
+        return None if name.split(".")[0] in {blocked!r} else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = WithoutSome
 """
 
 
-def run_without_extras(code: str) -> str:
-    script = BLOCKER + textwrap.dedent(code)
+def run_without_extras(code: str, blocked: tuple[str, ...] = OPTIONAL) -> str:
+    script = BLOCKER.format(blocked=blocked) + textwrap.dedent(code)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -84,6 +94,25 @@ def test_every_step_can_be_imported_without_extras():
         print("dakd.train.dry_run" in sys.modules, "deepspeed" in sys.modules)
     """)
     assert out.split() == ["True", "False"]
+
+
+@pytest.mark.skipif(triton_runtime.why_not("cuda") == "triton is not installed", reason="triton is not installed")
+def test_kernels_sampler_and_their_benchmarks_need_neither_pydantic_nor_the_data_path():
+    out = run_without_extras(f"""
+        import pkgutil, sys
+        from importlib import import_module
+        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
+        import dakd.kernels, dakd.testing
+        names = [found.name for area in (dakd.kernels, dakd.testing)
+                 for found in pkgutil.walk_packages(area.__path__, area.__name__ + ".")]
+        names += ["dakd.diffusion.sampler", "dakd.diffusion.schedule", "dakd.runtime.seeding", "harness", "timing",
+                  "rows", "machine", "section", "roofline", "rivals", "compile_check"]
+        for name in names:
+            import_module(name)
+        print(*names)
+    """, ABSENT_ON_A_GPU_HOST)  # fmt: skip
+    for name in ("seg_loss.cuda", "selective_scan.triton_kernels", "transposed_attention.api", "testing.numerics"):
+        assert name in out
 
 
 def test_training_without_deepspeed_says_what_to_install():
