@@ -34,7 +34,7 @@ except ImportError:
     print(f"{sys.argv[0]} needs torch, which {sys.executable} does not have; make venv installs it", file=sys.stderr)
     raise SystemExit(2) from None
 from gpu import correctness, facts, nets, races, report, second, suite  # noqa: E402
-from gpu.context import FIRST_TABLES, LOG, SECOND_TABLES, Run, announce_device  # noqa: E402
+from gpu.context import FIRST_TABLES, LOG, SECOND_TABLES, Run, announce_device, find_gpu  # noqa: E402
 from gpu.workers import FAULTS, Outcome, Phase, Workers  # noqa: E402
 from machine import CEILINGS_VARIABLE, RESULTS, commit, device_name, device_slug  # noqa: E402
 from rows import now  # noqa: E402
@@ -86,7 +86,7 @@ def _phases(run: Run, options: argparse.Namespace, left_s: Callable[[], float]) 
         "tests": lambda: suite.phase(run, max(1.0, left_s())),
     }
     later = {
-        "facts": lambda: facts.phase(run),
+        "facts": lambda: facts.phase(run, 15),
         "recheck": lambda: second.recheck_phase(run, tuple(options.recheck or ())),
         "counters": lambda: second.counters_phase(run),
         "memcheck": lambda: second.memcheck_phase(run),
@@ -158,7 +158,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--plant", action="append", default=[], type=_fault, metavar="FAULT:JOB",
                         help=f"rehearse a fault in a job: {', '.join(FAULTS)}")  # fmt: skip
     options = parser.parse_args()
-    if options.device is None and not torch.cuda.is_available():
+    if options.device is None and (torch.version.cuda is None or find_gpu() is None):
         built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}" if torch.version.cuda else (
             f"torch {torch.__version__} is a CPU build")  # fmt: skip
         print(f"{parser.prog} needs a CUDA device, a CUDA build of torch 2.11 or newer and Triton; no CUDA device is "

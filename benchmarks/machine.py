@@ -92,7 +92,6 @@ def _once_on_gpu_s(call) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-@cache
 def device_name(device: str) -> str:
     if torch.device(device).type == "cuda":
         if os.environ.get(DEVICE_VARIABLE):

@@ -170,7 +170,8 @@ def _race(section: Section, op: str, shape: tuple, made: dict[str, Callable], in
 
 def _made(section: Section, make: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
-    return make().to(section.device, _DTYPE)
+    with torch.device(section.device):
+        return make().to(dtype=_DTYPE)
 
 
 def _map(section: Section, size: int, channels: int, height: int, width: int) -> Tensor:

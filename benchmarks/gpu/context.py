@@ -64,14 +64,17 @@ class Run:
         return ["--device", self.device, "--csv", str(self.path(table)), *more]
 
 
-def announce_device(device: str) -> None:
-    """Lets all processes of the run know the GPU's name without CUDA, which a parent of forks must not touch."""
-    if device != "cuda" or os.environ.get(DEVICE_VARIABLE):
-        return
+def find_gpu() -> str | None:
+    """The first GPU's name, by nvidia-smi: CUDA, which a parent of forks must not touch, is not asked."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
-        name = found.splitlines()[0].strip() if found.strip() else "cuda"
+        names = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
-        name = "cuda"
-    os.environ[DEVICE_VARIABLE] = name
+        return None
+    return names[0].strip() if names else None
+
+
+def announce_device(device: str) -> None:
+    """Lets all processes of the run know the GPU's name."""
+    if device == "cuda":
+        os.environ.setdefault(DEVICE_VARIABLE, find_gpu() or "unknown GPU")

@@ -28,7 +28,7 @@ _JOB_S, _TINY_JOB_S = 40.0, 15.0
 def phase(run: Run, only: tuple[str, ...] = ()) -> Phase:
     """only: words that a job's name must have one of; empty: all jobs."""
     jobs = [job for job in _jobs(run) if not only or any(word in job.name for word in only)]
-    return Phase(PHASE, 75 if run.is_gpu else 240, jobs, workers=8 if run.is_gpu else 2)
+    return Phase(PHASE, 60 if run.is_gpu else 240, jobs, workers=8 if run.is_gpu else 2)
 
 
 def _jobs(run: Run) -> list[Job]:

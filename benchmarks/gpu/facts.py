@@ -27,16 +27,16 @@ _PACKAGES = ("numpy", "pydantic", "webdataset", "zstandard", "deepspeed", "safet
 _CACHED = ("transposed_attention", "selective_scan", "ddim_step")
 
 
-def phase(run: Run) -> Phase:
+def phase(run: Run, limit_s: float = 25) -> Phase:
     jobs = [
-        Job("ceilings", lambda: _ceilings(run), 40),
-        Job("host", lambda: _host(run), 20),
-        Job("triton cache", lambda: _cache(run), 30, None if run.is_gpu else "a CPU compiles no Triton kernel"),
+        Job("ceilings", lambda: _ceilings(run), 12),
+        Job("host", lambda: _host(run), 10),
+        Job("triton cache", lambda: _cache(run), 12, None if run.is_gpu else "a CPU compiles no Triton kernel"),
     ]
     missing = extension.missing() or (None if extension.has_cuda() else "it has no CUDA operations")
     if run.is_gpu and missing:
-        jobs.append(Job("build extension", lambda: _build(run, missing), 120))
-    return Phase(PHASE, 60 if run.is_gpu else 120, jobs)
+        jobs.append(Job("build extension", lambda: _build(run, missing), 90))
+    return Phase(PHASE, limit_s + sum(job.limit_s for job in jobs[3:]) if run.is_gpu else 120, jobs)
 
 
 def measured_ceilings(run: Run) -> str | None:

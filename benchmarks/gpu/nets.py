@@ -39,18 +39,18 @@ def unet_phase(run: Run) -> Phase:
         Job("convolutions", lambda: _convolutions(run), 25),
         Job("encoder", lambda: _encoder(run), 25),
     ]
-    return Phase("unet", 80 if run.is_gpu else 150, jobs)
+    return Phase("unet", 65 if run.is_gpu else 150, jobs)
 
 
 def loop_phase(run: Run) -> Phase:
     sizes = ((2, 0.0, 3),) if run.is_tiny else ((16, 0.0, 20), (1, 0.0, 20), (64, 0.0, 6), (1, 1.0, 10))
     jobs = [Job(f"loop B {size} eta {eta:g}", _loop_job(run, size, eta, steps), 30) for size, eta, steps in sizes]
-    return Phase("loop", 55 if run.is_gpu else 60, jobs)
+    return Phase("loop", 45 if run.is_gpu else 60, jobs)
 
 
 def train_phase(run: Run) -> Phase:
     jobs = [Job(f"train {name}", _train_job(run, name), 50) for name in ("stage3", "student", "stage2")]
-    return Phase("train", 85 if run.is_gpu else 150, jobs)
+    return Phase("train", 60 if run.is_gpu else 150, jobs)
 
 
 def _nets(run: Run) -> tuple[torch.nn.Module, torch.nn.Module]:

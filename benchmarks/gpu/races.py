@@ -17,15 +17,15 @@ PHASE = "races"
 def phase(run: Run) -> Phase:
     jobs = [Job(" ".join(["race", call.op, call.shape, call.layout, *call.options]), _race_job(run, call), 30)
             for call in calls.raced(run.is_tiny)]  # fmt: skip
-    return Phase(PHASE, 75 if run.is_gpu else 120, jobs)
+    return Phase(PHASE, 60 if run.is_gpu else 120, jobs)
 
 
 def compiled_phase(run: Run) -> Phase:
     """A few ratios to torch.compile, which takes seconds for each."""
     ops = ("seg_loss", "ddim_step") if run.is_gpu else ("depthwise_conv1d",)
     jobs = [Job(f"compile {op}", _compile_job(run, op), 40) for op in ops]
-    jobs.append(Job("compile gn_silu and a block", lambda: _compiled_blocks(run), 50))
-    return Phase("compile", 75 if run.is_gpu else 120, jobs)
+    jobs.append(Job("compile gn_silu and a block", lambda: _compiled_blocks(run), 40))
+    return Phase("compile", 45 if run.is_gpu else 120, jobs)
 
 
 def _race_job(run: Run, call: calls.Call):

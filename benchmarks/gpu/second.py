@@ -60,7 +60,7 @@ def recheck_phase(run: Run, words: tuple[str, ...]) -> Phase:
     if not words:
         return Phase("recheck", 10, [Job("recheck", lambda: None, 10, "the first visit left nothing to check again")])
     found = correctness.phase(run, words)
-    return Phase("recheck", 45 if run.is_gpu else 120, found.jobs, found.workers)
+    return Phase("recheck", 25 if run.is_gpu else 120, found.jobs, found.workers)
 
 
 def faulty_jobs(folder: Path) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def counters_phase(run: Run) -> Phase:
     tool = shutil.which("ncu")
     absent = None if tool and run.is_gpu else "ncu counts on GPUs" if not run.is_gpu else "ncu is not on PATH"
     ops = farthest(_first_results(run))
-    return Phase("counters", 50, [Job(f"counters {op}", _count_job(run, op), 25, absent) for op in ops])
+    return Phase("counters", 35, [Job(f"counters {op}", _count_job(run, op), 20, absent) for op in ops])
 
 
 def farthest(folder: Path) -> list[str]:
@@ -134,8 +134,8 @@ def memcheck_phase(run: Run) -> Phase:
     tool = shutil.which("compute-sanitizer")
     absent = None if tool and run.is_gpu else "compute-sanitizer watches GPUs" if not run.is_gpu else (
         "compute-sanitizer is not on PATH")  # fmt: skip
-    jobs = [Job(f"memcheck {op}", _memcheck_job(op), 40, absent) for op in ("seg_loss", "transposed_attention")]
-    return Phase("memcheck", 45, jobs, workers=2)
+    jobs = [Job(f"memcheck {op}", _memcheck_job(op), 25, absent) for op in ("seg_loss", "transposed_attention")]
+    return Phase("memcheck", 25, jobs, workers=2)
 
 
 def _memcheck_job(op: str):
@@ -157,7 +157,7 @@ def _memcheck_job(op: str):
 
 def pipeline_phase(run: Run) -> Phase:
     """The real thing: train the teacher, generate pairs and verify the shards, through the command line."""
-    limit_s = 110 if run.is_gpu else 300
+    limit_s = 100 if run.is_gpu else 300
     return Phase("pipeline", limit_s, [Job("pipeline", lambda: _pipeline(run), limit_s)])
 
 
@@ -165,7 +165,7 @@ def _pipeline(run: Run) -> str:
     config = ROOT / "configs" / ("smoke.yaml" if run.is_tiny else "gpu_visit.yaml")
     told = []
     with tempfile.TemporaryDirectory(prefix="dakd-visit-") as folder:
-        for words in (["prepare"], ["balance"], ["train_jointnet"], ["generate"], ["generate", "--verify"]):
+        for words in (["prepare"], ["train_jointnet"], ["generate"], ["generate", "--verify"]):
             start = time.monotonic()
             command = [sys.executable, "-m", "dakd", *words, "--config", str(config), f"run_dir={folder}/run"]
             done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": _python_path()})
@@ -194,7 +194,7 @@ def variants_phase(run: Run, names: tuple[str, ...]) -> Phase:
         if not names or constant.name in names
         for value in offered(constant)
     ]
-    return Phase("variants", 60, jobs)
+    return Phase("variants", 30, jobs)
 
 
 def offered(constant: Constant) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from machine import TIME_VARIABLE
 from timing import reason
 
@@ -93,7 +94,7 @@ class Workers:
                     elif left_s < min(_LEAST_S, job.limit_s):
                         yield Outcome(phase.name, job.name, "no time left", 0.0)
                     else:
-                        self._start(job, min(job.limit_s, left_s))
+                        self._start(job, min(job.limit_s, left_s), phase.workers)
                 yield from self._ended(phase.name)
                 time.sleep(_POLL_S)
         finally:
@@ -106,7 +107,7 @@ class Workers:
             _wait(pid, _GONE_S)
             self._running.pop(pid)
 
-    def _start(self, job: Job, limit_s: float) -> None:
+    def _start(self, job: Job, limit_s: float, workers: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # else the child would write again what waits here
         reading, writing = os.pipe()
@@ -114,6 +115,8 @@ class Workers:
         pid = os.fork()
         if pid == 0:
             os.close(reading)
+            # Several at once share the cores: each with threads for all of them would stand in the others' way.
+            torch.set_num_threads(max(1, torch.get_num_threads() // workers))
             _live(job, limit_s, self.log, writing, self.plant.get(job.name))
         os.close(writing)
         with contextlib.suppress(OSError):

@@ -98,7 +98,8 @@ def _student_flop(section: Section, side: int) -> float:
 
 def _module(name: str, section: Section) -> nn.Module:
     if name == "student":
-        net = build_student(student_config(section.is_tiny), NUM_CLASSES)
+        with torch.device(section.device):
+            net = build_student(student_config(section.is_tiny), NUM_CLASSES)
         return StudentTraining(net, StudentLossConfig(), 0, torch.channels_last).to(section.device)
     net = joint_net(section.is_tiny, section.device)
     freeze_for_stage(net, int(name[-1]))

@@ -1,0 +1,278 @@
+"""The run for a GPU host: what a job's end costs the others, what a visit would call, and the whole of it rehearsed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpu_run
+import harness
+import machine
+import pytest
+import torch
+from gpu import calls, context, correctness, facts, nets, races, second, suite, workers
+
+from dakd.kernels import backend
+from dakd.testing.inputs import MODEL_LAYOUT
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_run.py"
+
+
+def run_script(*arguments, **environment):
+    command = [sys.executable, SCRIPT, *arguments]
+    kept = {name: value for name, value in os.environ.items() if name not in ("OUT", "PYTHONPATH")}
+    return subprocess.run(command, capture_output=True, text=True, env=kept | environment)
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def outcomes_of(tmp_path, jobs, *, limit_s=30.0, num_workers=1, plant=None):
+    crew = workers.Workers(tmp_path / "log.txt", plant or {})
+    phase = workers.Phase("phase", limit_s, jobs, num_workers)
+    return {outcome.job: outcome for outcome in crew.run(phase, time.monotonic() + 60)}
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pid):
+    until = time.monotonic() + 10  # a busy machine takes a moment to end what was killed
+    while is_alive(pid):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_jobs_end_is_named_and_costs_no_other_job(tmp_path):
+    def wrong():
+        raise workers.Wrong("12 times its budget")
+
+    def failing():
+        raise ValueError("first line\n\nwhat the compiler said")
+
+    def fine():
+        print("a line for the log")
+        return "a note"
+
+    jobs = [
+        workers.Job("wrong", wrong, 20),
+        workers.Job("failing", failing, 20),
+        workers.Job("leaving", lambda: sys.exit(7), 20),
+        workers.Job("crashing", fine, 20),
+        workers.Job("hanging", fine, 3),
+        workers.Job("absent", fine, 20, skip="no GPU"),
+        workers.Job("fine", fine, 20),
+    ]
+    found = outcomes_of(tmp_path, jobs, plant={"crashing": "crash", "hanging": "hang"})
+    assert {name: outcome.status for name, outcome in found.items()} == {
+        "wrong": "WRONG", "failing": "FAILED", "leaving": "FAILED", "crashing": "crashed (SIGSEGV)",
+        "hanging": "timed out", "absent": "skipped", "fine": "ok",
+    }  # fmt: skip
+    assert found["wrong"].note == "12 times its budget"
+    assert found["failing"].note == "ValueError: first line ... what the compiler said"
+    assert found["fine"].note == "a note" and found["absent"].note == "no GPU"
+    log = (tmp_path / "log.txt").read_text()
+    assert "a line for the log" in log and "Traceback" in log and "== crashing" in log
+
+
+def test_jobs_of_a_phase_run_at_once_and_a_late_one_is_not_started(tmp_path):
+    def sleep():
+        time.sleep(2)
+
+    jobs = [workers.Job(str(number), sleep, 20) for number in range(4)]
+    start = time.monotonic()
+    found = outcomes_of(tmp_path, jobs, num_workers=4)
+    assert time.monotonic() - start < 7 and all(outcome.status == "ok" for outcome in found.values())
+    found = outcomes_of(tmp_path, jobs[:2], limit_s=4.0)
+    assert [found[name].status for name in ("0", "1")] == ["ok", "no time left"]
+
+
+def test_what_a_hanging_job_has_started_ends_with_it(tmp_path):
+    def hang():
+        child = subprocess.Popen(["sleep", "60"])
+        (tmp_path / "pid").write_text(str(child.pid))
+        time.sleep(60)
+
+    assert outcomes_of(tmp_path, [workers.Job("hanging", hang, 3)])["hanging"].status == "timed out"
+    wait_until_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_lines_of_jobs_that_write_at_once_are_whole(tmp_path):
+    run = context.Run("cpu", True, tmp_path)
+    run.start_tables(context.FIRST_TABLES)
+
+    def write(number):
+        def job():
+            for line in range(50):
+                run.fact("phase", f"{number}.{line}", line, note="x" * 300)
+
+        return job
+
+    outcomes_of(tmp_path, [workers.Job(str(number), write(number), 20) for number in range(4)], num_workers=4)
+    rows = read(tmp_path / "facts.csv")
+    assert sorted(row["name"] for row in rows) == sorted(f"{n}.{line}" for n in range(4) for line in range(50))
+    assert all(row["note"] == "x" * 300 and row["date"] for row in rows)
+
+
+def test_the_parent_lives_on_one_core_of_python_and_starts_no_cuda():
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
+import gpu_run, torch
+from pathlib import Path
+gpu_run._import_for_children(gpu_run.Run("cpu", True, Path("/nowhere")))
+import threading
+assert threading.active_count() == 1, threading.enumerate()
+assert not torch.cuda.is_initialized()
+assert "torch._dynamo" in sys.modules and "dakd.kernels.seg_loss.api" in sys.modules
+print("clean")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("clean"), done.stderr
+
+
+# --- what a visit would call ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def visit(tmp_path, monkeypatch):
+    """A run on a GPU that is not here: its phases can be made, not run."""
+    monkeypatch.setenv(machine.DEVICE_VARIABLE, "NVIDIA H200")
+    return context.Run("cuda", False, tmp_path)
+
+
+def test_a_real_visit_checks_every_variant_in_the_layout_of_the_models(visit):
+    names = [job.name for job in correctness.phase(visit).jobs]
+    assert names[0] == "transposed_attention triton bf16"  # what no CPU can run comes first
+    for op in backend.OPS:
+        for name in ("triton", "cuda"):
+            if name in backend._variants(op):
+                assert {f"{op} {name} {dtype}" for dtype in ("bf16", "fp16", "fp32")} <= set(names)
+                assert f"{op} {name} repeats" in names
+        checked = calls.checked(op, "bf16")
+        assert {MODEL_LAYOUT[op], "contiguous"} == {call.layout for call in checked}
+        assert {"odd", "main with batch 2"} == {call.shape for call in checked}
+    assert names.index("seg_loss cuda bf16") < names.index("transposed_attention triton fp32")
+
+
+def test_a_real_visit_races_every_op_on_the_models_path_first():
+    raced = calls.raced()
+    assert [call.op for call in raced[: len(backend.OPS)]] == list(backend.OPS)
+    assert all(call.layout == MODEL_LAYOUT[call.op] for call in raced[: len(backend.OPS)])
+    assert len({(call.op, str(call.sizes), call.layout, call.options) for call in raced}) == len(raced)
+    for call in raced:
+        parsed = harness.parse(call.op, [*call.words, "--device", "cuda"])
+        assert list(parsed.shapes.values()) == [call.sizes] and parsed.dtype == "bf16"
+
+
+def test_operands_of_a_call_lie_as_its_layout_says():
+    call = calls.checked("seg_loss", "bf16")[1]
+    with torch.device("meta"):
+        inputs = calls.bench(call, ["--device", "meta"]).operands(call.sizes, 0)
+    assert call.layout == "channels_last" and inputs["logits"].stride(1) == 1
+    assert inputs["teacher"].is_contiguous() and inputs["teacher"].dtype == torch.float16  # as the shards hold it
+    (call,) = [call for call in calls.checked("selective_scan", "bf16") if call.layout == "tokens"]
+    with torch.device("meta"):
+        inputs = calls.bench(call, ["--device", "meta"]).operands(call.sizes, 0)
+    assert inputs["u"].stride(1) == 1 and inputs["u"].dtype == torch.bfloat16 and inputs["A"].dtype == torch.float32
+
+
+def test_phases_fit_into_the_visit(visit):
+    run = visit
+    made = [facts.phase(run), correctness.phase(run), races.phase(run), nets.unet_phase(run), nets.loop_phase(run),
+            nets.train_phase(run), races.compiled_phase(run), suite.phase(run, 30)]  # fmt: skip
+    facts_s = 25  # more only where the extension has to be built
+    assert facts_s + sum(phase.limit_s for phase in made[1:]) <= gpu_run.FIRST_S
+    later = [second.recheck_phase(run, ("seg_loss",)), second.counters_phase(run), second.memcheck_phase(run),
+             second.pipeline_phase(run), second.variants_phase(run, ())]  # fmt: skip
+    assert 15 + sum(phase.limit_s for phase in later) <= gpu_run.SECOND_S
+    for phase in (*made, *later):
+        assert len({job.name for job in phase.jobs}) == len(phase.jobs) > 0
+        assert all(0 < job.limit_s for job in phase.jobs), phase.name
+    assert len(context.FIRST_TABLES) + 1 <= 8 and len(context.SECOND_TABLES) + 1 <= 8  # with the log
+
+
+def test_the_second_visit_rechecks_what_the_first_found(tmp_path):
+    run = context.Run("cpu", True, tmp_path)
+    run.start_tables(context.FIRST_TABLES)
+    cells = dict(op="seg_loss", backend="cuda", dtype="bf16", layout="channels_last", shape="odd")
+    run.add("correct", **cells, tensor="dlogits", ratio=3.0, verdict="over")
+    run.add("correct", **(cells | dict(op="ddim_step")), tensor="output 0", ratio=2.0, verdict="over")
+    run.add("correct", **(cells | dict(op="ddim_step")), tensor="output 0", ratio=0.1, verdict="ok")  # mended since
+    run.add("correct", **(cells | dict(op="selective_scan", backend="triton")), tensor="200 repeats", verdict="wrong")
+    run.add("correct", **(cells | dict(op="joint_noising")), verdict="absent")
+    assert second.faulty_jobs(tmp_path) == ("seg_loss cuda bf16", "selective_scan triton repeats")
+    assert second.faulty_jobs(tmp_path / "nowhere") == ()
+    assert {job.name for job in second.recheck_phase(run, ("seg_loss",)).jobs} == {
+        f"seg_loss {name} {what}" for name in ("cpu", "reference") for what in ("bf16", "fp32", "repeats")
+    }
+
+
+def test_counters_are_taken_of_the_ops_farthest_from_their_floor(tmp_path):
+    run = context.Run("cpu", True, tmp_path)
+    run.start_tables(context.FIRST_TABLES)
+    shares = {"seg_loss": 0.8, "ddim_step": 0.9, "selective_scan": 0.2, "joint_noising": 0.5}
+    for op, share in shares.items():
+        for contestant, part in (("triton", share), ("eager", 0.01)):
+            run.add("races", op=op, shape="main", contestant=contestant, time_us=1.0, copy_share=part)
+    assert second.farthest(tmp_path) == ["selective_scan", "joint_noising", "seg_loss"]
+    assert set(second.farthest(tmp_path / "nowhere")) <= set(backend.OPS)
+
+
+def test_counters_are_read_from_behind_the_programs_own_output():
+    text = ('called: seg_loss\n==PROF== Connected\n"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
+            '"0","backward_kernel","Duration","us","12.3"\n"0","backward_kernel","","",""\n')  # fmt: skip
+    assert second.counters(text) == [("backward_kernel", "Duration", "us", "12.3")]
+    assert second.counters("==ERROR== no permission\n") == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "family"),
+    [
+        ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16>", "layout"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32", "conv"),
+        ("void at::native::RowwiseMomentsCUDAKernel<c10::BFloat16>", "group norm"),
+        ("void at::native::vectorized_elementwise_kernel<8, at::native::silu_kernel", "silu"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_TNN", "matmul"),
+        ("void at::native::CatArrayBatchedCopy_vectorized", "cat"),
+        ("Memcpy DtoD (Device -> Device)", "copy"),
+        ("void at::native::elementwise_kernel<128, 4, CUDAFunctor_add>", "add and other pointwise"),
+        ("something else", "other"),
+    ],
+)
+def test_kernels_are_told_apart_by_family(kernel, family):
+    assert nets.family_of(kernel) == family
+
+
+# --- the whole of it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_gpu_is_an_error_that_names_what_is_needed(tmp_path):
+    done = run_script(OUT=str(tmp_path))
+    assert done.returncode == 2
+    assert "needs a CUDA device" in done.stderr and "--device cpu --tiny" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert "add --tiny" in run_script("--device", "cpu").stderr
+    assert "wanted FAULT:JOB" in run_script("--device", "cpu", "--tiny", "--plant", "fire:job").stderr
+
+
+def test_an_unknown_phase_or_constant_is_refused_before_anything_runs(tmp_path):
+    done = run_script("--device", "cpu", "--tiny", "--only", "train-step", OUT=str(tmp_path))
+    assert done.returncode == 1 and "no phase is called train-step; there are facts, correct" in done.stderr
+    with pytest.raises(SystemExit, match="no tuning constant is called _BLOCK"):
+        second.variants_phase(context.Run("cpu", True, tmp_path), ("_BLOCK",))
