@@ -20,7 +20,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +37,10 @@ except ImportError:
     raise SystemExit(2) from None
 from gpu import correctness, facts, nets, races, report, second, suite  # noqa: E402
 from gpu.context import FIRST_TABLES, LOG, SECOND_TABLES, Run, announce_device, find_gpu  # noqa: E402
-from gpu.workers import FAULTS, Outcome, Phase, Workers  # noqa: E402
+from gpu.workers import FAULTS, Job, Outcome, Phase, Workers  # noqa: E402
 from machine import CEILINGS_VARIABLE, RESULTS, commit, device_name, device_slug  # noqa: E402
 from rows import now  # noqa: E402
+from timing import reason  # noqa: E402
 
 from dakd.kernels import backend, extension  # noqa: E402
 
@@ -51,20 +54,21 @@ def main() -> int:
     options = _parse()
     announce_device(options.device)
     run = Run(options.device, options.tiny, _folder(options), dict(options.plant))
+    until, began = start + options.total_s, now()
+    phases = _phases(run, options, lambda: until - time.monotonic())
     run.folder.mkdir(parents=True, exist_ok=True)
     run.start_tables(SECOND_TABLES if options.second else FIRST_TABLES)
     _import_for_children(run)
     if torch.cuda.is_initialized():
         raise RuntimeError("CUDA has started in the parent: no child could use it; a module imported here touches it")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    until, began = start + options.total_s, now()
     workers = Workers(run.folder / LOG, run.plant)
     print(f"{device_name(run.device)}, torch {torch.__version__}, commit {commit()}; rows go to {run.folder}; "
           f"imports took {time.monotonic() - start:.1f} s", flush=True)  # fmt: skip
     outcomes: list[Outcome] = []
     try:
-        for make in _phases(run, options, lambda: until - time.monotonic()):
-            outcomes += _run(run, workers, make(), until)
+        for name, make in phases.items():
+            outcomes += _run(run, workers, name, make, until)
     finally:
         workers.end_all()
         report.print_best(run.folder, began, run.is_tiny)
@@ -73,8 +77,8 @@ def main() -> int:
     return 1 if any(outcome.status.startswith(_BAD) for outcome in outcomes) else 0
 
 
-def _phases(run: Run, options: argparse.Namespace, left_s: Callable[[], float]) -> Iterator[Callable[[], Phase]]:
-    """The phases in order, each made when the one before it is over."""
+def _phases(run: Run, options: argparse.Namespace, left_s: Callable[[], float]) -> dict[str, Callable[[], Phase]]:
+    """The phases in order, by name; each is made when the one before it is over."""
     first = {
         "facts": lambda: facts.phase(run),
         "correct": lambda: correctness.phase(run),
@@ -97,11 +101,17 @@ def _phases(run: Run, options: argparse.Namespace, left_s: Callable[[], float]) 
     unknown = set(options.only or ()) - set(phases)
     if unknown:
         raise SystemExit(f"no phase is called {', '.join(sorted(unknown))}; there are {', '.join(phases)}")
-    return (make for name, make in phases.items() if not options.only or name in options.only)
+    return {name: make for name, make in phases.items() if not options.only or name in options.only}
 
 
-def _run(run: Run, workers: Workers, phase: Phase, until: float) -> list[Outcome]:
+def _run(run: Run, workers: Workers, name: str, make: Callable[[], Phase], until: float) -> list[Outcome]:
     """Runs a phase; each outcome is printed and kept when its job ends."""
+    try:
+        phase = make()
+    # A phase that cannot even be made is one job that failed: the others go on.
+    except Exception as error:
+        traceback.print_exc()
+        phase = Phase(name, 10, [Job("phase", partial(_fail, reason(error)), 10)])
     print(f"\n== {phase.name} (at most {min(phase.limit_s, until - time.monotonic()):.0f} s)", flush=True)
     start, outcomes = time.monotonic(), []
     for outcome in workers.run(phase, until):
@@ -114,6 +124,10 @@ def _run(run: Run, workers: Workers, phase: Phase, until: float) -> list[Outcome
         _pass_ceilings_on(run)
         extension.missing.cache_clear()  # it may have been built just now
     return outcomes
+
+
+def _fail(why: str) -> None:
+    raise RuntimeError(why)
 
 
 def _pass_ceilings_on(run: Run) -> None:
@@ -151,8 +165,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", action="append", help="run this phase only; repeatable")
     parser.add_argument("--recheck", action="append", metavar="WORD", help="--second: check the jobs whose names have "
                         "this word; default: those that the device's newest correct.csv has against them")  # fmt: skip
-    parser.add_argument("--variant", action="append", metavar="CONSTANT", help="--second: race this tuning constant "
-                        "only; repeatable")  # fmt: skip
+    parser.add_argument("--variant", action="append", choices=[constant.name for constant in second.CONSTANTS],
+                        help="--second: race this tuning constant only; repeatable")  # fmt: skip
     parser.add_argument("--total-s", type=float, help=f"seconds for everything; default: {FIRST_S:.0f}, "
                         f"--second {SECOND_S:.0f}, --tiny {_TINY_S:.0f}")  # fmt: skip
     parser.add_argument("--plant", action="append", default=[], type=_fault, metavar="FAULT:JOB",

@@ -202,7 +202,7 @@ def test_phases_fit_into_the_visit(visit):
     assert 15 + sum(phase.limit_s for phase in later) <= gpu_run.SECOND_S
     for phase in (*made, *later):
         assert len({job.name for job in phase.jobs}) == len(phase.jobs) > 0
-        assert all(0 < job.limit_s for job in phase.jobs), phase.name
+        assert all(job.limit_s > 0 for job in phase.jobs), phase.name
     assert len(context.FIRST_TABLES) + 1 <= 8 and len(context.SECOND_TABLES) + 1 <= 8  # with the log
 
 
@@ -274,5 +274,20 @@ def test_missing_gpu_is_an_error_that_names_what_is_needed(tmp_path):
 def test_an_unknown_phase_or_constant_is_refused_before_anything_runs(tmp_path):
     done = run_script("--device", "cpu", "--tiny", "--only", "train-step", OUT=str(tmp_path))
     assert done.returncode == 1 and "no phase is called train-step; there are facts, correct" in done.stderr
-    with pytest.raises(SystemExit, match="no tuning constant is called _BLOCK"):
-        second.variants_phase(context.Run("cpu", True, tmp_path), ("_BLOCK",))
+    done = run_script("--device", "cpu", "--tiny", "--second", "--variant", "_BLOCK", OUT=str(tmp_path))
+    assert done.returncode == 2 and "invalid choice: '_BLOCK' (choose from" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_phase_that_cannot_be_made_costs_no_other_phase(tmp_path, monkeypatch):
+    def broken(_run):
+        raise ValueError("no such shape")
+
+    monkeypatch.setattr(gpu_run.races, "phase", broken)
+    monkeypatch.setattr(gpu_run.nets, "loop_phase", lambda run: workers.Phase("loop", 20, [workers.Job("x", str, 20)]))
+    monkeypatch.setattr(sys, "argv", ["gpu_run.py", "--device", "cpu", "--tiny", "--only", "races", "--only", "loop"])
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert gpu_run.main() == 1
+    found = {(row["phase"], row["name"]): row for row in read(tmp_path / "facts.csv")}
+    assert found["races", "job phase"]["value"] == "FAILED" and "no such shape" in found["races", "job phase"]["note"]
+    assert found["loop", "job x"]["value"] == "ok"
