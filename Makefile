@@ -20,7 +20,7 @@ VISIT_PYTHON = $(shell for python in python3.12 $(HOME)/.pyenv/versions/3.12*/bi
 # Measuring takes the Python that is there: a host with a GPU may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-all lint bench-cpu bench-data fuzz torture compile-check visit-venv gpu-check gpu-e2e clean
+.PHONY: help venv demo test test-all lint bench-cpu bench-data fuzz torture compile-check visit-venv gpu-kit gpu-run clean
 
 help:
 	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
@@ -33,8 +33,8 @@ help:
 	@echo "make bench-data the bars of the data path: the soft labels' codec, the loader beside webdataset"
 	@echo "make compile-check  compiles every GPU kernel for three architectures; no GPU needed, but nvcc"
 	@echo "make visit-venv the software of a GPU host without network, into .venv-visit; 5 GB. compile-check then checks it too"
-	@echo "make gpu-check needs a GPU: tests, ceilings, one shape an op against eager torch, torch.compile and peers; 8 minutes"
-	@echo "make gpu-e2e   needs a GPU: sampling, training, every op at its other shapes; 8 minutes"
+	@echo "make gpu-kit   packs what is brought to such a host, into .gpu_kit; no GPU needed, but nvcc; 10 minutes the first time"
+	@echo "make gpu-run   needs a GPU: is it right, how fast, what decides; 6.5 minutes. ARGS=--second asks further, 4 minutes"
 	@echo "make venv      only the installation, into .venv"
 
 venv: $(BIN)/.installed
@@ -94,12 +94,12 @@ compile-check: venv
 	else echo "not checked: torch 2.11 and Triton 3.6, for there is no $(VISIT) (make visit-venv)"; fi; \
 	exit $$status
 
-# ARGS="--device cpu --tiny" rehearses either without a GPU.
-gpu-check:
-	$(MEASURING) benchmarks/gpu_check.py $(ARGS)
+gpu-kit: visit-venv
+	$(VISIT)/bin/python benchmarks/gpu/kit.py
 
-gpu-e2e:
-	$(MEASURING) benchmarks/gpu_e2e.py $(ARGS)
+# ARGS="--device cpu --tiny" rehearses it without a GPU.
+gpu-run:
+	$(MEASURING) benchmarks/gpu_run.py $(ARGS)
 
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .ruff_cache
