@@ -106,6 +106,59 @@ def test_any_strides_are_right(layout, backend, device):
     assert_matches_plain(backend, device, inputs)
 
 
+@pytest.mark.parametrize(("backend", "device"), variants("seg_loss", without=("cuda",)))
+@pytest.mark.parametrize("num_classes", [2, 3, 5, 8, 9])
+def test_channels_last_logits_of_any_size_are_right(num_classes, backend, device):
+    # Triton takes runs of adjacent numbers at the last two, of which one fills more than a tile.
+    for height, width in ((1, 1), (7, 9), (3, 43), (4, 12), (16, 66)):
+        sizes = dict(batch=2, synthetic=1, num_classes=num_classes, height=height, width=width)
+        inputs = operands("seg_loss", sizes, dtype=torch.bfloat16) | dict(dice_samples="all" if width == 12 else "real")
+        assert_matches_plain(backend, device, inputs | dict(logits=LAYOUTS["channels last"](inputs["logits"])))
+
+
+def cut(logits: torch.Tensor, dim: int) -> torch.Tensor:
+    """The same values in a channels_last tensor that has more of them in one dimension."""
+    extra = logits.narrow(dim, 0, 2)
+    return LAYOUTS["channels last"](torch.cat([extra, logits], dim)).narrow(dim, 2, logits.shape[dim])
+
+
+PARTS_OF_CHANNELS_LAST = {
+    "fewer classes": partial(cut, dim=1),
+    "fewer rows": partial(cut, dim=2),
+    "fewer columns": partial(cut, dim=3),
+    "one sample for all": lambda x: LAYOUTS["channels last"](x[:1]).expand(x.shape),
+}
+
+
+@every_variant
+@pytest.mark.parametrize("part", PARTS_OF_CHANNELS_LAST)
+def test_parts_of_channels_last_logits_are_right(part, backend, device):
+    inputs = operands("seg_loss", SHAPES["aligned"]) | dict(dice_samples="all")
+    assert_matches_plain(backend, device, inputs | dict(logits=PARTS_OF_CHANNELS_LAST[part](inputs["logits"])))
+
+
+@triton_alone
+def test_channels_last_logits_are_read_and_written_in_runs(backend, device, monkeypatch):
+    runs, launch = [], triton_runtime.launch
+    monkeypatch.setattr(
+        triton_runtime, "launch", lambda *args, **more: (runs.append(more["RUN"]), launch(*args, **more))
+    )
+    parts = PARTS_OF_CHANNELS_LAST
+    for dtype, shape, lay_out, expected in (
+        (torch.bfloat16, "aligned", LAYOUTS["channels last"], 8),
+        (torch.float32, "aligned", LAYOUTS["channels last"], 4),
+        (torch.bfloat16, "aligned", parts["fewer rows"], 8),
+        (torch.bfloat16, "aligned", parts["fewer classes"], 0),
+        (torch.bfloat16, "aligned", torch.Tensor.contiguous, 0),
+        (torch.bfloat16, "uneven", LAYOUTS["channels last"], 0),
+    ):
+        inputs = operands("seg_loss", SHAPES[shape], dtype=dtype)
+        inputs["logits"] = lay_out(inputs["logits"])
+        numerics.forward_and_gradients(partial(seg_loss, backend=backend), to_device(inputs, device), ("logits",))
+        assert runs == [expected, expected]
+        runs.clear()
+
+
 @every_variant
 def test_channels_last_logits_keep_their_layout_in_the_gradient(backend, device):
     inputs = operands("seg_loss", "tiny", dtype=torch.bfloat16)

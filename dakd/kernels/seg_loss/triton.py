@@ -10,6 +10,9 @@ Backward, with those and the upstream gradients (formulas: reference.py):
 
 In the kernels, what there is by class is a tuple. Up to 8 classes IS_UNROLLED: it has one tile (ROWS, COLS) a class,
 and a thread holds all classes of its pixels. Beyond, it has one tile (ROWS, K_BLOCK), its second axis the classes.
+
+Where the classes of a pixel adjoin (channels_last), a thread's COLS pixels are COLS x K adjacent numbers. It loads and
+stores them RUN at a time, in up to 16 bytes, and sorts them by class in its registers. RUN is 0 in any other layout.
 """
 
 # Triton knows no starred elements of a tuple.
@@ -51,7 +54,7 @@ def forward(
         outputs[3].zero_()
         return
     planes, num_pixels = _planes(logits), height * width
-    config = _config(planes, num_classes, dice_samples)
+    config = _config([planes], num_classes, num_pixels, dice_samples)
     num_tiles = max(1, triton.cdiv(num_pixels, config["ROWS"] * config["COLS"]))
     wanted = _PROGRAMS_PER_MULTIPROCESSOR * triton_runtime.num_multiprocessors(logits.device)
     tiles_per_program = triton.cdiv(num_tiles * batch, wanted)
@@ -98,8 +101,8 @@ def backward(
 ) -> None:
     batch, num_classes, height, width = logits.shape
     planes, num_pixels = _planes(logits), height * width
-    config = _config(planes, num_classes, dice_samples)
-    target, *target_strides = _planes(dlogits)
+    target, *target_strides = target_planes = _planes(dlogits)
+    config = _config([planes, target_planes], num_classes, num_pixels, dice_samples)
     triton_runtime.launch(
         _backward_kernel,
         (triton.cdiv(num_pixels, config["ROWS"] * config["COLS"]), batch),
@@ -162,17 +165,31 @@ def _flags(
     )
 
 
-def _config(planes: _Planes, num_classes: int, dice_samples: str) -> dict[str, int]:
-    """A tile has ROWS x COLS pixels, COLS adjacent ones a thread: 16 bytes a load, if registers hold all classes."""
+def _config(all_planes: list[_Planes], num_classes: int, num_pixels: int, dice_samples: str) -> dict[str, int]:
+    """A tile has ROWS x COLS pixels, COLS adjacent ones a thread: 16 bytes a load, if registers hold all classes.
+
+    all_planes: the logits and, in the backward pass, their gradient.
+    """
     k_block = triton.next_power_of_2(num_classes)
     classes = dict(K=num_classes, K_BLOCK=k_block, IS_UNROLLED=num_classes <= _MAX_UNROLLED)
     if num_classes > _MAX_UNROLLED:
-        return classes | dict(ROWS=max(1, 2048 // k_block), COLS=1, num_warps=4)
-    logits, *strides = planes
-    is_adjacent = strides[-1] == 1 and all(stride % 16 == 0 for stride in strides[:-1])
+        return classes | dict(ROWS=max(1, 2048 // k_block), COLS=1, RUN=0, num_warps=4)
     most = (20 if dice_samples == "all" else 40) // num_classes
-    cols = min(16 // logits.element_size(), 1 << (most.bit_length() - 1)) if is_adjacent else 1
-    return classes | dict(ROWS=128, COLS=cols, num_warps=4)
+    per_load = 16 // all_planes[0][0].element_size()
+    cols = min(per_load, 1 << (most.bit_length() - 1))
+    if all(_are_classes_adjacent(planes, num_classes, num_pixels) for planes in all_planes):
+        # The largest power of two that divides a thread's numbers.
+        run = min(per_load, cols * num_classes & -(cols * num_classes))
+        return classes | dict(ROWS=128, COLS=cols, RUN=run, num_warps=4)
+    _, *strides, pixel_stride = all_planes[0]
+    is_adjacent = pixel_stride == 1 and all(stride % 16 == 0 for stride in strides)
+    return classes | dict(ROWS=128, COLS=cols if is_adjacent else 1, RUN=0, num_warps=4)
+
+
+def _are_classes_adjacent(planes: _Planes, num_classes: int, num_pixels: int) -> bool:
+    """Whether the numbers of neighbouring pixels adjoin, class by class, and each sample's can be loaded by 16."""
+    _, batch_stride, class_stride, pixel_stride = planes
+    return class_stride == 1 < pixel_stride == num_classes and batch_stride % 16 == num_pixels % 16 == 0
 
 
 @triton.jit
@@ -216,6 +233,7 @@ def _forward_kernel(
     IS_UNROLLED: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    RUN: tl.constexpr,
 ):
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     sample, num_samples = tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -236,8 +254,9 @@ def _forward_kernel(
             start, pixel, inside = _tile_pixels(tile, num_pixels, ROWS, COLS)
             label_ptr = labels_ptr + start * labels_stride_p + pixel * labels_stride_p
             label, is_invalid = _read_labels(label_ptr, inside, ignore_index, K)
-            s_ptr = logits_ptr + start * logits_stride_p + pixel * logits_stride_p
-            s = _load(s_ptr, logits_stride_c, inside, 1.0, False, K, K_BLOCK, IS_UNROLLED)
+            s_ptr = logits_ptr + start * logits_stride_p
+            s_ptr, number, count = _find(s_ptr, logits_stride_p, pixel, num_pixels - start, K, RUN)
+            s = _load_logits(s_ptr, logits_stride_c, number, count, K, K_BLOCK, IS_UNROLLED, COLS, RUN)
             p, x, log_total = _softmax(s, 1.0, K, K_BLOCK, IS_UNROLLED)
             w = _pick(class_weights, label, K_BLOCK, IS_UNROLLED)
             nll = log_total - _pick(x, label, K_BLOCK, IS_UNROLLED)
@@ -252,9 +271,10 @@ def _forward_kernel(
     elif HAS_TEACHER:
         for tile in range(program, num_tiles, num_programs):
             start, pixel, inside = _tile_pixels(tile, num_pixels, ROWS, COLS)
-            s_ptr = logits_ptr + start * logits_stride_p + pixel * logits_stride_p
+            s_ptr = logits_ptr + start * logits_stride_p
+            s_ptr, number, count = _find(s_ptr, logits_stride_p, pixel, num_pixels - start, K, RUN)
             z_ptr = teacher_ptr + start * teacher_stride_p + pixel * teacher_stride_p
-            s = _load(s_ptr, logits_stride_c, inside, 1.0, False, K, K_BLOCK, IS_UNROLLED)
+            s = _load_logits(s_ptr, logits_stride_c, number, count, K, K_BLOCK, IS_UNROLLED, COLS, RUN)
             z = _load(z_ptr, teacher_stride_c, inside, teacher_scale, HAS_CODES, K, K_BLOCK, IS_UNROLLED)
             _, x, log_total = _softmax(s, inverse_temperature, K, K_BLOCK, IS_UNROLLED)
             t, _, _ = _softmax(z, inverse_temperature, K, K_BLOCK, IS_UNROLLED)
@@ -354,14 +374,17 @@ def _backward_kernel(
     IS_UNROLLED: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    RUN: tl.constexpr,
 ):
     sample = tl.program_id(1).to(tl.int64)
     row = _teacher_row(teacher_row_ptr, sample, HAS_ROW)
     is_row_known = row < num_teacher_rows
     start, pixel, inside = _tile_pixels(tl.program_id(0), num_pixels, ROWS, COLS)
-    s_ptr = logits_ptr + sample * logits_stride_b + start * logits_stride_p + pixel * logits_stride_p
-    ds_ptr = dlogits_ptr + sample * dlogits_stride_b + start * dlogits_stride_p + pixel * dlogits_stride_p
-    s = _load(s_ptr, logits_stride_c, inside, 1.0, False, K, K_BLOCK, IS_UNROLLED)
+    s_ptr = logits_ptr + sample * logits_stride_b + start * logits_stride_p
+    ds_ptr = dlogits_ptr + sample * dlogits_stride_b + start * dlogits_stride_p
+    s_ptr, number, count = _find(s_ptr, logits_stride_p, pixel, num_pixels - start, K, RUN)
+    ds_ptr, number, count = _find(ds_ptr, dlogits_stride_p, pixel, num_pixels - start, K, RUN)
+    s = _load_logits(s_ptr, logits_stride_c, number, count, K, K_BLOCK, IS_UNROLLED, COLS, RUN)
     coefficients_ptr += sample * (1 + 2 * K)
     ddice = tl.load(ddice_ptr + sample * ddice_stride)
     offset = _read_numbers(coefficients_ptr + 1, ddice, HAS_DICE, K, K_BLOCK, IS_UNROLLED)
@@ -376,7 +399,7 @@ def _backward_kernel(
         ds = _scaled_gap(w * (tl.load(dce_ptr + sample * dce_stride) * tl.load(coefficients_ptr)), p, r)
         if HAS_DICE:
             ds = _plus(ds, _where(label >= 0, _dice_gradient(p, r, offset, slope, IS_UNROLLED)))
-        _store(ds_ptr, dlogits_stride_c, ds, inside, K, K_BLOCK, IS_UNROLLED)
+        _store(ds_ptr, dlogits_stride_c, ds, number, count, K, K_BLOCK, IS_UNROLLED, COLS, RUN)
     elif HAS_TEACHER:
         z_ptr = teacher_ptr + tl.where(is_row_known, row, 0) * teacher_stride_b
         z_ptr = z_ptr + start * teacher_stride_p + pixel * teacher_stride_p
@@ -389,9 +412,10 @@ def _backward_kernel(
             p, _, _ = _softmax(s, 1.0, K, K_BLOCK, IS_UNROLLED)
             r, _, _ = _softmax(z, 1.0, K, K_BLOCK, IS_UNROLLED)
             ds = _plus(ds, _dice_gradient(p, r, offset, slope, IS_UNROLLED))
-        _store(ds_ptr, dlogits_stride_c, ds, inside, K, K_BLOCK, IS_UNROLLED)
+        _store(ds_ptr, dlogits_stride_c, ds, number, count, K, K_BLOCK, IS_UNROLLED, COLS, RUN)
     else:
-        _store(ds_ptr, dlogits_stride_c, _where(inside & False, s), inside, K, K_BLOCK, IS_UNROLLED)
+        zeros = _where(inside & False, s)
+        _store(ds_ptr, dlogits_stride_c, zeros, number, count, K, K_BLOCK, IS_UNROLLED, COLS, RUN)
 
 
 @triton.jit
@@ -470,13 +494,110 @@ def _load(
 
 
 @triton.jit
-def _store(ptr, class_stride, values, inside, K: tl.constexpr, K_BLOCK: tl.constexpr, IS_UNROLLED: tl.constexpr):
-    if IS_UNROLLED:
+def _find(ptr, pixel_stride, pixel, num_pixels, K: tl.constexpr, RUN: tl.constexpr):
+    """Addresses of the tile's pixels, or of each thread's first run; their numbers from `ptr` on, and their limit."""
+    if RUN > 0:
+        ROWS: tl.constexpr = pixel.shape[0]
+        COLS: tl.constexpr = pixel.shape[1]
+        number = tl.arange(0, ROWS)[:, None] * (COLS * K) + tl.arange(0, RUN)[None, :]
+        count = tl.minimum(num_pixels, ROWS * COLS).to(tl.int32) * K
+        ptr += number
+    else:
+        number, count = pixel, num_pixels
+        ptr += pixel * pixel_stride
+    return ptr, number, count
+
+
+@triton.jit
+def _load_logits(
+    ptr,
+    class_stride,
+    number,
+    count,
+    K: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    IS_UNROLLED: tl.constexpr,
+    COLS: tl.constexpr,
+    RUN: tl.constexpr,
+):
+    """`_load` from the addresses of `_find`."""
+    if RUN > 0:
+        numbers, values = (), ()
+        for first in tl.static_range(0, COLS * K, RUN):
+            numbers = numbers + _columns(tl.load(ptr + first, mask=number + first < count, other=0))
         for k in tl.static_range(K):
-            tl.store(ptr + tl.cast(class_stride, tl.int64) * k, values[k], mask=inside)
+            own = ()
+            for col in tl.static_range(COLS):
+                own = own + (numbers[col * K + k],)
+            values = values + (_tile_of(own).to(tl.float32),)
+    else:
+        values = _load(ptr, class_stride, number < count, 1.0, False, K, K_BLOCK, IS_UNROLLED)
+    return values
+
+
+@triton.jit
+def _store(
+    ptr,
+    class_stride,
+    values,
+    number,
+    count,
+    K: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    IS_UNROLLED: tl.constexpr,
+    COLS: tl.constexpr,
+    RUN: tl.constexpr,
+):
+    """To the addresses of `_find`."""
+    if RUN > 0:
+        by_class = ()
+        for k in tl.static_range(K):
+            by_class = by_class + _columns(values[k].to(ptr.dtype.element_ty))
+        for first in tl.static_range(0, COLS * K, RUN):
+            numbers = ()
+            for i in tl.static_range(first, first + RUN):
+                numbers = numbers + (by_class[i % K * COLS + i // K],)
+            tl.store(ptr + first, _tile_of(numbers), mask=number + first < count)
+    elif IS_UNROLLED:
+        for k in tl.static_range(K):
+            tl.store(ptr + tl.cast(class_stride, tl.int64) * k, values[k], mask=number < count)
     else:
         classes = tl.arange(0, K_BLOCK)[None, :]
-        tl.store(ptr + tl.cast(class_stride, tl.int64) * classes, values[0], mask=inside & (classes < K))
+        tl.store(ptr + tl.cast(class_stride, tl.int64) * classes, values[0], mask=(number < count) & (classes < K))
+
+
+@triton.jit
+def _columns(tile):
+    """The columns of a tile of up to 8, each (ROWS,), in order."""
+    ROWS: tl.constexpr = tile.shape[0]
+    WIDTH: tl.constexpr = tile.shape[1]
+    parts = (tile,)
+    for level in tl.static_range(3):
+        if len(parts) < WIDTH:
+            halves = ()
+            for i in tl.static_range(len(parts)):
+                low, high = tl.split(tl.permute(tl.reshape(parts[i], [ROWS, 2, WIDTH >> (level + 1)]), [0, 2, 1]))
+                halves = halves + (low, high)
+            parts = halves
+    columns = ()
+    for i in tl.static_range(WIDTH):
+        columns = columns + (tl.reshape(parts[i], [ROWS]),)
+    return columns
+
+
+@triton.jit
+def _tile_of(columns):
+    """The inverse of `_columns`."""
+    ROWS: tl.constexpr = columns[0].shape[0]
+    parts = columns
+    for level in tl.static_range(3):
+        if len(parts) > 1:
+            joined = ()
+            for i in tl.static_range(len(parts) // 2):
+                pair = tl.join(parts[i], parts[i + len(parts) // 2])
+                joined = joined + (tl.reshape(pair, [ROWS, 2 << level]),)
+            parts = joined
+    return parts[0]
 
 
 @triton.jit
