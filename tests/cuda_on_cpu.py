@@ -22,14 +22,14 @@ def is_possible() -> bool:
 def load(source: str, operations: dict[str, str], folder: Path) -> None:
     """Compiles csrc/`source` in `folder` and loads it. operations: the C++ function of each of dakd_C's operations."""
     text = (CSRC / source).read_text()
-    launch = r"(\w+<[^;]*?>)\s*<<<(\w+), (\w+), 0, device\.stream>>>\((\w+)\)"
-    text = re.sub(launch, r"run_grid(\2, \3, [&] { \1(\4); })", text)
+    launch = r"(\w+<[^;]*?>)\s*<<<(\w+), (\w+), 0, device\.stream>>>\((.*?)\);"
+    text = re.sub(launch, r"run_grid(\2, \3, [&] { \1(\4); });", text, flags=re.S)
     text = re.sub(r'#include ("../common/cuda.h"|<cuda_\w+\.h>)', "", text)
     text = re.sub(r'#include "(?!\.\.)', f'#include "{CSRC / Path(source).parent}/', text)
     text = text.replace('#include "../', f'#include "{CSRC}/')
     schemas = "\n".join(f'm.def("{_schema(name)}");' for name in operations)
     boxes = "\n".join(f'm.impl("{name}", TORCH_BOX(&dakd::{function}));' for name, function in operations.items())
-    text += f"STABLE_TORCH_LIBRARY(dakd_on_cpu, m) {{ {schemas} }}\n"
+    text += f"STABLE_TORCH_LIBRARY_FRAGMENT(dakd_on_cpu, m) {{ {schemas} }}\n"
     text += f"STABLE_TORCH_LIBRARY_IMPL(dakd_on_cpu, CPU, m) {{ {boxes} }}\n"
     library = folder / "library.so"
     (folder / "library.cpp").write_text(text)

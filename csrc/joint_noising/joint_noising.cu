@@ -29,7 +29,12 @@ __global__ void __launch_bounds__(kThreads)
                   Output* __restrict__ y_t) {
   const int64_t sample = blockIdx.x / blocks_per_sample;
   const int64_t pixel = (static_cast<int64_t>(blockIdx.x % blocks_per_sample) * kThreads + threadIdx.x) * 4;
-  if (pixel < p.num_pixels) noise_pixels(p, sample, pixel, x_t, y_t);
+  __shared__ SampleTerms terms;
+  const FourPixels<Id> pixels = read_pixels(p, sample, pixel);
+  if (threadIdx.x == 0) terms = sample_terms(p, sample);
+  // No thread may use the terms before the first one has drawn them; the pixels are on their way meanwhile.
+  __syncthreads();
+  if (pixels.count > 0) noise_pixels(p, terms, pixels, sample, pixel, x_t, y_t);
 }
 
 // Calls function(Number{}) with the CUDA type of an output.
@@ -86,7 +91,8 @@ void joint_noising_forward_cuda(const Tensor& image, const std::optional<Tensor>
         p.width = width, p.num_pixels = num_pixels;
         const int64_t blocks_per_sample = (num_pixels + 4 * kThreads - 1) / (4 * kThreads);
         check(batch * blocks_per_sample < (int64_t{1} << 31), kOp, "there are too many pixels for one launch");
-        joint_noising<<<static_cast<unsigned>(batch * blocks_per_sample), kThreads, 0, device.stream>>>(
+        const unsigned num_blocks = static_cast<unsigned>(batch * blocks_per_sample);
+        joint_noising<Output, Id, Table><<<num_blocks, kThreads, 0, device.stream>>>(
             p, static_cast<unsigned>(blocks_per_sample), mutable_data<Output>(x_t), mutable_data<Output>(y_t));
       });
     });

@@ -1,6 +1,7 @@
 // What one CUDA thread of joint_noising does, in terms that a CPU can compile too: tests run it there.
 #pragma once
 
+#include <cassert>
 #include <cmath>
 #include <cstdint>
 
@@ -37,6 +38,20 @@ struct NoisingParameters {
   int64_t width, num_pixels;
   bool is_flat;  // whether pixels are evenly spaced in image and label
   int64_t* t_out;
+};
+
+// What the pixels of one sample share.
+struct SampleTerms {
+  int64_t position, t;
+  float a, s;  // of the signal and of the noise
+};
+
+// Four neighbouring pixels of one sample, of which `count` are there.
+template <typename Id>
+struct FourPixels {
+  int count;
+  uint8_t grey[4];
+  Id ids[4];
 };
 
 // For 16-bit outputs the CUDA source has overloads, declared before it includes this.
@@ -90,6 +105,29 @@ DAKD_HD void draw_pixels(const NoiseKey& key, int64_t element, float (&normals)[
     }
 }
 
+// In bytes, of an address from which four numbers are read at once.
+template <typename Number>
+constexpr size_t alignment_of_four = sizeof(Number) < 4 ? 4 * sizeof(Number) : 16;
+
+// Four numbers from an address so aligned.
+template <typename Number>
+DAKD_HD void read_four(const Number* first, Number (&values)[4]) {
+#ifdef __CUDA_ARCH__
+  // Of a copy nvcc makes four loads.
+  if constexpr (sizeof values == sizeof(uint32_t)) {
+    const uint32_t bits = __ldg(reinterpret_cast<const uint32_t*>(first));
+    memcpy(values, &bits, sizeof bits);
+  } else {
+    const uint4 bits[2] = {__ldg(reinterpret_cast<const uint4*>(first)),
+                           __ldg(reinterpret_cast<const uint4*>(first) + 1)};
+    memcpy(values, bits, sizeof bits);
+  }
+#else
+  assert(reinterpret_cast<uintptr_t>(first) % alignment_of_four<Number> == 0);
+  memcpy(values, first, sizeof values);
+#endif
+}
+
 template <typename Number, typename P>
 DAKD_HD Number read_pixel(const P& p, const Plane<Number>& plane, int64_t sample, int64_t pixel) {
   const Number* first = plane.first + sample * plane.batch_stride;
@@ -97,46 +135,65 @@ DAKD_HD Number read_pixel(const P& p, const Plane<Number>& plane, int64_t sample
   return first[pixel / p.width * plane.row_stride + pixel % p.width * plane.pixel_stride];
 }
 
+// `count` neighbours, together where all are there, adjoin and lie at an address that allows it; zeros for the others.
+template <typename Number, typename P>
+DAKD_HD void read_neighbours(const P& p, const Plane<Number>& plane, int64_t sample, int64_t pixel, int count,
+                             Number (&values)[4]) {
+  const Number* first = plane.first + sample * plane.batch_stride + pixel;
+  const bool is_aligned = reinterpret_cast<uintptr_t>(first) % alignment_of_four<Number> == 0;
+  if (count == 4 && p.is_flat && plane.pixel_stride == 1 && is_aligned) return read_four(first, values);
+  DAKD_UNROLL
+  for (int i = 0; i < 4; ++i) values[i] = i < count ? read_pixel(p, plane, sample, pixel + i) : Number{0};
+}
+
+template <typename Id, typename Table>
+DAKD_HD FourPixels<Id> read_pixels(const NoisingParameters<Id, Table>& p, int64_t sample, int64_t pixel) {
+  FourPixels<Id> pixels;
+  const int64_t left = p.num_pixels - pixel;
+  pixels.count = left >= 4 ? 4 : left > 0 ? static_cast<int>(left) : 0;
+  read_neighbours(p, p.image, sample, pixel, pixels.count, pixels.grey);
+  if (p.num_classes > 0) read_neighbours(p, p.label, sample, pixel, pixels.count, pixels.ids);
+  return pixels;
+}
+
+template <typename Id, typename Table>
+DAKD_HD SampleTerms sample_terms(const NoisingParameters<Id, Table>& p, int64_t sample) {
+  // A t outside the tables gives NaN.
+  SampleTerms terms = {p.positions[sample * p.positions_stride], 0, NAN, NAN};
+  terms.t = p.t == nullptr ? draw_timestep(p.seed, terms.position, p.num_timesteps) : p.t[sample * p.t_stride];
+  if (0 <= terms.t && terms.t < p.num_timesteps) {
+    const Table* row = p.tables + terms.t * p.tables_stride_t;
+    terms.a = static_cast<float>(row[0]), terms.s = static_cast<float>(row[p.tables_stride_column]);
+  }
+  return terms;
+}
+
 // Four neighbouring pixels of one sample, in all channels.
 template <typename Output, typename Id, typename Table>
-DAKD_HD void noise_pixels(const NoisingParameters<Id, Table>& p, int64_t sample, int64_t pixel, Output* x_t,
-                          Output* y_t) {
-  const int count = p.num_pixels - pixel < 4 ? static_cast<int>(p.num_pixels - pixel) : 4;
-  const int64_t position = p.positions[sample * p.positions_stride];
-  const int64_t t = p.t == nullptr ? draw_timestep(p.seed, position, p.num_timesteps) : p.t[sample * p.t_stride];
-  if (pixel == 0) p.t_out[sample] = t;
-  // A t outside the tables gives NaN.
-  float a = NAN, s = NAN;
-  if (0 <= t && t < p.num_timesteps) {
-    const Table* row = p.tables + t * p.tables_stride_t;
-    a = static_cast<float>(row[0]), s = static_cast<float>(row[p.tables_stride_column]);
-  }
-
+DAKD_HD void noise_pixels(const NoisingParameters<Id, Table>& p, const SampleTerms& terms, const FourPixels<Id>& pixels,
+                          int64_t sample, int64_t pixel, Output* x_t, Output* y_t) {
+  if (pixel == 0) p.t_out[sample] = terms.t;
   float values[4], eps[4];
-  draw_pixels(noise_key(p.seed, t, position, kImageNoise), pixel, eps);
+  draw_pixels(noise_key(p.seed, terms.t, terms.position, kImageNoise), pixel, eps);
   DAKD_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const int grey = i < count ? read_pixel(p, p.image, sample, pixel + i) : 0;
+  for (int i = 0; i < 4; ++i)
     // 2 grey - 255 is exact, so that x_0 has one rounding.
-    values[i] = a * (static_cast<float>(2 * grey - 255) * (1.0f / 255)) + s * eps[i];
-  }
-  write_pixels(x_t + sample * p.num_pixels + pixel, values, count);
+    values[i] = terms.a * (static_cast<float>(2 * pixels.grey[i] - 255) * (1.0f / 255)) + terms.s * eps[i];
+  write_pixels(x_t + sample * p.num_pixels + pixel, values, pixels.count);
   if (p.num_classes == 0) return;
 
-  int64_t ids[4];
-  DAKD_UNROLL
-  for (int i = 0; i < 4; ++i) ids[i] = i < count ? static_cast<int64_t>(read_pixel(p, p.label, sample, pixel + i)) : -1;
   // aligns the label's corruption with the image's by their SNR (paper, Eq. 4)
-  const float balanced = a * p.b;
-  const NoiseKey key = noise_key(p.seed, t, position, kLabelNoise);
+  const float balanced = terms.a * p.b;
+  const NoiseKey key = noise_key(p.seed, terms.t, terms.position, kLabelNoise);
   for (int k = 0; k < p.num_classes; ++k) {
     draw_pixels(key, k * p.num_pixels + pixel, eps);
     DAKD_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const bool is_known = 0 <= ids[i] && ids[i] < p.num_classes;
-      values[i] = (ids[i] == k ? balanced : is_known ? -balanced : 0.0f) + s * eps[i];
+      const int64_t id = static_cast<int64_t>(pixels.ids[i]);
+      const bool is_known = 0 <= id && id < p.num_classes;
+      values[i] = (id == k ? balanced : is_known ? -balanced : 0.0f) + terms.s * eps[i];
     }
-    write_pixels(y_t + (sample * p.num_classes + k) * p.num_pixels + pixel, values, count);
+    write_pixels(y_t + (sample * p.num_classes + k) * p.num_pixels + pixel, values, pixels.count);
   }
 }
 

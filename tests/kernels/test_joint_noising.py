@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
-
+import cuda_on_cpu
 import pytest
 import torch
 from variants import variants
 
+from dakd.kernels import backend as backends
 from dakd.kernels import extension, triton_runtime
-from dakd.kernels.joint_noising import joint_noising, ops
+from dakd.kernels.joint_noising import cuda, joint_noising, ops
 from dakd.runtime.seeding import Stream, philox_normal, philox_timesteps
 from dakd.testing import numerics, plain
 from dakd.testing.inputs import operands, sliced
@@ -59,57 +56,65 @@ def test_every_instruction_set_matches_plain_torch(isa, dtype):
         check(inputs, dtype, "cpu")
 
 
-THREADS_ON_THE_CPU = """
-#include "joint_noising/joint_noising_pixels.h"
-extern "C" void run(const uint8_t* image, const int64_t* label, int64_t pixel_stride, const int64_t* positions,
-                    const float* tables, int64_t T, float b, int num_classes, int64_t seed, int64_t batch,
-                    int64_t height, int64_t width, float* x_t, float* y_t, int64_t* t_out) {
-  dakd::NoisingParameters<int64_t, float> p{};
-  const int64_t pixels = height * width;
-  // A gap after each row, unless pixels adjoin: then rows are walked one by one.
-  const int64_t row = pixel_stride == 1 ? width : pixel_stride * width + 1;
-  p.image = {image, row * height, row, pixel_stride}, p.label = {label, row * height, row, pixel_stride};
-  p.is_flat = pixel_stride == 1, p.positions = positions, p.positions_stride = 1, p.tables = tables;
-  p.num_timesteps = T, p.tables_stride_t = 2, p.tables_stride_column = 1, p.seed = seed, p.b = b;
-  p.num_classes = num_classes, p.width = width, p.num_pixels = pixels, p.t_out = t_out;
-  for (int64_t sample = 0; sample < batch; ++sample)
-    for (int64_t pixel = 0; pixel < pixels; pixel += 4) dakd::noise_pixels(p, sample, pixel, x_t, y_t);
+@pytest.fixture(scope="session")
+def cuda_kernel(tmp_path_factory):
+    """torch with the CUDA kernel in the place of the compiled library."""
+    if not cuda_on_cpu.is_possible():
+        pytest.skip("no C++ compiler")
+    operations = {"joint_noising_forward": "joint_noising_forward_cuda"}
+    cuda_on_cpu.load("joint_noising/joint_noising.cu", operations, tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def on_cpu(cuda_kernel, monkeypatch):
+    """Lets backend "cuda" run its kernel on the CPU."""
+    monkeypatch.setattr(backends, "load", lambda *choice: cuda)
+    kernel = torch.ops.dakd_on_cpu.joint_noising_forward
+    monkeypatch.setattr(torch.ops.dakd_C, "joint_noising_forward", kernel, raising=False)
+
+
+def shifted(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, contiguous, from the second element of a larger tensor on."""
+    larger = tensor.new_zeros(tensor.numel() + 1)
+    return larger[1:].view(tensor.shape).copy_(tensor)
+
+
+LAYOUTS = {
+    "contiguous": lambda tensor: tensor,
+    "shifted": shifted,
+    "sliced": sliced,
+    "pixels apart": lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
+    "rows apart": lambda tensor: torch.nn.functional.pad(tensor, (0, 4))[..., :-4],
+    "transposed": lambda tensor: tensor.mT.contiguous().mT,
 }
-"""
+# Pixels that fours divide and do not, and ones that fill more than a block.
+CUDA_SIZES = [(1, 1), (7, 9), (3, 43), (4, 6), (31, 36)]
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-@pytest.mark.parametrize("pixel_stride", [1, 2])
-def test_what_a_cuda_thread_does_matches_plain_torch_on_the_cpu(pixel_stride, tmp_path):
-    library = tmp_path / "threads.so"
-    csrc = Path(__file__).resolve().parents[2] / "csrc"
-    command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", f"-I{csrc}", "-x", "c++", "-", "-o", str(library)]
-    subprocess.run(command, input=THREADS_ON_THE_CPU, text=True, check=True)
-    run = ctypes.CDLL(library).run
-    for height, width in ((4, 6), (7, 9), (1, 1), (3, 5)):
-        inputs = operands("joint_noising", dict(batch=2, num_classes=3, height=height, width=width))
-        given = []
-        for name in ("image", "label"):
-            rows = inputs[name].view(2, height, width).to(torch.uint8 if name == "image" else torch.int64)
-            spread = torch.zeros(2, height, width, pixel_stride, dtype=rows.dtype)
-            spread[..., 0] = rows
-            spread = spread.flatten(2)
-            gap = 0 if pixel_stride == 1 else 1
-            given.append(torch.nn.functional.pad(spread, (0, gap)).contiguous())
-        outputs = [torch.full((2, channels, height, width), float("nan")) for channels in (1, 3)]
-        t = torch.empty(2, dtype=torch.int64)
-        pointers = {name: ctypes.c_void_p(value.data_ptr()) for name, value in dict(
-            image=given[0], label=given[1], positions=inputs["positions"], tables=inputs["tables"],
-            x_t=outputs[0], y_t=outputs[1], t=t).items()}  # fmt: skip
-        run(pointers["image"], pointers["label"], ctypes.c_int64(pixel_stride), pointers["positions"],
-            pointers["tables"], ctypes.c_int64(1000), ctypes.c_float(inputs["b"]), 3, ctypes.c_int64(inputs["seed"]),
-            *(ctypes.c_int64(size) for size in (2, height, width)), pointers["x_t"], pointers["y_t"],
-            pointers["t"])  # fmt: skip
-        exact = plain.joint_noising(**inputs | dict(tables=inputs["tables"].double(), out_dtype=torch.float64))
-        eager = plain.joint_noising(**inputs)
-        assert torch.equal(t, exact[2])
-        for got, wanted, other in zip(outputs, exact[:2], eager[:2]):
-            numerics.assert_within_budget("output", got, wanted, other)
+@pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize(("height", "width"), CUDA_SIZES)
+def test_cuda_kernel_matches_plain_torch_in_any_layout(height, width, label_dtype, on_cpu):
+    inputs = operands("joint_noising", dict(batch=2, num_classes=3, height=height, width=width))
+    inputs["label"] = inputs["label"].to(label_dtype)
+    check(inputs, torch.float32, "cuda")
+    wanted = joint_noising(**inputs, backend="cuda")
+    for layout in LAYOUTS.values():
+        change = dict(image=layout(inputs["image"]), label=layout(inputs["label"]))
+        with numerics.poisoned_memory():
+            got = joint_noising(**inputs | change, backend="cuda")
+        assert all(torch.equal(*pair) for pair in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_sample_has_its_own_timestep_in_the_cuda_kernel(dtype, on_cpu):
+    inputs = operands("joint_noising", dict(batch=5, num_classes=2, height=4, width=6))
+    check(inputs, dtype, "cuda")
+    drawn = joint_noising(**inputs, backend="cuda")
+    assert len(set(drawn[2].tolist())) == 5
+    given = joint_noising(**inputs, t=drawn[2], backend="cuda")
+    without_label = joint_noising(**inputs | dict(label=None), backend="cuda")
+    assert all(torch.equal(*pair) for pair in zip(given, drawn, strict=True))
+    assert torch.equal(without_label[0], drawn[0]) and without_label[1] is None
 
 
 @pytest.mark.parametrize(("backend", "device"), VARIANTS)
