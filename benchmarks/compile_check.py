@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from below_dispatch import call_below_the_dispatcher, replaced  # noqa: E402
 
 from dakd.kernels import backend, triton_runtime  # noqa: E402
-from dakd.testing.inputs import operands  # noqa: E402
+from dakd.testing.inputs import laid_out, operands  # noqa: E402
 
 TABLE = ROOT / "benchmarks" / "results" / "compile_check.json"
 # What nvcc made of a preprocessed source; Triton keeps its own cache.
@@ -243,7 +243,7 @@ def record(op: str) -> list[Launch]:
         for case in CASES[op]:
             with torch.device("meta"):
                 inputs = operands(op, case.sizes, dtype=case.dtype, device="meta") | case.extra
-                call_below_the_dispatcher(op, inputs, "triton")
+                call_below_the_dispatcher(op, laid_out(op, inputs, case.layout), "triton")
     return list(launches.values())
 
 

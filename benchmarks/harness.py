@@ -115,9 +115,9 @@ class Bench:
         """What the choice of a backend looks at: the dtype of the op's first operand, fp32 where that is an integer."""
         return torch.float32 if self.op in ("ddim_step", "joint_noising") else self.dtype
 
-    def operands(self, shape: str | dict[str, int], seed: int) -> dict:
+    def operands(self, shape: str | dict[str, int], seed: int, drawn_on: str = "cpu") -> dict:
         """The op's keyword arguments, in the dtypes that the models take and the layout asked for."""
-        made = operands(self.op, shape, device=self.device, seed=seed)
+        made = operands(self.op, shape, device=self.device, seed=seed, drawn_on=drawn_on)
         kept = KEPT_FP32[self.op]
         inputs = {
             name: value.to(self.dtype) if _is_floating(value) and name not in kept else value
@@ -200,13 +200,15 @@ class Bench:
             contestants[name] = compile_with(rivals.COMPILED[self.op], mode)
         if self.op == "ddim_step":
             contestants["diffusers"] = _deferred(rivals.diffusers_ddim_step)
-        contestants |= {name: self.with_backend(name) for name in self.backends}
+        # The reference is for CPUs and for reading; on a GPU eager torch stands for plain torch.
+        ours = [name for name in self.backends if not (self.is_gpu and name == "reference")]
+        contestants |= {name: self.with_backend(name) for name in ours}
         # The best one twice: what two measurements of one version differ by is what a difference must exceed.
         contestants["again"] = self.with_backend(self.backends[0]) if self.backends else eager
         return contestants
 
     def _race(self, text: str, sizes: dict[str, int], what: str, file: RowFile) -> list[Row]:
-        inputs = self.operands(sizes, seed=0)
+        inputs = self.operands(sizes, seed=0, drawn_on="cuda" if self.is_gpu else "cpu")
         num_bytes = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
         num_sets = max(_MIN_SETS, min(_MAX_SETS, int(_COLD_BYTES // max(1, num_bytes)) + 1)) if self.is_gpu else 1
         sets = [inputs] + [_cloned(inputs) for _ in range(num_sets - 1)]

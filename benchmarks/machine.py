@@ -18,8 +18,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-# A run of many steps tells each the seconds that it has.
-TIME_VARIABLE = "DAKD_BENCHMARK_SECONDS"
+# Of a run of many jobs: the time.monotonic() at which this one ends.
+UNTIL_VARIABLE = "DAKD_BENCHMARK_UNTIL"
 # And, once they are measured, the ceilings: "GB/s" or "GB/s,TFLOP/s".
 CEILINGS_VARIABLE = "DAKD_BENCHMARK_CEILINGS"
 # The device's name, for a process that must not touch CUDA to learn it.
@@ -35,8 +35,9 @@ class Ceilings(NamedTuple):
 
 
 def seconds_given(default: float) -> float:
-    """What this process may take, as the run that started it says."""
-    return float(os.environ.get(TIME_VARIABLE, default))
+    """What this process may still take, as the run that started it says."""
+    until = os.environ.get(UNTIL_VARIABLE)
+    return default if until is None else max(0.0, float(until) - time.monotonic())
 
 
 def synchronise(device: str) -> None:
@@ -148,7 +149,8 @@ def format_ceilings(ceilings: Ceilings) -> str:
 def print_machine(device: str, ceilings: Ceilings) -> None:
     matmul = "" if ceilings.matmul_tflop_s is None else f", bf16 matmul {ceilings.matmul_tflop_s:.0f} TFLOP/s"
     print(f"device  {device_name(device)}  (copy {ceilings.copy_gb_s:.1f} GB/s{matmul})")
-    print(f"clocks  {clocks(device)}")
+    if not os.environ.get(CEILINGS_VARIABLE):  # else the run has them in its facts
+        print(f"clocks  {clocks(device)}")
     print(f"torch   {torch.__version__}   triton {version('triton') or 'none'}   commit {commit()}", flush=True)
 
 

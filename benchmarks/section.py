@@ -68,7 +68,7 @@ class Section:
         one of its calls does, where that is not one.
         """
         print(f"{op}  {shape}  {dtype}")
-        timings, failures = race(calls, self.device, self.seconds, limit_s=min(150.0, self.left_s - 10))
+        timings, failures = race(calls, self.device, self.seconds, limit_s=min(150.0, 0.6 * self.left_s))
         for name, why in failures.items():
             print(f"{what:<17}{name:<16} not measured: {why}", flush=True)
         for name, count in (per_call or {}).items():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from harness import compile_with, count_launches, make_call, saved_bytes
 from paper_nets import unet_config
-from rows import COMPILED, EAGER
+from rows import COMPILED, EAGER, Row
 from section import Section, parse
 from torch import Tensor, nn
 
@@ -81,7 +81,8 @@ def mixer(section: Section) -> None:
         _race(section, "mixer", (size, length, channels), made, inputs, ("tokens",), None)
 
 
-def gn_silu(section: Section, shapes: Sequence[tuple[int, int, int, int]] = ()) -> None:
+def gn_silu(section: Section, shapes: Sequence[tuple[int, int, int, int]] = ()) -> list[Row]:
+    rows = []
     for shape in shapes or (((2, 8, 8, 8),) if section.is_tiny else roofline.NORMS):
         groups = min(32, shape[1])
         weight, bias = (torch.randn(shape[1], device=section.device, dtype=_DTYPE) for _ in range(2))
@@ -91,11 +92,13 @@ def gn_silu(section: Section, shapes: Sequence[tuple[int, int, int, int]] = ()) 
 
         made = {EAGER: norm, COMPILED: norm}
         inputs = [dict(x=_map(section, *shape)) for _ in range(_SETS)]
-        _race(section, "gn_silu", shape, made, inputs, ("x",), roofline.group_norm_silu(*shape).forward_bytes,
-              roofline.group_norm_silu(*shape).bytes("forward+backward"))  # fmt: skip
+        work = roofline.group_norm_silu(*shape)
+        rows += _race(section, "gn_silu", shape, made, inputs, ("x",), work.forward_bytes,
+                      work.bytes("forward+backward"))  # fmt: skip
+    return rows
 
 
-def residual_block(section: Section, shape: tuple[int, int, int, int] | None = None) -> None:
+def residual_block(section: Section, shape: tuple[int, int, int, int] | None = None) -> list[Row]:
     """The U-Net's block at its widest level, compiled by itself, as a user would compile a net by regions."""
     from dakd.models.unet import ResBlock
 
@@ -106,10 +109,10 @@ def residual_block(section: Section, shape: tuple[int, int, int, int] | None = N
     made[COMPILED] = made["channels_last"]
     shift = torch.randn(shape[0], shape[1], device=section.device, dtype=_DTYPE)
     inputs = [dict(h=_map(section, *shape), shift=shift) for _ in range(2)]
-    _race(section, "res_block", shape, made, inputs, ("h",), None)
+    return _race(section, "res_block", shape, made, inputs, ("h",), None)
 
 
-def encoder(section: Section) -> None:
+def encoder(section: Section) -> list[Row]:
     """MambaVision-B's classifier as published: images of 224 x 224, a batch of 128, inference (goal G14)."""
     from dakd.models.mamba_vision import VARIANTS, MambaVision
 
@@ -126,7 +129,7 @@ def encoder(section: Section) -> None:
 
     calls = {EAGER: [forward]}
     if section.is_gpu:
-        calls["dakd"] = [capture(forward)]
+        calls["dakd"] = [_captured(forward)]
     flop = None if section.is_tiny else 2 * 15.0e9 * size  # 15.0 GMAC an image, as published
 
     def facts(name: str, timing) -> dict:
@@ -137,18 +140,26 @@ def encoder(section: Section) -> None:
         )
 
     what = f"MambaVision-B, {size} x 3 x {side} x {side}"
-    section.race("encoder", what, "bf16", "forward", calls, flop=flop, facts=facts)
+    return section.race("encoder", what, "bf16", "forward", calls, flop=flop, facts=facts)
 
 
-def capture(call: Callable[[], object]) -> Callable[[], object]:
-    """Replays a CUDA graph of the call."""
-    from dakd.diffusion.sampler import capture_graph
+def _captured(call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a CUDA graph, which is captured when it is first asked for: if that fails, the others are timed."""
+    graphs: list[Callable[[], None]] = []
 
-    return capture_graph(call, lambda: None, torch.device("cuda"))
+    def replay() -> None:
+        from dakd.diffusion.sampler import capture_graph
+
+        if not graphs:
+            graphs.append(capture_graph(call, lambda: None, torch.device("cuda")))
+        graphs[0]()
+
+    return replay
 
 
 def _race(section: Section, op: str, shape: tuple, made: dict[str, Callable], inputs: list[dict],
-          differentiable: tuple[str, ...], least: int | None, least_both: int | None = None) -> None:  # fmt: skip
+          differentiable: tuple[str, ...], least: int | None, least_both: int | None = None) -> list[Row]:  # fmt: skip
+    rows = []
     parameters = {name: list(net.parameters()) if isinstance(net, nn.Module) else [] for name, net in made.items()}
     made = {name: compile_with(net, section.compile_mode()) if name == COMPILED else net for name, net in made.items()}
     for what, count in (("forward", least), ("forward+backward", least_both)):
@@ -165,7 +176,8 @@ def _race(section: Section, op: str, shape: tuple, made: dict[str, Callable], in
                 found["saved_mb"] = saved_bytes(made[name], inputs[0], differentiable, parameters[name]) / 1e6
             return found
 
-        section.race(op, str(shape), "bf16", what, calls, least_bytes=count, facts=facts)
+        rows += section.race(op, str(shape), "bf16", what, calls, least_bytes=count, facts=facts)
+    return rows
 
 
 def _made(section: Section, make: Callable[[], nn.Module]) -> nn.Module:

@@ -16,7 +16,7 @@ import torch
 from harness import compile_with, count_launches
 from paper_nets import B_FACTOR, NUM_CLASSES, joint_net, noisy_pair, teacher_side, unet_config
 from roofline import jointnet_flop
-from rows import EAGER
+from rows import EAGER, Row
 from section import Section, parse
 
 from dakd.diffusion.sampler import PairSampler
@@ -50,7 +50,7 @@ def race_step(
     with_compile: bool = False,
     with_launches: bool = True,
     note: str = "",
-) -> None:
+) -> list[Row]:
     """Races one step at a batch size.  plain, fast: the net as NCHW and as channels_last.  note: of every row."""
     x, y, t = noisy_pair(size, side, section.device, torch.bfloat16)
     schedule = CosineSchedule()
@@ -85,8 +85,8 @@ def race_step(
         )
 
     contestants = {name: [call] for name, call in calls.items()}
-    section.race("unet_step", f"B {size}, {side}x{side}", "bf16", "forward", contestants, flop=flop * size, facts=facts,
-                 per_call=per_call)  # fmt: skip
+    return section.race("unet_step", f"B {size}, {side}x{side}", "bf16", "forward", contestants, flop=flop * size,
+                        facts=facts, per_call=per_call)  # fmt: skip
 
 
 if __name__ == "__main__":

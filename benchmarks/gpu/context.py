@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,10 +67,12 @@ class Run:
 
 
 def find_gpu() -> str | None:
-    """The first GPU's name, by nvidia-smi: CUDA, which a parent of forks must not touch, is not asked."""
+    """The first GPU's name, None where there is none; other processes are asked: a parent of forks must not touch CUDA."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    if shutil.which(query[0]) is None:
+        query = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
     try:
-        names = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+        names = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
     return names[0].strip() if names else None

@@ -21,6 +21,7 @@ from gpu.workers import Job, Phase, Wrong
 
 PHASE = "correct"
 _REPEATS, _REPLAYS = 200, 20
+_GATE_CYCLES = 3_000_000  # some 1.5 ms: longer than Python takes to queue a call
 _CPU_BACKENDS = ("cpu", "reference")
 _JOB_S, _TINY_JOB_S = 40.0, 15.0
 
@@ -124,8 +125,8 @@ def _repeat(run: Run, op: str, name: str) -> str:
     faults = [f"{different} of {times} repeats differ"] if different else []
     if run.is_gpu:
         different = _replay_beside(run_once, first)
-        run.add("correct", **cells, tensor=f"{_REPLAYS} replays", error=different, note="beside a busy stream",
-                verdict="wrong" if different else "ok")  # fmt: skip
+        run.add("correct", **cells, tensor=f"{_REPLAYS} replays", error=different,
+                verdict="wrong" if different else "ok", note="beside the same call on another stream")  # fmt: skip
         faults += [f"{different} of {_REPLAYS} replays differ"] if different else []
     if faults:
         raise Wrong(f"{op} {name}: {'; '.join(faults)}")
@@ -133,7 +134,10 @@ def _repeat(run: Run, op: str, name: str) -> str:
 
 
 def _replay_beside(run_once, first: list[torch.Tensor]) -> int:
-    """Replays of a captured call, while another stream makes the same call eagerly, whose bits are not the first's."""
+    """Rounds in which either of two calls at the same time, a replayed one and an eager one, has other bits.
+
+    The GPU is kept busy until both are queued, on two streams; then it may start them together.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -143,11 +147,14 @@ def _replay_beside(run_once, first: list[torch.Tensor]) -> int:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = run_once()
-    different = 0
+    different, gate = 0, torch.cuda.Event()
     for _ in range(_REPLAYS):
-        graph.replay()
         with torch.cuda.stream(side):
+            torch.cuda._sleep(_GATE_CYCLES)
+            gate.record(side)
             kept = run_once()
+        torch.cuda.current_stream().wait_event(gate)
+        graph.replay()
         torch.cuda.synchronize()
         different += not (_are_equal(first, captured) and _are_equal(first, kept))
     return different

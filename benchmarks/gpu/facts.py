@@ -24,25 +24,29 @@ _TOOLS = ("gcc", "g++", "nvcc", "ninja", "make", "ncu", "compute-sanitizer", "nv
 # What the phases need beyond torch and Triton; brought where the host lacks it.
 _PACKAGES = ("numpy", "pydantic", "webdataset", "zstandard", "deepspeed", "safetensors", "timm", "pytest",
              "pytest-xdist", "mamba-ssm", "causal-conv1d", "diffusers")  # fmt: skip
+_BUILD_S = 90  # only where the library that was brought does not load
 _CACHED = ("transposed_attention", "selective_scan", "ddim_step")
 
 
 def phase(run: Run, limit_s: float = 25) -> Phase:
     jobs = [
-        Job("ceilings", lambda: _ceilings(run), 12),
+        Job("ceilings", lambda: _ceilings(run), 20),
         Job("host", lambda: _host(run), 10),
         Job("triton cache", lambda: _cache(run), 12, None if run.is_gpu else "a CPU compiles no Triton kernel"),
     ]
-    missing = extension.missing() or (None if extension.has_cuda() else "it has no CUDA operations")
-    if run.is_gpu and missing:
-        jobs.append(Job("build extension", lambda: _build(run, missing), 90))
-    return Phase(PHASE, limit_s + sum(job.limit_s for job in jobs[3:]) if run.is_gpu else 120, jobs)
+    if run.is_gpu:
+        jobs.append(Job("extension", lambda: _extension(run), _BUILD_S))
+    return Phase(PHASE, limit_s + _BUILD_S if run.is_gpu else 120, jobs)
 
 
-def measured_ceilings(run: Run) -> str | None:
-    """The newest ceilings in the run's table, in the form that jobs are given; None where they were not measured."""
+def measured_ceilings(run: Run, since: str) -> str | None:
+    """The ceilings in the run's table, in the form that jobs are given; None where they were not measured.
+
+    since: the date of the run's start, for the table may have lines of runs before.
+    """
     with run.path("facts").open() as file:
-        found = {row["name"]: row["value"] for row in csv.DictReader(file) if row["phase"] == PHASE}
+        rows = [row for row in csv.DictReader(file) if row["phase"] == PHASE and row["date"] >= since]
+    found = {row["name"]: row["value"] for row in rows}
     wanted = ["copy", "bf16 matmul"] if run.is_gpu else ["copy"]
     return ",".join(found[name] for name in wanted) if all(name in found for name in wanted) else None
 
@@ -106,8 +110,11 @@ def _cache(run: Run) -> str:
     return f"{len(hits)} hits, {len(misses)} misses"
 
 
-def _build(run: Run, missing: str) -> str:
+def _extension(run: Run) -> str:
     """Where the library that was brought does not load, one is built for this GPU alone."""
+    missing = extension.missing() or (None if extension.has_cuda() else "it has no CUDA operations")
+    if missing is None:
+        return "loads"
     if importlib.util.find_spec("setuptools") is None:
         raise RuntimeError(f"dakd/_C.so: {missing}; setuptools, which would build it, is not installed")
     major, minor = torch.cuda.get_device_capability()

@@ -56,4 +56,6 @@ export PYTHONPATH=$PLACE/site:$PWD${PYTHONPATH:+:$PYTHONPATH}
 unpack_triton_cache
 place_extension
 if [ -e "$KIT/commit" ]; then DAKD_COMMIT=$(<"$KIT/commit"); export DAKD_COMMIT; else say "the kit does not tell its commit"; fi
+# These seconds are part of the run's limit.
+export DAKD_PREPARED_S=$SECONDS
 exec "$PYTHON" benchmarks/gpu_run.py "$@"

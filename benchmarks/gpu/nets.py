@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from harness import gpu_events
 from paper_nets import NUM_CLASSES, joint_net, noisy_pair, teacher_side, unet_config
+from rows import Row
 
 from gpu.context import Run
 from gpu.workers import Job, Phase, Wrong
@@ -35,9 +36,10 @@ def unet_phase(run: Run) -> Phase:
     jobs = [
         Job("unet step", lambda: _step(run, is_tuned=False), 45),
         Job("unet families", lambda: _profile(run), 40),
-        Job("unet step, cudnn.benchmark", lambda: _step(run, is_tuned=True), 45),
         Job("convolutions", lambda: _convolutions(run), 25),
         Job("encoder", lambda: _encoder(run), 25),
+        # Last, for cuDNN tries its algorithms at every shape first.
+        Job("unet step, cudnn.benchmark", lambda: _step(run, is_tuned=True), 45),
     ]
     return Phase("unet", 65 if run.is_gpu else 150, jobs)
 
@@ -71,8 +73,15 @@ def _step(run: Run, is_tuned: bool) -> str:
     size, side = _size(run)
     flop = roofline.jointnet_flop(unet_config(run.is_tiny), NUM_CLASSES, (side, side))
     note = "cudnn.benchmark" if is_tuned else ""
-    race_step(run.section("nets"), plain, fast, size, side, flop, with_launches=False, note=note)
-    return note
+    rows = race_step(run.section("nets"), plain, fast, size, side, flop, with_launches=False, note=note)
+    return in_words(rows)
+
+
+def in_words(rows: list[Row]) -> str:
+    """Contestants and their milliseconds; RuntimeError where none was measured."""
+    if not rows:
+        raise RuntimeError("nothing was measured; the log says why")
+    return ", ".join(f"{row.contestant} {row.time_us / 1e3:.3g} ms" for row in rows)
 
 
 def _profile(run: Run) -> str:
@@ -89,6 +98,8 @@ def _profile(run: Run) -> str:
         for _ in range(2):
             step()
         sums = _sums_by_kernel(_events(run, step))
+        if not sums:
+            raise RuntimeError("the profiler has seen no kernel")
         total_us = sum(time_us for _, time_us in sums.values())
         cells = dict(net="teacher's step", shape=f"B {size}, {side}x{side}", layout=layout)
         by_family: dict[str, list] = {}
@@ -130,7 +141,7 @@ def _sums_by_kernel(events: list[tuple[str, float]]) -> dict[str, tuple[int, flo
 
 def _convolutions(run: Run) -> str:
     """The share of the matrix rate that the U-Net's 3x3 convolutions reach, in both layouts, tuned by cuDNN and not."""
-    section = run.section("nets")
+    section, rows = run.section("nets"), []
     shapes = ((2, 8, 8, 8),) if run.is_tiny else ((16, 128, 256, 256), (16, 256, 64, 64))
     for is_tuned in (False, True):
         torch.backends.cudnn.benchmark = is_tuned
@@ -141,17 +152,17 @@ def _convolutions(run: Run) -> str:
                 given = x.to(memory_format=layout), weight.to(memory_format=layout)
                 facts = dict(layout="contiguous" if layout == torch.contiguous_format else "channels_last",
                              note="cudnn.benchmark" if is_tuned else "")  # fmt: skip
-                section.race("conv3x3", str(shape), "bf16", "forward",
-                             {"torch": [lambda given=given: F.conv2d(*given, padding=1)]},
-                             flop=roofline.conv3x3_flop(*shape), facts=lambda *_, facts=facts: facts)  # fmt: skip
-    return ""
+                contestants = {"torch": [lambda given=given: F.conv2d(*given, padding=1)]}
+                rows += section.race("conv3x3", str(shape), "bf16", "forward", contestants,
+                                     flop=roofline.conv3x3_flop(*shape),
+                                     facts=lambda *_, facts=facts: facts)  # fmt: skip
+    return in_words(rows)
 
 
 def _encoder(run: Run) -> str:
     from blocks.bench_blocks import encoder
 
-    encoder(run.section("nets"))
-    return ""
+    return in_words(encoder(run.section("nets")))
 
 
 def _loop_job(run: Run, size: int, eta: float, steps: int):

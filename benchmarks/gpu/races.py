@@ -7,7 +7,7 @@ backend's time is in the table too, and its verdict stands in correct.csv.
 from __future__ import annotations
 
 from dakd.testing.inputs import DIFFERENTIABLE
-from gpu import calls
+from gpu import calls, nets
 from gpu.context import Run
 from gpu.workers import Job, Phase
 
@@ -37,6 +37,8 @@ def race(run: Run, call: calls.Call, *words: str, seconds: float = 0.25) -> str:
     given = ["--seconds", str(0.01 if run.is_tiny else seconds), "--no-launches", *words]
     bench = calls.bench(call, run.bench_arguments(*given))
     rows = bench.measure()
+    if not rows:
+        raise RuntimeError("nothing was measured; the log says why")
     ours = [row for row in rows if row.contestant in bench.backends]
     told = []
     for what in ("forward", "forward+backward") if DIFFERENTIABLE[call.op] else ("forward",):
@@ -58,6 +60,4 @@ def _compiled_blocks(run: Run) -> str:
 
     section = run.section("races", seconds=0.2)
     shape = (2, 8, 8, 8) if run.is_tiny else (16, 128, 256, 256)
-    gn_silu(section, (shape,))
-    residual_block(section, shape)
-    return ""
+    return nets.in_words([*gn_silu(section, (shape,)), *residual_block(section, shape)])

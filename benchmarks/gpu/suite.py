@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 
 from machine import ROOT, seconds_given
 
+from dakd.runtime.lifetime import die_with_parent
 from gpu.context import LOG, Run
 from gpu.workers import Job, Phase, Wrong
 
@@ -36,9 +38,10 @@ def _tests(run: Run) -> str:
     counts = {"PASSED": 0, "FAILED": 0, "ERROR": 0, "SKIPPED": 0}
     failed = []
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               errors="replace", env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
-    # What is known a little before the end is kept, whatever still runs.
-    timer = threading.Timer(max(1.0, seconds_given(600) - 2), process.terminate)
+                               errors="replace", env=os.environ | {"PYTHONUNBUFFERED": "1"}, process_group=0,
+                               preexec_fn=die_with_parent)  # fmt: skip
+    # What is known a little before the end is kept, whatever still runs; its workers hold the pipe open.
+    timer = threading.Timer(max(1.0, seconds_given(600) - 2), os.killpg, (process.pid, signal.SIGKILL))
     timer.start()
     for line in process.stdout:
         print(line, end="", flush=True)

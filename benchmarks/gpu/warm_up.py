@@ -4,10 +4,11 @@
 
 The key of a cached kernel depends on what a launch passes: shapes, strides, alignment, dtypes, options. So the kernels
 are not compiled by themselves but through their launches, on meta tensors, with a stand-in for the driver that says
-"sm_90". Every call of the ops that the run makes (calls.py) is made, forward and backward, with every value of the
-tuning constants that the second visit tries; what the nets themselves call is recorded from a forward pass on fake CUDA
-tensors, so that layouts are the models' own. FILE gets the used entries of the cache, a line each; a second process
-that finds all of them there shows that a launch will too. Exit status 1: something could not be compiled.
+"sm_90"; the C code that launches each is compiled too. Every call of the ops that the run makes (calls.py) is made,
+forward and backward, with every value of the tuning constants that the second visit tries; what the nets themselves
+call is recorded from a forward pass on fake CUDA tensors, so that layouts are the models' own. FILE gets the used
+entries of the cache, a line each; a second process that finds all of them there shows that a launch will too. Exit
+status 1: something could not be compiled.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +41,9 @@ from gpu import calls, second  # noqa: E402
 
 _ARCH, _WARP = 90, 32
 _MULTIPROCESSORS = 132
+# What Triton takes from its compiled C modules.
+_MODULE_FUNCTIONS = ("launch", "load_binary", "get_device_properties", "cuOccupancyMaxActiveClusters",
+                     "set_printf_fifo_size", "fill_tma_descriptor", "PyCUtensorMap")  # fmt: skip
 
 
 class Tally:
@@ -43,11 +51,18 @@ class Tally:
 
     def __init__(self) -> None:
         self.hits, self.misses, self.failures = [], [], []
+        self.launchers: set[str] = set()
         self.entries: set[str] = set()
 
     def listen(self, *, src, metadata, metadata_group, cache_hit, **_) -> None:
         (self.hits if cache_hit else self.misses).append(src.name)
         self.entries |= {Path(path).parent.name for path in metadata_group.values()}
+
+    def load(self, name: str, path: str) -> SimpleNamespace:
+        """In place of loading a C module that Triton has compiled, which would need a driver's library."""
+        self.launchers.add(path)
+        self.entries.add(Path(path).parent.name)
+        return SimpleNamespace(**dict.fromkeys(_MODULE_FUNCTIONS))
 
 
 def main() -> int:
@@ -68,7 +83,7 @@ def main() -> int:
     if options.list is not None:
         options.list.write_text("".join(f"{entry}\n" for entry in sorted(tally.entries)))
     print(f"{len(tally.hits) + len(tally.misses)} launches, {len(tally.hits)} hits, {len(tally.misses)} misses; "
-          f"{len(tally.entries)} kernels, {time.monotonic() - start:.0f} s")  # fmt: skip
+          f"{len(tally.entries)} entries, {len(tally.launchers)} of them launchers, {time.monotonic() - start:.0f} s")
     return 1 if tally.failures else 0
 
 
@@ -80,8 +95,7 @@ def _works() -> Iterator[tuple[str, Callable[[], None]]]:
         for call in dict.fromkeys(call._replace(sizes=tuple(call.sizes.items())) for call in listed):
             yield f"{op} {call.shape} {call.dtype} {call.layout}", _caller(call._replace(sizes=dict(call.sizes)))
     for constant in second.CONSTANTS:
-        for value in second.offered(constant):
-            yield f"{constant.op} {constant.name}={value}", _constant_caller(constant, value)
+        yield f"{constant.op} {constant.name}", _constant_caller(constant)
     yield "the student's training step", _student
     yield "the teacher's sampling step", _sampler
     yield "the encoder of goal G14", _encoder
@@ -91,13 +105,13 @@ def _caller(call: calls.Call) -> Callable[[], None]:
     return lambda: _make(call)
 
 
-def _constant_caller(constant: second.Constant, value: int) -> Callable[[], None]:
+def _constant_caller(constant: second.Constant) -> Callable[[], None]:
     def work() -> None:
-        with replaced(constant.module, constant.name, value):
-            call = calls.repeated(constant.op)
-            _make(call)
-            for small in calls.checked(constant.op, call.dtype):
-                _make(small)
+        call = calls.repeated(constant.op)
+        for value in second.offered(constant):
+            with replaced(constant.module, constant.name, value):
+                for made in (call, *calls.checked(constant.op, call.dtype)):
+                    _make(made)
 
     return work
 
@@ -263,11 +277,15 @@ def _encoder() -> None:
 def _stand_ins(tally: Tally) -> Iterator[None]:
     """A driver that knows its target and nothing else; launches that compile; a Hopper's number of multiprocessors."""
     import triton
-    from triton.runtime import driver
+    from triton.runtime import build, driver
 
     driver.set_active(_driver())
     with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        _make_driver_library(Path(folder))
+        stack.enter_context(replaced(triton.knobs.nvidia, "libcuda_path", folder))
         for module, name, value in (
+            (build, "_load_module_from_path", tally.load),
             (triton_runtime, "launch", _warm),
             (triton_runtime, "why_not", lambda device_type: None),
             (triton_runtime, "num_multiprocessors", lambda device: _MULTIPROCESSORS),
@@ -281,9 +299,29 @@ def _stand_ins(tally: Tally) -> Iterator[None]:
 
 
 def _warm(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 2, **constants) -> None:
-    """In place of triton_runtime.launch: everything that a launch does up to the driver."""
-    if 0 not in grid:
-        kernel.warmup(*arguments, grid=grid, num_warps=num_warps, num_stages=num_stages, **constants)
+    """In place of triton_runtime.launch: everything that a launch does up to the driver, its C launcher included."""
+    from triton.backends.nvidia import driver
+
+    if 0 in grid:
+        return
+    compiled = kernel.warmup(*arguments, grid=grid, num_warps=num_warps, num_stages=num_stages, **constants)
+    driver.CudaUtils()
+    driver.CudaLauncher(compiled.src, compiled.metadata)
+
+
+def _make_driver_library(folder: Path) -> None:
+    """A libcuda.so.1 to link Triton's C modules against, with the functions that they call: only names go into them.
+
+    The host's own library takes its place there. Without those functions the linker would not note that it is needed.
+    """
+    from triton.backends.nvidia import driver
+
+    sources = [Path(driver.__file__), Path(driver.__file__).with_name("driver.c")]
+    names = {name for path in sources for name in re.findall(r"\bcu[A-Z]\w+(?=\()", path.read_text())}
+    source = folder / "libcuda.c"
+    source.write_text("".join(f"void {name}(void) {{}}\n" for name in sorted(names)))
+    command = ["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", str(source), "-o", str(folder / "libcuda.so.1")]
+    subprocess.run(command, check=True)
 
 
 def _driver():

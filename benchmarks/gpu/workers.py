@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from machine import TIME_VARIABLE
+from machine import UNTIL_VARIABLE
 from timing import reason
 
 from dakd.runtime.lifetime import die_with_parent
@@ -147,7 +147,7 @@ def _live(job: Job, limit_s: float, log: Path, note_fd: int, fault: str | None) 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         _redirect(log)
-        os.environ[TIME_VARIABLE] = f"{max(1.0, limit_s - 2):.0f}"
+        os.environ[UNTIL_VARIABLE] = f"{time.monotonic() + max(1.0, limit_s - 2):.3f}"
         print(f"\n== {job.name} (at most {limit_s:.0f} s)", flush=True)
         _suffer(fault)
         note, status = job.call() or "", 0

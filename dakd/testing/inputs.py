@@ -104,10 +104,14 @@ def operands(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    drawn_on: str = "cpu",
 ) -> dict:
-    """Keyword arguments for `op` at a named shape or at one given by its numbers; feature tensors have `dtype`."""
+    """Keyword arguments for `op` at a named shape or at one given by its numbers; feature tensors have `dtype`.
+
+    drawn_on: "cuda" draws hundreds of millions of numbers in no time; they are other numbers than those of "cpu".
+    """
     sizes = SHAPES[op][shape] if isinstance(shape, str) else shape
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(drawn_on).manual_seed(seed)
     arguments = _BUILDERS[op](generator, **sizes)
     return {name: _place(value, dtype, device) for name, value in arguments.items()}
 
@@ -141,11 +145,16 @@ def _place(value, dtype: torch.dtype, device: str | torch.device):
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, device=_device(generator))
 
 
 def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.rand(*shape, generator=generator, dtype=torch.float64)
+    return torch.rand(*shape, generator=generator, dtype=torch.float64, device=_device(generator))
+
+
+def _device(generator: torch.Generator) -> torch.device | None:
+    """None on a CPU, so that a caller's `with torch.device("meta")` holds."""
+    return None if generator.device.type == "cpu" else generator.device
 
 
 def _depthwise_conv1d(generator: torch.Generator, *, batch: int, channels: int, length: int) -> dict:
@@ -160,7 +169,7 @@ def _selective_scan(generator: torch.Generator, *, batch: int, channels: int, st
     return dict(
         u=_normal(generator, batch, channels, length),
         delta=_normal(generator, batch, channels, length),
-        A=-0.1 - torch.arange(1, states + 1) * _uniform(generator, channels, states),
+        A=-0.1 - torch.arange(1, states + 1, device=_device(generator)) * _uniform(generator, channels, states),
         B=_normal(generator, batch, states, length),
         C=_normal(generator, batch, states, length),
         D=_normal(generator, channels),
@@ -186,7 +195,8 @@ def _joint_noising(generator: torch.Generator, *, batch: int, num_classes: int, 
     num_timesteps = 1000
     alpha_bar = torch.linspace(0.9999, 1e-4, num_timesteps, dtype=torch.float64)
     return dict(
-        image=torch.randint(0, 256, (batch, 1, height, width), generator=generator, dtype=torch.uint8),
+        image=torch.randint(0, 256, (batch, 1, height, width), generator=generator, dtype=torch.uint8,
+                            device=_device(generator)),
         label=_labels(generator, batch, num_classes, height, width),
         positions=torch.arange(batch) + 2**33,
         tables=torch.stack([alpha_bar.sqrt(), (1 - alpha_bar).sqrt()], dim=1),
@@ -226,7 +236,8 @@ def _seg_loss(
 
 def _labels(generator: torch.Generator, batch: int, num_classes: int, height: int, width: int) -> Tensor:
     """(B, H, W) uint8 ids, a tenth of them 255 (ignored)."""
-    labels = torch.randint(0, num_classes, (batch, height, width), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, num_classes, (batch, height, width), generator=generator, dtype=torch.uint8,
+                           device=_device(generator))  # fmt: skip
     return labels.masked_fill(_uniform(generator, batch, height, width) < 0.1, 255)
 
 

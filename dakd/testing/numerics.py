@@ -37,11 +37,15 @@ class Error(NamedTuple):
 
 
 def measure_error(got: Tensor, exact: Tensor, *allowed: Tensor, factor: float = _FACTOR) -> Error:
-    """max|got - exact| and its budget, factor (sum of max|other - exact| over `allowed` + one rounding)."""
+    """max|got - exact| and its budget, factor (sum of max|other - exact| over `allowed` + one rounding).
+
+    What has overflowed among `allowed`, as eager sums in fp16 do, allows nothing.
+    """
     if exact.numel() == 0:
         return Error(0.0, 0.0)
     rounding = torch.finfo(got.dtype).eps * exact.abs().max()
-    budget = factor * (sum((other.double() - exact).abs().max() for other in allowed) + rounding)
+    noise = [(other.double() - exact).abs().max() for other in allowed]
+    budget = factor * (sum(size for size in noise if size.isfinite()) + rounding)
     return Error(float((got.double() - exact).abs().max()), float(budget))
 
 
@@ -86,10 +90,25 @@ def _beside_plain(
     got = forward_and_gradients(function, inputs, differentiable)
     # All are asked for the gradient of the same cotangents: those that `function` was given, in its outputs' dtypes.
     dtypes = [value.dtype for name, value in got.items() if name.startswith("output")]
-    exact, eager, inherent = (
-        forward_and_gradients(plain, given, differentiable, dtypes) for given in (wide, inputs, nudged)
-    )
+    with _without_tf32():
+        exact, eager, inherent = (
+            forward_and_gradients(plain, given, differentiable, dtypes) for given in (wide, inputs, nudged)
+        )
     return {name: (got[name], exact[name], eager[name], inherent[name]) for name in got}
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """A context in which a GPU's fp32 convolutions and products are fp32: TF32 would widen budgets a thousandfold."""
+    settings = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [setting.allow_tf32 for setting in settings]
+    try:
+        for setting in settings:
+            setting.allow_tf32 = False
+        yield
+    finally:
+        for setting, allowed in zip(settings, before):
+            setting.allow_tf32 = allowed
 
 
 def forward_and_gradients(

@@ -83,6 +83,25 @@ def test_bf16_apply_without_tensor_cores_is_a_failure():
     assert problem.endswith("no tensor-core instruction")
 
 
+def test_what_is_compiled_lies_as_the_models_call_it():
+    # In a process of its own: the tests' own Triton interprets.
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
+import compile_check
+from dakd.testing.inputs import MODEL_LAYOUT
+for op, layout in MODEL_LAYOUT.items():
+    names = [launch.name for launch in compile_check.record(op)]
+    print(op, layout, sum(layout in name for name in names), len(names))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    counts = [line.split() for line in done.stdout.splitlines()]
+    assert len(counts) == 6, done.stderr
+    # A layout that was not applied would ask for the contiguous one's kernels, and have none of its own.
+    assert all(int(number) > 0 for op, _, number, _ in counts if op != "ddim_step"), counts
+
+
 PYTHONS = {".venv": Path(sys.executable), ".venv-visit": ROOT / ".venv-visit" / "bin" / "python"}
 
 

@@ -43,7 +43,7 @@ def cuda(monkeypatch):
         finally:
             state.capturing = False
 
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+    stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
     stand_ins = dict(
         Event=Event,
         CUDAGraph=Graph,
@@ -86,7 +86,7 @@ def test_calls_rotate_through_their_buffers_and_very_long_ones_keep_to_one(cuda)
     }
     timing.race(contestants, "cuda", 0.01)
     assert seen[-8:] == [0, 1, 2, 3] * 2
-    assert slow[-2:] == [0, 0] and set(slow) == {0, 1, 2}
+    assert len(slow) >= 2 and set(slow) == {0}  # from the start: many sets of a slow call would take minutes
 
 
 def test_profiled_events_have_what_launches_are_counted_by():

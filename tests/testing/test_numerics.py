@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -34,6 +36,20 @@ def test_nan_and_wrong_shapes_fail():
         numerics.assert_within_budget("y", torch.tensor([1.0, float("nan")]), one, one)
     with pytest.raises(AssertionError, match="wanted"):
         numerics.assert_within_budget("y", torch.ones(3), one, one)
+
+
+def test_an_eager_sum_that_overflows_allows_nothing():
+    exact = torch.tensor([1.0], dtype=torch.float64)
+    for overflown in (torch.tensor([float("inf")]), torch.tensor([float("nan")])):
+        error = numerics.measure_error(torch.tensor([1.5]), exact, overflown, torch.tensor([1.0]))
+        assert error.ratio > 1e5
+        assert numerics.measure_error(torch.tensor([1.0]), exact, overflown).ratio == 0
+
+
+def test_ratio_is_the_error_over_its_budget():
+    assert numerics.Error(3.0, 2.0).ratio == 1.5 and numerics.Error(0.0, 0.0).ratio == 0.0
+    assert numerics.Error(1.0, 0.0).ratio == float("inf")
+    assert math.isnan(numerics.Error(float("nan"), 1.0).ratio) and math.isnan(numerics.Error(float("nan"), 0.0).ratio)
 
 
 def test_unwritten_memory_shows_inside_the_context_and_the_setting_returns():
