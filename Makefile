@@ -20,7 +20,7 @@ VISIT_PYTHON = $(shell for python in python3.12 $(HOME)/.pyenv/versions/3.12*/bi
 # Measuring takes the Python that is there: a host with a GPU may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-all lint bench-cpu bench-data fuzz torture compile-check visit-venv gpu-kit gpu-run clean
+.PHONY: help venv demo test test-all lint bench-cpu bench-data fuzz torture compile-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
 
 help:
 	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
@@ -34,6 +34,7 @@ help:
 	@echo "make compile-check  compiles every GPU kernel for three architectures; no GPU needed, but nvcc"
 	@echo "make visit-venv the software of a GPU host without network, into .venv-visit; 5 GB. compile-check then checks it too"
 	@echo "make gpu-kit   packs what is brought to such a host, into .gpu_kit; no GPU needed, but nvcc; 10 minutes the first time"
+	@echo "make gpu-rehearsal  unpacks the kit in visit-venv and plays the run on this CPU, with planted faults; 5 minutes"
 	@echo "make gpu-run   needs a GPU: is it right, how fast, what decides; 6.5 minutes. ARGS=--second asks further, 4 minutes"
 	@echo "make venv      only the installation, into .venv"
 
@@ -97,7 +98,10 @@ compile-check: venv
 gpu-kit: visit-venv
 	$(VISIT)/bin/python benchmarks/gpu/kit.py
 
-# ARGS="--device cpu --tiny" rehearses it without a GPU.
+gpu-rehearsal: venv gpu-kit
+	$(BIN)/python -m pytest -q tests/benchmarks/test_gpu_rehearsal.py
+
+# ARGS="--device cpu --tiny" tries it without a GPU.
 gpu-run:
 	$(MEASURING) benchmarks/gpu_run.py $(ARGS)
 

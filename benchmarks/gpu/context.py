@@ -67,7 +67,7 @@ class Run:
 
 
 def find_gpu() -> str | None:
-    """The first GPU's name, None where there is none; other processes are asked: a parent of forks must not touch CUDA."""
+    """The first GPU's name or None; asked of another process, for a parent of forks must not touch CUDA."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     if shutil.which(query[0]) is None:
         query = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
