@@ -20,7 +20,7 @@ VISIT_PYTHON = $(shell for python in python3.12 $(HOME)/.pyenv/versions/3.12*/bi
 # Measuring takes the Python that is there: a host with a GPU may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-all lint bench-cpu bench-data fuzz torture compile-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
+.PHONY: help venv demo test test-slow test-all lint bench-cpu bench-data fuzz torture compile-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
 
 help:
 	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
@@ -53,6 +53,9 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: venv
+	$(BIN)/python -m pytest -q -m slow
 
 test-all: venv
 	$(BIN)/python -m pytest -q

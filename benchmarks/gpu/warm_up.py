@@ -22,7 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -46,16 +49,19 @@ _MODULE_FUNCTIONS = ("launch", "load_binary", "get_device_properties", "cuOccupa
                      "set_printf_fifo_size", "fill_tma_descriptor", "PyCUtensorMap")  # fmt: skip
 
 
+@dataclass
 class Tally:
-    """What Triton says of each compilation."""
+    """What Triton says of each compilation.  entries: folders of the cache that are used, by name."""
 
-    def __init__(self) -> None:
-        self.hits, self.misses, self.failures = [], [], []
-        self.launchers: set[str] = set()
-        self.entries: set[str] = set()
+    hits: int = 0
+    misses: int = 0
+    launchers: set[str] = field(default_factory=set)
+    entries: set[str] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
 
     def listen(self, *, src, metadata, metadata_group, cache_hit, **_) -> None:
-        (self.hits if cache_hit else self.misses).append(src.name)
+        self.hits += cache_hit
+        self.misses += not cache_hit
         self.entries |= {Path(path).parent.name for path in metadata_group.values()}
 
     def load(self, name: str, path: str) -> SimpleNamespace:
@@ -63,6 +69,13 @@ class Tally:
         self.launchers.add(path)
         self.entries.add(Path(path).parent.name)
         return SimpleNamespace(**dict.fromkeys(_MODULE_FUNCTIONS))
+
+    def add(self, other: Tally) -> None:
+        self.hits += other.hits
+        self.misses += other.misses
+        self.launchers |= other.launchers
+        self.entries |= other.entries
+        self.failures += other.failures
 
 
 def main() -> int:
@@ -72,19 +85,33 @@ def main() -> int:
         return 2
     os.environ["TRITON_CACHE_DIR"] = str(options.cache.resolve())
     start, tally = time.monotonic(), Tally()
-    with _stand_ins(tally):
-        for name, work in _works():
-            try:
-                work()
-            # Whatever a compiler has against one kernel, the others are made.
-            except Exception as error:
-                tally.failures.append(f"{name}: {type(error).__name__}: {error}")
-                print(f"FAILED  {tally.failures[-1][:500]}", flush=True)
+    # Forked: works are closures, which cannot be pickled; torch's own threads have not started yet.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool,
+    ):
+        _make_driver_library(Path(folder))
+        os.environ["TRITON_LIBCUDA_PATH"] = folder
+        for part in pool.map(_run, range(len(_WORKS))):
+            tally.add(part)
+    for failure in tally.failures:
+        print(f"FAILED  {failure}")
     if options.list is not None:
         options.list.write_text("".join(f"{entry}\n" for entry in sorted(tally.entries)))
-    print(f"{len(tally.hits) + len(tally.misses)} launches, {len(tally.hits)} hits, {len(tally.misses)} misses; "
+    print(f"{tally.hits + tally.misses} launches, {tally.hits} hits, {tally.misses} misses; "
           f"{len(tally.entries)} entries, {len(tally.launchers)} of them launchers, {time.monotonic() - start:.0f} s")
     return 1 if tally.failures else 0
+
+
+def _run(index: int) -> Tally:
+    (name, work), tally = _WORKS[index], Tally()
+    with _stand_ins(tally):
+        try:
+            work()
+        # Whatever a compiler has against one kernel, the others are made.
+        except Exception as error:
+            tally.failures.append(f"{name}: {type(error).__name__}: {str(error)[:1000]}")
+    return tally
 
 
 def _works() -> Iterator[tuple[str, Callable[[], None]]]:
@@ -281,9 +308,6 @@ def _stand_ins(tally: Tally) -> Iterator[None]:
 
     driver.set_active(_driver())
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        _make_driver_library(Path(folder))
-        stack.enter_context(replaced(triton.knobs.nvidia, "libcuda_path", folder))
         for module, name, value in (
             (build, "_load_module_from_path", tally.load),
             (triton_runtime, "launch", _warm),
@@ -357,9 +381,12 @@ def _driver():
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True, help="the folder of Triton's cache, as TRITON_CACHE_DIR")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
     parser.add_argument("--list", type=Path, help="write the names of the entries that are used to this file")
     return parser.parse_args()
 
+
+_WORKS = list(_works())
 
 if __name__ == "__main__":
     raise SystemExit(main())
