@@ -68,7 +68,7 @@ def forward(
         _gram_kernel, (num_splits, batch * num_heads, num_tiles**2),
         q_flat, k_flat, partial, ticket, num_pixels, chunk, *q_flat.stride(), *k_flat.stride(),
         NUM_HEADS=num_heads, WIDTH=width, BLOCK_D=block_d, BLOCK_P=block_p, **precision,
-        num_warps=8 if block_d >= 64 else 4, num_stages=3,
+        num_warps=8 if block_d >= 64 else 4, num_stages=2 if is_wide else 3,
     )  # fmt: skip
     block_d = _block(width)
     triton_runtime.launch(
@@ -85,7 +85,7 @@ def forward(
         _apply_kernel, grid,
         folded, v_flat, residual_flat, y_flat, num_pixels, channels,
         *folded.stride(), *v_flat.stride(), *residual_flat.stride(), *y_flat.stride(),
-        INNER=inner, BLOCK_C=block_c, BLOCK_P=block_p, BLOCK_R=min(_block(inner), 32 if is_wide else 64), **precision,
+        INNER=inner, BLOCK_C=block_c, BLOCK_P=block_p, BLOCK_R=min(_block(inner), 16 if is_wide else 64), **precision,
         num_warps=4 if inner <= 64 and not is_wide else 8, num_stages=3,
     )  # fmt: skip
 
@@ -127,9 +127,10 @@ def backward(
         BLOCK_C=block_c, BLOCK_J=block_j, BLOCK_P=block_p, **precision, num_warps=8, num_stages=3,
     )  # fmt: skip
     block_d = _block(width)
-    # Few heads in all: thinner slices, so that more programs share the sums.
-    block_c = 64 if block_d <= 64 and batch * num_heads >= 16 else 16
-    block_i = 32 if block_d == 128 or (block_c == 64 and not is_wide) else 16
+    # Few heads in all: thinner slices, so that more programs share the sums, which are long; so more loads at once.
+    is_thin = block_d > 64 or batch * num_heads < 16
+    block_c, unroll = (16, 16) if is_thin else (64, 4)
+    block_i = 32 if block_d == 128 or not (is_thin or is_wide) else 16 if is_wide or block_d > 128 else 64
     num_slices = triton.cdiv(channels, block_c)
     heads = (batch * num_heads, width)
     dattention = products.new_empty((num_slices, *heads, width))
@@ -142,8 +143,8 @@ def backward(
         dattention, dweight_parts, dtemperature_parts, scaled, radial,
         num_splits, batch, channels, *out_weight.stride(),
         NUM_HEADS=num_heads, WIDTH=width, BLOCK_D=block_d, BLOCK_I=min(block_d, block_i),
-        BLOCK_C=block_c, PRECISION="ieee" if is_wide else "tf32",
-        num_warps=16 if block_d > 64 else 8, num_stages=1,
+        BLOCK_C=block_c, UNROLL=unroll, PRECISION="ieee" if is_wide else "tf32",
+        num_warps=16 if block_c < block_d else 8, num_stages=1,
     )  # fmt: skip
     block_d, block_p = _block(width), 32 if is_wide else 64
     block_d = min(block_d, 32 if is_wide else 64 if width > 128 or q.dtype == torch.float16 else 128)
@@ -397,14 +398,13 @@ def _dattention_kernel(
     dattention_ptr, dweight_ptr, dtemperature_ptr, scaled_ptr, radial_ptr,
     num_splits, num_batch, channels, weight_stride_c, weight_stride_r,
     NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
+    UNROLL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A slice of channels in each program: dweight (B, C, R) and its part of dP, dattention (slices, B h, d, d).
 
     In the head's last: scaled (B h, d, d), which is E; radial (B h, 2, d), the factors of q_i and k_j; dtemperature.
     """
     INNER: tl.constexpr = NUM_HEADS * WIDTH
-    UNROLL: tl.constexpr = 4
     num_slices, num_heads = tl.num_programs(0), tl.num_programs(1)
     head = tl.program_id(1).to(tl.int64)
     batch, h = head // NUM_HEADS, head % NUM_HEADS
@@ -442,9 +442,11 @@ def _dattention_kernel(
             inside = (i < WIDTH)[:, None] & is_j
             n, m, cosine, attention = _attend(products_ptr, temperature, i, j, WIDTH)
             total = tl.zeros([BLOCK_I, BLOCK_D], tl.float32)
-            for index in range(num_slices):
-                slices = dattention_ptr + (index * num_heads + head) * WIDTH * WIDTH
-                total += tl.load(slices + i[:, None] * WIDTH + j[None, :], mask=inside, other=0.0)
+            for start in range(0, num_slices, UNROLL // 4):
+                for index in tl.static_range(UNROLL // 4):
+                    slices = dattention_ptr + ((start + index) * num_heads + head) * WIDTH * WIDTH
+                    is_slice = start + index < num_slices
+                    total += tl.load(slices + i[:, None] * WIDTH + j[None, :], mask=inside & is_slice, other=0.0)
             dlogits = attention * (total - tl.sum(attention * total, 1)[:, None])
             dlogits = tl.where(inside, dlogits, 0.0)
             dtemperature += tl.sum(dlogits * cosine, 1)
