@@ -17,6 +17,9 @@ WRT = DIFFERENTIABLE["transposed_attention"]
 FEATURES = ("q", "k", "v", "residual")
 
 each_variant = pytest.mark.parametrize(("backend", "device"), variants("transposed_attention"))
+each_triton = pytest.mark.parametrize(
+    ("backend", "device"), [each for each in variants("transposed_attention") if each.values[0] == "triton"]
+)
 each_fp64_variant = pytest.mark.parametrize(
     ("backend", "device"), variants("transposed_attention", dtype=torch.float64)
 )
@@ -39,6 +42,12 @@ def _assert_matches_plain(inputs: dict, backend: str) -> None:
     with numerics.poisoned_memory():
         variant = partial(transposed_attention, backend=backend)
         numerics.assert_matches_plain(variant, plain.transposed_attention, inputs, WRT)
+
+
+def _assert_output_matches_plain(inputs: dict, backend: str) -> None:
+    with numerics.poisoned_memory():
+        variant = partial(transposed_attention, backend=backend)
+        numerics.assert_matches_plain(variant, plain.transposed_attention, inputs, ())
 
 
 @each_variant
@@ -142,9 +151,7 @@ def test_result_keeps_the_memory_format_and_dtype_of_the_residual(backend, devic
     assert y.dtype == torch.float32 and y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(
-    ("backend", "device"), [each for each in variants("transposed_attention") if each.values[0] == "triton"]
-)
+@each_triton
 @pytest.mark.parametrize("channels", [129, 300])
 def test_triton_takes_three_launches_forward_and_three_backward(channels, backend, device, monkeypatch):
     launched = []
@@ -162,6 +169,48 @@ def test_triton_takes_three_launches_forward_and_three_backward(channels, backen
     assert len(launched) == 3
     y.sum().backward()
     assert len(launched) == 6
+
+
+@each_triton
+@pytest.mark.parametrize(
+    ("batch", "head_width", "num_heads", "channels", "num_pixels", "dtype"),
+    [
+        (1, 63, 1, 145, 144, torch.bfloat16),
+        (1, 63, 1, 145, 144, torch.float32),
+        (1, 130, 1, 145, 144, torch.bfloat16),
+        (2, 33, 2, 145, 144, torch.bfloat16),
+        (4, 19, 4, 145, 144, torch.bfloat16),
+        # So many splits of the pixels that a program adds them in two steps.
+        (1, 5, 1, 3, 8320, torch.float32),
+    ],
+)
+def test_triton_folds_few_and_many_heads_of_odd_widths(
+    batch, head_width, num_heads, channels, num_pixels, dtype, backend, device
+):
+    inner = num_heads * head_width
+    sizes = dict(batch=batch, inner=inner, channels=channels, height=16, width=num_pixels // 16, num_heads=num_heads)
+    _assert_output_matches_plain(operands("transposed_attention", sizes, dtype=dtype, device=device), backend)
+
+
+@each_triton
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_triton_results_do_not_depend_on_the_order_of_arrival(num_heads, backend, device, monkeypatch):
+    if not triton_runtime.is_interpreted():
+        pytest.skip("a GPU's order cannot be set")
+    builder = pytest.importorskip("triton.runtime.interpreter").interpreter_builder
+    # With four heads, 16 in all and two slices of channels.
+    sizes = dict(batch=num_heads, inner=18 * num_heads, channels=66, height=5, width=16, num_heads=num_heads)
+    inputs = operands("transposed_attention", sizes, device=device)
+    variant = partial(transposed_attention, backend=backend)
+    wanted = numerics.forward_and_gradients(variant, inputs, WRT)
+    set_grid_idx = builder.set_grid_idx
+
+    def set_from_the_end(*program):
+        set_grid_idx(*(num - 1 - index for num, index in zip(builder.grid_dim, program, strict=True)))
+
+    monkeypatch.setattr(builder, "set_grid_idx", set_from_the_end)
+    results = numerics.forward_and_gradients(variant, inputs, WRT)
+    assert all(torch.equal(results[name], wanted[name]) for name in wanted)
 
 
 def test_autocast_changes_nothing():

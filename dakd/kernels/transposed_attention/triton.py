@@ -13,8 +13,9 @@ Backward   1  dM = dy v^T over one split of the pixels, and from the same dy  dv
               sums of dW_b and dtemperature_b over the batch; dv where C is too wide for launch 1 (`_dqk_kernel`)
 
 Sums over pixels are split over programs and added in a fixed order: results repeat bit for bit. In the second launches
-many programs add the partial sums of a head; the last to finish (an integer ticket, which the launch before has set to
-zero) goes on with the head's small matrices. These are fp32; products with q, k, v and dy run on the tensor cores in
+many programs add the partial sums of a head, in the forward pass each up to P for its own rows; the last to finish (an
+integer ticket, which the launch before has set to zero) goes on alone, so that little is left to it: W P forward, the
+softmax's gradient backward. These small matrices are fp32; products with q, k, v and dy run on the tensor cores in
 the features' dtype (for fp16, E does in TF32, whose range it needs) and add up in fp32.
 
 NCHW and channels_last are read and written as they lie. Inputs whose H and W do not merge into one axis are copied.
@@ -71,12 +72,17 @@ def forward(
         num_warps=8 if block_d >= 64 else 4, num_stages=2 if is_wide else 3,
     )  # fmt: skip
     block_d = _block(width)
+    # Few heads in all: fewer rows in a program, so that more programs share the sums.
+    block_i = triton.cdiv(64 if batch * num_heads < 16 else 256, block_d)
+    block_s = min(triton.next_power_of_2(num_splits), 8192 // (block_i * block_d))
+    attention = products.new_empty((batch * num_heads, width, width))
     triton_runtime.launch(
-        _fold_kernel, (triton.cdiv((width + 2) * width, 256), batch * num_heads),
-        partial, ticket, products, temperature.contiguous(), out_weight, folded,
+        _fold_kernel, (triton.cdiv(width, block_i), batch * num_heads),
+        partial, ticket, products, attention, temperature.contiguous(), out_weight, folded,
         num_splits, channels, *out_weight.stride(),
-        NUM_HEADS=num_heads, WIDTH=width, BLOCK_D=block_d, BLOCK_I=min(block_d, max(16, 8192 // block_d)),
-        BLOCK_C=64 if block_d <= 64 else 32 if block_d == 128 else 16, BLOCK_E=256, BLOCK_S=16,
+        NUM_HEADS=num_heads, WIDTH=width, BLOCK_D=block_d, BLOCK_I=block_i, BLOCK_S=block_s,
+        BLOCK_C=min(_block(channels), 64 if is_wide else 128, max(16, 8192 // block_d)),
+        BLOCK_K=min(block_d, max(16, 8192 // block_d)),
         PRECISION="ieee" if is_wide else "tf32", num_warps=8 if width > 32 else 4, num_stages=1,
     )  # fmt: skip
     block_c, block_p = min(_block(channels), 64 if is_wide else 128), 64
@@ -224,17 +230,23 @@ def _gram_kernel(
 
 
 @triton.jit
-def _attend(products_ptr, temperature, i, j, WIDTH: tl.constexpr):
-    """Rows i of a head: norms n and m, cosines S and attention P, all finite outside the head too."""
-    inside = (i < WIDTH)[:, None] & (j < WIDTH)[None, :]
-    gram = tl.load(products_ptr + i[:, None] * WIDTH + j[None, :], mask=inside, other=0.0)
-    n_square = tl.load(products_ptr + WIDTH * WIDTH + i, mask=i < WIDTH, other=1.0)
-    m_square = tl.load(products_ptr + (WIDTH + 1) * WIDTH + j, mask=j < WIDTH, other=1.0)
+def _attend(gram, n_square, m_square, temperature, j, WIDTH: tl.constexpr):
+    """Some rows of a head, j its columns: norms n and m, cosines S and attention P, all finite outside the head too."""
     n, m = tl.maximum(tl.sqrt_rn(n_square), _MIN_NORM), tl.maximum(tl.sqrt_rn(m_square), _MIN_NORM)
     cosine = tl.div_rn(gram, n[:, None] * m[None, :])
     logits = tl.where((j < WIDTH)[None, :], temperature * cosine, float("-inf"))
     attention = tl.exp(logits - tl.max(logits, 1)[:, None])
     return n, m, cosine, tl.div_rn(attention, tl.broadcast_to(tl.sum(attention, 1)[:, None], attention.shape))
+
+
+@triton.jit
+def _attend_again(products_ptr, temperature, i, j, WIDTH: tl.constexpr):
+    """The same of rows i, from a head's products."""
+    inside = (i < WIDTH)[:, None] & (j < WIDTH)[None, :]
+    gram = tl.load(products_ptr + i[:, None] * WIDTH + j[None, :], mask=inside, other=0.0)
+    n_square = tl.load(products_ptr + WIDTH * WIDTH + i, mask=i < WIDTH, other=1.0)
+    m_square = tl.load(products_ptr + (WIDTH + 1) * WIDTH + j, mask=j < WIDTH, other=1.0)
+    return _attend(gram, n_square, m_square, temperature, j, WIDTH)
 
 
 @triton.jit
@@ -248,47 +260,74 @@ def _is_last(ticket_ptr, num_programs):
 
 @triton.jit
 def _fold_kernel(
-    partial_ptr, ticket_ptr, products_ptr, temperature_ptr, weight_ptr, folded_ptr,
+    partial_ptr, ticket_ptr, products_ptr, attention_ptr, temperature_ptr, weight_ptr, folded_ptr,
     num_splits, channels, weight_stride_c, weight_stride_r,
-    NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_S: tl.constexpr, PRECISION: tl.constexpr,
+    NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """products (B h, d + 2, d), a slice in each program; folded (B, C, R) in the head's last."""
+    """Rows of a head in each program: of products (B h, d + 2, d) and of attention (B h, d, d).
+
+    In the head's last: folded (B, C, R).
+    """
     SIZE: tl.constexpr = (WIDTH + 2) * WIDTH
     head = tl.program_id(1).to(tl.int64)
     batch, h = head // NUM_HEADS, head % NUM_HEADS
-    entry = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    total = tl.zeros([BLOCK_E], tl.float32)
+    i, j = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I), tl.arange(0, BLOCK_D)
+    is_i, is_j = i < WIDTH, j < WIDTH
+    inside = is_i[:, None] & is_j[None, :]
+    entries = i[:, None] * WIDTH + j[None, :]
+    gram = tl.zeros([BLOCK_S, BLOCK_I, BLOCK_D], tl.float32)
+    n_square = tl.zeros([BLOCK_S, BLOCK_I], tl.float32)
+    m_square = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
     for start in range(0, num_splits, BLOCK_S):
         split = start + tl.arange(0, BLOCK_S).to(tl.int64)
-        parts = partial_ptr + (split * tl.num_programs(1) + head)[:, None] * SIZE + entry[None, :]
-        total += tl.sum(tl.load(parts, mask=(split < num_splits)[:, None] & (entry < SIZE)[None, :], other=0.0), 0)
+        is_split = split < num_splits
+        parts = partial_ptr + (split * tl.num_programs(1) + head) * SIZE
+        gram += tl.load(
+            parts[:, None, None] + entries[None, :, :], mask=is_split[:, None, None] & inside[None, :, :], other=0.0
+        )
+        squares = parts[:, None] + WIDTH * WIDTH
+        n_square += tl.load(squares + i[None, :], mask=is_split[:, None] & is_i[None, :], other=0.0)
+        # Every program needs all of them to finish its rows.
+        m_square += tl.load(squares + WIDTH + j[None, :], mask=is_split[:, None] & is_j[None, :], other=0.0)
+    gram_rows, n_square_rows, m_square_row = tl.sum(gram, 0), tl.sum(n_square, 0), tl.sum(m_square, 0)
+    temperature = tl.load(temperature_ptr + h).to(tl.float32)
+    _, _, _, attention = _attend(gram_rows, n_square_rows, m_square_row, temperature, j, WIDTH)
     products_ptr += head * SIZE
-    tl.store(products_ptr + entry, total, mask=entry < SIZE)
+    attention_ptr += head * WIDTH * WIDTH
+    tl.store(products_ptr + entries, gram_rows, mask=inside)
+    tl.store(products_ptr + WIDTH * WIDTH + i, n_square_rows, mask=is_i)
+    tl.store(products_ptr + (WIDTH + 1) * WIDTH + j, m_square_row, mask=is_j & (tl.program_id(0) == 0))
+    tl.store(attention_ptr + entries, attention, mask=inside)
     if _is_last(ticket_ptr + head, tl.num_programs(0)):
-        temperature = tl.load(temperature_ptr + h).to(tl.float32)
-        j = tl.arange(0, BLOCK_D)
+        k = tl.arange(0, BLOCK_K)
         weight_ptr += h * WIDTH * weight_stride_r
         folded_ptr += batch * channels * (NUM_HEADS * WIDTH) + h * WIDTH
-        if BLOCK_I >= WIDTH:
-            _, _, _, whole = _attend(products_ptr, temperature, tl.arange(0, BLOCK_I), j, WIDTH)
+        if BLOCK_K >= WIDTH:
+            whole = tl.load(
+                attention_ptr + k[:, None] * WIDTH + j[None, :],
+                mask=(k < WIDTH)[:, None] & is_j[None, :], other=0.0,
+            )  # fmt: skip
         for first in range(0, channels, BLOCK_C):
             c = first + tl.arange(0, BLOCK_C)
             folded = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-            for row in range(0, WIDTH, BLOCK_I):
-                i = row + tl.arange(0, BLOCK_I)
+            for row in range(0, WIDTH, BLOCK_K):
+                k = row + tl.arange(0, BLOCK_K)
                 weight = tl.load(
-                    weight_ptr + c[:, None] * weight_stride_c + i[None, :] * weight_stride_r,
-                    mask=(c < channels)[:, None] & (i < WIDTH)[None, :], other=0.0,
+                    weight_ptr + c[:, None] * weight_stride_c + k[None, :] * weight_stride_r,
+                    mask=(c < channels)[:, None] & (k < WIDTH)[None, :], other=0.0,
                 ).to(tl.float32)  # fmt: skip
-                if BLOCK_I >= WIDTH:
-                    attention = whole
+                if BLOCK_K >= WIDTH:
+                    rows = whole
                 else:
-                    _, _, _, attention = _attend(products_ptr, temperature, i, j, WIDTH)
-                folded = tl.dot(weight, attention, folded, input_precision=PRECISION)
+                    rows = tl.load(
+                        attention_ptr + k[:, None] * WIDTH + j[None, :],
+                        mask=(k < WIDTH)[:, None] & is_j[None, :], other=0.0,
+                    )  # fmt: skip
+                folded = tl.dot(weight, rows, folded, input_precision=PRECISION)
             tl.store(
                 folded_ptr + c[:, None] * (NUM_HEADS * WIDTH) + j[None, :], folded.to(folded_ptr.dtype.element_ty),
-                mask=(c < channels)[:, None] & (j < WIDTH)[None, :],
+                mask=(c < channels)[:, None] & is_j[None, :],
             )  # fmt: skip
 
 
@@ -421,7 +460,7 @@ def _dattention_kernel(
     for row in range(0, WIDTH, BLOCK_I):
         i = row + tl.arange(0, BLOCK_I)
         is_i = i < WIDTH
-        _, _, _, attention = _attend(products_ptr, temperature, i, j, WIDTH)
+        _, _, _, attention = _attend_again(products_ptr, temperature, i, j, WIDTH)
         dweight = tl.dot(dfolded, tl.trans(attention), input_precision=PRECISION)
         entries = (batch * channels + c)[:, None] * INNER + h * WIDTH + i[None, :]
         tl.store(dweight_ptr + entries, dweight, mask=is_c & is_i[None, :])
@@ -440,7 +479,7 @@ def _dattention_kernel(
         for row in range(0, WIDTH, BLOCK_I):
             i = row + tl.arange(0, BLOCK_I)
             inside = (i < WIDTH)[:, None] & is_j
-            n, m, cosine, attention = _attend(products_ptr, temperature, i, j, WIDTH)
+            n, m, cosine, attention = _attend_again(products_ptr, temperature, i, j, WIDTH)
             total = tl.zeros([BLOCK_I, BLOCK_D], tl.float32)
             for start in range(0, num_slices, UNROLL // 4):
                 for index in tl.static_range(UNROLL // 4):
