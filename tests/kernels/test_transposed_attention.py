@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -169,6 +170,19 @@ def test_triton_takes_three_launches_forward_and_three_backward(channels, backen
     assert len(launched) == 3
     y.sum().backward()
     assert len(launched) == 6
+
+
+@each_triton
+@pytest.mark.parametrize(("inner", "channels", "dtype"), [(20, 129, torch.bfloat16), (66, 6, torch.float16)])
+def test_triton_applies_any_offered_number_of_pixels_and_tiles(inner, channels, dtype, backend, device, monkeypatch):
+    room = pytest.importorskip("dakd.kernels.transposed_attention.triton")
+    # 272 pixels: the last tile is cut, and the last program can have a tile beyond all pixels.
+    sizes = dict(batch=1, inner=inner, channels=channels, height=16, width=17, num_heads=2)
+    inputs = operands("transposed_attention", sizes, dtype=dtype, device=device)
+    for num_pixels, num_tiles in product(room.APPLY_PIXELS, room.APPLY_TILES):
+        monkeypatch.setattr(room, "_APPLY_PIXELS", num_pixels)
+        monkeypatch.setattr(room, "_APPLY_TILES", num_tiles)
+        _assert_output_matches_plain(inputs, backend)
 
 
 @each_triton

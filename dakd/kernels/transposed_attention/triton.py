@@ -35,6 +35,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MIN_NORM = tl.constexpr(1e-12)
 # Channels of y up to which one program can hold all of dy's at its pixels.
 _MAX_FUSED_CHANNELS = 256
+# What is offered for the two below, which each call reads; fp32 has its own.
+APPLY_PIXELS, APPLY_TILES = (64, 128), (1, 2)
+# Pixels of a tile of y. Tiles of a program, which keeps its rows of W P for all of them (up to 64 inner channels).
+_APPLY_PIXELS, _APPLY_TILES = 64, 1
 
 
 def forward(
@@ -85,14 +89,18 @@ def forward(
         BLOCK_K=min(block_d, max(16, 8192 // block_d)),
         PRECISION="ieee" if is_wide else "tf32", num_warps=8 if width > 32 else 4, num_stages=1,
     )  # fmt: skip
-    block_c, block_p = min(_block(channels), 64 if is_wide else 128), 64
-    grid = (batch * triton.cdiv(num_pixels, block_p) * triton.cdiv(channels, block_c),)
+    block_c = min(_block(channels), 64 if is_wide else 128)
+    block_p, num_tiles = 64, 1
+    if is_aligned and not is_wide:
+        block_p, num_tiles = _APPLY_PIXELS, _APPLY_TILES if inner <= 64 else 1
+    grid = (batch * triton.cdiv(num_pixels, block_p * num_tiles) * triton.cdiv(channels, block_c),)
     triton_runtime.launch(
         _apply_kernel, grid,
         folded, v_flat, residual_flat, y_flat, num_pixels, channels,
         *folded.stride(), *v_flat.stride(), *residual_flat.stride(), *y_flat.stride(),
-        INNER=inner, BLOCK_C=block_c, BLOCK_P=block_p, BLOCK_R=min(_block(inner), 16 if is_wide else 64), **precision,
-        num_warps=4 if inner <= 64 and not is_wide else 8, num_stages=3,
+        INNER=inner, NUM_TILES=num_tiles, BLOCK_C=block_c, BLOCK_P=block_p,
+        BLOCK_R=min(_block(inner), 16 if is_wide else 64), **precision,
+        num_warps=4 if inner <= 64 and block_p == 64 and not is_wide else 8, num_stages=3,
     )  # fmt: skip
 
 
@@ -332,27 +340,39 @@ def _fold_kernel(
 
 
 @triton.jit
+def _load_rows(a_ptr, row, r, rows, num_inner, a_stride_i, a_stride_r):
+    mask = (row < rows)[:, None] & (r < num_inner)[None, :]
+    return tl.load(a_ptr + row[:, None] * a_stride_i + r[None, :] * a_stride_r, mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_pixels(x_ptr, r, pixel, num_inner, num_pixels, x_stride_r, x_stride_p):
+    mask = (r < num_inner)[:, None] & (pixel < num_pixels)[None, :]
+    return tl.load(x_ptr + r.to(tl.int64)[:, None] * x_stride_r + pixel[None, :] * x_stride_p, mask=mask, other=0.0)
+
+
+@triton.jit
+def _add_product(a, x, acc, AS_FLOAT: tl.constexpr):
+    """acc + a x, in fp32; x is cast to a's dtype."""
+    x = x.to(a.dtype)
+    if AS_FLOAT:
+        return tl.dot(a.to(tl.float32), x.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(a, x, acc)
+
+
+@triton.jit
 def _product(
     a_ptr, x_ptr, row, pixel, rows, num_pixels, a_stride_i, a_stride_r, x_stride_r, x_stride_p, num_inner,
     BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, AS_FLOAT: tl.constexpr,
 ):  # fmt: skip
-    """Tile (row, pixel) of a x, in fp32: a of (rows, num_inner), x of (num_inner, num_pixels), cast to a's dtype."""
+    """Tile (row, pixel) of a x, in fp32: a of (rows, num_inner), x of (num_inner, num_pixels)."""
     acc = tl.zeros([BLOCK_I, BLOCK_P], tl.float32)
     for start in range(0, num_inner, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
-        a = tl.load(
-            a_ptr + row[:, None] * a_stride_i + r[None, :] * a_stride_r,
-            mask=(row < rows)[:, None] & (r < num_inner)[None, :], other=0.0,
-        )  # fmt: skip
-        x = tl.load(
-            x_ptr + r.to(tl.int64)[:, None] * x_stride_r + pixel[None, :] * x_stride_p,
-            mask=(r < num_inner)[:, None] & (pixel < num_pixels)[None, :], other=0.0,
-        )  # fmt: skip
-        x = x.to(a.dtype)
-        if AS_FLOAT:
-            acc = tl.dot(a.to(tl.float32), x.to(tl.float32), acc, input_precision="ieee")
-        else:
-            acc = tl.dot(a, x, acc)
+        a = _load_rows(a_ptr, row, r, rows, num_inner, a_stride_i, a_stride_r)
+        x = _load_pixels(x_ptr, r, pixel, num_inner, num_pixels, x_stride_r, x_stride_p)
+        acc = _add_product(a, x, acc, AS_FLOAT)
     return acc
 
 
@@ -361,27 +381,38 @@ def _apply_kernel(
     folded_ptr, v_ptr, residual_ptr, y_ptr, num_pixels, channels,
     folded_stride_b, folded_stride_c, folded_stride_r, v_stride_b, v_stride_r, v_stride_p,
     residual_stride_b, residual_stride_c, residual_stride_p, y_stride_b, y_stride_c, y_stride_p,
-    INNER: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, AS_FLOAT: tl.constexpr,
+    INNER: tl.constexpr, NUM_TILES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
+    AS_FLOAT: tl.constexpr,
 ):  # fmt: skip
-    """y = residual + folded v."""
-    # Tiles of the same pixels come one after another and find v in the cache.
-    tiles_c, tiles_p = tl.cdiv(channels, BLOCK_C), tl.cdiv(num_pixels, BLOCK_P)
+    """y = residual + folded v, NUM_TILES tiles of pixels in each program."""
+    # Programs of the same pixels come one after another and find v in the cache.
+    tiles_c, groups = tl.cdiv(channels, BLOCK_C), tl.cdiv(num_pixels, BLOCK_P * NUM_TILES)
     tile, rest = tl.program_id(0) % tiles_c, tl.program_id(0) // tiles_c
-    batch = (rest // tiles_p).to(tl.int64)
+    batch = (rest // groups).to(tl.int64)
     c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
-    pixel = (rest % tiles_p).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = (c < channels)[:, None] & (pixel < num_pixels)[None, :]
     c_wide = c.to(tl.int64)[:, None]
-    residual = tl.load(
-        residual_ptr + batch * residual_stride_b + c_wide * residual_stride_c + pixel[None, :] * residual_stride_p,
-        mask=inside, other=0.0,
-    )  # fmt: skip
-    update = _product(
-        folded_ptr + batch * folded_stride_b, v_ptr + batch * v_stride_b, c, pixel, channels, num_pixels,
-        folded_stride_c, folded_stride_r, v_stride_r, v_stride_p, INNER, BLOCK_C, BLOCK_P, BLOCK_R, AS_FLOAT,
-    )  # fmt: skip
-    y = y_ptr + batch * y_stride_b + c_wide * y_stride_c + pixel[None, :] * y_stride_p
-    tl.store(y, (residual.to(tl.float32) + update).to(y_ptr.dtype.element_ty), mask=inside)
+    folded_ptr += batch * folded_stride_b
+    v_ptr += batch * v_stride_b
+    if INNER <= BLOCK_R:
+        r = tl.arange(0, BLOCK_R)
+        folded = _load_rows(folded_ptr, c, r, channels, INNER, folded_stride_c, folded_stride_r)
+    for index in range(NUM_TILES):
+        pixel = ((rest % groups).to(tl.int64) * NUM_TILES + index) * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = (c < channels)[:, None] & (pixel < num_pixels)[None, :]
+        residual = tl.load(
+            residual_ptr + batch * residual_stride_b + c_wide * residual_stride_c + pixel[None, :] * residual_stride_p,
+            mask=inside, other=0.0,
+        )  # fmt: skip
+        if INNER <= BLOCK_R:
+            v = _load_pixels(v_ptr, r, pixel, INNER, num_pixels, v_stride_r, v_stride_p)
+            update = _add_product(folded, v, tl.zeros([BLOCK_C, BLOCK_P], tl.float32), AS_FLOAT)
+        else:
+            update = _product(
+                folded_ptr, v_ptr, c, pixel, channels, num_pixels, folded_stride_c, folded_stride_r,
+                v_stride_r, v_stride_p, INNER, BLOCK_C, BLOCK_P, BLOCK_R, AS_FLOAT,
+            )  # fmt: skip
+        y = y_ptr + batch * y_stride_b + c_wide * y_stride_c + pixel[None, :] * y_stride_p
+        tl.store(y, (residual.to(tl.float32) + update).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
