@@ -55,6 +55,7 @@ class Constant(NamedTuple):
 CONSTANTS = (
     Constant("selective_scan", "_CHECKPOINT_TILES", "CHECKPOINT_TILES"),
     Constant("transposed_attention", "_APPLY_PIXELS", "APPLY_PIXELS"),
+    Constant("transposed_attention", "_APPLY_TILES", "APPLY_TILES"),
 )
 
 
