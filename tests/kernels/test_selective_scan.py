@@ -172,6 +172,51 @@ def test_triton_chunks_do_not_show(monkeypatch, backend, device, length):
 
 
 @triton_variant
+@pytest.mark.parametrize("length", [17, 28])
+def test_triton_is_exact_whatever_the_distance_of_kept_states(monkeypatch, backend, device, length):
+    # No multiple of the four and eight steps between kept states; the last tile is cut, or the last group short.
+    triton_room = pytest.importorskip("dakd.kernels.selective_scan.triton")
+    inputs = operands("selective_scan", dict(batch=1, channels=3, states=5, length=length), device=device)
+    for distance in triton_room.CHECKPOINT_TILES:
+        monkeypatch.setattr(triton_room, "_CHECKPOINT_TILES", distance)
+        assert_exact(backend, inputs)
+
+
+@triton_variant
+@pytest.mark.parametrize("length", [25, 28])
+def test_triton_chunks_are_exact_whatever_the_distance_of_kept_states(monkeypatch, backend, device, length):
+    triton_room = pytest.importorskip("dakd.kernels.selective_scan.triton")
+    monkeypatch.setattr(triton_room, "_WHOLE_LENGTH", 24)
+    monkeypatch.setattr(triton_room, "_MIN_CHUNK", 24)
+    inputs = operands("selective_scan", dict(batch=1, channels=2, states=2, length=length), device=device)
+    # The second chunk ends in a cut tile, or in the middle of the tiles between two kept states.
+    assert triton_room._chunks(inputs["u"])[:2] == (16, 2)
+    for distance in triton_room.CHECKPOINT_TILES:
+        monkeypatch.setattr(triton_room, "_CHECKPOINT_TILES", distance)
+        assert_exact(backend, inputs)
+
+
+@triton_variant
+def test_triton_keeps_fewer_states_at_a_greater_distance(monkeypatch, backend, device):
+    triton_room = pytest.importorskip("dakd.kernels.selective_scan.triton")
+    inputs = operands("selective_scan", dict(batch=1, channels=1, states=1, length=32), device=device)
+    rows = []
+    launch = triton_runtime.launch
+
+    def counted(kernel, grid, *arguments, **options):
+        if kernel.__name__ == "backward_kernel":
+            rows.append((options["TILES"], arguments[10].shape[0]))
+        launch(kernel, grid, *arguments, **options)
+
+    monkeypatch.setattr(triton_runtime, "launch", counted)
+    for distance in triton_room.CHECKPOINT_TILES:
+        monkeypatch.setattr(triton_room, "_CHECKPOINT_TILES", distance)
+        numerics.forward_and_gradients(partial(selective_scan, backend=backend), inputs, WRT)
+    # Every 2, 4 and 8 steps: the kept states, those before a group's later tiles, and the decays.
+    assert rows == [(1, 16 + 0 + 1), (1, 8 + 0 + 1), (4, 4 + 3 + 1)]
+
+
+@triton_variant
 def test_triton_launches_once_forward_and_twice_backward_unless_it_cuts(monkeypatch, launches, backend, device):
     triton_room = pytest.importorskip("dakd.kernels.selective_scan.triton")
     shape = dict(batch=1, channels=1, states=1, length=9)

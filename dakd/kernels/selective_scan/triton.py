@@ -10,9 +10,10 @@ Backward:  g_l = dy_l C_l + G_{l+1},  G_l = a_l g_l,  z_l = G_l h_{l-1};
            dB_l = sum_d g_l dt_l u_l;  dC_l = sum_d dy_l h_l;  dA = sum_{b,l} z_l dt_l;  dD = sum_{b,l} dy_l u_l;
            ddelta_bias = sum_{b,l} ddelta_l
 
-The backward program walks through its time once, leaving the states before each tile in memory, then walks back and
-recomputes a tile from them. Sums over channels are made within the warp; those over channel blocks, samples and chunks
-in a second launch, in a fixed order and without atomics.
+The backward program walks through its time once, leaving in memory the states before every group of tiles, then walks
+back: it recomputes the states before each tile of a group, and those within a tile in registers. Sums over channels are
+made within the warp; those over channel blocks, samples and chunks in a second launch, in a fixed order and without
+atomics.
 
 A long sequence with too few channels to fill the device is cut into chunks. With S the sum of dt over a chunk, its
 states end at 2^(S A log2 e) h_start + (what it makes from zero), and G goes back through it in the same way: one launch
@@ -35,9 +36,17 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # States whose operands a thread can hold in registers; more are scanned in groups.
 _FORWARD_STATES = 16
 _BACKWARD_STATES = 8
-# Tiles of four steps would keep half as many states in memory, but take up to 212 registers on sm_100.
-_BACKWARD_STEPS = 2
 _BACKWARD_WIDTH = 4
+# Distance of the states that the backward pass keeps, in pairs of steps: 8 fp32 states take 16 / distance bytes a feature
+# element, written and read once. Behind it stand the steps of a tile and the tiles between kept states. 2 makes longer
+# tiles, a quarter fewer instructions a step; 4 walks three tiles of four a third time, an exp2 a state and step. Tiles of
+# four steps in pairs spill on sm_90. All of these hold its registers, and 1 alone those of sm_80 and sm_100 too, where
+# 2 spills up to 56 bytes and 4 up to 24.
+_BACKWARD_TILES = {1: (2, 1), 2: (4, 1), 4: (2, 4)}
+CHECKPOINT_TILES = tuple(_BACKWARD_TILES)
+_CHECKPOINT_TILES = 1
+# What ptxas may take for the backward pass: left to itself it stops at 128, and spills.
+_BACKWARD_REGISTERS = 168
 # Cutting costs two launches and the exponentials twice: not worth it for fewer steps, nor where programs abound.
 _WHOLE_LENGTH = 256
 _MIN_CHUNK = 32
@@ -158,14 +167,15 @@ def _backward(
     """The backward pass for at most _BACKWARD_STATES states; du, ddelta, ddelta_bias may be wider than u."""
     du, ddelta, dA, dB, dC, dD, dbias = gradients
     outputs = (du, ddelta)
-    if not all(_has_aligned_rows(tensor, _BACKWARD_STEPS) for tensor in (u, delta, dy, du, ddelta)):
+    num_steps, num_tiles = _BACKWARD_TILES[_CHECKPOINT_TILES]
+    if not all(_has_aligned_rows(tensor, num_steps) for tensor in (u, delta, dy, du, ddelta)):
         # Addresses of odd rows would not fit into registers beside the states: turn the rows instead.
         u, delta, dy, du, ddelta = (_channels_innermost(tensor) for tensor in (u, delta, dy, du, ddelta))
     batch, num_channels, length = u.shape
     num_states = A.shape[1]
     chunk_length, num_chunks, num_blocks = _chunks(u)
     sequences = (u, delta, dy, du, ddelta)
-    constants = _constants(_BACKWARD_STEPS, _BACKWARD_WIDTH, sequences, A, delta_bias, delta_softplus)
+    constants = _constants(num_steps, _BACKWARD_WIDTH, sequences, A, delta_bias, delta_softplus)
     sizes = (num_channels, length, num_blocks, num_chunks, chunk_length)
     operands = (u, delta, A, B, C, A if D is None else D, A if delta_bias is None else delta_bias)
     strides = _strides(u, delta, A, B, C, D, delta_bias)
@@ -173,12 +183,12 @@ def _backward(
     if num_chunks > 1:
         starts, ends = _chunk_borders(operands, dy, sizes, strides, dy.stride(), constants, backward=True)
     num_programs = batch * num_chunks * num_blocks
-    # A row of decays, and one of states for each tile.
-    num_rows = num_programs * (triton.cdiv(chunk_length, constants["K"]) + 1)
+    # A row of decays, one of states for each tile but the first between two kept ones, and the kept ones.
+    num_rows = num_programs * (num_tiles + triton.cdiv(chunk_length, num_tiles * num_steps))
     width = constants["WIDTH"]
     states = u.new_empty((num_rows, triton.cdiv(num_states, width), CHANNELS, width), dtype=torch.float32)
     shares = u.new_empty((num_blocks, batch, 2, num_states, length), dtype=torch.float32)
-    sums = u.new_empty((batch * num_chunks, num_states + 2, num_channels), dtype=torch.float32)
+    sums = u.new_empty((batch * num_chunks, num_blocks, num_states + 2, CHANNELS), dtype=torch.float32)
     # Whether there is a D is not compiled in: without one, ptxas took fewer registers than sm_90 needs, and spilled.
     num_skipping = 0 if D is None else num_channels
     arguments = (*operands, dy, starts, ends, states, du, ddelta, shares, sums, num_skipping, *sizes, *strides)
@@ -191,12 +201,14 @@ def _backward(
         *ddelta.stride(),
         num_warps=1,
         num_stages=1,
+        maxnreg=_BACKWARD_REGISTERS,
         IS_CHUNKED=num_chunks > 1,
+        TILES=num_tiles,
         **constants,
     )
     num_step_blocks = triton.cdiv(length, _SUM_STEPS)
     num_sequence_programs = batch * 2 * num_step_blocks
-    num_parameters = (num_states + 2) * num_channels
+    num_parameters = num_blocks * (num_states + 2) * CHANNELS
     triton_runtime.launch(
         kernels.sum_kernel,
         (num_sequence_programs + triton.cdiv(num_parameters, _SUM_PARAMETERS),),

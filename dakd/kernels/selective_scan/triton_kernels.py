@@ -325,6 +325,55 @@ def _carry_round(ptr, totals_ptr, program, is_there, n, decay, carried, N: tl.co
 
 
 @triton.jit
+def _walk(
+    h,
+    decays,
+    bias,
+    u_at,
+    delta_at,
+    B_at,
+    in_range,
+    left,
+    past,
+    u_stride_l,
+    delta_stride_l,
+    B_stride_n,
+    B_stride_l,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+):
+    """The states after a tile from those before it.
+
+    u_at, delta_at, B_at: a thread's addresses in the first tile.  left, past: steps from this one on, and before it.
+    """
+    is_feature = in_range[:, None] & (tl.arange(0, K)[None, :] < left)
+    u = tiles.columns(tl.load(u_at + past * u_stride_l, mask=is_feature, other=0.0), tiles.BLOCK, K)
+    raw = tiles.columns(tl.load(delta_at + past * delta_stride_l, mask=is_feature, other=0.0), tiles.BLOCK, K)
+    B_tiles = tiles.load_tiles(B_at + past * B_stride_l, left, B_stride_n, N, WIDTH, ROWS, K)
+    dt, product = (), ()
+    for t in tl.static_range(K):
+        x = raw[t].to(tl.float32) + bias
+        if SOFTPLUS:
+            x, _ = tiles.softplus(x)
+        dt = dt + (x,)
+        product = product + (x * u[t].to(tl.float32),)
+    ends = ()
+    for first_state in tl.static_range(0, N, WIDTH):
+        B = tiles.shared_columns(B_tiles[first_state // WIDTH], ROWS * WIDTH)
+        for n in tl.static_range(first_state, first_state + WIDTH):
+            if n < N:
+                current = h[n]
+                for t in tl.static_range(K):
+                    b = product[t] * B[t * WIDTH + n - first_state]
+                    current = tl.exp2(dt[t] * decays[n]) * current + b
+                ends = ends + (current,)
+    return ends
+
+
+@triton.jit
 def backward_kernel(
     u_ptr,
     delta_ptr,
@@ -377,6 +426,7 @@ def backward_kernel(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     K: tl.constexpr,
+    TILES: tl.constexpr,
     ALIGNED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
@@ -420,10 +470,11 @@ def backward_kernel(
     num_steps = num_steps.to(tl.int32)
 
     num_tiles = tl.cdiv(num_steps, K)
-    # A row of decays, and one of states for each tile.
+    # Rows of N vectors: the decays; the states before each tile of the group that is walked back, but its first; the
+    # states before each group of TILES tiles, which are kept.
     ROW: tl.constexpr = (N + WIDTH - 1) // WIDTH * WIDTH * tiles.BLOCK
-    decays_at = states_ptr + program * (tl.cdiv(chunk_length, K) + 1) * ROW
-    states_at = decays_at + ROW
+    decays_at = states_ptr + program * (tl.cdiv(chunk_length, TILES * K) + TILES) * ROW
+    kept_at = decays_at + TILES * ROW
     tiles.keep(decays_at, decays, N, WIDTH)
     h = tiles.zeros(N)
     if IS_CHUNKED:
@@ -431,29 +482,28 @@ def backward_kernel(
     for index in range(num_tiles):
         left = num_steps - index * K
         past = (num_steps - left).to(tl.int64)
-        tiles.keep(states_at + past * (ROW // K), h, N, WIDTH)
-        is_feature = in_range[:, None] & (step[None, :] < left)
-        u = tiles.columns(tl.load(u_at + past * u_stride_l, mask=is_feature, other=0.0), tiles.BLOCK, K)
-        raw = tiles.columns(tl.load(delta_at + past * delta_stride_l, mask=is_feature, other=0.0), tiles.BLOCK, K)
-        B_tiles = tiles.load_tiles(B_at + past * B_stride_l, left, B_stride_n, N, WIDTH, ROWS, K)
-        dt, product = (), ()
-        for t in tl.static_range(K):
-            x = raw[t].to(tl.float32) + bias
-            if SOFTPLUS:
-                x, _ = tiles.softplus(x)
-            dt = dt + (x,)
-            product = product + (x * u[t].to(tl.float32),)
-        ends = ()
-        for first_state in tl.static_range(0, N, WIDTH):
-            B = tiles.shared_columns(B_tiles[first_state // WIDTH], ROWS * WIDTH)
-            for n in tl.static_range(first_state, first_state + WIDTH):
-                if n < N:
-                    current = h[n]
-                    for t in tl.static_range(K):
-                        b = product[t] * B[t * WIDTH + n - first_state]
-                        current = tl.exp2(dt[t] * decays[n]) * current + b
-                    ends = ends + (current,)
-        h = ends
+        if index % TILES == 0:
+            tiles.keep(kept_at + past // (TILES * K) * ROW, h, N, WIDTH)
+        h = _walk(
+            h,
+            decays,
+            bias,
+            u_at,
+            delta_at,
+            B_at,
+            in_range,
+            left,
+            past,
+            u_stride_l,
+            delta_stride_l,
+            B_stride_n,
+            B_stride_l,
+            N,
+            WIDTH,
+            ROWS,
+            K,
+            SOFTPLUS,
+        )
     # The states are read back below by whichever thread's turn it is.
     tl.debug_barrier()
 
@@ -474,6 +524,39 @@ def backward_kernel(
         index = num_tiles - 1 - walked
         left = num_steps - index * K
         past = (num_steps - left).to(tl.int64)
+        inner = index % TILES
+        if TILES > 1:  # noqa: SIM102 - decided while compiling, as the next one is not
+            if (inner == TILES - 1) | (walked == 0):
+                # The group's states are written over those of the group after it, which all threads have read.
+                tl.debug_barrier()
+                decays = tiles.find_all(decays_at, N, WIDTH)
+                h = tiles.find_all(kept_at + past // (TILES * K) * ROW, N, WIDTH)
+                for number in range(inner):
+                    # All but the last tile of a sequence are whole, and that one is not walked again.
+                    before = past - (inner - number) * K
+                    h = _walk(
+                        h,
+                        decays,
+                        bias,
+                        u_at,
+                        delta_at,
+                        B_at,
+                        in_range,
+                        K,
+                        before,
+                        u_stride_l,
+                        delta_stride_l,
+                        B_stride_n,
+                        B_stride_l,
+                        N,
+                        WIDTH,
+                        ROWS,
+                        K,
+                        SOFTPLUS,
+                    )
+                    tiles.keep(decays_at + (number + 1) * ROW, h, N, WIDTH)
+                tl.debug_barrier()
+        starts_at = tl.where(inner == 0, kept_at + past // (TILES * K) * ROW, decays_at + inner * ROW)
         is_feature = in_range[:, None] & (step[None, :] < left)
         u_raw = tiles.columns(tl.load(u_at + past * u_stride_l, mask=is_feature, other=0.0), tiles.BLOCK, K)
         raw = tiles.columns(tl.load(delta_at + past * delta_stride_l, mask=is_feature, other=0.0), tiles.BLOCK, K)
@@ -503,7 +586,7 @@ def backward_kernel(
             C = tiles.shared_columns(C_tiles[first_state // WIDTH], ROWS * WIDTH)
             # Read again for each tile: in the cache they do not take registers.
             their_decays = tiles.find(decays_at, first_state, WIDTH)
-            starts = tiles.find(states_at + past * (ROW // K), first_state, WIDTH)
+            starts = tiles.find(starts_at, first_state, WIDTH)
             sums = ()
             for n in tl.static_range(first_state, first_state + WIDTH):
                 if n < N:
@@ -543,14 +626,14 @@ def backward_kernel(
         tl.store(du_at + past * du_stride_l, tiles.tile_of(du, tiles.BLOCK, K), mask=is_feature)
         tl.store(ddelta_at + past * ddelta_stride_l, tiles.tile_of(ddelta, tiles.BLOCK, K), mask=is_feature)
 
-    row_at = sums_ptr + (sample * num_chunks + program // num_blocks % num_chunks) * (N + 2) * num_channels
-    row_at += first_channel
+    # Addressed by the program's number alone: a register that lives through both loops would be spilled.
+    sums_at = sums_ptr + program * ((N + 2) * tiles.BLOCK)
     for first_state in tl.static_range(0, N, WIDTH):
         states = first_state + tl.arange(0, WIDTH)[None, :]
-        is_there = in_range[:, None] & (states < N)
-        tl.store(row_at + states * num_channels + row[:, None], tiles.group(dA, first_state, N, WIDTH), mask=is_there)
-    tl.store(row_at + N * num_channels + row, dskip, mask=in_range)
-    tl.store(row_at + (N + 1) * num_channels + row, dbias, mask=in_range)
+        their_sums = tiles.group(dA, first_state, N, WIDTH)
+        tl.store(sums_at + states * tiles.BLOCK + row[:, None], their_sums, mask=states < N)
+    tl.store(sums_at + N * tiles.BLOCK + row, dskip)
+    tl.store(sums_at + (N + 1) * tiles.BLOCK + row, dbias)
 
 
 @triton.jit
@@ -601,15 +684,18 @@ def sum_kernel(
             _sum_blocks(at, to, first_step, length, num_blocks, apart, dC_stride_n, dC_stride_l, N, PADDED_N, STEPS)
     else:
         parameter = (program - num_sequence_programs) * PARAMETERS + tl.arange(0, PARAMETERS)
-        total = _sum_rows(sums_ptr, parameter, num_rows, (N + 2) * num_channels, PARAMETERS)
-        kind, channel = parameter // num_channels, parameter % num_channels
+        total = _sum_rows(sums_ptr, parameter, num_rows, num_blocks * (N + 2) * tiles.BLOCK, PARAMETERS)
+        # A row holds, for each channel block, N + 2 kinds of its channels.
+        kind = parameter // tiles.BLOCK % (N + 2)
+        channel = parameter // tiles.BLOCK // (N + 2) * tiles.BLOCK + parameter % tiles.BLOCK
+        is_there = channel < num_channels
         dA_at = dA_ptr + channel * dA_stride_d + kind * dA_stride_n
-        tl.store(dA_at, total.to(dA_ptr.dtype.element_ty), mask=kind < N)
+        tl.store(dA_at, total.to(dA_ptr.dtype.element_ty), mask=is_there & (kind < N))
         if HAS_SKIP:
-            tl.store(dD_ptr + channel * dD_stride, total.to(dD_ptr.dtype.element_ty), mask=kind == N)
+            tl.store(dD_ptr + channel * dD_stride, total.to(dD_ptr.dtype.element_ty), mask=is_there & (kind == N))
         if HAS_BIAS:
             dbias_at = dbias_ptr + channel * dbias_stride
-            tl.store(dbias_at, total.to(dbias_ptr.dtype.element_ty), mask=kind == N + 1)
+            tl.store(dbias_at, total.to(dbias_ptr.dtype.element_ty), mask=is_there & (kind == N + 1))
 
 
 @triton.jit

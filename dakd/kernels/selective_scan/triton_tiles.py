@@ -198,6 +198,16 @@ def find(ptr, first, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def find_all(ptr, N: tl.constexpr, WIDTH: tl.constexpr):
+    """The N vectors that `keep` stored."""
+    states = ()
+    own = tl.arange(0, BLOCK)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    for first in tl.static_range(0, N, WIDTH):
+        states = append_columns(tl.load(ptr + first * BLOCK + own), states, N, WIDTH)
+    return states
+
+
+@triton.jit
 def zeros(N: tl.constexpr):
     zeros = ()
     for _ in tl.static_range(N):
