@@ -37,7 +37,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FORWARD_STATES = 16
 _BACKWARD_STATES = 8
 _BACKWARD_WIDTH = 4
-# Distance of the states that the backward pass keeps, in pairs of steps, and behind it the steps of a tile and the tiles
+# Distance of the states that the backward pass keeps, in pairs of steps; behind it the steps of a tile, and the tiles
 # between kept states. Eight fp32 states take 16 / distance bytes a feature element, written and read once. 2 makes
 # longer tiles, which take an eighth fewer instructions a step; 4 walks three tiles of four a third time, which takes a
 # quarter more (longer tiles, walked so, spill on sm_90). All of these hold sm_90's registers, and should be fastest
