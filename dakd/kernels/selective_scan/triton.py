@@ -37,8 +37,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FORWARD_STATES = 16
 _BACKWARD_STATES = 8
 _BACKWARD_WIDTH = 4
-# Distance of the states that the backward pass keeps, in pairs of steps, and behind it the steps of a tile and the
-# tiles between kept states. Eight fp32 states take 16 / distance bytes a feature element, written and read once. 2 makes
+# Distance of the states that the backward pass keeps, in pairs of steps; behind it the steps of a tile, and the tiles
+# between kept states. Eight fp32 states take 16 / distance bytes a feature element, written and read once. 2 makes
 # longer tiles, which take an eighth fewer instructions a step; 4 walks three tiles of four a third time, which takes a
 # quarter more (longer tiles, walked so, spill on sm_90). All of these hold sm_90's registers, and should be fastest
 # there in the order 2, 1, 4; 1 alone holds those of sm_80 and sm_100 too, where 2 spills up to 56 bytes and 4 up to 24.
