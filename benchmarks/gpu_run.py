@@ -13,6 +13,7 @@ host may lack. Exit status 1: something that was checked is wrong, or a job did 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import importlib.util
 import os
@@ -62,6 +63,7 @@ def main() -> int:
     run.folder.mkdir(parents=True, exist_ok=True)
     run.start_tables(SECOND_TABLES if options.second else FIRST_TABLES)
     _import_for_children(run)
+    gc.freeze()  # what is imported never goes: children need not look through it at every collection
     if torch.cuda.is_initialized():
         raise RuntimeError("CUDA has started in the parent: no child could use it; a module imported here touches it")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
