@@ -1,7 +1,8 @@
 """Phase 2: every op, backend, dtype and layout against float64, then bit for bit against itself.
 
 The first is a ratio, error over budget, by output and gradient: what is a little over 1 may be a matter of the budget.
-The second shows a race: 200 calls give the bits of the first one, and so does a replayed graph beside a busy stream.
+The second shows a race: 200 calls give the bits of the first one, and so do a replayed graph and an eager call that run
+at the same time.
 """
 
 from __future__ import annotations
