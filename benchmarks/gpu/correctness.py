@@ -8,6 +8,7 @@ at the same time.
 from __future__ import annotations
 
 import math
+import traceback
 
 import torch
 from harness import STRUCK_OVER, make_call
@@ -56,42 +57,44 @@ def _check_job(run: Run, op: str, name: str, dtype: str):
 
 
 def _check(run: Run, op: str, name: str, dtype: str, is_planted: bool) -> str:
-    found = []
+    ratios: dict[str, float] = {}
+    raised = []
     for seed, call in enumerate(calls.checked(op, dtype, run.is_tiny)):
         bench = calls.bench(call, run.bench_arguments())
         if is_planted:
             bench.function = _wrong(bench.function)
+        where = f"{call.shape} {call.layout}"
         cells = dict(op=op, backend=name, dtype=dtype, layout=call.layout, shape=call.shape)
         if name not in bench.backends:
             absent = backends.why_not(op, name, run.device, bench.dtype) or "not for this dtype"
             run.add("correct", **cells, verdict="absent", note=absent)
             continue
-        found += [(f"{call.shape} {call.layout} {what}", ratio) for what, ratio in
-                  _check_call(run, bench, call, name, seed, cells).items()]  # fmt: skip
-    worst = max(found, key=lambda item: math.inf if math.isnan(item[1]) else item[1], default=None)
-    if worst is None:
-        return "absent"
-    if not worst[1] <= 1:
-        raise Wrong(f"{op} {name} {dtype}: {worst[0]} is {worst[1]:.3g} of its budget")
-    return f"at most {worst[1]:.2g} of the budget ({worst[0]})"
+        try:
+            errors = bench.errors(name, call.sizes, seed)
+            synchronise(run.device)
+        # What does not compile or launch at one shape says nothing of the others, unless the context is gone.
+        except Exception as error:
+            traceback.print_exc()
+            raised.append(f"{where}: {reason(error)}")
+            run.add("correct", **cells, verdict="raised", note=reason(error))
+            continue
+        for tensor, error in errors.items():
+            verdict = "ok" if error.ratio <= 1 else "over" if error.ratio <= STRUCK_OVER else "wrong"
+            run.add("correct", **cells, tensor=tensor, error=error.error, budget=error.budget, ratio=error.ratio,
+                    verdict=verdict)  # fmt: skip
+            print(f"{where} {tensor}: {error.ratio:.3g} of its budget", flush=True)
+            ratios[f"{where} {tensor}"] = error.ratio
+    return _judge(f"{op} {name} {dtype}", ratios, raised)
 
 
-def _check_call(run: Run, bench, call: calls.Call, name: str, seed: int, cells: dict) -> dict[str, float]:
-    """The ratios of one call by tensor, each a line of the table."""
-    try:
-        errors = bench.errors(name, call.sizes, seed)
-        synchronise(run.device)
-    # What does not compile or launch at one shape says nothing of the others, unless the context is gone.
-    except Exception as error:
-        run.add("correct", **cells, verdict="raised", note=reason(error))
-        print(f"{call.shape} {call.layout}: {reason(error)}", flush=True)
-        return {"call": math.nan}
-    for tensor, error in errors.items():
-        verdict = "ok" if error.ratio <= 1 else "over" if error.ratio <= STRUCK_OVER else "wrong"
-        run.add("correct", **cells, tensor=tensor, error=error.error, budget=error.budget, ratio=error.ratio,
-                verdict=verdict)  # fmt: skip
-        print(f"{call.shape} {call.layout} {tensor}: {error.ratio:.3g} of its budget", flush=True)
-    return {tensor: error.ratio for tensor, error in errors.items()}
+def _judge(job: str, ratios: dict[str, float], raised: list[str]) -> str:
+    """The job's note; Wrong where a ratio is over 1 or NaN, RuntimeError where a call raised."""
+    worst = max(ratios, key=lambda what: math.inf if math.isnan(ratios[what]) else ratios[what], default=None)
+    if worst is not None and not ratios[worst] <= 1:
+        raise Wrong(f"{job}: {worst} is {ratios[worst]:.3g} of its budget")
+    if raised:
+        raise RuntimeError(f"{len(raised)} calls raised, such as {raised[0]}")
+    return "absent" if worst is None else f"at most {ratios[worst]:.2g} of the budget ({worst})"
 
 
 def _wrong(function):

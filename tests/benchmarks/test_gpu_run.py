@@ -206,6 +206,31 @@ def test_phases_fit_into_the_visit(visit):
     assert len(context.FIRST_TABLES) + 1 <= 8 and len(context.SECOND_TABLES) + 1 <= 8  # with the log
 
 
+def test_a_call_that_raises_is_no_wrong_number_and_costs_no_other_call(tmp_path, monkeypatch):
+    run = context.Run("cpu", True, tmp_path)
+    run.start_tables(context.FIRST_TABLES)
+    errors = harness.Bench.errors
+
+    def failing(bench, name, sizes, seed):
+        if seed == 0:
+            raise ValueError("no kernel image")
+        return errors(bench, name, sizes, seed)
+
+    monkeypatch.setattr(harness.Bench, "errors", failing)
+    with pytest.raises(RuntimeError, match="1 calls raised, such as tiny channels_last: ValueError: no kernel image"):
+        correctness._check(run, "transposed_attention", "reference", "fp32", False)
+    verdicts = [(row["layout"], row["verdict"]) for row in read(tmp_path / "correct.csv")]
+    assert verdicts[0] == ("channels_last", "raised") and set(verdicts[1:]) == {("contiguous", "ok")}
+
+
+@pytest.mark.parametrize("ratio", [1.5, float("nan")])
+def test_a_number_over_its_budget_is_wrong_whatever_else_raised(ratio):
+    with pytest.raises(workers.Wrong, match="job: dq is"):
+        correctness._judge("job", {"y": 0.5, "dq": ratio}, ["odd: ValueError"])
+    assert correctness._judge("job", {"y": 0.5, "dq": 0.7}, []) == "at most 0.7 of the budget (dq)"
+    assert correctness._judge("job", {}, []) == "absent"
+
+
 def test_the_second_visit_rechecks_what_the_first_found(tmp_path):
     run = context.Run("cpu", True, tmp_path)
     run.start_tables(context.FIRST_TABLES)
