@@ -27,6 +27,7 @@ _EXTRA = {
 _LAYOUTS = ("contiguous", "channels_last", "tokens")
 
 
+@pytest.mark.slow
 # In a process of its own, because in this one Triton may be interpreted.
 @pytest.mark.skipif(triton_runtime.why_not("cuda") == "triton is not installed", reason="triton is not installed")
 def test_front_end_takes_every_kernel_at_every_small_shape():
