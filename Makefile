@@ -33,8 +33,8 @@ help:
 	@echo "make bench-data the bars of the data path: the soft labels' codec, the loader beside webdataset"
 	@echo "make compile-check  compiles every GPU kernel for three architectures; no GPU needed, but nvcc"
 	@echo "make visit-venv the software of a GPU host without network, into .venv-visit; 5 GB. compile-check then checks it too"
-	@echo "make gpu-kit   packs what is brought to such a host, into .gpu_kit; no GPU needed, but nvcc; 10 minutes the first time"
-	@echo "make gpu-rehearsal  unpacks the kit in visit-venv and plays the run on this CPU, with planted faults; 5 minutes"
+	@echo "make gpu-kit   packs what is brought to such a host, into .gpu_kit; no GPU needed, but nvcc; 5 minutes the first time"
+	@echo "make gpu-rehearsal  unpacks the kit in visit-venv and plays the run on this CPU, with planted faults; 2 minutes"
 	@echo "make gpu-run   needs a GPU: is it right, how fast, what decides; 6.5 minutes. ARGS=--second asks further, 4 minutes"
 	@echo "make venv      only the installation, into .venv"
 

@@ -464,8 +464,8 @@ def write(tables: dict[str, dict]) -> None:
 def found_versions() -> Versions:
     import triton
 
-    told = _nvcc(["nvcc", "--version"]) if shutil.which("nvcc") else ""
-    release = re.search(r"release ([\d.]+)", told)
+    printed = _nvcc(["nvcc", "--version"]) if shutil.which("nvcc") else ""
+    release = re.search(r"release ([\d.]+)", printed)
     return Versions(triton.__version__, torch.__version__.split("+")[0], release.group(1) if release else "none")
 
 

@@ -168,7 +168,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results; the variable OUT goes before it")
     parser.add_argument("--only", action="append", help="run this phase only; repeatable")
     parser.add_argument("--recheck", action="append", metavar="WORD", help="--second: check the jobs whose names have "
-                        "this word; default: those that the device's newest correct.csv has against them")  # fmt: skip
+                        "this word; default: those that did not end well, by the device's facts.csv")  # fmt: skip
     parser.add_argument("--variant", action="append", choices=[constant.name for constant in second.CONSTANTS],
                         help="--second: race this tuning constant only; repeatable")  # fmt: skip
     parser.add_argument("--total-s", type=float, help=f"seconds for everything; default: {FIRST_S:.0f}, "

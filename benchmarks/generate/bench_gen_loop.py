@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def measure_loops(section: Section, net, size: int, side: int, eta: float, steps: int = _STEPS) -> list[str]:
-    """Times the eager loop and the captured one, and returns what is wrong with the latter, in words."""
+    """Times the eager loop and the captured one, and returns the faults of the latter, in words."""
     x, y = (noise.to(section.device) for noise in start_noise(0, range(size), (side, side), NUM_CLASSES))
     ids = torch.arange(size, device=section.device)
     shape, what = f"B {size}, {side}x{side}", f"{steps} steps" + (", eta 1" if eta else "")

@@ -43,7 +43,7 @@ def ops_with(name: str) -> list[str]:
 
 
 def checked(op: str, dtype: str, is_tiny: bool = False) -> list[Call]:
-    """What is held to float64: odd sizes, and two samples of the main shape in the models' layout and contiguous."""
+    """Held to float64: odd sizes, and two samples of the main shape in the models' layout and contiguous."""
     if is_tiny:
         return [Call(op, "tiny", SHAPES[op]["tiny"], dtype, layout) for layout in _layouts(op)]
     small = _two_samples(SHAPES[op]["main"])
@@ -52,7 +52,7 @@ def checked(op: str, dtype: str, is_tiny: bool = False) -> list[Call]:
 
 
 def repeated(op: str, is_tiny: bool = False) -> Call:
-    """What is called again and again for bit-equal results."""
+    """The call that is repeated for bit-equal results."""
     shape = "tiny" if is_tiny else "main"
     return Call(op, shape, SHAPES[op][shape], "fp32" if is_tiny else "bf16", MODEL_LAYOUT[op])
 

@@ -61,9 +61,9 @@ class Run:
         given = ["--device", self.device, "--csv", str(self.path(table)), "--seconds", str(seconds)]
         return section.Section(section.parse("", [*given, *(["--tiny"] if self.is_tiny else [])]))
 
-    def bench_arguments(self, *more: str, table: str = "races") -> list[str]:
-        """The command line of a room's benchmark."""
-        return ["--device", self.device, "--csv", str(self.path(table)), *more]
+    def bench_arguments(self, *more: str) -> list[str]:
+        """The command line of a room's benchmark, whose rows go to the races."""
+        return ["--device", self.device, "--csv", str(self.path("races")), *more]
 
 
 def find_gpu() -> str | None:

@@ -1,6 +1,6 @@
 """Phase 2: every op, backend, dtype and layout against float64, then bit for bit against itself.
 
-The first is a ratio, error over budget, by output and gradient: what is a little over 1 may be a matter of the budget.
+The first is a ratio, error over budget, by output and gradient: a little over 1 may be a matter of the budget.
 The second shows a race: 200 calls give the bits of the first one, and so do a replayed graph and an eager call that run
 at the same time.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import traceback
+from functools import partial
 
 import torch
 from harness import STRUCK_OVER, make_call
@@ -39,29 +40,25 @@ def _jobs(run: Run) -> list[Job]:
     limit_s = _TINY_JOB_S if run.is_tiny else _JOB_S
     dtypes = ("bf16", "fp32") if run.is_tiny else calls.DTYPES
     jobs = [
-        Job(f"{op} {name} {dtype}", _check_job(run, op, name, dtype), limit_s)
+        Job(f"{op} {name} {dtype}", partial(_check, run, op, name, dtype), limit_s)
         for dtype in dtypes
         for name in names
         for op in calls.ops_with(name)
     ]
-    repeats = [Job(f"{op} {name} repeats", _repeat_job(run, op, name), limit_s)
+    repeats = [Job(f"{op} {name} repeats", partial(_repeat, run, op, name), limit_s)
                for name in names for op in calls.ops_with(name)]  # fmt: skip
     # A wrong sum in the two-byte dtypes, or one that changes, is more likely than one in fp32.
     half = [job for job in jobs if not job.name.endswith("fp32")]
     return [*half, *repeats, *(job for job in jobs if job not in half)]
 
 
-def _check_job(run: Run, op: str, name: str, dtype: str):
-    is_planted = run.plant.get(f"{op} {name} {dtype}") == "wrong"
-    return lambda: _check(run, op, name, dtype, is_planted)
-
-
-def _check(run: Run, op: str, name: str, dtype: str, is_planted: bool) -> str:
+def _check(run: Run, op: str, name: str, dtype: str) -> str:
+    job = f"{op} {name} {dtype}"
     ratios: dict[str, float] = {}
     raised = []
     for seed, call in enumerate(calls.checked(op, dtype, run.is_tiny)):
         bench = calls.bench(call, run.bench_arguments())
-        if is_planted:
+        if run.plant.get(job) == "wrong":
             bench.function = _wrong(bench.function)
         where = f"{call.shape} {call.layout}"
         cells = dict(op=op, backend=name, dtype=dtype, layout=call.layout, shape=call.shape)
@@ -84,7 +81,7 @@ def _check(run: Run, op: str, name: str, dtype: str, is_planted: bool) -> str:
                     verdict=verdict)  # fmt: skip
             print(f"{where} {tensor}: {error.ratio:.3g} of its budget", flush=True)
             ratios[f"{where} {tensor}"] = error.ratio
-    return _judge(f"{op} {name} {dtype}", ratios, raised)
+    return _judge(job, ratios, raised)
 
 
 def _judge(job: str, ratios: dict[str, float], raised: list[str]) -> str:
@@ -106,10 +103,6 @@ def _wrong(function):
         return scaled if isinstance(outputs, tuple) else scaled[0]
 
     return planted
-
-
-def _repeat_job(run: Run, op: str, name: str):
-    return lambda: _repeat(run, op, name)
 
 
 def _repeat(run: Run, op: str, name: str) -> str:

@@ -4,7 +4,7 @@
 #     bash .gpu_kit/go.sh             # the first visit; further arguments go to benchmarks/gpu_run.py
 #     bash .gpu_kit/go.sh --second
 #
-# Prepares what the host lacks and starts the run. What cannot be prepared is told in one line, and the run does without.
+# Prepares what the host lacks and starts the run. What cannot be prepared is reported in one line, and the run does without.
 # DAKD_PYTHON names the interpreter: python3 where it is not set. benchmarks/gpu/kit.py copies this file into the kit.
 set -euo pipefail
 KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -55,7 +55,7 @@ install_wheels
 export PYTHONPATH=$PLACE/site:$PWD${PYTHONPATH:+:$PYTHONPATH}
 unpack_triton_cache
 place_extension
-if [ -e "$KIT/commit" ]; then DAKD_COMMIT=$(<"$KIT/commit"); export DAKD_COMMIT; else say "the kit does not tell its commit"; fi
+if [ -e "$KIT/commit" ]; then DAKD_COMMIT=$(<"$KIT/commit"); export DAKD_COMMIT; else say "the kit does not name its commit"; fi
 # These seconds are part of the run's limit.
 export DAKD_PREPARED_S=$SECONDS
 exec "$PYTHON" benchmarks/gpu_run.py "$@"

@@ -98,8 +98,8 @@ def collect_wheels() -> str:
     names = sorted(path.name for path in folder.iterdir())
     unfit = [f"{name} ({why})" for name in names if (why := why_not_for_the_host(name))]
     if unfit or len(names) != len(WHEELS):
-        told = ", ".join(unfit) or "none"
-        raise KitError(f"{len(names)} wheels for {len(WHEELS)} packages; not made for the host: {told}")
+        summary = ", ".join(unfit) or "none"
+        raise KitError(f"{len(names)} wheels for {len(WHEELS)} packages; not made for the host: {summary}")
     return f"{len(names)} wheels, {len(absent)} of them new"
 
 
@@ -198,10 +198,10 @@ def rewritten(group: str, place: Path) -> str:
 
 
 def read_result(printed: str) -> tuple[int, int, int]:
-    """Launches, hits and misses, as warm_up.py tells them."""
+    """Launches, hits and misses, as warm_up.py reports them."""
     found = re.findall(r"(\d+) launches, (\d+) hits, (\d+) misses", printed)
     if not found:
-        raise KitError(f"warm_up.py does not tell hits and misses: {printed[-500:]}")
+        raise KitError(f"warm_up.py does not report hits and misses: {printed[-500:]}")
     return tuple(map(int, found[-1]))
 
 
@@ -245,8 +245,8 @@ def _start(name: str) -> str:
 
 def _timed(part: Callable[[], str]) -> None:
     start = time.monotonic()
-    told = part()
-    print(f"{part.__name__:<18}{time.monotonic() - start:>5.0f} s  {told}", flush=True)
+    summary = part()
+    print(f"{part.__name__:<18}{time.monotonic() - start:>5.0f} s  {summary}", flush=True)
 
 
 def _pip(*arguments: str, **environment: str) -> None:

@@ -17,7 +17,7 @@ from gpu.workers import Job, Phase, Wrong
 
 _BF16 = torch.bfloat16
 _TOP_KERNELS = 30
-# What a kernel's name tells of its purpose, the first that matches; CPU rehearsals see torch's operators instead.
+# A kernel's purpose by its name, the first pattern that matches; CPU rehearsals see torch's operators instead.
 _FAMILIES = (
     ("layout", r"nchwToNhwc|nhwcToNchw|transpose|permute"),
     ("conv", r"conv|fprop|dgrad|wgrad|implicit|winograd|cudnn_.*_generated"),
@@ -87,7 +87,7 @@ def in_words(rows: list[Row]) -> str:
 def _profile(run: Run) -> str:
     """Every kernel of one step in both layouts, summed by name and by family."""
     size, side = _size(run)
-    told = []
+    parts = []
     for layout, net in zip(("contiguous", "channels_last"), _nets(run)):
         x, y, t = noisy_pair(size, side, run.device, _BF16)
 
@@ -115,8 +115,8 @@ def _profile(run: Run) -> str:
             run.add("families", **cells, family=family_of(kernel), kernel=kernel[:200], launches=launches,
                     time_us=time_us, share=time_us / total_us)  # fmt: skip
         first, (_, most_us) = max(by_family.items(), key=lambda item: item[1][1])
-        told.append(f"{layout} {total_us / 1e3:.2f} ms, {first} {most_us / total_us:.0%}")
-    return "; ".join(told)
+        parts.append(f"{layout} {total_us / 1e3:.2f} ms, {first} {most_us / total_us:.0%}")
+    return "; ".join(parts)
 
 
 def family_of(kernel: str) -> str:

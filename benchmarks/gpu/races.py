@@ -6,6 +6,8 @@ backend's time is in the table too, and its verdict stands in correct.csv.
 
 from __future__ import annotations
 
+from functools import partial
+
 from dakd.testing.inputs import DIFFERENTIABLE
 from gpu import calls, nets
 from gpu.context import Run
@@ -15,7 +17,7 @@ PHASE = "races"
 
 
 def phase(run: Run) -> Phase:
-    jobs = [Job(" ".join(["race", call.op, call.shape, call.layout, *call.options]), _race_job(run, call), 30)
+    jobs = [Job(" ".join(["race", call.op, call.shape, call.layout, *call.options]), partial(race, run, call), 30)
             for call in calls.raced(run.is_tiny)]  # fmt: skip
     return Phase(PHASE, 60 if run.is_gpu else 120, jobs)
 
@@ -23,13 +25,9 @@ def phase(run: Run) -> Phase:
 def compiled_phase(run: Run) -> Phase:
     """A few ratios to torch.compile, which takes seconds for each."""
     ops = ("seg_loss", "ddim_step") if run.is_gpu else ("depthwise_conv1d",)
-    jobs = [Job(f"compile {op}", _compile_job(run, op), 40) for op in ops]
+    jobs = [Job(f"compile {op}", partial(_compile, run, op), 40) for op in ops]
     jobs.append(Job("compile gn_silu and a block", lambda: _compiled_blocks(run), 40))
     return Phase("compile", 45 if run.is_gpu else 120, jobs)
-
-
-def _race_job(run: Run, call: calls.Call):
-    return lambda: race(run, call)
 
 
 def race(run: Run, call: calls.Call, *words: str, seconds: float = 0.25) -> str:
@@ -40,19 +38,18 @@ def race(run: Run, call: calls.Call, *words: str, seconds: float = 0.25) -> str:
     if not rows:
         raise RuntimeError("nothing was measured; the log says why")
     ours = [row for row in rows if row.contestant in bench.backends]
-    told = []
+    parts = []
     for what in ("forward", "forward+backward") if DIFFERENTIABLE[call.op] else ("forward",):
         timed = [row for row in ours if row.what.startswith(what) and (what != "forward" or "+" not in row.what)]
         if timed:
             best = min(timed, key=lambda row: row.time_us)
-            told.append(f"{what} {best.contestant} {best.time_us:.1f} us, {best.times_eager or 0:.2f} x eager, "
+            parts.append(f"{what} {best.contestant} {best.time_us:.1f} us, {best.times_eager or 0:.2f} x eager, "
                         f"{100 * (best.copy_share or 0):.0f} % of copy")  # fmt: skip
-    return "; ".join(told)
+    return "; ".join(parts)
 
 
-def _compile_job(run: Run, op: str):
-    call = calls.repeated(op, run.is_tiny)
-    return lambda: race(run, call, "--compile", "aot_eager" if run.is_tiny else "default")
+def _compile(run: Run, op: str) -> str:
+    return race(run, calls.repeated(op, run.is_tiny), "--compile", "aot_eager" if run.is_tiny else "default")
 
 
 def _compiled_blocks(run: Run) -> str:

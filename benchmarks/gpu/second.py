@@ -60,34 +60,23 @@ CONSTANTS = (
 
 
 def recheck_phase(run: Run, words: tuple[str, ...]) -> Phase:
-    """The jobs of the first visit's check that found something, or those whose names have one of `words`."""
-    words = words or (("depthwise_conv1d",) if run.is_tiny else faulty_jobs(_first_results(run)))
+    """The jobs of the first visit's check that did not end well, or those whose names have one of `words`."""
+    words = words or (("depthwise_conv1d",) if run.is_tiny else unsettled_jobs(_first_results(run)))
     if not words:
         return Phase("recheck", 10, [Job("recheck", lambda: None, 10, "the first visit left nothing to check again")])
     found = correctness.phase(run, words)
     return Phase("recheck", 25 if run.is_gpu else 120, found.jobs, found.workers)
 
 
-def faulty_jobs(folder: Path) -> tuple[str, ...]:
-    """The names of the jobs that the newest lines of correct.csv have something against."""
-    path = folder / "correct.csv"
+def unsettled_jobs(folder: Path) -> tuple[str, ...]:
+    """The checks, by the names of their jobs, that last ended otherwise than well: wrong, failed, killed or not run."""
+    path = folder / "facts.csv"
     if not path.exists():
         return ()
-    newest: dict[tuple, dict[str, str]] = {}
     with path.open() as file:
-        for row in csv.DictReader(file):
-            key = (row["op"], row["backend"], row["dtype"], row["layout"], row["shape"], row["tensor"])
-            newest[key] = row
-            # A call that raised before has no tensors; one that has them went well.
-            if row["tensor"]:
-                newest.pop((*key[:-1], ""), None)
-    faulty = [row for row in newest.values() if row["verdict"] not in ("ok", "absent")]
-    return tuple(dict.fromkeys(_job_of(row) for row in faulty))
-
-
-def _job_of(row: dict[str, str]) -> str:
-    is_repeat = row["tensor"].endswith(("repeats", "replays"))
-    return f"{row['op']} {row['backend']} {'repeats' if is_repeat else row['dtype']}"
+        newest = {row["name"].removeprefix("job "): row["value"] for row in csv.DictReader(file)
+                  if row["phase"] in (correctness.PHASE, "recheck") and row["name"].startswith("job ")}  # fmt: skip
+    return tuple(name for name, status in newest.items() if status not in ("ok", "skipped"))
 
 
 def counters_phase(run: Run) -> Phase:
@@ -174,7 +163,7 @@ def pipeline_phase(run: Run) -> Phase:
 
 def _pipeline(run: Run) -> str:
     config = ROOT / "configs" / ("smoke.yaml" if run.is_tiny else "gpu_visit.yaml")
-    told = []
+    parts = []
     with tempfile.TemporaryDirectory(prefix="dakd-visit-", dir=_fast_folder()) as folder:
         for words in (["prepare"], ["train_jointnet"], ["generate"], ["generate", "--verify"]):
             start = time.monotonic()
@@ -184,8 +173,8 @@ def _pipeline(run: Run) -> str:
             run.fact("pipeline", f"dakd {' '.join(words)}", f"{seconds:.1f}", "s", f"exit status {done.returncode}")
             if done.returncode:
                 raise RuntimeError(f"dakd {' '.join(words)} left with status {done.returncode}; the log says why")
-            told.append(f"{' '.join(words)} {seconds:.0f} s")
-    return ", ".join(told)
+            parts.append(f"{' '.join(words)} {seconds:.0f} s")
+    return ", ".join(parts)
 
 
 def _fast_folder() -> str | None:

@@ -58,9 +58,9 @@ def _tests(run: Run) -> str:
         run.fact(PHASE, f"tests {word.lower()}", count, note="stopped for lack of time" if was_stopped else "")
     for name in failed:
         run.fact(PHASE, "failed test", name, note=f"{LOG} says why")
-    told = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count) or "none ran"
+    summary = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count) or "none ran"
     if failed:
-        raise Wrong(f"{told}: {', '.join(failed[:3])}")
+        raise Wrong(f"{summary}: {', '.join(failed[:3])}")
     if status and not was_stopped:
-        raise RuntimeError(f"pytest left with status {status}: {told}")
-    return told + (", the rest stopped for lack of time" if was_stopped else "")
+        raise RuntimeError(f"pytest left with status {status}: {summary}")
+    return summary + (", the rest stopped for lack of time" if was_stopped else "")

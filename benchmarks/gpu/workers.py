@@ -1,6 +1,6 @@
 """Jobs, each in a process of its own, forked from a parent that has imported what all of them need.
 
-A start costs 6 to 7 seconds of imports where it is not forked. The parent never touches CUDA, which no process may
+Imports take seconds, and here only once. The parent never touches CUDA, which no process may
 inherit; it waits, ends what is over its limit, and goes on: a crash or a hang costs its own job alone. What a job
 prints goes to the log, what it measures goes to the tables line by line.
 """

@@ -83,7 +83,7 @@ def test_kit_that_is_too_large_is_an_error(tmp_path, monkeypatch, capsys):
 
 def test_result_of_warm_up_is_read_from_its_last_line():
     assert kit.read_result("FAILED x\n3 launches, 1 hits, 2 misses\n87 launches, 80 hits, 7 misses; 5 s") == (87, 80, 7)
-    with pytest.raises(kit.KitError, match="does not tell"):
+    with pytest.raises(kit.KitError, match="does not report"):
         kit.read_result("nothing")
 
 
@@ -130,7 +130,7 @@ def test_run_starts_without_any_part_of_the_kit_and_each_is_told_in_a_line(host)
     (arguments, _), said = go(host, "--second")
     assert arguments == ["--second"]
     for words in ("broken-1.0-py3-none-any.whl is not installed: ", "kernels are compiled on the way: ",
-                  "there is no compiled library", "does not tell its commit"):  # fmt: skip
+                  "there is no compiled library", "does not name its commit"):  # fmt: skip
         assert len([line for line in said if line.startswith("go.sh: ") and words in line]) == 1, said
     assert len(said) == 4, said
 
