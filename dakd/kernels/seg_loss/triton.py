@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dakd.kernels import tickets, triton_runtime
+from dakd.kernels.triton_columns import columns, tile_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_UNROLLED = 8
@@ -522,14 +523,15 @@ def _load_logits(
 ):
     """`_load` from the addresses of `_find`."""
     if RUN > 0:
+        ROWS: tl.constexpr = number.shape[0]
         numbers, values = (), ()
         for first in tl.static_range(0, COLS * K, RUN):
-            numbers = numbers + _columns(tl.load(ptr + first, mask=number + first < count, other=0))
+            numbers = numbers + columns(tl.load(ptr + first, mask=number + first < count, other=0), ROWS, RUN)
         for k in tl.static_range(K):
             own = ()
             for col in tl.static_range(COLS):
                 own = own + (numbers[col * K + k],)
-            values = values + (_tile_of(own).to(tl.float32),)
+            values = values + (tile_of(own, ROWS, COLS).to(tl.float32),)
     else:
         values = _load(ptr, class_stride, number < count, 1.0, False, K, K_BLOCK, IS_UNROLLED)
     return values
@@ -550,54 +552,21 @@ def _store(
 ):
     """To the addresses of `_find`."""
     if RUN > 0:
+        ROWS: tl.constexpr = number.shape[0]
         by_class = ()
         for k in tl.static_range(K):
-            by_class = by_class + _columns(values[k].to(ptr.dtype.element_ty))
+            by_class = by_class + columns(values[k].to(ptr.dtype.element_ty), ROWS, COLS)
         for first in tl.static_range(0, COLS * K, RUN):
             numbers = ()
             for i in tl.static_range(first, first + RUN):
                 numbers = numbers + (by_class[i % K * COLS + i // K],)
-            tl.store(ptr + first, _tile_of(numbers), mask=number + first < count)
+            tl.store(ptr + first, tile_of(numbers, ROWS, RUN), mask=number + first < count)
     elif IS_UNROLLED:
         for k in tl.static_range(K):
             tl.store(ptr + tl.cast(class_stride, tl.int64) * k, values[k], mask=number < count)
     else:
         classes = tl.arange(0, K_BLOCK)[None, :]
         tl.store(ptr + tl.cast(class_stride, tl.int64) * classes, values[0], mask=(number < count) & (classes < K))
-
-
-@triton.jit
-def _columns(tile):
-    """The columns of a tile of up to 8, each (ROWS,), in order."""
-    ROWS: tl.constexpr = tile.shape[0]
-    WIDTH: tl.constexpr = tile.shape[1]
-    parts = (tile,)
-    for level in tl.static_range(3):
-        if len(parts) < WIDTH:
-            halves = ()
-            for i in tl.static_range(len(parts)):
-                low, high = tl.split(tl.permute(tl.reshape(parts[i], [ROWS, 2, WIDTH >> (level + 1)]), [0, 2, 1]))
-                halves = halves + (low, high)
-            parts = halves
-    columns = ()
-    for i in tl.static_range(WIDTH):
-        columns = columns + (tl.reshape(parts[i], [ROWS]),)
-    return columns
-
-
-@triton.jit
-def _tile_of(columns):
-    """The inverse of `_columns`."""
-    ROWS: tl.constexpr = columns[0].shape[0]
-    parts = columns
-    for level in tl.static_range(3):
-        if len(parts) > 1:
-            joined = ()
-            for i in tl.static_range(len(parts) // 2):
-                pair = tl.join(parts[i], parts[i + len(parts) // 2])
-                joined = joined + (tl.reshape(pair, [ROWS, 2 << level]),)
-            parts = joined
-    return parts[0]
 
 
 @triton.jit

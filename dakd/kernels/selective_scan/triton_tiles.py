@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from dakd.kernels.triton_columns import columns, tile_of
+
 CHANNELS = 32
 
 BLOCK = tl.constexpr(CHANNELS)
@@ -37,38 +39,6 @@ def locate(num_channels, length, num_blocks, num_chunks, chunk_length):
     first_step = program // num_blocks % num_chunks * chunk_length
     sample = program // num_blocks // num_chunks
     return sample, first_channel, first_step, tl.minimum(length - first_step, chunk_length)
-
-
-@triton.jit
-def columns(tile, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """The columns of a (ROWS, WIDTH) tile, each (ROWS,), in order."""
-    parts = (tile,)
-    for level in tl.static_range(10):
-        if len(parts) < WIDTH:
-            halves = ()
-            for index in tl.static_range(len(parts)):
-                pairs = tl.permute(tl.reshape(parts[index], [ROWS, 2, WIDTH >> (level + 1)]), [0, 2, 1])
-                low, high = tl.split(pairs)
-                halves = halves + (low, high)
-            parts = halves
-    columns = ()
-    for index in tl.static_range(WIDTH):
-        columns = columns + (tl.reshape(parts[index], [ROWS]),)
-    return columns
-
-
-@triton.jit
-def tile_of(columns, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """The inverse of `columns`."""
-    parts = columns
-    for level in tl.static_range(10):
-        if len(parts) > 1:
-            joined = ()
-            for index in tl.static_range(len(parts) // 2):
-                pairs = tl.join(parts[index], parts[index + len(parts) // 2])
-                joined = joined + (tl.reshape(pairs, [ROWS, 2 << level]),)
-            parts = joined
-    return tl.reshape(parts[0], [ROWS, WIDTH])
 
 
 @triton.jit
