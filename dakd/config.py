@@ -28,6 +28,8 @@ from pydantic import (
     model_validator,
 )
 
+from dakd.shipped import find_file, not_found
+
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -593,13 +595,15 @@ _MAX_VALUES = 10_000
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The validated configuration of a YAML file with dotted overrides (`section.key=value`, values in YAML).
 
+    path: a file, or the name of an experiment that comes with dakd, such as `demo`.
     Raises ValueError naming the key, what was found and what was wanted.
     """
-    path = Path(path)
-    if path.is_dir():
+    found = find_file(path)
+    if found is None and Path(path).is_dir():
         raise ValueError(f"{path} is a folder; give the YAML file of one experiment")
-    if not path.is_file():
-        raise ValueError(f"no configuration at {path}; the ones that come with dakd lie in configs/")
+    if found is None:
+        raise ValueError(not_found(path, "configuration"))
+    path = found
     try:
         tree = yaml.safe_load(path.read_text())
     except _YAML_ERRORS as error:

@@ -20,6 +20,7 @@ ROWS = [
     {"models", "diffusion", "data"},
     {"kernels"},
     {"config", "runtime", "testing"},
+    {"shipped"},
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 # diffusion and data serve one another: prepare computes b, the losses know the ignored label.

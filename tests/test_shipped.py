@@ -1,0 +1,51 @@
+"""Files that come with dakd are found by name, a user's own by path first."""
+
+from __future__ import annotations
+
+import pytest
+
+from dakd import shipped
+from dakd.config import load_config
+
+
+@pytest.mark.parametrize("name", ["demo", "demo.yaml", "configs/demo.yaml"])
+def test_a_shipped_experiment_is_found_by_name_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name).name == "demo"
+
+
+def test_a_users_own_file_comes_before_a_shipped_one_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert load_config("demo").name == "demo"
+    (tmp_path / "demo.yaml").write_text("name: mine\n")
+    assert load_config("demo.yaml").name == "mine" and load_config("demo").name == "demo"
+
+
+def test_tables_and_zero_files_have_kinds_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("zero2", "zero2.json", "deepspeed/zero2.json", "configs/deepspeed/zero2.json"):
+        assert shipped.find_file(name, "deepspeed", ".json").name == "zero2.json"
+    assert shipped.find_file("ce_b", "ablate").parent.name == "ablate"
+    assert shipped.find_file("ce_b") is None and shipped.find_file("demo", "ablate") is None
+
+
+@pytest.mark.parametrize("name", ["/configs/demo.yaml", "nowhere/demo.yaml", "configs/../demo.yaml", ""])
+def test_a_path_that_leads_nowhere_finds_no_shipped_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shipped.find_file(name) is None
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_and_all_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"did you mean 'demo'.*osd, real_small, smoke"):
+        load_config("dmo")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="mine is a folder"):
+        load_config("mine")
+
+
+def test_an_extra_is_installed_from_the_checkout_or_beside_the_wheel(tmp_path, monkeypatch):
+    assert shipped.extra_remedy("train") == "pip install -e '.[train]'"
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "site-packages" / "dakd")
+    assert shipped.extra_remedy("train") == "pip install 'dakd[train]'"
