@@ -15,7 +15,7 @@ ROWS = [
     {"__main__", "cli", "doctor"},
     {"ablate"},
     {"pipeline"},
-    {"train", "generate", "evaluate", "predict"},
+    {"train", "generate", "evaluate", "predict", "card", "hub"},
     {"metrics", "weights"},
     {"models", "diffusion", "data"},
     {"kernels"},
