@@ -1,0 +1,32 @@
+"""What all sections of the configuration are made of: the strict model, and number types with bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=0, le=8)]  # a side over the image's own
+Byte = Annotated[int, Field(ge=0, le=255)]
+Size = tuple[Positive, Positive]  # (height, width) in pixels
+
+
+def wanted(text: str) -> WrapValidator:
+    """One error that says what is wanted, in place of one for each kind of value that a union has."""
+
+    def check(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"wanted {text}") from None
+
+    return WrapValidator(check)
+
+
+class Section(BaseModel):
+    """A strict, immutable part of the configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,0 +1,46 @@
+"""One experiment: a section per step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from dakd.config.base import NonNegative, Section
+from dakd.config.evaluate import EvaluateConfig, PredictConfig
+from dakd.config.generate import GenerateConfig
+from dakd.config.prepare import PrepareConfig
+from dakd.config.student import TrainSarossConfig
+from dakd.config.teacher import BalanceConfig, TrainJointNetConfig
+from dakd.config.training import DataConfig
+
+
+class Config(Section):
+    """The whole experiment, in pipeline order."""
+
+    name: str = Field(min_length=1)
+    run_dir: str | None = None  # default: runs/NAME
+    seed: NonNegative = 0
+    prepare: PrepareConfig = PrepareConfig()
+    balance: BalanceConfig = BalanceConfig()
+    data: DataConfig = DataConfig()
+    train_jointnet: TrainJointNetConfig = TrainJointNetConfig()
+    generate: GenerateConfig = GenerateConfig()
+    train_saross: TrainSarossConfig = TrainSarossConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    predict: PredictConfig = PredictConfig()
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _number_is_a_name(cls, value: object) -> object:
+        """YAML reads a name such as 2024 as a number."""
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @property
+    def soft_label_temperature(self) -> float:
+        """What generated soft labels are written for."""
+        return self.generate.temperature or self.train_saross.loss.temperature
+
+    @property
+    def run_path(self) -> Path:
+        return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
