@@ -35,7 +35,7 @@ class TimedDenoiser(Protocol):
         """(B,) timesteps to tensors (B, width) that depend on them alone."""
 
     def denoise(self, x_t: Tensor, y_t: Tensor, shifts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The call with what embed_time gave; tensors of one row serve the whole batch."""
+        """The call with the tensors of embed_time; tensors of one row serve the whole batch."""
 
 
 def start_noise(seed: int, indices: Iterable[int], size: tuple[int, int], num_classes: int) -> tuple[Tensor, Tensor]:
@@ -161,23 +161,26 @@ class PairSampler:
 
 
 class ShiftTable:
-    """What a net makes of each timestep, one row a timestep.
+    """The tensors that a net makes of each timestep, one row a timestep, or a batch of rows.
 
     Computed on batches of the size that it is used for: a product of one row may be summed in another order than the
-    same row among others, and the looked-up numbers shall be those of the loop.
+    same row among others, and the looked-up numbers shall be those of the loop. Some CPU libraries sum the last rows of
+    an odd batch in another order than the first ones; the table then keeps the whole batch.
     """
 
     def __init__(self, net: TimedDenoiser, timesteps: Tensor, batch: int):
         rows = []
         for t in timesteps.unbind():
             shifts = net.embed_time(t.expand(batch))
-            rows.append(torch.cat([shift[:1] for shift in shifts], dim=1))
-        self._rows = torch.cat(rows)
+            rows.append(torch.cat(list(shifts), dim=1))
+        table = torch.stack(rows)
+        is_one_row_enough = bool((table == table[:, :1]).all())
+        self._rows = table[:, :1].clone() if is_one_row_enough else table
         self._widths = [shift.shape[1] for shift in shifts]
 
     def row(self, step: Tensor) -> tuple[Tensor, ...]:
-        """The tensors (1, width) of one step.  step: int64 of one element, read on the device."""
-        return self._rows[step].split(self._widths, dim=1)
+        """The tensors (1 or B, width) of one step.  step: int64 of one element, read on the device."""
+        return self._rows[step].flatten(0, 1).split(self._widths, dim=1)
 
 
 class State(NamedTuple):
