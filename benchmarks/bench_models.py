@@ -60,14 +60,14 @@ def student_step() -> Callable[[], None]:
 
 def teacher_step() -> Callable[[], None]:
     """Forward and backward pass of stage 3 at the paper's size, one sample of 64x64."""
-    net = SARJointNet(UNetConfig(), NUM_CLASSES)
+    net = SARJointNet.from_config(UNetConfig(), NUM_CLASSES)
     noising = Noising(CosineSchedule(1000, 0.999), 0.528, NUM_CLASSES, 0)
     return _training_step(JointTraining(net, noising, 1.0, torch.channels_last), _batch(1, 64))
 
 
 def sampler_loop() -> Callable[[], None]:
     """Five sampling steps of a narrow teacher, four pairs of 128x128: where the step weighs most beside the network."""
-    net = SARJointNet(UNetConfig(channels=(32, 32, 64), attention_levels=()), NUM_CLASSES).eval()
+    net = SARJointNet.from_config(UNetConfig(channels=(32, 32, 64), attention_levels=()), NUM_CLASSES).eval()
     sampler = PairSampler(net, CosineSchedule(1000, 0.999), 5, b=0.528)
     x, y = start_noise(0, range(4), (128, 128), NUM_CLASSES)
     return lambda: sampler(x, y)

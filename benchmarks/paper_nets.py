@@ -32,7 +32,7 @@ def joint_net(is_tiny: bool, device: str, dtype: torch.dtype = torch.float32) ->
     """Random weights; the bridges, which start at zero, too: zeros would spare power and hide a wrong sum."""
     torch.manual_seed(0)
     with torch.device(device):  # a GPU draws 227 million weights in no time
-        net = SARJointNet(unet_config(is_tiny), NUM_CLASSES)
+        net = SARJointNet.from_config(unet_config(is_tiny), NUM_CLASSES)
     for parameter in (*net.sar_bridge.parameters(), *net.label_bridge.parameters()):
         torch.nn.init.normal_(parameter, std=0.02)
     return net.to(device, dtype)

@@ -169,7 +169,7 @@ def jointnet_flop(
     from dakd.models.jointnet import SARJointNet
 
     with torch.device("meta"):
-        net = SARJointNet(unet or UNetConfig(), num_classes)
+        net = SARJointNet.from_config(unet or UNetConfig(), num_classes)
         x, y = torch.empty(1, 1, *size), torch.empty(1, num_classes, *size)
         t = torch.zeros(1, dtype=torch.int64)
     if stage == 2:

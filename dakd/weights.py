@@ -155,8 +155,8 @@ def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         if not 0 < metadata["b"] <= 4 or metadata["num_classes"] != num_classes:
             raise ValueError(f"b is {metadata['b']} and num_classes {metadata['num_classes']} of {num_classes} names")
         if metadata["kind"] == "ddpm":
-            return DDPM(UNetConfig.model_validate(metadata["unet"]), num_bits(num_classes))
-        return SARJointNet(UNetConfig.model_validate(metadata["unet"]), num_classes)
+            return DDPM.from_config(UNetConfig.model_validate(metadata["unet"]), num_bits(num_classes))
+        return SARJointNet.from_config(UNetConfig.model_validate(metadata["unet"]), num_classes)
 
     return _rebuild(build, metadata.get("unet"), path).to(device).eval(), metadata
 

@@ -39,11 +39,11 @@ def run_without_extras(code: str, blocked: tuple[str, ...] = OPTIONAL) -> str:
 def test_forward_and_backward_of_both_nets_run_without_any_extra():
     out = run_without_extras("""
         import torch
-        from dakd.config import StudentConfig, UNetConfig
+        from dakd.config import StudentConfig
         from dakd.kernels.seg_loss import seg_loss
         from dakd.models.jointnet import SARJointNet
         from dakd.models.zoo import build_student
-        net = SARJointNet(UNetConfig(channels=(8, 16), blocks_per_level=1, attention_levels=(), norm_groups=8), 3)
+        net = SARJointNet(3, channels=(8, 16), blocks_per_level=1, attention_levels=(), norm_groups=8)
         x_hat, logits = net(torch.randn(1, 1, 8, 8), torch.randn(1, 3, 8, 8), torch.tensor([5]))
         (x_hat.sum() + logits.sum()).backward()
         options = dict(dim=8, in_dim=8, depths=[1, 1, 2, 2], num_heads=[1, 1, 2, 4], window_size=[8, 8, 4, 2])

@@ -75,7 +75,7 @@ def with_teacher(run_dir: Path, **settings: object) -> Config:
     tree["generate"] |= settings
     config = build_config(tree)
     torch.manual_seed(0)
-    net = SARJointNet(config.train_jointnet.unet, 5)
+    net = SARJointNet.from_config(config.train_jointnet.unet, 5)
     for parameter in [*net.sar_bridge.parameters(), *net.label_bridge.parameters()]:
         torch.nn.init.normal_(parameter, std=0.05)
     facts = {
@@ -110,7 +110,7 @@ def with_ddpm(run_dir: Path, **settings: object) -> Config:
         "b": 1.0,
         "classes": OSD_CLASSES.to_dict(),
     }
-    state = DDPM(config.train_jointnet.unet, 3).state_dict()
+    state = DDPM.from_config(config.train_jointnet.unet, 3).state_dict()
     save_weights(config.run_path / "train_jointnet" / "ddpm" / "weights_ema.safetensors", state, facts)
     return config
 

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from dakd.config import UNetConfig
-from dakd.models.unet import UNet
+from dakd.models.unet import UNet, UNetSizes
+
+if TYPE_CHECKING:
+    from dakd.config import UNetConfig
 
 
 class DDPM(nn.Module):
-    """x_hat, y_hat = net(x_t, y_t, t): the clean image and the label's clean bits, in the joint net's interface."""
+    """x_hat, y_hat = net(x_t, y_t, t): the clean image and the label's clean bits, in the joint net's interface.
 
-    def __init__(self, cfg: UNetConfig, label_channels: int):
+    label_channels: bits of a class id.  sizes: of the U-Net, by keyword: channels, blocks_per_level, ... of `UNet`.
+    """
+
+    def __init__(self, label_channels: int, **sizes: Unpack[UNetSizes]):
         super().__init__()
         self.label_channels = label_channels
-        self.unet = UNet(cfg, 1 + label_channels, 1 + label_channels)
+        self.unet = UNet(1 + label_channels, 1 + label_channels, **sizes)
+
+    @classmethod
+    def from_config(cls, cfg: UNetConfig, label_channels: int) -> DDPM:
+        """The net of the section `train_jointnet.unet`."""
+        return cls(label_channels, **dict(cfg))
 
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x_t: (B, 1, H, W).  y_t: (B, n, H, W), bits of -1 and +1 plus noise.  t: (B,).  Returns the same shapes."""

@@ -11,11 +11,14 @@ Mechanics after JointNet (Zhang et al., arXiv 2310.06347), in pixel space (paper
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
 
 from torch import Tensor, nn
 
-from dakd.config import UNetConfig
-from dakd.models.unet import UNet
+from dakd.models.unet import UNet, UNetSizes
+
+if TYPE_CHECKING:
+    from dakd.config import UNetConfig
 
 
 def zero_conv(c_in: int, c_out: int, kernel_size: int) -> nn.Conv2d:
@@ -31,7 +34,7 @@ class Bridge(nn.Module):
 
     def __init__(self, own: UNet, other_in_channels: int):
         super().__init__()
-        width, mid = own.cfg.channels[0], own.cfg.channels[-1]
+        width, mid = own.channels[0], own.channels[-1]
         self.hear_input = zero_conv(other_in_channels, width, 3)
         self.send_skips = nn.ModuleList(zero_conv(channels, channels, 1) for channels in own.skip_channels)
         self.send_mid = zero_conv(mid, mid, 1)
@@ -41,15 +44,23 @@ class Bridge(nn.Module):
 
 
 class SARJointNet(nn.Module):
-    """x_hat, logits = net(x_t, y_t, t): the clean image from SAR-Net, the label's raw logits from Label-Net."""
+    """x_hat, logits = net(x_t, y_t, t): the clean image from SAR-Net, the label's raw logits from Label-Net.
 
-    def __init__(self, cfg: UNetConfig, num_classes: int):
+    sizes: of each branch, by keyword: channels, blocks_per_level, attention_levels, ... of `UNet`.
+    """
+
+    def __init__(self, num_classes: int, **sizes: Unpack[UNetSizes]):
         super().__init__()
         self.label_channels = num_classes
-        self.sar_net = UNet(cfg, 1, 1)
-        self.label_net = UNet(cfg, num_classes, num_classes)
+        self.sar_net = UNet(1, 1, **sizes)
+        self.label_net = UNet(num_classes, num_classes, **sizes)
         self.sar_bridge = Bridge(self.sar_net, num_classes)
         self.label_bridge = Bridge(self.label_net, 1)
+
+    @classmethod
+    def from_config(cls, cfg: UNetConfig, num_classes: int) -> SARJointNet:
+        """The net of two branches of the section `train_jointnet.unet`."""
+        return cls(num_classes, **dict(cfg))
 
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x_t: (B, 1, H, W).  y_t: (B, K, H, W) in [-b, b] plus noise.  t: (B,), one for both branches.

@@ -8,13 +8,25 @@ nearest neighbour and a convolution up. The paper does not give its U-Net; the d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dakd.config import UNetConfig
+if TYPE_CHECKING:
+    from dakd.config import UNetConfig
+
+
+class UNetSizes(TypedDict, total=False):
+    """The sizes of a U-Net by keyword, for nets that are made of U-Nets: those of `UNet`, with its defaults."""
+
+    channels: Sequence[int]
+    blocks_per_level: int
+    attention_levels: Sequence[int]
+    attention_head_dim: int
+    norm_groups: int
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -36,12 +48,12 @@ class ResBlock(nn.Module):
     The shift (B or 1, c_out) is the block's own projection of the timestep, from `embed`.
     """
 
-    def __init__(self, c_in: int, c_out: int, time_dim: int, cfg: UNetConfig):
+    def __init__(self, c_in: int, c_out: int, time_dim: int, norm_groups: int):
         super().__init__()
-        self.norm1 = group_norm(c_in, cfg.norm_groups)
+        self.norm1 = group_norm(c_in, norm_groups)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time = nn.Linear(time_dim, c_out)
-        self.norm2 = group_norm(c_out, cfg.norm_groups)
+        self.norm2 = group_norm(c_out, norm_groups)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
@@ -58,14 +70,12 @@ class ResBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the pixels of a map, residual."""
 
-    def __init__(self, channels: int, cfg: UNetConfig):
+    def __init__(self, channels: int, head_dim: int, norm_groups: int):
         super().__init__()
-        self.num_heads = max(1, channels // cfg.attention_head_dim)
+        self.num_heads = max(1, channels // head_dim)
         if channels % self.num_heads:
-            raise ValueError(
-                f"{channels} channels do not divide into heads of {cfg.attention_head_dim}; change attention_head_dim"
-            )
-        self.norm = group_norm(channels, cfg.norm_groups)
+            raise ValueError(f"{channels} channels do not divide into heads of {head_dim}; change attention_head_dim")
+        self.norm = group_norm(channels, norm_groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
 
@@ -81,12 +91,11 @@ class SelfAttention(nn.Module):
 class Level(nn.Module):
     """Residual blocks (each with attention where the level has it) and a change of resolution at the end, or none."""
 
-    def __init__(self, widths_in: list[int], c_out: int, time_dim: int, attends: bool, resample: str, cfg: UNetConfig):
+    def __init__(self, blocks: list[ResBlock], attention: list[SelfAttention] | None, resample: nn.Module | None):
         super().__init__()
-        self.blocks = nn.ModuleList(ResBlock(c_in, c_out, time_dim, cfg) for c_in in widths_in)
-        self.attention = nn.ModuleList(SelfAttention(c_out, cfg) for _ in widths_in) if attends else None
-        stride = 2 if resample == "down" else 1
-        self.resample = None if resample == "none" else nn.Conv2d(c_out, c_out, 3, stride=stride, padding=1)
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = None if attention is None else nn.ModuleList(attention)
+        self.resample = resample
 
     def apply_block(self, index: int, h: Tensor, shift: Tensor) -> Tensor:
         h = self.blocks[index](h, shift)
@@ -94,55 +103,92 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """A denoiser x_hat = f(x_t, t).  `encode` returns what the decoder and another branch need; `decode` the rest."""
+    """A denoiser x_hat = f(x_t, t).  `encode` returns what the decoder and another branch need; `decode` the rest.
 
-    def __init__(self, cfg: UNetConfig, in_channels: int, out_channels: int):
+    channels: widths of the levels, from the full resolution down; each level halves the resolution.
+    blocks_per_level: residual blocks of a level on the way down; one more on the way up.
+    attention_levels: levels with self-attention, 0 being the full resolution; the middle always has it.
+    attention_head_dim: channels of an attention head.  norm_groups: of GroupNorm, fewer where they do not divide.
+    Heights and widths of images must be multiples of `stride`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (128, 128, 256, 256, 512, 512),
+        blocks_per_level: int = 2,
+        attention_levels: Sequence[int] = (4,),
+        attention_head_dim: int = 8,
+        norm_groups: int = 32,
+    ):
         super().__init__()
-        self.cfg = cfg
-        widths = list(cfg.channels)
+        if not channels or any(level >= len(channels) for level in attention_levels):
+            raise ValueError(
+                f"{len(channels)} levels of channels and attention on levels {tuple(attention_levels)}; "
+                "wanted at least one level, and attention on levels that there are, counted from 0"
+            )
+        widths = list(channels)
         time_dim = 4 * widths[0]
+        self.channels = tuple(channels)
         self.time_mlp = nn.Sequential(nn.Linear(widths[0], time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+
+        def block(c_in: int, c_out: int) -> ResBlock:
+            return ResBlock(c_in, c_out, time_dim, norm_groups)
+
+        def attention(width: int) -> SelfAttention:
+            return SelfAttention(width, attention_head_dim, norm_groups)
+
+        def level(index: int, inputs: list[int], stride: int | None) -> Level:
+            width = widths[index]
+            blocks = [block(c_in, width) for c_in in inputs]
+            attentions = [attention(width) for _ in inputs] if index in attention_levels else None
+            resample = None if stride is None else nn.Conv2d(width, width, 3, stride=stride, padding=1)
+            return Level(blocks, attentions, resample)
 
         self.down = nn.ModuleList()
         self.skip_channels = [widths[0]]  # of every skip tensor, in the order of encode
         previous = widths[0]
         for i, width in enumerate(widths):
             is_last = i == len(widths) - 1
-            inputs = [previous] + [width] * (cfg.blocks_per_level - 1)
-            resample = "none" if is_last else "down"
-            self.down.append(Level(inputs, width, time_dim, i in cfg.attention_levels, resample, cfg))
-            self.skip_channels += [width] * (cfg.blocks_per_level + (not is_last))
+            inputs = [previous] + [width] * (blocks_per_level - 1)
+            self.down.append(level(i, inputs, None if is_last else 2))
+            self.skip_channels += [width] * (blocks_per_level + (not is_last))
             previous = width
 
-        self.mid_block1 = ResBlock(previous, previous, time_dim, cfg)
-        self.mid_attention = SelfAttention(previous, cfg)
-        self.mid_block2 = ResBlock(previous, previous, time_dim, cfg)
+        self.mid_block1 = block(previous, previous)
+        self.mid_attention = attention(previous)
+        self.mid_block2 = block(previous, previous)
 
         self.up = nn.ModuleList()
         skips = list(self.skip_channels)
         for i, width in reversed(list(enumerate(widths))):
             inputs = []
-            for _ in range(cfg.blocks_per_level + 1):
+            for _ in range(blocks_per_level + 1):
                 inputs.append(previous + skips.pop())
                 previous = width
-            resample = "none" if i == 0 else "up"
-            self.up.append(Level(inputs, width, time_dim, i in cfg.attention_levels, resample, cfg))
+            self.up.append(level(i, inputs, None if i == 0 else 1))
 
-        self.norm_out = group_norm(widths[0], cfg.norm_groups)
+        self.norm_out = group_norm(widths[0], norm_groups)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+
+    @classmethod
+    def from_config(cls, cfg: UNetConfig, in_channels: int, out_channels: int) -> UNet:
+        """The U-Net of the section `train_jointnet.unet`."""
+        return cls(in_channels, out_channels, **dict(cfg))
 
     @property
     def stride(self) -> int:
         """Heights and widths of the input must be multiples of it."""
-        return 2 ** (len(self.cfg.channels) - 1)
+        return 2 ** (len(self.channels) - 1)
 
     def embed_time(self, t: Tensor) -> list[Tensor]:
         """(B,) timesteps to the shift (B, width) of every residual block, in the order of their use.
 
         Sinusoids in fp32, then the parameters' dtype. The shifts depend on t alone, so a sampler may keep them.
         """
-        time = self.time_mlp(timestep_embedding(t, self.cfg.channels[0]).to(self.conv_in.weight.dtype))
+        time = self.time_mlp(timestep_embedding(t, self.channels[0]).to(self.conv_in.weight.dtype))
         return [block.embed(time) for block in self._residual_blocks()]
 
     def encode(self, x_t: Tensor, shifts: list[Tensor], extra: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
@@ -196,6 +242,6 @@ class UNet(nn.Module):
         height, width = x_t.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(
-                f"image of {height} x {width} pixels for a U-Net of {len(self.cfg.channels)} levels; "
+                f"image of {height} x {width} pixels for a U-Net of {len(self.channels)} levels; "
                 f"height and width must be multiples of {self.stride}"
             )

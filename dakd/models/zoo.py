@@ -81,5 +81,5 @@ STUDENTS = {
     "unetplusplus": Entry("UNet++", _smp),
     "deeplabv2": Entry("DeepLabv2", _deeplabv2),
     "cbdnet": Entry("CBD-Net", _cbdnet),
-    "sam_oil": Entry("SAM-OIL", SamOil),
+    "sam_oil": Entry("SAM-OIL", SamOil.from_config),
 }

@@ -110,7 +110,7 @@ def describe_ddpm(config: Config, train: ShardSet) -> Training:
 
     def build(is_new: bool) -> nn.Module:
         memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
-        net = DDPM(cfg.unet, num_bits(num_classes))
+        net = DDPM.from_config(cfg.unet, num_bits(num_classes))
         return DDPMTraining(net, schedule, num_classes, seed, memory_format, sigma_data)
 
     def finish(engine: Engine) -> None:
@@ -119,7 +119,7 @@ def describe_ddpm(config: Config, train: ShardSet) -> Training:
     def draw(engine: Engine, folder: Path, step: int) -> None:
         weights = engine.net_weights("ema")
         if is_main():
-            net = DDPM(cfg.unet, num_bits(num_classes))
+            net = DDPM.from_config(cfg.unet, num_bits(num_classes))
             load_strict(net, weights, "the training engine")
             draw_pairs(config, net, schedule, 1.0, bit_reading(num_classes), train.classes,
                        folder / f"step-{step:08d}.png", label_channels=net.label_channels,

@@ -63,11 +63,11 @@ def _cost_of_stage(stage: str, cfg: TrainJointNetConfig, num_classes: int) -> Co
         image, label = torch.empty(1, 1, *cfg.crop), torch.empty(1, label_channels, *cfg.crop)
         t = torch.zeros(1, dtype=torch.int64)
         if stage == "stage1":
-            net: nn.Module = UNet(cfg.unet, 1, 1)
+            net: nn.Module = UNet.from_config(cfg.unet, 1, 1)
         elif stage == "ddpm":
-            net = DDPM(cfg.unet, label_channels)
+            net = DDPM.from_config(cfg.unet, label_channels)
         else:
-            net = SARJointNet(cfg.unet, num_classes)
+            net = SARJointNet.from_config(cfg.unet, num_classes)
     if isinstance(net, SARJointNet):
         freeze_for_stage(net, int(stage[-1]))
     return measure(net, (image, t) if stage == "stage1" else (image, label, t))

@@ -209,8 +209,8 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
     def build(is_new: bool) -> nn.Module:
         memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
         if stage == 1:
-            return ImageTraining(UNet(cfg.unet, 1, 1), noising, memory_format)
-        net = SARJointNet(cfg.unet, num_classes)
+            return ImageTraining(UNet.from_config(cfg.unet, 1, 1), noising, memory_format)
+        net = SARJointNet.from_config(cfg.unet, num_classes)
         if is_new and stage == 2:
             load_strict(net.sar_net, load_state(previous), str(previous))
             net.start_label_net_from_sar_net()
@@ -262,7 +262,11 @@ class ImageOnly(nn.Module):
 def draw_grid(config: Config, stage: int, weights: dict, noising: Noising, train: ShardSet, path: Path) -> None:
     """A picture of sampled pairs, label beside image (images alone in stage 1), from the same starts each time."""
     cfg, classes = config.train_jointnet, train.classes
-    net: nn.Module = UNet(cfg.unet, 1, 1) if stage == 1 else SARJointNet(cfg.unet, classes.num_classes)
+    net: nn.Module
+    if stage == 1:
+        net = UNet.from_config(cfg.unet, 1, 1)
+    else:
+        net = SARJointNet.from_config(cfg.unet, classes.num_classes)
     load_strict(net, weights, "the training engine")
     draw_pairs(
         config,

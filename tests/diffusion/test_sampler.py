@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dakd.config import UNetConfig
 from dakd.diffusion import sampler as sampling
 from dakd.diffusion.labels import LOGITS, READINGS, bit_reading
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
@@ -117,7 +116,7 @@ def test_a_step_costs_one_op_beside_the_networks_their_timestep_and_the_counter(
 
 def small_joint_net(device="cpu", dtype=torch.float32):
     torch.manual_seed(0)
-    net = SARJointNet(UNetConfig(channels=(16, 32), blocks_per_level=2, attention_levels=(1,), norm_groups=8), 3)
+    net = SARJointNet(3, channels=(16, 32), blocks_per_level=2, attention_levels=(1,), norm_groups=8)
     for parameter in [*net.sar_bridge.parameters(), *net.label_bridge.parameters()]:
         torch.nn.init.normal_(parameter, std=0.05)
     return net.to(device, dtype, memory_format=torch.channels_last).eval()

@@ -38,7 +38,8 @@ def teacher(tmp_path_factory) -> bytes:
     cfg = toy_config(file.parent).train_jointnet
     facts = {"kind": "jointnet", "unet": cfg.unet.model_dump(mode="json"), "num_classes": 5, "b": 0.4,
              "schedule": cfg.schedule.model_dump(mode="json"), "classes": OSD_CLASSES.to_dict()}  # fmt: skip
-    save_weights(file, SARJointNet(cfg.unet, 5).state_dict(), facts | {"label_loss": "l2", "sigma_data": 0.2})
+    net = SARJointNet.from_config(cfg.unet, 5)
+    save_weights(file, net.state_dict(), facts | {"label_loss": "l2", "sigma_data": 0.2})
     return file.read_bytes()
 
 

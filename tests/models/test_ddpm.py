@@ -17,7 +17,7 @@ CFG = UNetConfig(channels=(8, 16), blocks_per_level=1, attention_levels=(1,), no
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    return DDPM(CFG, 3).eval()
+    return DDPM.from_config(CFG, 3).eval()
 
 
 def test_both_outputs_depend_on_both_inputs(net):
@@ -29,7 +29,7 @@ def test_both_outputs_depend_on_both_inputs(net):
 
 
 def test_only_the_first_and_last_convolution_grow_with_the_labels_channels():
-    sizes = [sum(p.numel() for p in DDPM(CFG, channels).parameters()) for channels in (1, 2, 3)]
+    sizes = [sum(p.numel() for p in DDPM.from_config(CFG, channels).parameters()) for channels in (1, 2, 3)]
     assert sizes[1] - sizes[0] == sizes[2] - sizes[1] == 2 * 9 * CFG.channels[0] + 1
 
 

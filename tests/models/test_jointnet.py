@@ -15,7 +15,7 @@ SMALL = UNetConfig(channels=(8, 16, 24), blocks_per_level=1, attention_levels=(2
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    return SARJointNet(SMALL, 3)
+    return SARJointNet.from_config(SMALL, 3)
 
 
 def pair(size=16):
@@ -35,7 +35,7 @@ def let_bridges_speak(net):
 
 def test_paper_size_has_231_5_million_parameters():
     with torch.device("meta"):
-        net = SARJointNet(UNetConfig(), 5)
+        net = SARJointNet.from_config(UNetConfig(), 5)
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     assert round(count(net) / 1e6, 1) == 231.5
     assert round(count(net.sar_bridge) / 1e6, 2) == 2.09 and round(count(net.label_bridge) / 1e6, 2) == 2.09

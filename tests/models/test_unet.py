@@ -14,7 +14,7 @@ SMALL = UNetConfig(channels=(8, 16, 24), blocks_per_level=2, attention_levels=(1
 
 def test_default_branch_has_113_67_million_parameters():
     with torch.device("meta"):
-        net = UNet(UNetConfig(), 1, 1)
+        net = UNet.from_config(UNetConfig(), 1, 1)
     assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == 113.67
     assert len(net.skip_channels) == 18
 
@@ -31,13 +31,13 @@ def test_parameter_count_equals_the_usual_unconditional_unet():
             down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
         )
-        ours = UNet(UNetConfig(), 1, 1)
+        ours = UNet.from_config(UNetConfig(), 1, 1)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
 def test_encode_and_decode_make_the_whole():
     torch.manual_seed(0)
-    net = UNet(SMALL, 2, 3)
+    net = UNet.from_config(SMALL, 2, 3)
     x, t = torch.randn(2, 2, 16, 20), torch.tensor([3, 900])
     shifts = net.embed_time(t)
     mid, skips = net.encode(x, shifts)
@@ -49,7 +49,7 @@ def test_encode_and_decode_make_the_whole():
 
 def test_output_depends_on_the_timestep():
     torch.manual_seed(0)
-    net = UNet(SMALL, 1, 1)
+    net = UNet.from_config(SMALL, 1, 1)
     x = torch.randn(1, 1, 8, 8)
     assert not torch.allclose(net(x, torch.tensor([0])), net(x, torch.tensor([999])), atol=1e-3)
 
@@ -63,10 +63,10 @@ def test_timestep_embedding_is_cosines_then_sines():
 
 def test_size_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="multiples of 4"):
-        UNet(SMALL, 1, 1)(torch.zeros(1, 1, 16, 18), torch.tensor([0]))
+        UNet.from_config(SMALL, 1, 1)(torch.zeros(1, 1, 16, 18), torch.tensor([0]))
 
 
 def test_every_parameter_gets_a_gradient():
-    net = UNet(SMALL, 1, 1)
+    net = UNet.from_config(SMALL, 1, 1)
     net(torch.randn(1, 1, 8, 8), torch.tensor([5])).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in net.parameters())

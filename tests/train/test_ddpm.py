@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def training(trained):
-    net = DDPM(trained.train_jointnet.unet, 3)
+    net = DDPM.from_config(trained.train_jointnet.unet, 3)
     return DDPMTraining(net, CosineSchedule(), 5, 7, torch.contiguous_format)
 
 

@@ -79,7 +79,7 @@ def test_stage_2_leaves_sar_net_as_stage_1_made_it(trained):
 def test_before_its_first_step_stage_2_gives_the_image_of_stage_1_bit_for_bit(trained):
     training = describe_stage(trained, 2, ShardSet(trained.run_path / "prepare" / "train"), 0.5)
     net = training.build(True).net
-    alone = UNet(trained.train_jointnet.unet, 1, 1)
+    alone = UNet.from_config(trained.train_jointnet.unet, 1, 1)
     alone.load_state_dict(load_state(weights_file(trained, 1, "ema")))
     x, y, t = torch.randn(2, 1, 16, 16), torch.randn(2, 5, 16, 16), torch.tensor([5, 700])
     assert torch.equal(net(x, y, t)[0], alone(x, t))
@@ -306,7 +306,7 @@ def test_frozen_sar_net_costs_no_weight_gradients(trained):
     from torch.utils.flop_counter import FlopCounterMode
 
     def backward_flops(stage):
-        net = SARJointNet(trained.train_jointnet.unet, 3)
+        net = SARJointNet.from_config(trained.train_jointnet.unet, 3)
         freeze_for_stage(net, stage)
         module = JointTraining(net, Noising(CosineSchedule(), 0.5, 3, seed=0), 1.0, torch.contiguous_format)
         batch = {
@@ -348,7 +348,7 @@ def test_sample_grid_shows_images_in_stage_1_and_pairs_later(trained, tmp_path):
 def test_one_step_of_the_paper_size_net_runs_on_the_cpu(tmp_path):
     paper = {"unet": {}, "crop": [64, 64], "global_batch": 1, "micro_batch": 1, "stage3": {"steps": 1, "lr": 1e-5}}
     config = prepared(tmp_path, **paper)
-    net = SARJointNet(config.train_jointnet.unet, 5)
+    net = SARJointNet.from_config(config.train_jointnet.unet, 5)
     from dakd.weights import save_weights
 
     start = net.label_net.conv_in.weight.detach().clone()
@@ -429,7 +429,7 @@ def test_a_file_with_an_impossible_sigma_data_is_refused(trained, tmp_path):
 def test_the_preconditioned_loss_is_that_of_the_clean_image(trained, stage):
     noising = Noising(CosineSchedule(), 0.4, 5, 3, sigma_data=0.2)
     unet = trained.train_jointnet.unet
-    net = UNet(unet, 1, 1) if stage == 1 else SARJointNet(unet, 5)
+    net = UNet.from_config(unet, 1, 1) if stage == 1 else SARJointNet.from_config(unet, 5)
     torch.nn.init.normal_((net if stage == 1 else net.sar_net).conv_out.weight, std=0.3)
     layout = torch.contiguous_format
     training = ImageTraining(net, noising, layout) if stage == 1 else JointTraining(net, noising, 1.0, layout)

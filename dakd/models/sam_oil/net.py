@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +21,48 @@ if TYPE_CHECKING:
 class SamOil(nn.Module):
     """A detector's boxes -> SAM's masks -> ordered fusion; class 0 of the table is the sea.
 
-    cfg: `encoder` names the detector, `sam_oil` holds the other settings, `pretrained` is SAM's folder: its config.json
-    is read where the settings do not hold SAM's sizes, and its weights come in by `load_pretrained`.
+    sam_config: SAM's sizes, as its config.json has them; its weights come in by `load_pretrained`.
+    detector, detector_options: a detector's name, and keyword arguments of it (`build_detector`).
+    min_score: of a detection that is kept.  order: class ids, the first of which wins a pixel that several claim; None:
+    the higher score wins.  adapter_channels: inner width of the adapter on SAM's embeddings.
+    min_pixels, max_objects: of the labelled objects that are learnt from.  max_masks: objects an image that the adapter
+    learns from in a step.  mask_loss: weight of the masks' loss against the detector's.
     """
 
-    def __init__(self, cfg: StudentConfig, num_classes: int) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        sam_config: dict[str, Any],
+        detector: str = "fasterrcnn_resnet50_fpn",
+        detector_options: dict[str, Any] | None = None,
+        *,
+        min_score: float = 0.25,
+        min_pixels: int = 4,
+        max_objects: int = 200,
+        order: Sequence[int] | None = None,
+        adapter_channels: int = 64,
+        max_masks: int = 16,
+        mask_loss: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.settings, self.num_classes = cfg.sam_oil, num_classes
-        _check_order(self.settings.order, num_classes)
-        self.sam_config = self.settings.sam_config or read_sam_config(_sam_folder(cfg.pretrained))
-        self.detector = build_detector(cfg.encoder, num_classes, dict(cfg.encoder_options))
-        self.masks = SamMasks(self.sam_config, self.settings.adapter_channels)
+        _check_order(order, num_classes)
+        self.num_classes, self.sam_config = num_classes, sam_config
+        self.min_score, self.order = min_score, order
+        self.min_pixels, self.max_objects = min_pixels, max_objects
+        self.max_masks, self.mask_loss_weight = max_masks, mask_loss
+        self.detector = build_detector(detector, num_classes, dict(detector_options or {}))
+        self.masks = SamMasks(sam_config, adapter_channels)
+
+    @classmethod
+    def from_config(cls, cfg: StudentConfig, num_classes: int) -> SamOil:
+        """The net of a section `train_saross.student`: `encoder` names the detector, `pretrained` is SAM's folder.
+
+        Its config.json is read where `sam_oil.sam_config` does not hold SAM's sizes.
+        """
+        _check_order(cfg.sam_oil.order, num_classes)  # before a folder is asked for
+        settings = dict(cfg.sam_oil)
+        sam_config = settings.pop("sam_config") or read_sam_config(_sam_folder(cfg.pretrained))
+        return cls(num_classes, sam_config, cfg.encoder, cfg.encoder_options, **settings)
 
     def load_pretrained(self, folder: str | None) -> None:
         """SAM's weights; ValueError where no folder is given: a SAM that has learnt nothing makes no masks."""
@@ -54,10 +86,10 @@ class SamOil(nn.Module):
         return torch.stack([self._fused(*one, size) for one in zip(embeddings, self.detector(image))])
 
     def _fused(self, embedding: Tensor, found: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-        is_sure = found["scores"] >= self.settings.min_score
+        is_sure = found["scores"] >= self.min_score
         boxes, labels, scores = (found[name][is_sure] for name in ("boxes", "labels", "scores"))
         mask_logits = self.masks(embedding, boxes, size)
-        return fuse_masks(mask_logits, labels, scores, self.num_classes, self.settings.order)
+        return fuse_masks(mask_logits, labels, scores, self.num_classes, self.order)
 
     def loss_of(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """(B,) each: `detector`, `mask` and their weighted sum `loss`, 0 for a sample without a labelled pixel.
@@ -66,7 +98,7 @@ class SamOil(nn.Module):
         Objects are the connected components of each class but the sea. The mask loss is BCE + Dice of the mask that
         SAM makes of an object's true box, a mean over at most `max_masks` objects, drawn where there are more.
         """
-        limits = (self.settings.min_pixels, self.settings.max_objects)
+        limits = (self.min_pixels, self.max_objects)
         objects = [objects_of(one, self.num_classes, *limits) for one in label.cpu().numpy()]
         boxes = [torch.as_tensor(one.boxes, device=image.device) for one in objects]
         labels = [torch.as_tensor(one.classes, device=image.device) for one in objects]
@@ -76,10 +108,10 @@ class SamOil(nn.Module):
         mask = torch.stack([self._mask_loss(*one) for one in zip(self.masks.embed(image), boxes, places)])
         is_labelled = (label < self.num_classes).flatten(1).any(1)
         detector, mask = (torch.where(is_labelled, losses, 0 * losses) for losses in (detector, mask))
-        return {"loss": detector + self.settings.mask_loss * mask, "detector": detector, "mask": mask}
+        return {"loss": detector + self.mask_loss_weight * mask, "detector": detector, "mask": mask}
 
     def _mask_loss(self, embedding: Tensor, boxes: Tensor, places: Tensor) -> Tensor:
-        chosen = torch.randperm(len(boxes), device=boxes.device)[: self.settings.max_masks]
+        chosen = torch.randperm(len(boxes), device=boxes.device)[: self.max_masks]
         logits = self.masks(embedding, boxes[chosen], (places.shape[0], places.shape[1]))
         return mask_loss(logits, places == chosen[:, None, None] + 1)
 
@@ -113,6 +145,6 @@ def _sam_folder(folder: str | None) -> str:
     return folder
 
 
-def _check_order(order: tuple[int, ...] | None, num_classes: int) -> None:
+def _check_order(order: Sequence[int] | None, num_classes: int) -> None:
     if order is not None and (len(set(order)) != len(order) or not all(0 < one < num_classes for one in order)):
         raise ValueError(f"sam_oil.order is {order}; wanted different class ids from 1 to {num_classes - 1}")

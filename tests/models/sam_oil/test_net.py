@@ -47,7 +47,7 @@ def stand_in(sam_folder, **settings) -> SamOil:
     cfg = StudentConfig(
         name="sam_oil", encoder=f"{__name__}:TwoBoxes", pretrained=str(sam_folder), sam_oil=settings
     )
-    net = SamOil(cfg, 5).eval()
+    net = SamOil.from_config(cfg, 5).eval()
     net.masks = WholeBoxes()
     return net
 
