@@ -29,4 +29,4 @@ def wanted(text: str) -> WrapValidator:
 class Section(BaseModel):
     """A strict, immutable part of the configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)

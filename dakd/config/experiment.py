@@ -19,15 +19,28 @@ class Config(Section):
     """The whole experiment, in pipeline order."""
 
     name: str = Field(min_length=1)
-    run_dir: str | None = None  # default: runs/NAME
+    """Name of the experiment."""
+
+    run_dir: str | None = None
+    """Folder of the run. null takes runs/NAME."""
+
     seed: NonNegative = 0
+    """Seed of the trainings: initial weights, order of samples, noise."""
+
     prepare: PrepareConfig = PrepareConfig()
+
     balance: BalanceConfig = BalanceConfig()
+
     data: DataConfig = DataConfig()
+
     train_jointnet: TrainJointNetConfig = TrainJointNetConfig()
+
     generate: GenerateConfig = GenerateConfig()
+
     train_saross: TrainSarossConfig = TrainSarossConfig()
+
     evaluate: EvaluateConfig = EvaluateConfig()
+
     predict: PredictConfig = PredictConfig()
 
     @field_validator("name", mode="before")

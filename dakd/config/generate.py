@@ -11,10 +11,13 @@ from dakd.config.base import Fraction, NonNegative, Positive, Section, Size
 
 
 class Bounds(Section):
-    """The range that a value must lie in, ends included; None leaves an end open."""
+    """The range that a value must lie in, ends included; null leaves an end open."""
 
     at_least: float | None = None
+    """Lower end of the range. null means no lower end."""
+
     at_most: float | None = None
+    """Upper end of the range. null means no upper end."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Bounds:
@@ -36,32 +39,60 @@ class Bounds(Section):
 
 
 class ShareBounds(Bounds):
-    """Bounds of a share."""
+    """The range that a share must lie in, ends included; null leaves an end open."""
 
     at_least: Fraction | None = None
+    """Lower end of the range, a share. null means no lower end."""
+
     at_most: Fraction | None = None
+    """Upper end of the range, a share. null means no upper end."""
 
 
 class GateConfig(Section):
     """Which candidates a set keeps: each must lie within the bounds, and all that are kept fulfil the quotas.
 
-    The shards do not depend on it: another gate chooses anew from the candidates that are there.
+    The shards do not depend on it: another gate chooses again from the same candidates.
     """
 
-    enabled: bool = False  # off, every candidate is kept
-    areas: dict[str, ShareBounds] = Field(default={})  # by class: its share of an image's pixels
-    entropy: Bounds = Bounds()  # nats: mean over the pixels of the entropy of softmax(soft label), at temperature 1
-    agreement: ShareBounds = ShareBounds()  # mIoU of a student's prediction with the teacher's label
-    student: str | None = None  # the student's weights file; None measures no agreement
-    # Equivalent number of looks in windows of `enl_class` alone, from grey values as they are stored: bounds are to be
-    # chosen by what the training images have (the audit tells).
+    enabled: bool = False
+    """Whether candidates are judged. Without it every candidate is kept."""
+
+    areas: dict[str, ShareBounds] = Field(default={})
+    """Bounds, by class name, of the share of an image's pixels that have the class: {NAME: {at_least: ..., at_most:
+    ...}}."""
+
+    entropy: Bounds = Bounds()
+    """Bounds of the uncertainty of an image's soft label in nats: the entropy of its softmax at temperature 1, a mean
+    over the pixels."""
+
+    agreement: ShareBounds = ShareBounds()
+    """Bounds of the mIoU between a student's prediction and the teacher's label."""
+
+    student: str | None = None
+    """Weights file of the student that `agreement` is measured with. null measures no agreement."""
+
     enl: Bounds = Bounds()
+    """Bounds of the equivalent number of looks (ENL) in windows of `enl_class`, from grey values as they are stored; to
+    be chosen by the ENL of the training images, which the audit reports."""
+
     enl_class: str = "sea"
-    enl_window: Annotated[int, Field(ge=4)] = 8  # pixels, the side of a window
-    enl_min_windows: Positive = 4  # with fewer of them an image has no ENL, and is not judged by it
-    presence_pixels: Positive = 8  # an image with fewer pixels of a class does not hold it
-    quotas: dict[str, ShareBounds] = Field(default={})  # by class: the share of the kept images that hold it
-    max_candidates: Annotated[float, Field(ge=1)] = 4.0  # stop when so many times `num_samples` are not enough
+    """Class whose windows the ENL is measured in."""
+
+    enl_window: Annotated[int, Field(ge=4)] = 8
+    """Side in pixels of a window for the ENL."""
+
+    enl_min_windows: Positive = 4
+    """Fewest windows for an ENL; an image with fewer has no ENL, and is not judged by it."""
+
+    presence_pixels: Positive = 8
+    """Fewest pixels with which an image counts as one that holds a class."""
+
+    quotas: dict[str, ShareBounds] = Field(default={})
+    """Bounds, by class name, of the share of the kept images that hold the class: {NAME: {at_least: ..., at_most:
+    ...}}."""
+
+    max_candidates: Annotated[float, Field(ge=1)] = 4.0
+    """Most candidates, as a multiple of `num_samples`; generation stops there when they are not enough."""
 
     @model_validator(mode="after")
     def _can_be_met(self) -> GateConfig:
@@ -76,37 +107,78 @@ class GateConfig(Section):
 class AuditConfig(Section):
     """The search for training images among the generated ones (`generate --audit`)."""
 
-    student: str | None = None  # weights file whose encoder makes the features; None takes greys and gradients
-    max_samples: Positive = 5000  # pairs that are looked up, evenly spaced
-    num_yardsticks: Positive = 1000  # held-out windows, and as many training windows, that are looked up too
-    cells: Annotated[int, Field(ge=4)] = 16  # blocks on a side of the means that are correlated
-    # A distance is small where it is below this percentile of those from held-out images to training images.
+    student: str | None = None
+    """Weights file of a student whose encoder makes the features. null takes greys and gradients."""
+
+    max_samples: Positive = 5000
+    """Most generated pairs that are looked up, evenly spaced."""
+
+    num_yardsticks: Positive = 1000
+    """Number of held-out windows, and of training windows, that are looked up for comparison."""
+
+    cells: Annotated[int, Field(ge=4)] = 16
+    """Blocks on a side of the grid whose means are correlated."""
+
     percentile: Annotated[float, Field(gt=0, lt=100)] = 1.0
-    num_pictures: Positive = 12  # most suspicious pairs that are drawn
+    """Percentile of the distances from held-out images to training images; a smaller distance counts as small."""
+
+    num_pictures: Positive = 12
+    """Number of the most suspicious pairs that are drawn."""
 
 
 class GenerateConfig(Section):
     """Synthetic pairs from the teacher: DDIM, deterministic unless eta > 0 (paper)."""
 
-    num_samples: Positive = 4480  # pairs that the set keeps; candidates are made in whole shards
+    num_samples: Positive = 4480
+    """Pairs that the set keeps; candidates are made in whole shards."""
+
     size: Size = (256, 256)
+    """Size of the pairs."""
+
     sampling_steps: Positive = 200
+    """DDIM steps per pair."""
+
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    clip: Annotated[float, Field(gt=0)] = 1.0  # |x0| bound, applied before the update
+    """Share of fresh noise in a DDIM step. 0 is deterministic (paper), 1 is DDPM."""
+
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Bound of the absolute value of the estimated clean state, applied before the update."""
+
     weights: Literal["ema", "raw"] = "ema"
+    """Weights of the teacher: their EMA or the last ones."""
+
     micro_batch: Positive = 16
+    """Pairs that are sampled together."""
+
     shard_size: Positive = 128
-    # How soft labels are stored: fp16 logits serve any temperature; logprob8 codes take a quarter of the bytes, and the
-    # softened target is off by at most 0.01 at `temperature`.
+    """Pairs per shard."""
+
     codec: Literal["fp16", "logprob8"] = "fp16"
-    temperature: Annotated[float, Field(gt=0)] | None = None  # None: the student's, train_saross.loss.temperature
+    """Format of the stored soft labels. "fp16" logits serve any temperature; "logprob8" codes take a quarter of the
+    bytes, and the softened target is off by at most 0.01 at `temperature`."""
+
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """Temperature that soft labels are stored for. null takes the student's, train_saross.loss.temperature."""
+
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    capture: Literal["auto"] | bool = "auto"  # replay one step from a CUDA graph; auto: on a GPU
+    """Number format of the sampling. "auto" takes fp32 on a CPU and bf16 on a GPU."""
+
+    capture: Literal["auto"] | bool = "auto"
+    """Whether a sampling step is replayed from a CUDA graph. "auto" does so on a GPU."""
+
     seed: NonNegative = 0
-    # Bitwise equal shards on one device type: whole micro-batches (the last one padded), fixed threads.
+    """Seed of the noise; pair i depends on the seed and i only."""
+
     deterministic: bool = False
-    threads: NonNegative = 0  # CPU threads a process; 0 shares the host's cores, or takes 1 where deterministic
-    # Another worker's claim on a shard stands for so long without a sign of progress; then the shard is made again.
+    """Whether shards are bitwise equal on one type of device: whole micro-batches, the last one padded, and a fixed
+    number of threads."""
+
+    threads: NonNegative = 0
+    """CPU threads per process. 0 divides the cores of the host, or takes 1 where `deterministic` is set."""
+
     claim_patience_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds without progress after which another worker's claim on a shard lapses; then the shard is made again."""
+
     gate: GateConfig = GateConfig()
+
     audit: AuditConfig = AuditConfig()

@@ -12,37 +12,81 @@ SceneSide = Annotated[int, Field(ge=8)]  # pixels; a smaller scene shows nothing
 
 
 class SimulationConfig(Section):
-    """The embedded dataset: SAR scenes under multiplicative speckle, five classes in OSD's ids and colours."""
+    """The embedded dataset: SAR scenes under multiplicative speckle, five classes in OSD's ids and colours.
+
+    The shares are means over the pixels that the scenes aim at; sea is what remains (OSD: sea 88.30, oil 1.01,
+    look-alike 5.59, ship 0.04, land 5.06 %).
+    """
 
     num_train: Positive = 600
+    """Number of training scenes."""
+
     num_test: Positive = 120
-    seed: NonNegative | None = None  # of the scenes; None: the experiment's
+    """Number of test scenes."""
+
+    seed: NonNegative | None = None
+    """Seed of the scenes. null takes the seed of the experiment."""
+
     size: tuple[SceneSide, SceneSide] = (64, 64)
-    looks: Annotated[float, Field(gt=0)] = 6.0  # equivalent number of looks of the gamma speckle
-    # Mean pixel shares that the scenes aim at; sea is what remains (OSD: 88.30 / 1.01 / 5.59 / 0.04 / 5.06 %).
+    """Height and width of a scene in pixels."""
+
+    looks: Annotated[float, Field(gt=0)] = 6.0
+    """Equivalent number of looks of the gamma speckle; more looks make less speckle."""
+
     oil_share: Fraction = 0.0101
+    """Mean share of the pixels that are oil."""
+
     look_alike_share: Fraction = 0.0559
+    """Mean share of the pixels that are look-alikes."""
+
     ship_share: Fraction = 0.0004
+    """Mean share of the pixels that are ships."""
+
     land_share: Fraction = 0.0506
-    # A slick damps the sea's backscatter by this many dB, a look-alike by fewer (ranges, drawn per object).
+    """Mean share of the pixels that are land."""
+
     oil_damping_db: tuple[float, float] = (6.0, 11.0)
+    """Range in dB, drawn per object, by which an oil slick damps the backscatter of the sea."""
+
     look_alike_damping_db: tuple[float, float] = (2.0, 4.5)
+    """Range in dB, drawn per object, by which a look-alike damps the backscatter of the sea; less than oil does."""
 
 
 class PrepareConfig(Section):
-    """Which dataset, and how it is packed into shards."""
+    """The dataset, and how it is packed into shards."""
 
     dataset: Literal["simulated", "osd", "sos", "folder"] = "simulated"
-    root: str | None = None  # folder of the dataset; unused by "simulated"
-    sensor: Literal["palsar", "sentinel"] | None = None  # sos only
-    polarity: Literal["oil_is_white", "oil_is_black"] = "oil_is_white"  # sos only; checked against the images
-    mask_threshold: Annotated[int, Field(ge=1, le=255)] = 128  # sos: grey values at or above it are white
-    # folder only: class names and colours in the order of the ids; masks hold ids or these colours.
+    """Kind of dataset: scenes simulated by dakd, the folder layout of OSD or SOS, or any folder of images and masks."""
+
+    root: str | None = None
+    """Folder of the dataset. Required unless the dataset is "simulated", which does not use it."""
+
+    sensor: Literal["palsar", "sentinel"] | None = None
+    """Sensor of SOS whose images are read. Required for "sos", unused by the others."""
+
+    polarity: Literal["oil_is_white", "oil_is_black"] = "oil_is_white"
+    """Colour of oil in the masks of SOS; checked against the images. Unused by the other datasets."""
+
+    mask_threshold: Annotated[int, Field(ge=1, le=255)] = 128
+    """Grey value from which a mask pixel of SOS counts as white. Unused by the other datasets."""
+
     classes: dict[str, tuple[Byte, Byte, Byte]] | None = None
-    resize: Size | None = None  # every image is brought to this size (area average; labels by nearest neighbour)
-    max_samples: Positive | None = None  # per split; None takes all
-    shard_size: Positive = 256  # samples a shard
+    """Class names and their RGB colours, in the order of the class ids; masks hold ids or these colours. Required for
+    "folder", unused by the others."""
+
+    resize: Size | None = None
+    """Size that every image is brought to: images by area average, labels by nearest neighbour. null keeps the sizes.
+    """
+
+    max_samples: Positive | None = None
+    """Most samples of a split. null takes all."""
+
+    shard_size: Positive = 256
+    """Samples per shard."""
+
     on_bad_file: Literal["stop", "skip"] = "stop"
+    """What to do about a file that cannot be read: stop with an error, or skip the sample and go on."""
+
     simulation: SimulationConfig = SimulationConfig()
 
     @model_validator(mode="after")

@@ -30,17 +30,32 @@ _SAROSS_SETTINGS = ("decoder_channels", "caft_ratio", "caft_heads", "skip_module
 
 
 class SamOilConfig(Section):
-    """SAM-OIL: what becomes of the detector's boxes (Wu et al. 2024); its sizes are stated nowhere (inferred)."""
+    """SAM-OIL: SAM turns a detector's boxes into masks (Wu et al. 2024); its sizes are stated nowhere (inferred)."""
 
-    min_score: Fraction = 0.25  # of a detection that is kept
-    min_pixels: Positive = 4  # of a component of the label that counts as an object
-    max_objects: Positive = 200  # of a training image, the largest ones: a speckled label would have thousands
-    # Class ids, the first of which wins a pixel that masks of several classes claim; None: the higher score wins.
+    min_score: Fraction = 0.25
+    """Lowest score of a detection that is kept."""
+
+    min_pixels: Positive = 4
+    """Fewest pixels of a connected component of the label that counts as an object."""
+
+    max_objects: Positive = 200
+    """Most objects of a training image, the largest ones; a speckled label would have thousands."""
+
     order: tuple[Positive, ...] | None = None
-    adapter_channels: Positive = 64  # inner width of the adapter on SAM's image embeddings
-    max_masks: Positive = 16  # objects an image that the adapter learns from in a step
-    mask_loss: Annotated[float, Field(ge=0)] = 1.0  # BCE + Dice of the masks against the detector's loss
-    sam_config: dict[str, Any] | None = None  # SAM's sizes; None reads config.json of the folder `pretrained`
+    """Class ids, the first of which wins a pixel that masks of several classes claim. null lets the higher score win.
+    """
+
+    adapter_channels: Positive = 64
+    """Inner width of the adapter on SAM's image embeddings."""
+
+    max_masks: Positive = 16
+    """Most objects per image that the adapter learns from in a step."""
+
+    mask_loss: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the masks' BCE + Dice; the detector's loss has weight 1."""
+
+    sam_config: dict[str, Any] | None = None
+    """SAM's sizes. null reads config.json of the folder `pretrained`."""
 
 
 class StudentConfig(Section):
@@ -50,21 +65,35 @@ class StudentConfig(Section):
         "saross", "unet", "linknet", "pspnet", "deeplabv3plus", "segformer", "unetplusplus", "deeplabv2", "cbdnet",
         "sam_oil",
     ] = "saross"  # fmt: skip
-    # None: the one of DEFAULT_ENCODERS, which takes its place. saross: mamba_vision_{t,t2,s,b,l}; mamba_vision (with
-    # encoder_options); resnet18; resnet34; timm:<name of a feature extractor>. cbdnet: resnet18, resnet34. The others:
-    # any encoder of segmentation_models_pytorch. sam_oil: the detector, a fasterrcnn_... of torchvision (resnet50_fpn,
-    # resnet50_fpn_v2, mobilenet_v3_large_fpn, mobilenet_v3_large_320_fpn) or package.module:Class.
+    """Net of the student: SAROSS-Net ("saross") or a rival."""
+
     encoder: str | None = None
-    # saross, cbdnet: of the encoder. deeplabv2: rates, output_stride. sam_oil: of the detector. The others: keyword
-    # arguments of their class in segmentation_models_pytorch, such as decoder_channels of unet.
+    """Encoder of the net. null takes the net's own default, which is then stored. saross: mamba_vision_{t,t2,s,b,l};
+    mamba_vision (with encoder_options); resnet18; resnet34; timm:NAME, a feature extractor. cbdnet: resnet18, resnet34.
+    sam_oil: the detector, a fasterrcnn_... of torchvision (resnet50_fpn, resnet50_fpn_v2, mobilenet_v3_large_fpn,
+    mobilenet_v3_large_320_fpn) or package.module:Class. The others: any encoder of segmentation_models_pytorch."""
+
     encoder_options: dict[str, Any] = Field(default={})
-    pretrained: str | None = None  # a public checkpoint file of the encoder; sam_oil: SAM's folder
-    # Of saross alone:
-    decoder_channels: tuple[Positive, Positive, Positive, Positive] = (256, 256, 128, 64)  # inferred
-    caft_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5  # inner width over HR width (inferred)
-    caft_heads: tuple[Positive, Positive, Positive] = (1, 2, 4)  # rows 1, 2, 3 (inferred)
+    """Keyword arguments. saross, cbdnet: of the encoder. deeplabv2: rates, output_stride. sam_oil: of the detector. The
+    others: of their class in segmentation_models_pytorch, such as decoder_channels of unet."""
+
+    pretrained: str | None = None
+    """A public checkpoint file of the encoder; for sam_oil the folder of SAM. null starts from random weights."""
+
+    decoder_channels: tuple[Positive, Positive, Positive, Positive] = (256, 256, 128, 64)
+    """Widths of the four decoder blocks, from the coarsest (inferred). Only for saross."""
+
+    caft_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Inner width of a CAFT node over the channels of its row, HR (inferred). Only for saross."""
+
+    caft_heads: tuple[Positive, Positive, Positive] = (1, 2, 4)
+    """Attention heads of the CAFT nodes in rows 1, 2, 3 (inferred). Only for saross."""
+
     skip_module: Literal["caft", "conv3x3", "none"] = "caft"
-    sam_oil: SamOilConfig = SamOilConfig()  # of sam_oil alone
+    """Kind of the skip modules: CAFT (paper), a 3 x 3 convolution, or none. Only for saross."""
+
+    sam_oil: SamOilConfig = SamOilConfig()
+    """Settings of the student sam_oil, and of no other."""
 
     @model_validator(mode="before")
     @classmethod
@@ -90,48 +119,96 @@ class StudentConfig(Section):
 
 
 class StudentLossConfig(Section):
-    """L = l_ce CE + l_kd tau^2 KD + l_dice Dice, a sum over samples divided by the global batch (paper, Eq. 8-10)."""
+    """The loss, ce CE + kd tau^2 KD + dice Dice: a sum over samples divided by the global batch (paper, Eq. 8-10)."""
 
-    ce: Annotated[float, Field(ge=0)] = 1.0  # inferred
-    kd: Annotated[float, Field(ge=0)] = 1.0  # inferred
-    dice: Annotated[float, Field(ge=0)] = 1.0  # inferred
-    temperature: Annotated[float, Field(gt=0)] = 2.0  # tau (inferred)
-    # What the stored codes may cost a softened target, as the codec states it; beyond, training is refused.
+    ce: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy with hard labels (inferred)."""
+
+    kd: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the distillation from soft labels (inferred)."""
+
+    dice: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the Dice loss (inferred)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Temperature tau that soft labels are softened with (inferred)."""
+
     max_target_error: Fraction = 0.01
-    dice_samples: Literal["real", "all"] = "real"  # inferred
+    """Largest error of a softened target that the codec of the stored soft labels may cause; training is refused beyond
+    it."""
+
+    dice_samples: Literal["real", "all"] = "real"
+    """Samples that have a Dice loss: real ones, or synthetic ones too (inferred)."""
+
     dice_form: Literal["soft", "generalized"] = "soft"
+    """Form of the Dice loss: "soft", a mean over the classes, or "generalized" (Sudre et al. 2017)."""
+
     class_weights: tuple[float, ...] | None = None
-    hard_labels: bool = False  # synthetic samples carry the teacher's argmax and are treated as real ones
-    # What a student learns from soft labels; temperature is the paper's, the others (train/distillation.py) compare.
+    """Weights of the classes in the cross-entropy, one for each class id. null weighs all classes equally."""
+
+    hard_labels: bool = False
+    """Whether synthetic samples carry the teacher's argmax and are treated as real ones."""
+
     kd_form: Literal["temperature", "confidence", "standardized", "dist"] = "temperature"
-    dist_inter: Annotated[float, Field(ge=0)] = 1.0  # DIST's beta, of its term over classes (Huang et al. 2022)
-    dist_intra: Annotated[float, Field(ge=0)] = 1.0  # DIST's gamma, of its term over pixels (Huang et al. 2022)
-    # Weight of CBD-Net's boundary term (train/boundary_loss.py) on samples with hard labels, for any student; CBD-Net's
-    # own rows have 1 (inferred).
+    """Form of the distillation. "temperature" is the paper's; the others are for comparison (train/distillation.py)."""
+
+    dist_inter: Annotated[float, Field(ge=0)] = 1.0
+    """Beta of DIST, the weight of its term over classes (Huang et al. 2022). Only for kd_form "dist"."""
+
+    dist_intra: Annotated[float, Field(ge=0)] = 1.0
+    """Gamma of DIST, the weight of its term over pixels (Huang et al. 2022). Only for kd_form "dist"."""
+
     boundary: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of CBD-Net's boundary term (train/boundary_loss.py) on samples with hard labels, for any student. 0 means
+    no such term; CBD-Net's own rows have 1 (inferred)."""
 
 
 class TrainSarossConfig(Section):
     """The student on real and synthetic pairs."""
 
     student: StudentConfig = StudentConfig()
+
     loss: StudentLossConfig = StudentLossConfig()
-    training_sets: tuple[TrainingSet, ...] = ("real+synthetic",)  # one student each, with equal numbers of steps
+
+    training_sets: tuple[TrainingSet, ...] = ("real+synthetic",)
+    """Sets that students are trained on, one student each, with equal numbers of steps."""
+
     crop: Size = (512, 512)
-    mosaic: bool = True  # four synthetic images tiled to one of twice the size
-    flip: bool = True  # inferred
-    synthetic: str | None = None  # folder or URL of the synthetic pairs; None: what this run has generated
-    num_synthetic: Positive | None = None  # use only the first N pairs; None takes all
-    # Share of an epoch's samples that is synthetic (a mosaic is one), beside every real one once; the synthetic pairs
-    # then go round at their own pace. None: every pair once an epoch.
+    """Size of the training crops."""
+
+    mosaic: bool = True
+    """Whether four synthetic images are tiled to one of twice the size."""
+
+    flip: bool = True
+    """Whether crops are flipped at random (inferred)."""
+
+    synthetic: str | None = None
+    """Folder or URL of the synthetic pairs. null takes those that this run has generated."""
+
+    num_synthetic: Positive | None = None
+    """Number of synthetic pairs, the first ones of the set. null takes all."""
+
     synthetic_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    # How batch norm normalises while training (inferred). local: by each rank's micro-batch, so that the losses depend
-    # on how the global batch is cut; sync: by the micro-batches of all ranks (GPUs); frozen: by the statistics that the
-    # encoder came with, so that neither ranks nor micro-batch matter. Drop-path is a function of (seed, position).
+    """Share of synthetic samples in an epoch (a mosaic is one sample), beside every real one once; the synthetic pairs
+    are then used at their own pace. null takes every pair once per epoch."""
+
     batch_norm: Literal["local", "sync", "frozen"] = "local"
+    """Statistics of batch norm while training (inferred). "local": those of each rank's micro-batch, so that the losses
+    depend on how the global batch is cut. "sync": those of the micro-batches of all ranks (GPUs). "frozen": those that
+    the encoder came with, so that neither ranks nor micro-batch matter. Drop-path is a function of (seed, position)."""
+
     global_batch: Positive = 16
+    """Samples per optimizer step, over all ranks."""
+
     micro_batch: Positive = 16
-    epochs: Positive = 200  # of real + synthetic; every training set gets the steps that this makes
-    steps: Positive | None = None  # overrides epochs
+    """Samples per rank and forward pass; the rest of the global batch is gradient accumulation."""
+
+    epochs: Positive = 200
+    """Epochs over real + synthetic; every training set gets the number of steps that these make."""
+
+    steps: Positive | None = None
+    """Optimizer steps, in place of `epochs`. null counts by `epochs`."""
+
     optimizer: OptimizerConfig = OptimizerConfig(lr_decay="poly")
+
     engine: EngineConfig = EngineConfig(sample_every=0)

@@ -16,16 +16,30 @@ class BalanceConfig(Section):
     b: Annotated[
         Literal["auto"] | Annotated[float, Field(gt=0, le=4)], wanted('"auto" or a number above 0 and at most 4')
     ] = "auto"
+    """Balancing factor: the scale of the mask's clean state, b (2 onehot - 1). "auto" computes it from the training
+    set."""
 
 
 class UNetConfig(Section):
-    """One branch. The default is the usual unconditional 256-pixel U-Net, 113.67 M parameters (inferred)."""
+    """One branch of the teacher.
+
+    The default is the usual unconditional 256-pixel U-Net, 113.67 M parameters (inferred).
+    """
 
     channels: tuple[Positive, ...] = (128, 128, 256, 256, 512, 512)
+    """Channels of each level, from the full resolution down; each further level halves the resolution."""
+
     blocks_per_level: Positive = 2
-    attention_levels: tuple[NonNegative, ...] = (4,)  # 1/16 of the resolution
+    """Residual blocks per level."""
+
+    attention_levels: tuple[NonNegative, ...] = (4,)
+    """Levels with self-attention, counted from 0. The default is the level at 1/16 of the resolution."""
+
     attention_head_dim: Positive = 8
-    norm_groups: Positive = 32  # fewer where a level has fewer channels
+    """Channels per attention head."""
+
+    norm_groups: Positive = 32
+    """Groups of GroupNorm; fewer where they do not divide the channels of a level."""
 
     @model_validator(mode="after")
     def _levels_exist(self) -> UNetConfig:
@@ -40,57 +54,93 @@ class ScheduleConfig(Section):
     """The forward process: squared-cosine betas (paper)."""
 
     num_train_timesteps: Positive = 1000
+    """Timesteps of the forward process."""
+
     max_beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Largest beta of a timestep; larger ones are cut to it."""
 
 
 class StageConfig(Section):
     """One of the teacher's three stages (paper)."""
 
-    steps: Positive  # optimizer steps ("iterations")
+    steps: Positive
+    """Optimizer steps of the stage ("iterations" in the paper)."""
+
     lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate of the stage after the warm-up."""
 
 
 class Stage1Config(StageConfig):
-    """SAR-Net alone, on images; labels are not looked at."""
+    """Stage 1 trains SAR-Net on images; labels are not read (paper)."""
 
-    # Sets of shards whose images (with or without labels) join in: folders or URLs; tars without an index are indexed.
     extra_images: tuple[str, ...] = ()
-    # In place of all these: shell commands, `pipe:COMMAND`, each of which writes a tar of images to its standard
-    # output; at least one for every reader of every rank. Streams are not shuffled, and a resumed run reads them again.
+    """Sets of shards whose images, with or without labels, are added to the training images: folders or URLs. Tars
+    without an index are indexed."""
+
     streams: tuple[Annotated[str, Field(pattern="^pipe:.")], ...] = ()
+    """Shell commands, `pipe:COMMAND`, that replace all these images: each writes a tar of images to its standard
+    output. Wanted is at least one for every reader of every rank. Streams are not shuffled, and a resumed run reads
+    them again."""
 
 
 class TrainJointNetConfig(Section):
     """The teacher, SAR-JointNet: three stages (paper)."""
 
     unet: UNetConfig = UNetConfig()
+
     schedule: ScheduleConfig = ScheduleConfig()
+
     crop: Size = (256, 256)
+    """Size of the training crops."""
+
     flip: bool = False
-    global_batch: Positive = 32  # 16 a GPU on two GPUs (paper)
-    micro_batch: Positive = 16  # samples a rank and forward pass; the rest is gradient accumulation
-    label_loss_weight: Annotated[float, Field(gt=0)] = 1.0  # L_y against L_x (inferred)
-    # What Label-Net learns: cross-entropy with the mask (paper), or the clean state b (2 onehot - 1) by its square (the
-    # rows without CE; JointNet is l2 with balance.b=1 and students with loss.hard_labels=true). The soft label of an l2
-    # teacher is the logarithm of (output / b + 1) / 2, normalised: the mean of one-hot masks is their probability.
+    """Whether crops are flipped at random."""
+
+    global_batch: Positive = 32
+    """Samples per optimizer step, over all ranks; 16 per GPU on two GPUs (paper)."""
+
+    micro_batch: Positive = 16
+    """Samples per rank and forward pass; the rest of the global batch is gradient accumulation."""
+
+    label_loss_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the label loss L_y; the image loss L_x has weight 1 (inferred)."""
+
     label_loss: Literal["ce", "l2"] = "ce"
-    # None: the image branch's output is the clean image (paper). A number: it is added to a share of the noisy image,
-    # that of detail with this standard deviation, image in [-1, 1] (diffusion/precondition.py; 1 is the velocity): with
-    # it a short training keeps the speckle. auto: the deviation of the training images from their means over 5 x 5.
+    """Loss of Label-Net: "ce" is cross-entropy with the mask (paper); "l2" is the squared error of the clean state b (2
+    onehot - 1), as in the rows without CE. JointNet is "l2" with balance.b=1, and its students have
+    loss.hard_labels=true. The soft label of an "l2" teacher is the logarithm of (output / b + 1) / 2, normalised: the
+    mean of one-hot masks is their probability."""
+
     sigma_data: Annotated[
         Literal["auto"] | Annotated[float, Field(gt=0, le=8)] | None,
         wanted('null, "auto" or a number above 0 and at most 8'),
     ] = None
-    # sar_jointnet, also JointNet's; or ddpm, the rival: one U-Net of `unet` over the image and the label's bits, with
-    # L2 on all of them. It trains in one stage, with the steps of all three at stage 1's lr (inferred: equal budgets),
-    # on labelled images only: no extra_images or streams. balance.b and label_loss have no part in it.
+    """Preconditioning of the image branch. With null its output is the clean image (paper). With a number it is added
+    to a share of the noisy image; the number is the standard deviation of the detail in images in [-1, 1]
+    (diffusion/precondition.py; 1 makes the output the velocity). A short training then keeps the speckle. "auto" takes
+    the deviation of the training images from their 5 x 5 means."""
+
     generator: Literal["sar_jointnet", "ddpm"] = "sar_jointnet"
-    init_from: Literal["ema", "raw"] = "ema"  # which weights a stage takes from the one before
+    """Kind of teacher: "sar_jointnet" (also JointNet), or the rival "ddpm", one U-Net of `unet` over the image and the
+    label's bits with L2 on all of them. "ddpm" trains in one stage with the steps of all three at the learning rate of
+    stage 1 (inferred: equal budgets), on labelled images only: no extra_images or streams. It does not use balance.b
+    and label_loss."""
+
+    init_from: Literal["ema", "raw"] = "ema"
+    """Weights of the previous stage that a stage starts from: its EMA or its last weights."""
+
     optimizer: OptimizerConfig = OptimizerConfig()
+
     engine: EngineConfig = EngineConfig()
+
     stage1: Stage1Config = Stage1Config(steps=50_000)
+    """Stage 1: SAR-Net on images; labels are not read (paper)."""
+
     stage2: StageConfig = StageConfig(steps=250_000)
+    """Stage 2 of the teacher's training (paper)."""
+
     stage3: StageConfig = StageConfig(steps=100_000, lr=1e-5)
+    """Stage 3 of the teacher's training (paper)."""
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -10,63 +10,118 @@ from dakd.config.base import NonNegative, Positive, Section
 
 
 class DataConfig(Section):
-    """How shards are read."""
+    """How all trainings read their shards."""
 
-    # Shards whose records are shuffled among themselves, and so the most that a reader has open at a time; as many as
-    # there are shards, or more, shuffle the whole set.
     window_shards: Positive = 64
-    # A truncated tar, a damaged record, a missing shard: stop, or count it, tell it and take the next good record.
+    """Number of shards whose records are shuffled among themselves, and so the most that a reader has open at a time.
+    The number of shards, or more, shuffles the whole set."""
+
     on_bad_record: Literal["stop", "skip"] = "stop"
-    # Shards of URLs are kept in `cache` (None: dakd in XDG_CACHE_HOME or ~/.cache), up to `cache_gib`: at least
-    # those of two windows, or they are fetched again and again.
+    """What to do about a truncated tar, a damaged record or a missing shard: stop with an error, or skip: count and
+    report it and take the next good record."""
+
     cache: str | None = None
+    """Folder for shards that come from URLs. null takes the folder dakd in XDG_CACHE_HOME, or else in ~/.cache."""
+
     cache_gib: Annotated[float, Field(gt=0)] = 64.0
+    """Largest size of the cache in GiB. With less than the shards of two windows, shards are fetched again and again.
+    """
 
 
 EmaLength = Annotated[float, Field(gt=0, le=0.28)]  # standard deviation of an average's profile; 0.28: nearly flat
 
 
 class OptimizerConfig(Section):
-    """AdamW (paper) with an EMA of the weights kept as one more state of the optimizer."""
+    """AdamW (paper) with an EMA of the weights, kept as one more state of the optimizer."""
 
-    lr: Annotated[float, Field(gt=0)] = 1e-4  # inferred
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2  # inferred: torch's default
-    betas: tuple[float, float] = (0.9, 0.999)  # inferred: torch's default
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate after the warm-up (inferred). The teacher takes the rates of its stages instead."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Decoupled weight decay of AdamW (inferred: torch's default)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments (inferred: torch's default)."""
+
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    warmup_steps: NonNegative = 500  # linear, inferred
-    lr_decay: Literal["constant", "cosine", "poly"] = "constant"  # to zero at the last step; inferred
-    grad_clip: Annotated[float, Field(ge=0)] = 1.0  # global L2 norm; 0 means none
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999  # inferred
-    # decay(step) = min(ema_decay, (1 + step) / (ema_ramp + step)): the EMA means something in a short run too.
+    """Term that AdamW adds to the denominator."""
+
+    warmup_steps: NonNegative = 500
+    """Optimizer steps in which the learning rate rises linearly (inferred). 0 means no warm-up."""
+
+    lr_decay: Literal["constant", "cosine", "poly"] = "constant"
+    """Course of the learning rate after the warm-up: constant, or falling to zero at the last step (inferred)."""
+
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global L2 norm of the gradient. 0 means no clipping."""
+
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Largest decay of the EMA of the weights (inferred). 0 makes the EMA equal to the weights."""
+
     ema_ramp: Annotated[float, Field(ge=1)] = 10.0
-    # Optimizer steps between snapshots of two more averages, from which `dakd ema` makes one of any length afterwards;
-    # 0: none. They cost 8 bytes a trained parameter (as optimizer state) in memory and in each snapshot.
+    """Ramp of the EMA: decay(step) = min(ema_decay, (1 + step) / (ema_ramp + step)). It makes the EMA useful in a short
+    run too."""
+
     posthoc_every: NonNegative = 0
-    posthoc_lengths: tuple[EmaLength, EmaLength] = (0.05, 0.10)  # relative to the training's (Karras et al. 2024)
+    """Optimizer steps between snapshots of two more averages, from which `dakd ema` makes an average of any length
+    afterwards. 0 means no snapshots. They cost 8 bytes per trained parameter (as optimizer state) in memory and in each
+    snapshot."""
+
+    posthoc_lengths: tuple[EmaLength, EmaLength] = (0.05, 0.10)
+    """Lengths of these two averages, relative to the length of the training (Karras et al. 2024)."""
 
 
 class EngineConfig(Section):
     """How the steps run: DeepSpeed's ZeRO, precision, memory layout, logging and checkpoints."""
 
-    deepspeed: str = "configs/deepspeed/zero1.json"  # ZeRO and offload only; relative to the repository or the cwd
-    # auto: fp32 on a CPU; on a GPU bf16 parameters for JointNet (GroupNorm), autocast for the student (BatchNorm).
+    deepspeed: str = "configs/deepspeed/zero1.json"
+    """File with the ZeRO and offload settings of DeepSpeed, and no others. A path relative to the current folder, or
+    the name of a file that comes with dakd."""
+
     precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
+    """Number format of the training. "auto" takes fp32 on a CPU; on a GPU it takes bf16 parameters for the teacher
+    (GroupNorm) and autocast for the student (BatchNorm)."""
+
     channels_last: bool = True
-    compile: bool = False  # torch.compile; the first step then takes a minute or more
-    num_workers: NonNegative = 2  # reader processes a rank; 0 reads in the training process
-    threads: NonNegative = 0  # CPU threads a rank; 0 shares the cores among the ranks of a host
-    log_every: Positive = 50  # optimizer steps
-    checkpoint_every: Positive = 1000  # optimizer steps
+    """Whether images and weights have the memory layout with channels last."""
+
+    compile: bool = False
+    """Whether the net goes through torch.compile; the first step then takes a minute or more."""
+
+    num_workers: NonNegative = 2
+    """Reader processes per rank. 0 reads in the training process."""
+
+    threads: NonNegative = 0
+    """CPU threads per rank. 0 divides the cores of a host among its ranks."""
+
+    log_every: Positive = 50
+    """Optimizer steps between log lines."""
+
+    checkpoint_every: Positive = 1000
+    """Optimizer steps between checkpoints."""
+
     keep_checkpoints: Positive = 2
-    # After this time the training writes a checkpoint and leaves, to be started again; None: no limit.
+    """Number of the newest checkpoints that are kept."""
+
     max_hours: Annotated[float, Field(gt=0)] | None = None
-    # The same before the end of a SLURM job (SLURM_JOB_END_TIME): time for the running step and its checkpoint.
+    """Hours after which the training writes a checkpoint and ends, to be started again. null means no limit."""
+
     stop_margin_minutes: Annotated[float, Field(ge=0)] = 5.0
-    sample_every: NonNegative = 5000  # optimizer steps; 0 makes no grids
-    num_samples: Positive = 8  # pairs in a grid
-    sample_steps: Positive = 50  # DDIM steps of a grid
-    # auto: online where there is a key and the server answers, else offline
+    """Minutes before the end of a SLURM job (SLURM_JOB_END_TIME) at which the training does the same: time for the
+    running step and its checkpoint."""
+
+    sample_every: NonNegative = 5000
+    """Optimizer steps between grids of sampled pairs. 0 makes no grids."""
+
+    num_samples: Positive = 8
+    """Pairs in a grid."""
+
+    sample_steps: Positive = 50
+    """DDIM steps for the pairs of a grid."""
+
     wandb: Literal["off", "auto", "online", "offline"] = "auto"
+    """Logging to Weights & Biases. "auto" is online where there is a key and the server answers, and offline elsewhere.
+    """
 
     @field_validator("wandb", mode="before")
     @classmethod
