@@ -25,7 +25,7 @@ ROWS = [
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 # diffusion and data serve one another: prepare computes b, the losses know the ignored label.
 NEIGHBOURS = {("data", "diffusion"), ("diffusion", "data"), ("runtime", "config"), ("testing", "runtime"),
-              ("testing", "kernels"), ("cli", "doctor"), ("__main__", "cli")}
+              ("testing", "kernels"), ("cli", "doctor"), ("__main__", "cli"), ("hub", "card")}
 TOP_LEVEL = {
     "setup.py", "csrc", "dakd", "launch", "configs", "benchmarks", "tests", "README.md", "pyproject.toml",
     "MANIFEST.in", "LICENSE", "Makefile", ".gitignore", ".ci", ".git",

@@ -1,0 +1,246 @@
+"""The sections of a card, each as the blocks of Markdown under its heading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import yaml
+
+from dakd.card.markdown import bullets, fenced, pixels, plain, table
+from dakd.card.places import file_name, without_places
+from dakd.card.subject import Subject, trained_on
+from dakd.config import GenerateConfig
+from dakd.runtime.runlog import read_records
+from dakd.runtime.version import code_version
+
+# Where images come from, and whether they may be passed on, by `prepare.dataset`.
+DATASETS = {
+    "simulated": "images of the simulator that comes with dakd; no satellite measured them",
+    "osd": "Oil Spill Detection Dataset (Krestenitis et al. 2019), Sentinel-1; it may not be redistributed",
+    "sos": "Deep-SAR Oil Spill dataset (Zhu et al. 2022); it may not be redistributed",
+    "folder": "images of a private folder; ask the author of these weights for their licence",
+}
+_NOT_RECORDED = "not recorded"
+
+
+def heading(model: Subject) -> Iterator[str]:
+    """Title, and a paragraph on the net."""
+    if model.is_student:
+        yield f"# {model.title}: oil spill segmentation of SAR images"
+        yield (
+            f"{model.title} with the encoder {plain(model.student.encoder)}, a net that gives every pixel of a radar "
+            f"(SAR) image one of {model.classes.num_classes} classes; {model.num_parameters:,} parameters."
+        )
+    else:
+        yield f"# {model.title}: SAR images with labels"
+        yield (
+            f"{model.title}, a diffusion model that generates radar (SAR) images together with a soft label of "
+            f"{model.classes.num_classes} classes for every pixel; {model.num_parameters:,} parameters. Segmentation "
+            "nets learn from its pairs by knowledge distillation."
+        )
+    yield f"Made with dakd (method: [DAKD](https://arxiv.org/abs/2412.08116)); card written with {code_version()}."
+
+
+def use(model: Subject) -> Iterator[str]:
+    """Lines of Python that load the model and use it."""
+    if model.is_student:
+        calls = [f'student = dakd.load_student("{model.file}")', 'result = student.predict("image.png")']
+    else:
+        size, steps = _sampling(model)
+        sample = f"pairs = teacher.sample(8, size={size}, steps={steps}, seed=0)"
+        calls = [f'teacher = dakd.load_teacher("{model.file}")', sample]
+    yield fenced("python", "\n".join(["import dakd", "", *calls]))
+
+
+def _sampling(model: Subject) -> tuple[tuple[int, ...], int]:
+    """Height and width, and the number of steps: as the run generates, else of the training's crops."""
+    if model.config is not None:
+        return model.config.generate.size, model.config.generate.sampling_steps
+    default = GenerateConfig()
+    return tuple(model.metadata.get("crop", default.size)), default.sampling_steps
+
+
+def class_table(model: Subject) -> Iterator[str]:
+    """Id, name, colour and share of each class."""
+    classes, index = model.classes, trained_on(model, "prepare/train")
+    shares = [None] * classes.num_classes if index is None else [100 * one for one in index["class_pixel_shares"]]
+    rows = [
+        [number, name, "#{:02x}{:02x}{:02x}".format(*colour), share]
+        for number, (name, colour, share) in enumerate(zip(classes.names, classes.colours, shares))
+    ]
+    yield table(["id", "class", "colour", "share of the training pixels, %"], rows)
+
+
+def training_data(model: Subject) -> Iterator[str]:
+    """What the model has seen."""
+    real = trained_on(model, "prepare/train")
+    training_set = model.metadata.get("training_set", "real")
+    facts = {"Dataset": _dataset_line(model), "Real images": real and _count(real)}
+    if training_set == "synthetic":
+        facts["Real images"] = "none in this training; the teacher of the pairs has seen some"
+    if model.is_student:
+        facts["Synthetic pairs"] = _synthetic_line(model)
+    yield bullets({name: value or _NOT_RECORDED for name, value in facts.items()})
+
+
+def _dataset_line(model: Subject) -> str | None:
+    if model.config is None:
+        return None
+    sensor = model.config.prepare.sensor
+    return f"`{model.dataset}`{f', sensor {sensor}' if sensor else ''}: {DATASETS[model.config.prepare.dataset]}"
+
+
+def _count(index: Mapping) -> str:
+    sizes = ", ".join(f"{count} of {size}" for size, count in list(index["sizes"].items())[:5])
+    more = f" and {len(index['sizes']) - 5} more sizes" if len(index["sizes"]) > 5 else ""
+    return f"{index['num_samples']}, {index['num_labelled']} of them labelled ({sizes}{more} pixels)"
+
+
+def _synthetic_line(model: Subject) -> str | None:
+    count = model.metadata.get("num_synthetic")
+    if count == 0 or model.metadata.get("training_set") == "real":
+        return "none"
+    if count is None:
+        return None
+    hard = model.metadata.get("loss", {}).get("hard_labels")
+    labels = "its likeliest classes as labels" if hard else "its soft labels"
+    return f"{count}, generated by a diffusion model, with {labels}"
+
+
+def training(model: Subject) -> Iterator[str]:
+    """How it was trained; what nobody wrote down is named as such."""
+    meta = model.metadata
+    optimizer = meta.get("optimizer", {})
+    facts = {"Steps": _steps(model), "Global batch": meta.get("global_batch"), "Crop": pixels(meta.get("crop"))}
+    facts |= {"Augmentation": _augmentation(meta), "Optimizer": _optimizer_line(optimizer)}
+    facts |= {"Loss": _loss_line(meta)} if model.is_student else {"Diffusion": _diffusion_line(meta)}
+    facts |= {"Weights": _weights_line(meta, optimizer), "Seed": meta.get("seed")}
+    facts |= {"Encoder starts from": pretrained(model) or "random weights"} if model.is_student else {}
+    yield bullets({name: _NOT_RECORDED if value is None else value for name, value in facts.items()})
+
+
+def _steps(model: Subject) -> str | None:
+    """Of this training; a teacher's earlier stages are named by their settings."""
+    records = [] if model.folder is None else read_records(model.folder / "metrics.jsonl")
+    total = model.metadata.get("optimizer", {}).get("total_steps") or (records[-1]["step"] if records else None)
+    if total is None or model.config is None or model.metadata["kind"] != "jointnet":
+        return None if total is None else str(total)
+    cfg, stage = model.config.train_jointnet, model.metadata.get("stage", 3)
+    before = [f"stage {number}: {one.steps}" for number, one in enumerate((cfg.stage1, cfg.stage2)[: stage - 1], 1)]
+    return ", ".join([*before, f"stage {stage}: {total}"])
+
+
+def _augmentation(meta: Mapping) -> str | None:
+    if "flip" not in meta:
+        return None
+    used = [name for name, is_on in (("flips", meta["flip"]), ("mosaics of pairs", meta.get("mosaic"))) if is_on]
+    return ", ".join(["random crops", *used])
+
+
+def _optimizer_line(optimizer: Mapping) -> str | None:
+    if not optimizer:
+        return None
+    return (
+        f"AdamW, learning rate {optimizer['lr']:g} ({optimizer['lr_decay']}, {optimizer['warmup_steps']} steps of "
+        f"warm-up), weight decay {optimizer['weight_decay']:g}, gradients clipped at {optimizer['grad_clip']:g}"
+    )
+
+
+def _loss_line(meta: Mapping) -> str | None:
+    loss = meta.get("loss")
+    if loss is None:
+        return None
+    form = loss.get("kd_form", "temperature")
+    kd = f"distillation {loss['kd']:g} (form {form}, temperature {loss['temperature']:g})"
+    extra = [f"boundary {loss['boundary']:g}"] if loss.get("boundary") else []
+    return ", ".join([f"weights: cross-entropy {loss['ce']:g}", kd, f"Dice {loss['dice']:g}", *extra])
+
+
+def _diffusion_line(meta: Mapping) -> str:
+    schedule = meta["schedule"]
+    facts = [f"cosine schedule of {schedule['num_train_timesteps']} steps", f"balancing factor b {meta['b']:.4g}"]
+    if meta["kind"] == "jointnet":
+        facts.append(f"label loss {meta.get('label_loss', 'ce')}")
+    if meta.get("sigma_data") is not None:
+        facts.append(f"sigma_data {meta['sigma_data']:.4g}")
+    return ", ".join(facts)
+
+
+def _weights_line(meta: Mapping, optimizer: Mapping) -> str | None:
+    kind = meta.get("weights")
+    if kind == "ema":
+        return f"exponential moving average (decay {optimizer['ema_decay']:g})" if optimizer else "moving average"
+    if kind == "posthoc":
+        return f"moving average of relative length {meta['ema_length']:g}, made after the training"
+    return "of the last step" if kind == "raw" else kind
+
+
+def pretrained(model: Subject) -> str | None:
+    """The file of the public checkpoint that a student's encoder started from, as Markdown."""
+    path = model.student.pretrained if model.is_student else None
+    return f"`{file_name(path)}`" if path else None
+
+
+def limits(model: Subject) -> Iterator[str]:
+    """What to expect of the model, and what not."""
+    lines = [
+        "The input is one channel of SAR amplitude in 8-bit grey values, as in the training data; calibrated "
+        "backscatter, decibels or optical images are something else.",
+        "Other sensors, bands, polarisations, resolutions and incidence angles than those of the training data were "
+        "not tested.",
+        "Look-alikes (low wind, algae, rain cells), ships and land may be taken for oil; check detections near them.",
+        "Not validated for operational use: no alarm, penalty or clean-up should rest on it alone.",
+    ]
+    if model.dataset == "simulated":
+        lines.append("It was trained on simulated images. Scores on real images will be lower, and were not measured.")
+    if model.is_student and "synthetic" in model.metadata.get("training_set", ""):
+        lines.append("It learned in part from generated images and the generator's labels, whose errors it may repeat.")
+    if not model.is_student:
+        lines.append(
+            "Generated pairs are no measurements, and may resemble training images: `dakd generate --audit` searches "
+            "for such pairs."
+        )
+    yield "\n".join(f"- {line}" for line in lines)
+
+
+def licence_section(model: Subject) -> Iterator[str]:
+    """Of the weights, of the code and of what they come from."""
+    stated = "not stated by its author" if model.licence is None else plain(model.licence)
+    facts = {"Weights": stated, "Code (dakd)": "Apache-2.0"}
+    if model.dataset is not None:
+        facts["Data"] = DATASETS[model.dataset]
+    if pretrained(model) and str(model.student.encoder).startswith("mamba_vision"):
+        facts["Encoder"] = (
+            "trained on from MambaVision's public weights, which are CC BY-NC-SA 4.0: non-commercial use only"
+        )
+    elif pretrained(model):
+        facts["Encoder"] = f"trained on from {pretrained(model)}, whose licence applies too"
+    yield bullets(facts)
+
+
+def citation() -> Iterator[str]:
+    """The paper."""
+    yield fenced(
+        "bibtex",
+        "@misc{moon2024dakd,\n"
+        "  title  = {DAKD: Data Augmentation and Knowledge Distillation using Diffusion Models for SAR Oil Spill "
+        "Segmentation},\n"
+        "  author = {Moon and Yun and Kim and Lee and Kim},\n"
+        "  year   = {2024},\n"
+        "  eprint = {2412.08116},\n"
+        "  archivePrefix = {arXiv}\n"
+        "}",
+    )
+
+
+def settings(model: Subject) -> Iterator[str]:
+    """The configuration's sections that made these weights, without the machine's; else the metadata's settings."""
+    if model.config is None:
+        left_out = ("kind", "classes", "data", "weights", "starts_from")
+        tree = {name: value for name, value in model.metadata.items() if name not in left_out}
+    else:
+        steps = ("train_saross",) if model.is_student else ("balance", "train_jointnet", "generate")
+        whole = model.config.model_dump(mode="json")
+        tree = {name: {k: v for k, v in whole[name].items() if k != "engine"} for name in ("prepare", *steps)}
+        tree = {"seed": whole["seed"]} | tree
+    yield fenced("yaml", yaml.safe_dump(without_places(tree), sort_keys=False, allow_unicode=True).rstrip())

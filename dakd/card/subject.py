@@ -1,0 +1,105 @@
+"""The model that a card is about, and the files of its run that say something of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dakd.config import Config, StudentConfig, load_config
+from dakd.data.sample import ClassTable
+from dakd.models.zoo import STUDENTS
+
+TITLES = {"jointnet": "SAR-JointNet", "ddpm": "DDPM"}
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that a card is about.
+
+    file: the name of its weights file.  sha256: of that file, or None where the run has no evaluation.
+    run, its folder of the training, and config: None for a card from the metadata alone.
+    """
+
+    metadata: dict[str, Any]
+    num_parameters: int
+    file: str
+    licence: str | None = None
+    run: Path | None = None
+    folder: Path | None = None
+    config: Config | None = None
+    sha256: str | None = None
+
+    @property
+    def is_student(self) -> bool:
+        return self.metadata["kind"] == "student"
+
+    @property
+    def classes(self) -> ClassTable:
+        return ClassTable.from_dict(self.metadata["classes"])
+
+    @property
+    def title(self) -> str:
+        """The net's name in print."""
+        return STUDENTS[self.student.name].title if self.is_student else TITLES[self.metadata["kind"]]
+
+    @property
+    def student(self) -> StudentConfig:
+        """The settings of a student's net."""
+        return StudentConfig.model_validate(self.metadata["student"])
+
+    @property
+    def dataset(self) -> str | None:
+        return None if self.config is None else self.config.prepare.dataset
+
+
+def count_parameters(shapes: Mapping[str, Sequence[int]]) -> int:
+    """The number of parameters of a net, from the shapes of its state by name; statistics of batch norms are none."""
+    return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_STATISTICS))
+
+
+def read_config(run: Path, folder: Path | None = None) -> Config:
+    """The configuration that a training's folder keeps, else the run's; ValueError where `run` is no run folder."""
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is no run folder, for it has no config.yaml; give the folder of a run: runs/NAME")
+    own = run if folder is None else folder
+    return load_config((own if (own / "config.yaml").is_file() else run) / "config.yaml")
+
+
+def refuse_unknown(metadata: Mapping, source: str) -> None:
+    """ValueError where the metadata do not describe a student or a teacher of pairs."""
+    kind = metadata.get("kind")
+    if kind != "student" and kind not in TITLES:
+        raise ValueError(
+            f"{source} holds {kind or 'weights of unknown kind'}; wanted a student or a teacher of pairs: give a "
+            "student.safetensors, or the weights of stage 2 or 3, or of ddpm"
+        )
+    try:
+        ClassTable.from_dict(metadata["classes"])
+        if kind == "student":
+            StudentConfig.model_validate(metadata["student"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the metadata of {source} are not whole; write or copy it again: {error!r:.300}") from error
+
+
+def read_json(path: Path) -> dict | None:
+    """A JSON table of the run; None where the file is absent, ValueError where it is damaged."""
+    try:
+        table = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON; run the step that writes it again: {error}") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} holds {type(table).__name__}; wanted a table; run the step that writes it again")
+    return table
+
+
+def trained_on(model: Subject, folder: str) -> dict | None:
+    """The index of a set of the run, where the model was trained on just that set; else None."""
+    index = None if model.run is None else read_json(model.run / folder / "index.json")
+    return index if index is not None and index.get("fingerprint") in model.metadata.get("data", ()) else None

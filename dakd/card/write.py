@@ -1,0 +1,133 @@
+"""Cards of weights files, and of all final weights of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from dakd.card import sections
+from dakd.card.front import front_matter
+from dakd.card.scores import find_scores, score_section
+from dakd.card.subject import Subject, count_parameters, read_config, refuse_unknown
+from dakd.runtime.files import file_hash, replacing
+from dakd.weights import STUDENT_FILES, read_metadata
+
+CARD_FILE = "README.md"
+MARKER = "<!-- Written by dakd, which replaces this file; delete this line to keep changes of your own. -->"
+TEACHER_FILE = "weights_ema.safetensors"
+
+
+def write_cards(run: str | Path, *, licence: str | None = None) -> list[Path]:
+    """Writes README.md beside each set of final weights of a run folder; returns the paths.
+
+    Final weights are those of each student (train_saross/TRAINING_SET/) and of the teacher's last training. Cards are
+    written when the text of all of them is there; a second call replaces them.
+    licence: of the weights: an identifier of the hub such as `cc-by-4.0`, another name, or a URL; None: not stated.
+    Raises ValueError where `run` is no run folder, where it has no final weights, and where a README.md is not dakd's.
+    """
+    run = Path(run)
+    cards = {weights.parent / CARD_FILE: weights for weights in final_weights(run)}
+    for path in cards:
+        refuse_foreign(path)
+    texts = {path: card_text(weights, run=run, licence=licence) for path, weights in cards.items()}
+    for path, text in texts.items():
+        write_card(path, text)
+    return list(texts)
+
+
+def card_text(weights: Path, *, run: Path | None = None, licence: str | None = None) -> str:
+    """The card of one weights file, from its metadata and, with `run`, from the run's configuration, data and scores.
+
+    Raises FileNotFoundError or ValueError where there are no weights of a student or a teacher, or no run folder.
+    """
+    weights = Path(weights)
+    metadata = read_metadata(weights)
+    with safe_open(str(weights), framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    facts: dict[str, Any] = {}
+    if run is not None:
+        config = read_config(Path(run), weights.parent)
+        is_evaluated = (Path(run) / "evaluate").is_dir()
+        facts = {"run": Path(run), "folder": weights.parent, "config": config}
+        facts["sha256"] = file_hash(weights) if is_evaluated else None
+    refuse_unknown(metadata, str(weights))
+    return _render(Subject(metadata, count_parameters(shapes), weights.name, licence, **facts))
+
+
+def card_of(
+    metadata: dict[str, Any],
+    num_parameters: int,
+    *,
+    file: str = "model.safetensors",
+    licence: str | None = None,
+) -> str:
+    """The card of a model in memory, whose weights will lie in `file`; see `card_text`.
+
+    Raises ValueError where the metadata are neither of a student nor of a teacher.
+    """
+    refuse_unknown(metadata, file)
+    return _render(Subject(metadata, num_parameters, file, licence))
+
+
+def final_weights(run: Path) -> list[Path]:
+    """The averaged weights of the teacher's last training and of each student; ValueError where there are none."""
+    config = read_config(run)
+    teacher = run / "train_jointnet" / config.train_jointnet.stages[-1] / TEACHER_FILE
+    students = sorted(run.glob(f"train_saross/*/{STUDENT_FILES['ema']}"))
+    found = [path for path in (teacher, *students) if path.is_file()]
+    if not found:
+        raise ValueError(
+            f"{run} has no final weights, neither {teacher.relative_to(run)} nor "
+            f"train_saross/*/{STUDENT_FILES['ema']}; "
+            "finish dakd train_jointnet or dakd train_saross first"
+        )
+    return found
+
+
+def write_card(path: Path, text: str) -> None:
+    """Writes a card whole or not at all; ValueError where the file that is there is not dakd's."""
+    refuse_foreign(path)
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def refuse_foreign(path: Path) -> None:
+    """ValueError where `path` is a file that dakd has not written."""
+    if is_foreign(path):
+        raise ValueError(f"{path} was not written by dakd, and is not replaced; move it away and write the card again")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether there is a file without dakd's line in it."""
+    return path.is_file() and MARKER not in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _render(model: Subject) -> str:
+    try:
+        scores = find_scores(model)
+        front = yaml.safe_dump(front_matter(model, scores), sort_keys=False, allow_unicode=True, width=120)
+        blocks = [block for section in _sections(model, scores) for block in section]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"the metadata of {model.file}, or the run's files on it, are of another version or damaged; write them "
+            f"again: {error!r:.300}"
+        ) from error
+    return f"---\n{front}---\n\n{MARKER}\n\n" + "\n\n".join(blocks) + "\n"
+
+
+def _sections(model: Subject, scores: dict | str) -> list[tuple[str, ...]]:
+    return [
+        tuple(sections.heading(model)),
+        ("## Use", *sections.use(model)),
+        ("## Classes", *sections.class_table(model)),
+        ("## Training data", *sections.training_data(model)),
+        ("## Training", *sections.training(model)),
+        ("## Scores", *score_section(model, scores)),
+        ("## Limits", *sections.limits(model)),
+        ("## Licence", *sections.licence_section(model)),
+        ("## Citation", *sections.citation()),
+        ("## Settings", *sections.settings(model)),
+    ]

@@ -1,0 +1,178 @@
+"""Models in folders of the Hugging Face hub's form: model.safetensors, config.json and README.md; up and down.
+
+Names and arguments follow huggingface_hub, which is imported only where a hub id is given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dakd.card import CARD_FILE, TEACHER_FILE, is_foreign, without_places, write_card
+from dakd.runtime.files import write_text
+from dakd.runtime.runlog import say
+from dakd.shipped import extra_remedy
+from dakd.weights import STUDENT_FILES, save_weights
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+FILES = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
+# Files of a training's folder that are taken where there is no model.safetensors.
+TRAINED_FILES = (STUDENT_FILES["ema"], TEACHER_FILE)
+
+
+def save_folder(folder: str | Path, state: Mapping[str, Tensor], metadata: dict[str, Any], card: str) -> Path:
+    """Writes a model in the hub's form, each file whole or not at all, the weights last; returns the folder.
+
+    state: the net's tensors by name.  metadata: of `weights.save_weights`; places of this machine are cut to file
+    names. model.safetensors alone is enough to load the model. A README.md that dakd has not written stays as it is.
+    """
+    folder = Path(folder)
+    public = without_places(metadata)
+    text = json.dumps(public, indent=2) + "\n"
+    if is_foreign(folder / CARD_FILE):
+        say(f"{folder / CARD_FILE} was not written by dakd, and stays as it is")
+    else:
+        write_card(folder / CARD_FILE, card)
+    write_text(folder / CONFIG_FILE, text)
+    save_weights(folder / WEIGHTS_FILE, state, public)
+    return folder
+
+
+def find_weights(
+    name_or_path: str | Path,
+    *,
+    force_download: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    revision: str | None = None,
+) -> Path:
+    """The weights file of a local file, a local folder or a hub id `owner/name`, which alone may be downloaded.
+
+    The options are huggingface_hub's and matter for a hub id alone. Raises FileNotFoundError where a local path leads
+    nowhere, ValueError where a folder or a repository has no weights to choose, RuntimeError where huggingface_hub is
+    not installed or the hub cannot be reached.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir() and name_or_path != "":
+        return _in_folder(path)
+    if not is_hub_id(name_or_path):
+        raise FileNotFoundError(
+            f"no file or folder at {str(name_or_path)!r}, which is no hub id either; give a .safetensors file, a folder with "
+            f"{WEIGHTS_FILE}, or a hub id OWNER/NAME as a string"
+        )
+    repo_id = str(name_or_path)
+    options = {"force_download": force_download, "token": token, "cache_dir": cache_dir}
+    options |= {"local_files_only": local_files_only, "revision": revision}
+    hub = _import_hub(repo_id)
+    with _in_plain_words(hub, repo_id, revision):
+        return Path(hub.hf_hub_download(repo_id=repo_id, filename=WEIGHTS_FILE, **options, library_name="dakd"))
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload a model of dakd",
+    branch: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Uploads a folder of `save_folder` to the hub, and creates its repository and branch where there are none.
+
+    Only model.safetensors, config.json and README.md are uploaded. Returns the URL of the commit.
+    Raises ValueError where the folder has no weights or the id is none, RuntimeError where the hub refuses it.
+    """
+    folder = Path(folder)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ValueError(f"{folder} has no {WEIGHTS_FILE}; write it with save_pretrained first")
+    if not is_hub_id(repo_id):
+        raise ValueError(f"{repo_id!r} is no hub id; wanted OWNER/NAME")
+    hub = _import_hub(repo_id)
+    api = hub.HfApi(token=token, library_name="dakd")
+    with _in_plain_words(hub, repo_id, branch):
+        api.create_repo(repo_id=repo_id, private=private, exist_ok=True)
+        if branch is not None and not branch.startswith("refs/"):
+            api.create_branch(repo_id=repo_id, branch=branch, exist_ok=True)
+        return str(
+            api.upload_folder(
+                repo_id=repo_id,
+                repo_type="model",
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=branch,
+                create_pr=create_pr,
+                allow_patterns=list(FILES),
+            )
+        )
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Whether `name` has the form OWNER/NAME of a hub id; a Path, or what looks like one, never has."""
+    if isinstance(name, os.PathLike) or name.endswith(".safetensors"):
+        return False
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", name, re.ASCII)) and ".." not in name
+
+
+def _in_folder(folder: Path) -> Path:
+    """model.safetensors of a folder, or the only averaged weights of a training; else ValueError."""
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    trained = [folder / name for name in TRAINED_FILES if (folder / name).is_file()]
+    if len(trained) == 1:
+        return trained[0]
+    there = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
+    raise ValueError(
+        f"{folder} has no {WEIGHTS_FILE} and not exactly one of {', '.join(TRAINED_FILES)}; there is: {there}. "
+        "Give the .safetensors file itself"
+    )
+
+
+def _import_hub(repo_id: str) -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise RuntimeError(
+            f"{repo_id} is on the Hugging Face hub, which needs huggingface_hub, and it cannot be imported ({error}); "
+            f"{extra_remedy('hub')}"
+        ) from error
+    return huggingface_hub
+
+
+@contextmanager
+def _in_plain_words(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turns an error of the hub into a ValueError (what was asked for is not there) or a RuntimeError, with the id."""
+    errors = hub.errors
+    at = f"{repo_id} at revision {revision}" if revision else repo_id
+    try:
+        yield
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise RuntimeError(
+            f"{at} is not in the local cache, and the hub cannot be reached or may not be asked; connect to the "
+            "network, or give a local folder"
+        ) from error
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
+        raise ValueError(
+            f"the hub shows no repository {repo_id}, and there is no local folder of that name; look for a typing "
+            "error, or give a token that may read it"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{repo_id} has no revision {revision}; give a branch, tag or commit of it") from error
+    except errors.EntryNotFoundError as error:
+        raise ValueError(f"{at} has no {WEIGHTS_FILE}, so it is no model of dakd; give another id") from error
+    except errors.HFValidationError as error:
+        raise ValueError(f"{repo_id} is no valid hub id: {error}") from error
+    except Exception as error:  # of the network, of several libraries
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise RuntimeError(f"the hub did not serve {at}: {reason:.300}") from error
