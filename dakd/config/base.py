@@ -27,6 +27,9 @@ def wanted(text: str) -> WrapValidator:
 
 
 class Section(BaseModel):
-    """A strict, immutable part of the configuration."""
+    """A strict, immutable part of the configuration.
+
+    The docstring under a field is the setting's meaning, which `dakd.config.explain` lists.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)

@@ -63,7 +63,7 @@ class EvaluateConfig(Section):
     """Width of a boundary over the diagonal of the image (Cheng et al. 2021)."""
 
     calibration_bins: Positive = 15
-    """Bins of equal width in confidence (Guo et al. 2017)."""
+    """Number of bins, of equal width in confidence, for the calibration error (Guo et al. 2017)."""
 
     bootstrap: NonNegative = 1000
     """Resamples of the images for the intervals. 0 makes no intervals."""

@@ -25,7 +25,8 @@ class Config(Section):
     """Folder of the run. null takes runs/NAME."""
 
     seed: NonNegative = 0
-    """Seed of the trainings: initial weights, order of samples, noise."""
+    """Seed of the trainings (initial weights, order of samples, noise) and, where these have none, of the simulated
+    scenes."""
 
     prepare: PrepareConfig = PrepareConfig()
 

@@ -55,7 +55,7 @@ class GateConfig(Section):
     """
 
     enabled: bool = False
-    """Whether candidates are judged. Without it every candidate is kept."""
+    """Whether the gate judges the candidates. false keeps every candidate."""
 
     areas: dict[str, ShareBounds] = Field(default={})
     """Bounds, by class name, of the share of an image's pixels that have the class: {NAME: {at_least: ..., at_most:
@@ -82,17 +82,17 @@ class GateConfig(Section):
     """Side in pixels of a window for the ENL."""
 
     enl_min_windows: Positive = 4
-    """Fewest windows for an ENL; an image with fewer has no ENL, and is not judged by it."""
+    """Smallest number of windows for an ENL; an image with fewer has no ENL and is not judged by it."""
 
     presence_pixels: Positive = 8
-    """Fewest pixels with which an image counts as one that holds a class."""
+    """Number of pixels from which an image counts as holding a class."""
 
     quotas: dict[str, ShareBounds] = Field(default={})
     """Bounds, by class name, of the share of the kept images that hold the class: {NAME: {at_least: ..., at_most:
     ...}}."""
 
     max_candidates: Annotated[float, Field(ge=1)] = 4.0
-    """Most candidates, as a multiple of `num_samples`; generation stops there when they are not enough."""
+    """Largest number of candidates, as a multiple of `num_samples`; generation stops there even if too few are kept."""
 
     @model_validator(mode="after")
     def _can_be_met(self) -> GateConfig:
@@ -111,7 +111,7 @@ class AuditConfig(Section):
     """Weights file of a student whose encoder makes the features. null takes greys and gradients."""
 
     max_samples: Positive = 5000
-    """Most generated pairs that are looked up, evenly spaced."""
+    """Largest number of generated pairs that are looked up, evenly spaced."""
 
     num_yardsticks: Positive = 1000
     """Number of held-out windows, and of training windows, that are looked up for comparison."""

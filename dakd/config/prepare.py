@@ -79,13 +79,13 @@ class PrepareConfig(Section):
     """
 
     max_samples: Positive | None = None
-    """Most samples of a split. null takes all."""
+    """Largest number of samples per split. null takes all."""
 
     shard_size: Positive = 256
     """Samples per shard."""
 
     on_bad_file: Literal["stop", "skip"] = "stop"
-    """What to do about a file that cannot be read: stop with an error, or skip the sample and go on."""
+    """What to do about a file that cannot be read: "stop" ends with an error, "skip" leaves the sample out."""
 
     simulation: SimulationConfig = SimulationConfig()
 

@@ -36,10 +36,11 @@ class SamOilConfig(Section):
     """Lowest score of a detection that is kept."""
 
     min_pixels: Positive = 4
-    """Fewest pixels of a connected component of the label that counts as an object."""
+    """Number of pixels from which a connected component of the label counts as an object."""
 
     max_objects: Positive = 200
-    """Most objects of a training image, the largest ones; a speckled label would have thousands."""
+    """Largest number of objects taken from a training image, the largest objects first; a speckled label would have
+    thousands."""
 
     order: tuple[Positive, ...] | None = None
     """Class ids, the first of which wins a pixel that masks of several classes claim. null lets the higher score win.
@@ -49,7 +50,7 @@ class SamOilConfig(Section):
     """Inner width of the adapter on SAM's image embeddings."""
 
     max_masks: Positive = 16
-    """Most objects per image that the adapter learns from in a step."""
+    """Largest number of objects per image that the adapter learns from in a step."""
 
     mask_loss: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the masks' BCE + Dice; the detector's loss has weight 1."""
@@ -204,10 +205,10 @@ class TrainSarossConfig(Section):
     """Samples per rank and forward pass; the rest of the global batch is gradient accumulation."""
 
     epochs: Positive = 200
-    """Epochs over real + synthetic; every training set gets the number of steps that these make."""
+    """Epochs over the real and synthetic samples together; every training set gets the same number of steps."""
 
     steps: Positive | None = None
-    """Optimizer steps, in place of `epochs`. null counts by `epochs`."""
+    """Optimizer steps, in place of `epochs`. null follows `epochs`."""
 
     optimizer: OptimizerConfig = OptimizerConfig(lr_decay="poly")
 

@@ -57,7 +57,7 @@ class ScheduleConfig(Section):
     """Timesteps of the forward process."""
 
     max_beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """Largest beta of a timestep; larger ones are cut to it."""
+    """Largest beta of a timestep; larger ones are clipped."""
 
 
 class StageConfig(Section):
@@ -78,9 +78,9 @@ class Stage1Config(StageConfig):
     without an index are indexed."""
 
     streams: tuple[Annotated[str, Field(pattern="^pipe:.")], ...] = ()
-    """Shell commands, `pipe:COMMAND`, that replace all these images: each writes a tar of images to its standard
-    output. Wanted is at least one for every reader of every rank. Streams are not shuffled, and a resumed run reads
-    them again."""
+    """Shell commands, `pipe:COMMAND`, that replace the prepared images and `extra_images`: each writes a tar of images
+    to its standard output. Every reader of every rank needs at least one. Streams are not shuffled, and a resumed run
+    reads them again."""
 
 
 class TrainJointNetConfig(Section):
@@ -115,8 +115,8 @@ class TrainJointNetConfig(Section):
         Literal["auto"] | Annotated[float, Field(gt=0, le=8)] | None,
         wanted('null, "auto" or a number above 0 and at most 8'),
     ] = None
-    """Preconditioning of the image branch. With null its output is the clean image (paper). With a number it is added
-    to a share of the noisy image; the number is the standard deviation of the detail in images in [-1, 1]
+    """Preconditioning of the image branch. With null its output is the clean image (paper). With a number the output is
+    added to a share of the noisy image; the number is the standard deviation of the detail in images in [-1, 1]
     (diffusion/precondition.py; 1 makes the output the velocity). A short training then keeps the speckle. "auto" takes
     the deviation of the training images from their 5 x 5 means."""
 

@@ -13,12 +13,12 @@ class DataConfig(Section):
     """How all trainings read their shards."""
 
     window_shards: Positive = 64
-    """Number of shards whose records are shuffled among themselves, and so the most that a reader has open at a time.
-    The number of shards, or more, shuffles the whole set."""
+    """Number of shards whose records are shuffled among themselves, and so the most that a reader has open at a time. A
+    value of at least the number of shards shuffles the whole set."""
 
     on_bad_record: Literal["stop", "skip"] = "stop"
-    """What to do about a truncated tar, a damaged record or a missing shard: stop with an error, or skip: count and
-    report it and take the next good record."""
+    """What to do about a truncated tar, a damaged record or a missing shard: "stop" ends with an error, "skip" counts
+    and reports it and takes the next good record."""
 
     cache: str | None = None
     """Folder for shards that come from URLs. null takes the folder dakd in XDG_CACHE_HOME, or else in ~/.cache."""
@@ -68,7 +68,8 @@ class OptimizerConfig(Section):
     snapshot."""
 
     posthoc_lengths: tuple[EmaLength, EmaLength] = (0.05, 0.10)
-    """Lengths of these two averages, relative to the length of the training (Karras et al. 2024)."""
+    """Lengths of the two averages that `posthoc_every` keeps, relative to the length of the training (Karras et al.
+    2024)."""
 
 
 class EngineConfig(Section):
@@ -83,10 +84,10 @@ class EngineConfig(Section):
     (GroupNorm) and autocast for the student (BatchNorm)."""
 
     channels_last: bool = True
-    """Whether images and weights have the memory layout with channels last."""
+    """Whether images and weights have their channels last in memory."""
 
     compile: bool = False
-    """Whether the net goes through torch.compile; the first step then takes a minute or more."""
+    """Whether the net is compiled with torch.compile; the first step then takes a minute or more."""
 
     num_workers: NonNegative = 2
     """Reader processes per rank. 0 reads in the training process."""
@@ -107,8 +108,8 @@ class EngineConfig(Section):
     """Hours after which the training writes a checkpoint and ends, to be started again. null means no limit."""
 
     stop_margin_minutes: Annotated[float, Field(ge=0)] = 5.0
-    """Minutes before the end of a SLURM job (SLURM_JOB_END_TIME) at which the training does the same: time for the
-    running step and its checkpoint."""
+    """Minutes before the end of a SLURM job (SLURM_JOB_END_TIME) at which the training writes a checkpoint and ends:
+    time for the running step and its checkpoint."""
 
     sample_every: NonNegative = 5000
     """Optimizer steps between grids of sampled pairs. 0 makes no grids."""

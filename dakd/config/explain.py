@@ -1,0 +1,338 @@
+"""Every setting with its key, type, default and meaning, as data and as text, read from the models themselves.
+
+A setting is a leaf of `Config`. A map by names that are free, such as `prepare.classes`, is one setting. Defaults are
+those of the experiment's sections: `train_saross.optimizer.lr_decay` is poly, though its class has another default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import textwrap
+from collections.abc import Iterator, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from dakd.config.base import Section, Size
+from dakd.config.experiment import Config
+from dakd.config.prepare import SceneSide
+
+REQUIRED = "required"
+_WIDTH = 100  # columns
+_WIDEST = 40  # columns of a value beside another
+_MOST_HINTS = 5
+_NOUNS = {int: "whole number", float: "number", str: "text"}
+
+
+class Setting(NamedTuple):
+    """One leaf of the configuration.
+
+    kind: the type in words, with its bounds.  default: as YAML, or `required`.  meaning: one line.
+    choices: the words that the setting may be, where there are such words.
+    """
+
+    key: str
+    kind: str
+    default: str
+    meaning: str
+    choices: tuple[str, ...] = ()
+
+
+def settings(prefix: str = "") -> list[Setting]:
+    """The settings below a dotted key, or at it, in the order of the models; "" means all.
+
+    Raises ValueError with the nearest keys where there is no such key.
+    """
+    return [_setting(node) for node in _walk(_find(prefix)) if not node.is_section]
+
+
+def explain(key: str, config: Config | None = None) -> str:
+    """The text about a setting, or about a section and all settings below it.
+
+    config: an experiment whose values are listed too.  Raises ValueError with the nearest keys for an unknown key.
+    """
+    node = _find(key)
+    if node.is_section:
+        note = f"Experiment {config.name}: its value is given where it differs from the default." if config else ""
+        lines = [line for text in [*_paragraphs(node)[1:], note] for line in _wrap(text, _WIDTH)]
+        return "\n".join([*_heading(node, _WIDTH), *lines, *_body(node, _WIDTH, _values(config) if config else None)])
+    setting = _setting(node)
+    lines = [
+        setting.key,
+        *_wrap(setting.meaning, _WIDTH, "  "),
+        *_wrap(f"type:     {setting.kind}", _WIDTH, "  ", " " * 12),
+        f"  default:  {setting.default}",
+    ]
+    if config is not None:
+        lines.append(f"  value:    {_yaml(_values(config)[node.key])} (experiment {config.name})")
+    return "\n".join(lines)
+
+
+def difference(a: Config, b: Config) -> list[tuple[str, Any, Any]]:
+    """The settings in which two experiments differ: (key, value in a, value in b), in the order of the models.
+
+    Values are plain ones, as in the YAML dump: lists for tuples.
+    """
+    in_a, in_b = _values(a), _values(b)
+    return [(key, value, in_b[key]) for key, value in in_a.items() if value != in_b[key]]
+
+
+def format_difference(differences: Sequence[tuple[str, Any, Any]], name_a: str, name_b: str) -> str:
+    """The table of `difference`, with the names of both experiments as its heading.
+
+    A setting has one line, or two where the first value is long.
+    """
+    if not differences:
+        return "no settings differ"
+    rows = [("setting", name_a, name_b), *((key, _yaml(one), _yaml(other)) for key, one, other in differences)]
+    first = max(len(key) for key, _, _ in rows)
+    second = max([len(one) for _, one, _ in rows if len(one) <= _WIDEST], default=0)
+    lines = []
+    for key, one, other in rows:
+        if len(one) > second:
+            lines += [f"{key:<{first}}  {one}", f"{'':<{first}}  {'':<{second}}  {other}"]
+        else:
+            lines.append(f"{key:<{first}}  {one:<{second}}  {other}")
+    return "\n".join(lines)
+
+
+def help_table(prefixes: Sequence[str], width: int = _WIDTH) -> str:
+    """The settings below some dotted keys, by section: `key = default (type)`, and the meaning beneath it."""
+    blocks = []
+    for prefix in prefixes:
+        node = _find(prefix)
+        is_section = node.is_section
+        lines = _heading(node, width) + _body(node, width) if is_section else _setting_lines(_setting(node), width)
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+# --- the tree of the models -------------------------------------------------------------------------------------------
+
+
+class _Node(NamedTuple):
+    """A section or a setting.  default: the value in an experiment that leaves it out, None where it is required."""
+
+    key: str
+    field: FieldInfo | None  # None for the experiment itself
+    default: Any
+
+    @property
+    def model(self) -> Any:
+        return Config if self.field is None else self.field.annotation
+
+    @property
+    def is_section(self) -> bool:
+        return isinstance(self.model, type) and issubclass(self.model, Section)
+
+
+_ROOT = _Node("", None, None)
+
+
+def _children(node: _Node) -> Iterator[_Node]:
+    if not node.is_section:
+        return
+    for name, field in node.model.model_fields.items():
+        if isinstance(node.default, Section):
+            default = getattr(node.default, name)
+        else:
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+        yield _Node(f"{node.key}.{name}" if node.key else name, field, default)
+
+
+def _walk(node: _Node) -> Iterator[_Node]:
+    yield node
+    for child in _children(node):
+        yield from _walk(child)
+
+
+def _find(key: str) -> _Node:
+    for node in _walk(_ROOT):
+        if node.key == key:
+            return node
+    nearest = _nearest(key)
+    known = ", ".join(child.key for child in _children(_ROOT))
+    hint = f"did you mean {_any_of(nearest)}?" if nearest else f"sections and settings at the top: {known}"
+    raise ValueError(f"no setting or section is called {key!r}; {hint}")
+
+
+def _nearest(key: str) -> list[str]:
+    """The keys that an unknown one may stand for, the likeliest first."""
+    keys = [node.key for node in _walk(_ROOT) if node.key]
+    if outer := [node.key for node in _walk(_ROOT) if not node.is_section and key.startswith(f"{node.key}.")]:
+        return outer  # of a key within a map
+    if endings := [known for known in keys if known.endswith(f".{key}")]:
+        return endings[:_MOST_HINTS]
+    if found := _nearest_below(_ROOT, key.split(".")):
+        return sorted(found, key=lambda known: -difflib.SequenceMatcher(None, known, key).ratio())[:3]
+    parts = key.count(".") + 1
+    by_ending = {".".join(known.split(".")[-parts:]): known for known in reversed(keys)}
+    return [by_ending[ending] for ending in difflib.get_close_matches(key, by_ending, n=3, cutoff=0.7)]
+
+
+def _nearest_below(node: _Node, parts: list[str]) -> list[str]:
+    """The keys below a node whose parts are all equal or close to these."""
+    if not parts:
+        return [node.key]
+    children = {child.key.rpartition(".")[2]: child for child in _children(node)}
+    names = parts[:1] if parts[0] in children else difflib.get_close_matches(parts[0], children, n=3)
+    return [found for name in children if name in names for found in _nearest_below(children[name], parts[1:])]
+
+
+def _values(config: Config) -> dict[str, Any]:
+    """The plain value of each setting, by its key."""
+    tree = config.model_dump(mode="json")
+    values = {}
+    for node in _walk(_ROOT):
+        if not node.is_section:
+            value: Any = tree
+            for part in node.key.split("."):
+                value = value[part]
+            values[node.key] = value
+    return values
+
+
+def _setting(node: _Node) -> Setting:
+    field = node.field
+    default = REQUIRED if node.default is None and field.is_required() else _yaml(_plain(node.default))
+    kind = _kind(field.annotation, field.metadata)
+    return Setting(node.key, kind, default, _one_line(field.description), tuple(_words(field.annotation)))
+
+
+def _plain(value: Any) -> Any:
+    """A default in the form in which a dump has it."""
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+# --- types in words ---------------------------------------------------------------------------------------------------
+
+
+def _kind(annotation: Any, metadata: Sequence[Any] = (), many: bool = False) -> str:
+    """A type in words.  metadata: its bounds.  many: in the plural, as the things in a list."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner = [one for extra in arguments[1:] for one in getattr(extra, "metadata", [extra])]
+        return _kind(arguments[0], [*inner, *metadata], many)
+    if origin is Literal:
+        return f"{'words' if many else 'one'} of {', '.join(map(str, arguments))}"
+    if origin in (Union, UnionType):
+        return _union(arguments)
+    if origin is tuple:
+        return _tuple(annotation, arguments, metadata, many)
+    if origin is dict:
+        value = arguments[1]
+        return f"map{'s' * many} of names to {'values' if value is Any else _kind(value, many=True)}"
+    if annotation is bool:
+        return "true or false"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"{{{', '.join(annotation.model_fields)}}}"
+    return _NOUNS.get(annotation, "value") + "s" * many + _bounds(metadata)
+
+
+def _union(arguments: Sequence[Any]) -> str:
+    others = [one for one in arguments if one is not type(None)]
+    null = ["null"] * (len(others) < len(arguments))
+    if len(others) == 1:
+        return " or ".join([_kind(others[0]), *null])
+    words = [word for one in others for word in _words(one)]
+    words += ["true", "false"] * (bool in others)
+    words += [_kind(one) for one in others if get_origin(one) is not Literal and one is not bool]
+    return _any_of([*words, *null])
+
+
+def _tuple(annotation: Any, arguments: Sequence[Any], metadata: Sequence[Any], many: bool) -> str:
+    if annotation == Size:
+        return "[height, width] in pixels"
+    if annotation == tuple[SceneSide, SceneSide]:
+        return f"[height, width] in pixels, each{_bounds(get_args(SceneSide)[1].metadata)}"
+    count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
+    if least := _limit(metadata, "min_length"):
+        count = f"{least} or more "
+    return f"list{'s' * many} of {count}{_kind(arguments[0], many=True)}"
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    if pattern := next((one.pattern for one in metadata if getattr(one, "pattern", None)), None):
+        return f" matching {pattern}"
+    if _limit(metadata, "min_length"):
+        return ", not empty"
+    ge, gt, le, lt = (_limit(metadata, name) for name in ("ge", "gt", "le", "lt"))
+    low, high = (gt if ge is None else ge), (lt if le is None else le)
+    if low is not None and high is not None:
+        return f" in {'(' if ge is None else '['}{low:g}, {high:g}{')' if le is None else ']'}"
+    if low is not None:
+        return f" {'>' if ge is None else '>='} {low:g}"
+    return "" if high is None else f" {'<' if le is None else '<='} {high:g}"
+
+
+def _limit(metadata: Sequence[Any], name: str) -> float | None:
+    return next((limit for one in metadata if (limit := getattr(one, name, None)) is not None), None)
+
+
+def _words(annotation: Any) -> Iterator[str]:
+    """The words that a setting may be, other than true, false and null."""
+    if get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+    elif get_origin(annotation) in (Union, UnionType):
+        for one in get_args(annotation):
+            yield from _words(one)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def _heading(node: _Node, width: int) -> list[str]:
+    return _wrap(": ".join(part for part in (node.key, *_paragraphs(node)[:1]) if part), width)
+
+
+def _body(node: _Node, width: int, values: dict[str, Any] | None = None) -> list[str]:
+    """A section's own settings, then the sections in it, each with its heading.  values: those of an experiment."""
+    lines = []
+    for child in _children(node):
+        if not child.is_section:
+            lines += _setting_lines(_setting(child), width, values)
+    for child in _children(node):
+        if child.is_section:
+            lines += ["", *_heading(child, width), *_body(child, width, values)]
+    return lines
+
+
+def _setting_lines(setting: Setting, width: int, values: dict[str, Any] | None = None) -> list[str]:
+    value = _yaml(values[setting.key]) if values else setting.default
+    shown = f", value {value}" if value != setting.default else ""
+    head = _wrap(f"{setting.key} = {setting.default}{shown} ({setting.kind})", width, "  ", " " * 6)
+    return head + _wrap(setting.meaning, width, " " * 6)
+
+
+def _paragraphs(node: _Node) -> list[str]:
+    """What a section means: the text of its field or else its class's docstring, by paragraphs."""
+    text = (node.field.description if node.field else None) or inspect.cleandoc(node.model.__doc__ or "")
+    return [_one_line(paragraph) for paragraph in text.split("\n\n") if paragraph.strip()]
+
+
+def _any_of(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _wrap(text: str, width: int, indent: str = "", further: str | None = None) -> list[str]:
+    further = indent if further is None else further
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=further, break_long_words=False,
+                         break_on_hyphens=False)  # fmt: skip
+
+
+def _yaml(value: Any) -> str:
+    """A plain value on one line, as a user would write it."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("...\n").strip()
