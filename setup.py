@@ -5,6 +5,9 @@ operations are built wherever there are torch and a C++ compiler. CUDA operation
 torch are found; DAKD_CUDA=1 builds them without such a torch, DAKD_CUDA=0 leaves them out. Their architectures come
 from TORCH_CUDA_ARCH_LIST (such as "9.0" or "8.0;9.0;10.0", the default), never from the host's own GPU. What is missing
 is said, and the package works without the library.
+
+A wheel with the library is for one platform and any Python (py3-none-PLATFORM), one without it for all (py3-none-any).
+pip's isolated builds have no torch, so `pip wheel .` makes the second, `pip wheel --no-build-isolation .` the first.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+CONFIGS = ROOT / "configs"
 TORCH_TARGET_VERSION = "0x020b000000000000"
 CUDA_ARCHITECTURES = "8.0;9.0;10.0"
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wno-unused-function"]
@@ -45,13 +51,40 @@ class Job(NamedTuple):
     command: list[str]
 
 
+class BuildPackage(build_py):
+    """Puts configs/ within the package; an editable install finds them in the checkout, where a user edits them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for target, source in self.configs().items():
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(source, target)
+        # What an earlier build has left here would come along: modules that are gone, a library of other sources.
+        wanted = {Path(path) for path in self.get_outputs()}
+        for path in Path(self.build_lib, "dakd").rglob("*"):
+            if path.is_file() and path not in wanted:
+                path.unlink()
+
+    def configs(self) -> dict[str, str]:
+        """The place in the build of every file of configs/, and the file."""
+        files = [path for path in sorted(CONFIGS.rglob("*")) if path.suffix in (".yaml", ".json", ".txt")]
+        return {str(Path(self.build_lib, "dakd", path.relative_to(ROOT))): str(path) for path in files}
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return super().get_outputs(include_bytecode) + ([] if self.editable_mode else list(self.configs()))
+
+
 class BuildLibrary(build_ext):
     """Compiles what has changed and links dakd/_C.so; without torch or a compiler it says so and goes on."""
 
     def build_extension(self, extension: Extension) -> None:
+        target = Path(self.get_ext_fullpath(extension.name))
         missing = missing_for_cpu()
         if missing:
-            print(f"dakd: the compiled operations are not built: {missing}; plain PyTorch serves", file=sys.stderr)
+            say_not_built(missing)
+            target.unlink(missing_ok=True)  # that of an earlier build, from other sources
             return
         with_cuda = wants_cuda()
         jobs = compile_jobs(Path(self.build_temp), with_cuda)
@@ -59,7 +92,6 @@ class BuildLibrary(build_ext):
         workers = int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count() or 1
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(run, stale))
-        target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         # Written aside: a running process keeps the library that it has mapped.
         aside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -68,6 +100,25 @@ class BuildLibrary(build_ext):
 
     def get_ext_filename(self, name: str) -> str:
         return str(Path(*name.split("."))) + ".so"
+
+
+class BuildWheel(bdist_wheel):
+    """Names a wheel by what is in it: with the library for this platform and any Python, without it for all."""
+
+    def finalize_options(self) -> None:
+        self.missing = missing_for_cpu()
+        if self.missing:
+            self.distribution.ext_modules = None
+        super().finalize_options()
+
+    def run(self) -> None:
+        if self.missing:
+            say_not_built(self.missing)
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        tag = super().get_tag()
+        return tag if self.root_is_pure else ("py3", "none", tag[2])
 
 
 def missing_for_cpu() -> str | None:
@@ -79,6 +130,10 @@ def missing_for_cpu() -> str | None:
     if shutil.which(cxx()) is None:
         return f"no C++ compiler called {cxx()} (on Debian: apt-get install g++)"
     return None
+
+
+def say_not_built(missing: str) -> None:
+    print(f"dakd: the compiled operations are not built: {missing}; plain PyTorch serves", file=sys.stderr)
 
 
 def wants_cuda() -> bool:
@@ -188,4 +243,7 @@ def run(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    setup(ext_modules=[Extension("dakd._C", sources=[], optional=True)], cmdclass={"build_ext": BuildLibrary})
+    setup(
+        ext_modules=[Extension("dakd._C", sources=[], optional=True)],
+        cmdclass={"bdist_wheel": BuildWheel, "build_ext": BuildLibrary, "build_py": BuildPackage},
+    )

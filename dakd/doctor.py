@@ -1,6 +1,6 @@
 """`dakd doctor`: what was found, which backend each operation will take, and the line that would get the faster one.
 
-Lines with `pip install -e` are meant for the folder of this repository.
+In a checkout, lines with `pip install -e` are meant for its folder.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 
 from dakd.kernels import extension, triton_runtime
 from dakd.kernels.backend import MADE_FOR, report
+from dakd.shipped import extra_remedy, is_installed
 
 # (distribution, module, what it is for, the line that brings it)
 PACKAGES = (
-    ("deepspeed", "deepspeed", "training", "pip install -e '.[train]'"),
-    ("wandb", "wandb", "logging to Weights & Biases", "pip install -e '.[train]'"),
-    ("timm", "timm", "encoders timm:<name>", "pip install -e '.[encoders]'"),
-    ("torchvision", "torchvision", "needed by timm", "pip install -e '.[encoders]'"),
+    ("deepspeed", "deepspeed", "training", extra_remedy("train")),
+    ("wandb", "wandb", "logging to Weights & Biases", extra_remedy("train")),
+    ("timm", "timm", "encoders timm:<name>", extra_remedy("encoders")),
+    ("torchvision", "torchvision", "needed by timm", extra_remedy("encoders")),
     ("triton", "triton", "GPU kernels", "pip install triton"),
     (
         "mamba-ssm",
@@ -54,7 +55,8 @@ def _host_lines() -> list[str]:
     elif torch.version.cuda:
         lines.append(f"CUDA           torch was built with {torch.version.cuda}, but no GPU answers")
     elif shutil.which("nvidia-smi"):
-        lines.append("CUDA           NVIDIA driver found, but torch is a CPU build; remove .venv and run: make venv")
+        remedy = "pip install --force-reinstall torch" if is_installed() else "remove .venv and run: make venv"
+        lines.append(f"CUDA           NVIDIA driver found, but torch is a CPU build; {remedy}")
     else:
         lines.append("CUDA           none (no NVIDIA driver); everything runs on the CPU")
     return lines

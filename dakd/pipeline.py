@@ -6,8 +6,8 @@ Every step is repeatable, so the same command goes on where a stopped one was.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +21,8 @@ from dakd.config import Config
 from dakd.runtime.distributed import free_port
 from dakd.runtime.lifetime import REQUEST, Preempted, drop_markers, read_markers, request_stop
 from dakd.runtime.runlog import format_duration, say
+from dakd.shipped import extra_remedy
 
-LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 STEP_ORDER = ("prepare", "balance", "train_jointnet", "generate", "train_saross", "evaluate", "predict", "report")
 # Ended by SIGINT or SIGTERM, as a child process and as a shell would report it.
 STOPPED = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -118,12 +118,14 @@ def step_command(step: str, config_file: Path, overrides: list[str], processes: 
     arguments = ["--config", str(config_file), *overrides]
     if step not in UNDER_DEEPSPEED:
         return [sys.executable, "-m", "dakd", step, *arguments]
-    runner = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or shutil.which("deepspeed")
-    if runner is None:
-        raise RuntimeError("the deepspeed launcher is not installed; run: pip install -e '.[train]'")
+    if importlib.util.find_spec("deepspeed") is None:
+        raise RuntimeError(f"{step} runs under DeepSpeed, which is not installed; run: {extra_remedy('train')}")
+    # By this very Python: the script `deepspeed` on PATH may be that of another one, which has no dakd or an older one.
+    runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
     # a port of its own: two pipelines may share a host
     options = ["--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "error"]
-    return [runner, *options, str(LAUNCH / f"{step}.py"), *arguments]
+    # As a module, for an installed package has no launch/; the launcher would put --local_rank before the step's name.
+    return [*runner, *options, "--no_local_rank", "--module", "dakd", step, *arguments]
 
 
 def step_environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The files that come with dakd, found by name: experiments, tables, ZeRO files; and how an extra is installed.
+"""The files that come with dakd, found by name: experiments, tables, ZeRO files; and how what is missing is installed.
 
 They lie in `configs/` of a checkout and in `dakd/configs/` of an installed wheel.
 """
@@ -12,10 +12,14 @@ _PACKAGE = Path(__file__).resolve().parent
 _FOLDER = "configs"
 
 
+def is_installed() -> bool:
+    """Whether dakd runs from an installed wheel, which has its files within the package, and not from a checkout."""
+    return (_PACKAGE / _FOLDER).is_dir()
+
+
 def config_folder() -> Path:
     """The folder of the files that come with dakd: within the installed package, or in the checkout beside it."""
-    installed = _PACKAGE / _FOLDER
-    return installed if installed.is_dir() else _PACKAGE.parent / _FOLDER
+    return (_PACKAGE if is_installed() else _PACKAGE.parent) / _FOLDER
 
 
 def find_file(name: str | Path, kind: str = "", suffix: str = ".yaml") -> Path | None:
@@ -53,5 +57,15 @@ def not_found(name: str | Path, what: str, kind: str = "", suffix: str = ".yaml"
 
 def extra_remedy(extra: str) -> str:
     """The command that installs an extra of the running dakd, from its checkout or beside the installed wheel."""
-    is_checkout = (_PACKAGE.parent / "pyproject.toml").is_file()
-    return f"pip install -e '.[{extra}]'" if is_checkout else f"pip install 'dakd[{extra}]'"
+    return f"pip install 'dakd[{extra}]'" if is_installed() else f"pip install -e '.[{extra}]'"
+
+
+def extension_remedy(needs: str, settings: str = "") -> str:
+    """The command that brings the compiled library.  needs: what it takes.  settings: the build's environment.
+
+    pip's isolated builds have no torch, and so a wheel has the library only if it was built without isolation.
+    """
+    if is_installed():
+        command = f"{settings}pip wheel --no-build-isolation --no-deps SOURCE"
+        return f"build a wheel of dakd's source and install that: {command} (needs {needs})"
+    return f"{settings}pip install --no-build-isolation -e . (needs {needs})"

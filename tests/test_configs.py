@@ -62,6 +62,14 @@ def test_deepspeed_files_say_zero_and_offload_only(path):
     assert ("offload_optimizer" in json.loads(path.read_text())["zero_optimization"]) == ("offload" in path.name)
 
 
+def test_zero_files_are_found_by_name_and_a_wrong_name_is_refused_with_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("zero2", "zero2.json", "configs/deepspeed/zero2.json"):
+        assert zero_config(name)["zero_optimization"]["stage"] == 2
+    with pytest.raises(ValueError, match=r"no DeepSpeed configuration at zero4; did you mean 'zero"):
+        zero_config("zero4")
+
+
 def test_zero_file_that_says_more_is_refused(tmp_path):
     path = tmp_path / "z.json"
     path.write_text('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -111,9 +112,17 @@ def test_settings_may_stand_before_and_after_options():
 
 def test_trainings_run_under_deepspeed_and_the_rest_in_plain_python(tmp_path):
     command = step_command("train_jointnet", tmp_path / "c.yaml", ["seed=1"], 2)
-    assert Path(command[0]).name == "deepspeed" and command[1:3] == ["--num_gpus", "2"]
-    assert command[-4:] == [str(ROOT / "launch" / "train_jointnet.py"), "--config", str(tmp_path / "c.yaml"), "seed=1"]
+    assert command[:5] == [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
+    arguments = ["train_jointnet", "--config", str(tmp_path / "c.yaml"), "seed=1"]
+    assert command[-7:] == ["--no_local_rank", "--module", "dakd", *arguments]
     assert step_command("evaluate", tmp_path / "c.yaml", [], 2)[:4] == [sys.executable, "-m", "dakd", "evaluate"]
+
+
+def test_trainings_without_deepspeed_say_what_to_install(tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find_spec(name))
+    with pytest.raises(RuntimeError, match=r"DeepSpeed, which is not installed; run: pip install -e '\.\[train\]'"):
+        step_command("train_saross", tmp_path / "c.yaml", [], 1)
 
 
 def test_dry_run_tells_sizes_and_leaves(tmp_path, capsys):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+from importlib import metadata
+
 import pytest
 
 from dakd import shipped
 from dakd.config import load_config
+from dakd.runtime import version
+
+AUTHOR = ("-c", "user.name=a", "-c", "user.email=a@b")
 
 
 @pytest.mark.parametrize("name", ["demo", "demo.yaml", "configs/demo.yaml"])
@@ -47,5 +53,28 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all_that_there_are(tmp_
 
 def test_an_extra_is_installed_from_the_checkout_or_beside_the_wheel(tmp_path, monkeypatch):
     assert shipped.extra_remedy("train") == "pip install -e '.[train]'"
-    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "site-packages" / "dakd")
+    assert shipped.extension_remedy("g++") == "pip install --no-build-isolation -e . (needs g++)"
+    package = tmp_path / "site-packages" / "dakd"
+    monkeypatch.setattr(shipped, "_PACKAGE", package)
+    (package / "configs").mkdir(parents=True)
     assert shipped.extra_remedy("train") == "pip install 'dakd[train]'"
+    remedy = shipped.extension_remedy("nvcc", "DAKD_CUDA=1 ")
+    assert "-e ." not in remedy and "DAKD_CUDA=1 pip wheel --no-build-isolation" in remedy and "needs nvcc" in remedy
+
+
+def test_files_of_an_installed_package_lie_within_it(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo.yaml").touch()
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "dakd")
+    assert not shipped.is_installed() and shipped.find_file("demo") == tmp_path / "configs" / "demo.yaml"
+    (tmp_path / "dakd" / "configs").mkdir(parents=True)
+    assert shipped.is_installed() and shipped.find_file("demo") is None and shipped.known_files() == []
+
+
+def test_an_installed_package_within_another_repository_says_its_own_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(version, "_ROOT", tmp_path)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    subprocess.run(["git", "-C", tmp_path, *AUTHOR, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    assert len(version.code_version.__wrapped__()) == 40
+    monkeypatch.setattr(shipped, "is_installed", lambda: True)
+    assert version.code_version.__wrapped__() == f"dakd {metadata.version('dakd')}"

@@ -12,18 +12,19 @@ from dakd.ablate.figures import draw_figures
 from dakd.ablate.measures import measure_of
 from dakd.ablate.plan import Plan, make_plan
 from dakd.ablate.run import Outcome, Store, work
-from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, without_absent
+from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, table_file, without_absent
 from dakd.ablate.table import write_table
 from dakd.pipeline import Stopped
 from dakd.runtime.lifetime import PREEMPTED, Preempted
 from dakd.runtime.slurm import place_in_array
+from dakd.shipped import find_file, not_found
 
 _INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dakd ablate", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, type=Path, help="the table's YAML (configs/ablate/*.yaml)")
+    parser.add_argument("--config", required=True, type=Path, help="the table's YAML, or the name of one of dakd's")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of every experiment")
     parser.add_argument(
         "--base", action="append", default=[], metavar="[DATA=]FILE", help="another experiment for the table's data"
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    table = narrowed(load_table(args.config), args.row, args.data, args.seeds, args.reference, args.measure)
+    file = table_file(args.config)
+    table = narrowed(load_table(file), args.row, args.data, args.seeds, args.reference, args.measure)
     table = with_bases(table, args.base)
     if args.runs is not None:
         table = build_table(table.model_dump() | {"runs": args.runs}, f"the table with --runs {args.runs}")
@@ -73,8 +75,8 @@ def _run(args: argparse.Namespace) -> int:
     table, absent = without_absent(table)
     if args.reference in absent:
         raise ValueError(f"--reference {args.reference}: {absent[args.reference]}")
-    plan = make_plan(table, args.config.parent, args.small, args.overrides)
-    store, folder = Store(args.store), args.out or Path("runs/ablate") / args.config.stem
+    plan = make_plan(table, file.parent, args.small, args.overrides)
+    store, folder = Store(args.store), args.out or Path("runs/ablate") / file.stem
     outcome = Outcome()
     if not args.status:
         print(f"ablate: {len(plan.cells)} cells, {len(plan.jobs)} jobs, {_num_done(plan, store)} of them done")
@@ -142,9 +144,10 @@ def with_bases(table: TableSpec, bases: Sequence[str]) -> TableSpec:
     """The table over other experiments: FILE for all data sets, or DATA=FILE for one."""
     for text in bases:
         name, separator, file = text.rpartition("=")
-        path = Path(file).resolve()
-        if not path.is_file():
-            raise ValueError(f"--base {text}: no configuration at {path}")
+        found = find_file(file)
+        if found is None:
+            raise ValueError(f"--base {text}: {not_found(file, 'configuration')}")
+        path = found.resolve()
         if separator and name not in table.data:
             raise ValueError(f"--base {text}: the table has no data set {name!r}; it has {_data_names(table)}")
         if not table.data:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dakd.ablate.measures import Source, measure_of
 from dakd.config import Config, Positive, Section, TrainingSet, load_config
+from dakd.shipped import find_file, not_found
 
 Number = float | int
 # By measure; or by data set and measure, where a table has several data sets.
@@ -120,11 +121,17 @@ class TableSpec(Section):
         return None if isinstance(value, dict) else value
 
 
+def table_file(name: str | Path) -> Path:
+    """The file of a table: at the path, or one that comes with dakd, such as `ce_b`; ValueError where there is none."""
+    found = find_file(name, "ablate")
+    if found is None:
+        raise ValueError(not_found(name, "table", "ablate"))
+    return found
+
+
 def load_table(path: str | Path) -> TableSpec:
-    """The validated table of a YAML file; ValueError naming what was found and wanted."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no table at {path}; the ones that come with dakd lie in configs/ablate/")
+    """The validated table of a YAML file, or of one by name; ValueError naming what was found and wanted."""
+    path = table_file(path)
     try:
         tree = yaml.safe_load(path.read_text())
         _refuse_half_characters(tree, set())
@@ -169,7 +176,7 @@ def experiment(
     if config.evaluate.folder is not None or config.evaluate.student is not None:
         raise ValueError(
             "evaluate.folder and evaluate.student leave a table without scores: it shows each student on its test "
-            "split; evaluate another folder with launch/evaluate.py --config STORE/scores-.../experiment.yaml"
+            "split; evaluate another folder with dakd evaluate --config STORE/scores-.../experiment.yaml"
         )
     return _with_one_set_of_scenes(config)
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import torch
 
-REMEDY = "pip install --no-build-isolation -e . (needs a C++ compiler, such as Debian's g++)"
-CUDA_REMEDY = "DAKD_CUDA=1 pip install --no-build-isolation -e . (needs nvcc, such as pip install nvidia-cuda-nvcc)"
+from dakd.shipped import extension_remedy
+
+REMEDY = extension_remedy("a C++ compiler, such as Debian's g++")
+CUDA_REMEDY = extension_remedy("nvcc, such as pip install nvidia-cuda-nvcc", "DAKD_CUDA=1 ")
 _LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
 # Beside the package in a source tree, and nowhere in an installed one.
 _BINDINGS = Path(__file__).resolve().parents[2] / "csrc" / "bindings.cpp"

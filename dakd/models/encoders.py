@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dakd.models.mamba_vision import VARIANTS, MambaVision
 from dakd.models.resnet import ResNet18, ResNet34
+from dakd.shipped import extra_remedy
 
 STRIDES = (4, 8, 16, 32)
 TIMM_PREFIX = "timm:"
@@ -102,7 +103,7 @@ def import_beside_torchvision(package: str, user: str, extra: str) -> ModuleType
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            f"{user} needs the package {error.name}, which is not installed; pip install -e '.[{extra}]'"
+            f"{user} needs the package {error.name}, which is not installed; {extra_remedy(extra)}"
         ) from error
 
 

@@ -20,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 from dakd.config import Config, dump_config
 from dakd.runtime.distributed import is_main
 from dakd.runtime.files import sync, write_text
+from dakd.shipped import extra_remedy
 
 REPORT_INTERVAL_S = 30.0
 CONNECT_TIMEOUT_S = 3.0  # until W&B's server counts as absent
@@ -182,7 +183,7 @@ def _start_wandb(mode: str, folder: Path, label: str, config: Config) -> Any:
         import wandb
     except ImportError:
         if mode != "auto":
-            raise RuntimeError(f"wandb is {mode} but the package is not installed; pip install -e '.[train]'") from None
+            raise RuntimeError(f"wandb is {mode} but the package is not installed; {extra_remedy('train')}") from None
         return None
     if mode != "auto":
         return _open_wandb_run(mode, folder, label, config)

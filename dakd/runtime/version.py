@@ -7,13 +7,16 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from dakd import shipped
+
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 @cache
 def code_version() -> str:
     """A commit's 40 digits, `-dirty` behind them where tracked files differ; or `dakd 0.1.0`; or `unknown`."""
-    if (_ROOT / ".git").exists():
+    # An installed package may lie in the folder of a repository that is not dakd's.
+    if (_ROOT / ".git").exists() and not shipped.is_installed():
         command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         try:
             return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from dakd.config import EngineConfig, OptimizerConfig
 from dakd.runtime import distributed
+from dakd.shipped import extra_remedy, find_file, not_found
 from dakd.train.ema import decays_of
 from dakd.train.optim import build_optimizer
 from dakd.weights import save_weights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -64,7 +64,7 @@ def import_deepspeed() -> Any:
     try:
         import deepspeed
     except ImportError:
-        raise RuntimeError("training needs DeepSpeed, which is not installed; run: pip install -e '.[train]'") from None
+        raise RuntimeError(f"training needs DeepSpeed, which is not installed; run: {extra_remedy('train')}") from None
     import logging
 
     from deepspeed.ops import __compatible_ops__
@@ -77,19 +77,19 @@ def import_deepspeed() -> Any:
 
 
 def zero_config(path: str) -> dict:
-    """The ZeRO section of a JSON file, found from the working directory or from the repository."""
-    for candidate in (Path(path), REPOSITORY / path):
-        if candidate.is_file():
-            tree = json.loads(candidate.read_text())
-            unknown = set(tree) - {"zero_optimization"}
-            stage = tree.get("zero_optimization", {}).get("stage")
-            if unknown or stage not in (1, 2, 3):
-                raise ValueError(
-                    f"{candidate} has stage {stage} and {sorted(unknown) or 'no other key'}; wanted zero_optimization "
-                    "alone, with stage 1, 2 or 3: everything else is said by the YAML"
-                )
-            return tree
-    raise ValueError(f"no DeepSpeed configuration at {path}; the ones that come with dakd lie in configs/deepspeed/")
+    """The ZeRO section of a JSON file: at the path, or one that comes with dakd, such as `zero2`."""
+    found = find_file(path, "deepspeed", ".json")
+    if found is None:
+        raise ValueError(not_found(path, "DeepSpeed configuration", "deepspeed", ".json"))
+    tree = json.loads(found.read_text())
+    unknown = set(tree) - {"zero_optimization"}
+    stage = tree.get("zero_optimization", {}).get("stage")
+    if unknown or stage not in (1, 2, 3):
+        raise ValueError(
+            f"{found} has stage {stage} and {sorted(unknown) or 'no other key'}; wanted zero_optimization "
+            "alone, with stage 1, 2 or 3: everything else is said by the YAML"
+        )
+    return tree
 
 
 def resolve_precision(precision: str, on_gpu: str) -> str:

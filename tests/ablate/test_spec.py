@@ -106,6 +106,16 @@ def test_rows_seeds_and_bases_are_chosen_on_the_command_line(tmp_path):
         with_bases(table, [f"X={other}"])
 
 
+def test_tables_and_their_experiments_are_found_by_name_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config", "ce_b", "--base", "smoke", "--seeds", "0", "--small", "--status"]) == 0
+    assert (tmp_path / "runs" / "ablate" / "ce_b" / "table.md").exists()
+    assert main(["--config", "ce", "--status"]) == 1
+    assert "no table at ce; did you mean 'ce_b'" in capsys.readouterr().err
+    assert main(["--config", "ce_b", "--base", "smok", "--status"]) == 1
+    assert "--base smok: no configuration at smok; did you mean 'smoke'" in capsys.readouterr().err
+
+
 def test_measures_in_place_of_a_table_s_take_the_paper_s_numbers_and_jobs_with_them(monkeypatch):
     monkeypatch.setenv("OSD_ROOT", "/somewhere")
     folder = ROOT / "configs" / "ablate"
