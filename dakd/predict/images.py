@@ -5,8 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from dakd.data.readers.base import IMAGE_SUFFIXES, BadFile, count_pages, read_grey
+from dakd.data.readers.base import IMAGE_SUFFIXES, BadFile, count_pages, grey_values, read_grey
+
+
+def grey_image(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
+    """(H, W) uint8 grey values of an array, a PIL picture or a file; ValueError for anything but 8-bit grey."""
+    try:
+        if isinstance(image, str | Path):
+            return read_image(image)
+        if isinstance(image, Image.Image):
+            return grey_values(image, "the picture")
+    except BadFile as error:
+        raise ValueError(str(error)) from error
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"image is {array.dtype} of shape {array.shape}; wanted uint8 grey values (H, W), not empty: take one "
+            "channel, and bring its values to 0..255 as the training images were"
+        )
+    return array
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -18,8 +18,10 @@ from dakd.data.shards import write_index, write_shard
 from dakd.data.transforms import to_student
 from dakd.evaluate.report import write_report
 from dakd.models.zoo import build_student
-from dakd.predict.predict import BadImages, class_probabilities, predict, predict_paths
-from dakd.weights import load_student, save_student
+from dakd.predict.files import BadImages
+from dakd.predict.predict import predict
+from dakd.predict.student import Student
+from dakd.weights import save_student
 
 TINY = StudentConfig(
     encoder="mamba_vision",
@@ -48,7 +50,7 @@ def dark_is_oil(monkeypatch):
     def load(path, device):
         return DarkIsOil().eval(), {"classes": SOS_CLASSES.to_dict()}
 
-    monkeypatch.setattr("dakd.predict.predict.load_student", load)
+    monkeypatch.setattr("dakd.predict.student.load_student", load)
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def images(tmp_path):
 
 
 def test_the_class_map_holds_ids_in_the_palette_of_the_classes(images, tmp_path, dark_is_oil):
-    predict_paths("w", images / "slick.png", tmp_path / "out")
+    Student.load("w").predict_files(images / "slick.png", tmp_path / "out")
     class_map = Image.open(tmp_path / "out" / "slick_class.png")
     assert class_map.mode == "P" and class_map.size == (11, 7)
     ids = np.array(class_map)
@@ -75,21 +77,21 @@ def test_the_class_map_holds_ids_in_the_palette_of_the_classes(images, tmp_path,
 
 
 def test_probabilities_are_in_steps_of_one_255th_and_sum_to_one(images, tmp_path, dark_is_oil):
-    predict_paths("w", images / "slick.png", tmp_path / "out")
+    Student.load("w").predict_files(images / "slick.png", tmp_path / "out")
     oil, sea = (np.array(Image.open(tmp_path / "out" / f"slick_probability_{name}.png")) for name in ("oil", "sea"))
     assert oil.dtype == np.uint8 and oil[3, 4] == 255 and oil[0, 0] == 0
     assert abs(oil.astype(int) + sea - 255).max() <= 1
 
 
 def test_the_overlay_leaves_the_sea_as_it_was(images, tmp_path, dark_is_oil):
-    predict_paths("w", images / "slick.png", tmp_path / "out", overlay_alpha=0.5)
+    Student.load("w").predict_files(images / "slick.png", tmp_path / "out", overlay_alpha=0.5)
     laid = np.array(Image.open(tmp_path / "out" / "slick_overlay.png"))
     assert laid.shape == (7, 11, 3) and (laid[0, 0] == 120).all() and laid[3, 4].max() > 120
 
 
 def test_bad_images_are_told_together_and_the_others_written(images, tmp_path, dark_is_oil):
     with pytest.raises(BadImages) as caught:
-        predict_paths("w", images, tmp_path / "out")
+        Student.load("w").predict_files(images, tmp_path / "out")
     assert [where.rpartition("/")[2] for where, _ in caught.value.failures] == ["cut.png", "photo.png"]
     assert "2 of 4 images could not be predicted (2 were)" in str(caught.value)
     written = {path.name for path in (tmp_path / "out").iterdir()}
@@ -99,15 +101,15 @@ def test_bad_images_are_told_together_and_the_others_written(images, tmp_path, d
 
 def test_outputs_do_not_go_among_the_inputs(images, dark_is_oil):
     with pytest.raises(ValueError, match="one folder"):
-        predict_paths("w", images, images)
+        Student.load("w").predict_files(images, images)
 
 
 def test_ranks_take_their_share_of_the_images(images, tmp_path, dark_is_oil, monkeypatch):
     (images / "cut.png").unlink()
     (images / "photo.png").unlink()
-    monkeypatch.setattr("dakd.predict.predict.world_size", lambda: 2)
-    monkeypatch.setattr("dakd.predict.predict.rank", lambda: 1)
-    predict_paths("w", images, tmp_path / "out")
+    monkeypatch.setattr("dakd.predict.files.world_size", lambda: 2)
+    monkeypatch.setattr("dakd.predict.files.rank", lambda: 1)
+    Student.load("w").predict_files(images, tmp_path / "out")
     assert not (tmp_path / "out" / "scan_class.png").exists()
     assert (tmp_path / "out" / "slick_class.png").exists()
 
@@ -183,11 +185,11 @@ def test_a_saved_student_predicts_any_size(tmp_path):
     torch.manual_seed(0)
     save_student(tmp_path / "student.safetensors", build_student(TINY, 2), TINY, SOS_CLASSES, {})
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 45), dtype=np.uint8)).save(tmp_path / "a.png")
-    predict_paths(tmp_path / "student.safetensors", tmp_path / "a.png", tmp_path / "out")
+    student = Student.load(tmp_path / "student.safetensors")
+    student.predict_files(tmp_path / "a.png", tmp_path / "out")
     sar = np.array(Image.open(tmp_path / "a.png"))
-    model, _ = load_student(tmp_path / "student.safetensors")
-    probabilities = class_probabilities(model, sar)
+    probabilities = student.predict(sar).probability
     with torch.no_grad():
-        logits = model(to_student(torch.as_tensor(sar)[None, None]))[0].numpy()
+        logits = student.net(to_student(torch.as_tensor(sar)[None, None]))[0].numpy()
     assert probabilities.shape == (2, 37, 45)
     assert (np.array(Image.open(tmp_path / "out" / "a_class.png")) == logits.argmax(axis=0)).all()

@@ -114,7 +114,11 @@ def read_grey(path: Path, data: bytes | None = None) -> np.ndarray:
 
     data: the file's content, where it lies in no file of its own.
     """
-    picture = open_picture(path, data)
+    return grey_values(open_picture(path, data), path)
+
+
+def grey_values(picture: Image.Image, path: str | Path) -> np.ndarray:
+    """(H, W) uint8 grey values of a decoded picture; BadFile, naming `path`, unless it is 8 bits deep and grey."""
     if picture.mode not in ("L", "RGB", "RGBA", "LA", "P", "1"):
         how = "scale it to 0..255 first, as gdal_translate -ot Byte -scale IN OUT does"
         raise BadFile(path, f"has the pixel type {picture.mode!r}; wanted 8-bit grey: {how}")

@@ -1,0 +1,79 @@
+"""A student's answer for one image: class probabilities, the class map, pictures of both, and its files."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dakd.data.pictures import overlay
+from dakd.data.sample import ClassTable
+from dakd.runtime.files import replacing
+
+OVERLAY_ALPHA = 0.45
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """The classes of one image.
+
+    sar: (H, W) uint8 grey values.  probability: (K, H, W) float32, by class id, summing to 1.  classes: names, colours.
+    """
+
+    sar: np.ndarray
+    probability: np.ndarray
+    classes: ClassTable
+
+    @cached_property
+    def label(self) -> np.ndarray:
+        """(H, W) uint8: the likeliest class of each pixel; the first where several are."""
+        return self.probability.argmax(axis=0).astype(np.uint8)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the pixels that each class has, by name."""
+        counts = np.bincount(self.label.ravel(), minlength=self.classes.num_classes)
+        return {name: float(count / self.label.size) for name, count in zip(self.classes.names, counts)}
+
+    def overlay(self, alpha: float = OVERLAY_ALPHA) -> Image.Image:
+        """The image with every class but the first laid over it in its colour, `alpha` strong (0 to 1)."""
+        return Image.fromarray(overlay(self.sar, self.label, self.classes, alpha))
+
+    def class_map(self) -> Image.Image:
+        """Class ids as a palette picture in the colours of the class table."""
+        picture = Image.fromarray(self.label)
+        picture.putpalette(self.classes.palette().tobytes())
+        return picture
+
+    def save(self, folder: str | Path, name: str, alpha: float = OVERLAY_ALPHA) -> None:
+        """Write NAME_class.png, NAME_overlay.png and NAME_probability_CLASS.png, each file whole or not at all."""
+        folder = Path(folder)
+        _save(self.class_map(), folder / f"{name}_class.png")
+        _save(self.overlay(alpha), folder / f"{name}_overlay.png")
+        for class_name, one in zip(self.classes.names, self.probability):
+            grey = Image.fromarray((255 * one).round().astype(np.uint8))
+            _save(grey, folder / f"{name}_probability_{file_part(class_name)}.png")
+
+    def __repr__(self) -> str:
+        height, width = self.label.shape
+        return f"Prediction({height} x {width}; {', '.join(f'{n} {s:.2%}' for n, s in self.shares.items())})"
+
+    def _repr_png_(self) -> bytes:
+        """The overlay, for notebooks."""
+        content = io.BytesIO()
+        self.overlay().save(content, format="PNG")
+        return content.getvalue()
+
+
+def file_part(text: str) -> str:
+    """The text with everything but letters, digits, dash and underscore replaced by an underscore."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in text)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with replacing(path) as aside:
+        picture.save(aside, format="PNG")
