@@ -28,7 +28,7 @@ from dakd.data.sample import OSD_CLASSES
 from dakd.data.shards import ShardSet
 from dakd.generate.generate import generate
 from dakd.generate.survey import find_faults, open_plan
-from dakd.generate.teacher import Teacher, teacher_file_name
+from dakd.generate.teacher import PairMaker, teacher_file_name
 from dakd.runtime.files import file_hash
 from dakd.weights import save_weights
 
@@ -57,7 +57,8 @@ def main() -> None:
 def compare(folder: Path, options: argparse.Namespace) -> tuple[list[tuple[str, object]], bool]:
     """The rows of the table, and whether the disturbed set is the undisturbed one."""
     alone, disturbed = tiny_run(folder / "alone", options.pairs), tiny_run(folder / "disturbed", options.pairs)
-    list(Teacher(alone).pairs(range(1)))  # what torch imports at its first step, the workers will have from here
+    # What torch imports at its first step, the workers will have from here.
+    list(PairMaker.from_config(alone).pairs(range(1)))
     start_s = time.monotonic()
     start_worker(alone).join()
     alone_s, start_s = time.monotonic() - start_s, time.monotonic()

@@ -15,7 +15,7 @@ from dakd.generate.gate import advance, open_gate
 from dakd.generate.plan import Plan, place_from_environment, settle
 from dakd.generate.progress import Progress
 from dakd.generate.survey import clear_away, find_faults, open_plan, teacher_classes
-from dakd.generate.teacher import Teacher, computed_deterministically
+from dakd.generate.teacher import PairMaker, computed_deterministically
 from dakd.generate.worker import Worker
 from dakd.runtime.distributed import is_main
 from dakd.runtime.runlog import save_config, say
@@ -65,27 +65,27 @@ def verify(config: Config) -> None:
 def preview(config: Config, num_pairs: int) -> Path:
     """A contact sheet of the first pairs, drawn without writing a shard; its path."""
     with computed_deterministically(config.generate.deterministic):
-        teacher = Teacher(config)
-        samples = list(teacher.pairs(range(num_pairs)))
+        maker = PairMaker.from_config(config)
+        samples = list(maker.pairs(range(num_pairs)))
     path = config.run_path / "generate" / "preview.png"
-    draw_sheet(samples, teacher.classes, path)
+    draw_sheet(samples, maker.classes, path)
     say(f"generate: {num_pairs} pairs drawn in {path}")
     return path
 
 
 def _generate(config: Config) -> Path:
     cfg, folder = config.generate, config.run_path / "generate"
-    teacher = Teacher(config)
-    plan = Plan(folder, cfg.num_samples, cfg.shard_size, teacher.provenance, open_gate(config, teacher.classes))
+    maker = PairMaker.from_config(config)
+    plan = Plan(folder, cfg.num_samples, cfg.shard_size, maker.provenance, open_gate(config, maker.classes))
     settle(plan)
     save_config(config, folder)
-    plan = _fill(plan, teacher)
-    finish(plan, teacher.classes)
+    plan = _fill(plan, maker)
+    finish(plan, maker.classes)
     say(f"generate: {cfg.num_samples} pairs in {folder}")
     return folder
 
 
-def _fill(plan: Plan, teacher: Teacher) -> Plan:
+def _fill(plan: Plan, maker: PairMaker) -> Plan:
     """Work until all shards are there, and as many more as the gate asks for; the plan of the finished set."""
     place = place_from_environment()
     while True:
@@ -93,7 +93,7 @@ def _fill(plan: Plan, teacher: Teacher) -> Plan:
         progress = Progress(plan)
         if progress.num_there_before:
             say(f"generate: {progress.num_there_before} of {plan.num_shards} shards are there already")
-        Worker(plan, teacher, place, progress).run()
+        Worker(plan, maker, place, progress).run()
         if plan.gate is None:
             return plan
         num_shards, plan = plan.num_shards, advance(plan)

@@ -1,4 +1,4 @@
-"""The teacher as generation uses it: a plain module with its trained weights, its sampler, and the pairs it makes."""
+"""The teacher: a trained net with the facts of its file, and the pairs that it makes with the settings of a set."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dakd.config import Config, GenerateConfig
+from dakd.config.validation import validated
 from dakd.data.sample import ClassTable, Sample
 from dakd.diffusion.labels import reading_of
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
@@ -21,44 +23,127 @@ from dakd.weights import load_teacher
 
 
 class Teacher:
-    """A sampler of pairs.
+    """A trained teacher of pairs, from its weights file alone.
 
-    provenance: what its samples are a function of.  Raises ValueError where the teacher is not trained.
+    net: the denoiser (x_t, y_t, t) -> (x_hat, logits), in eval mode, in the precision that it samples in.
+    classes: names and colours by class id.  b: the balancing factor.  schedule: the forward process.
+    size: (height, width) in pixels of the crops that it was trained on.  facts: all that the file states.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.cfg = config.generate
-        path = teacher_file(config)
-        self.device = distributed.device()
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        threads = _set_threads(self.cfg)
-        dtype = _dtype(self.cfg.precision, self.device)
-        net, facts = load_teacher(path, self.device)
-        self._label_channels = net.label_channels
-        self.classes = ClassTable.from_dict(facts["classes"])
+    def __init__(self, path: str | Path, device: str | torch.device | None = None, precision: str = "auto") -> None:
+        """path: a file of stage 2 or 3, or of a DDPM.  device: None takes a GPU where there is one.
+
+        precision: fp32, bf16, or auto: bf16 on a GPU and fp32 on a CPU.
+        Raises FileNotFoundError or ValueError where the file holds no teacher.
+        """
+        self.path = Path(path)
+        self.device = distributed.device() if device is None else torch.device(device)
+        self.dtype = _dtype(precision, self.device)
+        net, self.facts = load_teacher(path, self.device)
+        self.net = net.to(dtype=self.dtype, memory_format=torch.channels_last)
+        self.classes = ClassTable.from_dict(self.facts["classes"])
+        self.b: float = self.facts["b"]
+        self.schedule = CosineSchedule(**self.facts["schedule"])
+        self.checkpoint = file_hash(path)
+
+    def __repr__(self) -> str:
+        kind = "DDPM" if self.facts["kind"] == "ddpm" else "SAR-JointNet"
+        return f"Teacher({kind}, classes: {', '.join(self.classes.names)}; b {self.b:.3f}; {self.device})"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.facts.get("crop") or GenerateConfig().size
+        return int(height), int(width)
+
+    def sample(
+        self,
+        num: int,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        *,
+        first: int = 0,
+        **settings: Any,
+    ) -> list[Sample]:
+        """`num` pairs: those that `dakd generate` numbers from `first` on, for the same settings.
+
+        size: (height, width) in pixels, multiples of the net's stride; None takes that of the training crops.
+        steps: of DDIM; None takes the paper's 200.  seed: of the starting noise: pair i depends on (seed, i) alone.
+        settings: others of `generate`: eta, clip, micro_batch, deterministic, threads, capture.
+        Returns samples with `sar` (H, W) uint8 and `soft_label`, raw logits (K, H, W) float32.
+        Raises ValueError for a setting that is out of its range or unknown.
+        """
+        return list(self.stream(num, size, steps, seed, first=first, **settings))
+
+    def stream(
+        self,
+        num: int,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        *,
+        first: int = 0,
+        **settings: Any,
+    ) -> Iterator[Sample]:
+        """The pairs of `sample` one after the other, for more of them than fit in memory."""
+        given = {"num_samples": num, "size": size or self.size, "seed": seed, **settings}
+        if steps is not None:
+            given["sampling_steps"] = steps
+        cfg = validated(GenerateConfig, given, "settings of the pairs")
+        if first < 0:
+            raise ValueError(f"first is {first}; wanted the number of a pair, 0 or more")
+        return self._stream(cfg, range(first, first + num))
+
+    def _stream(self, cfg: GenerateConfig, indices: range) -> Iterator[Sample]:
+        with _computed_as(cfg):
+            maker = PairMaker(self, cfg, cfg.temperature or 1.0)
+        for first in range(indices.start, indices.stop, cfg.micro_batch):
+            # Torch has the caller's settings again while the caller looks at the pairs.
+            with _computed_as(cfg):
+                made = list(maker.pairs(range(first, min(indices.stop, first + cfg.micro_batch))))
+            yield from made
+
+
+class PairMaker:
+    """Makes the pairs of one set: a teacher with the settings of `generate`.
+
+    temperature: what a student will soften by, for codecs that ask.  provenance: all that a pair is a function of.
+    """
+
+    def __init__(self, teacher: Teacher, cfg: GenerateConfig, temperature: float) -> None:
+        self.teacher, self.cfg, self.classes = teacher, cfg, teacher.classes
+        device, dtype = teacher.device, teacher.dtype
         self.provenance = provenance_of(
-            self.cfg,
-            checkpoint=file_hash(path),
-            b=facts["b"],
+            cfg,
+            checkpoint=teacher.checkpoint,
+            b=teacher.b,
             precision=str(dtype).removeprefix("torch."),
-            threads=threads,
-            temperature=config.soft_label_temperature,
+            threads=torch.get_num_threads(),
+            temperature=temperature,
         )
         self._sampler = PairSampler(
-            net.to(dtype=dtype, memory_format=torch.channels_last),
-            CosineSchedule(**facts["schedule"]),
-            self.cfg.sampling_steps,
-            b=facts["b"],
-            eta=self.cfg.eta,
-            clip=self.cfg.clip,
-            reading=reading_of(facts),
-            sigma_data=facts.get("sigma_data"),
-            device=self.device,
+            teacher.net,
+            teacher.schedule,
+            cfg.sampling_steps,
+            b=teacher.b,
+            eta=cfg.eta,
+            clip=cfg.clip,
+            reading=reading_of(teacher.facts),
+            sigma_data=teacher.facts.get("sigma_data"),
+            device=device,
             dtype=dtype,
             tabulate_time=True,
-            capture=self.device.type == "cuda" if self.cfg.capture == "auto" else self.cfg.capture,
+            capture=device.type == "cuda" if cfg.capture == "auto" else cfg.capture,
         )
+
+    @classmethod
+    def from_config(cls, config: Config) -> PairMaker:
+        """That of an experiment's `generate`; ValueError where its teacher is not trained."""
+        cfg, path, device = config.generate, teacher_file(config), distributed.device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        _set_threads(cfg)
+        return cls(Teacher(path, device, cfg.precision), cfg, config.soft_label_temperature)
 
     def pairs(self, indices: range, before_each: Callable[[int], None] = lambda count: None) -> Iterator[Sample]:
         """The samples of these numbers, in order, made a micro-batch at a time.
@@ -74,7 +159,7 @@ class Teacher:
 
     def _micro_batch(self, ids: range, padding: list[int]) -> Iterator[Sample]:
         padded = [*ids, *padding]
-        x, y = start_noise(self.cfg.seed, padded, self.cfg.size, self._label_channels)
+        x, y = start_noise(self.cfg.seed, padded, self.cfg.size, self.teacher.net.label_channels)
         image, logits = self._sampler(x, y, sample_ids=torch.tensor(padded), seed=self.cfg.seed)
         # The one place where the host waits for the device: once a micro-batch, after all steps.
         grey, soft = to_grey(image)[:, 0].cpu().numpy(), logits.float().cpu().numpy()
@@ -83,7 +168,8 @@ class Teacher:
 
     @property
     def device_name(self) -> str:
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        device = self.teacher.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def teacher_file_name(config: Config) -> Path:
@@ -99,10 +185,9 @@ def teacher_file(config: Config) -> Path:
     return path
 
 
-def _set_threads(cfg: GenerateConfig) -> int:
+def _set_threads(cfg: GenerateConfig) -> None:
     # How a sum is split among threads decides its last bits.
     distributed.limit_threads(cfg.threads or int(cfg.deterministic))
-    return torch.get_num_threads()
 
 
 @contextmanager
@@ -122,6 +207,19 @@ def computed_deterministically(wanted: bool) -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(before[0])
         backends.benchmark, filling.fill_uninitialized_memory = before[1:]
+
+
+@contextmanager
+def _computed_as(cfg: GenerateConfig) -> Iterator[None]:
+    """The threads and algorithms that the settings ask for, and the process's own again afterwards."""
+    threads = torch.get_num_threads()
+    try:
+        with computed_deterministically(cfg.deterministic):
+            if cfg.threads or cfg.deterministic:
+                _set_threads(cfg)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -14,7 +14,7 @@ from dakd.generate.claims import Claims
 from dakd.generate.plan import Place, Plan
 from dakd.generate.progress import Progress, finished_shards
 from dakd.generate.sidecar import UNSOUND, derive_sidecar, sidecar_facts
-from dakd.generate.teacher import Teacher
+from dakd.generate.teacher import PairMaker
 from dakd.runtime.runlog import say
 from dakd.runtime.version import code_version
 
@@ -22,11 +22,11 @@ _POLL_S = 0.5
 
 
 class Worker:
-    """Makes the shards of a plan with a teacher."""
+    """Makes the shards of a plan."""
 
-    def __init__(self, plan: Plan, teacher: Teacher, place: Place, progress: Progress) -> None:
-        self.plan, self.teacher, self.place, self.progress = plan, teacher, place, progress
-        self._claims = Claims(plan.folder, teacher.cfg.claim_patience_s)
+    def __init__(self, plan: Plan, maker: PairMaker, place: Place, progress: Progress) -> None:
+        self.plan, self.maker, self.place, self.progress = plan, maker, place, progress
+        self._claims = Claims(plan.folder, maker.cfg.claim_patience_s)
         self._unsound: dict[int, str] = {}
 
     def run(self) -> None:
@@ -80,16 +80,16 @@ class Worker:
 
         def facts(info: ShardInfo) -> dict:
             rate = info.num_samples / max(1e-9, time.monotonic() - start_s)
-            made = {"device": self.teacher.device_name, "commit": code_version(), "images_per_s": round(rate, 4)}
+            made = {"device": self.maker.device_name, "commit": code_version(), "images_per_s": round(rate, 4)}
             return sidecar_facts(info, indices) | made
 
         try:
             won = publish_shard(
                 self.plan.folder,
                 shard,
-                self.teacher.pairs(indices, before_each),
-                self.teacher.classes,
-                codec=self.teacher.cfg.codec,
+                self.maker.pairs(indices, before_each),
+                self.maker.classes,
+                codec=self.maker.cfg.codec,
                 temperature=self.plan.provenance.get("temperature"),
                 provenance=self.plan.provenance,
                 facts=facts,
@@ -108,7 +108,7 @@ class Worker:
     def _adopt(self, shard: int) -> None:
         """Derive the sidecar of a tar that has none, after its maker died between the two."""
         try:
-            info = derive_sidecar(self.plan, shard, self.teacher.classes)
+            info = derive_sidecar(self.plan, shard, self.maker.classes)
         except UNSOUND as error:
             self._unsound[shard] = f"{self.plan.tar(shard)}: {error}"
             return
