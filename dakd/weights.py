@@ -107,11 +107,17 @@ def save_student(
     path: str | Path, model: nn.Module, student_cfg: StudentConfig, classes: ClassTable, extra: dict[str, Any]
 ) -> None:
     """Writes a student with its settings and class table; extra: further JSON-serialisable facts."""
+    save_weights(path, model.state_dict(), student_metadata(model, student_cfg, classes, extra))
+
+
+def student_metadata(
+    model: nn.Module, student_cfg: StudentConfig, classes: ClassTable, extra: dict[str, Any]
+) -> dict[str, Any]:
+    """The metadata of a student's file, from which `load_student` rebuilds it."""
     if hasattr(model, "self_contained"):
         student_cfg = model.self_contained(student_cfg)
     settings = student_cfg.model_dump(mode="json")
-    metadata = {**extra, "kind": "student", "student": settings, "classes": classes.to_dict()}
-    save_weights(path, model.state_dict(), metadata)
+    return {**extra, "kind": "student", "student": settings, "classes": classes.to_dict()}
 
 
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:

@@ -31,6 +31,7 @@ from dakd.config.teacher import (
     UNetConfig,
 )
 from dakd.config.training import DataConfig, EmaLength, EngineConfig, OptimizerConfig
+from dakd.config.validation import validated
 
 __all__ = [
     "DEFAULT_ENCODERS",
@@ -71,5 +72,6 @@ __all__ = [
     "build_config",
     "dump_config",
     "load_config",
+    "validated",
     "wanted",
 ]

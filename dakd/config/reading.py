@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 import re
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from dakd.config.experiment import Config
+from dakd.config.validation import validated
 from dakd.shipped import find_file, not_found
 
 # Beside its own, the parser lets through what Python makes of bad bytes, dates and numbers.
@@ -44,12 +43,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def build_config(tree: dict, source: str = "configuration") -> Config:
-    """Validate a plain mapping; errors of all keys are told at once."""
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        lines = [f"  {_explain(detail)}" for detail in error.errors()]
-        raise ValueError(f"{source} is not a valid configuration:\n" + "\n".join(lines)) from None
+    """Validate a plain mapping; one ValueError lists what is wrong with all keys."""
+    return validated(Config, tree, f"{source} is not a valid configuration")
 
 
 def dump_config(config: Config) -> str:
@@ -104,27 +99,3 @@ def _environment_value(match: re.Match) -> str:
     if name not in os.environ:
         raise ValueError(f"the configuration uses ${{{name}}}, which is not set; run: export {name}=/path/to/it")
     return os.environ[name]
-
-
-def _explain(detail: dict) -> str:
-    where = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        names = _known_keys(detail["loc"][:-1])
-        nearest = difflib.get_close_matches(str(detail["loc"][-1]), names, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys here: {', '.join(names)}"
-        return f"{where}: unknown key; {hint}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "value_error" and isinstance(detail["input"], dict):
-        return f"{where}: {message}"  # of a whole section, which says itself what was found
-    return f"{where}: {message} (found {detail['input']!r})"
-
-
-def _known_keys(location: tuple) -> list[str]:
-    model: Any = Config
-    for part in location:
-        if get_origin(model) is dict:  # of sections by a name that is free
-            model = get_args(model)[-1]
-        else:
-            field = getattr(model, "model_fields", {}).get(part)
-            model = field.annotation if field else None
-    return sorted(getattr(model, "model_fields", {}))

@@ -32,7 +32,7 @@ def _explain(detail: Mapping[str, Any], root: type[BaseModel]) -> str:
         return f"{where}: unknown key; {hint}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):
-        # The message is that of a whole section, which says itself which value was found.
+        # The message is of a whole section, and names the value that was found.
         return f"{where}: {message}" if where else message
     return f"{where}: {message} (found {detail['input']!r})"
 

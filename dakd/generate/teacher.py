@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from dakd.config import Config, GenerateConfig
-from dakd.config.validation import validated
+from dakd.config import Config, GenerateConfig, validated
 from dakd.data.sample import ClassTable, Sample
 from dakd.diffusion.labels import reading_of
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
