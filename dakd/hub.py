@@ -67,8 +67,8 @@ def find_weights(
         return _in_folder(path)
     if not is_hub_id(name_or_path):
         raise FileNotFoundError(
-            f"no file or folder at {str(name_or_path)!r}, which is no hub id either; give a .safetensors file, a folder with "
-            f"{WEIGHTS_FILE}, or a hub id OWNER/NAME as a string"
+            f"no file or folder at {str(name_or_path)!r}, which is no hub id either; give a .safetensors file, a "
+            f"folder with {WEIGHTS_FILE}, or a hub id OWNER/NAME as a string"
         )
     repo_id = str(name_or_path)
     options = {"force_download": force_download, "token": token, "cache_dir": cache_dir}
@@ -121,7 +121,7 @@ def is_hub_id(name: str | Path) -> bool:
     """Whether `name` has the form OWNER/NAME of a hub id; a Path, or what looks like one, never has."""
     if isinstance(name, os.PathLike) or name.endswith(".safetensors"):
         return False
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", name, re.ASCII)) and ".." not in name
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", name, re.ASCII))
 
 
 def _in_folder(folder: Path) -> Path:
@@ -164,8 +164,8 @@ def _in_plain_words(hub: Any, repo_id: str, revision: str | None) -> Iterator[No
         ) from error
     except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
         raise ValueError(
-            f"the hub shows no repository {repo_id}, and there is no local folder of that name; look for a typing "
-            "error, or give a token that may read it"
+            f"the hub shows no repository {repo_id}; look for a typing error in the id or local path, or give a token "
+            "that may use it"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repo_id} has no revision {revision}; give a branch, tag or commit of it") from error
@@ -175,4 +175,4 @@ def _in_plain_words(hub: Any, repo_id: str, revision: str | None) -> Iterator[No
         raise ValueError(f"{repo_id} is no valid hub id: {error}") from error
     except Exception as error:  # of the network, of several libraries
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise RuntimeError(f"the hub did not serve {at}: {reason:.300}") from error
+        raise RuntimeError(f"the hub refused {at} or did not answer: {reason:.300}") from error

@@ -14,22 +14,28 @@ HUB_LICENCES = {
     "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "openrail", "openrail++", "odbl",
     "odc-by", "unlicense", "unknown",
 }  # fmt: skip
+DATASET_NAMES = {
+    "simulated": "Simulated SAR images of dakd",
+    "osd": "Oil Spill Detection Dataset",
+    "sos": "Deep-SAR Oil Spill",
+    "folder": "Private images",
+}
 
 
 def front_matter(model: Subject, scores: dict | str) -> dict:
     """The hub's fields.  scores: the evaluation, or a sentence that says why there is none."""
     if model.is_student:
-        task, kind = "image-segmentation", ["semantic-segmentation", "knowledge-distillation"]
+        task, kinds = "image-segmentation", ["semantic-segmentation", "knowledge-distillation"]
     else:
-        task, kind = "unconditional-image-generation", ["diffusion", "data-augmentation"]
+        task, kinds = "unconditional-image-generation", ["diffusion", "data-augmentation"]
     front = _front_licence(model.licence) | {
         "library_name": "dakd",
         "pipeline_tag": task,
-        "tags": ["dakd", "sar", "oil-spill", "remote-sensing", *kind, "arxiv:2412.08116"],
+        "tags": ["dakd", "sar", "oil-spill", "remote-sensing", *kinds, "arxiv:2412.08116"],
     }
     metrics = [] if isinstance(scores, str) else _metrics(model, scores)
     if metrics:
-        data = {"type": model.dataset, "name": model.dataset, "split": scores.get("split", "train")}
+        data = {"type": model.dataset, "name": DATASET_NAMES[model.dataset], "split": scores.get("split", "train")}
         result = {"task": {"type": task}, "dataset": data, "metrics": metrics}
         front["model-index"] = [{"name": _name(model), "results": [result]}]
     return front

@@ -15,12 +15,14 @@ from dakd.runtime.version import code_version
 
 # Where images come from, and whether they may be passed on, by `prepare.dataset`.
 DATASETS = {
-    "simulated": "images of the simulator that comes with dakd; no satellite measured them",
+    "simulated": "images of the simulator that comes with dakd, not of a satellite; no licence of others applies",
     "osd": "Oil Spill Detection Dataset (Krestenitis et al. 2019), Sentinel-1; it may not be redistributed",
     "sos": "Deep-SAR Oil Spill dataset (Zhu et al. 2022); it may not be redistributed",
     "folder": "images of a private folder; ask the author of these weights for their licence",
 }
 _NOT_RECORDED = "not recorded"
+# Parts of a section that say nothing of the weights.
+_LEFT_OUT = ("engine", "audit", "gate")
 
 
 def heading(model: Subject) -> Iterator[str]:
@@ -38,7 +40,8 @@ def heading(model: Subject) -> Iterator[str]:
             f"{model.classes.num_classes} classes for every pixel; {model.num_parameters:,} parameters. Segmentation "
             "nets learn from its pairs by knowledge distillation."
         )
-    yield f"Made with dakd (method: [DAKD](https://arxiv.org/abs/2412.08116)); card written with {code_version()}."
+    method = "[DAKD](https://arxiv.org/abs/2412.08116)"
+    yield f"Made with dakd (method: {method}); card written by version `{code_version()}`."
 
 
 def use(model: Subject) -> Iterator[str]:
@@ -75,9 +78,9 @@ def training_data(model: Subject) -> Iterator[str]:
     """What the model has seen."""
     real = trained_on(model, "prepare/train")
     training_set = model.metadata.get("training_set", "real")
-    facts = {"Dataset": _dataset_line(model), "Real images": real and _count(real)}
+    facts = {"Dataset": _dataset_line(model), "Training images": real and _count(real)}
     if training_set == "synthetic":
-        facts["Real images"] = "none in this training; the teacher of the pairs has seen some"
+        facts["Training images"] = "none in this training; the teacher of the pairs has seen some"
     if model.is_student:
         facts["Synthetic pairs"] = _synthetic_line(model)
     yield bullets({name: value or _NOT_RECORDED for name, value in facts.items()})
@@ -150,10 +153,13 @@ def _loss_line(meta: Mapping) -> str | None:
     loss = meta.get("loss")
     if loss is None:
         return None
-    form = loss.get("kd_form", "temperature")
-    kd = f"distillation {loss['kd']:g} (form {form}, temperature {loss['temperature']:g})"
-    extra = [f"boundary {loss['boundary']:g}"] if loss.get("boundary") else []
-    return ", ".join([f"weights: cross-entropy {loss['ce']:g}", kd, f"Dice {loss['dice']:g}", *extra])
+    terms = [f"{loss['ce']:g} cross-entropy", f"{loss['dice']:g} Dice"]
+    if "synthetic" in meta.get("training_set", "") and not loss.get("hard_labels"):
+        form = loss.get("kd_form", "temperature")
+        terms.append(f"{loss['kd']:g} distillation (form {form}, temperature {loss['temperature']:g})")
+    if loss.get("boundary"):
+        terms.append(f"{loss['boundary']:g} boundary term")
+    return " + ".join(terms)
 
 
 def _diffusion_line(meta: Mapping) -> str:
@@ -192,7 +198,7 @@ def limits(model: Subject) -> Iterator[str]:
         "Not validated for operational use: no alarm, penalty or clean-up should rest on it alone.",
     ]
     if model.dataset == "simulated":
-        lines.append("It was trained on simulated images. Scores on real images will be lower, and were not measured.")
+        lines.append("It was trained on simulated images; how it does on measured ones is not known.")
     if model.is_student and "synthetic" in model.metadata.get("training_set", ""):
         lines.append("It learned in part from generated images and the generator's labels, whose errors it may repeat.")
     if not model.is_student:
@@ -241,6 +247,6 @@ def settings(model: Subject) -> Iterator[str]:
     else:
         steps = ("train_saross",) if model.is_student else ("balance", "train_jointnet", "generate")
         whole = model.config.model_dump(mode="json")
-        tree = {name: {k: v for k, v in whole[name].items() if k != "engine"} for name in ("prepare", *steps)}
+        tree = {name: {k: v for k, v in whole[name].items() if k not in _LEFT_OUT} for name in ("prepare", *steps)}
         tree = {"seed": whole["seed"]} | tree
     yield fenced("yaml", yaml.safe_dump(without_places(tree), sort_keys=False, allow_unicode=True).rstrip())

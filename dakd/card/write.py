@@ -54,7 +54,7 @@ def card_text(weights: Path, *, run: Path | None = None, licence: str | None = N
         facts = {"run": Path(run), "folder": weights.parent, "config": config}
         facts["sha256"] = file_hash(weights) if is_evaluated else None
     refuse_unknown(metadata, str(weights))
-    return _render(Subject(metadata, count_parameters(shapes), weights.name, licence, **facts))
+    return _render(Subject(metadata, count_parameters(shapes), weights.name, licence or None, **facts))
 
 
 def card_of(
@@ -69,7 +69,7 @@ def card_of(
     Raises ValueError where the metadata are neither of a student nor of a teacher.
     """
     refuse_unknown(metadata, file)
-    return _render(Subject(metadata, num_parameters, file, licence))
+    return _render(Subject(metadata, num_parameters, file, licence or None))
 
 
 def final_weights(run: Path) -> list[Path]:
@@ -81,8 +81,7 @@ def final_weights(run: Path) -> list[Path]:
     if not found:
         raise ValueError(
             f"{run} has no final weights, neither {teacher.relative_to(run)} nor "
-            f"train_saross/*/{STUDENT_FILES['ema']}; "
-            "finish dakd train_jointnet or dakd train_saross first"
+            f"train_saross/*/{STUDENT_FILES['ema']}; finish dakd train_jointnet or dakd train_saross first"
         )
     return found
 
