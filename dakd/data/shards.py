@@ -7,9 +7,10 @@ say where each record's bytes lie, so that records are read by offset.
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from dakd.data.sources import LocalFolder, ShardCache, default_cache, open_sourc
 from dakd.runtime.files import file_hash, replacing, write_text
 
 __all__ = ["FORMAT", "ShardInfo", "ShardSet", "describe_shard", "open_split", "shard_name", "verify", "write_index",
-           "write_shard"]  # fmt: skip
+           "write_shard", "write_shards"]  # fmt: skip
 
 MAX_OPEN_SHARDS = 128  # of a set and process: two windows of the default size, far below the limits of open files
 
@@ -71,8 +72,63 @@ def write_tar(
             writer.write(encode_record(sample, classes, encoder))
 
 
+def write_shards(
+    folder: str | Path,
+    samples: Iterable[Sample],
+    classes: ClassTable,
+    *,
+    shard_size: int = 128,
+    codec: str = "fp16",
+    temperature: float | None = None,
+    provenance: dict | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes samples as a set of shards with an index, which `ShardSet` and the trainings read; returns the folder.
+
+    samples: any number of them, read one by one, each with a key of its own.  classes: names and colours by class id.
+    shard_size: samples a shard.  codec: how soft labels are stored: fp16 logits, or logprob8 for one `temperature`.
+    provenance: JSON facts on where the set comes from.  overwrite: replace the set that is there.
+    The index comes last: a folder without one holds no set. Raises ValueError where a set is there already, where there
+    is no sample, and for a sample that no record can hold.
+    """
+    folder = Path(folder)
+    if shard_size < 1:
+        raise ValueError(f"shard_size is {shard_size}; wanted at least 1 sample a shard")
+    get_codec(codec, temperature)  # refused before anything is replaced
+    _clear(folder, overwrite)
+    remaining, written, num_soft = iter(samples), [], 0
+    for index in itertools.count():
+        some = list(itertools.islice(remaining, 1))
+        if not some:
+            break
+        shard = itertools.chain(some, itertools.islice(remaining, shard_size - 1))
+        info = write_shard(folder, index, shard, classes, codec, provenance, temperature)
+        written.append(info.file)
+        num_soft += info.num_soft
+    if not written:
+        raise ValueError(f"no samples were given for {folder}; wanted at least one")
+    kind = "synthetic" if num_soft else "real"
+    write_index(folder, classes, kind=kind, codec=codec if num_soft else None, provenance=provenance,
+                kept=dict.fromkeys(written))  # fmt: skip
+    return folder
+
+
+def _clear(folder: Path, overwrite: bool) -> None:
+    """Removes the set that lies in a folder; ValueError where that was not asked for."""
+    index = folder / "index.json"
+    if not index.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{folder} holds a set of shards already; give another folder, or overwrite=True")
+    index.unlink()
+    for path in [*folder.glob("shard-*.tar"), *folder.glob("shard-*.json")]:
+        path.unlink()
+
+
 class ShardSet:
     """A set of shards with an index, as a list of samples; safe to share with forked and spawned readers.
+
+    `len(shards)`, `shards[i]`, `for sample in shards`: so that it serves as a map-style dataset of torch too.
 
     What is kept of a set grows with the number of its shards, not of its records: tables of records are read when they
     are needed, and the last ones stay, each with its tar open.
@@ -100,6 +156,16 @@ class ShardSet:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": OrderedDict()}  # open files stay with their process
+
+    def __getitem__(self, i: int) -> Sample:
+        """The sample at place i, negative places from the end; see `read`."""
+        return self.read(i + len(self) if i < 0 else i)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.read, range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"ShardSet({str(self.folder)!r}: {len(self)} samples, classes: {', '.join(self.classes.names)})"
 
     def key(self, i: int) -> str:
         return self.place(*self.locate(i)).key

@@ -13,7 +13,7 @@ import pytest
 
 from dakd.data.lookup import BadRecord
 from dakd.data.sample import OSD_CLASSES, Sample
-from dakd.data.shards import ShardSet, describe_shard, verify, write_index, write_shard
+from dakd.data.shards import ShardSet, describe_shard, verify, write_index, write_shard, write_shards
 from dakd.runtime.files import file_hash
 
 
@@ -218,3 +218,64 @@ def test_a_folder_without_index_and_an_empty_one_are_refused(tmp_path):
 def test_a_set_of_shards_can_be_sent_to_another_process(real_set):
     there = pickle.loads(pickle.dumps(real_set))
     assert np.array_equal(there.read(7).sar, real_set.read(7).sar)
+
+
+def test_a_set_of_any_number_of_samples_is_written_in_one_call_and_read_as_a_list(tmp_path):
+    soft = np.random.default_rng(0).normal(0, 4, (5, 6, 9)).astype(np.float16)
+    samples = [sample(f"s{i}", label=None, soft_label=soft + i) for i in range(7)]
+    assert write_shards(tmp_path / "set", iter(samples), OSD_CLASSES, shard_size=3, provenance={"by": "me"}) == (
+        tmp_path / "set"
+    )
+    shards = ShardSet(tmp_path / "set")
+    assert shards.counts.tolist() == [3, 3, 1] and shards.index["kind"] == "synthetic"
+    assert shards.index["codec"] == "fp16" and shards.index["provenance"] == {"by": "me"}
+    assert verify(tmp_path / "set") == [] and "7 samples" in repr(shards)
+    for before, after in zip(samples, shards, strict=True):
+        assert after.key == before.key and (after.sar == before.sar).all()
+        assert (after.soft_label == before.soft_label).all()
+    assert shards[-1].key == "s6" and [one.key for one in shards] == [shards[i].key for i in range(7)]
+    with pytest.raises(IndexError):
+        shards[7]
+    with pytest.raises(IndexError):
+        shards[-8]
+
+
+def test_a_set_with_hard_labels_is_real_and_has_no_codec(tmp_path):
+    write_shards(tmp_path, [sample("a"), sample("b")], OSD_CLASSES)
+    assert ShardSet(tmp_path).index["kind"] == "real" and ShardSet(tmp_path).index["codec"] is None
+
+
+def test_a_set_that_is_there_is_replaced_only_when_asked(tmp_path):
+    write_shards(tmp_path, [sample(f"old{i}") for i in range(5)], OSD_CLASSES, shard_size=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"holds a set of shards already; .*overwrite=True"):
+        write_shards(tmp_path, [sample("new")], OSD_CLASSES)
+    with pytest.raises(ValueError, match="no soft-label codec is called 'fp17'"):
+        write_shards(tmp_path, [sample("new")], OSD_CLASSES, codec="fp17", overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    write_shards(tmp_path, [sample("new")], OSD_CLASSES, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "shard-000000.json", "shard-000000.tar"]
+    assert [one.key for one in ShardSet(tmp_path)] == ["new"]
+
+
+def test_a_set_that_fails_half_way_is_none_and_the_same_call_makes_it(tmp_path):
+    def samples(bad):
+        yield from (sample(f"s{i}") for i in range(4))
+        yield sample("no good") if bad else sample("good")
+
+    with pytest.raises(ValueError, match="not usable in a tar"):
+        write_shards(tmp_path, samples(True), OSD_CLASSES, shard_size=2)
+    assert not (tmp_path / "index.json").exists()
+    write_shards(tmp_path, samples(False), OSD_CLASSES, shard_size=2)
+    assert len(ShardSet(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("samples, settings, message", [
+    ([], {}, "wanted at least one"),
+    ([sample("a")], {"shard_size": 0}, "shard_size is 0"),
+    ([sample("a"), sample("b"), sample("a")], {"shard_size": 2}, "keys twice"),
+])  # fmt: skip
+def test_a_set_that_cannot_be_is_refused(tmp_path, samples, settings, message):
+    with pytest.raises(ValueError, match=message):
+        write_shards(tmp_path, samples, OSD_CLASSES, **settings)
+    assert not (tmp_path / "index.json").exists()
