@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
-from dakd.card import CARD_FILE, TEACHER_FILE, is_foreign, without_places, write_card
+from dakd.card import CARD_FILE, TEACHER_FILE, card_of, count_parameters, is_foreign, without_places, write_card
 from dakd.runtime.files import write_text
 from dakd.runtime.runlog import say
 from dakd.shipped import extra_remedy
@@ -25,6 +27,74 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 FILES = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
 # Files of a training's folder that are taken where there is no model.safetensors.
 TRAINED_FILES = (STUDENT_FILES["ema"], TEACHER_FILE)
+
+
+class HubModel(ABC):
+    """The methods of huggingface_hub's ModelHubMixin, for a model that can say its tensors and metadata.
+
+    Nothing is downloaded or uploaded but by `from_pretrained` with a hub id, and by a push.
+    """
+
+    @classmethod
+    @abstractmethod
+    def _from_file(cls, path: Path, **settings: Any) -> Self:
+        """The model of a weights file.  settings: further arguments of `from_pretrained`."""
+
+    @abstractmethod
+    def _state_and_metadata(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """The tensors by name, and the metadata that rebuild the net."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **settings: Any,
+    ) -> Self:
+        """The model of a local folder or file, or of a hub id OWNER/NAME, which is downloaded.
+
+        The options are huggingface_hub's.  settings: those of loading, such as device.
+        Raises as `find_weights` does, and ValueError where the file holds another kind of model.
+        """
+        path = find_weights(
+            pretrained_model_name_or_path,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+        return cls._from_file(path, **settings)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        licence: str | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **push: Any,
+    ) -> str | None:
+        """Write model.safetensors, config.json and README.md, the model card, to a folder.
+
+        licence: of the weights, for the card.  push_to_hub: upload the folder to repo_id, OWNER/NAME, too, with the
+        arguments of `push_to_hub`; the URL of the commit is then returned.
+        """
+        state, metadata = self._state_and_metadata()
+        num_parameters = count_parameters({name: tuple(tensor.shape) for name, tensor in state.items()})
+        folder = save_folder(save_directory, state, metadata, card_of(metadata, num_parameters, licence=licence))
+        return push_folder(folder, repo_id or "", **push) if push_to_hub else None
+
+    def push_to_hub(self, repo_id: str, *, licence: str | None = None, **push: Any) -> str:
+        """Upload the model to the hub; the URL of the commit.  push: private, token, branch, ... of `push_folder`."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, licence=licence)
+            return push_folder(folder, repo_id, **push)
 
 
 def save_folder(folder: str | Path, state: Mapping[str, Tensor], metadata: dict[str, Any], card: str) -> Path:

@@ -14,8 +14,10 @@ ROOMS = sorted(path.name for path in (ROOT / "dakd" / "kernels").iterdir() if (p
 ROWS = [
     {"__main__", "cli", "doctor"},
     {"ablate"},
+    {"api"},
     {"pipeline"},
-    {"train", "generate", "evaluate", "predict", "card", "hub"},
+    {"train", "generate", "evaluate", "predict"},
+    {"card", "hub"},
     {"metrics", "weights"},
     {"models", "diffusion", "data"},
     {"kernels"},
@@ -75,7 +77,7 @@ def test_room_has_its_files_its_test_and_its_benchmark(room):
 def test_module_imports_only_what_lies_below_it(path):
     area = area_of(path)
     if area == "__init__":
-        assert imported_areas(path) == set()
+        assert imported_areas(path) == {"api", "kernels"}
     else:
         assert breaches(area, imported_areas(path)) == set()
 
@@ -83,6 +85,11 @@ def test_module_imports_only_what_lies_below_it(path):
 def test_a_breach_would_be_seen():
     assert breaches("kernels", {"models", "runtime"}) == {"models"}
     assert breaches("train", {"generate", "weights"}) == {"generate"}
+
+
+def test_the_front_door_is_imported_by_the_package_alone():
+    users = {area_of(path) for path in module_files() if "api" in imported_areas(path)}
+    assert users <= {"__init__", "api"}
 
 
 def test_testing_is_imported_by_tests_and_benchmarks_only():

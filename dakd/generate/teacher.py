@@ -16,12 +16,13 @@ from dakd.diffusion.labels import reading_of
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.plan import provenance_of, sample_key
+from dakd.hub import HubModel
 from dakd.runtime import distributed
 from dakd.runtime.files import file_hash
-from dakd.weights import load_teacher
+from dakd.weights import load_state, load_teacher
 
 
-class Teacher:
+class Teacher(HubModel):
     """A trained teacher of pairs, from its weights file alone.
 
     net: the denoiser (x_t, y_t, t) -> (x_hat, logits), in eval mode, in the precision that it samples in.
@@ -92,6 +93,14 @@ class Teacher:
         if first < 0:
             raise ValueError(f"first is {first}; wanted the number of a pair, 0 or more")
         return self._stream(cfg, range(first, first + num))
+
+    @classmethod
+    def _from_file(cls, path: Path, **settings: Any) -> Teacher:
+        return cls(path, **settings)
+
+    def _state_and_metadata(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Those of the file: the net may lie in a lower precision."""
+        return load_state(self.path), self.facts
 
     def _stream(self, cfg: GenerateConfig, indices: range) -> Iterator[Sample]:
         with _computed_as(cfg):

@@ -30,10 +30,13 @@ class Entry(NamedTuple):
 def build_student(cfg: StudentConfig, num_classes: int) -> nn.Module:
     """The student that `cfg` describes, randomly initialised: image (B, 3, H, W) -> logits (B, num_classes, H, W).
 
-    A pretrained encoder is loaded afterwards by `dakd.weights.load_pretrained_encoder`.
+    A pretrained encoder is loaded afterwards by `dakd.weights.load_pretrained_encoder`. The net keeps the settings as
+    `student_config`, for whoever saves it.
     ValueError for an unknown encoder or option; RuntimeError where a package that it needs is not installed.
     """
-    return STUDENTS[cfg.name].build(cfg, num_classes)
+    net = STUDENTS[cfg.name].build(cfg, num_classes)
+    net.student_config = cfg
+    return net
 
 
 def _saross(cfg: StudentConfig, num_classes: int) -> SAROSSNet:

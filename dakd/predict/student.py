@@ -9,20 +9,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
+from dakd.hub import HubModel
 from dakd.models.multiscale import at_scales
 from dakd.predict.files import file_sources, predict_sources
 from dakd.predict.images import grey_image
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
 from dakd.predict.tiles import TILE, is_large, tiled
 from dakd.runtime import distributed
-from dakd.weights import load_student
+from dakd.weights import load_student, save_weights, student_metadata
 
 
-class Student:
+class Student(HubModel):
     """A trained student: a net that segments images, with the facts of its file.
 
     net: image (B, 3, H, W), ImageNet-normalised -> logits (B, K, H, W), in eval mode.  classes: names and colours by
@@ -37,6 +38,7 @@ class Student:
         facts: dict[str, Any] | None = None,
     ) -> None:
         self.net, self.classes, self.device, self.facts = net, classes, torch.device(device), facts or {}
+        self._bare_net = net
 
     @classmethod
     def load(
@@ -49,7 +51,9 @@ class Student:
         """
         device = distributed.device() if device is None else torch.device(device)
         net, facts = load_student(path, device)
-        return cls(at_scales(net, scales), ClassTable.from_dict(facts["classes"]), device, facts)
+        student = cls(net, ClassTable.from_dict(facts["classes"]), device, facts)
+        student.net = at_scales(net, scales)
+        return student
 
     def __repr__(self) -> str:
         name = self.facts.get("student", {}).get("name", type(self.net).__name__)
@@ -94,6 +98,26 @@ class Student:
         sources = file_sources([inputs] if isinstance(inputs, str | Path) else inputs, out_dir)
         predict_sources(self, sources, out_dir, overlay_alpha=overlay_alpha, tile=tile)
         return [source.name for source in sources]
+
+    def save(self, path: str | Path) -> None:
+        """Write the net with all that `load_student` needs, whole or not at all.
+
+        Raises ValueError for a net that was not made by `create_student`, or loaded.
+        """
+        save_weights(path, *self._state_and_metadata())
+
+    @classmethod
+    def _from_file(cls, path: Path, **settings: Any) -> Student:
+        return cls.load(path, **settings)
+
+    def _state_and_metadata(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        cfg = getattr(self._bare_net, "student_config", None)
+        if cfg is None:
+            raise ValueError(
+                f"{type(self._bare_net).__name__} carries no settings that it could be built from again; make it with "
+                "dakd.create_student, or save its state_dict yourself"
+            )
+        return self._bare_net.state_dict(), student_metadata(self._bare_net, cfg, self.classes, self.facts)
 
     @torch.inference_mode()
     def _probabilities(self, sar: np.ndarray) -> np.ndarray:
