@@ -17,10 +17,17 @@ VISIT := .venv-visit
 VISIT_PYTHON = $(shell for python in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python3.12 $(PYTHON); do \
 	"$$python" -c 'import ensurepip, venv' 2>/dev/null && { echo "$$python"; break; }; done)
 
+# The newest other Python of those that pyproject.toml names: the wheel is tried with it, away from the source tree.
+OTHER := .venv-other
+OTHER_PYTHON = $(shell for python in python3.13 $(HOME)/.pyenv/versions/3.13*/bin/python3.13 \
+	python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python3.12; do \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null && { echo "$$python"; break; }; done)
+OTHER_TESTS := data config predict train/test_checkpoint.py train/test_ema.py generate/test_survey.py
+
 # Measuring takes the Python that is there: a host with a GPU may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-slow test-all lint bench-cpu bench-data fuzz torture compile-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
+.PHONY: help venv demo test test-slow test-all lint bench-cpu bench-data fuzz torture compile-check wheel-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
 
 help:
 	@echo "make demo      the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
@@ -32,6 +39,7 @@ help:
 	@echo "make bench-cpu the bars of the CPU: every op against eager torch and torch.compile, one thread"
 	@echo "make bench-data the bars of the data path: the soft labels' codec, the loader beside webdataset"
 	@echo "make compile-check  compiles every GPU kernel for three architectures; no GPU needed, but nvcc"
+	@echo "make wheel-check  the wheel with another Python (3.13 or 3.12), in .venv-other: the pipeline, some tests; 3 minutes"
 	@echo "make visit-venv the software of a GPU host without network, into .venv-visit; 5 GB. compile-check then checks it too"
 	@echo "make gpu-kit   packs what is brought to such a host, into .gpu_kit; no GPU needed, but nvcc; 5 minutes the first time"
 	@echo "make gpu-rehearsal  unpacks the kit in visit-venv and plays the run on this CPU, with planted faults; 2 minutes"
@@ -97,6 +105,24 @@ compile-check: venv
 	if test -e $(VISIT)/bin/.installed; then $(VISIT)/bin/python benchmarks/compile_check.py $(ARGS) || status=1; \
 	else echo "not checked: torch 2.11 and Triton 3.6, for there is no $(VISIT) (make visit-venv)"; fi; \
 	exit $$status
+
+$(OTHER)/bin/.installed: pyproject.toml configs/constraints/cpu.txt configs/constraints/cuda.txt
+	test -x $(OTHER)/bin/python || $(OTHER_PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/pip install -q $(PINS) $(TORCH_INDEX) torch '.[train]' pytest hypothesis
+	touch $@
+
+# Where there is no such Python or no network, that is said and no failure. The tests are copied: beside them lies dakd/.
+wheel-check: venv
+	@test -x $(OTHER)/bin/python -o -n "$(OTHER_PYTHON)" || \
+		{ echo "wheel-check: no Python 3.13 or 3.12 here can make an environment; not tried"; exit 0; }; \
+	make -s $(OTHER)/bin/.installed || \
+		{ echo "wheel-check: $(OTHER) cannot be installed (is there a network?); pip says why above; not tried"; exit 0; }; \
+	set -e; rm -rf build/wheel; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .; \
+	$(OTHER)/bin/pip install -q --force-reinstall --no-deps build/wheel/*.whl; \
+	mkdir "$$folder/empty"; cp -r tests configs pyproject.toml "$$folder"; bin=$$PWD/$(OTHER)/bin; unset PYTHONPATH; \
+	cd "$$folder/empty"; $$bin/dakd doctor; $$bin/dakd pipeline --config smoke; test -s runs/smoke/report/index.html; \
+	cd ..; $$bin/pytest -q -p no:cacheprovider -m "not slow" $(addprefix tests/,$(OTHER_TESTS))
 
 gpu-kit: visit-venv
 	$(VISIT)/bin/python benchmarks/gpu/kit.py
