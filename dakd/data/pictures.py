@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.soft_labels import likeliest_class
+from dakd.runtime.files import replacing
 
 _GAP = 4  # pixels between pairs
 _INNER_GAP = 1  # pixels between an image and its label
@@ -20,6 +22,19 @@ _ORANGE = (255, 110, 0)
 def colourise(label: np.ndarray, classes: ClassTable) -> np.ndarray:
     """(H, W) uint8 class ids to (H, W, 3) uint8 colours; ids outside the table are mid-grey."""
     return classes.palette()[label]
+
+
+def class_map(label: np.ndarray, classes: ClassTable) -> Image.Image:
+    """(H, W) uint8 class ids as a palette picture in the colours of the class table."""
+    picture = Image.fromarray(label)
+    picture.putpalette(classes.palette().tobytes())
+    return picture
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    with replacing(path) as aside:
+        picture.save(aside, format="PNG")
 
 
 def overlay(sar: np.ndarray, label: np.ndarray, classes: ClassTable, alpha: float = 0.45) -> np.ndarray:

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dakd.data.pictures import overlay
+from dakd.data.pictures import class_map, overlay, save_png
 from dakd.data.sample import ClassTable
-from dakd.runtime.files import replacing
 
 OVERLAY_ALPHA = 0.45
 
@@ -45,18 +44,16 @@ class Prediction:
 
     def class_map(self) -> Image.Image:
         """Class ids as a palette picture in the colours of the class table."""
-        picture = Image.fromarray(self.label)
-        picture.putpalette(self.classes.palette().tobytes())
-        return picture
+        return class_map(self.label, self.classes)
 
     def save(self, folder: str | Path, name: str, alpha: float = OVERLAY_ALPHA) -> None:
         """Write NAME_class.png, NAME_overlay.png and NAME_probability_CLASS.png, each file whole or not at all."""
         folder = Path(folder)
-        _save(self.class_map(), folder / f"{name}_class.png")
-        _save(self.overlay(alpha), folder / f"{name}_overlay.png")
+        save_png(self.class_map(), folder / f"{name}_class.png")
+        save_png(self.overlay(alpha), folder / f"{name}_overlay.png")
         for class_name, one in zip(self.classes.names, self.probability):
             grey = Image.fromarray((255 * one).round().astype(np.uint8))
-            _save(grey, folder / f"{name}_probability_{file_part(class_name)}.png")
+            save_png(grey, folder / f"{name}_probability_{file_part(class_name)}.png")
 
     def __repr__(self) -> str:
         height, width = self.label.shape
@@ -72,8 +69,3 @@ class Prediction:
 def file_part(text: str) -> str:
     """The text with everything but letters, digits, dash and underscore replaced by an underscore."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in text)
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    with replacing(path) as aside:
-        picture.save(aside, format="PNG")
