@@ -1,8 +1,8 @@
-"""`dakd ablate` as a script: a table of experiments beside the paper's numbers."""
+"""`dakd ablate` as a script, for deepspeed, torchrun, SLURM and plain python."""
 
 import sys
 
-from dakd.ablate.command import main
+from dakd.cli import run_step
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("ablate"))

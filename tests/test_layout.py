@@ -17,7 +17,7 @@ ROWS = [
     {"api"},
     {"pipeline"},
     {"train", "generate", "evaluate", "predict"},
-    {"card", "hub"},
+    {"card", "hub", "starter"},
     {"metrics", "weights"},
     {"models", "diffusion", "data"},
     {"kernels"},

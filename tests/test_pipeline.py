@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 from worlds import toy_config
 
-from dakd.cli import STEPS, build_parser, main, run_step
+from dakd.cli import COMMANDS, STEPS, build_parser, main, run_step
 from dakd.data.shards import ShardSet
 from dakd.pipeline import STEP_ORDER, step_command, step_environment
 from dakd.runtime.distributed import free_port
@@ -45,7 +45,7 @@ def write_config(folder: Path, overrides: dict | None = None) -> Path:
 
 
 def test_steps_stand_in_pipeline_order():
-    assert tuple(STEPS)[:-1] == STEP_ORDER
+    assert STEPS[:-1] == STEP_ORDER
     assert {path.stem for path in (ROOT / "launch").glob("*.py")} == {*STEPS, "ablate"}
 
 
@@ -90,10 +90,10 @@ def test_report_of_a_run_that_is_not_there_is_refused(tmp_path, capsys):
 
 
 def test_interrupted_step_says_that_it_goes_on(tmp_path, capsys, monkeypatch):
-    def interrupt(config, args):
+    def interrupt(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(STEPS, "balance", (interrupt, "interrupted"))
+    monkeypatch.setitem(COMMANDS, "balance", COMMANDS["balance"]._replace(run=interrupt))
     assert run_step("balance", ["--config", str(write_config(tmp_path))]) == 130
     assert "goes on from what is there" in capsys.readouterr().err
 

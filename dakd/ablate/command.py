@@ -1,10 +1,8 @@
-"""`launch/ablate.py` and `dakd ablate`: one line that makes a table, or goes on with one."""
+"""`launch/ablate.py` and `dakd ablate`: one line that makes a table, or resumes one."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -15,53 +13,20 @@ from dakd.ablate.run import Outcome, Store, work
 from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, table_file, without_absent
 from dakd.ablate.table import write_table
 from dakd.pipeline import Stopped
-from dakd.runtime.lifetime import PREEMPTED, Preempted
+from dakd.runtime.lifetime import Preempted
 from dakd.runtime.slurm import place_in_array
 from dakd.shipped import find_file, not_found
 
-_INTERRUPTED = 130
 
+def make_table(args: argparse.Namespace) -> int:
+    """Make a table, or resume one; 0 for a whole table, 1 where something failed.
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dakd ablate", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, type=Path, help="the table's YAML, or the name of one of dakd's")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of every experiment")
-    parser.add_argument(
-        "--base", action="append", default=[], metavar="[DATA=]FILE", help="another experiment for the table's data"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the table's")
-    parser.add_argument("--runs", type=int, help="passes that a cost is the mean of, in place of the table's")
-    parser.add_argument("--row", action="append", default=[], metavar="NAME", help="these rows alone")
-    parser.add_argument("--data", action="append", default=[], metavar="NAME", help="these data sets alone")
-    parser.add_argument("--measure", action="append", default=[], metavar="NAME", help="show these, not the table's")
-    parser.add_argument("--reference", metavar="NAME", help="differences to this row, in place of the table's")
-    parser.add_argument("--small", action="store_true", help="the table's settings for small nets and images")
-    parser.add_argument("--out", type=Path, help="the table's folder (default: runs/ablate/TABLE)")
-    parser.add_argument("--store", type=Path, default=Path("runs/ablate/store"), help="of jobs, shared among tables")
-    parser.add_argument(
-        "--processes", type=int, help="ranks of each training (default: GPUs, or 1); 0: all in this process"
-    )
-    parser.add_argument("--status", action="store_true", help="say what is done and write the table so far, and leave")
-    parser.add_argument("--figures", action="store_true", help="draw the paper's figures from what is done")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0 for a whole table, 1 where something failed, 85 where it was asked to stop."""
-    args = build_parser().parse_intermixed_args(argv)
+    args: of `add_options`.  Raises Preempted where it was asked to stop.
+    """
     try:
         return _run(args)
-    except KeyboardInterrupt:
-        print("dakd ablate: stopped; the same command goes on from what is there", file=sys.stderr)
-        return _INTERRUPTED
-    except (Preempted, Stopped) as stopped:
-        print(f"dakd ablate: {stopped}", file=sys.stderr)
-        return PREEMPTED
-    except (ValueError, RuntimeError, OSError) as error:
-        if os.environ.get("DAKD_TRACEBACK"):
-            raise
-        print(f"dakd ablate: {error}", file=sys.stderr)
-        return 1
+    except Stopped as stopped:
+        raise Preempted(str(stopped)) from stopped
 
 
 def _run(args: argparse.Namespace) -> int:

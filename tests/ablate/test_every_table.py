@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dakd.ablate.command import main
 from dakd.ablate.measures import MEASURES
+from dakd.cli import run_step
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = sorted((ROOT / "configs" / "ablate").glob("*.yaml"))
@@ -45,7 +45,7 @@ def papers_of(row: dict) -> set[str]:
 def test_the_tables_command_makes_the_whole_table(path, store, in_a_folder, capsys):
     options = ["--small", "--base", str(TOY), "--seeds", "0", "--runs", "2", "--processes", "0", "--store", str(store)]
     options += ["--out", "out", f"prepare={SIMULATED}", *MORE_PAIRS.get(path.stem, [])]
-    assert main(["--config", str(path), *options, "--figures"]) == 0
+    assert run_step("ablate", ["--config", str(path), *options, "--figures"]) == 0
     capsys.readouterr()
     table = (in_a_folder / "out" / "table.md").read_text()
     assert "missing" not in table and "Failed" not in table, table
@@ -64,5 +64,5 @@ def test_the_tables_command_makes_the_whole_table(path, store, in_a_folder, caps
     assert papers == shown & {name for row in spec["rows"] for name in papers_of(row)}
     assert (in_a_folder / "out" / "figures" / "noising.png").exists() or path.stem == "skip_modules"
     # the same command again finds nothing left to do
-    assert main(["--config", str(path), *options]) == 0
+    assert run_step("ablate", ["--config", str(path), *options]) == 0
     assert "done in" not in capsys.readouterr().out

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from ablate_worlds import SOFT, TABLE, TOY, plan_of
 
-from dakd.ablate.command import main
 from dakd.ablate.plan import make_plan
 from dakd.ablate.run import Store
 from dakd.ablate.spec import TableSpec, without_absent
 from dakd.ablate.table import facts
+from dakd.cli import run_step
 
 SCENES = {"dataset": "simulated", "simulation": {"num_train": 4, "num_test": 2, "size": [32, 32]}}
 
@@ -91,7 +91,8 @@ DATA = {"A": {"base": str(TOY)}, "B": {"base": str(TOY)}, "A to B": {"base": str
 def test_a_choice_that_makes_no_sense_is_refused_in_a_line(tmp_path, capsys, options, message):
     table = TABLE | {"base": None, "data": DATA, "rows": [{"name": "a"}], "reference": None}
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
-    assert main(["--config", str(tmp_path / "table.yaml"), "--store", str(tmp_path / "store"), *options]) == 1
+    argv = ["--config", str(tmp_path / "table.yaml"), "--store", str(tmp_path / "store"), *options]
+    assert run_step("ablate", argv) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
 

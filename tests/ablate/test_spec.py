@@ -8,10 +8,11 @@ import pytest
 import yaml
 from ablate_worlds import TABLE, TOY
 
-from dakd.ablate.command import main, narrowed, with_bases
+from dakd.ablate.command import narrowed, with_bases
 from dakd.ablate.measures import MEASURES, measure_of
 from dakd.ablate.plan import make_plan
 from dakd.ablate.spec import experiment, foreign_test, load_table, without_absent
+from dakd.cli import run_step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,11 +109,11 @@ def test_rows_seeds_and_bases_are_chosen_on_the_command_line(tmp_path):
 
 def test_tables_and_their_experiments_are_found_by_name_from_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--config", "ce_b", "--base", "smoke", "--seeds", "0", "--small", "--status"]) == 0
+    assert run_step("ablate", ["--config", "ce_b", "--base", "smoke", "--seeds", "0", "--small", "--status"]) == 0
     assert (tmp_path / "runs" / "ablate" / "ce_b" / "table.md").exists()
-    assert main(["--config", "ce", "--status"]) == 1
+    assert run_step("ablate", ["--config", "ce", "--status"]) == 1
     assert "no table at ce; did you mean 'ce_b'" in capsys.readouterr().err
-    assert main(["--config", "ce_b", "--base", "smok", "--status"]) == 1
+    assert run_step("ablate", ["--config", "ce_b", "--base", "smok", "--status"]) == 1
     assert "--base smok: no configuration at smok; did you mean 'smoke'" in capsys.readouterr().err
 
 
@@ -153,7 +154,7 @@ def test_a_reference_that_is_absent_is_refused_where_it_was_asked_for(monkeypatc
     monkeypatch.delenv("SAM_ROOT", raising=False)
     path = ROOT / "configs" / "ablate" / "osd_classes.yaml"
     name = next(row.name for row in load_table(path).rows if row.needs)
-    assert main(["--config", str(path), "--status", "--reference", name]) == 1
+    assert run_step("ablate", ["--config", str(path), "--status", "--reference", name]) == 1
     assert f"--reference {name}: set SAM_ROOT to run it" in capsys.readouterr().err
 
 

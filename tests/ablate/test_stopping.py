@@ -15,6 +15,7 @@ from ablate_worlds import SOFT, plan_of
 
 from dakd.ablate import command, run
 from dakd.ablate.run import Store, work
+from dakd.cli import run_step
 from dakd.pipeline import Stopped
 from dakd.runtime.lifetime import PREEMPTED, Preempted
 from dakd.runtime.lock import locked
@@ -91,7 +92,7 @@ def test_the_command_says_that_it_was_stopped(monkeypatch, capsys):
         raise Stopped("stopped during generate")
 
     monkeypatch.setattr(command, "_run", stop)
-    assert command.main(["--config", "any.yaml"]) == PREEMPTED
+    assert run_step("ablate", ["--config", "any.yaml"]) == PREEMPTED
     assert capsys.readouterr().err == "dakd ablate: stopped during generate\n"
 
 

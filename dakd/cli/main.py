@@ -1,0 +1,132 @@
+"""All commands in one table, one parser for each, and one place for errors, exit statuses and Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import dakd
+from dakd.cli.command import Command, HelpfulParser
+from dakd.cli.others import OTHER_COMMANDS
+from dakd.cli.steps import STEP_COMMANDS
+from dakd.runtime.lifetime import PREEMPTED, Preempted, die_with_parent
+from dakd.runtime.slurm import adopt_place
+
+INTERRUPTED = 130  # what shells report of a command that Ctrl-C ended
+BROKEN_PIPE = 141  # and of one whose reader has left
+
+COMMANDS: dict[str, Command] = {command.name: command for command in (*STEP_COMMANDS, *OTHER_COMMANDS)}
+STEPS = tuple(command.name for command in STEP_COMMANDS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command `dakd`; returns the exit status.
+
+    0: done.  1: a mistake of the user's or a failure, in one message.  2: the command line.  85: a training stopped
+    because it was asked to.  130: Ctrl-C.
+    """
+    if argv is None:
+        _take_place()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Options of a launcher (--local_rank) come before the command's name.
+    before = list(itertools.takewhile(lambda argument: argument.startswith("-"), argv))
+    parser = _top_parser()
+    general, rest = parser.parse_args(before), argv[len(before) :]
+    if not rest:
+        parser.print_help()
+        return 0
+    name = rest[0]
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        print(f"dakd: no command is called {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+        parser.print_help()
+        return 2
+    return _run(COMMANDS[name], rest[1:], general.local_rank)
+
+
+def run_step(name: str, argv: Sequence[str] | None = None) -> int:
+    """One command as a script of its own (`launch/STEP.py`).  argv: its arguments alone; None takes the script's."""
+    if argv is None:
+        _take_place()
+    return _run(COMMANDS[name], list(sys.argv[1:] if argv is None else argv), None)
+
+
+def build_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of a command's arguments."""
+    command = COMMANDS[name]
+    parser = HelpfulParser(
+        prog=f"dakd {name}", description=command.summary, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.settings = command.settings
+    if not command.is_group:
+        parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
+    command.options(parser)
+    return parser
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:<16}{command.summary}" for name, command in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="dakd",
+        usage="dakd COMMAND ...\n       dakd COMMAND --help",
+        description="the steps, in pipeline order, and further commands:\n\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dakd {dakd.__version__}")
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
+    return parser
+
+
+def _run(command: Command, argv: list[str], local_rank: int | None) -> int:
+    parser = build_parser(command.name)
+    # Settings may stand before and after options, which argparse allows where there are no commands within commands.
+    args = parser.parse_args(argv) if command.is_group else parser.parse_intermixed_args(argv)
+    if command.check is not None:
+        command.check(parser, args)
+    local_rank = local_rank if local_rank is not None else getattr(args, "local_rank", None)
+    if local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    _set_up_logging()
+    try:
+        status = command.run(args) or 0
+        sys.stdout.flush()  # here, where a reader that has left is no error
+        return status
+    except KeyboardInterrupt:
+        return _fail(command, "stopped; the same command goes on from what is there", INTERRUPTED)
+    except Preempted as stopped:
+        return _fail(command, str(stopped), PREEMPTED) if _is_rank_0() else PREEMPTED
+    except BrokenPipeError:  # `dakd config show demo | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("DAKD_TRACEBACK"):
+            raise
+        hint = "" if isinstance(error, ValueError) else "\n(DAKD_TRACEBACK=1 shows where it happened)"
+        return _fail(command, f"{error}{hint}", 1)
+
+
+def _fail(command: Command, message: str, status: int) -> int:
+    print(f"dakd {command.name}: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _set_up_logging() -> None:
+    """Rank 0 reports which backends were taken; the other ranks took the same."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("dakd").setLevel(logging.INFO if _is_rank_0() else logging.WARNING)
+
+
+def _is_rank_0() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _take_place() -> None:
+    """A process that is one of several learns which, and ends with its launcher: before it imports torch."""
+    adopt_place()
+    if "RANK" in os.environ:
+        die_with_parent()

@@ -1,0 +1,59 @@
+"""`dakd sample`: pairs of a weights file in a folder, without an experiment. Large sets are the step generate's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dakd.data.pictures import class_map, contact_sheet, save_png
+from dakd.data.sample import ClassTable, Sample
+from dakd.data.shards import ShardSet, write_shards
+from dakd.data.soft_labels import likeliest_class
+from dakd.generate.teacher import Teacher
+from dakd.runtime.runlog import progress, say
+
+MAX_PAIRS_DRAWN = 64
+
+
+def sample_to_folder(
+    weights: str | Path,
+    out_dir: str | Path,
+    num: int,
+    *,
+    size: tuple[int, int] | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    first: int = 0,
+    device: str | None = None,
+    pictures: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Path:
+    """Write `num` pairs of a teacher to a folder: shards with an index, and contact_sheet.png; the folder.
+
+    size, steps, seed, first, settings: see `Teacher.sample`; the pairs are those of `dakd generate`.
+    pictures: write KEY_sar.png and KEY_class.png (the likeliest class, as a palette picture) of each pair too.
+    Raises ValueError where the folder holds a set of shards already, unless it may be replaced.
+    """
+    out_dir = Path(out_dir)
+    teacher = Teacher(weights, device)
+    made = teacher.stream(num, size, steps, seed, first=first, **settings)
+    write_shards(out_dir, progress(made, num, "sample"), teacher.classes, overwrite=overwrite,
+                 provenance={"checkpoint": teacher.checkpoint, "seed": seed})  # fmt: skip
+    shards = ShardSet(out_dir)
+    drawn = [shards.read(i) for i in range(min(num, MAX_PAIRS_DRAWN))]
+    save_png(contact_sheet(drawn, teacher.classes), out_dir / "contact_sheet.png")
+    if pictures:
+        for pair in shards:
+            _save_pair(pair, teacher.classes, out_dir)
+    say(f"sample: {num} pairs in {out_dir}")
+    return out_dir
+
+
+def _save_pair(pair: Sample, classes: ClassTable, out_dir: Path) -> None:
+    label = likeliest_class(np.asarray(pair.soft_label))
+    save_png(Image.fromarray(pair.sar), out_dir / f"{pair.key}_sar.png")
+    save_png(class_map(label, classes), out_dir / f"{pair.key}_class.png")

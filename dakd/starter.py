@@ -1,0 +1,246 @@
+"""`dakd init`: the YAML of an experiment on a user's own data, with what the data themselves say filled in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from dakd.config import PrepareConfig, build_config, validated
+from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
+from dakd.data.sample import OSD_CLASSES
+from dakd.runtime.files import write_text
+
+# Of classes whose colours the user leaves open: those of OSD by name, then colours that can be told apart.
+_KNOWN_COLOURS = dict(zip(OSD_CLASSES.names, OSD_CLASSES.colours))
+_MORE_COLOURS = ((255, 200, 0), (0, 90, 255), (255, 0, 200), (150, 255, 80), (120, 80, 200), (255, 140, 0))
+_STRIDE = 32  # pixels: crops are multiples of the encoders' coarsest stride
+_NUM_LABELS_READ = 8
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the data say: images of the training set, the shortest side in pixels, whether there is a test split."""
+
+    num_train: int
+    shortest_side: int
+    has_test: bool
+
+
+def write_starter(
+    name: str,
+    dataset: str,
+    root: str | None,
+    *,
+    classes: str | None = None,
+    sensor: str | None = None,
+    preset: str = "small",
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the YAML of an experiment and return its path.
+
+    dataset: folder, osd, sos or simulated.  root: the folder of the data.  classes: `NAME[:RRGGBB],...` in the order of
+    the ids, for a folder.  sensor: palsar or sentinel, for sos.  preset: small or paper.  out: None takes NAME.yaml.
+    The data are opened, and some labels read, so that a mistake shows here.
+    Raises ValueError (found, wanted, remedy) for data or options that make no experiment, and where the file is there.
+    """
+    path = out or Path(f"{name}.yaml")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} is there already; give another name or --out FILE, or --overwrite to replace it")
+    prepare: dict = {"dataset": dataset}
+    if dataset != "simulated":
+        if root is None:
+            raise ValueError(f"dataset {dataset} has no folder; give --root DIR")
+        prepare["root"] = str(Path(root).expanduser().resolve())
+    if dataset == "folder":
+        prepare["classes"] = parse_classes(classes)
+    elif classes is not None:
+        raise ValueError(f"dataset {dataset} has a class table of its own; leave --classes out, or take folder")
+    if sensor is not None:
+        prepare["sensor"] = sensor
+    facts = _look_at(validated(PrepareConfig, prepare, "options of the data"))
+    text = _text(name, path, prepare, facts, preset)
+    write_text(path, text)
+    return path
+
+
+def parse_classes(text: str | None) -> dict[str, tuple[int, int, int]]:
+    """`sea,oil:00ffff` as colours by name, in the order of the ids; ValueError for fewer than two or a bad colour."""
+    entries = [entry.strip() for entry in (text or "").split(",") if entry.strip()]
+    if len(entries) < 2:
+        raise ValueError(f"--classes is {text!r}; wanted at least two names in the order of the ids, such as sea,oil")
+    table: dict[str, tuple[int, int, int]] = {}
+    given = {entry.partition(":")[0]: entry.partition(":")[2] for entry in entries}
+    if len(given) < len(entries):
+        raise ValueError(f"--classes {text} names a class twice; give each id a name of its own")
+    for name, colour in given.items():
+        if colour and not re.fullmatch(r"#?[0-9A-Fa-f]{6}", colour):
+            raise ValueError(f"the colour of {name!r} is {colour!r}; wanted six hexadecimal digits, such as 00ffff")
+    taken = {_rgb(colour) for colour in given.values() if colour}
+    for name, colour in given.items():
+        table[name] = _rgb(colour) if colour else _free_colour(name, taken)
+        taken.add(table[name])
+    return table
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    return red, green, blue
+
+
+def _free_colour(name: str, taken: set[tuple[int, int, int]]) -> tuple[int, int, int]:
+    wanted = [_KNOWN_COLOURS[name]] if name in _KNOWN_COLOURS else []
+    spectrum = ((step * 37 % 256, step * 91 % 256, step * 151 % 256) for step in range(1, 1000))
+    candidates: Iterable = (*wanted, *_MORE_COLOURS, *_KNOWN_COLOURS.values(), *spectrum)
+    return next(colour for colour in candidates if colour not in taken)
+
+
+def _look_at(cfg: PrepareConfig) -> _Facts:
+    if cfg.dataset == "simulated":
+        return _Facts(cfg.simulation.num_train, min(cfg.simulation.size), True)
+    data = open_dataset(cfg)
+    if problems := data.problems():
+        raise BadDataset(f"{cfg.root} is no {cfg.dataset} dataset as it is:", problems, "repair or remove these files")
+    if "train" not in data.splits:
+        raise ValueError(f"{cfg.root} has the splits {', '.join(data.splits)}; wanted train/ with images/ and masks/")
+    entries = data.entries("train")
+    if all(entry.label_path is None for entry in entries):
+        raise ValueError(
+            f"the {len(entries)} images in {cfg.root} have no masks, and students learn from masks; put masks/ beside "
+            "images/, each mask with the stem of its image"
+        )
+    _read_some_labels(data, entries)
+    return _Facts(len(entries), min(map(_shortest_side, entries)), "test" in data.splits)
+
+
+def _read_some_labels(data: Dataset, entries: list[Entry]) -> None:
+    """ValueError where a label cannot be read with these classes, or hints that they mean something else."""
+    try:
+        for entry in islice(entries, _NUM_LABELS_READ):
+            data.read(entry)
+        data.check_labels("train")
+    except BadFile as error:
+        raise ValueError(f"{error} (dakd init: --classes NAME:RRGGBB,... gives the colours of masks)") from error
+
+
+def _shortest_side(entry: Entry) -> int:
+    with Image.open(entry.image_path) as picture:  # reads the head of the file alone
+        return min(picture.size)
+
+
+def _text(name: str, path: Path, prepare: dict, facts: _Facts, preset: str) -> str:
+    limit = {"small": 128, "paper": 512}[preset]
+    student_crop = min(limit, facts.shortest_side // _STRIDE * _STRIDE)
+    teacher_crop = min(student_crop, 256)
+    if not student_crop:
+        raise ValueError(
+            f"the shortest side of the images is {facts.shortest_side} pixels; wanted at least {_STRIDE}: leave these "
+            "images out, or enlarge them"
+        )
+    blocks = [
+        _head(name, path, preset),
+        _prepare_block(prepare, facts),
+        "balance: {b: auto}  # the balancing factor, computed from the training images\n",
+        (_small if preset == "small" else _paper)(teacher_crop, student_crop, facts.num_train),
+        "evaluate: {batch_size: 8}\n\npredict: {num_images: 6}\n",
+    ]
+    text = "\n".join(blocks)
+    build_config(yaml.safe_load(text), f"the YAML of {name}")  # before anything is written
+    return text
+
+
+def _head(name: str, path: Path, preset: str) -> str:
+    return (
+        f"# An experiment on your own data, preset {preset}. Look through the numbers, then run all steps:\n"
+        f"#     dakd pipeline --config {path}\n"
+        "# The meaning of every setting:   dakd config explain train_jointnet\n"
+        f"# All settings with the defaults:  dakd config show {path}\n"
+        f"name: {_quoted(name)}  # the run lies in runs/{name}\n"
+        "seed: 0\n"
+    )
+
+
+def _prepare_block(prepare: dict, facts: _Facts) -> str:
+    lines = ["prepare:", f"  dataset: {prepare['dataset']}"]
+    if "root" in prepare:
+        lines.append(f"  root: {_quoted(prepare['root'])}  # {facts.num_train} training images")
+    if "sensor" in prepare:
+        lines.append(f"  sensor: {prepare['sensor']}")
+    if "classes" in prepare:
+        lines.append("  classes:  # ids in this order; masks hold ids (255: unknown) or these colours")
+        lines += [f"    {_quoted(name)}: {list(colour)}" for name, colour in prepare["classes"].items()]
+    if not facts.has_test:
+        lines.append("  # There is no test split: evaluate needs labelled images in test/images and test/masks.")
+    lines.append("  # resize: [256, 256]  # bring every image to one size (height, width)")
+    return "\n".join(lines) + "\n"
+
+
+def _small(teacher_crop: int, student_crop: int, num_train: int) -> str:
+    return f"""\
+train_jointnet:  # the teacher; a longer training gives better pairs
+  unet: {{channels: [16, 32, 64, 96], blocks_per_level: 1, attention_levels: [3], norm_groups: 8}}
+  sigma_data: auto  # a short training keeps the images' speckle
+  crop: [{teacher_crop}, {teacher_crop}]
+  flip: true
+  global_batch: 8
+  micro_batch: 8
+  optimizer: {{warmup_steps: 50, ema_decay: 0.998}}
+  engine: {{log_every: 50, checkpoint_every: 500, sample_every: 500, sample_steps: 25, wandb: "off"}}
+  stage1: {{steps: 1500, lr: 1.0e-3}}  # images alone
+  stage2: {{steps: 2400, lr: 1.0e-3}}  # labels
+  stage3: {{steps: 1200, lr: 3.0e-4}}  # both
+
+generate: {{num_samples: {num_train}, size: [{teacher_crop}, {teacher_crop}], sampling_steps: 40}}
+
+train_saross:  # one student of real images, one of real and synthetic ones
+  student:
+    encoder: mamba_vision
+    encoder_options:
+      {{dim: 32, in_dim: 16, depths: [1, 1, 2, 2], num_heads: [1, 2, 4, 8], window_size: [8, 8, 4, 2], drop_path: 0.0}}
+    decoder_channels: [64, 64, 32, 16]
+    caft_heads: [1, 1, 1]
+  training_sets: [real, real+synthetic]
+  crop: [{student_crop}, {student_crop}]
+  mosaic: false
+  global_batch: 8
+  micro_batch: 8
+  steps: 1500
+  optimizer: {{lr: 2.0e-3, warmup_steps: 50, ema_decay: 0.995, lr_decay: cosine}}
+  engine: {{log_every: 50, checkpoint_every: 500, wandb: "off"}}
+"""
+
+
+def _paper(teacher_crop: int, student_crop: int, num_train: int) -> str:
+    return f"""\
+train_jointnet:  # the teacher: 231.5 M parameters, days on two GPUs
+  crop: [{teacher_crop}, {teacher_crop}]
+  global_batch: 32
+  micro_batch: 16  # a GPU
+  stage1: {{steps: 50000}}  # images alone
+  stage2: {{steps: 250000}}  # labels
+  stage3: {{steps: 100000, lr: 1.0e-5}}  # both
+
+generate: {{num_samples: {num_train}, size: [{teacher_crop}, {teacher_crop}], sampling_steps: 200}}
+
+train_saross:  # one student of real images, one of real and synthetic ones
+  student: {{encoder: mamba_vision_b}}  # pretrained: path of mambavision_base_1k.pth.tar (non-commercial weights)
+  training_sets: [real, real+synthetic]
+  crop: [{student_crop}, {student_crop}]
+  mosaic: {str(student_crop == 2 * teacher_crop).lower()}  # four synthetic images tiled to one of twice the size
+  global_batch: 16
+  micro_batch: 16
+  epochs: 200
+"""
+
+
+def _quoted(text: str) -> str:
+    """A YAML scalar that is this text, in quotes where it would be read as something else."""
+    is_plain = re.fullmatch(r"[A-Za-z_/][\w/.-]*", text) and isinstance(yaml.safe_load(text), str)
+    return text if is_plain else json.dumps(text)

@@ -1,0 +1,187 @@
+"""What needs no YAML: predict and sample by a weights file, a card of a run, and the start of an experiment."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from worlds import teacher_file, with_teacher
+
+import dakd
+from dakd.cli import main
+from dakd.config import load_config
+from dakd.data.sample import OSD_CLASSES
+from dakd.generate.generate import generate
+from dakd.starter import parse_classes
+
+TINY = dict(encoder="resnet18", encoder_options={"width": 4}, decoder_channels=(8, 8, 8, 8), caft_heads=(1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    dakd.Student(dakd.create_student(num_classes=5, **TINY), OSD_CLASSES).save(path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.tif"):
+        Image.fromarray(rng.integers(0, 256, (40, 56), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+# --- predict and sample -----------------------------------------------------------------------------------------------
+
+
+def test_predict_takes_files_and_folders_without_a_yaml(student, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["predict", "--student", str(student), str(images / "a.png"), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir())[:2] == ["a_class.png", "a_overlay.png"]
+    assert main(["predict", "--student", str(student), str(images), "--out", str(out), "--tile", "64"]) == 0
+    assert len(list(out.glob("*_class.png"))) == 2 and "2 images" in capsys.readouterr().out
+    label = np.asarray(Image.open(out / "b_class.png"))
+    assert (label == dakd.load_student(student).predict(images / "b.tif").label).all()
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--student", "s", "--out", "o"], "--student needs at least one image"),
+    (["--student", "s", "a.png"], "--out DIR"),
+    (["--student", "s", "--config", "demo"], "not allowed with"),
+    (["--config", "demo", "--out", "o"], "go with --student"),
+    ([], "one of the arguments --config --student is required"),
+])  # fmt: skip
+def test_a_predict_that_names_too_much_or_too_little_is_status_2(argv, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["predict", *argv])
+    assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_predict_reports_bad_images_and_a_student_that_is_none(student, images, tmp_path, capsys):
+    (images / "cut.png").write_bytes((images / "a.png").read_bytes()[:60])
+    assert main(["predict", "--student", str(student), str(images), "--out", str(tmp_path / "out")]) == 1
+    assert "1 of 3 images could not be predicted (2 were)" in capsys.readouterr().err
+    assert main(["predict", "--student", str(images / "a.png"), str(images), "--out", str(tmp_path / "o")]) == 1
+    assert "a.png is not a whole safetensors file" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_sample_writes_the_pairs_of_generate_as_shards_and_pictures(tmp_path, capsys):
+    config = with_teacher(tmp_path / "run", num_samples=3, micro_batch=2, deterministic=True, seed=5)
+    height, width = config.generate.size
+    argv = ["sample", "--teacher", str(teacher_file(config)), "--num", "3", "--out", str(tmp_path / "out")]
+    argv += ["--size", str(height), str(width), "--steps", str(config.generate.sampling_steps), "--seed", "5"]
+    argv += ["--micro-batch", "2", "--deterministic", "--png"]
+    assert main(argv) == 0, capsys.readouterr().err
+    ours, theirs = dakd.ShardSet(tmp_path / "out"), dakd.ShardSet(generate(config))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.key == b.key and (a.sar == b.sar).all() and (a.soft_label == b.soft_label).all()
+    picture = Image.open(tmp_path / "out" / "synthetic-00000002_sar.png")
+    assert (np.asarray(picture) == ours[2].sar).all()
+    class_map = np.asarray(Image.open(tmp_path / "out" / "synthetic-00000002_class.png"))
+    assert (class_map == ours[2].soft_label.argmax(axis=0)).all() and (tmp_path / "out" / "contact_sheet.png").exists()
+    assert main(argv) == 1 and "holds a set of shards already" in capsys.readouterr().err
+    assert main([*argv, "--overwrite"]) == 0
+
+
+def test_card_writes_beside_the_final_weights(tmp_path, capsys):
+    config = with_teacher(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert main(["card", str(tmp_path / "run"), "--licence", "cc-by-4.0"]) == 0, capsys.readouterr().err
+    card = teacher_file(config).parent / "README.md"
+    assert capsys.readouterr().out == f"card: {card}\n" and "license: cc-by-4.0" in card.read_text()
+    assert main(["card", str(tmp_path / "nowhere")]) == 1
+
+
+# --- init -------------------------------------------------------------------------------------------------------------
+
+
+def own_data(root, size=(64, 80), values=(0, 1), splits=("train", "test"), num=3):
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(num):
+            Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(root / split / "images" / f"{i}.png")
+            Image.fromarray(rng.choice(values, size).astype(np.uint8)).save(root / split / "masks" / f"{i}.png")
+    return root
+
+
+def test_init_writes_a_commented_yaml_for_ones_own_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_data(tmp_path / "data")
+    assert main(["init", "mine", "--root", "data", "--classes", "sea,oil"]) == 0, capsys.readouterr().err
+    text, config = (tmp_path / "mine.yaml").read_text(), load_config("mine.yaml")
+    assert config.name == "mine" and config.prepare.root == str(tmp_path / "data")
+    assert config.prepare.classes == {"sea": (0, 0, 0), "oil": (0, 255, 255)}
+    assert config.train_jointnet.crop == (64, 64) and config.generate.num_samples == 3
+    assert text.count("#") > 10 and "dakd pipeline --config mine.yaml" in text and len(text.splitlines()) < 60
+    assert main(["init", "mine", "--root", "data", "--classes", "sea,oil"]) == 1
+    assert "mine.yaml is there already" in capsys.readouterr().err and (tmp_path / "mine.yaml").read_text() == text
+    again = ["--classes", "sea,oil,2024", "--preset", "paper", "--overwrite"]
+    assert main(["init", "mine", "--root", "data", *again]) == 0
+    config = load_config("mine.yaml")
+    assert list(config.prepare.classes) == ["sea", "oil", "2024"] and config.train_jointnet.stage2.steps == 250_000
+
+
+def test_prepare_runs_on_what_init_has_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_data(tmp_path / "my data", splits=("train",))
+    assert main(["init", "1e3", "--root", "my data", "--classes", "sea, oil"]) == 0, capsys.readouterr().err
+    assert "There is no test split" in (tmp_path / "1e3.yaml").read_text()
+    assert main(["prepare", "--config", "1e3.yaml"]) == 0, capsys.readouterr().err
+    assert len(dakd.ShardSet("runs/1e3/prepare/train")) == 3
+
+
+@pytest.mark.parametrize("dataset", ["simulated", "osd"])
+def test_init_knows_the_other_datasets(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = []
+    if dataset == "osd":
+        for place in ("train/images", "train/labels_1D", "test/images", "test/labels_1D"):
+            (tmp_path / "osd" / place).mkdir(parents=True)
+            Image.new("L", (128, 96)).save(tmp_path / "osd" / place / "img_0001.png")
+        root = ["--root", "osd"]
+    assert main(["init", "mine", "--dataset", dataset, *root]) == 0, capsys.readouterr().err
+    assert load_config("mine.yaml").prepare.dataset == dataset
+    assert main(["init", "b", "--dataset", dataset, *root, "--classes", "a,b"]) == 1
+    assert "has a class table of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data, argv, message", [
+    ({}, ["--classes", "sea"], "wanted at least two names"),
+    ({}, ["--classes", "sea,sea"], "names a class twice"),
+    ({}, ["--classes", "sea,oil:blue"], "the colour of 'oil' is 'blue'; wanted six hexadecimal digits"),
+    ({}, [], "--classes is None"),
+    ({"values": (0, 7)}, ["--classes", "sea,oil"], r"neither ids 0 to 1 nor class colours.*NAME:RRGGBB"),
+    ({"values": (0, 255)}, ["--classes", "sea,oil"], "255 means unknown"),
+    ({"size": (20, 64)}, ["--classes", "sea,oil"], "shortest side of the images is 20 pixels; wanted at least 32"),
+    ({"splits": ("test",)}, ["--classes", "sea,oil"], "wanted train/"),
+])  # fmt: skip
+def test_init_refuses_data_that_make_no_experiment(data, argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_data(tmp_path / "data", **data)
+    assert main(["init", "mine", "--root", "data", *argv]) == 1
+    assert re.search(message, capsys.readouterr().err, re.DOTALL) and not (tmp_path / "mine.yaml").exists()
+
+
+def test_init_without_masks_or_a_folder_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine", "--classes", "sea,oil"]) == 1 and "give --root DIR" in capsys.readouterr().err
+    (tmp_path / "images").mkdir()
+    Image.new("L", (64, 64)).save(tmp_path / "images" / "a.png")
+    assert main(["init", "mine", "--root", ".", "--classes", "sea,oil"]) == 1
+    assert "have no masks" in capsys.readouterr().err
+
+
+def test_colours_that_are_left_open_differ_from_those_that_are_given():
+    table = parse_classes("sea,oil:000000,ship," + ",".join(f"c{i}" for i in range(20)))
+    assert table["oil"] == (0, 0, 0) and table["ship"] == (153, 76, 0)
+    assert len(set(table.values())) == len(table) == 23
