@@ -106,15 +106,11 @@ class BuildWheel(bdist_wheel):
     """Names a wheel by what is in it: with the library for this platform and any Python, without it for all."""
 
     def finalize_options(self) -> None:
-        self.missing = missing_for_cpu()
-        if self.missing:
-            self.distribution.ext_modules = None
+        missing = missing_for_cpu()
+        if missing and self.distribution.ext_modules:
+            say_not_built(missing)
+            self.distribution.ext_modules = None  # makes it a pure wheel
         super().finalize_options()
-
-    def run(self) -> None:
-        if self.missing:
-            say_not_built(self.missing)
-        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()
