@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dakd.models.encoders import import_torchvision
+from dakd.shipped import extra_remedy
 
 # torchvision's factories that take `weights` and `weights_backbone`.
 DETECTORS = (
@@ -122,8 +123,9 @@ def import_detection() -> ModuleType:
     There torchvision has no `nms`, and its `roi_align` takes seconds an image: plain PyTorch takes their places.
     """
     if importlib.util.find_spec("torchvision") is None:
-        raise RuntimeError("the detector of sam_oil needs torchvision, which is not installed; "
-                           "pip install -e '.[rivals]'")
+        raise RuntimeError(
+            f"the detector of sam_oil needs torchvision, which is not installed; {extra_remedy('rivals')}"
+        )
     import_torchvision()
     detection = importlib.import_module("torchvision.models.detection")
     if not importlib.import_module("torchvision.extension")._has_ops():

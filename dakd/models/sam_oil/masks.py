@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dakd.models.encoders import import_torchvision
+from dakd.shipped import extra_remedy
 
 _PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 _BOXES_AT_ONCE = 16  # bounds the memory of masks at SAM's own size, 4 MiB each at 1024 pixels
@@ -126,7 +127,7 @@ def import_transformers() -> ModuleType:
         return importlib.import_module("transformers")
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            f"SAM needs the package {error.name}, which is not installed; pip install -e '.[rivals]'"
+            f"SAM needs the package {error.name}, which is not installed; {extra_remedy('rivals')}"
         ) from error
 
 
