@@ -1,4 +1,4 @@
-"""The files that come with dakd, found by name: experiments, tables, ZeRO files; and how what is missing is installed.
+"""The files that come with dakd, found by name: experiments, tables, ZeRO files; and how missing parts are installed.
 
 They lie in `configs/` of a checkout and in `dakd/configs/` of an installed wheel.
 """

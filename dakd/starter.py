@@ -17,7 +17,7 @@ from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
 from dakd.data.sample import OSD_CLASSES
 from dakd.runtime.files import write_text
 
-# Of classes whose colours the user leaves open: those of OSD by name, then colours that can be told apart.
+# For classes without a given colour: the colour of the OSD class of that name, then colours that differ clearly.
 _KNOWN_COLOURS = dict(zip(OSD_CLASSES.names, OSD_CLASSES.colours))
 _MORE_COLOURS = ((255, 200, 0), (0, 90, 255), (255, 0, 200), (150, 255, 80), (120, 80, 200), (255, 140, 0))
 _STRIDE = 32  # pixels: crops are multiples of the encoders' coarsest stride

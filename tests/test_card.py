@@ -1,4 +1,4 @@
-"""Cards say what is known of a set of weights, and nothing of the machine that they were made on."""
+"""Cards state the known facts of a set of weights, and nothing of the machine that they were made on."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def save_as_hub(student: Path, folder: Path) -> Path:
 @pytest.fixture
 def hub(monkeypatch) -> SimpleNamespace:
     """Stands in for huggingface_hub: keeps the calls, and raises `fails` where that is set."""
-    told = SimpleNamespace(calls=[], fails=None)
+    record = SimpleNamespace(calls=[], fails=None)
     module, errors = ModuleType("huggingface_hub"), ModuleType("huggingface_hub.errors")
     for name in ERRORS:
         base = {"LocalEntryNotFoundError": "EntryNotFoundError", "GatedRepoError": "RepositoryNotFoundError"}.get(name)
@@ -58,15 +58,15 @@ def hub(monkeypatch) -> SimpleNamespace:
 
     def call(name: str, answer: object):
         def method(**options: object) -> object:
-            told.calls.append((name, options))
-            if told.fails:
-                raise told.fails
+            record.calls.append((name, options))
+            if record.fails:
+                raise record.fails
             return answer
 
         return method
 
     def open_api(**options: object) -> SimpleNamespace:
-        told.calls.append(("HfApi", options))
+        record.calls.append(("HfApi", options))
         url = "https://huggingface.co/me/model/commit/1"
         return SimpleNamespace(
             create_repo=call("create_repo", None), create_branch=call("create_branch", None),
@@ -74,10 +74,10 @@ def hub(monkeypatch) -> SimpleNamespace:
         )  # fmt: skip
 
     module.hf_hub_download = call("download", "/cache/model.safetensors")
-    module.HfApi, module.errors, told.errors = open_api, errors, errors
+    module.HfApi, module.errors, record.errors = open_api, errors, errors
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
-    return told
+    return record
 
 
 def test_a_folder_holds_a_model_that_its_weights_alone_rebuild(student, folder):

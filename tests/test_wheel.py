@@ -1,4 +1,4 @@
-"""What is in a wheel, and that an installed one does everything from an empty folder, without the source tree.
+"""The content of a wheel; an installed one does everything from an empty folder, without the source tree.
 
 The wheel lies in a new environment that borrows all other packages from the running one: no network is needed.
 """
@@ -26,7 +26,7 @@ PIP = [sys.executable, "-m", "pip"]
 PIP_WHEEL = [*PIP, "wheel", "--no-build-isolation", "--no-index", "--no-deps"]
 # Where this checkout has no library, there is none to put into a wheel.
 KINDS = ["pure"] if extension.missing() else ["built", "pure"]
-# What directs a build, a run's place among others, or what is imported.
+# Variables that direct a build, a run's place among others, or imports.
 OWN_WAYS = ("PYTHONPATH", "CXX", "CUDA_HOME", "DAKD_", "TRITON_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The commands beside the steps: own data, samples, settings, averages, cards, tables, and what is installed."""
+"""The commands beside the steps: own data, samples, settings, averages, cards, tables, and the installed software."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Size = tuple[Positive, Positive]  # (height, width) in pixels
 
 
 def wanted(text: str) -> WrapValidator:
-    """One error that says what is wanted, in place of one for each kind of value that a union has."""
+    """One error that names the wanted values, in place of one for each kind of value of a union."""
 
     def check(value: object, validate: ValidatorFunctionWrapHandler) -> object:
         try:

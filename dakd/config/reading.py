@@ -43,7 +43,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def build_config(tree: dict, source: str = "configuration") -> Config:
-    """Validate a plain mapping; one ValueError lists what is wrong with all keys."""
+    """Validate a plain mapping; one ValueError lists the faults of all keys."""
     return validated(Config, tree, f"{source} is not a valid configuration")
 
 

@@ -1,4 +1,4 @@
-"""One error for all that is wrong with a section's values: found, wanted, and the nearest known name."""
+"""One error for all faults of a section's values: found, wanted, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
-    """The section `model` of these values; ValueError that lists what is wrong with them all.
+    """The section `model` of these values; ValueError that lists all faults.
 
     source: names the values, for the first line of the error.
     """
