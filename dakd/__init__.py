@@ -49,14 +49,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "kernels":
-        return importlib.import_module("dakd.kernels")
-    if name not in __all__:
-        raise AttributeError(f"module 'dakd' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module("dakd.api"), name)
-    globals()[name] = value  # asked once
-    return value
+if not TYPE_CHECKING:  # where names are looked up as they stand above, and a wrong one is an error
+
+    def __getattr__(name: str) -> Any:
+        if name == "kernels":
+            return importlib.import_module("dakd.kernels")
+        if name not in __all__:
+            raise AttributeError(f"module 'dakd' has no attribute {name!r}; it has {', '.join(__all__)}")
+        value = getattr(importlib.import_module("dakd.api"), name)
+        globals()[name] = value  # asked once
+        return value
 
 
 def __dir__() -> list[str]:

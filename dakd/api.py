@@ -1,26 +1,24 @@
-"""The front door: what `import dakd` offers, from the rooms of the steps. Nothing but `dakd/__init__.py` imports it."""
+"""The front door: what `import dakd` offers, from the modules behind it. Nothing but `dakd/__init__.py` imports it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
+
+import torch
+from torch import nn
 
 from dakd.config import StudentConfig, UNetConfig, validated
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet, write_shards
 from dakd.generate.teacher import Teacher
 from dakd.models.jointnet import SARJointNet
+from dakd.models.unet import UNetSizes
 from dakd.models.zoo import build_student
 from dakd.predict.prediction import Prediction
 from dakd.predict.student import Student
 from dakd.weights import load_pretrained_encoder
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from dakd.models.unet import UNetSizes
 
 __all__ = [
     "ClassTable", "Prediction", "Sample", "ShardSet", "Student", "Teacher", "create_joint_net", "create_student",
@@ -89,4 +87,6 @@ def create_joint_net(num_classes: int = 5, **sizes: Unpack[UNetSizes]) -> SARJoi
     are those of a net of 231.5 M parameters (`dakd config explain train_jointnet.unet`).
     Raises ValueError for sizes that make no net.
     """
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; wanted at least 2")
     return SARJointNet.from_config(validated(UNetConfig, sizes, "sizes of the joint net"), num_classes)

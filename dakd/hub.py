@@ -84,7 +84,10 @@ class HubModel(ABC):
 
         licence: of the weights, for the card.  push_to_hub: upload the folder to repo_id, OWNER/NAME, too, with the
         arguments of `push_to_hub`; the URL of the commit is then returned.
+        Raises TypeError for an argument of a push where there is none.
         """
+        if push and not push_to_hub:
+            raise TypeError(f"{', '.join(push)}: only with push_to_hub=True (the licence is the argument `licence`)")
         state, metadata = self._state_and_metadata()
         num_parameters = count_parameters({name: tuple(tensor.shape) for name, tensor in state.items()})
         folder = save_folder(save_directory, state, metadata, card_of(metadata, num_parameters, licence=licence))
@@ -148,6 +151,12 @@ def find_weights(
         return Path(hub.hf_hub_download(repo_id=repo_id, filename=WEIGHTS_FILE, **options, library_name="dakd"))
 
 
+def local_weights(path: str | Path) -> Path:
+    """The weights file at a path, or that of a local folder; nothing is downloaded."""
+    path = Path(path).expanduser()
+    return _in_folder(path) if path.is_dir() else path
+
+
 def push_folder(
     folder: str | Path,
     repo_id: str,
@@ -188,7 +197,7 @@ def push_folder(
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether `name` has the form OWNER/NAME of a hub id; a Path, or what looks like one, never has."""
+    """Whether `name` has the form OWNER/NAME of a hub id; a Path object or the name of a weights file never has."""
     if isinstance(name, os.PathLike) or name.endswith(".safetensors"):
         return False
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", name, re.ASCII))
@@ -222,7 +231,7 @@ def _import_hub(repo_id: str) -> Any:
 
 @contextmanager
 def _in_plain_words(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turns an error of the hub into a ValueError (what was asked for is not there) or a RuntimeError, with the id."""
+    """Turns an error of the hub into a ValueError (no such repository, revision or file) or a RuntimeError, with the id."""
     errors = hub.errors
     at = f"{repo_id} at revision {revision}" if revision else repo_id
     try:

@@ -1,9 +1,9 @@
-"""`dakd init`: the YAML of an experiment on a user's own data, with what the data themselves say filled in."""
+"""`dakd init`: the YAML of an experiment on a user's own data, with sizes and numbers taken from the data."""
 
 from __future__ import annotations
 
-import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +14,7 @@ from PIL import Image
 
 from dakd.config import PrepareConfig, build_config, validated
 from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
-from dakd.data.sample import OSD_CLASSES
+from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 from dakd.runtime.files import write_text
 
 # For classes without a given colour: the colour of the OSD class of that name, then colours that differ clearly.
@@ -26,7 +26,7 @@ _NUM_LABELS_READ = 8
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the data say: images of the training set, the shortest side in pixels, whether there is a test split."""
+    """Facts of the data: images of the training set, the shortest side in pixels, whether there is a test split."""
 
     num_train: int
     shortest_side: int
@@ -51,14 +51,19 @@ def write_starter(
     The data are opened, and some labels read, so that a mistake shows here.
     Raises ValueError (found, wanted, remedy) for data or options that make no experiment, and where the file is there.
     """
+    _check_name(name)
     path = out or Path(f"{name}.yaml")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the path of the YAML to write")
     if path.exists() and not overwrite:
         raise ValueError(f"{path} is there already; give another name or --out FILE, or --overwrite to replace it")
     prepare: dict = {"dataset": dataset}
     if dataset != "simulated":
-        if root is None:
+        if not root:
             raise ValueError(f"dataset {dataset} has no folder; give --root DIR")
         prepare["root"] = str(Path(root).expanduser().resolve())
+    elif root is not None:
+        raise ValueError("dataset simulated reads no folder; leave --root out, or take another dataset")
     if dataset == "folder":
         prepare["classes"] = parse_classes(classes)
     elif classes is not None:
@@ -67,8 +72,23 @@ def write_starter(
         prepare["sensor"] = sensor
     facts = _look_at(validated(PrepareConfig, prepare, "options of the data"))
     text = _text(name, path, prepare, facts, preset)
+    _refuse_other_words(text, name, prepare)
     write_text(path, text)
     return path
+
+
+def _check_name(name: str) -> None:
+    if not name.strip() or name in (".", "..") or re.search(r"[/\\$\x00-\x1f\x7f]", name):
+        raise ValueError(f"the name is {name!r}; wanted one that can name a folder, without slash or dollar sign")
+
+
+def _refuse_other_words(text: str, name: str, prepare: dict) -> None:
+    """ValueError where the YAML, read again, does not say what was given: then nothing is written."""
+    config = build_config(yaml.safe_load(text), f"the YAML of {name}")
+    if config.name != name or config.prepare.root != prepare.get("root") or "${" in (config.prepare.root or ""):
+        raise ValueError(f"{prepare.get('root')!r} cannot stand in a YAML as it is; move the data to a plainer path")
+    if config.prepare.classes is not None and list(config.prepare.classes.items()) != list(prepare["classes"].items()):
+        raise ValueError("--classes cannot stand in a YAML as they are; give plainer names")
 
 
 def parse_classes(text: str | None) -> dict[str, tuple[int, int, int]]:
@@ -76,8 +96,12 @@ def parse_classes(text: str | None) -> dict[str, tuple[int, int, int]]:
     entries = [entry.strip() for entry in (text or "").split(",") if entry.strip()]
     if len(entries) < 2:
         raise ValueError(f"--classes is {text!r}; wanted at least two names in the order of the ids, such as sea,oil")
+    if len(entries) > IGNORE_INDEX:
+        raise ValueError(f"--classes has {len(entries)} names; wanted at most {IGNORE_INDEX}")
     table: dict[str, tuple[int, int, int]] = {}
-    given = {entry.partition(":")[0]: entry.partition(":")[2] for entry in entries}
+    given = {name.strip(): colour.strip() for name, _, colour in (entry.partition(":") for entry in entries)}
+    if any(not name or "$" in name for name in given):
+        raise ValueError(f"--classes {text} has a class without a name, or with a dollar sign; give each a plain name")
     if len(given) < len(entries):
         raise ValueError(f"--classes {text} names a class twice; give each id a name of its own")
     for name, colour in given.items():
@@ -151,17 +175,16 @@ def _text(name: str, path: Path, prepare: dict, facts: _Facts, preset: str) -> s
         (_small if preset == "small" else _paper)(teacher_crop, student_crop, facts.num_train),
         "evaluate: {batch_size: 8}\n\npredict: {num_images: 6}\n",
     ]
-    text = "\n".join(blocks)
-    build_config(yaml.safe_load(text), f"the YAML of {name}")  # before anything is written
-    return text
+    return "\n".join(blocks)
 
 
 def _head(name: str, path: Path, preset: str) -> str:
+    file = shlex.quote(str(path).replace("\n", " "))
     return (
         f"# An experiment on your own data, preset {preset}. Look through the numbers, then run all steps:\n"
-        f"#     dakd pipeline --config {path}\n"
+        f"#     dakd pipeline --config {file}\n"
         "# The meaning of every setting:   dakd config explain train_jointnet\n"
-        f"# All settings with the defaults:  dakd config show {path}\n"
+        f"# All settings with the defaults:  dakd config show {file}\n"
         f"name: {_quoted(name)}  # the run lies in runs/{name}\n"
         "seed: 0\n"
     )
@@ -243,4 +266,4 @@ train_saross:  # one student of real images, one of real and synthetic ones
 def _quoted(text: str) -> str:
     """A YAML scalar that is this text, in quotes where it would be read as something else."""
     is_plain = re.fullmatch(r"[A-Za-z_/][\w/.-]*", text) and isinstance(yaml.safe_load(text), str)
-    return text if is_plain else json.dumps(text)
+    return text if is_plain else yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10_000).strip()

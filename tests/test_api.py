@@ -15,6 +15,7 @@ from worlds import teacher_file, with_ddpm, with_teacher
 
 import dakd
 from dakd.config import StudentConfig
+from dakd.data.sample import OSD_CLASSES
 from dakd.generate.generate import generate
 
 TINY_STUDENT = dict(
@@ -61,7 +62,8 @@ def test_every_name_has_a_docstring_and_every_function_types():
     functions += [dakd.Student.predict, dakd.Student.predict_files, dakd.Student.save, dakd.Teacher.sample]
     for function in functions:
         parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
-        assert all(p.annotation is not p.empty for p in parameters) and "return" in function.__annotations__, function
+        assert all(p.annotation is not p.empty for p in parameters), function
+        assert "return" in typing.get_type_hints(function), function  # which evaluates them all
 
 
 # --- students ---------------------------------------------------------------------------------------------------------
@@ -161,6 +163,43 @@ def test_a_teacher_shows_what_it_samples_with(config):
     assert "oil" in repr(teacher) and teacher.size == (256, 256)  # these files name no crop
 
 
+def test_a_teacher_that_was_changed_says_so_and_is_saved_as_it_is(config, tmp_path, monkeypatch):
+    teacher, same = dakd.load_teacher(file_of(config)), dict(size=config.generate.size, steps=2)
+    checkpoint = teacher.checkpoint
+    assert teacher.sample(1, **same)[0].meta["checkpoint"] == checkpoint == teacher.checkpoint
+    with torch.no_grad():
+        for parameter in teacher.net.parameters():
+            parameter.mul_(1.5)
+    changed = teacher.sample(1, **same)[0]
+    assert changed.meta["checkpoint"] == f"{checkpoint}-changed"
+    teacher.save_pretrained(tmp_path / "changed")
+    again = dakd.load_teacher(tmp_path / "changed").sample(1, **same)[0]
+    assert np.array_equal(again.soft_label, changed.soft_label)
+    # A file that is gone meanwhile is no loss either.
+    monkeypatch.chdir(file_of(config).parent)
+    of_file = dakd.load_teacher(file_of(config).name)
+    monkeypatch.chdir(tmp_path)
+    of_file.save_pretrained("a")
+    file_of(config).unlink()
+    of_file.save_pretrained("b")
+    assert dakd.load_teacher("a").sample(1, **same)[0].meta["seed"] == 0
+    assert np.array_equal(*(dakd.load_teacher(one).sample(1, **same)[0].soft_label for one in "ab"))
+
+
+def test_a_teacher_loaded_in_inference_mode_samples(config):
+    with torch.inference_mode():
+        teacher = dakd.load_teacher(file_of(config))
+    assert len(teacher.sample(1, size=config.generate.size, steps=2)) == 1
+
+
+def test_a_stream_that_is_left_early_gives_torchs_settings_back(config):
+    teacher, threads = dakd.load_teacher(file_of(config)), torch.get_num_threads()
+    stream = teacher.stream(5, size=config.generate.size, steps=2, deterministic=True, threads=1, micro_batch=2)
+    next(stream)
+    assert torch.get_num_threads() == threads and torch.get_deterministic_debug_mode() == 0
+    stream.close()
+
+
 def test_pairs_are_written_as_shards_and_read_again(config, tmp_path):
     teacher = dakd.load_teacher(file_of(config))
     same = dict(size=config.generate.size, steps=2)
@@ -174,7 +213,8 @@ def test_impossible_pairs_are_refused_before_anything_is_computed(config):
     teacher = dakd.load_teacher(file_of(config))
     for settings, message in [
         (dict(num=0), "num_samples.*found 0"),
-        (dict(num=1, step=3), "step: unknown key; known keys here: .*sampling_steps"),
+        (dict(num=1, step=3), "step: unknown to sample; it takes eta, clip"),
+        (dict(num=1, weights="raw", gate={}), "weights, gate: unknown to sample"),
         (dict(num=1, eta=2), "eta.*found 2"),
         (dict(num=1, first=-1), "first is -1"),
         (dict(num=1, steps=2000), "2000"),
@@ -188,7 +228,7 @@ def test_impossible_pairs_are_refused_before_anything_is_computed(config):
 
 
 def test_a_student_goes_to_a_folder_of_the_hubs_form_and_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # a local folder needs it not
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not needed for a local folder
     torch.manual_seed(0)
     classes = dakd.ClassTable(("sea", "oil"), ((0, 0, 0), (0, 255, 255)))
     student = dakd.Student(dakd.create_student(num_classes=2, **TINY_STUDENT).eval(), classes)
@@ -208,6 +248,22 @@ def test_a_student_goes_to_a_folder_of_the_hubs_form_and_comes_back(tmp_path, mo
         dakd.Teacher.from_pretrained(tmp_path / "model")
     with pytest.raises(RuntimeError, match=r"owner/name is on the Hugging Face hub.*\[hub\]"):
         dakd.Student.from_pretrained("owner/name")
+
+
+def test_a_folder_takes_no_argument_of_a_push_that_is_none(tmp_path):
+    student = dakd.Student(dakd.create_student(num_classes=5, **TINY_STUDENT), OSD_CLASSES)
+    with pytest.raises(TypeError, match=r"license: only with push_to_hub=True .*`licence`"):
+        student.save_pretrained(tmp_path, license="cc-by-4.0")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_precision_or_device_that_there_is_not_is_refused(config):
+    with pytest.raises(ValueError, match="precision is 'fp16'; wanted auto, fp32 or bf16"):
+        dakd.load_teacher(file_of(config), precision="fp16")
+    with pytest.raises(ValueError, match="device is 'tpu0'"):
+        dakd.load_teacher(file_of(config), device="tpu0")
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        dakd.create_joint_net(0)
 
 
 def test_a_teacher_comes_back_from_a_folder_with_the_same_pairs(config, tmp_path):

@@ -25,5 +25,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes", type=int, help="ranks of each training (default: GPUs, or 1); 0: all in this process"
     )
-    parser.add_argument("--status", action="store_true", help="print the finished jobs, write the table so far, and leave")
+    parser.add_argument("--status", action="store_true", help="count the finished jobs, write the table, and leave")
     parser.add_argument("--figures", action="store_true", help="draw the paper's figures from the finished jobs")

@@ -17,6 +17,7 @@ class Command(NamedTuple):
     run: takes the parsed arguments; returns the exit status, None for 0.  options: adds the command's arguments.
     settings: dotted keys of the configuration whose sections and values the command reads, for its help.
     check: calls parser.error for arguments that do not go together.
+    resumes: whether the command, called again after Ctrl-C, keeps the finished work.
     is_group: whether the options are commands of their own, which argparse cannot mix with settings.
     """
 
@@ -26,6 +27,7 @@ class Command(NamedTuple):
     options: Callable[[argparse.ArgumentParser], None] = no_options
     settings: tuple[str, ...] = ()
     check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] | None = None
+    resumes: bool = True
     is_group: bool = False
 
 

@@ -97,7 +97,8 @@ def _run(command: Command, argv: list[str], local_rank: int | None) -> int:
         sys.stdout.flush()  # here, where a reader that has left is no error
         return status
     except KeyboardInterrupt:
-        return _fail(command, "stopped; the same command goes on from what is there", INTERRUPTED)
+        again = "; the same command goes on from what is there" if command.resumes else ""
+        return _fail(command, f"stopped{again}", INTERRUPTED)
     except Preempted as stopped:
         return _fail(command, str(stopped), PREEMPTED) if _is_rank_0() else PREEMPTED
     except BrokenPipeError:  # `dakd config show demo | head`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from dakd.cli.command import Command, add_config_options, positive
@@ -22,7 +23,7 @@ def _init(args: argparse.Namespace) -> None:
         out=args.out,
         overwrite=args.overwrite,
     )
-    print(f"{path}: look it through, then run: dakd pipeline --config {path}")
+    print(f"{path}: look it through, then run: dakd pipeline --config {shlex.quote(str(path))}")
 
 
 def _init_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,10 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     from dakd.generate.sample import sample_to_folder
+    from dakd.runtime.distributed import is_main
 
+    if not is_main():  # one process writes, however many were launched
+        return
     settings = {"eta": args.eta, "deterministic": args.deterministic, "micro_batch": args.micro_batch}
     size = None if args.size is None else (args.size[0], args.size[1])
     sample_to_folder(
@@ -179,15 +183,18 @@ def _doctor(_: argparse.Namespace) -> None:
 
 
 OTHER_COMMANDS = (
-    Command("init", "write the YAML of an experiment on your own data", _init, _init_options),
-    Command("sample", "pairs of a teacher's weights file, without an experiment", _sample, _sample_options),
+    Command("init", "write the YAML of an experiment on your own data", _init, _init_options, resumes=False),
+    Command("sample", "pairs of a teacher's weights file, without an experiment", _sample, _sample_options,
+            resumes=False),
     Command("config", "show, explain and compare settings", lambda args: args.config_action(args), _config_options,
-            is_group=True),
-    Command("card", "write a model card beside the final weights of a run", _card, _card_options),
+            resumes=False, is_group=True),
+    Command("card", "write a model card beside the final weights of a run", _card, _card_options, resumes=False),
     Command("ablate", "make a table of experiments beside the paper's numbers, or resume one", _ablate,
             _ablate_options),
-    Command("doctor", "list the installed software, and which backend each operation will take", _doctor),
+    Command("doctor", "list the installed software, and which backend each operation will take", _doctor,
+            resumes=False),
     Command("ema", "make an average of the weights of any length, from the snapshots of a training", _ema,
-            _ema_options),
-    Command("stop", "ask the training in a run folder to write a checkpoint and leave", _stop, _stop_options),
+            _ema_options, resumes=False),
+    Command("stop", "ask the training in a run folder to write a checkpoint and leave", _stop, _stop_options,
+            resumes=False),
 )  # fmt: skip

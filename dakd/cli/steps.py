@@ -95,11 +95,11 @@ def _predict(args: argparse.Namespace) -> None:
         predict(config, config.run_path)
         return
     from dakd.predict.student import Student
-    from dakd.runtime.distributed import device, init_if_many
+    from dakd.runtime.distributed import init_if_many
     from dakd.runtime.runlog import say
 
     init_if_many()
-    names = Student.load(args.student, args.device or device()).predict_files(args.arguments, args.out, tile=args.tile)
+    names = Student.load(args.student, args.device).predict_files(args.arguments, args.out, tile=args.tile)
     say(f"predict: {len(names)} images in {args.out}")
 
 
@@ -174,12 +174,14 @@ def _check_predict(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 def _tile(text: str) -> int | str | None:
     if text == "auto":
         return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a multiple of 32, 0 or auto")
     return int(text) or None
 
 
 def _pipeline_options(parser: argparse.ArgumentParser) -> None:
     add_config_options(parser)
-    parser.add_argument("--processes", type=positive, default=None, help="ranks of each training (default: GPUs, or 1)")
+    parser.add_argument("--processes", type=int, default=None, help="ranks of each training (default: GPUs, or 1)")
     parser.epilog = "Reads all settings: `dakd config explain` lists them."
 
 
@@ -198,7 +200,7 @@ STEP_COMMANDS = (
             add_config_options, (*_GENERAL, "train_saross.training_sets", "evaluate")),
     Command("predict", "class maps, overlays and probabilities for images", _predict, _predict_options,
             (*_GENERAL, "train_saross.training_sets", "evaluate.weights", "evaluate.scales", "predict"),
-            _check_predict),
+            _check_predict, resumes=False),
     Command("report", "one self-contained HTML page of the run", _of_config(_report), add_config_options, _GENERAL),
     Command("pipeline", "all of the above, one after the other", _of_config(_pipeline), _pipeline_options, _GENERAL),
 )  # fmt: skip

@@ -17,6 +17,7 @@ _INNER_GAP = 1  # pixels between an image and its label
 _BACKGROUND = (245, 245, 245)
 _INK = (40, 40, 40)
 _ORANGE = (255, 110, 0)
+_ROWS_AT_ONCE = 256
 
 
 def colourise(label: np.ndarray, classes: ClassTable) -> np.ndarray:
@@ -42,12 +43,16 @@ def overlay(sar: np.ndarray, label: np.ndarray, classes: ClassTable, alpha: floa
 
     A class whose colour is grey, as SOS's white oil, would pass for a part of the image: it is laid on in orange.
     """
-    grey = np.repeat(sar[..., None], 3, axis=-1).astype(np.float32)
     palette = classes.palette()
     own = palette[: classes.num_classes]
     own[np.ptp(own, axis=1) == 0] = _ORANGE
-    mixed = (1 - alpha) * grey + alpha * palette[label]
-    return np.where((label == 0)[..., None], grey, mixed).round().astype(np.uint8)
+    laid = np.empty((*sar.shape, 3), np.uint8)
+    for top in range(0, len(sar), _ROWS_AT_ONCE):  # a scene's floats would take ten times its own memory
+        rows = slice(top, top + _ROWS_AT_ONCE)
+        grey = np.repeat(sar[rows, :, None], 3, axis=-1).astype(np.float32)
+        mixed = (1 - alpha) * grey + alpha * palette[label[rows]]
+        laid[rows] = np.where((label[rows] == 0)[..., None], grey, mixed).round()
+    return laid
 
 
 def contact_sheet(

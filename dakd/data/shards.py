@@ -9,6 +9,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
+import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -23,7 +25,8 @@ from dakd.data.records import decode_record, encode_record, members_crc
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.soft_labels import get_codec
 from dakd.data.sources import LocalFolder, ShardCache, default_cache, open_source
-from dakd.runtime.files import file_hash, replacing, write_text
+from dakd.runtime.files import file_hash, replacing, sync, write_text
+from dakd.runtime.lock import locked
 
 __all__ = ["FORMAT", "ShardInfo", "ShardSet", "describe_shard", "open_split", "shard_name", "verify", "write_index",
            "write_shard", "write_shards"]  # fmt: skip
@@ -87,42 +90,68 @@ def write_shards(
 
     samples: any number of them, read one by one, each with a key of its own.  classes: names and colours by class id.
     shard_size: samples a shard.  codec: how soft labels are stored: fp16 logits, or logprob8 for one `temperature`.
-    provenance: JSON facts on where the set comes from.  overwrite: replace the set that is there.
-    The index comes last: a folder without one holds no set. Raises ValueError where a set is there already, where there
-    is no sample, and for a sample that no record can hold.
+    provenance: JSON facts on where the set comes from.  overwrite: replace the set that is there, whose own samples may
+    be among the new ones.
+    The set is written aside and takes its place when it is whole; an earlier one stays until then. Raises ValueError
+    where a set or shards are there already, where there is no sample, and for a sample that no record can hold;
+    RuntimeError where another process writes to the folder.
     """
     folder = Path(folder)
-    if shard_size < 1:
-        raise ValueError(f"shard_size is {shard_size}; wanted at least 1 sample a shard")
-    get_codec(codec, temperature)  # refused before anything is replaced
-    _clear(folder, overwrite)
-    remaining, written, num_soft = iter(samples), [], 0
-    for index in itertools.count():
-        some = list(itertools.islice(remaining, 1))
-        if not some:
-            break
-        shard = itertools.chain(some, itertools.islice(remaining, shard_size - 1))
-        info = write_shard(folder, index, shard, classes, codec, provenance, temperature)
-        written.append(info.file)
-        num_soft += info.num_soft
-    if not written:
-        raise ValueError(f"no samples were given for {folder}; wanted at least one")
-    kind = "synthetic" if num_soft else "real"
-    write_index(folder, classes, kind=kind, codec=codec if num_soft else None, provenance=provenance,
-                kept=dict.fromkeys(written))  # fmt: skip
+    if not isinstance(shard_size, int) or shard_size < 1:
+        raise ValueError(f"shard_size is {shard_size}; wanted a whole number of samples, at least 1")
+    get_codec(codec, temperature)  # refused before anything is written
+    _refuse_full(folder, overwrite)
+    aside = folder / ".partial"
+    with locked(folder):
+        shutil.rmtree(aside, ignore_errors=True)  # of a call that was killed
+        try:
+            _write_set(aside, samples, classes, shard_size, codec, temperature, provenance)
+            _take_place(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
-def _clear(folder: Path, overwrite: bool) -> None:
-    """Removes the set that lies in a folder; ValueError where that was not asked for."""
-    index = folder / "index.json"
-    if not index.exists():
-        return
-    if not overwrite:
+def _write_set(
+    folder: Path,
+    samples: Iterable[Sample],
+    classes: ClassTable,
+    shard_size: int,
+    codec: str,
+    temperature: float | None,
+    provenance: dict | None,
+) -> None:
+    remaining, num_samples, num_soft = iter(samples), 0, 0
+    for index in itertools.count():
+        first = list(itertools.islice(remaining, 1))
+        if not first:
+            break
+        shard = itertools.chain(first, itertools.islice(remaining, shard_size - 1))
+        info = write_shard(folder, index, shard, classes, codec, provenance, temperature)
+        num_samples += info.num_samples
+        num_soft += info.num_soft
+    if not num_samples:
+        raise ValueError("there are no samples to write; wanted at least one")
+    kind, codec_used = ("synthetic", codec) if num_soft else ("real", None)
+    write_index(folder, classes, kind=kind, codec=codec_used, provenance=provenance)
+
+
+def _refuse_full(folder: Path, overwrite: bool) -> None:
+    """ValueError where a folder holds a set, or shards without an index, and nobody asked to replace them."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder")
+    if not overwrite and ((folder / "index.json").exists() or any(folder.glob("shard-*.tar"))):
         raise ValueError(f"{folder} holds a set of shards already; give another folder, or overwrite=True")
-    index.unlink()
-    for path in [*folder.glob("shard-*.tar"), *folder.glob("shard-*.json")]:
-        path.unlink()
+
+
+def _take_place(aside: Path, folder: Path) -> None:
+    """Move a whole set to its folder, the index last: a folder without one is no set."""
+    for path in [folder / "index.json", *folder.glob("shard-*.tar"), *folder.glob("shard-*.json")]:
+        path.unlink(missing_ok=True)
+    for path in sorted(aside.glob("shard-*")):
+        os.replace(path, folder / path.name)
+    os.replace(aside / "index.json", folder / "index.json")
+    sync(folder)
 
 
 class ShardSet:

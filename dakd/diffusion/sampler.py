@@ -164,7 +164,7 @@ class ShiftTable:
     """The tensors that a net makes of each timestep, one row a timestep, or a batch of rows.
 
     Computed on batches of the size that it is used for: a product of one row may be summed in another order than the
-    same row among others, and the looked-up numbers shall be those of the loop. Some CPU libraries sum the last rows of
+    same row among others, and the table must hold the numbers of the loop. Some CPU libraries sum the last rows of
     an odd batch in another order than the first ones; the table then keeps the whole batch.
     """
 

@@ -43,6 +43,8 @@ def sample_to_folder(
     made = teacher.stream(num, size, steps, seed, first=first, **settings)
     write_shards(out_dir, progress(made, num, "sample"), teacher.classes, overwrite=overwrite,
                  provenance={"checkpoint": teacher.checkpoint, "seed": seed})  # fmt: skip
+    for stale in [*out_dir.glob("synthetic-*_sar.png"), *out_dir.glob("synthetic-*_class.png")]:
+        stale.unlink()  # of the set that was replaced
     shards = ShardSet(out_dir)
     drawn = [shards.read(i) for i in range(min(num, MAX_PAIRS_DRAWN))]
     save_png(contact_sheet(drawn, teacher.classes), out_dir / "contact_sheet.png")

@@ -16,10 +16,13 @@ from dakd.diffusion.labels import reading_of
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.plan import provenance_of, sample_key
-from dakd.hub import HubModel
+from dakd.hub import HubModel, local_weights
 from dakd.runtime import distributed
 from dakd.runtime.files import file_hash
 from dakd.weights import load_state, load_teacher
+
+# Of `generate`, those that a pair or its computation depends on, and that are no arguments of `Teacher.sample`.
+_SETTINGS = ("eta", "clip", "micro_batch", "deterministic", "threads", "capture")
 
 
 class Teacher(HubModel):
@@ -36,15 +39,25 @@ class Teacher(HubModel):
         precision: fp32, bf16, or auto: bf16 on a GPU and fp32 on a CPU.
         Raises FileNotFoundError or ValueError where the file holds no teacher.
         """
-        self.path = Path(path)
-        self.device = distributed.device() if device is None else torch.device(device)
+        self.path = local_weights(path).absolute()
+        self.device = distributed.device_of(device)
         self.dtype = _dtype(precision, self.device)
-        net, self.facts = load_teacher(path, self.device)
+        with torch.inference_mode(False):  # tensors made in that mode do not count their changes
+            net, self.facts = load_teacher(self.path, self.device)
         self.net = net.to(dtype=self.dtype, memory_format=torch.channels_last)
         self.classes = ClassTable.from_dict(self.facts["classes"])
         self.b: float = self.facts["b"]
         self.schedule = CosineSchedule(**self.facts["schedule"])
-        self.checkpoint = file_hash(path)
+        self._file_hash, self._versions = file_hash(self.path), self._count_changes()
+
+    @property
+    def checkpoint(self) -> str:
+        """The sha256 of the file, with `-changed` behind it where the net's weights were changed after loading."""
+        return self._file_hash if self._count_changes() == self._versions else f"{self._file_hash}-changed"
+
+    def _count_changes(self) -> list[int]:
+        """How often each tensor of the net was written to in place."""
+        return [tensor._version for tensor in self.net.state_dict(keep_vars=True).values()]
 
     def __repr__(self) -> str:
         kind = "DDPM" if self.facts["kind"] == "ddpm" else "SAR-JointNet"
@@ -69,7 +82,7 @@ class Teacher(HubModel):
 
         size: (height, width) in pixels, multiples of the net's stride; None takes that of the training crops.
         steps: of DDIM; None takes the paper's 200.  seed: of the starting noise: pair i depends on (seed, i) alone.
-        settings: others of `generate`: eta, clip, micro_batch, deterministic, threads, capture.
+        settings: eta, clip, micro_batch, deterministic, threads and capture of the section `generate`.
         Returns samples with `sar` (H, W) uint8 and `soft_label`, raw logits (K, H, W) float32.
         Raises ValueError for a setting that is out of its range or unknown.
         """
@@ -86,7 +99,10 @@ class Teacher(HubModel):
         **settings: Any,
     ) -> Iterator[Sample]:
         """The pairs of `sample` one after the other, for more of them than fit in memory."""
+        if unknown := [name for name in settings if name not in _SETTINGS]:
+            raise ValueError(f"{', '.join(unknown)}: unknown to sample; it takes {', '.join(_SETTINGS)} beside its own")
         given = {"num_samples": num, "size": size or self.size, "seed": seed, **settings}
+        given["weights"] = self.facts.get("weights", "ema")
         if steps is not None:
             given["sampling_steps"] = steps
         cfg = validated(GenerateConfig, given, "settings of the pairs")
@@ -99,8 +115,11 @@ class Teacher(HubModel):
         return cls(path, **settings)
 
     def _state_and_metadata(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Those of the file: the net may lie in a lower precision."""
-        return load_state(self.path), self.facts
+        """The file's tensors, which the net may hold in a lower precision; the net's own where either was changed."""
+        is_as_loaded = self._count_changes() == self._versions
+        if is_as_loaded and self.path.is_file() and file_hash(self.path) == self._file_hash:
+            return load_state(self.path), self.facts
+        return {name: tensor.float() for name, tensor in self.net.state_dict().items()}, self.facts
 
     def _stream(self, cfg: GenerateConfig, indices: range) -> Iterator[Sample]:
         with _computed_as(cfg):
@@ -231,6 +250,8 @@ def _computed_as(cfg: GenerateConfig) -> Iterator[None]:
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision is {precision!r}; wanted auto, fp32 or bf16")
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32

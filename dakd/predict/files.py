@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,16 +45,16 @@ def file_sources(inputs: Sequence[str | Path], out_dir: str | Path) -> list[Sour
 
     Raises ValueError where there is none, where outputs would lie among the inputs or two would have one name.
     """
-    paths: list[Path] = []
+    paths: dict[Path, None] = {}  # in their order, each once
     for place in (Path(one).expanduser() for one in inputs):
         if place.is_dir() and place.resolve() == Path(out_dir).resolve():
             raise ValueError(f"inputs and outputs are one folder, {out_dir}; give another folder for the outputs")
         found, num_others = list_images(place)
         if num_others:
             say(f"{place}: {num_others} files are not images by their names and are left out")
-        paths += [path for path in found if path not in paths]
-    names = output_names(paths)
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        paths |= dict.fromkeys(found)
+    names = output_names(list(paths))
+    if doubled := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ValueError(f"two images are called {', '.join(doubled)}; predict their folders one by one")
     return [Source(name, str(path), lambda path=path: read_image(path)) for name, path in zip(names, paths)]
 
@@ -68,6 +69,8 @@ def predict_sources(
 ) -> None:
     """Predict and write images one by one; rank r takes sources i with i % world == r. Raises BadImages at the end."""
     out_dir = Path(out_dir)
+    if out_dir.is_file():
+        raise ValueError(f"{out_dir} is a file; give a folder for the predictions")
     out_dir.mkdir(parents=True, exist_ok=True)
     own, failures = sources[rank() :: world_size()], []
     for source in progress(own, len(own), "predict"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +15,16 @@ from dakd.data.readers.base import IMAGE_SUFFIXES, BadFile, count_pages, grey_va
 
 def grey_image(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
     """(H, W) uint8 grey values of an array, a PIL picture or a file; ValueError for anything but 8-bit grey."""
+    if isinstance(image, str | Path):
+        if not Path(image).exists():
+            raise FileNotFoundError(f"no image at {str(image)!r}; give the path of a PNG, JPEG, TIFF or BMP")
+        return _in_words(lambda: read_image(image))
+    if isinstance(image, Image.Image):
+        return _in_words(lambda: grey_values(image, "the picture"))
     try:
-        if isinstance(image, str | Path):
-            return read_image(image)
-        if isinstance(image, Image.Image):
-            return grey_values(image, "the picture")
-    except BadFile as error:
-        raise ValueError(str(error)) from error
-    array = np.asarray(image)
+        array = np.asarray(image)
+    except (TypeError, RuntimeError) as error:  # of tensors that numpy cannot hold
+        raise ValueError(f"image cannot be read as an array: {error}") from error
     if array.dtype != np.uint8 or array.ndim != 2 or 0 in array.shape:
         raise ValueError(
             f"image is {array.dtype} of shape {array.shape}; wanted uint8 grey values (H, W), not empty: take one "
@@ -28,17 +33,35 @@ def grey_image(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
     return array
 
 
+def _in_words(read: Callable[[], np.ndarray]) -> np.ndarray:
+    try:
+        return read()
+    except (BadFile, OSError) as error:
+        raise ValueError(str(error)) from error
+
+
 def read_image(path: str | Path) -> np.ndarray:
-    """(H, W) uint8 grey values of a PNG, JPEG, TIFF or BMP.
+    """(H, W) uint8 grey values of a PNG, JPEG, TIFF or BMP of any size.
 
     Taken: 8-bit grey, and 8-bit colour whose channels are equal but for what JPEG does to grey (their mean counts; an
     alpha channel is dropped). Raises BadFile for other depths, colour pictures, several pages and unreadable files.
     """
     path = Path(path)
-    sar = read_grey(path)
-    if (num_pages := count_pages(path)) > 1:
+    with _any_size():
+        sar, num_pages = read_grey(path), count_pages(path)
+    if num_pages > 1:
         raise BadFile(path, f"has {num_pages} pages; wanted one picture a file: split it")
     return sar
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Lets PIL open scenes, whose 400 million pixels it would take for an attack."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def list_images(inputs: str | Path) -> tuple[list[Path], int]:
@@ -60,5 +83,5 @@ def list_images(inputs: str | Path) -> tuple[list[Path], int]:
 
 def output_names(paths: list[Path]) -> list[str]:
     """A name for each file's outputs: its stem, or its whole name where two files share a stem."""
-    stems = [path.stem for path in paths]
-    return [path.name if stems.count(path.stem) > 1 else path.stem for path in paths]
+    stems = Counter(path.stem for path in paths)
+    return [path.name if stems[path.stem] > 1 else path.stem for path in paths]

@@ -51,9 +51,11 @@ class Prediction:
         folder = Path(folder)
         save_png(self.class_map(), folder / f"{name}_class.png")
         save_png(self.overlay(alpha), folder / f"{name}_overlay.png")
-        for class_name, one in zip(self.classes.names, self.probability):
+        parts = [file_part(class_name) for class_name in self.classes.names]
+        for class_id, (part, one) in enumerate(zip(parts, self.probability)):
+            own = f"{part}_{class_id}" if parts.count(part) > 1 else part  # `a/b` and `a_b` are two classes
             grey = Image.fromarray((255 * one).round().astype(np.uint8))
-            save_png(grey, folder / f"{name}_probability_{file_part(class_name)}.png")
+            save_png(grey, folder / f"{name}_probability_{own}.png")
 
     def __repr__(self) -> str:
         height, width = self.label.shape

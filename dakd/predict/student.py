@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,21 +14,23 @@ from torch import Tensor, nn
 
 from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
-from dakd.hub import HubModel
+from dakd.hub import HubModel, local_weights
 from dakd.models.multiscale import at_scales
 from dakd.predict.files import file_sources, predict_sources
 from dakd.predict.images import grey_image
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
 from dakd.predict.tiles import TILE, is_large, tiled
-from dakd.runtime import distributed
+from dakd.runtime.distributed import device_of
 from dakd.weights import load_student, save_weights, student_metadata
 
 
 class Student(HubModel):
-    """A trained student: a net that segments images, with the facts of its file.
+    """A trained student: a net that segments images, with its classes and the facts of its file.
 
-    net: image (B, 3, H, W), ImageNet-normalised -> logits (B, K, H, W), in eval mode.  classes: names and colours by
-    class id.  device: where the net lies.  facts: all that the file states: settings, training set, seed, ...
+    net: image (B, 3, H, W), ImageNet-normalised -> logits (B, K, H, W); predictions are made in eval mode.
+    classes: names and colours by class id.  device: where the net lies.
+    facts: all that the file states: settings, training set, seed, ...
+    scales: sizes of the image, times its own, at which the student looks; the largest logit of all counts.
     """
 
     def __init__(
@@ -36,24 +39,29 @@ class Student(HubModel):
         classes: ClassTable,
         device: str | torch.device = "cpu",
         facts: dict[str, Any] | None = None,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
-        self.net, self.classes, self.device, self.facts = net, classes, torch.device(device), facts or {}
-        self._bare_net = net
+        """Raises ValueError where the net has another number of classes than the table."""
+        num_classes = getattr(net, "num_classes", classes.num_classes)
+        if num_classes != classes.num_classes:
+            raise ValueError(
+                f"the net has {num_classes} classes and the table {classes.num_classes}: {', '.join(classes.names)}; "
+                "give each class of the net a name and a colour"
+            )
+        self.net, self.classes, self.device, self.facts = net, classes, device_of(device), facts or {}
+        self.scales = tuple(scales)
 
     @classmethod
     def load(
         cls, path: str | Path, device: str | torch.device | None = None, scales: Sequence[float] = (1.0,)
     ) -> Student:
-        """The student of a weights file.  device: None takes a GPU where there is one.
+        """The student of a weights file, or of a folder that holds one.  device: None takes a GPU where there is one.
 
-        scales: sizes of the image, times its own, at which the student looks; the largest logit of all counts.
-        Raises FileNotFoundError or ValueError where the file holds no student.
+        Raises FileNotFoundError or ValueError where there is no student.
         """
-        device = distributed.device() if device is None else torch.device(device)
-        net, facts = load_student(path, device)
-        student = cls(net, ClassTable.from_dict(facts["classes"]), device, facts)
-        student.net = at_scales(net, scales)
-        return student
+        device = device_of(device)
+        net, facts = load_student(local_weights(path), device)
+        return cls(net, ClassTable.from_dict(facts["classes"]), device, facts, scales)
 
     def __repr__(self) -> str:
         name = self.facts.get("student", {}).get("name", type(self.net).__name__)
@@ -99,29 +107,48 @@ class Student(HubModel):
         predict_sources(self, sources, out_dir, overlay_alpha=overlay_alpha, tile=tile)
         return [source.name for source in sources]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, facts: dict[str, Any] | None = None) -> None:
         """Write the net with all that `load_student` needs, whole or not at all.
 
-        Raises ValueError for a net that was not made by `create_student`, or loaded.
+        facts: JSON-serialisable facts for the file, in place of those that the student was loaded with: a student that
+        was trained further has others.
+        Raises ValueError for a net that was neither made by `create_student` nor loaded.
         """
-        save_weights(path, *self._state_and_metadata())
+        state, metadata = self._state_and_metadata(facts)
+        save_weights(path, state, metadata)
 
     @classmethod
     def _from_file(cls, path: Path, **settings: Any) -> Student:
         return cls.load(path, **settings)
 
-    def _state_and_metadata(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        cfg = getattr(self._bare_net, "student_config", None)
+    def _state_and_metadata(self, facts: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        net = getattr(self.net, "_orig_mod", self.net)  # of torch.compile
+        cfg = getattr(net, "student_config", None)
         if cfg is None:
             raise ValueError(
-                f"{type(self._bare_net).__name__} carries no settings that it could be built from again; make it with "
+                f"{type(net).__name__} carries no settings that it could be built from again; make it with "
                 "dakd.create_student, or save its state_dict yourself"
             )
-        return self._bare_net.state_dict(), student_metadata(self._bare_net, cfg, self.classes, self.facts)
+        return net.state_dict(), student_metadata(net, cfg, self.classes, self.facts if facts is None else facts)
 
     @torch.inference_mode()
     def _probabilities(self, sar: np.ndarray) -> np.ndarray:
         """(K, h, w) float32 probabilities; sar: (h, w) uint8."""
-        image = torch.as_tensor(np.ascontiguousarray(sar), device=self.device)
-        logits = self.net(to_student(image[None, None]))
+        image = torch.as_tensor(np.require(sar, requirements=["C", "W"]), device=self.device)
+        with _in_eval_mode(self.net):
+            logits = at_scales(self.net, self.scales)(to_student(image[None, None]))
+        if logits.shape[1] != self.classes.num_classes:
+            raise ValueError(f"the net gives {logits.shape[1]} classes; wanted the table's {self.classes.num_classes}")
         return logits.float().softmax(dim=1)[0].cpu().numpy()
+
+
+@contextmanager
+def _in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Each module of a net in eval mode, and in its own again afterwards."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training

@@ -1,8 +1,8 @@
 """A large image in overlapping tiles, whose probabilities are blended into one map.
 
-A net that sees a window knows least at its rim. So the outer quarter of an overlap counts for nothing, the two tiles
-change places over its middle half, and a net that looks no further than a quarter of the overlap gives the very
-numbers that it gives for the whole image.
+A net sees least of the surroundings at the rim of a tile. So the outer quarter of an overlap has weight 0, the weight
+passes from one tile to the other over its middle half, and a net that looks no further than a quarter of the overlap
+gives, to rounding, the numbers that it gives for the whole image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ALIGNMENT = 32  # pixels: tiles start where the coarsest maps of the encoders ha
 
 
 def is_large(shape: tuple[int, ...]) -> bool:
-    """Whether an image of (height, width) pixels is taken in tiles unless somebody says otherwise."""
+    """Whether an image of (height, width) pixels is taken in tiles by default."""
     return shape[0] * shape[1] > 1.5 * TILE * TILE
 
 
@@ -29,7 +29,8 @@ def tiled(
     multiple of 32 and at most half of the tile; None takes a quarter of the tile.
     Raises ValueError for another tile or overlap.
     """
-    overlap = max(ALIGNMENT, tile // 4 // ALIGNMENT * ALIGNMENT) if overlap is None else overlap
+    if overlap is None and isinstance(tile, int):
+        overlap = max(ALIGNMENT, tile // 4 // ALIGNMENT * ALIGNMENT)
     _check(tile, overlap)
     rows, columns = (windows(side, tile, overlap) for side in sar.shape)
     blended: np.ndarray | None = None
@@ -79,9 +80,9 @@ def _weights(start: int, stop: int, side: int, overlap: int) -> np.ndarray:
 
 
 def _check(tile: int, overlap: int) -> None:
-    if tile < 2 * ALIGNMENT or tile % ALIGNMENT:
-        raise ValueError(f"tile is {tile} pixels; wanted a multiple of {ALIGNMENT} of at least {2 * ALIGNMENT}")
-    if not 0 < overlap <= tile // 2 or overlap % ALIGNMENT:
+    if not isinstance(tile, int) or tile < 2 * ALIGNMENT or tile % ALIGNMENT:
+        raise ValueError(f"tile is {tile!r} pixels; wanted a multiple of {ALIGNMENT} of at least {2 * ALIGNMENT}")
+    if not isinstance(overlap, int) or not 0 < overlap <= tile // 2 or overlap % ALIGNMENT:
         raise ValueError(
             f"overlap is {overlap} pixels; wanted a multiple of {ALIGNMENT} above 0, at most half a tile ({tile // 2})"
         )

@@ -47,6 +47,20 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def device_of(name: str | torch.device | None) -> torch.device:
+    """The device of that name; None takes this rank's.  ValueError for one that there is not."""
+    if name is None:
+        return device()
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {str(name)!r}; wanted cpu, cuda, or cuda:N for GPU number N") from None
+    if found.type == "cuda" and not (found.index or 0) < torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        raise ValueError(f"device is {str(name)!r}, and torch sees {seen} GPUs; take cpu, or ask dakd doctor why")
+    return found
+
+
 def init_process_group() -> None:
     """Join the process group, in a world of one too (DeepSpeed wants a group); a second call does nothing.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dakd.config import EngineConfig, OptimizerConfig
 from dakd.runtime import distributed
-from dakd.shipped import extra_remedy, find_file, not_found
+from dakd.shipped import config_folder, extra_remedy, find_file, not_found
 from dakd.train.ema import decays_of
 from dakd.train.optim import build_optimizer
 from dakd.weights import save_weights
@@ -78,7 +78,8 @@ def import_deepspeed() -> Any:
 
 def zero_config(path: str) -> dict:
     """The ZeRO section of a JSON file: at the path, or one that comes with dakd, such as `zero2`."""
-    found = find_file(path, "deepspeed", ".json")
+    in_checkout = config_folder().parent / path
+    found = find_file(path, "deepspeed", ".json") or (in_checkout if in_checkout.is_file() else None)
     if found is None:
         raise ValueError(not_found(path, "DeepSpeed configuration", "deepspeed", ".json"))
     tree = json.loads(found.read_text())

@@ -82,6 +82,14 @@ def test_one_place_turns_errors_into_a_message_and_a_status(error, status, messa
             main(["balance", "--config", "demo"])
 
 
+def test_a_command_that_starts_anew_does_not_say_that_it_goes_on(capsys, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "sample", COMMANDS["sample"]._replace(run=interrupt))
+    assert run("sample", "--teacher", "t", "--out", "o", capsys=capsys) == (130, "", "dakd sample: stopped\n")
+
+
 def test_only_rank_0_prints_that_a_training_was_stopped(capsys, monkeypatch):
     def stop(_):
         raise Preempted("stopped")

@@ -57,6 +57,7 @@ def test_predict_takes_files_and_folders_without_a_yaml(student, images, tmp_pat
     (["--student", "s", "a.png"], "--out DIR"),
     (["--student", "s", "--config", "demo"], "not allowed with"),
     (["--config", "demo", "--out", "o"], "go with --student"),
+    (["--student", "s", "a.png", "--out", "o", "--tile", "big"], "found 'big', wanted a multiple of 32, 0 or auto"),
     ([], "one of the arguments --config --student is required"),
 ])  # fmt: skip
 def test_a_predict_that_names_too_much_or_too_little_is_status_2(argv, message, capsys):
@@ -88,7 +89,8 @@ def test_sample_writes_the_pairs_of_generate_as_shards_and_pictures(tmp_path, ca
     class_map = np.asarray(Image.open(tmp_path / "out" / "synthetic-00000002_class.png"))
     assert (class_map == ours[2].soft_label.argmax(axis=0)).all() and (tmp_path / "out" / "contact_sheet.png").exists()
     assert main(argv) == 1 and "holds a set of shards already" in capsys.readouterr().err
-    assert main([*argv, "--overwrite"]) == 0
+    assert main([*argv, "--overwrite", "--num", "2"]) == 0
+    assert not (tmp_path / "out" / "synthetic-00000002_sar.png").exists()
 
 
 def test_card_writes_beside_the_final_weights(tmp_path, capsys):
@@ -153,11 +155,51 @@ def test_init_knows_the_other_datasets(dataset, tmp_path, monkeypatch, capsys):
     assert load_config("mine.yaml").prepare.dataset == dataset
     assert main(["init", "b", "--dataset", dataset, *root, "--classes", "a,b"]) == 1
     assert "has a class table of its own" in capsys.readouterr().err
+    assert main(["init", "b", "--dataset", "simulated", "--root", "x"]) == 1
+    assert "reads no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, folder, classes", [
+    ("plain", "data", "sea,oil"),
+    ("with: colon #1", "a b's \"data\"", "sea water, oil:00ffff"),
+    ("öl 🛢", "daten 🛢 {x}", "mer,öl 🛢"),
+    ("2024", "1e3", "null,true,~,1"),
+    ("- dash", "*star", "&a,!b,%c,@d,'e',\"f\",[g],{h}"),
+])  # fmt: skip
+def test_names_roots_and_classes_of_any_letters_are_read_as_they_were_given(
+    name, folder, classes, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    own_data(tmp_path / folder, num=1)
+    assert main(["init", f"--out={tmp_path / 'e.yaml'}", "--root", folder, "--classes", classes, "--", name]) == 0, (
+        capsys.readouterr().err
+    )
+    config = load_config("e.yaml")
+    assert config.name == name and config.prepare.root == str(tmp_path / folder)
+    assert list(config.prepare.classes) == [one.partition(":")[0].strip() for one in classes.split(",")]
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", "x\nname: y", "${HOME}", "a\\b"])
+def test_a_name_that_is_no_folders_is_refused(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "--dataset", "simulated", "--", name]) == 1
+    assert "wanted one that can name a folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_root_that_a_yaml_would_expand_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_data(tmp_path / "d${HOME}", num=1)
+    assert main(["init", "mine", "--root", "d${HOME}", "--classes", "sea,oil"]) == 1
+    assert "cannot stand in a YAML" in capsys.readouterr().err and not (tmp_path / "mine.yaml").exists()
 
 
 @pytest.mark.parametrize("data, argv, message", [
     ({}, ["--classes", "sea"], "wanted at least two names"),
-    ({}, ["--classes", "sea,sea"], "names a class twice"),
+    ({}, ["--classes", "sea,sea :00ffff"], "names a class twice"),
+    ({}, ["--classes", ":00ffff,oil"], "a class without a name"),
+    ({}, ["--classes", ",".join(f"c{i}" for i in range(300))], "wanted at most 255"),
+    ({}, ["--classes", "sea,oil", "--out", "."], "is a folder"),
+    ({}, ["--classes", "sea,oil", "--root", ""], "give --root DIR"),
     ({}, ["--classes", "sea,oil:blue"], "the colour of 'oil' is 'blue'; wanted six hexadecimal digits"),
     ({}, [], "--classes is None"),
     ({"values": (0, 7)}, ["--classes", "sea,oil"], r"neither ids 0 to 1 nor class colours.*NAME:RRGGBB"),

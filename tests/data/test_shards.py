@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import pickle
 import zlib
 from dataclasses import replace
@@ -254,8 +256,55 @@ def test_a_set_that_is_there_is_replaced_only_when_asked(tmp_path):
         write_shards(tmp_path, [sample("new")], OSD_CLASSES, codec="fp17", overwrite=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     write_shards(tmp_path, [sample("new")], OSD_CLASSES, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "shard-000000.json", "shard-000000.tar"]
+    names = [".lock", "index.json", "shard-000000.json", "shard-000000.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert [one.key for one in ShardSet(tmp_path)] == ["new"]
+
+
+def test_an_earlier_set_stays_until_the_new_one_is_whole(tmp_path):
+    write_shards(tmp_path, [sample(f"old{i}") for i in range(3)], OSD_CLASSES, shard_size=1)
+
+    def failing():
+        yield sample("new")
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_shards(tmp_path, failing(), OSD_CLASSES, overwrite=True)
+    with pytest.raises(ValueError, match="no samples"):
+        write_shards(tmp_path, [], OSD_CLASSES, overwrite=True)
+    assert verify(tmp_path) == [] and [one.key for one in ShardSet(tmp_path)] == ["old0", "old1", "old2"]
+    assert not (tmp_path / ".partial").exists()
+
+
+def test_a_set_may_be_rewritten_from_its_own_samples(tmp_path):
+    write_shards(tmp_path, [sample(f"s{i}") for i in range(5)], OSD_CLASSES, shard_size=2)
+    halved = (replace(one, sar=one.sar // 2) for one in ShardSet(tmp_path))
+    write_shards(tmp_path, halved, OSD_CLASSES, overwrite=True)
+    again = ShardSet(tmp_path)
+    assert again.counts.tolist() == [5] and (again[4].sar == sample("s4").sar // 2).all()
+
+
+def test_shards_without_an_index_are_somebodys_and_stay(tmp_path):
+    write_shard(tmp_path, 0, [sample("theirs")], OSD_CLASSES)
+    before = (tmp_path / "shard-000000.tar").read_bytes()
+    with pytest.raises(ValueError, match="holds a set of shards already"):
+        write_shards(tmp_path, [sample("ours")], OSD_CLASSES)
+    assert (tmp_path / "shard-000000.tar").read_bytes() == before
+    with pytest.raises(ValueError, match="is a file"):
+        write_shards(tmp_path / "shard-000000.tar", [sample("ours")], OSD_CLASSES)
+
+
+def test_two_writers_of_one_folder_do_not_mix(tmp_path):
+    def meeting_another():
+        yield sample("first")
+        descriptor = os.open(tmp_path / ".lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):  # as another process would find it
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        yield sample("second")
+
+    write_shards(tmp_path, meeting_another(), OSD_CLASSES)
+    assert len(ShardSet(tmp_path)) == 2
 
 
 def test_a_set_that_fails_half_way_is_none_and_the_same_call_makes_it(tmp_path):
