@@ -231,7 +231,7 @@ def _import_hub(repo_id: str) -> Any:
 
 @contextmanager
 def _in_plain_words(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turns an error of the hub into a ValueError (no such repository, revision or file) or a RuntimeError, with the id."""
+    """Turns an error of the hub into a ValueError (there is no such thing) or a RuntimeError, which name the id."""
     errors = hub.errors
     at = f"{repo_id} at revision {revision}" if revision else repo_id
     try:

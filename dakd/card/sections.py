@@ -111,7 +111,7 @@ def _synthetic_line(model: Subject) -> str | None:
 
 
 def training(model: Subject) -> Iterator[str]:
-    """How it was trained; what nobody wrote down is named as such."""
+    """How it was trained; facts that are not recorded are named as such."""
     meta = model.metadata
     optimizer = meta.get("optimizer", {})
     facts = {"Steps": _steps(model), "Global batch": meta.get("global_batch"), "Crop": pixels(meta.get("crop"))}
