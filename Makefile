@@ -59,8 +59,9 @@ $(BIN)/.installed: pyproject.toml setup.py configs/constraints/cpu.txt configs/c
 demo: venv
 	$(BIN)/python launch/pipeline.py --config configs/demo.yaml
 
+# Two at once, a file's tests in one process: most use one core.
 test: venv
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow

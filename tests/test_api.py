@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import subprocess
 import sys
 import typing
@@ -171,6 +173,8 @@ def test_a_teacher_that_was_changed_says_so_and_is_saved_as_it_is(config, tmp_pa
         for parameter in teacher.net.parameters():
             parameter.mul_(1.5)
     changed = teacher.sample(1, **same)[0]
+    assert copy.deepcopy(dakd.load_teacher(file_of(config))).checkpoint == checkpoint
+    assert pickle.loads(pickle.dumps(teacher)).checkpoint == f"{checkpoint}-changed"
     assert changed.meta["checkpoint"] == f"{checkpoint}-changed"
     teacher.save_pretrained(tmp_path / "changed")
     again = dakd.load_teacher(tmp_path / "changed").sample(1, **same)[0]

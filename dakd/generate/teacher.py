@@ -53,7 +53,18 @@ class Teacher(HubModel):
     @property
     def checkpoint(self) -> str:
         """The sha256 of the file, with `-changed` behind it where the net's weights were changed after loading."""
-        return self._file_hash if self._count_changes() == self._versions else f"{self._file_hash}-changed"
+        return f"{self._file_hash}-changed" if self._is_changed() else self._file_hash
+
+    def _is_changed(self) -> bool:
+        return self._count_changes() != self._versions
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes, whose tensors count their changes anew."""
+        return self.__dict__ | {"_versions": self._is_changed()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._versions = [] if state["_versions"] else self._count_changes()
 
     def _count_changes(self) -> list[int]:
         """How often each tensor of the net was written to in place."""
@@ -116,8 +127,7 @@ class Teacher(HubModel):
 
     def _state_and_metadata(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The file's tensors, which the net may hold in a lower precision; the net's own where either was changed."""
-        is_as_loaded = self._count_changes() == self._versions
-        if is_as_loaded and self.path.is_file() and file_hash(self.path) == self._file_hash:
+        if not self._is_changed() and self.path.is_file() and file_hash(self.path) == self._file_hash:
             return load_state(self.path), self.facts
         return {name: tensor.float() for name, tensor in self.net.state_dict().items()}, self.facts
 
