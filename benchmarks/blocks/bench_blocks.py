@@ -103,8 +103,8 @@ def residual_block(section: Section, shape: tuple[int, int, int, int] | None = N
     from dakd.models.unet import ResBlock
 
     shape = shape or ((2, 8, 8, 8) if section.is_tiny else (16, 128, 256, 256))
-    cfg = unet_config(section.is_tiny)
-    block = _made(section, lambda: ResBlock(shape[1], shape[1], 4 * shape[1], cfg))
+    norm_groups = unet_config(section.is_tiny).norm_groups
+    block = _made(section, lambda: ResBlock(shape[1], shape[1], 4 * shape[1], norm_groups))
     made = {EAGER: block, "channels_last": copy.deepcopy(block).to(memory_format=torch.channels_last)}
     made[COMPILED] = made["channels_last"]
     shift = torch.randn(shape[0], shape[1], device=section.device, dtype=_DTYPE)
