@@ -79,6 +79,12 @@ class BuildPackage(build_py):
 class BuildLibrary(build_ext):
     """Compiles what has changed and links dakd/_C.so; without torch or a compiler it says so and goes on."""
 
+    def finalize_options(self) -> None:
+        is_given = self.build_temp is not None
+        super().finalize_options()
+        if not is_given:  # pip has another temporary folder each time: objects that are kept are not compiled again
+            self.build_temp = str(ROOT / "build" / "objects")
+
     def build_extension(self, extension: Extension) -> None:
         target = Path(self.get_ext_fullpath(extension.name))
         missing = missing_for_cpu()
