@@ -22,7 +22,7 @@ OTHER := .venv-other
 OTHER_PYTHON = $(shell for python in python3.13 $(HOME)/.pyenv/versions/3.13*/bin/python3.13 \
 	python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python3.12; do \
 	"$$python" -c 'import ensurepip, venv' 2>/dev/null && { echo "$$python"; break; }; done)
-OTHER_TESTS := data config predict train/test_checkpoint.py train/test_ema.py generate/test_survey.py
+OTHER_TESTS := test_api.py test_readme.py cli data config predict train/test_checkpoint.py train/test_ema.py generate/test_survey.py
 
 # Measuring takes the Python that is there: a host with a GPU may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
@@ -121,7 +121,7 @@ wheel-check: venv
 	set -e; rm -rf build/wheel; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .; \
 	$(OTHER)/bin/pip install -q --force-reinstall --no-deps build/wheel/*.whl; \
-	mkdir "$$folder/empty"; cp -r tests configs pyproject.toml "$$folder"; bin=$$PWD/$(OTHER)/bin; unset PYTHONPATH; \
+	mkdir "$$folder/empty"; cp -r tests configs pyproject.toml README.md "$$folder"; bin=$$PWD/$(OTHER)/bin; unset PYTHONPATH; \
 	cd "$$folder/empty"; $$bin/dakd doctor; $$bin/dakd pipeline --config smoke; test -s runs/smoke/report/index.html; \
 	cd ..; $$bin/pytest -q -p no:cacheprovider -m "not slow" $(addprefix tests/,$(OTHER_TESTS))
 

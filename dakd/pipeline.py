@@ -66,11 +66,11 @@ def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequenc
     stopped_at = [f"step {m['step']} of {m['total_steps']}" for m in read_markers(run_path / step)]
     if stopped_at or (was_told and code == 0):
         where = "".join(f" at {place}" for place in stopped_at)
-        raise Preempted(f"stopped in {step}{where}; the same command goes on from what is there")
+        raise Preempted(f"stopped in {step}{where}; the same command resumes the work")
     if was_told:
-        raise Stopped(f"stopped during {step}; the same command goes on from what is there")
+        raise Stopped(f"stopped during {step}; the same command resumes the work")
     if code in STOPPED:
-        raise RuntimeError(f"stopped during {step}; the same command goes on from what is there")
+        raise RuntimeError(f"stopped during {step}; the same command resumes the work")
     if code != 0:
         raise RuntimeError(f"step {step} ended with status {code}; mend what it says above and run the same again")
 

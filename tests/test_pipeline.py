@@ -95,7 +95,7 @@ def test_interrupted_step_says_that_it_goes_on(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setitem(COMMANDS, "balance", COMMANDS["balance"]._replace(run=interrupt))
     assert run_step("balance", ["--config", str(write_config(tmp_path))]) == 130
-    assert "goes on from what is there" in capsys.readouterr().err
+    assert "the same command resumes the work" in capsys.readouterr().err
 
 
 def test_launchers_extra_argument_is_accepted(tmp_path, capsys, monkeypatch):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from front_door import README, SNIPPETS
 from PIL import Image
 from worlds import teacher_file, with_teacher
 
@@ -16,8 +16,6 @@ import dakd
 from dakd.cli import COMMANDS, build_parser
 from dakd.data.sample import OSD_CLASSES
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 COMMAND_LINES = [line.partition(" # ")[0].strip() for line in README.splitlines() if re.match(r"    dakd [a-z]", line)]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from front_door import COMPILED, SNIPPETS
 
 from dakd.kernels import extension
 from dakd.pipeline import step_environment
@@ -165,17 +166,72 @@ def test_an_installed_wheel_is_what_runs_and_its_doctor_names_no_checkout(instal
     assert ("extension      is not built; build a wheel of dakd's source" in report) == (kind == "pure")
 
 
-def test_an_installed_wheel_runs_the_whole_pipeline_by_an_experiments_name(installed):
-    """Its trainings and its generation under deepspeed, and ZeRO's file from the package."""
+@pytest.fixture(scope="module")
+def finished(installed) -> tuple[Installed, str]:
+    """An environment whose folder holds the run of the smoke pipeline, and what that printed."""
     env = installed[KINDS[0]]
-    printed = succeed(
-        env.dakd("pipeline", "--config", "smoke", "train_saross.training_sets=[real+synthetic]"), env.folder
-    )
+    arguments = ["--config", "smoke", "train_saross.training_sets=[real+synthetic]", "generate.deterministic=true"]
+    return env, succeed(env.dakd("pipeline", *arguments), env.folder)
+
+
+def test_an_installed_wheel_runs_the_whole_pipeline_by_an_experiments_name(finished):
+    """Its trainings and its generation under deepspeed, and ZeRO's file from the package."""
+    env, printed = finished
     run_folder = env.folder / "runs" / "smoke"
     assert "mIoU" in printed and (run_folder / "report" / "index.html").stat().st_size > 0
     assert [path.name for path in env.folder.iterdir()] == ["runs"]
     # Which code made the pairs is the package's version, not a commit.
     assert '"commit": "dakd 0.1.0"' in (run_folder / "generate" / "manifest.jsonl").read_text()
+
+
+FRONT_DOOR = """
+import os
+
+import numpy as np
+from PIL import Image
+
+import dakd
+
+runs = {runs!r}
+student = dakd.load_student(runs + "/train_saross/real+synthetic/student.safetensors")
+teacher = dakd.load_teacher(runs + "/train_jointnet/stage3/weights_ema.safetensors")
+array = dakd.ShardSet(runs + "/prepare/test")[0].sar
+Image.fromarray(array).save("image.png")
+answer = student.predict(array)
+assert answer.label.shape == (32, 32) and np.array_equal(student.predict("image.png").probability, answer.probability)
+assert student.predict_files(".", "predicted") == ["image"]
+assert np.array_equal(np.asarray(Image.open("predicted/image_class.png")), answer.label)
+generated = dakd.ShardSet(runs + "/generate")
+pairs = teacher.sample(12, size=(32, 32), steps=4, seed=0, micro_batch=4, deterministic=True)
+assert all(a.key == b.key and np.array_equal(a.sar, b.sar) for a, b in zip(pairs, generated, strict=True))
+dakd.write_shards("written", pairs, teacher.classes, codec="logprob8", temperature=2.0)
+again = dakd.ShardSet("written")
+assert all(np.array_equal(a.soft_label, b.soft_label) for a, b in zip(again, generated, strict=True))
+student.save("student.safetensors")
+teacher.save_pretrained("teacher")
+rng = np.random.default_rng(0)
+for kind, values in (("images", 256), ("masks", 2)):
+    os.makedirs("own/" + kind)
+    Image.fromarray(rng.integers(0, values, (64, 64), dtype=np.uint8)).save("own/" + kind + "/a.png")
+print("all of it")
+"""
+
+
+def test_every_door_opens_from_an_installed_wheel(finished, tmp_path):
+    env, _ = finished
+    python, code = env.bin / "python", FRONT_DOOR.format(runs=str(env.folder / "runs" / "smoke"))
+    assert "all of it" in succeed([python, "-c", code], tmp_path)
+    (tmp_path / "teacher" / "model.safetensors").rename(tmp_path / "weights_ema.safetensors")
+    for snippet in SNIPPETS:
+        succeed([python, "-c", snippet], tmp_path)
+    lines = succeed([python, "-c", COMPILED], tmp_path).splitlines()
+    assert [line.split()[1:] for line in lines] == 6 * [["True", "True", "function"]]
+    succeed(env.dakd("init", "mine", "--root", "own", "--classes", "sea,oil"), tmp_path)
+    succeed(env.dakd("prepare", "--config", "mine.yaml"), tmp_path)
+    succeed(env.dakd("predict", "--student", "student.safetensors", "image.png", "--out", "out"), tmp_path)
+    succeed(env.dakd("sample", "--teacher", "weights_ema.safetensors", "--num", "2", "--steps", "2", "--out", "few"),
+            tmp_path)  # fmt: skip
+    assert (tmp_path / "out" / "image_overlay.png").exists() and (tmp_path / "few" / "contact_sheet.png").exists()
 
 
 def test_an_installed_wheel_makes_a_table_by_name(installed):

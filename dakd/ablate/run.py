@@ -99,7 +99,7 @@ def _stopping_when_told() -> Iterator[None]:
     before: dict[int, Any] = {}
 
     def stop(number: int, _: object) -> None:
-        raise Preempted(f"stopped by {signal.Signals(number).name}; the same command goes on from what is there")
+        raise Preempted(f"stopped by {signal.Signals(number).name}; the same command resumes the work")
 
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}

@@ -14,7 +14,7 @@ import dakd
 from dakd.cli.command import Command, HelpfulParser
 from dakd.cli.others import OTHER_COMMANDS
 from dakd.cli.steps import STEP_COMMANDS
-from dakd.runtime.lifetime import PREEMPTED, Preempted, die_with_parent
+from dakd.runtime.lifetime import PREEMPTED, Preempted, die_with_parent, is_rank_0
 from dakd.runtime.slurm import adopt_place
 
 INTERRUPTED = 130  # what shells report of a command that Ctrl-C ended
@@ -97,10 +97,10 @@ def _run(command: Command, argv: list[str], local_rank: int | None) -> int:
         sys.stdout.flush()  # here, where a reader that has left is no error
         return status
     except KeyboardInterrupt:
-        again = "; the same command goes on from what is there" if command.resumes else ""
+        again = "; the same command resumes the work" if command.resumes else ""
         return _fail(command, f"stopped{again}", INTERRUPTED)
     except Preempted as stopped:
-        return _fail(command, str(stopped), PREEMPTED) if _is_rank_0() else PREEMPTED
+        return _fail(command, str(stopped), PREEMPTED) if is_rank_0() else PREEMPTED
     except BrokenPipeError:  # `dakd config show demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
@@ -119,11 +119,7 @@ def _fail(command: Command, message: str, status: int) -> int:
 def _set_up_logging() -> None:
     """Rank 0 reports which backends were taken; the other ranks took the same."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("dakd").setLevel(logging.INFO if _is_rank_0() else logging.WARNING)
-
-
-def _is_rank_0() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
+    logging.getLogger("dakd").setLevel(logging.INFO if is_rank_0() else logging.WARNING)
 
 
 def _take_place() -> None:

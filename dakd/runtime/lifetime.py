@@ -55,7 +55,7 @@ class Listener:
         limit = self._job_left_s - min(60 * margin_minutes, self._job_left_s / 2)
         if elapsed >= min(limit, float("inf") if max_hours is None else 3600 * max_hours):
             self.noted.add("time limit")
-        if _is_rank_0() and self.request.exists():
+        if is_rank_0() and self.request.exists():
             self.noted.add("request")
         return [float(reason in self.noted) for reason in REASONS]
 
@@ -91,7 +91,7 @@ def listening(run_path: Path) -> Iterator[Listener]:
 
 
 def _drop_request(request: Path) -> None:
-    if _is_rank_0():
+    if is_rank_0():
         request.unlink(missing_ok=True)
 
 
@@ -141,5 +141,5 @@ def die_with_parent() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _is_rank_0() -> bool:
+def is_rank_0() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
