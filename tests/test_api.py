@@ -99,8 +99,9 @@ def test_every_student_is_created_by_name(name):
         with pytest.raises(ValueError, match="has no SAM"):
             dakd.create_student(name)
         return
-    if name not in ("saross", "cbdnet") and find_spec("segmentation_models_pytorch") is None:
-        with pytest.raises(RuntimeError, match=r"needs the package segmentation_models_pytorch.*\[rivals\]"):
+    needed = () if name in ("saross", "cbdnet") else ("torchvision", "segmentation_models_pytorch")
+    if missing := [package for package in needed if find_spec(package) is None]:
+        with pytest.raises(RuntimeError, match=rf"needs the package {missing[0]}, .*\[rivals\]"):
             dakd.create_student(name)
         return
     with torch.device("meta"):
