@@ -10,24 +10,25 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = sorted(path.name for path in (ROOT / "dakd" / "kernels").iterdir() if (path / "api.py").exists())
 
-# Highest first; a module may import its own row's package and rows below, with the exceptions that follow.
+# Highest first; a module may import its own area and the areas of lower rows, never one of its own row or above.
 ROWS = [
-    {"__main__", "cli", "doctor"},
-    {"ablate"},
+    {"__main__"},
+    {"cli"},
+    {"ablate", "doctor"},
     {"api"},
     {"pipeline"},
     {"train", "generate", "evaluate", "predict"},
-    {"card", "hub", "starter"},
+    {"hub"},
+    {"card", "starter"},
     {"metrics", "weights"},
-    {"models", "diffusion", "data"},
+    {"models", "diffusion", "testing"},
+    {"data"},
     {"kernels"},
-    {"config", "runtime", "testing"},
+    {"runtime"},
+    {"config"},
     {"shipped"},
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
-# diffusion and data serve one another: prepare computes b, the losses know the ignored label.
-NEIGHBOURS = {("data", "diffusion"), ("diffusion", "data"), ("runtime", "config"), ("testing", "runtime"),
-              ("testing", "kernels"), ("cli", "doctor"), ("__main__", "cli"), ("hub", "card")}
 TOP_LEVEL = {
     "setup.py", "csrc", "dakd", "launch", "configs", "benchmarks", "tests", "README.md", "pyproject.toml",
     "MANIFEST.in", "LICENSE", "Makefile", ".gitignore", ".ci", ".git",
@@ -38,16 +39,29 @@ def module_files() -> list[Path]:
     return sorted((ROOT / "dakd").rglob("*.py"))
 
 
-def imported_areas(path: Path) -> set[str]:
-    """The first parts below `dakd` of everything that a file imports, wherever in the file."""
-    names = []
+def name_of(path: Path) -> str:
+    """dakd/data/order.py to dakd.data.order, a folder's __init__.py to the folder."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in module_files()}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of dakd that a file imports, anywhere in it: in functions and for type checkers too."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            names += [f"{node.module}.{alias.name}" if node.module == "dakd" else node.module for alias in node.names]
-    return {name.split(".")[1] for name in names if name.startswith("dakd.")}
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else str(node.module) for name in full}
+    return {name for name in names if name.split(".")[0] == "dakd"}
+
+
+def imported_areas(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imported_modules(path) if "." in name}
 
 
 def area_of(path: Path) -> str:
@@ -55,8 +69,25 @@ def area_of(path: Path) -> str:
 
 
 def breaches(area: str, imported: set[str]) -> set[str]:
-    allowed = {name for name in imported if ROW_OF[name] > ROW_OF[area] or name == area or (area, name) in NEIGHBOURS}
-    return imported - allowed
+    return {name for name in imported if name != area and ROW_OF[name] <= ROW_OF[area]}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A chain of names, each importing the next, that ends where it starts; empty where there is none."""
+    finished: set[str] = set()
+
+    def visit(name: str, chain: list[str]) -> list[str]:
+        if name in chain:
+            return [*chain[chain.index(name) :], name]
+        if name in finished:
+            return []
+        for imported in sorted(graph[name] & graph.keys() - {name}):
+            if found := visit(imported, [*chain, name]):
+                return found
+        finished.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
 
 
 def test_there_are_six_rooms():
@@ -85,6 +116,20 @@ def test_module_imports_only_what_lies_below_it(path):
 def test_a_breach_would_be_seen():
     assert breaches("kernels", {"models", "runtime"}) == {"models"}
     assert breaches("train", {"generate", "weights"}) == {"generate"}
+
+
+def test_the_import_graph_has_no_arrow_up():
+    """`pytest -s tests/test_layout.py -k arrow` prints it: every area, and the areas below that it imports."""
+    below: dict[str, set[str]] = {name: set() for name in ROW_OF}
+    for path in module_files():
+        if area_of(path) != "__init__":
+            below[area_of(path)] |= imported_areas(path) - {area_of(path)}
+    print()
+    for row in ROWS:
+        for area in sorted(row):
+            print(f"{area:>10} -> {' '.join(sorted(below[area], key=ROW_OF.__getitem__)) or '(nothing)'}")
+    arrows_up = [(area, name) for area in below for name in below[area] if ROW_OF[name] <= ROW_OF[area]]
+    assert arrows_up == []
 
 
 def test_the_front_door_is_imported_by_the_package_alone():

@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dakd.ablate.plan import Cell, Job, Plan
 from dakd.ablate.run import Store
+from dakd.data.balance import resolve_balance
 from dakd.data.pictures import colourise
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
-from dakd.diffusion.balance import resolve_balance
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.evaluate.choice import find_students, open_student
 from dakd.evaluate.segmentation import labels_of, predict_classes, stack_images

@@ -30,7 +30,7 @@ def _prepare(config: Config, _: argparse.Namespace) -> None:
 
 
 def _balance(config: Config, _: argparse.Namespace) -> None:
-    from dakd.diffusion.balance import balance
+    from dakd.data.balance import balance
 
     balance(config)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dakd.data.balance import balancing_factor, image_power
 from dakd.data.foreign import is_label, is_soft_label
 from dakd.data.records import (
     check_digest,
@@ -30,7 +31,6 @@ from dakd.data.records import (
 from dakd.data.sample import IGNORE_INDEX, ClassTable
 from dakd.data.soft_labels import common_range
 from dakd.data.tars import list_members
-from dakd.diffusion.balance import balancing_factor, image_power
 from dakd.runtime.files import file_hash, write_json
 
 FORMAT = 2

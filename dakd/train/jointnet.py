@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from dakd.config import Config
+from dakd.data.balance import resolve_balance
 from dakd.data.loader import TeacherDataset
 from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.shards import ShardSet
 from dakd.data.streams import StreamDataset
 from dakd.data.transforms import to_teacher
-from dakd.diffusion.balance import resolve_balance
 from dakd.diffusion.labels import READINGS
 from dakd.diffusion.loss import image_loss, label_l2_loss, label_loss
 from dakd.diffusion.precondition import clean_image_at

@@ -15,7 +15,6 @@ from dakd.data.prepare import describe, prepare, resize_sample
 from dakd.data.readers import BadDataset
 from dakd.data.sample import Sample
 from dakd.data.shards import ShardSet, verify
-from dakd.diffusion.balance import image_power_fft
 from dakd.runtime.lock import locked
 
 SIMULATED = {"simulation": {"num_train": 12, "num_test": 5, "size": (24, 32)}, "shard_size": 5}
@@ -58,7 +57,7 @@ def test_run_folder_gets_shards_indexes_a_sheet_and_a_report(tmp_path):
 def test_index_tells_shares_and_b_as_a_direct_computation_finds_them(tmp_path):
     train = ShardSet(prepare(config(**SIMULATED), tmp_path).splits["train"])
     samples = [train.read(i) for i in range(len(train))]
-    b = np.sqrt(np.mean([image_power_fft(sample.sar) for sample in samples]))
+    b = np.sqrt(np.mean([np.mean((sample.sar / 127.5 - 1) ** 2) for sample in samples]))
     assert train.index["balancing_factor"] == pytest.approx(b, rel=1e-6)
     counts = np.bincount(np.concatenate([sample.label.ravel() for sample in samples]), minlength=5)
     assert train.index["class_pixel_shares"] == pytest.approx((counts / counts.sum()).tolist())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,31 +18,12 @@ from dakd.runtime.files import write_json
 from dakd.runtime.runlog import say
 
 
-def normalise(image: np.ndarray) -> np.ndarray:
-    """uint8 grey values to float64 in [-1, 1]: g / 127.5 - 1."""
-    return np.asarray(image, np.float64) / 127.5 - 1.0
-
-
 def image_power(image: np.ndarray) -> float:
-    """Mean square of an (H, W) uint8 image in [-1, 1]: the spatial route."""
-    return float(np.mean(normalise(image) ** 2))
+    """Mean square of an (H, W) uint8 image scaled to [-1, 1] by g / 127.5 - 1, in float64.
 
-
-def image_power_fft(image: np.ndarray) -> float:
-    """The same number by the discrete Fourier transform (the paper, Eq. 11-13) and Parseval's theorem.
-
-    sum |F|^2 / (M N) is the energy of Eq. 13; divided by the number of pixels once more it is the mean power.
+    By Parseval's theorem it equals the energy of the image's Fourier transform (the paper, Eq. 11-13) over its pixels.
     """
-    spectrum = np.fft.fft2(normalise(image))
-    return float(np.sum(np.abs(spectrum) ** 2) / spectrum.size**2)
-
-
-def mean_power(images: Iterable[np.ndarray]) -> float:
-    """Mean over (H, W) uint8 images of their power; each image counts once, whatever its size."""
-    powers = [image_power(image) for image in images]
-    if not powers:
-        raise ValueError("mean power of no images; wanted at least one")
-    return math.fsum(powers) / len(powers)
+    return float(np.mean((np.asarray(image, np.float64) / 127.5 - 1.0) ** 2))
 
 
 def balancing_factor(mean_power_x: float, mean_power_y: float = 1.0) -> float:
@@ -72,7 +52,7 @@ def computed_balance(run_dir: str | Path) -> float:
 
 
 def balance(config: Config) -> float:
-    """The balance step: tells the configured and computed b, writes balance/balance.json, returns the one in use."""
+    """The balance step: prints the configured and the computed b, writes balance.json and returns the one in use."""
     computed = computed_balance(config.run_path)
     b = resolve_balance(config.balance.b, config.run_path)
     if is_main():
