@@ -21,10 +21,10 @@ from dakd.config import ScheduleConfig, StudentConfig, UNetConfig
 from dakd.data.sample import ClassTable
 from dakd.diffusion.bits import num_bits
 from dakd.diffusion.labels import READINGS
-from dakd.models.ddpm import DDPM
 from dakd.models.encoders import TimmEncoder
 from dakd.models.jointnet import SARJointNet
 from dakd.models.mamba_vision import MambaVision
+from dakd.models.rivals.ddpm import DDPM
 from dakd.models.zoo import build_student
 from dakd.runtime.files import replacing
 

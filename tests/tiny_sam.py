@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dakd.models.sam_oil.masks import import_transformers
+from dakd.models.rivals.sam_oil.masks import import_transformers
 
 SAM_SIZES = {
     "vision_config": {

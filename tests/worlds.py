@@ -95,7 +95,7 @@ def with_ddpm(run_dir: Path, **settings: object) -> Config:
     import torch
 
     from dakd.data.sample import OSD_CLASSES
-    from dakd.models.ddpm import DDPM
+    from dakd.models.rivals.ddpm import DDPM
     from dakd.weights import save_weights
 
     tree = toy_config(run_dir, generator="ddpm").model_dump(mode="json")

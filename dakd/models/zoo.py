@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from dakd.models.cbdnet import CBDNet
-from dakd.models.deeplabv2 import DeepLabV2
 from dakd.models.encoders import build_encoder
 from dakd.models.mamba_vision import MambaVision
 from dakd.models.resnet import BasicResNet
-from dakd.models.sam_oil.net import SamOil
+from dakd.models.rivals.cbdnet import CBDNet
+from dakd.models.rivals.deeplabv2 import DeepLabV2
+from dakd.models.rivals.sam_oil.net import SamOil
+from dakd.models.rivals.smp_nets import SmpStudent
 from dakd.models.saross import SAROSSNet
-from dakd.models.smp_nets import SmpStudent
 
 if TYPE_CHECKING:
     from dakd.config import StudentConfig

@@ -21,7 +21,7 @@ from dakd.diffusion.loss import bit_loss, image_loss
 from dakd.diffusion.precondition import clean_image_at
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
-from dakd.models.ddpm import DDPM
+from dakd.models.rivals.ddpm import DDPM
 from dakd.runtime.distributed import is_main
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.grids import draw_pairs

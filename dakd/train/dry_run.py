@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dakd.config import Config, EngineConfig, OptimizerConfig, TrainJointNetConfig, dump_config
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.diffusion.bits import num_bits
-from dakd.models.ddpm import DDPM
 from dakd.models.jointnet import SARJointNet
+from dakd.models.rivals.ddpm import DDPM
 from dakd.models.unet import UNet
 from dakd.models.zoo import STUDENTS, build_student
 from dakd.runtime.distributed import world_size

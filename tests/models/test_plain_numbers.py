@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dakd.config import SamOilConfig, StudentConfig, UNetConfig
-from dakd.models.ddpm import DDPM
 from dakd.models.jointnet import SARJointNet
-from dakd.models.sam_oil.net import SamOil
+from dakd.models.rivals.ddpm import DDPM
+from dakd.models.rivals.sam_oil.net import SamOil
 from dakd.models.saross import SAROSSNet
 from dakd.models.unet import UNet, UNetSizes
 

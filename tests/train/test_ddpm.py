@@ -14,7 +14,7 @@ from dakd.data.sample import IGNORE_INDEX
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.bits import to_bits
 from dakd.diffusion.schedule import CosineSchedule
-from dakd.models.ddpm import DDPM
+from dakd.models.rivals.ddpm import DDPM
 from dakd.runtime.runlog import read_records
 from dakd.train.ddpm import DDPMTraining, ddpm_folder, ddpm_weights_file
 from dakd.train.jointnet import train_jointnet

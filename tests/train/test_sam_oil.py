@@ -95,7 +95,7 @@ def test_resume_is_bitwise_equal_though_the_detector_draws_proposals(trained, ti
 
 @pytest.mark.slow
 def test_sam_oil_is_evaluated_without_sams_folder(trained, tiny_student, monkeypatch):
-    monkeypatch.setattr("dakd.models.sam_oil.net.read_sam_config", None)
+    monkeypatch.setattr("dakd.models.rivals.sam_oil.net.read_sam_config", None)
     scores = evaluate(trained).scores["real+synthetic"]
     assert sum(map(sum, scores.to_dict()["counts"])) == 4 * 64 * 64
 

@@ -9,7 +9,7 @@ from dakd.config import UNetConfig
 from dakd.diffusion.labels import bit_reading
 from dakd.diffusion.sampler import PairSampler, start_noise
 from dakd.diffusion.schedule import CosineSchedule
-from dakd.models.ddpm import DDPM
+from dakd.models.rivals.ddpm import DDPM
 
 CFG = UNetConfig(channels=(8, 16), blocks_per_level=1, attention_levels=(1,), norm_groups=4)
 

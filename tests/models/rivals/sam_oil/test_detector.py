@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dakd.models.sam_oil.detector import build_detector, import_detection, plain_nms, plain_roi_align
+from dakd.models.rivals.sam_oil.detector import build_detector, import_detection, plain_nms, plain_roi_align
 
 TINY = {"box_batch_size_per_image": 8, "rpn_pre_nms_top_n_train": 20, "rpn_post_nms_top_n_train": 10}
 NAME = "fasterrcnn_mobilenet_v3_large_320_fpn"

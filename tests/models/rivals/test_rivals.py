@@ -1,4 +1,4 @@
-"""The students that are not SAROSS-Net: their sizes, their inputs, and what they refuse."""
+"""The rivals of SAROSS-Net: their sizes, their inputs, and what they refuse."""
 
 from __future__ import annotations
 

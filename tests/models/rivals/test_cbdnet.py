@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from dakd.config import StudentConfig
 from dakd.data.transforms import to_student
-from dakd.models.cbdnet import SCSE, CBDNet, DilatedCentre
 from dakd.models.resnet import ResNet18
+from dakd.models.rivals.cbdnet import SCSE, CBDNet, DilatedCentre
 from dakd.models.zoo import build_student
 
 

@@ -64,7 +64,7 @@ def _users_class(name: str) -> type[nn.Module]:
     if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "training_loss")):
         raise ValueError(
             f"detector {name!r} is {found!r:.100}; wanted a subclass of torch.nn.Module with a method training_loss "
-            "(dakd.models.sam_oil.detector.Detector says what it takes and gives)"
+            "(dakd.models.rivals.sam_oil.detector.Detector says what it takes and gives)"
         )
     return found
 

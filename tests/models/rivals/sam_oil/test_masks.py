@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dakd.models.sam_oil.masks import Adapter, SamMasks, read_sam_config
+from dakd.models.rivals.sam_oil.masks import Adapter, SamMasks, read_sam_config
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dakd.models.sam_oil.detector import build_detector
-from dakd.models.sam_oil.fusion import fuse_masks
-from dakd.models.sam_oil.masks import SamMasks, read_sam_config
-from dakd.models.sam_oil.objects import objects_of
+from dakd.models.rivals.sam_oil.detector import build_detector
+from dakd.models.rivals.sam_oil.fusion import fuse_masks
+from dakd.models.rivals.sam_oil.masks import SamMasks, read_sam_config
+from dakd.models.rivals.sam_oil.objects import objects_of
 
 if TYPE_CHECKING:
     from dakd.config import StudentConfig

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dakd.models.caft import resize_to
-from dakd.models.smp_nets import build_smp_encoder, encoder_maps
+from dakd.models.rivals.smp_nets import build_smp_encoder, encoder_maps
 from dakd.models.student import Student
 
 

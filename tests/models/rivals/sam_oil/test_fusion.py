@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dakd.models.sam_oil.fusion import fuse_masks
+from dakd.models.rivals.sam_oil.fusion import fuse_masks
 
 
 def claims(*boxes: tuple[int, int], width: int = 6, logit: float = 3.0) -> torch.Tensor:

@@ -7,8 +7,8 @@ from torch import nn
 
 from dakd.config import StudentConfig
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
-from dakd.models.sam_oil.masks import SamMasks, read_sam_config
-from dakd.models.sam_oil.net import SamOil, mask_loss
+from dakd.models.rivals.sam_oil.masks import SamMasks, read_sam_config
+from dakd.models.rivals.sam_oil.net import SamOil, mask_loss
 from dakd.models.zoo import build_student
 from dakd.weights import load_pretrained_encoder, load_student, read_metadata, save_student
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from dakd.data.sample import IGNORE_INDEX
-from dakd.models.sam_oil.objects import connected_components, objects_of
+from dakd.models.rivals.sam_oil.objects import connected_components, objects_of
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7])

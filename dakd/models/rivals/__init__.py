@@ -1,0 +1,1 @@
+"""The students and the teacher that SAROSS-Net and SAR-JointNet are compared with."""
