@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from documents import ROOT, python_blocks
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+SNIPPETS = python_blocks((ROOT / "README.md").read_text())
 
 # Run by an interpreter that has not imported dakd yet.
 COMPILED = """

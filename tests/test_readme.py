@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, and its commands are commands."""
+"""The documents' Python runs as it stands, their commands are commands, and their links and paths lead somewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from front_door import README, SNIPPETS
+from documents import ROOT, anchors, command_lines, documents, links, named_paths, python_blocks
+from front_door import SNIPPETS
 from PIL import Image
 from worlds import teacher_file, with_teacher
 
@@ -16,12 +17,15 @@ import dakd
 from dakd.cli import COMMANDS, build_parser
 from dakd.data.sample import OSD_CLASSES
 
-COMMAND_LINES = [line.partition(" # ")[0].strip() for line in README.splitlines() if re.match(r"    dakd [a-z]", line)]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in documents()}
+COMMAND_LINES = sorted({line for text in TEXTS.values() for line in command_lines(text) if line.startswith("dakd ")})
+# An installed wheel is tried with the tests and the README alone.
+in_a_checkout = pytest.mark.skipif(not (ROOT / "Makefile").exists(), reason="needs the whole repository")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """What the README's snippets find: a student, a teacher and an image."""
+    """What the snippets find: a student, a teacher and an image."""
     torch.manual_seed(0)
     tiny = dict(encoder="resnet18", encoder_options={"width": 4}, decoder_channels=(8, 8, 8, 8), caft_heads=(1, 1, 1))
     dakd.Student(dakd.create_student(num_classes=5, **tiny), OSD_CLASSES).save(tmp_path / "student.safetensors")
@@ -53,6 +57,13 @@ def test_a_snippet_runs_as_it_stands(snippet, folder):
         assert found["y"].shape == (2, 32, 100) and found["y"].isfinite().all()
 
 
+@pytest.mark.parametrize("name", [name for name in TEXTS if name != "README.md" and python_blocks(TEXTS[name])])
+def test_the_python_of_a_document_runs_from_its_first_block_to_its_last(name, folder):
+    found = {"__name__": "snippet"}
+    for block in python_blocks(TEXTS[name]):
+        exec(compile(block, name, "exec"), found)
+
+
 @pytest.mark.parametrize("line", COMMAND_LINES)
 def test_a_command_line_names_a_command_and_options_that_there_are(line):
     _, name, *arguments = shlex.split(line)
@@ -61,3 +72,34 @@ def test_a_command_line_names_a_command_and_options_that_there_are(line):
     assert name in COMMANDS, line
     parser = build_parser(name)
     (parser.parse_args if COMMANDS[name].is_group else parser.parse_intermixed_args)(arguments)
+
+
+@in_a_checkout
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_to_a_file_or_a_heading(name):
+    here = (ROOT / name).parent
+    for target in links(TEXTS[name]):
+        path, _, anchor = target.partition("#")
+        found = (here / path).resolve() if path else ROOT / name
+        assert found.exists(), f"{name} links to {target}"
+        if anchor:
+            assert anchor in anchors(found.read_text()), f"{name} links to {target}"
+
+
+@in_a_checkout
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_file_and_target_of_make_that_a_document_names_exists(name):
+    missing = [path for path in named_paths(TEXTS[name]) if not (ROOT / path).exists()]
+    assert missing == []
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = [line.split()[1] for line in command_lines(TEXTS[name]) if re.match(r"make [a-z]", line)]
+    named += re.findall(r"`make ([a-z-]+)", TEXTS[name])
+    assert set(named) <= targets
+
+
+def test_a_broken_link_a_stale_path_and_a_lost_option_would_be_seen():
+    text = "# A b\n[x](gone.md#a-b) [y](https://a.b) `dakd/gone.py` `dakd/OP.py`\n"
+    text += "```sh\ndakd balance \\\n  --cfg a  # c\n```\n"
+    assert links(text) == ["gone.md#a-b"] and anchors(text) == {"a-b"} and named_paths(text) == ["dakd/gone.py"]
+    assert [line.split() for line in command_lines(text)] == [["dakd", "balance", "--cfg", "a"]]
+    assert command_lines("x\n\n    dakd stop a\n\n    dakd ema  # b\n") == ["dakd stop a", "dakd ema"]
