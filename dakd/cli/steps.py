@@ -62,7 +62,7 @@ def _generate(config: Config, args: argparse.Namespace) -> None:
     elif args.preview is not None:
         preview(config, args.preview)
     elif args.audit:
-        from dakd.generate.audit import audit
+        from dakd.evaluate.memorisation import audit
 
         audit(config)
     else:

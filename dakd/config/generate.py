@@ -111,19 +111,7 @@ class AuditConfig(Section):
     """Weights file of a student whose encoder makes the features. null takes greys and gradients."""
 
     max_samples: Positive = 5000
-    """Largest number of generated pairs that are looked up, evenly spaced."""
-
-    num_yardsticks: Positive = 1000
-    """Number of held-out windows, and of training windows, that are looked up for comparison."""
-
-    cells: Annotated[int, Field(ge=4)] = 16
-    """Blocks on a side of the grid whose means are correlated."""
-
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 1.0
-    """Percentile of the distances from held-out images to training images; a smaller distance counts as small."""
-
-    num_pictures: Positive = 12
-    """Number of the most suspicious pairs that are drawn."""
+    """Largest number of generated pairs that are compared with the training images, evenly spaced."""
 
 
 class GenerateConfig(Section):

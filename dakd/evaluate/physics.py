@@ -25,13 +25,18 @@ from dakd.evaluate.windows import choose_windows, read_windows
 from dakd.metrics.confusion import sum_over_ranks
 from dakd.metrics.distances import histogram_wasserstein, spectral_distance_db, total_variation, wasserstein
 from dakd.metrics.intervals import CONFIDENCE, draw_weights, recentred_interval
-from dakd.metrics.speckle import LAGS, equivalent_looks, speckle_autocorrelation
+from dakd.metrics.speckle import (
+    LAGS,
+    LOOKS_MIN_WINDOWS,
+    LOOKS_WINDOW,
+    equivalent_looks,
+    speckle_autocorrelation,
+)
 from dakd.metrics.texture import edge_agreement, radial_frequencies, radial_spectrum
 from dakd.runtime.seeding import Stream, numpy_rng
 
 NUM_RESAMPLES = 200
 NUM_HALVINGS = 100
-LOOKS_WINDOW, LOOKS_MIN_WINDOWS = 8, 4  # as the gate measures them
 LAG_WINDOW, LAG_MIN_WINDOWS = 16, 2  # pixels: four times the largest lag
 EDGE_MIN_PIXELS = 16
 FINE = 0.25  # cycles a pixel: higher frequencies are grain rather than shape

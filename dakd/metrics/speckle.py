@@ -6,6 +6,9 @@ import numpy as np
 
 # The variance of rounding to whole grey values: an image cannot be known to be smoother.
 _ROUNDING_VARIANCE = 1 / 12
+# Of an ENL: the side of a window in pixels, and the fewest windows that give one. The gate, the audit and the physics
+# of the report measure alike.
+LOOKS_WINDOW, LOOKS_MIN_WINDOWS = 8, 4
 MAX_LAG = 4  # pixels
 # (rows, columns) of each element of an autocorrelation: along the rows first, then down the columns.
 LAGS = (*((0, lag) for lag in range(1, MAX_LAG + 1)), *((lag, 0) for lag in range(1, MAX_LAG + 1)))

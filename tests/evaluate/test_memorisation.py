@@ -1,4 +1,4 @@
-"""The audit: what was copied from the training images is found, and what is new is not."""
+"""The memorisation audit finds copies of training images, and passes new images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image
 from worlds import toy_config, with_teacher
 
 from dakd.cli import run_step
-from dakd.config import AuditConfig, GateConfig, SimulationConfig, dump_config
+from dakd.config import AuditConfig, SimulationConfig, dump_config
 from dakd.data.prepare import prepare
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.data.simulate import simulate
-from dakd.generate.audit import audit_sets, find_neighbours
-from dakd.generate.generate import generate
-from dakd.generate.neighbours import (
+from dakd.evaluate import memorisation, memorisation_report
+from dakd.evaluate.memorisation import audit_sets, find_neighbours
+from dakd.evaluate.neighbours import (
     FLIPS,
     MEASURES,
     Window,
@@ -32,10 +32,17 @@ from dakd.generate.neighbours import (
     sliding_windows,
     windows_of,
 )
+from dakd.generate.generate import generate
 from dakd.models.zoo import build_student
+from dakd.runtime import distributed
 from dakd.weights import save_student
 
 SIZE = (32, 32)
+
+
+@pytest.fixture(autouse=True)
+def blocks_of_four_pixels(monkeypatch):
+    monkeypatch.setattr(memorisation, "CELLS", 8)
 
 
 def scenes(first: int, count: int, size=(64, 96)) -> list[Sample]:
@@ -69,9 +76,9 @@ def sets(tmp_path_factory):
             write(folder / "test", held_out))  # fmt: skip
 
 
-def test_a_planted_copy_of_a_training_image_is_found_named_and_drawn_first(sets, tmp_path):
-    cfg = AuditConfig(cells=8, num_pictures=3)
-    text = audit_sets(*sets, cfg, GateConfig(enl_window=4), tmp_path)
+def test_a_planted_copy_of_a_training_image_is_found_named_and_drawn_first(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(memorisation_report, "NUM_PICTURES", 3)
+    text = audit_sets(*sets, AuditConfig(), "sea", tmp_path)
     content = json.loads((tmp_path / "audit.json").read_text())
     assert content["suspects"][0] == ["new-07", "grain"] and len(content["suspects"]) == 3
     pair = content["pairs"][7]
@@ -83,29 +90,28 @@ def test_a_planted_copy_of_a_training_image_is_found_named_and_drawn_first(sets,
     assert pair["grain"]["distance"] == distances[0] < 0.5 * distances[1]
     assert content["yardstick"] == "held out" and next(iter(content["sets"])) == "synthetic"
     assert text == (tmp_path / "audit.txt").read_text().rstrip("\n")
-    assert "new-07" in text and "grey_gradient_pyramid" in text
+    assert "new-07" in text and "grey_gradient_pyramid" in text and "equivalent number of looks" in text
     with Image.open(tmp_path / "nearest.png") as picture:
         assert picture.height > 3 * 160
 
 
 def test_held_out_windows_are_as_far_from_the_training_windows_as_these_from_one_another(sets):
     _, train, held_out = sets
-    found = find_neighbours(train, [(held_out, windows_of(held_out, SIZE)), (train, windows_of(train, SIZE))], SIZE,
-                            AuditConfig(cells=8))  # fmt: skip
+    found = find_neighbours(train, [(held_out, windows_of(held_out, SIZE)), (train, windows_of(train, SIZE))], SIZE)
     for measure in MEASURES:
-        outside, within = (np.median(one.distances[measure]) for one in found)
+        outside, within = (np.median(one[measure].distances) for one in found)
         assert outside == pytest.approx(within, rel=0.25) and within > 0
 
 
 def test_a_training_window_never_meets_its_own_image(sets):
     _, train, _ = sets
     windows = windows_of(train, SIZE)
-    (found,) = find_neighbours(train, [(train, windows)], SIZE, AuditConfig(cells=8))
+    (found,) = find_neighbours(train, [(train, windows)], SIZE)
     for measure in MEASURES:
-        assert all(own.image != other.image for own, other in zip(windows, found.windows[measure]))
-    (other,) = find_neighbours(train, [(ShardSet(train.folder), windows)], SIZE, AuditConfig(cells=8))
-    assert np.abs(other.distances["features"]).max() < 1e-4  # the same images as another set: every window finds itself
-    assert [w.image for w in other.windows["features"]] == [w.image for w in windows]
+        assert all(own.image != other.image for own, other in zip(windows, found[measure].windows))
+    (other,) = find_neighbours(train, [(ShardSet(train.folder), windows)], SIZE)
+    assert np.abs(other["features"].distances).max() < 1e-4  # the same images as another set: every window finds itself
+    assert [w.image for w in other["features"].windows] == [w.image for w in windows]
 
 
 def test_nearest_is_what_comparing_all_with_all_finds():
@@ -169,9 +175,9 @@ def test_a_students_encoder_may_make_the_features(sets, tmp_path):
     cfg = toy_config(tmp_path / "run").train_saross.student
     torch.manual_seed(0)
     save_student(tmp_path / "student.safetensors", build_student(cfg, 5), cfg, OSD_CLASSES, {})
-    audit_cfg = AuditConfig(cells=8, student=str(tmp_path / "student.safetensors"), max_samples=5)
+    audit_cfg = AuditConfig(student=str(tmp_path / "student.safetensors"), max_samples=5)
     train = write(tmp_path / "train", [cut(scene, 0, 0, scene.key) for scene in scenes(0, 4)])
-    audit_sets(sets[0], train, None, audit_cfg, GateConfig(), tmp_path)
+    audit_sets(sets[0], train, None, audit_cfg, "sea", tmp_path)
     content = json.loads((tmp_path / "audit.json").read_text())
     assert content["extractor"] == "student encoder" and len(content["student"]) == 64 and len(content["pairs"]) == 5
     assert all(0 < pair["features"]["distance"] < 1e3 for pair in content["pairs"])
@@ -179,15 +185,16 @@ def test_a_students_encoder_may_make_the_features(sets, tmp_path):
 
 def test_without_held_out_images_the_training_images_are_the_yardstick(sets, tmp_path):
     synthetic, train, _ = sets
-    audit_sets(synthetic, train, None, AuditConfig(cells=8), GateConfig(), tmp_path)
+    audit_sets(synthetic, train, None, AuditConfig(), "sea", tmp_path)
     content = json.loads((tmp_path / "audit.json").read_text())
     assert content["yardstick"].startswith("training") and content["suspects"][0][0] == "new-07"
     alone = write(tmp_path / "alone", [train.read(0)])
     with pytest.raises(ValueError, match="wants at least 2"):
-        audit_sets(synthetic, alone, None, AuditConfig(cells=8), GateConfig(), tmp_path)
+        audit_sets(synthetic, alone, None, AuditConfig(), "sea", tmp_path)
 
 
-def test_the_command_audits_a_run(tmp_path, on_the_cpu, capfd):
+def test_the_command_audits_a_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(distributed, "device", lambda: torch.device("cpu"))
     config = with_teacher(tmp_path / "run")
     (tmp_path / "run.yaml").write_text(dump_config(config))
     command = ["--config", str(tmp_path / "run.yaml"), "--audit"]

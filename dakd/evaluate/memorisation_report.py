@@ -1,4 +1,4 @@
-"""What the audit found, for people and programs: audit.json, audit.txt and nearest.png."""
+"""The files of the memorisation audit: audit.json for programs, audit.txt and nearest.png for people."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from dakd.data.pictures import contact_sheet
 from dakd.data.sample import Sample
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import pad
-from dakd.generate.neighbours import FLIP_NAMES, FLIPS, MEASURES, Neighbours, Window
+from dakd.evaluate.neighbours import FLIP_NAMES, FLIPS, MEASURES, Neighbours, Window
 from dakd.metrics.tables import format_table
 from dakd.runtime.files import replacing, write_json, write_text
 
+NUM_PICTURES = 12  # of the most suspicious pairs
 _SIDE = 160  # pixels; smaller images are magnified to about this side in the picture
-_LEAST_LIMIT = 1e-9
+_MIN_LIMIT = 1e-9
 _QUANTILES = (0, 1, 5, 50)  # percent
 
 
@@ -26,17 +27,17 @@ def write_audit(
     synthetic: ShardSet,
     train: ShardSet,
     kept: list[int],
-    found: dict[str, Neighbours],
+    found: dict[str, dict[str, Neighbours]],
     limits: dict[str, float],
-    num_pictures: int,
 ) -> str:
     """Write the three files; the text.
 
     facts: what was compared, and how.  kept: places of the synthetic images that were looked up.  found: by the name of
-    the set, "synthetic" among them.  limits: by measure, the distance below which an image is suspicious.
+    the set, "synthetic" among them, and by measure.  limits: by measure, the distance below which an image is
+    suspicious.
     """
     ours = found["synthetic"]
-    suspects = _most_suspicious(ours, limits, num_pictures)
+    suspects = _most_suspicious(ours, limits, NUM_PICTURES)
     content = facts | {
         "synthetic_fingerprint": synthetic.index["fingerprint"],
         "training_fingerprint": train.index["fingerprint"],
@@ -52,35 +53,40 @@ def write_audit(
     return text
 
 
-def _summary(found: Neighbours, limits: dict[str, float]) -> dict:
+def _summary(found: dict[str, Neighbours], limits: dict[str, float]) -> dict:
     """By measure: quantiles of the distances, and the share of them below the limit."""
     return {
         one: {
-            "num": len(values),
-            "quantiles": {f"{q}": float(np.percentile(values, q)) for q in _QUANTILES},
-            "share_below_limit": float(np.mean(values < limits[one])),
+            "num": len(near.distances),
+            "quantiles": {f"{q}": float(np.percentile(near.distances, q)) for q in _QUANTILES},
+            "share_below_limit": float(np.mean(near.distances < limits[one])),
         }
-        for one, values in found.distances.items()
+        for one, near in found.items()
     }
 
 
-def _most_suspicious(found: Neighbours, limits: dict[str, float], count: int) -> list[tuple[int, str]]:
-    """(place, by which measure) of the samples that lie nearest, in units of the measures' limits."""
-    nearness = np.stack([found.distances[one] / max(limits[one], _LEAST_LIMIT) for one in MEASURES])
+def _most_suspicious(found: dict[str, Neighbours], limits: dict[str, float], count: int) -> list[tuple[int, str]]:
+    """(place, measure) of the samples that lie nearest, in units of the measures' limits."""
+    nearness = np.stack([found[one].distances / max(limits[one], _MIN_LIMIT) for one in MEASURES])
     order = np.argsort(nearness.min(axis=0), kind="stable")[:count]
     return [(int(at), MEASURES[int(nearness[:, at].argmin())]) for at in order]
 
 
 def _pair(
-    synthetic: ShardSet, train: ShardSet, kept: list[int], found: Neighbours, at: int, limits: dict[str, float]
+    synthetic: ShardSet,
+    train: ShardSet,
+    kept: list[int],
+    found: dict[str, Neighbours],
+    at: int,
+    limits: dict[str, float],
 ) -> dict:
     pair: dict = {"key": synthetic.key(kept[at])}
     for one in MEASURES:
-        window, distance = found.windows[one][at], float(found.distances[one][at])
+        window, distance = found[one].windows[at], float(found[one].distances[at])
         pair[one] = {
             "training": train.key(window.image),
             "top_left": [window.top, window.left],
-            "mirrored": FLIP_NAMES[int(found.flips[one][at])],
+            "mirrored": FLIP_NAMES[int(found[one].flips[at])],
             "distance": round(distance, 6),
             "below_limit": distance < limits[one],
         }
@@ -118,7 +124,7 @@ def _format(content: dict) -> str:
 def _suspect_row(pair: dict, one: str, limits: dict[str, float]) -> list[str | float]:
     found = pair[one]
     place = ", ".join(map(str, found["top_left"]))
-    ratio = found["distance"] / max(limits[one], _LEAST_LIMIT)
+    ratio = found["distance"] / max(limits[one], _MIN_LIMIT)
     return [pair["key"], one, f"{found['distance']:.4g}", ratio, found["training"], place, found["mirrored"]]
 
 
@@ -127,13 +133,18 @@ def _times(size: list[int]) -> str:
 
 
 def _draw(
-    synthetic: ShardSet, train: ShardSet, kept: list[int], found: Neighbours, suspects: list[tuple[int, str]],
-    size: list[int], path: Path,
-) -> None:  # fmt: skip
-    """Each suspect with its label, and beside it its training window, mirrored likewise, with its label."""
+    synthetic: ShardSet,
+    train: ShardSet,
+    kept: list[int],
+    found: dict[str, Neighbours],
+    suspects: list[tuple[int, str]],
+    size: list[int],
+    path: Path,
+) -> None:
+    """Each suspect with its label; to its right its training window, mirrored as the match was, with its label."""
     pairs = []
     for at, one in suspects:
-        window, flip = found.windows[one][at], FLIPS[int(found.flips[one][at])]
+        window, flip = found[one].windows[at], FLIPS[int(found[one].flips[at])]
         pairs += [synthetic.read(kept[at]), _cut(train.read(window.image), window, size, flip)]
     scale = max(1, _SIDE // size[0])
     with replacing(path) as aside:
@@ -147,6 +158,6 @@ def _cut(sample: Sample, window: Window, size: list[int], flip: tuple[int, ...])
         if array is None:
             return None
         part = array[window.top : window.top + size[0], window.left : window.left + size[1]]
-        return np.flip(part, [axis - 1 for axis in flip])  # flips are told for (B, H, W)
+        return np.flip(part, [axis - 1 for axis in flip])  # FLIPS count the axes of (B, H, W)
 
     return replace(sample, sar=cut(sample.sar), label=cut(sample.label), soft_label=None)

@@ -1,9 +1,12 @@
-"""What is near to an image: windows of images, what describes them, and the nearest of very many, in chunks.
+"""Nearest neighbours of images: windows, their descriptions, and the search among very many of them, in chunks.
 
-Windows are compared in three ways. Features, by their Euclidean distance: that finds what looks alike without lying
-pixel on pixel. Means of large blocks, by their correlation, with every window of every image at each block: that finds
-one layout, also of another brightness and contrast. And where these agree best, means of a few pixels, by their
-correlation over all shifts of up to a block: grain repeats itself in a copy alone.
+Windows are compared in three ways.
+
+- Features, by their Euclidean distance: finds images that look alike without lying pixel on pixel.
+- Means of large blocks, by their correlation with those of every window of every image, in steps of a block: finds the
+  same layout, also at another brightness and contrast.
+- Where the blocks agree best, means of a few pixels, by their correlation over all shifts of up to a block: only a copy
+  repeats the grain.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from dakd.weights import load_student
 
 # Euclidean distance of features; 1 - correlation of means of large blocks, and of means of a few pixels.
 MEASURES = ("features", "blocks", "grain")
-# What a sample may be mirrored by; as dimensions of (B, H, W).
+# The ways in which a sample may be mirrored, as dimensions of (B, H, W).
 FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))
 FLIP_NAMES = ("none", "up-down", "left-right", "both")
 
@@ -42,7 +45,7 @@ Extractor = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Window:
-    """A part of an image, of a size that is said elsewhere. image: place in its set.  top, left: pixels."""
+    """A part of an image; all windows of a search have one size.  image: index in its set.  top, left: pixels."""
 
     image: int
     top: int
@@ -68,21 +71,24 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest training windows of a number of windows, by each of MEASURES.
+    """The nearest training windows of N windows by one of MEASURES.
 
-    distances: (N,) float64.  windows, flips: of the training image, and how the query was mirrored to be near to it.
+    distances: (N,) float64.  windows: of the training images.  flips: (N,) indices of FLIPS, mirrorings of the queries.
     """
 
-    distances: dict[str, np.ndarray]
-    windows: dict[str, list[Window]]
-    flips: dict[str, np.ndarray]
+    distances: np.ndarray
+    windows: list[Window]
+    flips: np.ndarray
+
+    def part(self, some: slice) -> Neighbours:
+        return Neighbours(self.distances[some], self.windows[some], self.flips[some])
 
 
 def grey_gradient_pyramid(images: Tensor) -> Tensor:
     """Statistics of greys and gradients on grids of 1, 2 and 4 cells a side: (B, H, W) uint8 to (B, 126) float32.
 
     Of each cell: the mean grey, the mean distance from the image's mean grey, and the mean length of the gradients in
-    each of four orientations. It was chosen for its cheapness and has not been trained on anything.
+    each of four orientations. It is cheap and needs no training.
     """
     greys = images.to(torch.float32) / 255
     padded = F.pad(greys[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
@@ -110,7 +116,7 @@ def student_encoder(path: str | Path, device: torch.device) -> Extractor:
 
 
 def windows_of(shards: ShardSet, size: tuple[int, int]) -> list[Window]:
-    """Windows of (h, w) pixels in steps of half their sides, and at the far edges; one of an image that is smaller."""
+    """Windows of (h, w) pixels in steps of half their sides, and at the far edges; a smaller image has one window."""
     return [
         Window(image, top, left)
         for image in range(len(shards))
@@ -143,7 +149,7 @@ def describe(images: Iterable[np.ndarray], extract: Extractor, cells: int) -> De
 
 
 def read_windows(shards: ShardSet, windows: Sequence[Window], size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The grey values (h, w) of windows that are sorted by image; an image that is smaller is grown by reflection."""
+    """The grey values (h, w) of windows that are sorted by image; an image that is smaller is padded by reflection."""
     for image, group in itertools.groupby(windows, key=lambda window: window.image):
         sar = pad(shards.read(image), size).sar
         for window in group:
@@ -160,7 +166,7 @@ def block_means(images: Tensor, cells: int, size: tuple[int, int] | None = None)
 
 
 def cell_size(size: tuple[int, int], cells: int) -> tuple[int, int]:
-    """Pixels of a cell, (height, width); what a window has beyond whole cells is left out."""
+    """Pixels of a cell, (height, width); the rest of a window, beyond whole cells, is left out."""
     return tuple(side // min(cells, side) for side in size)
 
 
