@@ -34,7 +34,7 @@ help:
 	@echo "make test      the quick tests; no GPU needed"
 	@echo "make test-all  the slow ones too"
 	@echo "make fuzz      18,000 damaged and doctored files, and what becomes of each; some 3 minutes"
-	@echo "make torture   650 faults: kills, harmed files, full disks, hangs, races, wild clocks; at most 25 minutes"
+	@echo "make torture   650 faults: kills, damaged files, full disks, hangs, races, clocks that jump; at most 25 minutes"
 	@echo "make lint      ruff"
 	@echo "make bench-cpu the bars of the CPU: every op against eager torch and torch.compile, one thread"
 	@echo "make bench-data the bars of the data path: the soft labels' codec, the loader beside webdataset"
@@ -75,7 +75,7 @@ fuzz: venv
 
 # ARGS="--only train --scale 0.1 --seed 3" tries some of it; the table in results/ is of a whole run.
 torture: venv
-	$(BIN)/python benchmarks/torture/run.py $(or $(ARGS),--out benchmarks/results/torture.md)
+	$(BIN)/python tests/torture/run.py $(or $(ARGS),--out benchmarks/results/torture.md)
 
 lint: venv
 	$(BIN)/ruff check .

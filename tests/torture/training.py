@@ -1,14 +1,15 @@
-"""Trainings under DeepSpeed, started by its launcher or by torchrun, and every kind of fault that may meet them.
+"""Trainings under DeepSpeed, started by its launcher or by torchrun: faults of every kind.
 
-A kill takes one rank, or the launcher above the ranks, or all at once; the same command, started again, is the next
-victim. After each the log and the checkpoints must be those of the undisturbed run, up to where it died; at its end all
-of it must be.
+A kill hits one rank, the launcher above the ranks, or all of them; the same command, started again, is the next victim.
+After each kill the log and the checkpoints must equal the undisturbed run's up to that point; after the last one, all
+of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import random
 import shutil
@@ -23,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from machine import ROOT
-from paper_nets import unet_config
+from torture.damage import DAMAGES
 from torture.full_disk import FULL_DISK_WORDS, Disk, on_small_disk
-from torture.tally import Outcome, Tally
-from torture.traces import Trace, compare, is_writing, read_trace
-from torture.victims import HARMS, wait_until
+from torture.pair_sets import TINY_UNET
+from torture.training_trace import Trace, compare, is_writing, read_trace
+from torture.trials import Findings, Trials
+from torture.victim import wait_until
 
 from dakd.config import Config, build_config
 from dakd.data.prepare import prepare
@@ -36,63 +37,64 @@ from dakd.pipeline import step_environment
 from dakd.runtime.distributed import free_port
 from dakd.train.checkpoint import list_checkpoints
 
+ROOT = Path(__file__).resolve().parents[2]
 _STEPS, _EVERY, _BATCH = 120, 5, 4
-_RESUME_AT = 110  # where the faults that are no kills find a training
+_RESUME_AT = 110  # the step at which faults other than kills hit a training
 _LONGEST_LIFE_S = 3.0  # after its first step
 _START_S = 6.0
 _POLL_S = 0.1
 _SHARE_OF_EARLY_KILLS = 0.15  # that may come before the first step
 _COUNTING = threading.Lock()  # two chains share a row
-_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Launch:
-    """How a training is started."""
+class Launcher:
+    """A way to start a training."""
 
-    launcher: str
+    name: str
     ranks: int
     zero_stage: int
 
     def command(self, script: list[str]) -> list[str]:
         port = ["--master_port", str(free_port())]
-        runner = str(Path(sys.executable).parent / self.launcher)
-        if self.launcher == "deepspeed":
+        runner = str(Path(sys.executable).parent / self.name)
+        if self.name == "deepspeed":
             return [runner, "--num_gpus", str(self.ranks), *port, "--log_level", "error", *script]
         return [runner, "--nproc_per_node", str(self.ranks), "--master_addr", "127.0.0.1", *port, *script]
 
 
-LAUNCHES = (Launch("torchrun", 1, 3), Launch("deepspeed", 2, 2))
+LAUNCHERS = (Launcher("torchrun", 1, 3), Launcher("deepspeed", 2, 2))
 
 
-class Run:
-    """A training of stage 1 in a run folder, as a command that may be started again and again."""
+class TrainingRun:
+    """A training of stage 1 in a run folder: a command that may be started again and again."""
 
-    def __init__(self, run: Path, launch: Launch, keep: int = 2) -> None:
-        self.run, self.launch = run, launch
+    def __init__(self, run: Path, launcher: Launcher, keep: int = 2) -> None:
+        self.run, self.launcher = run, launcher
         self.stage = run / "train_jointnet" / "stage1"
         self._config, self._log = run.with_suffix(".yaml"), run.with_suffix(".log")
-        self._config.write_text(yaml.safe_dump(train_config(run, launch.zero_stage, keep).model_dump(mode="json")))
+        self._config.write_text(yaml.safe_dump(train_config(run, launcher.zero_stage, keep).model_dump(mode="json")))
         self.process: subprocess.Popen | None = None
 
     def start(
         self, wrapper: tuple[str, ...] = (), before: Callable[[], None] | None = None, log: Path | None = None
     ) -> None:
-        """wrapper: a script, with its options, that runs the training's script.  before: called by the new process."""
+        """wrapper: a script and its arguments, which runs the training's script.  before: called in the new process."""
         script = [*wrapper, str(ROOT / "launch" / "train_jointnet.py"), "--config", str(self._config), "--stage", "1"]
-        place_free = {name: value for name, value in step_environment().items() if name not in _PLACE}
-        environment = place_free | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {name: value for name, value in step_environment().items() if name not in _RANK_VARIABLES}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with open(log or self._log, "w") as stream:
             self.process = subprocess.Popen(
-                self.launch.command(script), cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT,
+                self.launcher.command(script), cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=before,
             )  # fmt: skip
 
-    def told(self) -> str:
+    def output(self) -> str:
         return self._log.read_text(errors="replace")
 
     def has_stepped(self) -> bool:
-        return "stage1  step " in self.told()
+        return "stage1  step " in self.output()
 
     def has_ended(self) -> bool:
         return self.process.poll() is not None
@@ -101,7 +103,7 @@ class Run:
         return (self.stage / "weights_ema.safetensors").exists()
 
     def finish(self, wrapper: tuple[str, ...] = ()) -> None:
-        """Start it and wait for its end; RuntimeError where that is not a good one."""
+        """Start it and wait; RuntimeError if it fails."""
         self.start(wrapper)
         self.wait()
 
@@ -109,15 +111,15 @@ class Run:
         try:
             status = self.process.wait(timeout=300)
         except subprocess.TimeoutExpired:
-            status = "no end"
+            status = "a timeout"
         if status != 0:
             self.kill_all()
-            raise RuntimeError(f"{self._config}: the training ended with {status}:\n{self.told()[-2000:]}")
+            raise RuntimeError(f"{self._config}: the training ended with {status}:\n{self.output()[-2000:]}")
 
     # -- its processes ------------------------------------------------------------------------------------------------
 
     def pids(self) -> list[int]:
-        """Of all that have the run's configuration on their command line: launchers, ranks, readers."""
+        """All processes with the run's configuration on their command line: launchers, ranks, data readers."""
         wanted = os.fsencode(self._config)
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
@@ -133,7 +135,7 @@ class Run:
         return [pid for pid in ranks if _parent(pid) not in ranks]
 
     def kill(self, chance: random.Random, ranks: list[int]) -> str:
-        """SIGKILL to a rank, to the launcher above the ranks, or to all; which. Empty where nothing was there."""
+        """SIGKILL to a rank, to the launcher above the ranks, or to all; returns which, empty if none was left."""
         launchers = sorted({_parent(pid) for pid in ranks} & set(self.pids()))
         kinds = {"a rank": [chance.choice(ranks)], "the launcher": launchers[:1], "all": self.pids()} if ranks else {}
         kind = chance.choice(list(kinds) or ["all"])
@@ -144,9 +146,9 @@ class Run:
         for pid in self.pids():
             _send(pid, signal.SIGKILL)
 
-    def outlived(self) -> Outcome:
+    def wait_for_orphans(self) -> Findings:
         """Wait until no process of the run is left."""
-        found = Outcome()
+        found = Findings()
         try:
             wait_until(lambda: not self.pids(), "processes outlived the kill", _POLL_S)
         except RuntimeError as error:
@@ -180,7 +182,7 @@ def _send(pid: int, number: int) -> bool:
 def train_config(run: Path, zero_stage: int, keep: int) -> Config:
     """Stage 1 of a tiny net on simulated images, with a checkpoint every few steps."""
     train = {
-        "unet": unet_config(is_tiny=True).model_dump(mode="json"),
+        "unet": TINY_UNET,
         "crop": [16, 16],
         "global_batch": _BATCH,
         "micro_batch": 2,
@@ -196,19 +198,19 @@ def train_config(run: Path, zero_stage: int, keep: int) -> Config:
 
 
 @dataclass(frozen=True)
-class Whole:
+class UndisturbedTraining:
     """An undisturbed training that kept all its checkpoints."""
 
-    run: Run
+    run: TrainingRun
     trace: Trace
 
-    def begin(self, run: Path) -> Run:
-        """The same training, nothing done."""
+    def begin(self, run: Path) -> TrainingRun:
+        """The same training, not yet started."""
         shutil.copytree(self.run.run / "prepare", run / "prepare")
-        return Run(run, self.run.launch)
+        return TrainingRun(run, self.run.launcher)
 
-    def begin_late(self, run: Path) -> Run:
-        """The same training, stopped after one of its last checkpoints, of which there are two, and one step more."""
+    def begin_late(self, run: Path) -> TrainingRun:
+        """The same training near its end: two checkpoints, and a log one step longer than the newer of them."""
         begun = self.begin(run)
         for step in (_RESUME_AT - _EVERY, _RESUME_AT):
             name = f"checkpoints/step-{step:08d}"
@@ -218,95 +220,100 @@ class Whole:
         return begun
 
 
-def kill_trainings(folder: Path, chance: random.Random, kills: int) -> Tally:
-    """Two chains of victims beside one another, one for each way to launch; a single kill is torchrun's."""
-    launches = LAUNCHES[: min(len(LAUNCHES), kills)]
-    row = Tally("training under DeepSpeed", "kill -9")
+def kill_trainings(folder: Path, chance: random.Random, kills: int) -> Trials:
+    """Two chains of victims at once, one per launcher; a single kill goes to torchrun's."""
+    launchers = LAUNCHERS[:kills]
+    row = Trials("training under DeepSpeed", "kill -9")
     with ThreadPoolExecutor(2) as pool:
-        wholes = _make_wholes(folder, launches, pool)
-        shares = [kills // len(launches) + (i < kills % len(launches)) for i in range(len(launches))]
-        seeds = [chance.randrange(1 << 30) for _ in wholes]
-        list(pool.map(lambda *chain: _kill_one_after_the_other(folder, row, *chain), wholes, shares, seeds))
+        all_undisturbed = _make_undisturbed(folder, launchers, pool)
+        shares = [kills // len(launchers) + (i < kills % len(launchers)) for i in range(len(launchers))]
+        seeds = [chance.randrange(1 << 30) for _ in all_undisturbed]
+        list(pool.map(lambda *chain: _kill_one_after_the_other(folder, row, *chain), all_undisturbed, shares, seeds))
     return row
 
 
-def other_faults(folder: Path, chance: random.Random, times: int) -> list[Tally]:
-    """Faults of the other kinds, near a training's end."""
+def other_faults(folder: Path, chance: random.Random, times: int) -> list[Trials]:
+    """Other faults than kills, near a training's end."""
     rows = []
     with ThreadPoolExecutor(2) as pool:
-        wholes = _make_wholes(folder, LAUNCHES, pool)
+        all_undisturbed = _make_undisturbed(folder, LAUNCHERS, pool)
         for name, (work, do) in _TRIALS.items():
-            rows.append(row := Tally(work, name))
+            rows.append(row := Trials(work, name))
             seeds = [chance.randrange(1 << 30) for _ in range(times)]
-            trials = [(wholes[i % len(wholes)], folder / f"{name}-{i}", seed) for i, seed in enumerate(seeds)]
-            for state, found in pool.map(lambda trial, do=do: _told(do, *trial), trials):
+            turns = itertools.cycle(all_undisturbed)
+            trials = [(next(turns), folder / f"{name}-{i}", seed) for i, seed in enumerate(seeds)]
+            for state, found in pool.map(lambda trial, do=do: _try(do, *trial), trials):
                 row.count(state, found)
 
-    def on_disk(disk: Disk) -> list[Tally]:
-        row = Tally("training under DeepSpeed", disk.means)
+    def on_disk(disk: Disk) -> list[Trials]:
+        row = Trials("training under DeepSpeed", disk.means)
         for i in range(times):
-            row.count(*_told(_fill, wholes[i % len(wholes)], disk, chance))
+            row.count(*_try(_fill, all_undisturbed[i % len(all_undisturbed)], disk, chance))
         return [row]
 
-    # Forked once the threads have ended.
+    # Forks, so the threads must have ended.
     return rows + on_small_disk(folder / "disk", 64, on_disk)
 
 
-def _told(trial: Callable[..., tuple[str, Outcome]], *arguments: object) -> tuple[str, Outcome]:
-    """What a trial found; that it came to no end is a finding too."""
+def _try(trial: Callable[..., tuple[str, Findings]], *arguments: object) -> tuple[str, Findings]:
+    """The findings of a trial; a timeout is a finding too."""
     try:
         return trial(*arguments)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
-        return "which came to no end", Outcome(problems=[str(error)])
+        return "that timed out", Findings(problems=[str(error)])
 
 
-def _make_wholes(folder: Path, launches: Sequence[Launch], pool: ThreadPoolExecutor) -> list[Whole]:
+def _make_undisturbed(
+    folder: Path, launchers: Sequence[Launcher], pool: ThreadPoolExecutor
+) -> list[UndisturbedTraining]:
     prepare(train_config(folder / "prepared", 1, 2))
-    return list(pool.map(lambda launch: _make_whole(folder, launch), launches))
+    return list(pool.map(lambda launcher: _train_undisturbed(folder, launcher), launchers))
 
 
-def _make_whole(folder: Path, launch: Launch) -> Whole:
-    path = folder / f"alone-{launch.launcher}"
+def _train_undisturbed(folder: Path, launcher: Launcher) -> UndisturbedTraining:
+    path = folder / f"alone-{launcher.name}"
     shutil.copytree(folder / "prepared" / "prepare", path / "prepare")
-    run = Run(path, launch, keep=_STEPS)
+    run = TrainingRun(path, launcher, keep=_STEPS)
     run.finish()
-    return Whole(run, read_trace(run.stage, _BATCH))
+    return UndisturbedTraining(run, read_trace(run.stage, _BATCH))
 
 
-def _kill_one_after_the_other(folder: Path, row: Tally, whole: Whole, kills: int, seed: int) -> None:
+def _kill_one_after_the_other(
+    folder: Path, row: Trials, undisturbed: UndisturbedTraining, kills: int, seed: int
+) -> None:
     """Runs, each started, killed and started again to its end, until enough kills have landed."""
     chance, done, number = random.Random(seed), 0, 0
     while done < kills:
         number += 1
-        run = whole.begin(folder / f"run-{whole.run.launch.launcher}-{number}")
+        run = undisturbed.begin(folder / f"run-{undisturbed.run.launcher.name}-{number}")
         while done < kills and not run.has_finished():
             run.start()
             _wait_for_the_moment(run, chance)
             ranks = run.ranks()
             is_over = run.has_ended() or run.has_finished()
             kind = "" if is_over else run.kill(chance, ranks)
-            found = run.outlived()
+            found = run.wait_for_orphans()
             if not kind:
-                found.expect(run.process.returncode == 0, f"it ended by itself:\n{run.told()[-1000:]}")
+                found.expect(run.process.returncode == 0, f"it ended by itself:\n{run.output()[-1000:]}")
                 with _COUNTING:
                     row.missed += 1
                     row.note(found)
                 break
             state = "between two checkpoints" if run.has_stepped() else "starting"
             state = "writing a checkpoint" if is_writing(run.stage, ranks) else state
-            found.add(compare(run.stage, whole.trace, is_finished=False))
+            found.add(compare(run.stage, undisturbed.trace, is_finished=False))
             with _COUNTING:
-                row.count(f"{state} ({whole.run.launch.launcher}, {kind} killed)", found)
+                row.count(f"{state} ({undisturbed.run.launcher.name}, {kind} killed)", found)
             done += 1
         run.finish()
-        found = compare(run.stage, whole.trace, is_finished=True)
+        found = compare(run.stage, undisturbed.trace, is_finished=True)
         with _COUNTING:
             row.note(found)
         shutil.rmtree(run.run)
 
 
-def _wait_for_the_moment(run: Run, chance: random.Random) -> None:
-    """Mostly while steps are taken and checkpoints written, at times while it starts."""
+def _wait_for_the_moment(run: TrainingRun, chance: random.Random) -> None:
+    """Mostly while it takes steps and writes checkpoints, sometimes while it starts."""
     if chance.random() < _SHARE_OF_EARLY_KILLS:
         time.sleep(chance.uniform(0, _START_S))
         return
@@ -314,72 +321,74 @@ def _wait_for_the_moment(run: Run, chance: random.Random) -> None:
     time.sleep(chance.uniform(0, _LONGEST_LIFE_S))
 
 
-# --- faults of the other kinds, near a training's end -----------------------------------------------------------------
+# --- other faults, near a training's end -----------------------------------------------------------------
 
 
-def _damage(whole: Whole, path: Path, seed: int, do: Callable[[Path, random.Random], str]) -> tuple[str, Outcome]:
-    """The newest checkpoint is harmed: the one before it is taken."""
-    chance, run = random.Random(seed), whole.begin_late(path)
+def _damage(
+    undisturbed: UndisturbedTraining, path: Path, seed: int, do: Callable[[Path, random.Random], str]
+) -> tuple[str, Findings]:
+    """The newest checkpoint is damaged: the one before it is taken."""
+    chance, run = random.Random(seed), undisturbed.begin_late(path)
     newest = list_checkpoints(run.stage / "checkpoints")[-1]
-    told = do(chance.choice(sorted(newest.iterdir())), chance)
+    damaged = do(chance.choice(sorted(newest.iterdir())), chance)
     run.finish()
-    found = compare(run.stage, whole.trace, is_finished=True)
+    found = compare(run.stage, undisturbed.trace, is_finished=True)
     is_aside = newest.with_name(f"damaged-{newest.name}").is_dir()
     found.accepted += not is_aside
-    found.expect(is_aside, f"{told}: the checkpoint was not set aside")
+    found.expect(is_aside, f"{damaged}: the checkpoint was not renamed to damaged-*")
     return "in the newest checkpoint", found
 
 
-def _hang(whole: Whole, path: Path, seed: int) -> tuple[str, Outcome]:
-    """A rank stands still while the others wait for it; a second start is refused; then it goes on."""
-    chance, run = random.Random(seed), whole.begin_late(path)
+def _hang(undisturbed: UndisturbedTraining, path: Path, seed: int) -> tuple[str, Findings]:
+    """A rank is stopped while the others wait for it; a second start is refused; then the rank resumes."""
+    chance, run = random.Random(seed), undisturbed.begin_late(path)
     run.start()
     wait_until(lambda: run.has_stepped() or run.has_ended(), f"{run.run} has taken no step", _POLL_S)
     rank = chance.choice(run.ranks())
     has_landed = _send(rank, signal.SIGSTOP) and not run.has_finished()
-    second = Run(path, whole.run.launch)
+    second = TrainingRun(path, undisturbed.run.launcher)
     log_of_second = path.with_suffix(".second.log")
     second.start(log=log_of_second)
     status = second.process.wait(timeout=300)
     _send(rank, signal.SIGCONT)
     run.wait()
-    found = compare(run.stage, whole.trace, is_finished=True)
+    found = compare(run.stage, undisturbed.trace, is_finished=True)
     found.expect(has_landed, "the training had ended before the rank was stopped")
     is_refused = status != 0 and "is being written by process" in log_of_second.read_text()
     found.expect(is_refused, f"a second start was not refused: {log_of_second.read_text()[-500:]}")
     return "at work", found
 
 
-def _jump(whole: Whole, path: Path, seed: int) -> tuple[str, Outcome]:
-    """The ranks' clocks run wildly from their start on."""
-    run = whole.begin_late(path)
-    run.finish((str(Path(__file__).with_name("wild_clock.py")), str(seed)))
-    return "at work", compare(run.stage, whole.trace, is_finished=True)
+def _jump(undisturbed: UndisturbedTraining, path: Path, seed: int) -> tuple[str, Findings]:
+    """The ranks' clocks jump from their start on."""
+    run = undisturbed.begin_late(path)
+    run.finish((str(Path(__file__).with_name("clock_jumps.py")), str(seed)))
+    return "at work", compare(run.stage, undisturbed.trace, is_finished=True)
 
 
-_TRIALS: dict[str, tuple[str, Callable[[Whole, Path, int], tuple[str, Outcome]]]] = {
-    **{harm: ("checkpoints of DeepSpeed trainings", functools.partial(_damage, do=do)) for harm, do in HARMS.items()},
+_TRIALS: dict[str, tuple[str, Callable[[UndisturbedTraining, Path, int], tuple[str, Findings]]]] = {
+    **{name: ("checkpoints of DeepSpeed trainings", functools.partial(_damage, do=do)) for name, do in DAMAGES.items()},
     "a rank hangs (SIGSTOP)": ("training under DeepSpeed", _hang),
     "the clock jumps": ("training under DeepSpeed", _jump),
 }
 
 
-def _fill(whole: Whole, disk: Disk, chance: random.Random) -> tuple[str, Outcome]:
-    """The disk fills in the last steps: the training stops and says why; with room again, it goes on."""
+def _fill(undisturbed: UndisturbedTraining, disk: Disk, chance: random.Random) -> tuple[str, Findings]:
+    """The disk fills in the last steps: the training stops and says why; with room again, it resumes."""
     path = disk.folder / f"run-{chance.randrange(1 << 30)}"
     path.mkdir()
-    run, found = whole.begin_late(path), Outcome()
+    run, found = undisturbed.begin_late(path), Findings()
     newest = list_checkpoints(run.stage / "checkpoints")[-1]
-    # Less than a checkpoint and the little that is written before it.
+    # Less than a checkpoint and the few log lines before it.
     disk.squeeze(chance.randrange(sum(file.stat().st_size for file in newest.iterdir())))
     run.start(before=disk.enter)
     status = run.process.wait(timeout=300)
-    run.outlived()
-    is_told = any(words in run.told() for words in FULL_DISK_WORDS)
-    found.expect(status != 0 and is_told, f"on a full disk it ended with {status}: {run.told()[-1000:]}")
-    found.add(compare(run.stage, whole.trace, is_finished=False))
+    run.wait_for_orphans()
+    names_reason = any(words in run.output() for words in FULL_DISK_WORDS)
+    found.expect(status != 0 and names_reason, f"on a full disk it ended with {status}: {run.output()[-1000:]}")
+    found.add(compare(run.stage, undisturbed.trace, is_finished=False))
     disk.free()
     run.finish()
-    found.add(compare(run.stage, whole.trace, is_finished=True))
+    found.add(compare(run.stage, undisturbed.trace, is_finished=True))
     shutil.rmtree(path)
-    return "while it went on", found
+    return "while resuming", found

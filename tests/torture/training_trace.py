@@ -1,4 +1,4 @@
-"""What a training leaves, step by step: its log and its checkpoints, and how one compares with the undisturbed one."""
+"""The log and the checkpoints of a training, step by step, compared with those of the undisturbed run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from torture.tally import Outcome
-from torture.victims import hashes
+from torture.damage import hashes
+from torture.trials import Findings
 
 from dakd.runtime.files import file_hash
 from dakd.train.checkpoint import Damaged, list_checkpoints, step_of, verified_facts
@@ -28,18 +28,18 @@ class Trace:
 
 
 def read_trace(folder: Path, global_batch: int) -> Trace:
-    """Of a training that kept every checkpoint."""
+    """The trace of a training that kept every checkpoint."""
     checkpoints = {step_of(path): _tensors_hash(path) for path in list_checkpoints(folder / "checkpoints")}
     lines = {record["step"]: record for record in _records(folder)}
     return Trace(checkpoints, lines, hashes(folder.glob("weights*.safetensors")), global_batch)
 
 
-def compare(folder: Path, trace: Trace, *, is_finished: bool) -> Outcome:
-    """A training that is dead or finished: every step once in the log, every number and every checkpoint the same.
+def compare(folder: Path, trace: Trace, *, is_finished: bool) -> Findings:
+    """Compare a dead or finished training: every step once in the log, every number and every checkpoint equal.
 
-    Of one that is dead the steps up to its newest checkpoint must be there, and whatever else is there must be right.
+    A dead one must have logged the steps up to its newest checkpoint; later steps may be missing, but not wrong.
     """
-    found = Outcome()
+    found = Findings()
     last_step = 0
     for path in list_checkpoints(folder / "checkpoints"):
         last_step = step_of(path)
@@ -70,7 +70,7 @@ def compare(folder: Path, trace: Trace, *, is_finished: bool) -> Outcome:
 
 
 def logged_step(folder: Path) -> int:
-    """The newest step in the log; 0 where there is none."""
+    """The newest step in the log; 0 without a log."""
     return max((record["step"] for record in _records(folder)), default=0)
 
 
@@ -85,7 +85,7 @@ def _tensors_hash(checkpoint: Path) -> str:
 
 
 def _records(folder: Path) -> list[dict]:
-    """The log without the rates, which tell of the machine; a line that a kill has cut can only be the last."""
+    """The log without the rates, which depend on the machine. Only its last line can be cut by a kill."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().split("\n") if path.exists() else [""]
     records = [json.loads(line) for line in lines[:-1]]

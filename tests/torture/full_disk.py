@@ -1,6 +1,6 @@
-"""A disk that is full: a tmpfs of a few MiB in a user namespace of its own, all but a random rest of it taken.
+"""A full disk: a tmpfs of a few MiB in a user namespace, filled up to a random rest.
 
-Where the kernel grants no such namespace, a limit on the size of files stands in for it, and the table says so.
+Where the kernel refuses such a namespace, a limit on the size of files stands in, and the table says so.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from torture.damage import tree_hash
 from torture.generation import finish
-from torture.sets import compare_begun, compare_finished, make_whole_set
-from torture.tally import Outcome, Tally
-from torture.traces import compare
-from torture.victims import Victim, tree_hash
-from torture.writing import prepare_config, run_to_end, walk, whole_walk
+from torture.pair_sets import compare_begun, compare_finished, make_undisturbed_set
+from torture.preparing import prepare_config
+from torture.training_trace import compare
+from torture.trials import Findings, Trials
+from torture.victim import Victim
+from torture.walks import run_to_end, undisturbed_walk, walk
 
 from dakd.data.prepare import prepare
 from dakd.generate.claims import living_claims
@@ -40,7 +42,7 @@ class SmallDisk:
     means = "disk full (tmpfs)"
 
     def __init__(self, folder: Path, mebibytes: int) -> None:
-        """Mount it at a folder, for this process and its children. OSError where the kernel does not let us."""
+        """Mount it at a folder, for this process and its children. OSError if the kernel refuses."""
         self.folder, self._ballast = folder, folder / "ballast"
         libc = ctypes.CDLL(None, use_errno=True)
         user, group = os.getuid(), os.getgid()
@@ -51,20 +53,20 @@ class SmallDisk:
         _check(libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={mebibytes}m".encode()))
 
     def squeeze(self, num_bytes: int) -> None:
-        """Leave about so many bytes free."""
+        """Fill the disk until about `num_bytes` are free."""
         state = os.statvfs(self.folder)
         with open(self._ballast, "wb") as stream:
             stream.write(bytes(max(0, state.f_bavail * state.f_bsize - num_bytes)))
 
     def enter(self) -> None:
-        """To be called by the process that shall meet the full disk."""
+        """Called by the process that is to meet the full disk."""
 
     def free(self) -> None:
         self._ballast.unlink()
 
 
 class FileSizeLimit:
-    """A stand-in: no file of the process that enters it may grow beyond what is left."""
+    """A stand-in: in a process that enters it, no file may grow beyond the bytes left."""
 
     means = "disk full (stand-in: limited file size)"
 
@@ -91,10 +93,10 @@ def _check(status: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def on_small_disk(folder: Path, mebibytes: int, work: Callable[[Disk], list[Tally]]) -> list[Tally]:
-    """The rows of `work`, done in a fork that sees a small disk at `folder`.
+def on_small_disk(folder: Path, mebibytes: int, work: Callable[[Disk], list[Trials]]) -> list[Trials]:
+    """The rows of `work`, which runs in a fork that sees a small disk at `folder`.
 
-    Raises RuntimeError where it does not come to an end.
+    RuntimeError if the fork dies before it has sent them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -103,7 +105,7 @@ def on_small_disk(folder: Path, mebibytes: int, work: Callable[[Disk], list[Tall
         disk: Disk = FileSizeLimit(folder)
         with contextlib.suppress(OSError):
             disk = SmallDisk(folder, mebibytes)
-        theirs.send_bytes(json.dumps([asdict(tally) for tally in work(disk)]).encode())
+        theirs.send_bytes(json.dumps([asdict(trials) for trials in work(disk)]).encode())
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
@@ -111,16 +113,16 @@ def on_small_disk(folder: Path, mebibytes: int, work: Callable[[Disk], list[Tall
     try:
         rows = json.loads(ours.recv_bytes())
     except EOFError:
-        raise RuntimeError("what was done on a small disk did not come to its end; see the lines above") from None
+        raise RuntimeError("the process with the small disk died; its output stands above") from None
     finally:
         process.join()
-    return [Tally(**row | {"total": Outcome(**row["total"])}) for row in rows]
+    return [Trials(**row | {"total": Findings(**row["total"])}) for row in rows]
 
 
-def fill(folder: Path, chance: random.Random, many: Callable[[int], int]) -> list[Tally]:
+def fill(folder: Path, chance: random.Random, many: Callable[[int], int]) -> list[Trials]:
     """The disk fills while shards are generated, while shards are prepared, and while checkpoints are written."""
 
-    def work(disk: Disk) -> list[Tally]:
+    def work(disk: Disk) -> list[Trials]:
         return [
             _fill_generation(disk, folder, chance, many(20)),
             _fill_prepare(disk, folder, chance, many(20)),
@@ -130,8 +132,8 @@ def fill(folder: Path, chance: random.Random, many: Callable[[int], int]) -> lis
     return on_small_disk(folder / "disk", 64, work)
 
 
-def meets_full_disk(disk: Disk, work: Callable[[], object], log: Path, found: Outcome) -> bool:
-    """Whether a process that does the work failed; if so it must have said why."""
+def meets_full_disk(disk: Disk, work: Callable[[], object], log: Path, found: Findings) -> bool:
+    """Whether a process that does the work failed; if so, its output must name the full disk."""
 
     def in_it() -> None:
         disk.enter()
@@ -140,42 +142,42 @@ def meets_full_disk(disk: Disk, work: Callable[[], object], log: Path, found: Ou
     victim = Victim(in_it, log)
     if victim.wait() == 0:
         return False
-    is_told = any(words in victim.told() for words in FULL_DISK_WORDS)
-    found.expect(is_told, f"it failed otherwise: {victim.told()[-300:]}")
+    names_reason = any(words in victim.output() for words in FULL_DISK_WORDS)
+    found.expect(names_reason, f"it failed for another reason: {victim.output()[-300:]}")
     return True
 
 
-def _fill_generation(disk: Disk, folder: Path, chance: random.Random, times: int) -> Tally:
-    tally = Tally("generation, writing shards", disk.means)
-    whole = make_whole_set(folder / "alone", 4)
-    total = sum(path.stat().st_size for path in whole.folder.glob("shard-*"))
-    # Of a limit on the size of a file only less than a tar is a limit.
+def _fill_generation(disk: Disk, folder: Path, chance: random.Random, times: int) -> Trials:
+    trials = Trials("generation, writing shards", disk.means)
+    undisturbed = make_undisturbed_set(folder / "alone", 4)
+    total = sum(path.stat().st_size for path in undisturbed.folder.glob("shard-*"))
+    # A limit on the size of a file takes effect only below the size of a tar.
     largest = total if isinstance(disk, SmallDisk) else total // 4
-    while tally.tried < times:
-        config, found = whole.begin(disk.folder / "run"), Outcome()
+    while trials.tried < times:
+        config, found = undisturbed.begin(disk.folder / "run"), Findings()
         disk.squeeze(_rest(chance, largest))
         has_failed = meets_full_disk(disk, lambda config=config: generate(config), folder / "victim.log", found)
-        found.add(compare_begun(config, whole))
+        found.add(compare_begun(config, undisturbed))
         left = list((config.run_path / "generate").glob(".*.tmp"))
         found.expect(not left, f"{left[:1]} was left on the full disk")
         claimed = living_claims(config.run_path / "generate")
-        found.expect(not claimed, f"shards {claimed} stay claimed by nobody")
+        found.expect(not claimed, f"shards {claimed} stay claimed by dead workers")
         disk.free()
         finish(config, folder)
-        found.add(compare_finished(config, whole))
-        _count(tally, has_failed, "making shards", found)
-    return tally
+        found.add(compare_finished(config, undisturbed))
+        _count(trials, has_failed, "making shards", found)
+    return trials
 
 
-def _fill_prepare(disk: Disk, folder: Path, chance: random.Random, times: int) -> Tally:
-    tally = Tally("preparing shards", disk.means)
+def _fill_prepare(disk: Disk, folder: Path, chance: random.Random, times: int) -> Trials:
+    trials = Trials("preparing shards", disk.means)
     prepare(prepare_config(folder / "prepared", 1))
     wanted = tree_hash(folder / "prepared" / "prepare")
     files = [path.stat().st_size for path in (folder / "prepared" / "prepare").rglob("*") if path.is_file()]
     run = disk.folder / "run"
-    while tally.tried < times:
+    while trials.tried < times:
         shutil.rmtree(run, ignore_errors=True)
-        config, found = prepare_config(run, 1), Outcome()
+        config, found = prepare_config(run, 1), Findings()
         disk.squeeze(_rest(chance, sum(files) if isinstance(disk, SmallDisk) else max(files)))
         has_failed = meets_full_disk(disk, lambda config=config: prepare(config), folder / "victim.log", found)
         is_whole = (run / "prepare").exists()
@@ -183,20 +185,20 @@ def _fill_prepare(disk: Disk, folder: Path, chance: random.Random, times: int) -
         found.expect(not (has_failed and is_whole), f"{run / 'prepare'} is there though it could not be written")
         disk.free()
         last = Victim(lambda config=config: prepare(config), folder / "last.log")
-        found.expect(last.wait() == 0, f"prepare could not go on: {last.told()[-300:]}")
+        found.expect(last.wait() == 0, f"prepare could not resume: {last.output()[-300:]}")
         found.expect(tree_hash(run / "prepare") == wanted, f"{run / 'prepare'} is not the undisturbed set")
-        _count(tally, has_failed, "writing shards", found)
-    return tally
+        _count(trials, has_failed, "writing shards", found)
+    return trials
 
 
-def _fill_walks(disk: Disk, folder: Path, chance: random.Random, times: int) -> Tally:
-    tally = Tally("writing checkpoints and logs", disk.means)
+def _fill_walks(disk: Disk, folder: Path, chance: random.Random, times: int) -> Trials:
+    trials = Trials("writing checkpoints and logs", disk.means)
     steps = 10
-    trace = whole_walk(folder / "walk", steps)
+    trace = undisturbed_walk(folder / "walk", steps)
     checkpoint = list_checkpoints(folder / "walk" / "checkpoints")[0]
     num_bytes = sum(path.stat().st_size for path in checkpoint.iterdir())
-    while tally.tried < times:
-        run, found = disk.folder / "run", Outcome()
+    while trials.tried < times:
+        run, found = disk.folder / "run", Findings()
         shutil.rmtree(run, ignore_errors=True)
         run_to_end(run, 4)
         (run / "weights.safetensors").unlink()
@@ -205,19 +207,19 @@ def _fill_walks(disk: Disk, folder: Path, chance: random.Random, times: int) -> 
         found.add(compare(run, trace, is_finished=not has_failed))
         disk.free()
         run_to_end(run, steps)
-        _count(tally, has_failed, "after step 4", found.add(compare(run, trace, is_finished=True)))
-    return tally
+        _count(trials, has_failed, "after step 4", found.add(compare(run, trace, is_finished=True)))
+    return trials
 
 
 def _rest(chance: random.Random, largest: int) -> int:
-    """Bytes that are left: half of the times a few pages, so that small files meet the end of the disk too."""
+    """Bytes to leave free: half of the times a few pages, so that small files hit the full disk too."""
     return chance.randrange(16) * 4096 if chance.random() < 0.5 else chance.randrange(largest)
 
 
-def _count(tally: Tally, has_failed: bool, state: str, found: Outcome) -> None:
-    """A disk that sufficed is no fault, but must not have done harm."""
+def _count(trials: Trials, has_failed: bool, state: str, found: Findings) -> None:
+    """A disk that sufficed is no fault; the comparison must be clean all the same."""
     if has_failed:
-        tally.count(state, found)
+        trials.count(state, found)
     else:
-        tally.missed += 1
-        tally.note(found)
+        trials.missed += 1
+        trials.note(found)

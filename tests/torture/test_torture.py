@@ -1,4 +1,4 @@
-"""The command that tortures generation and training: its short form passes, and it would see what goes wrong."""
+"""`make torture`: its short form passes, and it detects faults that are not survived."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torture import generation, run, writing
-from torture.tally import Outcome, Tally
+from torture import generation, run, walks
+from torture.pair_sets import compare_finished, make_undisturbed_set
+from torture.trials import Findings, Trials
 
 from dakd.data import publish as publishing
 from dakd.train import checkpoint
@@ -24,9 +25,9 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which 
 
 @pytest.mark.slow
 def test_its_short_form_loses_doubles_and_accepts_nothing():
-    """One fault and more of every kind; of those under DeepSpeed a kill."""
+    """At least one fault of every kind; under DeepSpeed one kill."""
     short = [argument for name in run.FAMILIES if name != "train-other" for argument in ("--only", name)]
-    command = [sys.executable, str(ROOT / "benchmarks" / "torture" / "run.py"), "--scale", "0.02", *short]
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), "--scale", "0.02", *short]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
@@ -50,16 +51,16 @@ def test_a_damaged_checkpoint_that_is_accepted_is_seen(tmp_path, monkeypatch):
             return json.loads((target / "state.json").read_text())
 
     monkeypatch.setattr(checkpoint, "verified_facts", believing)
-    flipped, _ = writing.damage_walks(tmp_path, random.Random(0), 6)
+    flipped, _ = walks.damage_walks(tmp_path, random.Random(0), 6)
     assert flipped.survived < flipped.tried == 6 and flipped.total.accepted > 0 and not flipped.is_good
 
 
-def walks_until(folder: Path, is_seen: Callable[[Tally], bool]) -> list[Tally]:
-    """Walks that are killed twenty times each, until what is looked for is seen: chance says when a kill lands."""
+def walks_until(folder: Path, is_seen: Callable[[Trials], bool]) -> list[Trials]:
+    """Walks that are killed twenty times each, until `is_seen`: chance decides when a kill lands."""
     rows = []
     for seed in range(10):
         (folder / str(seed)).mkdir()
-        rows.append(writing.kill_walks(folder / str(seed), random.Random(seed), 20))
+        rows.append(walks.kill_walks(folder / str(seed), random.Random(seed), 20))
         if is_seen(rows[-1]):
             break
     return rows
@@ -95,14 +96,28 @@ def test_a_shard_that_is_replaced_by_a_later_one_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "publish", replacing)
     row = generation.race(tmp_path, random.Random(0), 1)
     assert row.survived == 0
-    assert any("racers say that theirs is the shard" in problem for problem in row.total.problems)
+    assert any("racers believe that they published the shard" in problem for problem in row.total.problems)
+
+
+@pytest.mark.slow
+def test_a_generated_tar_that_differs_is_seen(tmp_path):
+    undisturbed = make_undisturbed_set(tmp_path / "alone", 2)
+    config = undisturbed.copy(tmp_path / "run")
+    assert compare_finished(config, undisturbed).is_good
+    tar = config.run_path / "generate" / "shard-000001.tar"
+    content = bytearray(tar.read_bytes())
+    content[3000] ^= 1
+    tar.write_bytes(content)
+    found = compare_finished(config, undisturbed)
+    assert found.accepted == 1
+    assert any("is not the tar that an undisturbed worker made" in problem for problem in found.problems)
 
 
 def test_a_fault_that_was_not_survived_fails_the_run(monkeypatch, capsys, tmp_path):
     def lossy(folder, chance, many):
-        row = Tally("work", "fault")
-        row.count("at work", Outcome())
-        row.count("at work", Outcome(lost=3))
+        row = Trials("work", "fault")
+        row.count("at work", Findings())
+        row.count("at work", Findings(lost=3))
         return [row]
 
     monkeypatch.setattr(run, "FAMILIES", {"lossy": lossy})
