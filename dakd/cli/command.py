@@ -1,4 +1,4 @@
-"""One command of the table: its name, its line in the list, its options and what it does."""
+"""The entry of a command in the command table, its parser, and options that several commands share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ def no_options(parser: argparse.ArgumentParser) -> None:
 class Command(NamedTuple):
     """A command.
 
-    run: takes the parsed arguments; returns the exit status, None for 0.  options: adds the command's arguments.
-    settings: dotted keys of the configuration whose sections and values the command reads, for its help.
+    summary: its line in `dakd --help`.
+    run: takes the parsed arguments; returns the exit status, None for 0.
+    options: adds the command's arguments to a parser.
+    settings: dotted keys of the sections and settings that the command reads; its help lists them.
     check: calls parser.error for arguments that do not go together.
-    resumes: whether the command, called again after Ctrl-C, keeps the finished work.
-    is_group: whether the options are commands of their own, which argparse cannot mix with settings.
+    resumes: whether the command keeps its finished work when it is repeated after Ctrl-C.
+    is_group: whether the command has subcommands.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Command(NamedTuple):
 
 
 class HelpfulParser(argparse.ArgumentParser):
-    """A parser whose help ends with the settings that the command reads, from the models that validate them."""
+    """A parser whose help ends with the settings that the command reads."""
 
     settings: tuple[str, ...] = ()
 
@@ -42,12 +44,12 @@ class HelpfulParser(argparse.ArgumentParser):
             return text
         from dakd.config.explain import help_table
 
-        heading = "settings, in the experiment's YAML or as section.key=value: key = default (type), meaning"
+        heading = "settings (in the experiment's YAML, or as section.key=value): key = default (type), meaning"
         return f"{text}\n{heading}\n\n{help_table(self.settings)}\n"
 
 
 def positive(text: str) -> int:
-    """An argument that is a whole number above 0."""
+    """The type of an argument that is a whole number above 0."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"found {number}, wanted at least 1")
@@ -57,6 +59,6 @@ def positive(text: str) -> int:
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """`--config FILE [section.key=value ...]`."""
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help="the experiment's YAML, or the name of one that comes with dakd"
+        "--config", required=True, metavar="FILE", help="an experiment's YAML, or the name of one that comes with dakd"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the YAML's")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the YAML")

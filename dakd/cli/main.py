@@ -1,4 +1,4 @@
-"""All commands in one table, one parser for each, and one place for errors, exit statuses and Ctrl-C."""
+"""The table of all commands, their parsers, and the handling of errors, exit statuses and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from collections.abc import Sequence
 
 import dakd
 from dakd.cli.command import Command, HelpfulParser
-from dakd.cli.others import OTHER_COMMANDS
 from dakd.cli.steps import STEP_COMMANDS
+from dakd.cli.tools import TOOL_COMMANDS
 from dakd.runtime.lifetime import PREEMPTED, Preempted, die_with_parent, is_rank_0
 from dakd.runtime.slurm import adopt_place
 
-INTERRUPTED = 130  # what shells report of a command that Ctrl-C ended
-BROKEN_PIPE = 141  # and of one whose reader has left
+# Exit statuses, as shells report them: 128 + the number of the signal.
+INTERRUPTED = 130  # SIGINT: Ctrl-C
+BROKEN_PIPE = 141  # SIGPIPE: the reader of the output has ended
 
-COMMANDS: dict[str, Command] = {command.name: command for command in (*STEP_COMMANDS, *OTHER_COMMANDS)}
+COMMANDS: dict[str, Command] = {command.name: command for command in (*STEP_COMMANDS, *TOOL_COMMANDS)}
 STEPS = tuple(command.name for command in STEP_COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command `dakd`; returns the exit status.
 
-    0: done.  1: a mistake of the user's or a failure, in one message.  2: the command line.  85: a training stopped
-    because it was asked to.  130: Ctrl-C.
+    0: done.  1: an error, reported in one message.  2: a wrong command line.  85: a training that ended after a stop
+    request.  130: Ctrl-C.
     """
-    if argv is None:
-        _take_place()
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = _own_arguments() if argv is None else list(argv)
     # Options of a launcher (--local_rank) come before the command's name.
     before = list(itertools.takewhile(lambda argument: argument.startswith("-"), argv))
     parser = _top_parser()
@@ -50,10 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_step(name: str, argv: Sequence[str] | None = None) -> int:
-    """One command as a script of its own (`launch/STEP.py`).  argv: its arguments alone; None takes the script's."""
-    if argv is None:
-        _take_place()
-    return _run(COMMANDS[name], list(sys.argv[1:] if argv is None else argv), None)
+    """One command as a script (`launch/STEP.py`).  argv: the arguments after its name; None takes the script's."""
+    return _run(COMMANDS[name], _own_arguments() if argv is None else list(argv), None)
 
 
 def build_parser(name: str) -> argparse.ArgumentParser:
@@ -70,11 +67,12 @@ def build_parser(name: str) -> argparse.ArgumentParser:
 
 
 def _top_parser() -> argparse.ArgumentParser:
-    lines = [f"  {name:<16}{command.summary}" for name, command in COMMANDS.items()]
+    lines = {name: f"  {name:<16}{command.summary}\n" for name, command in COMMANDS.items()}
+    steps, tools = ("".join(lines[command.name] for command in table) for table in (STEP_COMMANDS, TOOL_COMMANDS))
     parser = argparse.ArgumentParser(
         prog="dakd",
         usage="dakd COMMAND ...\n       dakd COMMAND --help",
-        description="the steps, in pipeline order, and further commands:\n\n" + "\n".join(lines),
+        description=f"the steps of the pipeline, in order:\n\n{steps}\nother commands:\n\n{tools}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dakd {dakd.__version__}")
@@ -84,7 +82,7 @@ def _top_parser() -> argparse.ArgumentParser:
 
 def _run(command: Command, argv: list[str], local_rank: int | None) -> int:
     parser = build_parser(command.name)
-    # Settings may stand before and after options, which argparse allows where there are no commands within commands.
+    # Settings may stand before and after options; argparse can mix them only where there are no subcommands.
     args = parser.parse_args(argv) if command.is_group else parser.parse_intermixed_args(argv)
     if command.check is not None:
         command.check(parser, args)
@@ -94,7 +92,7 @@ def _run(command: Command, argv: list[str], local_rank: int | None) -> int:
     _set_up_logging()
     try:
         status = command.run(args) or 0
-        sys.stdout.flush()  # here, where a reader that has left is no error
+        sys.stdout.flush()  # a closed pipe shows here, within the `try`
         return status
     except KeyboardInterrupt:
         again = "; the same command resumes the work" if command.resumes else ""
@@ -117,13 +115,14 @@ def _fail(command: Command, message: str, status: int) -> int:
 
 
 def _set_up_logging() -> None:
-    """Rank 0 reports which backends were taken; the other ranks took the same."""
+    """Only rank 0 reports the chosen backends: all ranks choose the same."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("dakd").setLevel(logging.INFO if is_rank_0() else logging.WARNING)
 
 
-def _take_place() -> None:
-    """A process that is one of several learns which, and ends with its launcher: before it imports torch."""
+def _own_arguments() -> list[str]:
+    """The arguments of this process, whose rank is found here, before torch is imported: SLURM's variables give it."""
     adopt_place()
-    if "RANK" in os.environ:
+    if "RANK" in os.environ:  # one of several processes: it ends with its launcher
         die_with_parent()
+    return sys.argv[1:]

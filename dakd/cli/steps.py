@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from dakd.cli.command import Command, add_config_options, positive
-from dakd.config import Config, load_config
+from dakd.config import load_config
 from dakd.runtime.lifetime import listening
 
 _GENERAL = ("name", "run_dir", "seed")
 
 
-def _of_config(run: Callable[[Config, argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
-    return lambda args: run(load_config(args.config, args.overrides), args)
-
-
-def _prepare(config: Config, _: argparse.Namespace) -> None:
+def _prepare(args: argparse.Namespace) -> None:
     from dakd.data.prepare import prepare
     from dakd.runtime.distributed import barrier, init_if_many, is_main
     from dakd.runtime.runlog import save_config
 
+    config = load_config(args.config, args.overrides)
     init_if_many()  # one process packs, however many were launched
     if is_main():
         prepare(config, config.run_path)
@@ -29,13 +25,25 @@ def _prepare(config: Config, _: argparse.Namespace) -> None:
     barrier()
 
 
-def _balance(config: Config, _: argparse.Namespace) -> None:
-    from dakd.data.balance import balance
+def _balance(args: argparse.Namespace) -> None:
+    from dakd.diffusion.balance import balance
 
-    balance(config)
+    balance(load_config(args.config, args.overrides))
 
 
-def _train_jointnet(config: Config, args: argparse.Namespace) -> None:
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser)
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print settings, parameters, FLOPs and a memory estimate; train nothing")  # fmt: skip
+
+
+def _train_jointnet_options(parser: argparse.ArgumentParser) -> None:
+    _add_training_options(parser)
+    parser.add_argument("--stage", choices=("1", "2", "3", "all"), default="all", help="which stage (default: all)")
+
+
+def _train_jointnet(args: argparse.Namespace) -> None:
+    config = load_config(args.config, args.overrides)
     if args.dry_run:
         from dakd.train.dry_run import describe_jointnet
 
@@ -47,12 +55,22 @@ def _train_jointnet(config: Config, args: argparse.Namespace) -> None:
         train_jointnet(config, (1, 2, 3) if args.stage == "all" else (int(args.stage),))
 
 
-def _generate(config: Config, args: argparse.Namespace) -> None:
+def _generate_options(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser)
+    parser.add_argument("--deterministic", action="store_true", help="the same bytes in every run on one device type")
+    instead = parser.add_argument_group("instead of generating").add_mutually_exclusive_group()
+    instead.add_argument("--status", action="store_true", help="print which shards are finished, claimed and missing")
+    instead.add_argument("--verify", action="store_true", help="read every shard; list the faults, with exit status 1")
+    instead.add_argument("--repair", action="store_true", help="move bad shards to quarantine/ and make them again")
+    instead.add_argument("--preview", type=positive, metavar="N", help="draw N pairs; write no shards")
+    instead.add_argument("--audit", action="store_true", help="search the generated images for training images")
+
+
+def _generate(args: argparse.Namespace) -> None:
     from dakd.generate.generate import generate, preview, repair, verify
     from dakd.generate.survey import status
 
-    if args.deterministic:
-        config = config.model_copy(update={"generate": config.generate.model_copy(update={"deterministic": True})})
+    config = load_config(args.config, args.overrides + ["generate.deterministic=true"] * args.deterministic)
     if args.status:
         print(status(config))
     elif args.verify:
@@ -69,7 +87,14 @@ def _generate(config: Config, args: argparse.Namespace) -> None:
         generate(config)
 
 
-def _train_saross(config: Config, args: argparse.Namespace) -> None:
+def _train_saross_options(parser: argparse.ArgumentParser) -> None:
+    _add_training_options(parser)
+    parser.add_argument("--training-set", choices=("real", "real+synthetic", "synthetic"), default=None,
+                        help="one student (default: all of train_saross.training_sets)")  # fmt: skip
+
+
+def _train_saross(args: argparse.Namespace) -> None:
+    config = load_config(args.config, args.overrides)
     if args.dry_run:
         from dakd.train.dry_run import describe_saross
 
@@ -81,10 +106,44 @@ def _train_saross(config: Config, args: argparse.Namespace) -> None:
         train_saross(config, (args.training_set,) if args.training_set else None)
 
 
-def _evaluate(config: Config, _: argparse.Namespace) -> None:
+def _evaluate(args: argparse.Namespace) -> None:
     from dakd.evaluate.evaluate import evaluate
 
+    config = load_config(args.config, args.overrides)
     evaluate(config, config.run_path)
+
+
+def _predict_options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "dakd predict --config FILE [section.key=value ...]\n"
+        "       dakd predict --student FILE --out DIR IMAGE [IMAGE ...]"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", metavar="FILE", help="an experiment's YAML, or its name: its student predicts")
+    source.add_argument("--student", metavar="FILE", help="a student's weights file; no experiment is needed")
+    parser.add_argument("arguments", nargs="*", metavar="IMAGE | section.key=value",
+                        help="with --student: images and folders of images; with --config: settings")  # fmt: skip
+    of_student = parser.add_argument_group("with --student")
+    of_student.add_argument("--out", metavar="DIR", help="folder for the class maps, overlays and probabilities")
+    of_student.add_argument("--tile", type=_tile, default="auto", metavar="PIXELS",
+                            help="side of the overlapping tiles, a multiple of 32; 0 predicts each image whole "
+                            "(default: tiles of 1024 for images of more than 1.5 million pixels)")  # fmt: skip
+    of_student.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU if there is one)")
+
+
+def _check_predict(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.student is not None and not (args.arguments and args.out):
+        parser.error("--student needs at least one image or folder, and --out DIR for the predictions")
+    if args.config is not None and (args.out or args.device or args.tile != "auto"):
+        parser.error("--out, --tile and --device go with --student; an experiment writes to RUN/predict")
+
+
+def _tile(text: str) -> int | str | None:
+    if text == "auto":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a multiple of 32, 0 or auto")
+    return int(text) or None
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -103,104 +162,41 @@ def _predict(args: argparse.Namespace) -> None:
     say(f"predict: {len(names)} images in {args.out}")
 
 
-def _report(config: Config, _: argparse.Namespace) -> None:
+def _report(args: argparse.Namespace) -> None:
     from dakd.evaluate.report import write_report
 
-    print(f"report: {write_report(config.run_path)}")
-
-
-def _pipeline(config: Config, args: argparse.Namespace) -> None:
-    from dakd.pipeline import run_pipeline
-
-    run_pipeline(config, Path(args.config), args.overrides, args.processes)
-
-
-# --- options ----------------------------------------------------------------------------------------------------------
-
-
-def _dry_run(parser: argparse.ArgumentParser) -> None:
-    add_config_options(parser)
-    parser.add_argument("--dry-run", action="store_true",
-                        help="print the settings, parameters, FLOPs and memory, and leave")  # fmt: skip
-
-
-def _jointnet_options(parser: argparse.ArgumentParser) -> None:
-    _dry_run(parser)
-    parser.add_argument("--stage", choices=("1", "2", "3", "all"), default="all", help="which stage (default: all)")
-
-
-def _saross_options(parser: argparse.ArgumentParser) -> None:
-    _dry_run(parser)
-    parser.add_argument("--training-set", choices=("real", "real+synthetic", "synthetic"), default=None,
-                        help="one student (default: all of train_saross.training_sets)")  # fmt: skip
-
-
-def _generate_options(parser: argparse.ArgumentParser) -> None:
-    add_config_options(parser)
-    parser.add_argument("--deterministic", action="store_true", help="bitwise equal shards on one device type")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--status", action="store_true", help="print which shards are there and missing, and leave")
-    instead.add_argument("--verify", action="store_true", help="read all shards; status 1 and a list of the faults")
-    instead.add_argument("--repair", action="store_true", help="put bad shards into quarantine/ and make them again")
-    instead.add_argument("--preview", type=positive, metavar="N", help="draw N pairs without writing shards")
-    instead.add_argument("--audit", action="store_true", help="look for training images among the generated ones")
-
-
-def _predict_options(parser: argparse.ArgumentParser) -> None:
-    parser.usage = (
-        "dakd predict --config FILE [section.key=value ...]\n"
-        "       dakd predict --student FILE --out DIR IMAGE [IMAGE ...]"
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", metavar="FILE", help="the experiment whose student predicts, or the name of one")
-    source.add_argument("--student", metavar="FILE", help="a student's weights file, which needs no experiment")
-    parser.add_argument("arguments", nargs="*", metavar="IMAGE | section.key=value",
-                        help="with --student images and folders of images, with --config settings")  # fmt: skip
-    of_student = parser.add_argument_group("with --student")
-    of_student.add_argument("--out", metavar="DIR", help="folder of the class maps, overlays and probabilities")
-    of_student.add_argument("--tile", type=_tile, default="auto", metavar="PIXELS",
-                            help="side of the overlapping tiles, a multiple of 32; 0 takes images whole; by default "
-                            "images of more than 1.5 million pixels are taken in tiles of 1024")  # fmt: skip
-    of_student.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU where there is one)")
-
-
-def _check_predict(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    if args.student is not None and not (args.arguments and args.out):
-        parser.error("--student needs at least one image or folder, and --out DIR for the predictions")
-    if args.config is not None and (args.out or args.device or args.tile != "auto"):
-        parser.error("--out, --tile and --device go with --student; an experiment writes to RUN/predict")
-
-
-def _tile(text: str) -> int | str | None:
-    if text == "auto":
-        return text
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a multiple of 32, 0 or auto")
-    return int(text) or None
+    print(f"report: {write_report(load_config(args.config, args.overrides).run_path)}")
 
 
 def _pipeline_options(parser: argparse.ArgumentParser) -> None:
     add_config_options(parser)
-    parser.add_argument("--processes", type=int, default=None, help="ranks of each training (default: GPUs, or 1)")
+    parser.add_argument("--processes", type=positive, default=None, metavar="N",
+                        help="ranks of each training (default: one per GPU, or 1)")  # fmt: skip
     parser.epilog = "Reads all settings: `dakd config explain` lists them."
 
 
+def _pipeline(args: argparse.Namespace) -> None:
+    from dakd.pipeline import run_pipeline
+
+    run_pipeline(load_config(args.config, args.overrides), Path(args.config), args.overrides, args.processes)
+
+
 STEP_COMMANDS = (
-    Command("prepare", "pack a dataset into shards with an index", _of_config(_prepare), add_config_options,
+    Command("prepare", "pack a dataset into shards with an index", _prepare, add_config_options,
             (*_GENERAL, "prepare")),
-    Command("balance", "print the balancing factor b, computed and configured", _of_config(_balance),
-            add_config_options, (*_GENERAL, "balance")),
-    Command("train_jointnet", "train the teacher, SAR-JointNet, through its three stages",
-            _of_config(_train_jointnet), _jointnet_options, (*_GENERAL, "balance", "data", "train_jointnet")),
-    Command("generate", "write shards of synthetic pairs", _of_config(_generate), _generate_options,
+    Command("balance", "print the balancing factor b, computed and configured", _balance, add_config_options,
+            (*_GENERAL, "balance")),
+    Command("train_jointnet", "train the teacher: SAR-JointNet in its three stages, or its rivals JointNet and DDPM",
+            _train_jointnet, _train_jointnet_options, (*_GENERAL, "balance", "data", "train_jointnet")),
+    Command("generate", "write shards of synthetic pairs", _generate, _generate_options,
             (*_GENERAL, "train_jointnet.generator", "generate", "train_saross.loss.temperature")),
-    Command("train_saross", "train the student, SAROSS-Net, on real and synthetic pairs", _of_config(_train_saross),
-            _saross_options, (*_GENERAL, "data", "train_saross")),
-    Command("evaluate", "score the students on the test split, or on any folder", _of_config(_evaluate),
-            add_config_options, (*_GENERAL, "train_saross.training_sets", "evaluate")),
-    Command("predict", "class maps, overlays and probabilities for images", _predict, _predict_options,
+    Command("train_saross", "train students on real and synthetic pairs: SAROSS-Net, or a rival by its name",
+            _train_saross, _train_saross_options, (*_GENERAL, "data", "train_saross")),
+    Command("evaluate", "score the students on the test split, or on any folder", _evaluate, add_config_options,
+            (*_GENERAL, "train_saross.training_sets", "evaluate")),
+    Command("predict", "write class maps, overlays and probabilities for images", _predict, _predict_options,
             (*_GENERAL, "train_saross.training_sets", "evaluate.weights", "evaluate.scales", "predict"),
             _check_predict, resumes=False),
-    Command("report", "one self-contained HTML page of the run", _of_config(_report), add_config_options, _GENERAL),
-    Command("pipeline", "all of the above, one after the other", _of_config(_pipeline), _pipeline_options, _GENERAL),
+    Command("report", "write one self-contained HTML page about the run", _report, add_config_options, _GENERAL),
+    Command("pipeline", "run all of the above, one after the other", _pipeline, _pipeline_options, _GENERAL),
 )  # fmt: skip

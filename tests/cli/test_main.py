@@ -19,13 +19,13 @@ from dakd.runtime.lifetime import Preempted
 def run(*argv, capsys) -> tuple[int, str, str]:
     try:
         status = main(list(argv))
-    except SystemExit as left:  # argparse leaves by itself
+    except SystemExit as left:  # raised by argparse
         status = left.code
     printed = capsys.readouterr()
     return status, printed.out, printed.err
 
 
-def test_every_command_stands_in_the_list_with_what_it_does(capsys):
+def test_every_command_is_listed_with_its_summary(capsys):
     status, out, _ = run("--help", capsys=capsys)
     assert status == 0
     for name, command in COMMANDS.items():
@@ -82,7 +82,7 @@ def test_one_place_turns_errors_into_a_message_and_a_status(error, status, messa
             main(["balance", "--config", "demo"])
 
 
-def test_a_command_that_starts_anew_does_not_say_that_it_goes_on(capsys, monkeypatch):
+def test_a_command_that_cannot_resume_does_not_say_that_it_does(capsys, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt
 
@@ -128,7 +128,7 @@ print("torch" in sys.modules)"""
 # --- config -----------------------------------------------------------------------------------------------------------
 
 
-def test_config_show_prints_what_is_in_force(capsys):
+def test_config_show_prints_all_settings(capsys):
     status, out, _ = run("config", "show", "demo", "seed=7", "train_jointnet.stage1.steps=5", capsys=capsys)
     tree = yaml.safe_load(out)
     assert status == 0 and tree["seed"] == 7 and tree["train_jointnet"]["stage1"]["steps"] == 5
@@ -142,7 +142,7 @@ def test_config_explain_prints_meaning_default_and_value(capsys):
     assert status == 1 and "did you mean train_jointnet.sigma_data?" in error
 
 
-def test_config_diff_prints_what_differs_and_nothing_else(capsys):
+def test_config_diff_prints_the_differences_and_nothing_else(capsys):
     _, out, _ = run("config", "diff", "demo", "smoke", capsys=capsys)
     lines = {line.split()[0]: line for line in out.splitlines()[1:]}
     assert lines["generate.num_samples"].split() == ["generate.num_samples", "256", "12"] and "seed" not in lines

@@ -146,7 +146,7 @@ def test_a_training_leaves_snapshots_and_the_command_makes_weights_that_load(tmp
         assert set(found) == set(final) and any(not torch.equal(found[name], final[name]) for name in final)
         held = [name for name in final if name.startswith("sar_net.")]
         assert all(torch.equal(found[name], final[name]) for name in held) and (of == "real" or held)
-    assert "its profile is fitted to" in capsys.readouterr().out
+    assert "the error of its fitted profile is" in capsys.readouterr().out
     net, facts = load_teacher(tmp_path / "stage2.safetensors")
     assert facts["ema_length"] == 0.2 and facts["ema_step"] == 4
     net, _ = load_student(tmp_path / "real.safetensors")
