@@ -83,8 +83,8 @@ def create_joint_net(num_classes: int = 5, **sizes: Unpack[UNetSizes]) -> SARJoi
     """SAR-JointNet with fresh weights: x_hat, logits = net(x_t, y_t, t).
 
     num_classes: channels of the label's branch.
-    sizes: of each branch: channels, blocks_per_level, attention_levels, attention_head_dim, norm_groups; the defaults
-    are those of a net of 231.5 M parameters (`dakd config explain train_jointnet.unet`).
+    sizes: of each branch: channels, blocks_per_level, attention_levels, norm_groups; the defaults are those of a net
+    of 231.5 M parameters (`dakd config explain train_jointnet.unet`).
     Raises ValueError for sizes that make no net.
     """
     if num_classes < 2:

@@ -34,9 +34,7 @@ def write_config(folder: Path, overrides: dict | None = None) -> Path:
     tree = toy_config(folder / "run").model_dump(mode="json")
     tree["train_jointnet"]["crop"] = [32, 32]
     tree["generate"]["size"] = [32, 32]
-    for section in ("train_jointnet", "train_saross"):
-        tree[section]["engine"]["sample_every"] = 4 if section == "train_jointnet" else 0
-        tree[section]["engine"] |= {"num_samples": 2, "sample_steps": 2}
+    tree["train_jointnet"]["engine"] |= {"sample_every": 4, "num_samples": 2, "sample_steps": 2}
     for key, value in (overrides or {}).items():
         tree[key] |= value
     path = folder / "toy.yaml"

@@ -49,5 +49,5 @@ def tiny_sam_oil(folder: Path) -> dict:
         "encoder": "fasterrcnn_mobilenet_v3_large_320_fpn",
         "encoder_options": DETECTOR,
         "pretrained": str(folder),
-        "sam_oil": {"adapter_channels": 4, "min_score": 0.0, "max_masks": 2},
+        "sam_oil": {"min_score": 0.0},
     }

@@ -15,15 +15,15 @@ from dakd.config import Config, build_config
 
 def toy_config(run_dir: Path, **train: object) -> Config:
     """Every step at the smallest size that is still all of it; `train` replaces settings of train_jointnet."""
-    optimizer = {"lr": 1e-3, "warmup_steps": 2, "ema_decay": 0.9}
-    engine = {"num_workers": 0, "log_every": 1, "checkpoint_every": 2, "sample_every": 0, "wandb": "off", "threads": 1}
+    optimizer = {"warmup_steps": 2, "ema_decay": 0.9}
+    engine = {"num_workers": 0, "log_every": 1, "checkpoint_every": 2, "wandb": "off", "threads": 1}
     teacher = {
         "unet": {"channels": [8, 16], "blocks_per_level": 1, "attention_levels": [1], "norm_groups": 4},
         "crop": [16, 16],
         "global_batch": 4,
         "micro_batch": 2,
         "optimizer": optimizer,
-        "engine": engine,
+        "engine": engine | {"sample_every": 0},
         "stage1": {"steps": 4, "lr": 1e-3},
         "stage2": {"steps": 4, "lr": 1e-3},
         "stage3": {"steps": 4, "lr": 1e-3},
@@ -45,7 +45,7 @@ def toy_config(run_dir: Path, **train: object) -> Config:
         "global_batch": 4,
         "micro_batch": 2,
         "steps": 4,
-        "optimizer": optimizer,
+        "optimizer": optimizer | {"lr": 1e-3},
         "engine": engine,
     }
     return build_config(

@@ -19,6 +19,7 @@ from dakd.config.student import (
     SamOilConfig,
     StudentConfig,
     StudentLossConfig,
+    StudentOptimizerConfig,
     TrainingSet,
     TrainSarossConfig,
 )
@@ -27,10 +28,11 @@ from dakd.config.teacher import (
     ScheduleConfig,
     Stage1Config,
     StageConfig,
+    TeacherEngineConfig,
     TrainJointNetConfig,
     UNetConfig,
 )
-from dakd.config.training import DataConfig, EmaLength, EngineConfig, OptimizerConfig
+from dakd.config.training import DataConfig, EngineConfig, OptimizerConfig
 from dakd.config.validation import validated
 
 __all__ = [
@@ -41,7 +43,6 @@ __all__ = [
     "Byte",
     "Config",
     "DataConfig",
-    "EmaLength",
     "EngineConfig",
     "EvaluateConfig",
     "FidelityConfig",
@@ -65,6 +66,8 @@ __all__ = [
     "StageConfig",
     "StudentConfig",
     "StudentLossConfig",
+    "StudentOptimizerConfig",
+    "TeacherEngineConfig",
     "TrainJointNetConfig",
     "TrainSarossConfig",
     "TrainingSet",

@@ -35,25 +35,9 @@ class SamOilConfig(Section):
     min_score: Fraction = 0.25
     """Lowest score of a detection that is kept."""
 
-    min_pixels: Positive = 4
-    """Number of pixels from which a connected component of the label counts as an object."""
-
-    max_objects: Positive = 200
-    """Largest number of objects taken from a training image, the largest objects first; a speckled label would have
-    thousands."""
-
     order: tuple[Positive, ...] | None = None
     """Class ids, the first of which wins a pixel that masks of several classes claim. null lets the higher score win.
     """
-
-    adapter_channels: Positive = 64
-    """Inner width of the adapter on SAM's image embeddings."""
-
-    max_masks: Positive = 16
-    """Largest number of objects per image that the adapter learns from in a step."""
-
-    mask_loss: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the masks' BCE + Dice; the detector's loss has weight 1."""
 
     sam_config: dict[str, Any] | None = None
     """SAM's sizes. null reads config.json of the folder `pretrained`."""
@@ -134,10 +118,6 @@ class StudentLossConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Temperature tau that soft labels are softened with (inferred)."""
 
-    max_target_error: Fraction = 0.01
-    """Largest error of a softened target that the codec of the stored soft labels may cause; training is refused beyond
-    it."""
-
     dice_samples: Literal["real", "all"] = "real"
     """Samples that have a Dice loss: real ones, or synthetic ones too (inferred)."""
 
@@ -153,15 +133,16 @@ class StudentLossConfig(Section):
     kd_form: Literal["temperature", "confidence", "standardized", "dist"] = "temperature"
     """Form of the distillation. "temperature" is the paper's; the others are for comparison (train/distillation.py)."""
 
-    dist_inter: Annotated[float, Field(ge=0)] = 1.0
-    """Beta of DIST, the weight of its term over classes (Huang et al. 2022). Only for kd_form "dist"."""
-
-    dist_intra: Annotated[float, Field(ge=0)] = 1.0
-    """Gamma of DIST, the weight of its term over pixels (Huang et al. 2022). Only for kd_form "dist"."""
-
     boundary: Annotated[float, Field(ge=0)] = 0.0
     """Weight of CBD-Net's boundary term (train/boundary_loss.py) on samples with hard labels, for any student. 0 means
     no such term; CBD-Net's own rows have 1 (inferred)."""
+
+
+class StudentOptimizerConfig(OptimizerConfig):
+    """The student's optimizer; its learning rate is one for the whole training."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate after the warm-up (inferred)."""
 
 
 class TrainSarossConfig(Section):
@@ -210,6 +191,6 @@ class TrainSarossConfig(Section):
     steps: Positive | None = None
     """Optimizer steps, in place of `epochs`. null follows `epochs`."""
 
-    optimizer: OptimizerConfig = OptimizerConfig(lr_decay="poly")
+    optimizer: StudentOptimizerConfig = StudentOptimizerConfig(lr_decay="poly")
 
-    engine: EngineConfig = EngineConfig(sample_every=0)
+    engine: EngineConfig = EngineConfig()

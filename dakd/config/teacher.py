@@ -35,9 +35,6 @@ class UNetConfig(Section):
     attention_levels: tuple[NonNegative, ...] = (4,)
     """Levels with self-attention, counted from 0. The default is the level at 1/16 of the resolution."""
 
-    attention_head_dim: Positive = 8
-    """Channels per attention head."""
-
     norm_groups: Positive = 32
     """Groups of GroupNorm; fewer where they do not divide the channels of a level."""
 
@@ -55,9 +52,6 @@ class ScheduleConfig(Section):
 
     num_train_timesteps: Positive = 1000
     """Timesteps of the forward process."""
-
-    max_beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """Largest beta of a timestep; larger ones are clipped."""
 
 
 class StageConfig(Section):
@@ -81,6 +75,19 @@ class Stage1Config(StageConfig):
     """Shell commands, `pipe:COMMAND`, that replace the prepared images and `extra_images`: each writes a tar of images
     to its standard output. Every reader of every rank needs at least one. Streams are not shuffled, and a resumed run
     reads them again."""
+
+
+class TeacherEngineConfig(EngineConfig):
+    """How the teacher's steps run, and the pictures of sampled pairs that it draws meanwhile."""
+
+    sample_every: NonNegative = 5000
+    """Optimizer steps between grids of sampled pairs. 0 makes no grids."""
+
+    num_samples: Positive = 8
+    """Pairs in a grid."""
+
+    sample_steps: Positive = 50
+    """DDIM steps for the pairs of a grid."""
 
 
 class TrainJointNetConfig(Section):
@@ -131,7 +138,7 @@ class TrainJointNetConfig(Section):
 
     optimizer: OptimizerConfig = OptimizerConfig()
 
-    engine: EngineConfig = EngineConfig()
+    engine: TeacherEngineConfig = TeacherEngineConfig()
 
     stage1: Stage1Config = Stage1Config(steps=50_000)
     """Stage 1: SAR-Net on images; labels are not read (paper)."""

@@ -28,23 +28,11 @@ class DataConfig(Section):
     """
 
 
-EmaLength = Annotated[float, Field(gt=0, le=0.28)]  # standard deviation of an average's profile; 0.28: nearly flat
-
-
 class OptimizerConfig(Section):
     """AdamW (paper) with an EMA of the weights, kept as one more state of the optimizer."""
 
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    """Learning rate after the warm-up (inferred). The teacher takes the rates of its stages instead."""
-
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Decoupled weight decay of AdamW (inferred: torch's default)."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's two moments (inferred: torch's default)."""
-
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Term that AdamW adds to the denominator."""
 
     warmup_steps: NonNegative = 500
     """Optimizer steps in which the learning rate rises linearly (inferred). 0 means no warm-up."""
@@ -56,20 +44,13 @@ class OptimizerConfig(Section):
     """Largest global L2 norm of the gradient. 0 means no clipping."""
 
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
-    """Largest decay of the EMA of the weights (inferred). 0 makes the EMA equal to the weights."""
-
-    ema_ramp: Annotated[float, Field(ge=1)] = 10.0
-    """Ramp of the EMA: decay(step) = min(ema_decay, (1 + step) / (ema_ramp + step)). It makes the EMA useful in a short
-    run too."""
+    """Largest decay of the EMA of the weights (inferred); the first steps have a smaller one, so that the EMA is useful
+    in a short run too. 0 makes the EMA equal to the weights."""
 
     posthoc_every: NonNegative = 0
     """Optimizer steps between snapshots of two more averages, from which `dakd ema` makes an average of any length
     afterwards. 0 means no snapshots. They cost 8 bytes per trained parameter (as optimizer state) in memory and in each
     snapshot."""
-
-    posthoc_lengths: tuple[EmaLength, EmaLength] = (0.05, 0.10)
-    """Lengths of the two averages that `posthoc_every` keeps, relative to the length of the training (Karras et al.
-    2024)."""
 
 
 class EngineConfig(Section):
@@ -105,20 +86,8 @@ class EngineConfig(Section):
     """Number of the newest checkpoints that are kept."""
 
     max_hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours after which the training writes a checkpoint and ends, to be started again. null means no limit."""
-
-    stop_margin_minutes: Annotated[float, Field(ge=0)] = 5.0
-    """Minutes before the end of a SLURM job (SLURM_JOB_END_TIME) at which the training writes a checkpoint and ends:
-    time for the running step and its checkpoint."""
-
-    sample_every: NonNegative = 5000
-    """Optimizer steps between grids of sampled pairs. 0 makes no grids."""
-
-    num_samples: Positive = 8
-    """Pairs in a grid."""
-
-    sample_steps: Positive = 50
-    """DDIM steps for the pairs of a grid."""
+    """Hours after which the training writes a checkpoint and ends, to be started again. null means no limit but the end
+    of a SLURM job."""
 
     wandb: Literal["off", "auto", "online", "offline"] = "auto"
     """Logging to Weights & Biases. "auto" is online where there is a key and the server answers, and offline elsewhere.

@@ -177,7 +177,7 @@ def check_temperature(soft_range: float | None, temperatures: Iterable[float], n
             raise ValueError(
                 f"soft labels were written for the temperature {soft_range / RANGE_PER_TEMPERATURE:.4g}; softened by "
                 f"{temperature:g} they may be off by {error:.3f}, wanted at most {limit:g}; generate them anew for "
-                f"this temperature or with codec fp16, or raise train_saross.loss.max_target_error"
+                f"this temperature or with codec fp16"
             )
 
 

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from dakd.config import UNetConfig
 
 
+ATTENTION_HEAD_DIM = 8  # channels of an attention head
+
+
 class UNetSizes(TypedDict, total=False):
     """The sizes of a U-Net by keyword, for nets that are made of U-Nets: those of `UNet`, with its defaults."""
 
     channels: Sequence[int]
     blocks_per_level: int
     attention_levels: Sequence[int]
-    attention_head_dim: int
     norm_groups: int
 
 
@@ -70,11 +72,13 @@ class ResBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the pixels of a map, residual."""
 
-    def __init__(self, channels: int, head_dim: int, norm_groups: int):
+    def __init__(self, channels: int, norm_groups: int):
         super().__init__()
-        self.num_heads = max(1, channels // head_dim)
+        self.num_heads = max(1, channels // ATTENTION_HEAD_DIM)
         if channels % self.num_heads:
-            raise ValueError(f"{channels} channels do not divide into heads of {head_dim}; change attention_head_dim")
+            raise ValueError(
+                f"a level with attention has {channels} channels; wanted a multiple of {ATTENTION_HEAD_DIM}"
+            )
         self.norm = group_norm(channels, norm_groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -108,7 +112,7 @@ class UNet(nn.Module):
     channels: widths of the levels, from the full resolution down; each level halves the resolution.
     blocks_per_level: residual blocks of a level on the way down; one more on the way up.
     attention_levels: levels with self-attention, 0 being the full resolution; the middle always has it.
-    attention_head_dim: channels of an attention head.  norm_groups: of GroupNorm, fewer where they do not divide.
+    norm_groups: of GroupNorm, fewer where they do not divide.
     Heights and widths of images must be multiples of `stride`.
     """
 
@@ -119,7 +123,6 @@ class UNet(nn.Module):
         channels: Sequence[int] = (128, 128, 256, 256, 512, 512),
         blocks_per_level: int = 2,
         attention_levels: Sequence[int] = (4,),
-        attention_head_dim: int = 8,
         norm_groups: int = 32,
     ):
         super().__init__()
@@ -138,7 +141,7 @@ class UNet(nn.Module):
             return ResBlock(c_in, c_out, time_dim, norm_groups)
 
         def attention(width: int) -> SelfAttention:
-            return SelfAttention(width, attention_head_dim, norm_groups)
+            return SelfAttention(width, norm_groups)
 
         def level(index: int, inputs: list[int], stride: int | None) -> Level:
             width = widths[index]

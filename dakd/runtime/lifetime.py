@@ -24,6 +24,7 @@ from dakd.runtime.files import write_json
 
 PREEMPTED = 85  # exit status of a training that stopped when asked, to be started again
 REASONS = ("SIGTERM", "SIGUSR1", "time limit", "request")
+STOP_MARGIN_S = 300.0  # for the running step and its checkpoint, before the end of a SLURM job
 REQUEST, MARKER = "stop.json", "requeue.json"
 _SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -45,14 +46,14 @@ class Listener:
         end = float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
         self._job_left_s = max(0.0, end - time.time())
 
-    def wishes(self, max_hours: float | None, margin_minutes: float) -> list[float]:
+    def wishes(self, max_hours: float | None) -> list[float]:
         """One number for each of REASONS, 1 where this rank wishes to stop for it.
 
-        max_hours: of this listener's life.  margin_minutes: before the end of the SLURM job (SLURM_JOB_END_TIME),
-        and at most half of what was left of the job when listening began.
+        max_hours: of this listener's life. The end of a SLURM job (SLURM_JOB_END_TIME) is a limit too: STOP_MARGIN_S
+        before it, or at half of what was left of the job when listening began, whichever is later.
         """
         elapsed = time.monotonic() - self._since_s
-        limit = self._job_left_s - min(60 * margin_minutes, self._job_left_s / 2)
+        limit = self._job_left_s - min(STOP_MARGIN_S, self._job_left_s / 2)
         if elapsed >= min(limit, float("inf") if max_hours is None else 3600 * max_hours):
             self.noted.add("time limit")
         if is_rank_0() and self.request.exists():

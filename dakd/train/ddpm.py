@@ -87,7 +87,7 @@ def describe_ddpm(config: Config, train: ShardSet) -> Training:
     cfg = config.train_jointnet
     steps, lr = cfg.stage1.steps + cfg.stage2.steps + cfg.stage3.steps, cfg.stage1.lr
     seed, num_classes = config.seed * 8 + _SEED_OFFSET, train.classes.num_classes
-    schedule = CosineSchedule(cfg.schedule.num_train_timesteps, cfg.schedule.max_beta)
+    schedule = CosineSchedule(cfg.schedule.num_train_timesteps)
     sigma_data = resolve_sigma_data(cfg.sigma_data, train, config.data.on_bad_record)
     identity = {
         "generator": "ddpm",

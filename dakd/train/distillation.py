@@ -19,6 +19,8 @@ from dakd.kernels.contract import compute_dtype
 
 # Added to a deviation (its square to a variance): constant logits have a finite gradient, at most 1000 times as steep.
 DEVIATION_FLOOR = 1e-3
+# DIST's beta and gamma: the weights of its terms over classes and over pixels (Huang et al. 2022).
+DIST_INTER, DIST_INTRA = 1.0, 1.0
 
 
 def distillation_loss(
@@ -38,7 +40,7 @@ def distillation_loss(
         losses = standardized_kd(logits, z, cfg.temperature)
     elif cfg.kd_form == "dist":
         inter, intra = dist_relations((logits / cfg.temperature).softmax(1), (z / cfg.temperature).softmax(1))
-        losses = cfg.dist_inter * inter + cfg.dist_intra * intra
+        losses = DIST_INTER * inter + DIST_INTRA * intra
     else:
         raise ValueError(f"kd_form is {cfg.kd_form}; wanted confidence, standardized or dist")
     return torch.where(teacher_row < 0, 0, losses)

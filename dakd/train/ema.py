@@ -14,22 +14,26 @@ import torch
 from dakd.config import OptimizerConfig
 from dakd.train.posthoc import power_decay, power_of_length
 
+EMA_RAMP = 10.0
+# Relative lengths of the two averages whose snapshots `dakd ema` combines (Karras et al. 2024).
+POSTHOC_LENGTHS = (0.05, 0.10)
+
 Decays = Mapping[str, Callable[[int], float]]  # by an average's name: its decay at an optimizer step (1-based)
 
 
-def ema_decay(step: int, max_decay: float, ramp: float) -> float:
-    """The decay at an optimizer step (1-based): min(max_decay, (1 + step) / (ramp + step)).
+def ema_decay(step: int, max_decay: float) -> float:
+    """The decay at an optimizer step (1-based): min(max_decay, (1 + step) / (EMA_RAMP + step)).
 
     A short run averages over its last part instead of its start.
     """
-    return min(max_decay, (1 + step) / (ramp + step))
+    return min(max_decay, (1 + step) / (EMA_RAMP + step))
 
 
 def decays_of(cfg: OptimizerConfig) -> dict[str, Callable[[int], float]]:
     """The averages that a training keeps: `ema`, and `posthoc_0`, `posthoc_1` where snapshots of them are taken."""
-    decays = {"ema": partial(ema_decay, max_decay=cfg.ema_decay, ramp=cfg.ema_ramp)}
+    decays = {"ema": partial(ema_decay, max_decay=cfg.ema_decay)}
     if cfg.posthoc_every:
-        powers = map(power_of_length, cfg.posthoc_lengths)
+        powers = map(power_of_length, POSTHOC_LENGTHS)
         decays |= {f"posthoc_{i}": partial(power_decay, power=power) for i, power in enumerate(powers)}
     return decays
 

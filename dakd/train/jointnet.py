@@ -167,7 +167,7 @@ def describe_stage(config: Config, stage: int, train: ShardSet, b: float) -> Tra
     sources = [train] + [open_shards(place, config.data, train.classes) for place in extra]
     seed = config.seed * 8 + stage  # every stage has its own order and noise
     num_classes = train.classes.num_classes
-    schedule = CosineSchedule(cfg.schedule.num_train_timesteps, cfg.schedule.max_beta)
+    schedule = CosineSchedule(cfg.schedule.num_train_timesteps)
     sigma_data = resolve_sigma_data(cfg.sigma_data, train, config.data.on_bad_record)
     if previous is not None and (found := read_metadata(previous).get("sigma_data")) != sigma_data:
         raise ValueError(

@@ -18,6 +18,7 @@ from dakd.runtime.lock import locked
 from dakd.runtime.runlog import RunLog, save_config, say
 from dakd.runtime.seeding import seed_everything, seed_step
 from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint, step_of, write_state
+from dakd.train.ema import POSTHOC_LENGTHS
 from dakd.train.engine import Engine, fitting_micro_batch
 from dakd.train.optim import learning_rate
 from dakd.train.posthoc import FOLDER as POSTHOC
@@ -152,14 +153,14 @@ def _train_steps(training: Training, engine: Engine, first_step: int, config: Co
 
 def _write_snapshot(training: Training, engine: Engine, step: int) -> None:
     """The averages of which `dakd ema` makes one of any length."""
-    lengths = training.optimizer.posthoc_lengths
-    averages = engine.averages([f"posthoc_{i}" for i in range(len(lengths))])
+    averages = engine.averages([f"posthoc_{i}" for i in range(len(POSTHOC_LENGTHS))])
     if distributed.is_main():
-        write_state(training.folder / POSTHOC / f"step-{step:08d}", averages, {"step": step, "lengths": lengths})
+        facts = {"step": step, "lengths": POSTHOC_LENGTHS}
+        write_state(training.folder / POSTHOC / f"step-{step:08d}", averages, facts)
 
 
 def _wishes(training: Training, listener: Listener) -> list[float]:
-    return listener.wishes(training.engine.max_hours, training.engine.stop_margin_minutes)
+    return listener.wishes(training.engine.max_hours)
 
 
 def _leave_if_wished(training: Training, step: int, wishes: list[float]) -> None:

@@ -9,6 +9,8 @@ from torch import nn
 from dakd.config import OptimizerConfig
 from dakd.train.ema import AveragingAdamW, decays_of
 
+BETAS, EPS = (0.9, 0.999), 1e-8  # torch's defaults for AdamW: the paper names none
+
 
 def parameter_groups(module: nn.Module, weight_decay: float, decays_vectors: bool) -> list[dict]:
     """Trainable parameters in groups with and without weight decay.
@@ -29,9 +31,9 @@ def build_optimizer(module: nn.Module, cfg: OptimizerConfig, decays_vectors: boo
     return AveragingAdamW(
         parameter_groups(module, cfg.weight_decay, decays_vectors),
         decays=decays_of(cfg),
-        lr=cfg.lr,
-        betas=cfg.betas,
-        eps=cfg.eps,
+        lr=0.0,  # the loop sets the rate of every step
+        betas=BETAS,
+        eps=EPS,
     )
 
 

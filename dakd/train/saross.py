@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dakd.config import Config, Section, StudentLossConfig, TrainingSet
+from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.loader import StudentDataset
 from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.sample import IGNORE_INDEX
@@ -27,10 +26,8 @@ from dakd.train.loop import Training, run_training
 from dakd.train.optim import optimizer_identity
 from dakd.weights import STUDENT_FILES, load_pretrained_encoder, load_strict, save_student
 
-# Settings of train_saross.loss that checkpoints did not have from the first.
-LATER_LOSS_SETTINGS = ("kd_form", "dist_inter", "dist_intra", "boundary")
-# The same of train_saross.student.
-LATER_STUDENT_SETTINGS = ("sam_oil",)
+# Largest error that codes of soft labels may cause in a softened target.
+MAX_TARGET_ERROR = 0.01
 
 
 class StudentTraining(nn.Module):
@@ -106,16 +103,6 @@ def with_teachers_labels(label: Tensor, teacher: Tensor | None, teacher_row: Ten
     return torch.where((teacher_row < 0)[:, None, None], label, best[teacher_row.clamp_min(0)])
 
 
-def settings_identity(settings: Section, later: Iterable[str], exclude: Iterable[str] = ()) -> dict:
-    """The settings of a section by name, without the `later` ones that are at their default.
-
-    So a checkpoint from before there were such settings is still the same experiment.
-    """
-    fields = type(settings).model_fields
-    at_default = {name for name in later if getattr(settings, name) == fields[name].default}
-    return settings.model_dump(mode="json", exclude=at_default | set(exclude))
-
-
 def student_folder(config: Config, training_set: TrainingSet) -> Path:
     return config.run_path / "train_saross" / training_set
 
@@ -140,15 +127,15 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         soft_range = dataset.synthetic.index.get("soft_range")
         temperatures = check_kd_form(cfg.loss, classes.num_classes, soft_range)
         temperatures += [1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else []
-        check_temperature(soft_range, temperatures, classes.num_classes, cfg.loss.max_target_error)
+        check_temperature(soft_range, temperatures, classes.num_classes, MAX_TARGET_ERROR)
     if cfg.batch_norm == "sync" and device().type != "cuda":
         raise ValueError("batch_norm is sync, which torch has on GPUs alone, not on a CPU; set it to local or frozen")
     folder, steps = student_folder(config, training_set), student_steps(config)
     sources = [source for source in (dataset.real, dataset.synthetic) if source is not None]
     identity = {
         "training_set": training_set,
-        "student": settings_identity(cfg.student, LATER_STUDENT_SETTINGS),
-        "loss": settings_identity(cfg.loss, LATER_LOSS_SETTINGS, exclude={"max_target_error"}),
+        "student": cfg.student.model_dump(mode="json"),
+        "loss": cfg.loss.model_dump(mode="json"),
         "num_classes": classes.num_classes,
         "global_batch": cfg.global_batch,
         "crop": list(cfg.crop),

@@ -117,7 +117,7 @@ def test_defaults_read_back_as_the_models_defaults():
         ("train_jointnet.stage1.steps", "whole number > 0"),
         ("train_jointnet.stage1.streams", "list of texts matching ^pipe:."),
         ("train_jointnet.optimizer.ema_decay", "number in [0, 1)"),
-        ("train_jointnet.optimizer.posthoc_lengths", "list of 2 numbers in (0, 0.28]"),
+        ("train_saross.student.caft_heads", "list of 3 whole numbers > 0"),
         ("generate.capture", "auto, true or false"),
         ("generate.gate.areas", "map of names to {at_least, at_most}"),
         ("generate.gate.entropy.at_least", "number or null"),
@@ -135,7 +135,7 @@ def test_types_are_said_in_words(key, kind):
 
 def test_defaults_are_those_of_the_experiments_sections():
     found = {one.key: one.default for one in settings("train_saross")}
-    assert found["train_saross.optimizer.lr_decay"] == "poly" and found["train_saross.engine.sample_every"] == "0"
+    assert found["train_saross.optimizer.lr_decay"] == "poly" and found["train_saross.optimizer.warmup_steps"] == "500"
     assert found["train_saross.student.encoder"] == "mamba_vision_b"
     assert {one.default for one in settings("train_jointnet.stage3.lr")} == {"1.0e-05"}
 
@@ -181,7 +181,7 @@ def test_explain_of_a_section_has_its_docstring_and_all_its_settings():
     text = explain("train_jointnet.unet", load_config("demo"))
     assert text.startswith("train_jointnet.unet: One branch of the teacher.\nThe default is the usual")
     assert "train_jointnet.unet.blocks_per_level = 2, value 1 (whole number > 0)" in text
-    assert "train_jointnet.unet.attention_head_dim = 8 (whole number > 0)" in text
+    assert "train_jointnet.unet.norm_groups = 32 (whole number > 0)" in explain("train_jointnet.unet")
     assert "sea is what remains" in explain("prepare.simulation")
     assert all(f"  {one.key} = " in explain("") for one in settings())
 

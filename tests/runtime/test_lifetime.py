@@ -30,8 +30,8 @@ def no_job(monkeypatch):
     monkeypatch.setenv("RANK", "0")
 
 
-def reason_of(listener, max_hours=None, margin_minutes=5.0):
-    return wished_reason(listener.wishes(max_hours, margin_minutes))
+def reason_of(listener, max_hours=None):
+    return wished_reason(listener.wishes(max_hours))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

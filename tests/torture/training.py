@@ -186,7 +186,7 @@ def train_config(run: Path, zero_stage: int, keep: int) -> Config:
         "crop": [16, 16],
         "global_batch": _BATCH,
         "micro_batch": 2,
-        "optimizer": {"lr": 1e-3, "warmup_steps": 2, "ema_decay": 0.9},
+        "optimizer": {"warmup_steps": 2, "ema_decay": 0.9},
         "engine": {"num_workers": 1, "log_every": 1, "checkpoint_every": _EVERY, "keep_checkpoints": keep,
                    "wandb": "off", "sample_every": 0, "threads": 1,
                    "deepspeed": f"configs/deepspeed/zero{zero_stage}.json"},

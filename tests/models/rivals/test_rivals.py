@@ -13,7 +13,6 @@ from dakd.config import DEFAULT_ENCODERS, StudentConfig, build_config
 from dakd.models.encoders import import_smp, import_torchvision
 from dakd.models.saross import pad_to_multiple
 from dakd.models.zoo import STUDENTS, build_student
-from dakd.train.saross import LATER_STUDENT_SETTINGS, settings_identity
 from dakd.weights import load_pretrained_encoder
 
 RIVALS = tuple(SMALL_RIVALS)
@@ -34,15 +33,6 @@ def test_every_name_has_an_encoder_a_title_and_a_small_form():
     assert set(STUDENTS) == set(DEFAULT_ENCODERS) == {"saross", "sam_oil", *RIVALS}  # sam_oil has tests of its own
     for name, encoder in DEFAULT_ENCODERS.items():
         assert StudentConfig(name=name).encoder == StudentConfig(name=name, encoder=None).encoder == encoder
-
-
-def test_settings_saved_before_there_were_rivals_are_the_same_still():
-    saved = {"name": "saross", "encoder": "mamba_vision_b", "encoder_options": {}, "pretrained": None,
-             "decoder_channels": [256, 256, 128, 64], "caft_ratio": 0.5, "caft_heads": [1, 2, 4],
-             "skip_module": "caft"}  # fmt: skip
-    assert StudentConfig.model_validate(saved) == StudentConfig()
-    assert settings_identity(StudentConfig(), LATER_STUDENT_SETTINGS) == saved
-    assert "sam_oil" in settings_identity(StudentConfig(name="sam_oil", sam_oil={"min_score": 0.5}), ("sam_oil",))
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ class SamOil(nn.Module):
         Its config.json is read where `sam_oil.sam_config` does not hold SAM's sizes.
         """
         _check_order(cfg.sam_oil.order, num_classes)  # before a folder is asked for
-        settings = dict(cfg.sam_oil)
-        sam_config = settings.pop("sam_config") or read_sam_config(_sam_folder(cfg.pretrained))
-        return cls(num_classes, sam_config, cfg.encoder, cfg.encoder_options, **settings)
+        own = cfg.sam_oil
+        sam_config = own.sam_config or read_sam_config(_sam_folder(cfg.pretrained))
+        return cls(num_classes, sam_config, cfg.encoder, cfg.encoder_options, min_score=own.min_score, order=own.order)
 
     def load_pretrained(self, folder: str | None) -> None:
         """SAM's weights; ValueError where no folder is given: a SAM that has learnt nothing makes no masks."""

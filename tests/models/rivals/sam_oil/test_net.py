@@ -70,7 +70,8 @@ def test_the_loss_is_on_the_objects_of_the_labels(sam_folder):
     label[0, 20:30, 20:30] = 1
     label[2] = IGNORE_INDEX
     label[2, 0, 0] = 77
-    net = stand_in(sam_folder, mask_loss=0.5)
+    net = stand_in(sam_folder)
+    net.mask_loss_weight = 0.5
     losses = net.loss_of(torch.zeros(3, 3, 32, 32), label)
     found = [(t["boxes"].tolist(), t["labels"].tolist()) for t in net.detector.targets]
     assert found == [([[20, 20, 30, 30], [3, 2, 9, 6]], [1, 2]), ([], []), ([], [])]
@@ -78,6 +79,9 @@ def test_the_loss_is_on_the_objects_of_the_labels(sam_folder):
     assert losses["detector"].tolist() == [2, 0, 0] and losses["mask"][1:].tolist() == [0, 0]
     assert 0 < losses["mask"][0] < 0.5
     torch.testing.assert_close(losses["loss"], losses["detector"] + 0.5 * losses["mask"])
+    net.max_masks = 1  # one of the two, drawn
+    one = net.loss_of(torch.zeros(3, 3, 32, 32), label)
+    assert torch.equal(one["detector"], losses["detector"]) and 0 < one["mask"][0] != losses["mask"][0]
 
 
 def test_a_sample_without_labels_has_no_loss(sam_folder, tiny_student):
