@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,6 +24,7 @@ from machine import measure_ceilings, print_machine
 from rows import Row, RowFile
 
 from dakd.config import StudentConfig, StudentLossConfig, UNetConfig
+from dakd.data.batch import Batch
 from dakd.diffusion.sampler import PairSampler, start_noise
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels import backend as backends
@@ -52,8 +52,8 @@ def student_forward() -> Callable[[], None]:
 def student_step() -> Callable[[], None]:
     """Forward and backward pass of SAROSS-Net-B's training: a real and a synthetic sample of 256x256."""
     training = StudentTraining(build_student(StudentConfig(), NUM_CLASSES), StudentLossConfig(), 0, torch.channels_last)
-    batch = _batch(2, 256) | dict(
-        teacher=torch.randn(1, NUM_CLASSES, 256, 256).half(), teacher_row=torch.tensor([-1, 0]), teacher_range=None
+    batch = _batch(2, 256)._replace(
+        teacher=torch.randn(1, NUM_CLASSES, 256, 256).half(), teacher_row=torch.tensor([-1, 0])
     )
     return _training_step(training, batch)
 
@@ -103,8 +103,8 @@ def main() -> None:
                          time_s * 1e6, note=f"{options.threads} threads, {ratio:.2f}x"))  # fmt: skip
 
 
-def _batch(size: int, side: int) -> dict[str, Tensor]:
-    return dict(
+def _batch(size: int, side: int) -> Batch:
+    return Batch(
         image=torch.randint(0, 256, (size, 1, side, side), dtype=torch.uint8),
         label=torch.randint(0, NUM_CLASSES, (size, side, side), dtype=torch.uint8),
         positions=torch.arange(size),
@@ -112,7 +112,7 @@ def _batch(size: int, side: int) -> dict[str, Tensor]:
     )
 
 
-def _training_step(training: torch.nn.Module, batch: dict[str, Tensor]) -> Callable[[], None]:
+def _training_step(training: torch.nn.Module, batch: Batch) -> Callable[[], None]:
     def call() -> None:
         training.zero_grad(set_to_none=True)
         training(batch)["loss"].mean().backward()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dakd.config import StudentConfig, UNetConfig
+from dakd.data.batch import Batch
 from dakd.models.jointnet import SARJointNet
 
 NUM_CLASSES = 5
@@ -42,22 +43,22 @@ def teacher_side(is_tiny: bool) -> int:
     return 16 if is_tiny else 256
 
 
-def batch(size: int, side: int, device: str) -> dict:
-    """What the loader gives a training step: random images and labels."""
+def batch(size: int, side: int, device: str) -> Batch:
+    """A batch of random images and labels."""
     image = torch.randint(0, 256, (size, 1, side, side), dtype=torch.uint8, device=device)
     label = torch.randint(0, NUM_CLASSES, (size, side, side), dtype=torch.uint8, device=device)
     positions = torch.arange(size)
-    return dict(image=image, label=label, positions=positions.to(device), host_positions=positions,
-                keys=[str(position) for position in range(size)])  # fmt: skip
+    keys = [str(position) for position in range(size)]
+    return Batch(image, positions.to(device), label, keys=keys, host_positions=positions)
 
 
-def student_batch(size: int, side: int, device: str) -> dict:
+def student_batch(size: int, side: int, device: str) -> Batch:
     """The same with soft labels for the second half."""
     num_synthetic = size // 2
     rows = torch.full((size,), -1, dtype=torch.int64)
     rows[size - num_synthetic :] = torch.arange(num_synthetic)
     teacher = torch.randn(num_synthetic, NUM_CLASSES, side, side).half().to(device)
-    return batch(size, side, device) | dict(teacher=teacher, teacher_row=rows.to(device), teacher_range=None)
+    return batch(size, side, device)._replace(teacher=teacher, teacher_row=rows.to(device))
 
 
 def noisy_pair(size: int, side: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,6 +36,7 @@ from rows import Row, RowFile
 from timing import race
 
 from dakd.config import SimulationConfig
+from dakd.data.batch import Batch
 from dakd.data.loader import StudentDataset, make_loader
 from dakd.data.records import decode_record
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES, Sample
@@ -144,17 +145,17 @@ def _their_epoch(shards: ShardSet) -> Callable[[], None]:
     return run
 
 
-def _stack(samples: list[Sample]) -> dict:
+def _stack(samples: list[Sample]) -> Batch:
     size = samples[0].sar.shape
-    return {
-        "positions": torch.zeros(len(samples), dtype=torch.int64),
-        "image": torch.from_numpy(np.stack([sample.sar[None] for sample in samples])),
-        "label": torch.full((len(samples), *size), IGNORE_INDEX, dtype=torch.uint8),
-        "teacher": torch.from_numpy(np.stack([sample.soft_label for sample in samples])),
-        "teacher_row": torch.arange(len(samples)),
-        "is_synthetic": torch.ones(len(samples), dtype=torch.bool),
-        "keys": [sample.key for sample in samples],
-    }
+    return Batch(
+        positions=torch.zeros(len(samples), dtype=torch.int64),
+        image=torch.from_numpy(np.stack([sample.sar[None] for sample in samples])),
+        label=torch.full((len(samples), *size), IGNORE_INDEX, dtype=torch.uint8),
+        teacher=torch.from_numpy(np.stack([sample.soft_label for sample in samples])),
+        teacher_row=torch.arange(len(samples)),
+        is_synthetic=torch.ones(len(samples), dtype=torch.bool),
+        keys=[sample.key for sample in samples],
+    )
 
 
 def _feed_consumer(shards: ShardSet, num_steps: int) -> tuple[float, float]:
@@ -168,15 +169,15 @@ def _feed_consumer(shards: ShardSet, num_steps: int) -> tuple[float, float]:
     return sum(wait > 0 for wait in waits) / num_steps, 1e3 * max(waits)
 
 
-def _consume(batches: Iterator[dict], step_s: float, num_steps: int) -> Iterator[float]:
+def _consume(batches: Iterator[Batch], step_s: float, num_steps: int) -> Iterator[float]:
     """How long each step waits for its batch, in seconds."""
     names = ("image", "label", "teacher")
-    device = {name: torch.empty_like(next(batches)[name]) for name in names}
+    device = {name: torch.empty_like(getattr(next(batches), name)) for name in names}
     end = time.perf_counter() + step_s
     for _ in range(num_steps):
         batch = next(batches)
         for name in names:
-            device[name].copy_(batch[name])
+            device[name].copy_(getattr(batch, name))
         wait = max(0.0, time.perf_counter() - end)
         yield wait
         time.sleep(max(0.0, end - time.perf_counter()))

@@ -261,7 +261,7 @@ def _student() -> None:
 
     def work() -> None:
         training = StudentTraining(_on_fake_cuda(net), StudentLossConfig(), 0, torch.channels_last)
-        given = student_batch(16, 512, "cuda") | dict(host_positions=positions)
+        given = student_batch(16, 512, "cuda")._replace(host_positions=positions)
         with torch.autocast("cuda", dtype=torch.bfloat16):
             training(given)
 

@@ -34,6 +34,7 @@ from timing import reason
 from torch import nn
 
 from dakd.config import EngineConfig, OptimizerConfig, StudentLossConfig
+from dakd.data.batch import Batch
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.zoo import build_student
 from dakd.train.dry_run import measure
@@ -115,7 +116,7 @@ def _timed(step: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _plain_steps(module: nn.Module, given: dict, precision: str, device: str) -> Callable[[], None]:
+def _plain_steps(module: nn.Module, given: Batch, precision: str, device: str) -> Callable[[], None]:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     masters = [parameter.detach().clone().requires_grad_() for parameter in trained]
     if precision == "bf16":
@@ -143,14 +144,14 @@ def _plain_steps(module: nn.Module, given: dict, precision: str, device: str) ->
     return step
 
 
-def _engine_steps(module: nn.Module, given: dict, precision: str, device: str) -> Callable[[], None]:
+def _engine_steps(module: nn.Module, given: Batch, precision: str, device: str) -> Callable[[], None]:
     from dakd.train.engine import Engine
 
-    size = len(given["keys"])
+    size = len(given.keys)
     precision = precision if torch.device(device).type == "cuda" else "fp32"
     engine = Engine(module, OptimizerConfig(), EngineConfig(wandb="off"), global_batch=size, micro_batch=size,
                     precision=precision, decays_vectors=False)  # fmt: skip
-    batches = itertools.repeat(given | {"positions": given["host_positions"], "skipped": []})
+    batches = itertools.repeat(given._replace(positions=given.host_positions))
     return lambda: engine.train_step(batches, _RATE)
 
 

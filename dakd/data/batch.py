@@ -1,75 +1,155 @@
-"""The tensors of a batch in one block of memory, which may be one that a reader process shares with the training.
+"""`Batch`: the samples of a training step as tensors, and the one block of memory in which they travel.
 
-A block is filled row by row: what is read, cropped and flipped is copied once, to its place. Shared blocks serve again
-and again: a new one for every batch would cost its reader more time in page faults than all the reading does.
+A block is filled row by row: each sample is read, cropped, flipped and then copied once, to its place. A reader process
+fills blocks that it shares with the training, each again and again: a new one for every batch would cost the reader
+more time in page faults than all the reading does.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dakd.data.sample import Sample
+from dakd.data.soft_labels import common_range
+
 _ALIGNMENT = 64  # bytes
 _Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
-class BatchBuilder:
-    """The images, labels and soft labels of `num_rows` samples, of which `num_soft` have soft labels.
+class Batch(NamedTuple):
+    """B samples, of which Bs have a soft label of K classes: what a loader yields and a training module takes.
 
-    The block is laid out when the first sample comes: it tells what soft labels are stored as.
+    image: (B, 1, h, w) uint8 grey values.
+    positions: (B,) int64, the global position of each sample.
+    label: (B, h, w) uint8 class ids, IGNORE_INDEX where none is known; None where the dataset leaves labels out.
+    teacher: (Bs, K, h, w) float16 logits or uint8 codes; None where no sample has a soft label.
+    teacher_row: (B,) int64, the row of each sample in `teacher`, -1 for a sample without a soft label.
+    teacher_range: the nats that code 255 stands for, one for the whole batch; None for logits.
+    is_synthetic: (B,) bool.
+    keys: the B names; that of a mosaic joins those of its tiles with "+".
+    skipped: for each bad record that was passed over for this batch, a line that names it.
+    host_positions: `positions` on the CPU, also after `to`: for random draws that are made there.
+
+    A loader sets every field but those that are None above; modules that read fewer are content with fewer. It is a
+    tuple because DeepSpeed's hooks and torch.compile find tensors in tuples.
+    """
+
+    image: Tensor
+    positions: Tensor
+    label: Tensor | None = None
+    teacher: Tensor | None = None
+    teacher_row: Tensor | None = None
+    teacher_range: float | None = None
+    is_synthetic: Tensor | None = None
+    keys: Sequence[str] = ()
+    skipped: Sequence[str] = ()
+    host_positions: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; `host_positions` stays where it is."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in self._asdict().items()
+                 if torch.is_tensor(value) and name != "host_positions"}  # fmt: skip
+        return self._replace(**moved)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A batch whose tensors lie in one block of memory, on its way from a reader process.
+
+    block: (N,) uint8; None where the layout is of a block that the receiver holds.  The others: see `Batch`.
+    """
+
+    block: Tensor | None
+    layout: _Layout
+    keys: list[str]
+    skipped: list[str]
+    teacher_range: float | None
+
+    @property
+    def num_bytes(self) -> int:
+        return _num_bytes(self.layout)
+
+    def unpack(self, block: Tensor | None = None) -> Batch:
+        """The batch, its tensors views of its own block or of `block`, a copy of it."""
+        views = _views(self.block if block is None else block, self.layout)
+        return Batch(**views, teacher_range=self.teacher_range, keys=self.keys, skipped=self.skipped,
+                     host_positions=views["positions"])  # fmt: skip
+
+
+class BatchBuilder:
+    """Packs samples, or the tiles of mosaics, as the batch of `positions`.
+
+    has_labels: whether the batch has labels.  is_synthetic, has_soft: a flag for each position; None: no.
     block: (N,) uint8 to be used, with N as of `most_bytes`; None takes memory of its own.
+
+    The block is laid out when the first sample comes, which shows how soft labels are stored: it must have one if any
+    sample has.
     """
 
     def __init__(
-        self, num_rows: int, num_soft: int, crop_size: tuple[int, int], has_labels: bool, block: Tensor | None = None
+        self,
+        positions: Sequence[int],
+        crop_size: tuple[int, int],
+        has_labels: bool,
+        *,
+        is_synthetic: Sequence[bool] | None = None,
+        has_soft: Sequence[bool] | None = None,
+        block: Tensor | None = None,
     ) -> None:
-        self.num_rows, self.num_soft, self.crop_size, self.has_labels = num_rows, num_soft, crop_size, has_labels
+        no = [False] * len(positions)
+        self._positions, self._crop_size, self._has_labels = positions, crop_size, has_labels
+        self._is_synthetic, self._has_soft = is_synthetic or no, has_soft or no
+        self._soft_rows = [count - 1 if soft else -1 for soft, count in zip(self._has_soft, accumulate(self._has_soft))]
         self._block = block
         self._layout: _Layout = {}
         self._arrays: dict[str, np.ndarray] = {}
+        self._keys: list[dict[int, str]] = [{} for _ in positions]
+        self._ranges: set[float | None] = set()
 
-    def write(
-        self,
-        row: int,
-        image: np.ndarray,
-        label: np.ndarray | None,
-        soft: np.ndarray | None = None,
-        soft_row: int = -1,
-        corner: tuple[int, int] = (0, 0),
-    ) -> None:
-        """A sample, or the tile of one whose upper left pixel is `corner`, to its place.
+    def write(self, row: int, sample: Sample, tile: int = 0, corner: tuple[int, int] = (0, 0)) -> None:
+        """Copy a sample to its row, or, for a tile of a mosaic, to the pixels from `corner` (top, left) on.
 
-        image, label: (h, w) uint8.  soft: (K, h, w). The first one written has one if any has.
+        Raises ValueError for a soft label of another range than those that are there.
         """
         if not self._layout:
-            self._lay_out(soft)
-        (top, left), (h, w) = corner, image.shape
-        there = (..., slice(top, top + h), slice(left, left + w))
-        self._arrays["image"][row][there] = image
-        if self.has_labels:
-            self._arrays["label"][row][there] = label
-        if soft is not None:
-            self._arrays["teacher"][soft_row][there] = soft
+            self._lay_out(sample.soft_label)
+        (top, left), (h, w) = corner, sample.sar.shape
+        pixels = (..., slice(top, top + h), slice(left, left + w))
+        self._arrays["image"][row][pixels] = sample.sar
+        if self._has_labels:
+            self._arrays["label"][row][pixels] = sample.label
+        if self._has_soft[row]:
+            self._ranges.add(sample.soft_range)
+            common_range(self._ranges, "a batch")  # refuses a mix
+            self._arrays["teacher"][self._soft_rows[row]][pixels] = sample.soft_label
+        self._keys[row][tile] = sample.key
 
-    def finish(self, **numbers: list[int] | list[bool]) -> dict:
-        """The packed batch, with further tensors of one number a row: int64, or bool."""
-        for name, values in numbers.items():
-            self._arrays[name][...] = values
-        return {"block": self._block, "layout": self._layout}
+    def finish(self, skipped: list[str]) -> PackedBatch:
+        """The batch, when all its samples are written.  skipped: see `Batch`."""
+        self._arrays["positions"][...] = self._positions
+        self._arrays["teacher_row"][...] = self._soft_rows
+        self._arrays["is_synthetic"][...] = self._is_synthetic
+        keys = ["+".join(names[tile] for tile in sorted(names)) for names in self._keys]
+        return PackedBatch(self._block, self._layout, keys, skipped, common_range(self._ranges, "a batch"))
 
     def _lay_out(self, soft: np.ndarray | None) -> None:
-        rows, size = self.num_rows, self.crop_size
+        rows, size = len(self._positions), self._crop_size
         self._layout = {"positions": (torch.int64, (rows,)), "teacher_row": (torch.int64, (rows,)),
                         "is_synthetic": (torch.bool, (rows,)), "image": (torch.uint8, (rows, 1, *size))}  # fmt: skip
-        if self.has_labels:
+        if self._has_labels:
             self._layout["label"] = (torch.uint8, (rows, *size))
-        if self.num_soft:
+        if any(self._has_soft):
             dtype = torch.from_numpy(np.empty(0, soft.dtype)).dtype
-            self._layout["teacher"] = (dtype, (self.num_soft, len(soft), *size))
+            self._layout["teacher"] = (dtype, (sum(self._has_soft), len(soft), *size))
         num_bytes = _num_bytes(self._layout)
         self._block = torch.empty(num_bytes, dtype=torch.uint8) if self._block is None else self._block[:num_bytes]
         self._arrays = {name: value.numpy() for name, value in _views(self._block, self._layout).items()}
@@ -88,13 +168,6 @@ def shared_blocks(count: int, num_bytes: int) -> list[Tensor]:
     return [torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8) for _ in range(count)]
 
 
-def unpack(batch: dict) -> dict:
-    """The batch with its tensors, views of the block, in place of the block; absent ones are None."""
-    views = _views(batch["block"], batch["layout"])
-    rest = {name: value for name, value in batch.items() if name not in ("block", "layout")}
-    return {"label": None, "teacher": None, "teacher_range": None} | views | rest
-
-
 def _views(block: Tensor, layout: _Layout) -> dict[str, Tensor]:
     views, start = {}, 0
     for name, (dtype, shape) in layout.items():
@@ -109,4 +182,4 @@ def _num_bytes(layout: _Layout) -> int:
 
 
 def _aligned(length: int) -> int:
-    return -(-length // _ALIGNMENT) * _ALIGNMENT
+    return math.ceil(length / _ALIGNMENT) * _ALIGNMENT

@@ -13,7 +13,7 @@ from itertools import count, islice
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dakd.data.batch import BatchBuilder
+from dakd.data.batch import BatchBuilder, PackedBatch
 from dakd.data.lookup import BadRecord
 from dakd.data.order import PositionBatches
 from dakd.data.reading import OnBadRecord
@@ -69,19 +69,15 @@ class StreamDataset:
                 raise BadRecord(f"the streams {', '.join(own)} hold no good record{': ' if skipped else ''}"
                                 f"{'; '.join(skipped[:3])}")  # fmt: skip
 
-    def batch(self, samples: Iterator[tuple[Sample, list[str]]], positions: list[int]) -> dict:
-        """The next samples as the packed batch of these positions, as `loader.TeacherDataset` has it."""
-        builder = BatchBuilder(len(positions), 0, self.crop_size, False)
-        keys: list[str] = []
+    def pack(self, samples: Iterator[tuple[Sample, list[str]]], positions: list[int]) -> PackedBatch:
+        """The next samples as the batch of these positions."""
+        builder = BatchBuilder(positions, self.crop_size, has_labels=False)
         skipped: list[str] = []
         for row, position in enumerate(positions):
             sample, passed_over = next(samples)
-            builder.write(row, crop_and_flip(sample, self.crop_size, self.flip, self.seed, position).sar, None)
-            keys.append(sample.key)
+            builder.write(row, crop_and_flip(sample, self.crop_size, self.flip, self.seed, position))
             skipped += passed_over
-        none, no = [-1] * len(positions), [False] * len(positions)
-        packed = builder.finish(positions=positions, teacher_row=none, is_synthetic=no)
-        return packed | {"keys": keys, "skipped": skipped}
+        return builder.finish(skipped)
 
 
 class StreamReaders(IterableDataset):
@@ -100,7 +96,7 @@ class StreamReaders(IterableDataset):
                 f"{wanted}, or lower engine.num_workers, or make a set of shards of them, which any number can read"
             )
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[PackedBatch]:
         worker = get_worker_info()
         number = 0 if worker is None else worker.id
         batches, readers = self.batches, self.num_readers
@@ -109,7 +105,7 @@ class StreamReaders(IterableDataset):
         taken = -(-(before - reader) // readers) * batches.micro_batch
         samples = islice(self.dataset.samples(batches.rank * readers + reader, batches.world * readers), taken, None)
         for positions in islice(batches, number, None, readers):
-            yield self.dataset.batch(samples, positions)
+            yield self.dataset.pack(samples, positions)
 
 
 def _read_stream(source: str) -> Iterator[Sample | str]:

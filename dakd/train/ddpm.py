@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dakd.config import Config
+from dakd.data.batch import Batch
 from dakd.data.loader import TeacherDataset
 from dakd.data.prepared import reading_options
 from dakd.data.shards import ShardSet
@@ -49,24 +50,24 @@ class DDPMTraining(nn.Module):
         self.net, self.schedule, self.num_classes, self.seed = net, schedule, num_classes, seed
         self.memory_format, self.sigma_data = memory_format, sigma_data
 
-    def forward(self, batch: dict) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_t, y_t, t = self.noised(batch, next(self.net.parameters()).dtype)
         output, y_hat = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
         x_hat = clean_image_at(output, x_t, t, self.schedule, self.sigma_data)
-        loss_x = image_loss(to_teacher(batch["image"]), x_hat)
-        loss_y = bit_loss(y_hat, batch["label"], self.num_classes)
+        loss_x = image_loss(to_teacher(batch.image), x_hat)
+        loss_y = bit_loss(y_hat, batch.label, self.num_classes)
         n = self.net.label_channels
         return {"loss": (loss_x + n * loss_y) / (1 + n), "loss_x": loss_x, "loss_y": loss_y}
 
-    def noised(self, batch: dict, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def noised(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """x_t (B, 1, H, W), y_t (B, n, H, W) and t (B,), functions of (seed, global position) alone."""
-        image = batch["image"]
-        channels = torch.cat([image, bits_as_grey(batch["label"], self.num_classes)], dim=1)
+        image = batch.image
+        channels = torch.cat([image, bits_as_grey(batch.label, self.num_classes)], dim=1)
         # The op knows images of one channel: the channels lie below one another, each with noise of its own.
         stacked = channels.reshape(len(image), 1, -1, image.shape[-1])
         table = self.schedule.noising_table(image.device)
         noisy, _, t = joint_noising(
-            stacked, None, batch["positions"], table, b=1.0, num_classes=self.num_classes, seed=self.seed,
+            stacked, None, batch.positions, table, b=1.0, num_classes=self.num_classes, seed=self.seed,
             out_dtype=dtype,
         )  # fmt: skip
         noisy = noisy.view(channels.shape)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dakd.config import EngineConfig, OptimizerConfig
+from dakd.data.batch import Batch
 from dakd.runtime import distributed
 from dakd.shipped import config_folder, extra_remedy, find_file, not_found
 from dakd.train.ema import decays_of
@@ -154,7 +155,7 @@ class Engine:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def train_step(self, batches: Iterator[dict], lr: float, wishes: Sequence[float] = ()) -> StepResult:
+    def train_step(self, batches: Iterator[Batch], lr: float, wishes: Sequence[float] = ()) -> StepResult:
         """One optimizer step on the next micro-batches. Raises NonFiniteLoss on all ranks before the weights move.
 
         wishes: this rank's numbers that the step adds up over the ranks beside its losses.
@@ -166,9 +167,9 @@ class Engine:
         num_bad = 0
         for _ in range(self.accumulation):
             batch = next(batches)
-            num_bad += len(batch["skipped"])
-            losses = self.engine(self._to_device(batch))
-            seen.append((batch["keys"], losses["loss"].detach()))
+            num_bad += len(batch.skipped)
+            losses = self.engine(batch.to(self.device))
+            seen.append((batch.keys, losses["loss"].detach()))
             self.engine.backward(losses["loss"].sum() / self.micro_batch)
             for name, values in losses.items():
                 sums[name] = sums.get(name, 0) + values.detach().double().sum()
@@ -206,14 +207,6 @@ class Engine:
     def _set_lr(self, lr: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-
-    def _to_device(self, batch: dict) -> dict:
-        """The batch on this rank's device; `host_positions` stays behind for draws that are made on the host."""
-        moved = {
-            name: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
-            for name, value in batch.items()
-        }
-        return moved | {"host_positions": batch["positions"]}
 
     # -- state by name ------------------------------------------------------------------------------------------------
 
@@ -283,7 +276,7 @@ class Engine:
         parts |= {"buffer": self.buffers("raw")} | {f"{kind}_buffer": self.buffers(kind) for kind in self._decays}
         return {f"{kind}/{name}": value for kind, values in parts.items() for name, value in values.items()}
 
-    def restore(self, state: dict[str, Tensor], step: int, batches: Callable[[], Iterator[dict]]) -> None:
+    def restore(self, state: dict[str, Tensor], step: int, batches: Callable[[], Iterator[Batch]]) -> None:
         """Put a `state()` back. The module must have been built with the state's weights already.
 
         Optimizer states exist only after a step: one is taken on a zero loss at rate 0, which moves nothing, and what
@@ -294,10 +287,10 @@ class Engine:
         source = batches()
         for _ in range(self.accumulation):
             batch = next(source)
-            losses = self.engine(self._to_device(batch))["loss"]
+            losses = self.engine(batch.to(self.device))["loss"]
             total = self._add_up({"loss": losses.detach().double().sum()})[0]["loss"]
             if not math.isfinite(total):  # zero times it would not be zero
-                raise NonFiniteLoss(_non_finite_message("loss", total, [(batch["keys"], losses.detach())]))
+                raise NonFiniteLoss(_non_finite_message("loss", total, [(batch.keys, losses.detach())]))
             self.engine.backward(losses.sum() * 0.0)
             self.engine.step()
         for name, parameter in self.module.named_parameters():

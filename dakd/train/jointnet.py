@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dakd.config import Config
 from dakd.data.balance import resolve_balance
+from dakd.data.batch import Batch
 from dakd.data.loader import TeacherDataset
 from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.shards import ShardSet
@@ -76,11 +77,11 @@ class ImageTraining(nn.Module):
         super().__init__()
         self.net, self.noising, self.memory_format = net, noising, memory_format
 
-    def forward(self, batch: dict) -> dict[str, Tensor]:
-        x_t, _, t = self.noising(batch["image"], None, batch["positions"], _dtype(self.net))
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x_t, _, t = self.noising(batch.image, None, batch.positions, _dtype(self.net))
         output = self.net(x_t.to(memory_format=self.memory_format), t)
         x_hat = self.noising.clean_image(output, x_t, t)
-        loss = image_loss(to_teacher(batch["image"]), x_hat)
+        loss = image_loss(to_teacher(batch.image), x_hat)
         return {"loss": loss, "loss_x": loss}
 
 
@@ -99,15 +100,15 @@ class JointTraining(nn.Module):
         self.net, self.noising, self.label_weight, self.memory_format = net, noising, label_weight, memory_format
         self.label_loss = label_loss_name
 
-    def forward(self, batch: dict) -> dict[str, Tensor]:
-        x_t, y_t, t = self.noising(batch["image"], batch["label"], batch["positions"], _dtype(self.net))
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x_t, y_t, t = self.noising(batch.image, batch.label, batch.positions, _dtype(self.net))
         output, logits = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
         x_hat = self.noising.clean_image(output, x_t, t)
-        loss_x = image_loss(to_teacher(batch["image"]), x_hat)
+        loss_x = image_loss(to_teacher(batch.image), x_hat)
         if self.label_loss == "ce":
-            loss_y = label_loss(logits, batch["label"])  # raw logits against the mask, which b does not touch
+            loss_y = label_loss(logits, batch.label)  # raw logits against the mask, which b does not touch
         else:
-            loss_y = label_l2_loss(logits, batch["label"], self.noising.b)
+            loss_y = label_l2_loss(logits, batch.label, self.noising.b)
         return {"loss": loss_x + self.label_weight * loss_y, "loss_x": loss_x, "loss_y": loss_y}
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dakd.config import Config, EngineConfig, OptimizerConfig
+from dakd.data.batch import Batch
 from dakd.data.loader import make_loader, report_skipped
 from dakd.runtime import distributed
 from dakd.runtime.lifetime import MARKER, Listener, Preempted, leave_marker, listening, wished_reason
@@ -190,7 +191,7 @@ def _checkpoint_facts(training: Training, config: Config, step: int, lr: float) 
     }
 
 
-def _batches(training: Training, step: int) -> Iterator[dict]:
+def _batches(training: Training, step: int) -> Iterator[Batch]:
     """This rank's micro-batches from the start of optimizer step `step` (0-based)."""
     loader = make_loader(
         training.dataset,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dakd.config import Config, StudentLossConfig, TrainingSet
+from dakd.data.batch import Batch
 from dakd.data.loader import StudentDataset
 from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.sample import IGNORE_INDEX
@@ -56,18 +57,18 @@ class StudentTraining(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, batch: dict) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         cfg = self.cfg
         if hasattr(self.net, "loss_of"):
             return self._own_loss(batch)
         if hasattr(self.net, "set_sample_positions"):
-            self.net.set_sample_positions(batch["host_positions"], self.seed)
-        logits = self.net(to_student(batch["image"]).to(memory_format=self.memory_format))
-        teacher, row, soft_range = batch["teacher"], batch["teacher_row"], batch["teacher_range"]
+            self.net.set_sample_positions(batch.host_positions, self.seed)
+        logits = self.net(to_student(batch.image).to(memory_format=self.memory_format))
+        teacher, row, soft_range = batch.teacher, batch.teacher_row, batch.teacher_range
         has_other_kd = cfg.kd_form != "temperature"
         terms = seg_loss(
             logits,
-            batch["label"],
+            batch.label,
             None if has_other_kd and cfg.dice_samples != "all" else teacher,
             row,
             teacher_range=soft_range,
@@ -80,17 +81,17 @@ class StudentTraining(nn.Module):
         loss = cfg.ce * terms.ce + cfg.kd * kd_scale(cfg) * kd + cfg.dice * terms.dice
         extra = {}
         if cfg.boundary:
-            extra["boundary"] = boundary_loss(logits, batch["label"], row)
+            extra["boundary"] = boundary_loss(logits, batch.label, row)
             loss = loss + cfg.boundary * extra["boundary"]
         # pixels whose class the table does not have; they count as unknown
         invalid = terms.num_invalid.to(loss.dtype)
         return {"loss": loss, "ce": terms.ce, "kd": kd, "dice": terms.dice, "num_invalid_labels": invalid} | extra
 
 
-    def _own_loss(self, batch: dict) -> dict[str, Tensor]:
+    def _own_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Of a net that has a loss of its own, on labels: synthetic samples are labelled by the teacher's argmax."""
-        label = with_teachers_labels(batch["label"], batch["teacher"], batch["teacher_row"])
-        losses = self.net.loss_of(to_student(batch["image"]).to(memory_format=self.memory_format), label)
+        label = with_teachers_labels(batch.label, batch.teacher, batch.teacher_row)
+        losses = self.net.loss_of(to_student(batch.image).to(memory_format=self.memory_format), label)
         invalid = ((label != IGNORE_INDEX) & (label >= self.net.num_classes)).sum()
         return losses | {"num_invalid_labels": invalid.to(losses["loss"].dtype)}
 

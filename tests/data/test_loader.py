@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dakd.data.batch import Batch
 from dakd.data.loader import StudentDataset, TeacherDataset, make_loader
 from dakd.data.order import rank_positions
 from dakd.data.sample import IGNORE_INDEX
@@ -28,32 +29,31 @@ def take(loader, count):
     return list(itertools.islice(iter(loader), count))
 
 
-def assert_equal(one: dict, other: dict) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+def assert_equal(one: Batch, other: Batch) -> None:
+    for value, its in zip(one, other, strict=True):
+        assert torch.equal(value, its) if isinstance(value, torch.Tensor) else value == its
 
 
 def test_teacher_batch_has_the_stated_shapes_and_labels_on_their_images(real_set):
     batch = take(make_loader(teacher(real_set), 4, 0, 1, 0), 1)[0]
-    assert batch["image"].shape == (4, 1, 8, 12) and batch["image"].dtype == torch.uint8
-    assert batch["label"].shape == (4, 8, 12) and batch["label"].dtype == torch.uint8
-    assert torch.equal(batch["image"][:, 0] % 5, batch["label"])
-    assert batch["teacher"] is None and batch["teacher_row"].tolist() == [-1] * 4
-    assert batch["positions"].tolist() == [0, 1, 2, 3] and len(batch["keys"]) == 4
+    assert batch.image.shape == (4, 1, 8, 12) and batch.image.dtype == torch.uint8
+    assert batch.label.shape == (4, 8, 12) and batch.label.dtype == torch.uint8
+    assert torch.equal(batch.image[:, 0] % 5, batch.label)
+    assert batch.teacher is None and batch.teacher_row.tolist() == [-1] * 4
+    assert batch.positions.tolist() == [0, 1, 2, 3] and len(batch.keys) == 4
 
 
 def test_one_epoch_of_the_teacher_holds_every_sample_of_all_sources_once(real_set, synthetic_set):
     dataset = TeacherDataset([real_set, synthetic_set], (4, 4), flip=False, seed=1, labelled=False)
     assert dataset.epoch_length == 23
-    keys = [dataset[position]["key"] for position in range(23, 46)]
+    keys = dataset.batch(list(range(23, 46))).keys
     assert sorted(keys) == sorted([real_set.key(i) for i in range(13)] + [synthetic_set.key(i) for i in range(10)])
 
 
 def test_stage_one_takes_images_without_labels_and_later_stages_refuse_them(synthetic_set):
     dataset = TeacherDataset([synthetic_set], (8, 8), flip=False, seed=1, labelled=False)
     batch = take(make_loader(dataset, 3, 0, 1, 0), 1)[0]
-    assert batch["label"] is None and batch["teacher"] is None
+    assert batch.label is None and batch.teacher is None
     with pytest.raises(ValueError, match="labels for 0 of 10"):
         TeacherDataset([synthetic_set], (8, 8), flip=False, seed=1, labelled=True)
     with pytest.raises(ValueError, match="no sources"):
@@ -69,12 +69,12 @@ def test_every_world_size_sees_the_same_global_batches(real_set, synthetic_set, 
         by_position = {}
         for rank in range(world):
             part = ranks[rank][step]
-            for row, position in enumerate(part["positions"].tolist()):
-                by_position[position] = (part["image"][row], part["label"][row], part["keys"][row])
-        for row, position in enumerate(batch["positions"].tolist()):
+            for row, position in enumerate(part.positions.tolist()):
+                by_position[position] = (part.image[row], part.label[row], part.keys[row])
+        for row, position in enumerate(batch.positions.tolist()):
             image, label, key = by_position.pop(position)
-            assert torch.equal(image, batch["image"][row]) and torch.equal(label, batch["label"][row])
-            assert key == batch["keys"][row]
+            assert torch.equal(image, batch.image[row]) and torch.equal(label, batch.label[row])
+            assert key == batch.keys[row]
         assert not by_position
 
 
@@ -90,7 +90,7 @@ def test_gradient_accumulation_covers_the_same_positions(real_set):
     dataset = teacher(real_set)
     large = take(make_loader(dataset, 6, 0, 1, 0), 1)[0]
     small = take(make_loader(dataset, 2, 0, 1, 0), 3)
-    assert torch.equal(torch.cat([batch["image"] for batch in small]), large["image"])
+    assert torch.equal(torch.cat([batch.image for batch in small]), large.image)
 
 
 def test_reader_processes_give_the_same_batches_as_none(real_set, synthetic_set):
@@ -102,66 +102,72 @@ def test_reader_processes_give_the_same_batches_as_none(real_set, synthetic_set)
 def test_student_epoch_holds_every_real_sample_and_every_mosaic_once(real_set, synthetic_set):
     dataset = student(real_set, synthetic_set)
     assert dataset.epoch_length == 13 + 10 // 4
-    items = [dataset[position] for position in range(15, 30)]
-    real_keys = [item["key"] for item in items if not item["is_synthetic"]]
-    tiles = [key for item in items if item["is_synthetic"] for key in item["key"].split("+")]
+
+    def keys_of(start: int, stop: int) -> tuple[list[str], list[str]]:
+        """Of the real samples at these positions, and of the tiles."""
+        batch = dataset.batch(list(range(start, stop)))
+        both = [(key, bool(synthetic)) for key, synthetic in zip(batch.keys, batch.is_synthetic)]
+        tiles = [tile for key, is_synthetic in both if is_synthetic for tile in key.split("+")]
+        return [key for key, is_synthetic in both if not is_synthetic], tiles
+
+    real_keys, tiles = keys_of(15, 30)
     assert sorted(real_keys) == [real_set.key(i) for i in range(13)]
     assert len(tiles) == len(set(tiles)) == 8
-    later = [dataset[position] for position in range(30, 90)]
-    assert len({key for item in later if item["is_synthetic"] for key in item["key"].split("+")}) == 10
+    assert len(set(keys_of(30, 90)[1])) == 10
 
 
 def test_mosaic_tiles_images_and_logits_alike(synthetic_set):
     dataset = student(None, synthetic_set, flip=False)
-    item = dataset[1]
+    batch = dataset.batch([1])
     by_key = {synthetic_set.key(i): synthetic_set.read(i) for i in range(10)}
-    tiles = [by_key[key] for key in item["key"].split("+")]
-    assert item["image"].shape == (1, 16, 16) and item["soft"].shape == (5, 16, 16)
+    tiles = [by_key[key] for key in batch.keys[0].split("+")]
+    assert batch.image.shape == (1, 1, 16, 16) and batch.teacher.shape == (1, 5, 16, 16)
     for place, tile in enumerate(tiles):
         rows, columns = slice(8 * (place // 2), 8 * (place // 2) + 8), slice(8 * (place % 2), 8 * (place % 2) + 8)
-        assert np.array_equal(item["image"][0, rows, columns], tile.sar)
-        assert np.array_equal(item["soft"][:, rows, columns], tile.soft_label)
-    assert (item["label"] == IGNORE_INDEX).all() and item["soft"].dtype == np.float16
+        assert np.array_equal(batch.image[0, 0, rows, columns], tile.sar)
+        assert np.array_equal(batch.teacher[0, :, rows, columns], tile.soft_label)
+    assert (batch.label == IGNORE_INDEX).all() and batch.teacher.dtype == torch.float16
 
 
 def test_flipped_mosaics_keep_logits_on_their_images(synthetic_set):
     flipped, plain = student(None, synthetic_set), student(None, synthetic_set, flip=False)
-    pairs = [(flipped[position], plain[position]) for position in range(2)]
-    for turned, straight in pairs:
-        where = {value: np.argwhere(straight["image"][0] == value) for value in np.unique(straight["image"])}
+    turned, straight = flipped.batch([0, 1]), plain.batch([0, 1])
+    for row in range(2):
+        before, after = straight.image[row, 0].numpy(), turned.image[row, 0].numpy()
+        where = {value: np.argwhere(before == value) for value in np.unique(before)}
         for value, places in where.items():
-            if len(places) == 1 and len(there := np.argwhere(turned["image"][0] == value)) == 1:
+            if len(places) == 1 and len(there := np.argwhere(after == value)) == 1:
                 (y, x), (v, u) = places[0], there[0]
-                assert np.array_equal(turned["soft"][:, v, u], straight["soft"][:, y, x])
-    assert any(not np.array_equal(turned["image"], straight["image"]) for turned, straight in pairs)
+                assert np.array_equal(turned.teacher[row, :, v, u], straight.teacher[row, :, y, x])
+    assert not torch.equal(turned.image, straight.image)
 
 
 def test_mixed_batch_points_each_synthetic_sample_to_its_logits(real_set, synthetic_set):
     dataset = student(real_set, synthetic_set, crop=(8, 8), mosaic=False)
-    items = [dataset[position] for position in range(23)]
+    alone = [dataset.batch([position]) for position in range(23)]
     batch = dataset.batch(list(range(23)))
-    assert dataset.epoch_length == 23 and batch["teacher"].shape == (10, 5, 8, 8)
-    for row, item in enumerate(items):
-        place = int(batch["teacher_row"][row])
-        assert bool(batch["is_synthetic"][row]) == item["is_synthetic"] == (place >= 0)
+    assert dataset.epoch_length == 23 and batch.teacher.shape == (10, 5, 8, 8)
+    for row, one in enumerate(alone):
+        place = int(batch.teacher_row[row])
+        assert bool(batch.is_synthetic[row]) == bool(one.is_synthetic[0]) == (place >= 0)
         if place >= 0:
-            assert torch.equal(batch["teacher"][place], torch.from_numpy(item["soft"].copy()))
-            assert (batch["label"][row] == IGNORE_INDEX).all()
+            assert torch.equal(batch.teacher[place], one.teacher[0])
+            assert (batch.label[row] == IGNORE_INDEX).all()
         else:
-            assert torch.equal(batch["label"][row], batch["image"][row, 0] % 5)
+            assert torch.equal(batch.label[row], batch.image[row, 0] % 5)
 
 
 def test_hard_labels_are_the_argmax_of_the_teacher(synthetic_set):
-    soft = student(None, synthetic_set)[0]
-    hard = student(None, synthetic_set, hard_labels=True)[0]
-    assert hard["soft"] is None and hard["is_synthetic"]
-    assert np.array_equal(hard["label"], soft["soft"].argmax(axis=0))
-    assert np.array_equal(hard["image"], soft["image"])
+    soft = student(None, synthetic_set).batch([0])
+    hard = student(None, synthetic_set, hard_labels=True).batch([0])
+    assert hard.teacher is None and hard.is_synthetic.all()
+    assert np.array_equal(hard.label, soft.teacher.numpy().argmax(axis=1))
+    assert torch.equal(hard.image, soft.image)
 
 
 def test_num_synthetic_takes_the_first_pairs_alone(synthetic_set):
     dataset = student(None, synthetic_set, crop=(8, 8), mosaic=False, num_synthetic=3)
-    keys = [dataset[position]["key"] for position in range(3)]
+    keys = dataset.batch(list(range(3))).keys
     assert sorted(keys) == [synthetic_set.key(i) for i in range(3)]
 
 
@@ -197,7 +203,7 @@ def test_64_gpus_are_fed_from_1002_images_for_epochs_on_end(tmp_path):
     seen = []
     for step in range(16):  # just beyond one epoch, in global batches of 64
         for rank in range(64):
-            seen += dataset.batch(rank_positions(step * 64, 1, rank, 64))["keys"]
+            seen += dataset.batch(rank_positions(step * 64, 1, rank, 64)).keys
     assert sorted(seen[:1002]) == sorted(set(seen)) and len(set(seen)) == 1002
 
 
@@ -207,14 +213,14 @@ def test_a_global_batch_depends_on_nothing_but_its_position(real_set, synthetic_
     dataset = student(real_set, synthetic_set, crop=(8, 8), mosaic=mosaic, synthetic_share=share, window=2)
     whole = dataset.batch(list(range(start, start + 12)))
     parts = [dataset.batch(rank_positions(start, 12 // world, rank, world)) for rank in range(world)]
-    rows = {int(p): (part, row) for part in parts for row, p in enumerate(part["positions"])}
+    rows = {int(p): (part, row) for part in parts for row, p in enumerate(part.positions)}
     assert sorted(rows) == list(range(start, start + 12))
     for i, position in enumerate(range(start, start + 12)):
         part, row = rows[position]
         for name in ("image", "label", "is_synthetic"):
-            assert torch.equal(part[name][row], whole[name][i])
-        if whole["teacher_row"][i] >= 0:
-            assert torch.equal(part["teacher"][part["teacher_row"][row]], whole["teacher"][whole["teacher_row"][i]])
+            assert torch.equal(getattr(part, name)[row], getattr(whole, name)[i])
+        if whole.teacher_row[i] >= 0:
+            assert torch.equal(part.teacher[part.teacher_row[row]], whole.teacher[whole.teacher_row[i]])
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
@@ -222,8 +228,8 @@ def test_a_set_share_of_the_batches_is_synthetic_and_each_set_goes_round_evenly(
     dataset = student(real_set, synthetic_set, crop=(8, 8), mosaic=False, synthetic_share=share)
     assert dataset.epoch_length == pytest.approx(13 / (1 - share), abs=1)
     batch = dataset.batch(list(range(3 * dataset.epoch_length)))
-    assert batch["is_synthetic"].float().mean() == pytest.approx(share, abs=0.04)
-    counts = {key: batch["keys"].count(key) for key in batch["keys"]}
+    assert batch.is_synthetic.float().mean() == pytest.approx(share, abs=0.04)
+    counts = {key: batch.keys.count(key) for key in batch.keys}
     assert {counts[real_set.key(i)] for i in range(13)} == {3}
     synthetic = [counts.get(synthetic_set.key(i), 0) for i in range(10)]
     assert max(synthetic) - min(synthetic) <= 1
@@ -235,4 +241,4 @@ def test_batches_of_reader_processes_stay_as_they_are_while_more_are_taken(real_
     dataset = teacher(real_set)
     kept = take(make_loader(dataset, 2, 0, 1, 0, 2), 40)
     for batch in kept:
-        assert_equal(batch, dataset.batch(batch["positions"].tolist()))
+        assert_equal(batch, dataset.batch(batch.positions.tolist()))

@@ -55,7 +55,7 @@ def read(records: OrderedRecords, places) -> tuple[list[Sample], list]:
 
 def keys_of_epoch(dataset, epoch: int = 0) -> list[str]:
     length = dataset.epoch_length
-    return [dataset[position]["key"] for position in range(epoch * length, (epoch + 1) * length)]
+    return [dataset.batch([position]).keys[0] for position in range(epoch * length, (epoch + 1) * length)]
 
 
 def test_samples_come_in_the_order_that_was_asked_for(real_set):
@@ -99,13 +99,13 @@ def test_damage_stops_with_a_reason_or_the_next_good_record_stands_in(copied, da
     with pytest.raises(BadRecord, match=reason):
         keys_of_epoch(teacher(ShardSet(copied.folder)))
     dataset = teacher(ShardSet(copied.folder), on_bad_record="skip")
-    items = [dataset[position] for position in range(13)]
-    found = [item["key"] for item in items]
+    batches = [dataset.batch([position]) for position in range(13)]
+    found = [batch.keys[0] for batch in batches]
     good = [key for key in before if key not in bad]
     for place, (was, now) in enumerate(zip(before, found)):
         following = [key for key in before[place:] + before[:place] if key in good]
         assert now == (was if was in good else following[0])
-    told = [line for item in items for line in item["skipped"]]
+    told = [line for batch in batches for line in batch.skipped]
     assert len(told) == len(bad) and all(reason in line for line in told)
 
 
@@ -118,8 +118,8 @@ def test_readers_of_any_number_and_a_resumed_run_pass_over_the_same_records(copi
         loaders = [iter(make_loader(dataset, 4 // world, rank, world, start, workers)) for rank in range(world)]
         for _ in range(4 - start // 4):
             parts = [next(loader) for loader in loaders]
-            order = torch.cat([part["positions"] for part in parts]).argsort()
-            yield torch.cat([part["image"] for part in parts])[order], sum(len(part["skipped"]) for part in parts)
+            order = torch.cat([part.positions for part in parts]).argsort()
+            yield torch.cat([part.image for part in parts])[order], sum(len(part.skipped) for part in parts)
 
     alone = list(batches(1, 0))
     assert sum(count for _, count in alone) >= 3
@@ -131,7 +131,7 @@ def test_a_set_without_any_good_record_stops_even_where_bad_ones_are_passed_over
     for tar in copied.folder.glob("*.tar"):
         tar.unlink()
     with pytest.raises(BadRecord, match="no good record follows within 12 places"):
-        teacher(ShardSet(copied.folder), on_bad_record="skip")[0]
+        teacher(ShardSet(copied.folder), on_bad_record="skip").batch([0])
 
 
 def test_bytes_that_change_while_a_run_goes_on_are_found_when_they_are_read_again(copied):
@@ -148,7 +148,7 @@ def test_what_is_passed_over_is_told_and_written_down(copied, tmp_path, capsys):
     keys = [flip_byte(copied, i) for i in (2, 9)]
     dataset = teacher(copied, on_bad_record="skip")
     batches = report_skipped(iter(make_loader(dataset, 13, 0, 1, 0)), tmp_path / "run")
-    assert len(next(batches)["skipped"]) == 2
+    assert len(next(batches).skipped) == 2
     said = capsys.readouterr().out
     written = [json.loads(line) for line in (tmp_path / "run" / "bad_records-rank00000.jsonl").read_text().splitlines()]
     assert len(written) == 2

@@ -334,11 +334,11 @@ def test_batches_carry_codes_as_they_are_stored_and_one_range(coded):
     by_key = {coded.key(i): coded.read(i).soft_label for i in range(len(coded))}
     dataset = student(coded, flip=False, mosaic=False)
     batch = dataset.batch(list(range(4)))
-    assert batch["teacher"].dtype == torch.uint8 and batch["teacher_range"] == range_for(2.0)
-    for key, codes in zip(batch["keys"], batch["teacher"]):
+    assert batch.teacher.dtype == torch.uint8 and batch.teacher_range == range_for(2.0)
+    for key, codes in zip(batch.keys, batch.teacher):
         assert np.array_equal(codes.numpy(), by_key[key])
-    mosaic = student(coded, flip=False, mosaic=True)[0]
-    assert mosaic["soft"].dtype == np.uint8 and mosaic["soft_range"] == range_for(2.0)
+    mosaic = student(coded, flip=False, mosaic=True).batch([0])
+    assert mosaic.teacher.dtype == torch.uint8 and mosaic.teacher_range == range_for(2.0)
 
 
 def test_batch_that_mixes_ranges_or_codecs_is_refused(coded, exact, tmp_path):
@@ -359,8 +359,8 @@ def test_batch_that_mixes_ranges_or_codecs_is_refused(coded, exact, tmp_path):
 
 
 def test_hard_labels_from_codes_are_their_smallest(coded):
-    hard, soft = (student(coded, mosaic=False, hard_labels=wanted)[1] for wanted in (True, False))
-    assert hard["soft"] is None and np.array_equal(hard["label"], soft["soft"].argmin(axis=0))
+    hard, soft = (student(coded, mosaic=False, hard_labels=wanted).batch([1]) for wanted in (True, False))
+    assert hard.teacher is None and np.array_equal(hard.label, soft.teacher.numpy().argmin(axis=1))
 
 
 def test_student_trained_from_codes_has_the_losses_of_logits_within_the_stated_error(coded, exact):
@@ -378,7 +378,7 @@ def test_student_trained_from_codes_has_the_losses_of_logits_within_the_stated_e
     largest = max(float(np.abs(pair.soft_label).max()) for pair in make_pairs())
     of_targets = target_error(range_for(2.0), 2.0, 5) + fp16_target_error(largest, 2.0)
     for batches in itertools.islice(zip(*sources), 8):
-        assert batches[0]["keys"] == batches[1]["keys"]
+        assert batches[0].keys == batches[1].keys
         spreads = []
         hook = modules[0].net.register_forward_hook(
             lambda net, inputs, logits, kept=spreads: kept.append((logits.amax(1) - logits.amin(1)).max().item())

@@ -55,8 +55,8 @@ def test_reader_processes_read_a_remote_set(real_set, stored, cache):
     dataset = TeacherDataset([ShardSet(URL, cache)], (8, 12), flip=True, seed=5, labelled=True)
     local = TeacherDataset([real_set], (8, 12), flip=True, seed=5, labelled=True)
     for one, other in zip(make_loader(dataset, 4, 0, 1, 0, 2), make_loader(local, 4, 0, 1, 0)):
-        assert one["keys"] == other["keys"] and np.array_equal(one["image"], other["image"])
-        if one["positions"][0] >= 8:
+        assert one.keys == other.keys and np.array_equal(one.image, other.image)
+        if one.positions[0] >= 8:
             break
 
 

@@ -30,17 +30,17 @@ def take(loader, count):
 
 def test_every_record_of_every_stream_comes_once_an_epoch(real_set, sources):
     batches = take(make_loader(streamed(sources), 1, 0, 1, 0), 26)
-    keys = [key for batch in batches for key in batch["keys"]]
+    keys = [key for batch in batches for key in batch.keys]
     for epoch in range(2):
         assert sorted(keys[13 * epoch : 13 * epoch + 13]) == sorted(real_set.key(i) for i in range(13))
-    assert batches[0]["image"].shape == (1, 1, 8, 12) and batches[0]["label"] is None
+    assert batches[0].image.shape == (1, 1, 8, 12) and batches[0].label is None
 
 
 def test_ranks_and_readers_have_streams_of_their_own_and_positions_without_gap(real_set, sources):
     by_rank = [take(make_loader(streamed([*sources, sources[0]]), 2, rank, 2, 0, 2), 3) for rank in range(2)]
-    positions = sorted(int(p) for batches in by_rank for batch in batches for p in batch["positions"])
+    positions = sorted(int(p) for batches in by_rank for batch in batches for p in batch.positions)
     assert positions == list(range(12))
-    first = [{key for key in batch["keys"]} for batches in by_rank for batch in batches[:2]]
+    first = [{key for key in batch.keys} for batches in by_rank for batch in batches[:2]]
     assert first[0].isdisjoint(first[1]) and first[0].isdisjoint(first[2])
 
 
@@ -50,7 +50,7 @@ def test_a_resumed_stream_goes_on_where_it_was(sources, workers, done):
     whole = take(make_loader(streamed(sources), 2, 0, 1, 0, workers), 8)
     rest = take(make_loader(streamed(sources), 2, 0, 1, 2 * done, workers), 8 - done)
     for before, after in zip(whole[done:], rest, strict=True):
-        assert before["keys"] == after["keys"] and torch.equal(before["image"], after["image"])
+        assert before.keys == after.keys and torch.equal(before.image, after.image)
 
 
 def test_fewer_streams_than_readers_are_refused_before_anything_starts(sources):
@@ -66,7 +66,7 @@ def test_a_cut_tar_and_a_failing_command_stop_or_are_told(sources, tmp_path, rea
         with pytest.raises(BadRecord, match="breaks off"):
             take(make_loader(streamed([source]), 1, 0, 1, 0), 6)
     batches = take(make_loader(streamed([sources[0], *bad], on_bad_record="skip"), 1, 0, 1, 0), 12)
-    told = [line for batch in batches for line in batch["skipped"]]
+    told = [line for batch in batches for line in batch.skipped]
     assert any("cut.tar" in line for line in told) and any("exit 3" in line for line in told)
     with pytest.raises(BadRecord, match="hold no good record"):
         take(make_loader(streamed(["pipe:exit 3"], on_bad_record="skip"), 1, 0, 1, 0), 1)

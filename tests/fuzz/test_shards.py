@@ -60,13 +60,13 @@ def read_all(folder: Path, good: Path) -> str:
     shards = ShardSet(folder)
     dataset = StudentDataset(None, shards, (6, 6), mosaic=False, flip=False, seed=0, on_bad_record="skip")
     batch = next(iter(make_loader(dataset, 4, 0, 1, 0)))
-    for key, image, teacher in zip(batch["keys"], batch["image"].numpy(), batch["teacher"].numpy()):
+    for key, image, teacher in zip(batch.keys, batch.image.numpy(), batch.teacher.numpy()):
         true = written.get(image.tobytes())
         assert true is not None, "another image was accepted"
         assert key == true.key, "another name was accepted"
         assert np.array_equal(teacher, true.soft_label), "another soft label was accepted"
-        assert batch["teacher_range"] == true.soft_range, "another range was accepted"
-    if batch["skipped"]:
+        assert batch.teacher_range == true.soft_range, "another range was accepted"
+    if batch.skipped:
         return "skipped"
     for i in range(len(shards)):
         sample = shards.read(i)

@@ -58,14 +58,14 @@ def test_a_students_loader_reads_its_pairs(generated, tmp_path, hard_labels):
     shutil.copytree(folder, config.run_path / "generate")
     prepare(config, config.run_path)
     batch = next(iter(make_loader(student_dataset(config, "real+synthetic"), 19, 0, 1, 0)))
-    shards, rows = ShardSet(folder), batch["is_synthetic"].nonzero().flatten().tolist()
+    shards, rows = ShardSet(folder), batch.is_synthetic.nonzero().flatten().tolist()
     assert len(rows) == 7
     for row in rows:
-        soft_label = shards.read(int(batch["keys"][row][-8:])).soft_label
+        soft_label = shards.read(int(batch.keys[row][-8:])).soft_label
         if hard_labels:
-            assert np.array_equal(batch["label"][row].numpy(), soft_label.argmax(0))
+            assert np.array_equal(batch.label[row].numpy(), soft_label.argmax(0))
         else:
-            found = batch["teacher"][int(batch["teacher_row"][row])]
+            found = batch.teacher[int(batch.teacher_row[row])]
             assert torch.equal(found, torch.from_numpy(soft_label.copy()))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dakd.config import StudentLossConfig
+from dakd.data.batch import Batch
 from dakd.train.boundary_loss import boundary_loss
 from dakd.train.saross import StudentTraining
 
@@ -100,18 +101,18 @@ def test_training_adds_the_term_with_its_weight():
             return logits
 
     logits = torch.randn(2, 2, 7, 11)
-    batch = {
-        "image": torch.zeros(2, 1, 7, 11, dtype=torch.uint8),
-        "label": torch.cat([square(1), square(2)]).to(torch.uint8),
-        "teacher": torch.randn(1, 2, 7, 11),
-        "teacher_range": None,
-        "teacher_row": torch.tensor([-1, 0]),
-    }
+    batch = Batch(
+        image=torch.zeros(2, 1, 7, 11, dtype=torch.uint8),
+        positions=torch.arange(2),
+        label=torch.cat([square(1), square(2)]).to(torch.uint8),
+        teacher=torch.randn(1, 2, 7, 11),
+        teacher_row=torch.tensor([-1, 0]),
+    )
     without, with_it = (
         StudentTraining(Fixed(), StudentLossConfig(boundary=weight), 0, torch.contiguous_format)(batch)
         for weight in (0.0, 0.5)
     )
-    term = boundary_loss(logits, batch["label"], batch["teacher_row"])
+    term = boundary_loss(logits, batch.label, batch.teacher_row)
     torch.testing.assert_close(with_it["loss"], without["loss"] + 0.5 * term)
     torch.testing.assert_close(with_it["boundary"], term)
     assert "boundary" not in without and term[0] > 0 and term[1] == 0

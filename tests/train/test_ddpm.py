@@ -9,6 +9,7 @@ from worlds import toy_config
 
 from dakd.cli import main
 from dakd.config import build_config, dump_config
+from dakd.data.batch import Batch
 from dakd.data.prepare import prepare
 from dakd.data.sample import IGNORE_INDEX
 from dakd.data.transforms import to_teacher
@@ -49,7 +50,7 @@ def training(trained):
 def batch_of(positions):
     generator = torch.Generator().manual_seed(1)
     image, label = (torch.randint(0, high, (2, 16, 16), dtype=torch.uint8, generator=generator) for high in (256, 5))
-    return {"image": image[:, None], "label": label, "positions": torch.tensor(positions)}
+    return Batch(image[:, None], torch.tensor(positions), label)
 
 
 def test_it_takes_the_steps_of_all_three_stages(trained):
@@ -69,7 +70,7 @@ def test_preconditioned_it_says_so_and_its_loss_is_that_of_the_clean_image(tmp_p
     w = 0.2**2 / (0.2**2 + (s / a) ** 2)
     x_hat = w * x_t / a + (1 - w).sqrt() * training.net(x_t, y_t, t)[0]
     training.sigma_data = 0.2
-    wanted = (x_hat - to_teacher(batch["image"])).square().mean((1, 2, 3))
+    wanted = (x_hat - to_teacher(batch.image)).square().mean((1, 2, 3))
     torch.testing.assert_close(training(batch)["loss_x"], wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -106,7 +107,7 @@ def test_noise_is_that_of_the_schedule_on_every_channel_and_no_two_channels_shar
     batch = batch_of([3, 4])
     x_t, y_t, t = training.noised(batch, torch.float32)
     a, s = training.schedule.noising_table()[t].unbind(1)
-    clean = torch.cat([to_teacher(batch["image"]), to_bits(batch["label"], 5)], dim=1)
+    clean = torch.cat([to_teacher(batch.image), to_bits(batch.label, 5)], dim=1)
     noise = (torch.cat([x_t, y_t], dim=1) - a.view(-1, 1, 1, 1) * clean) / s.view(-1, 1, 1, 1)
     assert torch.allclose(noise.mean((2, 3)), torch.zeros(2, 4), atol=0.3)
     assert torch.allclose(noise.std((2, 3)), torch.ones(2, 4), atol=0.25)
@@ -124,9 +125,9 @@ def test_unknown_pixels_are_no_part_of_the_label_loss(training):
     torch.nn.init.zeros_(training.net.unet.conv_out.weight)  # the output does not depend on the input
     batch = batch_of([3, 4])
     before = training(batch)["loss_y"]
-    batch["label"][0, :8] = IGNORE_INDEX
+    batch.label[0, :8] = IGNORE_INDEX
     y_hat = training.net.unet.conv_out.bias[1:].view(3, 1, 1)
-    known = to_bits(batch["label"], 5)[0, :, 8:]
+    known = to_bits(batch.label, 5)[0, :, 8:]
     after = training(batch)["loss_y"]
     torch.testing.assert_close(after[0], (y_hat - known).square().mean())
     assert after[1] == before[1] and after[0] != before[0]

@@ -12,6 +12,7 @@ from torch import nn
 from worlds import with_pairs
 
 from dakd.config import StudentLossConfig, build_config
+from dakd.data.batch import Batch
 from dakd.kernels.seg_loss import seg_loss
 from dakd.runtime.runlog import read_records
 from dakd.train import distillation
@@ -189,8 +190,7 @@ class FixedLogits(nn.Module):
 def test_real_samples_keep_their_losses_and_synthetic_ones_get_the_form_alone(form, dice_samples):
     logits, teacher, row = operands(torch.float32)
     label = torch.randint(0, 4, (3, 5, 4), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
-    batch = {"image": torch.zeros(3, 1, 5, 4, dtype=torch.uint8), "label": label, "teacher": teacher.half(),
-             "teacher_range": None, "teacher_row": row}  # fmt: skip
+    batch = Batch(torch.zeros(3, 1, 5, 4, dtype=torch.uint8), torch.arange(3), label, teacher.half(), row)
     cfg = StudentLossConfig(kd_form=form, kd=0.7, temperature=3.0, dice_samples=dice_samples)
     losses = StudentTraining(FixedLogits(logits), cfg, 0, torch.contiguous_format)(batch)
     kd = distillation_loss(logits, teacher.half(), row, None, cfg)

@@ -8,6 +8,7 @@ import torch
 from worlds import toy_config, with_engine
 
 from dakd.config import build_config
+from dakd.data.batch import Batch
 from dakd.data.lookup import BadRecord
 from dakd.data.prepare import prepare
 from dakd.data.sample import Sample
@@ -281,8 +282,8 @@ def test_stage_1_trains_on_images_without_any_mask(tmp_path):
     assert describe_stage(extra, 1, train, 0.5).dataset.epoch_length == 24
     only_images = ShardSet(folder)
     training = describe_stage(config, 1, only_images, 0.5)
-    batch = training.dataset[0]
-    assert batch["label"] is None and batch["image"].shape == (1, 16, 16)
+    batch = training.dataset.batch([0])
+    assert batch.label is None and batch.image.shape == (1, 1, 16, 16)
     train_jointnet(extra, (1,))
     assert weights_file(extra, 1, "ema").exists()
     with pytest.raises(ValueError, match="labels for 0 of 12"):
@@ -309,11 +310,11 @@ def test_frozen_sar_net_costs_no_weight_gradients(trained):
         net = SARJointNet.from_config(trained.train_jointnet.unet, 3)
         freeze_for_stage(net, stage)
         module = JointTraining(net, Noising(CosineSchedule(), 0.5, 3, seed=0), 1.0, torch.contiguous_format)
-        batch = {
-            "image": torch.zeros(1, 1, 16, 16, dtype=torch.uint8),
-            "label": torch.zeros(1, 16, 16, dtype=torch.uint8),
-            "positions": torch.zeros(1, dtype=torch.int64),
-        }
+        batch = Batch(
+            image=torch.zeros(1, 1, 16, 16, dtype=torch.uint8),
+            positions=torch.zeros(1, dtype=torch.int64),
+            label=torch.zeros(1, 16, 16, dtype=torch.uint8),
+        )
         loss = module(batch)["loss"].sum()
         with FlopCounterMode(display=False) as counter:
             loss.backward()
@@ -435,17 +436,17 @@ def test_the_preconditioned_loss_is_that_of_the_clean_image(trained, stage):
     training = ImageTraining(net, noising, layout) if stage == 1 else JointTraining(net, noising, 1.0, layout)
     shards = ShardSet(trained.run_path / "prepare" / "train")
     samples = [shards.read(i) for i in range(3)]
-    batch = {
-        "image": torch.stack([torch.from_numpy(sample.sar[None, :16, :16].copy()) for sample in samples]),
-        "label": torch.stack([torch.from_numpy(sample.label[:16, :16].copy()) for sample in samples]),
-        "positions": torch.arange(3),
-    }
-    x_t, y_t, t = noising(batch["image"], batch["label"], batch["positions"], torch.float32)
+    batch = Batch(
+        image=torch.stack([torch.from_numpy(sample.sar[None, :16, :16].copy()) for sample in samples]),
+        positions=torch.arange(3),
+        label=torch.stack([torch.from_numpy(sample.label[:16, :16].copy()) for sample in samples]),
+    )
+    x_t, y_t, t = noising(batch.image, batch.label, batch.positions, torch.float32)
     output = net(x_t, t) if stage == 1 else net(x_t, y_t, t)[0]
     a, s = noising.schedule.noising_table()[t].view(-1, 2, 1, 1, 1).unbind(1)
     w = 0.2**2 / (0.2**2 + (s / a) ** 2)
     x_hat = w * x_t / a + (1 - w).sqrt() * output
-    wanted = (x_hat - (batch["image"] / 127.5 - 1)).square().mean((1, 2, 3))
+    wanted = (x_hat - (batch.image / 127.5 - 1)).square().mean((1, 2, 3))
     torch.testing.assert_close(training(batch)["loss_x"], wanted, rtol=1e-4, atol=1e-6)
 
 

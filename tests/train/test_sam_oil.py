@@ -9,6 +9,7 @@ from torch import nn
 from worlds import with_pairs
 
 from dakd.config import StudentLossConfig
+from dakd.data.batch import Batch
 from dakd.data.sample import IGNORE_INDEX
 from dakd.evaluate.evaluate import evaluate
 from dakd.runtime.runlog import read_records
@@ -52,8 +53,8 @@ def test_a_net_with_a_loss_of_its_own_gets_images_and_hard_labels():
     label[0, 0, :3] = torch.tensor([7, IGNORE_INDEX, 8], dtype=torch.uint8)
     label[1] = IGNORE_INDEX
     teacher = torch.randn(1, 3, 4, 4).half()
-    batch = {"image": torch.full((2, 1, 4, 4), 255, dtype=torch.uint8), "label": label, "teacher": teacher,
-             "teacher_row": torch.tensor([-1, 0]), "teacher_range": None}  # fmt: skip
+    image = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
+    batch = Batch(image, torch.arange(2), label, teacher, teacher_row=torch.tensor([-1, 0]))
     net = OwnLoss()
     losses = StudentTraining(net, StudentLossConfig(), 0, torch.contiguous_format)(batch)
     assert set(losses) == {"loss", "detector", "num_invalid_labels"} and losses["num_invalid_labels"] == 2

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from worlds import toy_config, with_pairs
 
 from dakd.config import StudentLossConfig, build_config
+from dakd.data.batch import Batch
 from dakd.data.prepare import prepare
 from dakd.runtime.runlog import read_records
 from dakd.train.saross import StudentTraining, describe_student, student_folder, student_steps, train_saross
@@ -33,14 +34,13 @@ class FixedLogits(nn.Module):
 
 def mixed_batch():
     torch.manual_seed(0)
-    return {
-        "positions": torch.arange(2),
-        "image": torch.zeros(2, 1, 6, 6, dtype=torch.uint8),
-        "label": torch.stack([torch.randint(0, 3, (6, 6)), torch.full((6, 6), 255)]).to(torch.uint8),
-        "teacher": torch.randn(1, 3, 6, 6).half(),
-        "teacher_range": None,
-        "teacher_row": torch.tensor([-1, 0]),
-    }
+    return Batch(
+        positions=torch.arange(2),
+        image=torch.zeros(2, 1, 6, 6, dtype=torch.uint8),
+        label=torch.stack([torch.randint(0, 3, (6, 6)), torch.full((6, 6), 255)]).to(torch.uint8),
+        teacher=torch.randn(1, 3, 6, 6).half(),
+        teacher_row=torch.tensor([-1, 0]),
+    )
 
 
 def test_real_samples_get_cross_entropy_and_dice_and_synthetic_ones_tau_squared_distillation():
@@ -48,8 +48,8 @@ def test_real_samples_get_cross_entropy_and_dice_and_synthetic_ones_tau_squared_
     tau = 3.0
     module = StudentTraining(FixedLogits(logits), StudentLossConfig(temperature=tau), 0, torch.contiguous_format)
     losses = module(batch)
-    ce = F.cross_entropy(logits[:1], batch["label"][:1].long())
-    q = (batch["teacher"].float() / tau).softmax(1)
+    ce = F.cross_entropy(logits[:1], batch.label[:1].long())
+    q = (batch.teacher.float() / tau).softmax(1)
     kd = -(q * (logits[1:] / tau).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(losses["ce"], torch.stack([ce, torch.zeros(())]), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(losses["loss"][1], tau**2 * kd, rtol=1e-4, atol=1e-5)
@@ -62,7 +62,7 @@ def test_distillation_gradient_is_that_of_tau_squared_kl():
     module = StudentTraining(FixedLogits(logits), StudentLossConfig(temperature=2.0), 0, torch.contiguous_format)
     module(batch)["loss"][1].backward()
     s = logits[1:].clone().requires_grad_(True)
-    q = (batch["teacher"].float() / 2).softmax(1)
+    q = (batch.teacher.float() / 2).softmax(1)
     (4 * F.kl_div((s / 2).log_softmax(1), q, reduction="none").sum(1).mean()).backward()
     torch.testing.assert_close(module.net.logits.grad[1:], s.grad, rtol=1e-4, atol=1e-7)
 
@@ -117,12 +117,8 @@ def test_averaged_weights_come_with_averaged_batch_norm_statistics(trained):
 
 def test_hard_labels_train_on_the_teachers_argmax_without_distillation(tmp_path):
     config = with_pairs(tmp_path, loss={"hard_labels": True}, steps=2)
-    item = next(
-        item
-        for item in map(describe_student(config, "synthetic").dataset.__getitem__, range(8))
-        if item["is_synthetic"]
-    )
-    assert item["soft"] is None and item["label"].max() < 5
+    batch = describe_student(config, "synthetic").dataset.batch(list(range(8)))
+    assert batch.teacher is None and batch.label[batch.is_synthetic].max() < 5
     train_saross(config, ("synthetic",))
     records = read_records(student_folder(config, "synthetic") / "metrics.jsonl")
     assert all(record["kd"] == 0 and record["ce"] > 0 for record in records)
