@@ -1,13 +1,14 @@
-"""Packaging, and the build of csrc/ into dakd/_C.so; metadata lies in pyproject.toml.
+"""Packages dakd and compiles csrc/ into dakd/_C.so; the metadata is in pyproject.toml.
 
-The library uses torch's stable ABI and no Python ABI, so one file serves every Python and torch 2.11 or newer. CPU
-operations are built wherever there are torch and a C++ compiler. CUDA operations join where nvcc and a CUDA build of
-torch are found; DAKD_CUDA=1 builds them without such a torch, DAKD_CUDA=0 leaves them out. Their architectures come
-from TORCH_CUDA_ARCH_LIST (such as "9.0" or "8.0;9.0;10.0", the default), never from the host's own GPU. What is missing
-is said, and the package works without the library.
+The library uses torch's stable ABI and no Python ABI, so one file serves every Python and torch 2.11 or newer. The CPU
+operations are built if torch and a C++ compiler are found. The CUDA operations are built as well if nvcc and a CUDA
+build of torch are found; DAKD_CUDA=1 builds them without such a torch, DAKD_CUDA=0 leaves them out. Their architectures
+come from TORCH_CUDA_ARCH_LIST (default "8.0;9.0;10.0"), never from the GPU of the host. If something is missing, the
+build reports it and continues: the package works without the library.
 
-A wheel with the library is for one platform and any Python (py3-none-PLATFORM), one without it for all (py3-none-any).
-pip's isolated builds have no torch, so `pip wheel .` makes the second, `pip wheel --no-build-isolation .` the first.
+A wheel with the library is for one platform and any Python (py3-none-PLATFORM), one without it for every platform
+(py3-none-any). pip's isolated builds have no torch: `pip wheel .` makes the second kind, and
+`pip wheel --no-build-isolation .` the first.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TORCH_TARGET_VERSION = "0x020b000000000000"
 CUDA_ARCHITECTURES = "8.0;9.0;10.0"
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wno-unused-function"]
 NVCC_FLAGS = ["-std=c++20", "-O3"]
-# Neither errno nor exceptions of floating-point operations are looked at, so loops over them may become vector code.
+# The code reads neither errno nor floating-point exceptions, so loops over such operations may become vector code.
 VECTOR_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 ISA_FLAGS = {
     "portable": [],
@@ -45,14 +46,14 @@ ISA_FLAGS = {
 
 
 class Job(NamedTuple):
-    """One call of a compiler: the object file that it writes, and the command up to it."""
+    """One call of a compiler: the file that it writes, and its command without `-o FILE`."""
 
     output: Path
     command: list[str]
 
 
 class BuildPackage(build_py):
-    """Puts configs/ within the package; an editable install finds them in the checkout, where a user edits them."""
+    """Copies configs/ into the package. An editable install reads them in the checkout, where users edit them."""
 
     def run(self) -> None:
         super().run()
@@ -61,14 +62,14 @@ class BuildPackage(build_py):
         for target, source in self.configs().items():
             self.mkpath(str(Path(target).parent))
             self.copy_file(source, target)
-        # What an earlier build has left here would come along: modules that are gone, a library of other sources.
+        # Remove what an earlier build left: deleted modules, or a library of other sources.
         wanted = {Path(path) for path in self.get_outputs()}
         for path in Path(self.build_lib, "dakd").rglob("*"):
             if path.is_file() and path not in wanted:
                 path.unlink()
 
     def configs(self) -> dict[str, str]:
-        """The place in the build of every file of configs/, and the file."""
+        """By its path in the build, every file of configs/ that goes into the package."""
         files = [path for path in sorted(CONFIGS.rglob("*")) if path.suffix in (".yaml", ".json", ".txt")]
         return {str(Path(self.build_lib, "dakd", path.relative_to(ROOT))): str(path) for path in files}
 
@@ -77,12 +78,12 @@ class BuildPackage(build_py):
 
 
 class BuildLibrary(build_ext):
-    """Compiles what has changed and links dakd/_C.so; without torch or a compiler it says so and goes on."""
+    """Compiles the changed files and links dakd/_C.so, or reports what is missing and builds nothing."""
 
     def finalize_options(self) -> None:
         is_given = self.build_temp is not None
         super().finalize_options()
-        if not is_given:  # pip has another temporary folder each time: objects that are kept are not compiled again
+        if not is_given:  # pip takes a new temporary folder each time; here the objects are kept between builds
             self.build_temp = str(ROOT / "build" / "objects")
 
     def build_extension(self, extension: Extension) -> None:
@@ -90,7 +91,7 @@ class BuildLibrary(build_ext):
         missing = missing_for_cpu()
         if missing:
             say_not_built(missing)
-            target.unlink(missing_ok=True)  # that of an earlier build, from other sources
+            target.unlink(missing_ok=True)  # of an earlier build, perhaps from other sources
             return
         with_cuda = wants_cuda()
         jobs = compile_jobs(Path(self.build_temp), with_cuda)
@@ -99,7 +100,7 @@ class BuildLibrary(build_ext):
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(run, stale))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside: a running process keeps the library that it has mapped.
+        # Link to another name and rename: a running process keeps the library that it has mapped.
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         run(Job(aside, link_command([job.output for job in jobs], with_cuda)))
         os.replace(aside, target)
@@ -109,7 +110,7 @@ class BuildLibrary(build_ext):
 
 
 class BuildWheel(bdist_wheel):
-    """Names a wheel by what is in it: with the library for this platform and any Python, without it for all."""
+    """Names a wheel by its content: with the library for this platform and any Python, without it for all platforms."""
 
     def finalize_options(self) -> None:
         missing = missing_for_cpu()
@@ -124,7 +125,7 @@ class BuildWheel(bdist_wheel):
 
 
 def missing_for_cpu() -> str | None:
-    """What the CPU operations would need and this host lacks."""
+    """The reason why the CPU operations cannot be built on this host; None if they can."""
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -135,17 +136,17 @@ def missing_for_cpu() -> str | None:
 
 
 def say_not_built(missing: str) -> None:
-    print(f"dakd: the compiled operations are not built: {missing}; plain PyTorch serves", file=sys.stderr)
+    print(f"dakd: the compiled operations are not built: {missing}; plain PyTorch is used", file=sys.stderr)
 
 
 def wants_cuda() -> bool:
     import torch
 
-    wish = os.environ.get("DAKD_CUDA")
+    requested = os.environ.get("DAKD_CUDA")
     has_nvcc = shutil.which(nvcc()) is not None
-    if wish == "1" and not has_nvcc:
+    if requested == "1" and not has_nvcc:
         raise SystemExit(f"DAKD_CUDA is 1 and there is no {nvcc()}; put nvcc on PATH or set CUDA_HOME")
-    return wish == "1" or (wish != "0" and has_nvcc and torch.version.cuda is not None)
+    return requested == "1" or (requested != "0" and has_nvcc and torch.version.cuda is not None)
 
 
 def cxx() -> str:
@@ -158,20 +159,20 @@ def nvcc() -> str:
 
 
 def cuda_home() -> Path:
-    """The toolkit's folder, as nvcc itself tells it: what is on PATH may be a script that calls the real one."""
-    told = subprocess.run([nvcc(), "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
-    tops = [line.split("TOP=", 1)[1] for line in told.splitlines() if "TOP=" in line]
+    """The toolkit's folder as nvcc reports it: the nvcc on PATH may be a script that calls the real one."""
+    printed = subprocess.run([nvcc(), "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    tops = [line.split("TOP=", 1)[1] for line in printed.splitlines() if "TOP=" in line]
     return Path(tops[0]).resolve() if tops else Path(shutil.which(nvcc())).resolve().parents[1]
 
 
 def compile_jobs(folder: Path, with_cuda: bool) -> list[Job]:
-    """One job per object: vector sources once per instruction set, CUDA sources where they are wanted."""
+    """One job per object file: vector sources once per instruction set, CUDA sources if `with_cuda`."""
     import torch
 
     include = Path(torch.__file__).parent / "include"
     common = [f"-I{include}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
     jobs = []
-    # The largest first, for two compilers at once finish soonest so.
+    # The largest first: this keeps parallel compilers busy to the end.
     for source in sorted(CSRC.rglob("*.cpp"), key=lambda path: -path.stat().st_size):
         name = "_".join(source.relative_to(CSRC).with_suffix("").parts)
         base = [cxx(), *CXX_FLAGS, *common, "-c", str(source)]
@@ -215,7 +216,7 @@ def link_command(objects: list[Path], with_cuda: bool) -> list[str]:
 
 
 def is_stale(job: Job) -> bool:
-    """Whether the object is missing, was made by another command, or is older than a file it was made from."""
+    """Whether the object file is missing, was made by another command, or is older than one of its sources."""
     stamp, dependencies = job.output.with_suffix(".cmd"), job.output.with_suffix(".d")
     if not (job.output.exists() and stamp.exists() and dependencies.exists()):
         return True

@@ -1,6 +1,6 @@
 """The content of a wheel; an installed one does everything from an empty folder, without the source tree.
 
-The wheel lies in a new environment that borrows all other packages from the running one: no network is needed.
+The wheel is installed in a new environment that borrows all other packages from the running one: no network is needed.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "dakd" / "_C.so"
 PIP = [sys.executable, "-m", "pip"]
 PIP_WHEEL = [*PIP, "wheel", "--no-build-isolation", "--no-index", "--no-deps"]
-# Where this checkout has no library, there is none to put into a wheel.
+# A checkout without the library makes pure wheels only.
 KINDS = ["pure"] if extension.missing() else ["built", "pure"]
-# Variables that direct a build, a run's place among others, or imports.
+# Variables that change a build, the rank of a process, or imports.
 OWN_WAYS = ("PYTHONPATH", "CXX", "CUDA_HOME", "DAKD_", "TRITON_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
 
 pytestmark = pytest.mark.slow
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """That of a shell."""
+    """The environment variables of a new shell."""
     return {name: text for name, text in step_environment().items() if not name.startswith(OWN_WAYS)} | changes
 
 
@@ -51,7 +51,7 @@ def succeed(command: list, folder: Path, **changes: str) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """The files of this checkout, without what was built there, and with what a build of other sources has left."""
+    """A copy of this checkout's sources with leftovers of an earlier build of other sources."""
     tree = tmp_path_factory.mktemp("source")
     listed = succeed(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], ROOT)
     for name in filter(None, listed.split("\0")):
@@ -67,7 +67,7 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def compiler(tmp_path_factory) -> Path:
-    """A stand-in that links by copying this checkout's library: to compile it takes minutes."""
+    """A script in place of the compiler that copies this checkout's library: compiling it would take minutes."""
     script = tmp_path_factory.mktemp("compiler") / "c++"
     script.write_text(
         f"""#!/bin/sh
@@ -84,7 +84,7 @@ if [ -n "$list" ]; then : > "$out"; echo "$out:" > "$list"; else cp {LIBRARY} "$
 
 @pytest.fixture(scope="module")
 def wheels(source, compiler, tmp_path_factory) -> dict[str, Path]:
-    """The one with the library, and then, from the same tree, the one of a host without a compiler."""
+    """A wheel with the library, and then, from the same tree, the wheel of a host without a compiler."""
     made = {}
     for kind in KINDS:
         folder = tmp_path_factory.mktemp(kind)
@@ -97,7 +97,7 @@ def wheels(source, compiler, tmp_path_factory) -> dict[str, Path]:
 
 
 class Installed(NamedTuple):
-    """An environment that holds a wheel, and an empty folder to work in."""
+    """An environment with an installed wheel, and an empty folder to work in."""
 
     bin: Path
     folder: Path
@@ -110,7 +110,7 @@ def install(wheel: Path, folder: Path) -> Installed:
     venv.create(folder / "env", symlinks=True)
     python = folder / "env" / "bin" / "python"
     succeed([*PIP, "--python", python, "install", "-q", "--no-index", "--no-deps", wheel], folder)
-    # Behind its own packages, and after pip has looked for a dakd there. Links to editable installs are not followed.
+    # Added only now, so that pip finds no other dakd; searched last. Links to editable installs are not followed.
     own = Path(succeed([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
     (own / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
     (folder / "empty").mkdir()
@@ -127,7 +127,7 @@ def names_of(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def test_a_wheel_is_named_by_what_is_in_it(wheels):
+def test_a_wheel_is_named_by_its_content(wheels):
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert wheels["pure"].name.endswith("-py3-none-any.whl") and "dakd/_C.so" not in names_of(wheels["pure"])
     if "built" in KINDS:
@@ -138,7 +138,7 @@ def test_a_wheel_is_named_by_what_is_in_it(wheels):
 def test_a_wheel_holds_every_module_and_configuration_and_nothing_else(wheels):
     names = {name for name in names_of(wheels["pure"]) if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dakd").rglob("*.py")}
-    configs = {f"dakd/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*") if path.is_file()}
+    configs = {f"dakd/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.*") if path.suffix != ".md"}
     assert names == modules | configs | {"dakd/py.typed"}
     assert {"dakd/configs/demo.yaml", "dakd/configs/ablate/ce_b.yaml", "dakd/configs/deepspeed/zero1.json"} < names
 
@@ -155,7 +155,7 @@ def test_a_source_archive_builds_the_same_wheel(source, wheels, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_installed_wheel_is_what_runs_and_its_doctor_names_no_checkout(installed, kind):
+def test_an_installed_wheel_runs_and_its_doctor_names_no_checkout(installed, kind):
     env = installed[kind]
     code = "import dakd; from dakd.runtime.version import code_version; print(dakd.__file__); print(code_version())"
     place, version = succeed([env.bin / "python", "-c", code], env.folder).splitlines()
@@ -168,19 +168,19 @@ def test_an_installed_wheel_is_what_runs_and_its_doctor_names_no_checkout(instal
 
 @pytest.fixture(scope="module")
 def finished(installed) -> tuple[Installed, str]:
-    """An environment whose folder holds the run of the smoke pipeline, and what that printed."""
+    """An environment whose folder holds a run of the smoke pipeline, and the output of that run."""
     env = installed[KINDS[0]]
     arguments = ["--config", "smoke", "train_saross.training_sets=[real+synthetic]", "generate.deterministic=true"]
     return env, succeed(env.dakd("pipeline", *arguments), env.folder)
 
 
 def test_an_installed_wheel_runs_the_whole_pipeline_by_an_experiments_name(finished):
-    """Its trainings and its generation under deepspeed, and ZeRO's file from the package."""
+    """The trainings and the generation run under deepspeed, with the ZeRO file of the package."""
     env, printed = finished
     run_folder = env.folder / "runs" / "smoke"
     assert "mIoU" in printed and (run_folder / "report" / "index.html").stat().st_size > 0
     assert [path.name for path in env.folder.iterdir()] == ["runs"]
-    # Which code made the pairs is the package's version, not a commit.
+    # The manifest names the version of the package, since there is no commit.
     assert '"commit": "dakd 0.1.0"' in (run_folder / "generate" / "manifest.jsonl").read_text()
 
 
