@@ -29,7 +29,7 @@ from dakd.diffusion.sampler import PairSampler, start_noise
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels import backend as backends
 from dakd.models.jointnet import SARJointNet
-from dakd.models.zoo import build_student
+from dakd.models.registry import build_student
 from dakd.train.jointnet import JointTraining, Noising
 from dakd.train.saross import StudentTraining
 

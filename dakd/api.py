@@ -14,11 +14,10 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet, write_shards
 from dakd.generate.teacher import Teacher
 from dakd.models.jointnet import SARJointNet
+from dakd.models.registry import build_student
 from dakd.models.unet import UNetSizes
-from dakd.models.zoo import build_student
 from dakd.predict.prediction import Prediction
 from dakd.predict.student import Student
-from dakd.weights import load_pretrained_encoder
 
 __all__ = [
     "ClassTable", "Prediction", "Sample", "ShardSet", "Student", "Teacher", "create_joint_net", "create_student",
@@ -75,7 +74,7 @@ def create_student(
     settings |= {"name": name, "encoder": encoder, "pretrained": None if pretrained is None else str(pretrained)}
     cfg = validated(StudentConfig, settings, "settings of the student")
     net = build_student(cfg, num_classes)
-    load_pretrained_encoder(net, cfg)
+    net.load_pretrained(cfg.pretrained)
     return net
 
 

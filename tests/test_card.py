@@ -20,7 +20,7 @@ from dakd.data.indexing import write_index
 from dakd.data.prepared import open_prepared
 from dakd.data.sample import OSD_CLASSES, ClassTable
 from dakd.evaluate.evaluate import evaluate
-from dakd.models.zoo import build_student
+from dakd.models.registry import build_student
 from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import save_config
 from dakd.train.saross import describe_student

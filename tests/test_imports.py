@@ -42,7 +42,7 @@ def test_forward_and_backward_of_both_nets_run_without_any_extra():
         from dakd.config import StudentConfig
         from dakd.kernels.seg_loss import seg_loss
         from dakd.models.jointnet import SARJointNet
-        from dakd.models.zoo import build_student
+        from dakd.models.registry import build_student
         net = SARJointNet(3, channels=(8, 16), blocks_per_level=1, attention_levels=(), norm_groups=8)
         x_hat, logits = net(torch.randn(1, 1, 8, 8), torch.randn(1, 3, 8, 8), torch.tensor([5]))
         (x_hat.sum() + logits.sum()).backward()
@@ -130,7 +130,7 @@ def test_importing_draws_no_random_number_and_touches_no_gpu():
     out = run_without_extras("""
         import torch
         before = torch.get_rng_state()
-        import dakd.train.jointnet, dakd.models.zoo, dakd.kernels.selective_scan
+        import dakd.train.jointnet, dakd.models.registry, dakd.kernels.selective_scan
         print(torch.equal(before, torch.get_rng_state()), torch.cuda.is_initialized())
     """)
     assert out.split() == ["True", "False"]

@@ -252,7 +252,7 @@ def _student() -> None:
     from paper_nets import NUM_CLASSES, student_batch, student_config
 
     from dakd.config import StudentLossConfig
-    from dakd.models.zoo import build_student
+    from dakd.models.registry import build_student
     from dakd.train.saross import StudentTraining
 
     with torch.device("meta"):

@@ -36,7 +36,7 @@ from torch import nn
 from dakd.config import EngineConfig, OptimizerConfig, StudentLossConfig
 from dakd.data.batch import Batch
 from dakd.diffusion.schedule import CosineSchedule
-from dakd.models.zoo import build_student
+from dakd.models.registry import build_student
 from dakd.train.dry_run import measure
 from dakd.train.jointnet import JointTraining, Noising, freeze_for_stage
 from dakd.train.saross import StudentTraining

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dakd.config import Config
-from dakd.models.zoo import build_student
+from dakd.models.registry import build_student
 from dakd.runtime.distributed import device as own_device
 from dakd.runtime.distributed import limit_threads
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dakd.config import Config, StudentConfig, load_config
+from dakd.config import STUDENT_KINDS, Config, StudentConfig, load_config
 from dakd.data.sample import ClassTable
-from dakd.models.zoo import STUDENTS
 
 TITLES = {"jointnet": "SAR-JointNet", "ddpm": "DDPM"}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -45,7 +44,7 @@ class Subject:
     @property
     def title(self) -> str:
         """The net's name in print."""
-        return STUDENTS[self.student.name].title if self.is_student else TITLES[self.metadata["kind"]]
+        return STUDENT_KINDS[self.student.name].title if self.is_student else TITLES[self.metadata["kind"]]
 
     @property
     def student(self) -> StudentConfig:

@@ -15,8 +15,9 @@ from dakd.config.generate import AuditConfig, Bounds, GateConfig, GenerateConfig
 from dakd.config.prepare import PrepareConfig, SceneSide, SimulationConfig
 from dakd.config.reading import build_config, dump_config, load_config
 from dakd.config.student import (
-    DEFAULT_ENCODERS,
+    STUDENT_KINDS,
     SamOilConfig,
+    SkipModule,
     StudentConfig,
     StudentLossConfig,
     StudentOptimizerConfig,
@@ -36,7 +37,7 @@ from dakd.config.training import DataConfig, EngineConfig, OptimizerConfig
 from dakd.config.validation import validated
 
 __all__ = [
-    "DEFAULT_ENCODERS",
+    "STUDENT_KINDS",
     "AuditConfig",
     "BalanceConfig",
     "Bounds",
@@ -62,6 +63,7 @@ __all__ = [
     "ShareBounds",
     "SimulationConfig",
     "Size",
+    "SkipModule",
     "Stage1Config",
     "StageConfig",
     "StudentConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -11,20 +11,30 @@ from dakd.config.training import EngineConfig, OptimizerConfig
 
 TrainingSet = Literal["real", "real+synthetic", "synthetic"]
 
-# Students by name, each with the encoder that it takes where none is named: SAROSS-Net's is the paper's; those of the
+SkipModule = Literal["caft", "conv3x3", "none"]
+
+
+class StudentKind(NamedTuple):
+    """title: of the net in print.  encoder: the one that it takes where none is named."""
+
+    title: str
+    encoder: str
+
+
+# The students by name; dakd/models/registry.py has their classes. SAROSS-Net's encoder is the paper's; those of the
 # others are what their authors (deeplabv2, segformer, cbdnet) or their library takes, and for DeepLabV3+ the best one
 # on OSD (ResNet-50, arXiv 2305.01386). The paper names the rivals' encoders nowhere (inferred).
-DEFAULT_ENCODERS: dict[str, str | None] = {
-    "saross": "mamba_vision_b",
-    "unet": "resnet34",
-    "linknet": "resnet34",
-    "pspnet": "resnet34",
-    "deeplabv3plus": "resnet50",
-    "segformer": "mit_b2",
-    "unetplusplus": "resnet34",
-    "deeplabv2": "resnet101",
-    "cbdnet": "resnet34",
-    "sam_oil": "fasterrcnn_resnet50_fpn",
+STUDENT_KINDS = {
+    "saross": StudentKind("SAROSS-Net", "mamba_vision_b"),
+    "unet": StudentKind("UNet", "resnet34"),
+    "linknet": StudentKind("LinkNet", "resnet34"),
+    "pspnet": StudentKind("PSPNet", "resnet34"),
+    "deeplabv3plus": StudentKind("DeepLabV3+", "resnet50"),
+    "segformer": StudentKind("SegFormer", "mit_b2"),
+    "unetplusplus": StudentKind("UNet++", "resnet34"),
+    "deeplabv2": StudentKind("DeepLabv2", "resnet101"),
+    "cbdnet": StudentKind("CBD-Net", "resnet34"),
+    "sam_oil": StudentKind("SAM-OIL", "fasterrcnn_resnet50_fpn"),
 }
 _SAROSS_SETTINGS = ("decoder_channels", "caft_ratio", "caft_heads", "skip_module")
 
@@ -46,10 +56,7 @@ class SamOilConfig(Section):
 class StudentConfig(Section):
     """SAROSS-Net (an encoder and the CAFT triangle), or one of its rivals by name."""
 
-    name: Literal[
-        "saross", "unet", "linknet", "pspnet", "deeplabv3plus", "segformer", "unetplusplus", "deeplabv2", "cbdnet",
-        "sam_oil",
-    ] = "saross"  # fmt: skip
+    name: Literal[tuple(STUDENT_KINDS)] = "saross"
     """Net of the student: SAROSS-Net ("saross") or a rival."""
 
     encoder: str | None = None
@@ -74,7 +81,7 @@ class StudentConfig(Section):
     caft_heads: tuple[Positive, Positive, Positive] = (1, 2, 4)
     """Attention heads of the CAFT nodes in rows 1, 2, 3 (inferred). Only for saross."""
 
-    skip_module: Literal["caft", "conv3x3", "none"] = "caft"
+    skip_module: SkipModule = "caft"
     """Kind of the skip modules: CAFT (paper), a 3 x 3 convolution, or none. Only for saross."""
 
     sam_oil: SamOilConfig = SamOilConfig()
@@ -87,7 +94,8 @@ class StudentConfig(Section):
         if not isinstance(tree, dict) or tree.get("encoder") is not None:
             return tree
         name = tree.get("name", "saross")
-        return tree | {"encoder": DEFAULT_ENCODERS.get(name) if isinstance(name, str) else None}
+        is_known = isinstance(name, str) and name in STUDENT_KINDS
+        return tree | {"encoder": STUDENT_KINDS[name].encoder if is_known else None}
 
     @model_validator(mode="after")
     def _has_its_own_settings(self) -> StudentConfig:

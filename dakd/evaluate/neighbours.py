@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import pad, to_student
-from dakd.models.saross import COARSEST_STRIDE, pad_to_multiple
+from dakd.models.student import COARSEST_STRIDE, pad_to_multiple
 from dakd.weights import load_student
 
 # Euclidean distance of features; 1 - correlation of means of large blocks, and of means of a few pixels.

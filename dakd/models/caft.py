@@ -6,20 +6,21 @@ Each takes a high-resolution feature and the low-resolution feature below it and
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dakd.config import SkipModule
 from dakd.kernels.transposed_attention import transposed_attention
-
-SKIP_MODULES = frozenset({"caft", "conv3x3", "none"})
 
 
 def build_skip_module(kind: str, c_hr: int, c_lr: int, *, ratio: float, num_heads: int) -> nn.Module:
-    """One node of the triangle. kind: a name in SKIP_MODULES.  ratio: CAFT's inner width over c_hr."""
-    if kind not in SKIP_MODULES:
-        raise ValueError(f"skip_module is {kind!r}; wanted one of {', '.join(sorted(SKIP_MODULES))}")
+    """One node of the triangle. kind: of `train_saross.student.skip_module`.  ratio: CAFT's inner width over c_hr."""
+    kinds = get_args(SkipModule)
+    if kind not in kinds:
+        raise ValueError(f"skip_module is {kind!r}; wanted one of {', '.join(kinds)}")
     if kind == "caft":
         return CAFT(c_hr, c_lr, round(c_hr * ratio), num_heads)
     return ConvSkip(c_hr, c_lr) if kind == "conv3x3" else PlainSkip()

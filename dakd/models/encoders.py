@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dakd.models.mamba_vision import VARIANTS, MambaVision
-from dakd.models.resnet import ResNet18, ResNet34
+from dakd.models.resnet import RESNETS, build_resnet
 from dakd.shipped import extra_remedy
 
 STRIDES = (4, 8, 16, 32)
 TIMM_PREFIX = "timm:"
 # An operator lives as long as its library object.
 _LIBRARIES: list[torch.library.Library] = []
-ENCODERS = (*(f"mamba_vision_{variant.lower()}" for variant in VARIANTS), "mamba_vision", "resnet18", "resnet34")
-_RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34}
+ENCODERS = (*(f"mamba_vision_{variant.lower()}" for variant in VARIANTS), "mamba_vision", *RESNETS)
 
 
 def build_encoder(name: str, options: dict) -> nn.Module:
@@ -33,10 +32,8 @@ def build_encoder(name: str, options: dict) -> nn.Module:
         nearest = difflib.get_close_matches(name, ENCODERS, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise ValueError(f"encoder {name!r} is unknown; {hint}Known: {', '.join(ENCODERS)}, timm:<name>")
-    if name in _RESNETS:
-        if unknown := [key for key in options if key != "width"]:
-            raise ValueError(f"encoder_options {', '.join(unknown)} are unknown to {name}; known: width")
-        return _RESNETS[name](**options)
+    if name in RESNETS:
+        return build_resnet(name, options)
     variant = name.removeprefix("mamba_vision").removeprefix("_").upper()
     return _mamba_vision(name, VARIANTS.get(variant, {}) | options)
 

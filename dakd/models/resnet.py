@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,6 +58,16 @@ class ResNet34(BasicResNet):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__((3, 4, 6, 3), width)
+
+
+RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34}
+
+
+def build_resnet(name: str, options: Mapping[str, int]) -> BasicResNet:
+    """A ResNet by name.  options: `width`; ValueError for others."""
+    if unknown := [key for key in options if key != "width"]:
+        raise ValueError(f"encoder_options {', '.join(unknown)} are unknown to {name}; known: width")
+    return RESNETS[name](**options)
 
 
 class BasicBlock(nn.Module):

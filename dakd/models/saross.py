@@ -14,18 +14,21 @@ below.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dakd.models.caft import build_skip_module, resize_to
+from dakd.models.encoders import build_encoder
+from dakd.models.mamba_vision import MambaVision
+from dakd.models.student import COARSEST_STRIDE, StudentNet
 
-# Strides of the encoder's coarsest output: inputs are padded to a multiple of it.
-COARSEST_STRIDE = 32
+if TYPE_CHECKING:
+    from dakd.config import StudentConfig
 
 
-class SAROSSNet(nn.Module):
+class SAROSSNet(StudentNet):
     """The student network around any pyramid encoder.
 
     encoder: has `channels` (4 numbers) and `forward_features(image) -> four maps` at strides 4, 8, 16, 32.
@@ -44,8 +47,8 @@ class SAROSSNet(nn.Module):
         skip_module: str = "caft",
         outnorm: bool = False,
     ) -> None:
-        super().__init__()
-        _check_counts(encoder, num_classes, decoder_channels, num_heads)
+        super().__init__(num_classes, multiple=COARSEST_STRIDE)
+        _check_counts(encoder, decoder_channels, num_heads)
         c1, c2, c3, c4 = encoder.channels
         d1, d2, d3, d4 = decoder_channels
 
@@ -63,17 +66,19 @@ class SAROSSNet(nn.Module):
         self.cd3 = DecoderBlock(c2 + d2, d3)
         self.cd4 = DecoderBlock(c1 + d3, d4)
         self.head = nn.Conv2d(d4, num_classes, 1)
-        self.num_classes = num_classes
 
-    def forward(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W) of any size, ImageNet-normalised -> logits (B, num_classes, H, W)."""
-        if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(f"image has shape {tuple(image.shape)}; wanted (B, 3, H, W), a grey image repeated thrice")
-        height, width = image.shape[-2:]
-        padded = pad_to_multiple(image, COARSEST_STRIDE)
-        quarter = self.decode(self.encode(padded))
-        # The 1x1 head came before this x4 upsampling: the two commute, since the bilinear weights sum to 1.
-        return resize_to(quarter, padded.shape[-2:])[..., :height, :width]
+    @classmethod
+    def from_config(cls, cfg: StudentConfig, num_classes: int) -> SAROSSNet:
+        encoder = build_encoder(cfg.encoder, cfg.encoder_options)
+        return cls(
+            encoder,
+            num_classes,
+            decoder_channels=cfg.decoder_channels,
+            caft_ratio=cfg.caft_ratio,
+            num_heads=cfg.caft_heads,
+            skip_module=cfg.skip_module,
+            outnorm=isinstance(encoder, MambaVision),
+        )
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """image (B, 3, H, W), both sides multiples of 32 -> MVE1 to MVE4, normalised where the encoder asks for it."""
@@ -81,6 +86,10 @@ class SAROSSNet(nn.Module):
         if self.outnorms is None:
             return features
         return [norm(feature) for norm, feature in zip(self.outnorms, features)]
+
+    def segment(self, image: Tensor) -> Tensor:
+        # The 1x1 head came before this x4 upsampling: the two commute, since the bilinear weights sum to 1.
+        return resize_to(self.decode(self.encode(image)), image.shape[-2:])
 
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """MVE1 to MVE4 -> logits (B, num_classes, H/4, W/4)."""
@@ -97,7 +106,7 @@ class SAROSSNet(nn.Module):
 
     def set_sample_positions(self, positions: Tensor | None, seed: int = 0) -> None:
         """Ties MambaVision's drop-path to (seed, position), positions (B,) int64; other encoders have no such draws."""
-        if hasattr(self.encoder, "set_sample_positions"):
+        if isinstance(self.encoder, MambaVision):
             self.encoder.set_sample_positions(positions, seed)
 
 
@@ -122,20 +131,7 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """(B, C, H, W) padded at the bottom and right: mirrored, or the edge repeated on a side too short to mirror."""
-    height, width = image.shape[-2:]
-    if height < 1 or width < 1:
-        raise ValueError(f"image is {height} x {width} pixels; wanted at least one pixel")
-    for pad, size in (((0, -width % multiple, 0, 0), width), ((0, 0, 0, -height % multiple), height)):
-        if any(pad):
-            image = F.pad(image, pad, mode="reflect" if max(pad) < size else "replicate")
-    return image
-
-
-def _check_counts(
-    encoder: nn.Module, num_classes: int, decoder_channels: Sequence[int], num_heads: Sequence[int]
-) -> None:
+def _check_counts(encoder: nn.Module, decoder_channels: Sequence[int], num_heads: Sequence[int]) -> None:
     for name, numbers, count in (
         ("encoder.channels", encoder.channels, 4),
         ("decoder_channels", decoder_channels, 4),
@@ -143,5 +139,3 @@ def _check_counts(
     ):
         if len(numbers) != count:
             raise ValueError(f"{name} is {tuple(numbers)}; wanted {count} numbers")
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; wanted at least 2")

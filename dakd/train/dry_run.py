@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dakd.config import Config, EngineConfig, OptimizerConfig, TrainJointNetConfig, dump_config
+from dakd.config import STUDENT_KINDS, Config, EngineConfig, OptimizerConfig, TrainJointNetConfig, dump_config
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.diffusion.bits import num_bits
 from dakd.models.jointnet import SARJointNet
+from dakd.models.registry import STUDENT_CLASSES, build_student
 from dakd.models.rivals.ddpm import DDPM
 from dakd.models.unet import UNet
-from dakd.models.zoo import STUDENTS, build_student
 from dakd.runtime.distributed import world_size
 from dakd.runtime.runlog import format_count
 from dakd.train.distillation import check_kd_form
@@ -80,7 +80,7 @@ def describe_saross(config: Config) -> str:
     weights = cfg.loss.class_weights
     if weights is not None and len(weights) != num_classes:
         raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes")
-    learns_soft_labels = not cfg.loss.hard_labels and cfg.student.name != "sam_oil"
+    learns_soft_labels = not cfg.loss.hard_labels and not STUDENT_CLASSES[cfg.student.name].has_own_loss
     if learns_soft_labels and any("synthetic" in name for name in cfg.training_sets):
         check_kd_form(cfg.loss, num_classes, None)
     with torch.device("meta"):
@@ -90,7 +90,7 @@ def describe_saross(config: Config) -> str:
     uncounted = UNCOUNTED.get(cfg.student.name, "")
     lines = [
         dump_config(config),
-        f"{STUDENTS[cfg.student.name].title}, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
+        f"{STUDENT_KINDS[cfg.student.name].title}, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
         f"student   {_cost_line(cost)}{uncounted}",
         *_memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, "autocast"),
     ]

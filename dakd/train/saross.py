@@ -17,7 +17,8 @@ from dakd.data.sample import IGNORE_INDEX
 from dakd.data.soft_labels import check_temperature
 from dakd.data.transforms import to_student
 from dakd.kernels.seg_loss import seg_loss
-from dakd.models.zoo import build_student
+from dakd.models.registry import STUDENT_CLASSES, build_student
+from dakd.models.student import StudentNet
 from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import say
 from dakd.train.boundary_loss import boundary_loss
@@ -25,7 +26,7 @@ from dakd.train.distillation import check_kd_form, distillation_loss, kd_scale
 from dakd.train.engine import Engine, resolve_precision
 from dakd.train.loop import Training, run_training
 from dakd.train.optim import optimizer_identity
-from dakd.weights import STUDENT_FILES, load_pretrained_encoder, load_strict, save_student
+from dakd.weights import STUDENT_FILES, load_strict, save_student
 
 # Largest error that codes of soft labels may cause in a softened target.
 MAX_TARGET_ERROR = 0.01
@@ -36,7 +37,7 @@ class StudentTraining(nn.Module):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: StudentNet,
         cfg: StudentLossConfig,
         seed: int,
         memory_format: torch.memory_format,
@@ -59,10 +60,9 @@ class StudentTraining(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         cfg = self.cfg
-        if hasattr(self.net, "loss_of"):
+        if self.net.has_own_loss:
             return self._own_loss(batch)
-        if hasattr(self.net, "set_sample_positions"):
-            self.net.set_sample_positions(batch.host_positions, self.seed)
+        self.net.set_sample_positions(batch.host_positions, self.seed)
         logits = self.net(to_student(batch.image).to(memory_format=self.memory_format))
         teacher, row, soft_range = batch.teacher, batch.teacher_row, batch.teacher_range
         has_other_kd = cfg.kd_form != "temperature"
@@ -123,7 +123,8 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
     classes = dataset.classes
     if cfg.loss.class_weights is not None and len(cfg.loss.class_weights) != classes.num_classes:
         raise ValueError(f"class_weights has {len(cfg.loss.class_weights)} values for {classes.num_classes} classes")
-    if dataset.synthetic is not None and not cfg.loss.hard_labels and cfg.student.name != "sam_oil":
+    has_own_loss = STUDENT_CLASSES[cfg.student.name].has_own_loss
+    if dataset.synthetic is not None and not cfg.loss.hard_labels and not has_own_loss:
         # Dice compares with the soft label as it is, at temperature 1.
         soft_range = dataset.synthetic.index.get("soft_range")
         temperatures = check_kd_form(cfg.loss, classes.num_classes, soft_range)
@@ -155,7 +156,7 @@ def describe_student(config: Config, training_set: TrainingSet) -> Training:
         memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
         net = build_student(cfg.student, classes.num_classes)
         if is_new:
-            load_pretrained_encoder(net, cfg.student)
+            net.load_pretrained(cfg.student.pretrained)
         if cfg.batch_norm == "sync":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         return StudentTraining(net, cfg.loss, config.seed, memory_format, cfg.batch_norm)

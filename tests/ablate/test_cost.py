@@ -12,7 +12,7 @@ from torch import nn
 from dakd.ablate.cost import count_macs, measure_cost, peak_bytes
 from dakd.config import StudentConfig, load_config
 from dakd.models.caft import CAFT
-from dakd.models.zoo import build_student
+from dakd.models.registry import build_student
 
 ROOT = Path(__file__).resolve().parents[2]
 

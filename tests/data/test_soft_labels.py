@@ -33,6 +33,7 @@ from dakd.data.soft_labels import (
     target_error,
 )
 from dakd.kernels.seg_loss import seg_loss
+from dakd.models.student import StudentNet
 from dakd.train.saross import StudentTraining
 
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -363,6 +364,15 @@ def test_hard_labels_from_codes_are_their_smallest(coded):
     assert hard.teacher is None and np.array_equal(hard.label, soft.teacher.numpy().argmin(axis=1))
 
 
+class TwoConvolutions(StudentNet):
+    def __init__(self, num_classes, multiple):
+        super().__init__(num_classes, multiple)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, num_classes, 3, padding=1))
+
+    def segment(self, image):
+        return self.layers(image)
+
+
 def test_student_trained_from_codes_has_the_losses_of_logits_within_the_stated_error(coded, exact):
     """At equal weights each step's loss is within the bound; and so trained, the students stay together."""
     cfg = StudentLossConfig(temperature=2.0)
@@ -370,7 +380,7 @@ def test_student_trained_from_codes_has_the_losses_of_logits_within_the_stated_e
     torch.manual_seed(0)
     modules = []
     for _ in sources:
-        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 3, padding=1))
+        net = TwoConvolutions(num_classes=5, multiple=1)
         if modules:
             net.load_state_dict(modules[0].net.state_dict())
         modules.append(StudentTraining(net, cfg, 0, torch.contiguous_format))

@@ -19,7 +19,7 @@ from dakd.data.shards import ShardSet
 from dakd.evaluate.evaluate import evaluate
 from dakd.evaluate.folder import LabelledFolder
 from dakd.evaluate.segmentation import evaluate_student
-from dakd.models.zoo import build_student
+from dakd.models.registry import build_student
 from dakd.weights import save_student
 
 

@@ -33,7 +33,7 @@ from dakd.evaluate.neighbours import (
     windows_of,
 )
 from dakd.generate.generate import generate
-from dakd.models.zoo import build_student
+from dakd.models.registry import build_student
 from dakd.runtime import distributed
 from dakd.weights import save_student
 

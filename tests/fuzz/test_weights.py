@@ -17,9 +17,10 @@ from worlds import toy_config, with_ddpm
 
 from dakd.data.sample import OSD_CLASSES
 from dakd.models.jointnet import SARJointNet
-from dakd.models.zoo import build_student
+from dakd.models.pretrained import load_public_checkpoint
+from dakd.models.registry import build_student
 from dakd.train.checkpoint import load_latest, save_checkpoint
-from dakd.weights import load_public_checkpoint, load_student, load_teacher, save_student, save_weights
+from dakd.weights import load_student, load_teacher, save_student, save_weights
 
 IDENTITY = {"seed": 0, "optimizer": {"lr": 0.1, "steps": 4}}
 

@@ -23,7 +23,7 @@ from dakd.generate.generate import verify as verify_set
 from dakd.generate.measures import Student, mean_entropy, measure
 from dakd.generate.quotas import SURPLUS, Quotas
 from dakd.generate.survey import open_plan, status
-from dakd.models.zoo import build_student
+from dakd.models.registry import build_student
 from dakd.runtime.files import file_hash
 from dakd.weights import save_student
 

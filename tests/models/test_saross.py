@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dakd.models.mamba_vision import VARIANTS, MambaVision
-from dakd.models.saross import DecoderBlock, LayerNorm2d, SAROSSNet, pad_to_multiple
+from dakd.models.saross import DecoderBlock, LayerNorm2d, SAROSSNet
+from dakd.models.student import pad_to_multiple
 
 TRIANGLE = ("c11", "c12", "c13", "c21", "c22", "c31")
 

@@ -17,7 +17,7 @@ from dakd.data.sample import SOS_CLASSES, Sample
 from dakd.data.shards import write_index, write_shard
 from dakd.data.transforms import to_student
 from dakd.evaluate.report import write_report
-from dakd.models.zoo import build_student
+from dakd.models.registry import build_student
 from dakd.predict.files import BadImages
 from dakd.predict.predict import predict
 from dakd.predict.student import Student

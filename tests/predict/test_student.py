@@ -11,7 +11,7 @@ from PIL import Image
 
 from dakd.config import StudentConfig
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, ClassTable
-from dakd.models.zoo import build_student
+from dakd.models.registry import build_student
 from dakd.predict.images import read_image
 from dakd.predict.prediction import Prediction
 from dakd.predict.student import Student

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fixed_logits import FixedLogits
 
 from dakd.config import StudentLossConfig
 from dakd.data.batch import Batch
@@ -96,10 +97,6 @@ def test_each_sample_has_its_own_loss_and_soft_labelled_ones_have_none():
 def test_training_adds_the_term_with_its_weight():
     torch.manual_seed(0)
 
-    class Fixed(torch.nn.Module):
-        def forward(self, image):
-            return logits
-
     logits = torch.randn(2, 2, 7, 11)
     batch = Batch(
         image=torch.zeros(2, 1, 7, 11, dtype=torch.uint8),
@@ -109,7 +106,7 @@ def test_training_adds_the_term_with_its_weight():
         teacher_row=torch.tensor([-1, 0]),
     )
     without, with_it = (
-        StudentTraining(Fixed(), StudentLossConfig(boundary=weight), 0, torch.contiguous_format)(batch)
+        StudentTraining(FixedLogits(logits), StudentLossConfig(boundary=weight), 0, torch.contiguous_format)(batch)
         for weight in (0.0, 0.5)
     )
     term = boundary_loss(logits, batch.label, batch.teacher_row)

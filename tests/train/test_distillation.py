@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from fixed_logits import FixedLogits
 from scipy import stats
-from torch import nn
 from worlds import with_pairs
 
 from dakd.config import StudentLossConfig, build_config
@@ -174,15 +174,6 @@ def test_a_constant_is_standardised_to_zero():
 
 
 # --- in the student's loss --------------------------------------------------------------------------------------------
-
-
-class FixedLogits(nn.Module):
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, image):
-        return self.logits
 
 
 @pytest.mark.parametrize("dice_samples", ["real", "all"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_sam import save_tiny_sam, tiny_sam_oil
-from torch import nn
 from worlds import with_pairs
 
 from dakd.config import StudentLossConfig
 from dakd.data.batch import Batch
 from dakd.data.sample import IGNORE_INDEX
 from dakd.evaluate.evaluate import evaluate
+from dakd.models.student import StudentNet
 from dakd.runtime.runlog import read_records
 from dakd.train.dry_run import describe_saross
 from dakd.train.saross import StudentTraining, describe_student, student_folder, train_saross, with_teachers_labels
@@ -38,10 +38,10 @@ def test_synthetic_samples_are_labelled_by_the_teachers_likeliest_class():
     assert torch.equal(with_teachers_labels(label, None, row), label)
 
 
-class OwnLoss(nn.Module):
+class OwnLoss(StudentNet):
     """Stands in for a net with a loss of its own; keeps what it was given."""
 
-    num_classes = 3
+    has_own_loss = True
 
     def loss_of(self, image, label):
         self.image, self.label = image, label
@@ -55,7 +55,7 @@ def test_a_net_with_a_loss_of_its_own_gets_images_and_hard_labels():
     teacher = torch.randn(1, 3, 4, 4).half()
     image = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
     batch = Batch(image, torch.arange(2), label, teacher, teacher_row=torch.tensor([-1, 0]))
-    net = OwnLoss()
+    net = OwnLoss(num_classes=3, multiple=1)
     losses = StudentTraining(net, StudentLossConfig(), 0, torch.contiguous_format)(batch)
     assert set(losses) == {"loss", "detector", "num_invalid_labels"} and losses["num_invalid_labels"] == 2
     assert torch.equal(net.label[0], label[0]) and torch.equal(net.label[1], teacher[0].argmax(0).byte())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from fixed_logits import FixedLogits
 from torch.nn import functional as F
 from worlds import toy_config, with_pairs
 
@@ -21,15 +21,6 @@ def trained(tmp_path_factory):
     config = with_pairs(tmp_path_factory.mktemp("student"))
     train_saross(config)
     return config
-
-
-class FixedLogits(nn.Module):
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, image):
-        return self.logits
 
 
 def mixed_batch():

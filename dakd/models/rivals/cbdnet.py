@@ -8,12 +8,17 @@ Its boundary term is `train_saross.loss.boundary`, which any student may have.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dakd.models.resnet import BasicResNet
-from dakd.models.student import Student
+from dakd.models.resnet import RESNETS, BasicResNet, build_resnet
+from dakd.models.student import StudentNet
+
+if TYPE_CHECKING:
+    from dakd.config import StudentConfig
 
 # What the students' images are normalised by (data/transforms.py, to_student); a test holds the two together.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -22,7 +27,7 @@ _SCALE, _SHIFT = 3.2, -1.6
 _HEAD_CHANNELS = 32
 
 
-class CBDNet(Student):
+class CBDNet(StudentNet):
     """The net around a ResNet of basic blocks; its own is ResNet-34."""
 
     def __init__(self, encoder: BasicResNet, num_classes: int) -> None:
@@ -42,6 +47,12 @@ class CBDNet(Student):
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in _IMAGENET)
         self.register_buffer("image_scale", _SCALE * std, persistent=False)
         self.register_buffer("image_shift", _SCALE * mean + _SHIFT, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: StudentConfig, num_classes: int) -> CBDNet:
+        if cfg.encoder not in RESNETS:
+            raise ValueError(f"encoder of cbdnet is {cfg.encoder!r}; wanted {' or '.join(RESNETS)}")
+        return cls(build_resnet(cfg.encoder, cfg.encoder_options), num_classes)
 
     def rescale(self, image: Tensor) -> Tensor:
         """ImageNet-normalised (B, 3, H, W) to CBD-Net's own -1.6 to 1.6."""

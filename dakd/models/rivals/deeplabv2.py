@@ -7,15 +7,19 @@ paper's tables have none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from dakd.models.caft import resize_to
-from dakd.models.rivals.smp_nets import build_smp_encoder, encoder_maps
-from dakd.models.student import Student
+from dakd.models.rivals.smp_nets import build_smp_encoder, encoder_maps, load_smp_encoder
+from dakd.models.student import StudentNet
+
+if TYPE_CHECKING:
+    from dakd.config import StudentConfig
 
 
-class DeepLabV2(Student):
+class DeepLabV2(StudentNet):
     """encoder: any of smp's that can be dilated.  rates: dilations of the classifiers.  output_stride: 8, 16 or 32."""
 
     def __init__(
@@ -39,6 +43,15 @@ class DeepLabV2(Student):
             nn.init.normal_(classifier.weight, std=0.01)
             nn.init.zeros_(classifier.bias)
 
+    @classmethod
+    def from_config(cls, cfg: StudentConfig, num_classes: int) -> DeepLabV2:
+        known = ("rates", "output_stride")
+        if unknown := [key for key in cfg.encoder_options if key not in known]:
+            raise ValueError(
+                f"encoder_options {', '.join(unknown)} are unknown to deeplabv2; known: {', '.join(known)}"
+            )
+        return cls(cfg.encoder, num_classes, **cfg.encoder_options)
+
     def encode(self, image: Tensor) -> list[Tensor]:
         return encoder_maps(self.encoder, image)
 
@@ -46,3 +59,6 @@ class DeepLabV2(Student):
         coarsest = self.encoder(image)[-1]
         scores = sum(classifier(coarsest) for classifier in self.classifiers)
         return resize_to(scores, image.shape[-2:])
+
+    def load_pretrained(self, path: str | None) -> None:
+        load_smp_encoder(self.encoder, path)

@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dakd.models.encoders import import_smp
-from dakd.models.student import Student
+from dakd.models.pretrained import load_timm_features, load_without_classifier, read_public_checkpoint
+from dakd.models.student import StudentNet
 
-CLASSES = {
+if TYPE_CHECKING:
+    from dakd.config import StudentConfig
+
+# Class of smp by the student's name.
+SMP_CLASSES = {
     "unet": "Unet",
     "linknet": "Linknet",
     "pspnet": "PSPNet",
@@ -36,12 +41,12 @@ _RESERVED = ("self", "kwargs", "encoder_name", "encoder_weights", "in_channels",
 _CLASSIFIERS = ("fc.", "head.", "classifier.", "last_linear.", "head_dist.")
 
 
-class SmpStudent(Student):
-    """A net of smp. name: one of CLASSES.  encoder: by smp's name.  options: keyword arguments of smp's class."""
+class SmpStudent(StudentNet):
+    """A net of smp. name: one of SMP_CLASSES.  encoder: by smp's name.  options: keyword arguments of smp's class."""
 
     def __init__(self, name: str, encoder: str, num_classes: int, options: dict[str, Any] | None = None) -> None:
         smp = import_smp()
-        make = getattr(smp, CLASSES[name])
+        make = getattr(smp, SMP_CLASSES[name])
         options = _defaults(name, encoder) | dict(options or {})
         _check_options(name, encoder, make, options)
         _check_encoder(smp, name, encoder)
@@ -52,7 +57,10 @@ class SmpStudent(Student):
                 raise ValueError(f"{name} with {encoder} and {options} cannot be built: {error}") from error
         super().__init__(num_classes, net.encoder.output_stride)
         self.net = net
-        net.encoder.classifier_prefixes = _CLASSIFIERS
+
+    @classmethod
+    def from_config(cls, cfg: StudentConfig, num_classes: int) -> SmpStudent:
+        return cls(cfg.name, cfg.encoder, num_classes, cfg.encoder_options)
 
     @property
     def encoder(self) -> nn.Module:
@@ -64,6 +72,9 @@ class SmpStudent(Student):
     def segment(self, image: Tensor) -> Tensor:
         return self.net(image)
 
+    def load_pretrained(self, path: str | None) -> None:
+        load_smp_encoder(self.encoder, path)
+
 
 def build_smp_encoder(name: str, output_stride: int, user: str) -> nn.Module:
     """smp's encoder `name` with fresh weights, dilated to the output stride (8, 16, 32). user: who asks, for errors."""
@@ -74,8 +85,19 @@ def build_smp_encoder(name: str, output_stride: int, user: str) -> nn.Module:
             encoder = smp.encoders.get_encoder(name, in_channels=3, depth=5, weights=None, output_stride=output_stride)
         except Exception as error:
             raise ValueError(f"smp's encoder {name} has no form of output stride {output_stride}: {error}") from error
-    encoder.classifier_prefixes = _CLASSIFIERS
     return encoder
+
+
+def load_smp_encoder(encoder: nn.Module, path: str | None) -> None:
+    """Fills smp's encoder from a public checkpoint; None leaves it as it is."""
+    if path is None:
+        return
+    state = read_public_checkpoint(path, encoder)
+    # Encoders `tu-...` hold timm's feature extractor, all others the layers themselves.
+    if isinstance(encoder, import_smp().encoders.TimmUniversalEncoder):
+        load_timm_features(encoder.model, state, path)
+    else:
+        load_without_classifier(encoder, state, _CLASSIFIERS, path)
 
 
 def encoder_maps(encoder: nn.Module, image: Tensor) -> list[Tensor]:

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 from dakd.config import StudentConfig
 from dakd.data.transforms import to_student
+from dakd.models.registry import build_student
 from dakd.models.resnet import ResNet18
 from dakd.models.rivals.cbdnet import SCSE, CBDNet, DilatedCentre
-from dakd.models.zoo import build_student
 
 
 def test_the_net_has_the_parameters_counted_by_hand():

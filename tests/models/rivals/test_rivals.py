@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from small_rivals import SMALL_RIVALS, small_rival
 
-from dakd.config import DEFAULT_ENCODERS, StudentConfig, build_config
+from dakd.config import STUDENT_KINDS, StudentConfig, build_config
 from dakd.models.encoders import import_smp, import_torchvision
-from dakd.models.saross import pad_to_multiple
-from dakd.models.zoo import STUDENTS, build_student
-from dakd.weights import load_pretrained_encoder
+from dakd.models.registry import STUDENT_CLASSES, build_student
+from dakd.models.student import pad_to_multiple
 
 RIVALS = tuple(SMALL_RIVALS)
 
@@ -29,10 +28,10 @@ def number_of_parameters(name: str, num_classes: int) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def test_every_name_has_an_encoder_a_title_and_a_small_form():
-    assert set(STUDENTS) == set(DEFAULT_ENCODERS) == {"saross", "sam_oil", *RIVALS}  # sam_oil has tests of its own
-    for name, encoder in DEFAULT_ENCODERS.items():
-        assert StudentConfig(name=name).encoder == StudentConfig(name=name, encoder=None).encoder == encoder
+def test_every_name_has_a_class_an_encoder_and_a_small_form():
+    assert set(STUDENT_CLASSES) == set(STUDENT_KINDS) == {"saross", "sam_oil", *RIVALS}  # sam_oil has tests of its own
+    for name, kind in STUDENT_KINDS.items():
+        assert StudentConfig(name=name).encoder == StudentConfig(name=name, encoder=None).encoder == kind.encoder
 
 
 @pytest.mark.parametrize(
@@ -152,7 +151,7 @@ def test_a_public_file_fills_the_encoder_and_one_that_does_not_fit_is_refused(tm
     for name in ("unet", "deeplabv2", "cbdnet"):
         cfg = StudentConfig(name=name, encoder="resnet18", pretrained=str(tmp_path / "resnet18.pth"))
         net = build_student(cfg, 2)
-        load_pretrained_encoder(net, cfg)
+        net.load_pretrained(cfg.pretrained)
         loaded = net.encoder.state_dict()
         assert loaded and all(torch.equal(value, source[key]) for key, value in loaded.items())
     for settings, message in (
@@ -162,7 +161,7 @@ def test_a_public_file_fills_the_encoder_and_one_that_does_not_fit_is_refused(tm
     ):
         cfg = StudentConfig(**({"name": "unet", "pretrained": str(tmp_path / "resnet18.pth")} | settings))
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            load_pretrained_encoder(build_student(cfg, 2), cfg)
+            build_student(cfg, 2).load_pretrained(cfg.pretrained)
 
 
 def test_files_of_transformers_and_of_timm_fill_the_encoders_of_smp(tmp_path):
@@ -173,6 +172,6 @@ def test_files_of_transformers_and_of_timm_fill_the_encoders_of_smp(tmp_path):
         torch.save(public, tmp_path / "public.pth")
         cfg = StudentConfig(name="unet", encoder=encoder, pretrained=str(tmp_path / "public.pth"))
         net = build_student(cfg, 2)
-        load_pretrained_encoder(net, cfg)
+        net.load_pretrained(cfg.pretrained)
         loaded = net.encoder.state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in source.items())

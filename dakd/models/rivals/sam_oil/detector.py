@@ -61,7 +61,7 @@ def _users_class(name: str) -> type[nn.Module]:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"detector {name!r} cannot be imported: {error}; give package.module:Class") from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "training_loss")):
+    if not (isinstance(found, type) and issubclass(found, nn.Module) and issubclass(found, Detector)):
         raise ValueError(
             f"detector {name!r} is {found!r:.100}; wanted a subclass of torch.nn.Module with a method training_loss "
             "(dakd.models.rivals.sam_oil.detector.Detector says what it takes and gives)"

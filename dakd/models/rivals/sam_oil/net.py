@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dakd.models.rivals.sam_oil.detector import build_detector
+from dakd.models.rivals.sam_oil.detector import TorchvisionDetector, build_detector
 from dakd.models.rivals.sam_oil.fusion import fuse_masks
 from dakd.models.rivals.sam_oil.masks import SamMasks, read_sam_config
 from dakd.models.rivals.sam_oil.objects import objects_of
+from dakd.models.student import StudentNet
 
 if TYPE_CHECKING:
     from dakd.config import StudentConfig
 
 
-class SamOil(nn.Module):
+class SamOil(StudentNet):
     """A detector's boxes -> SAM's masks -> ordered fusion; class 0 of the table is the sea.
 
     sam_config: SAM's sizes, as its config.json has them; its weights come in by `load_pretrained`.
@@ -28,6 +29,8 @@ class SamOil(nn.Module):
     min_pixels, max_objects: of the labelled objects that are learnt from.  max_masks: objects an image that the adapter
     learns from in a step.  mask_loss: weight of the masks' loss against the detector's.
     """
+
+    has_own_loss = True
 
     def __init__(
         self,
@@ -44,12 +47,15 @@ class SamOil(nn.Module):
         max_masks: int = 16,
         mask_loss: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, multiple=1)
         _check_order(order, num_classes)
-        self.num_classes, self.sam_config = num_classes, sam_config
-        self.min_score, self.order = min_score, order
-        self.min_pixels, self.max_objects = min_pixels, max_objects
-        self.max_masks, self.mask_loss_weight = max_masks, mask_loss
+        self.sam_config = sam_config
+        self.min_score = min_score
+        self.order = order
+        self.min_pixels = min_pixels
+        self.max_objects = max_objects
+        self.max_masks = max_masks
+        self.mask_loss_weight = mask_loss
         self.detector = build_detector(detector, num_classes, dict(detector_options or {}))
         self.masks = SamMasks(sam_config, adapter_channels)
 
@@ -73,8 +79,12 @@ class SamOil(nn.Module):
         settings = cfg.sam_oil.model_copy(update={"sam_config": self.sam_config})
         return cfg.model_copy(update={"sam_oil": settings, "pretrained": None})
 
-    def forward(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W), ImageNet-normalised -> (B, K, H, W) log-probabilities of the fused map, in eval mode.
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """image (B, 3, H, W) -> frozen SAM's embeddings, the only map."""
+        return [self.masks.embed(image)]
+
+    def segment(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W) -> (B, K, H, W) log-probabilities of the fused map, in eval mode.
 
         On the meta device, where nothing can be found, the detector's and SAM's encoders run alone.
         """
@@ -117,7 +127,7 @@ class SamOil(nn.Module):
 
     def _cost_alone(self, image: Tensor) -> Tensor:
         self.masks.adapter(self.masks.embed(image))
-        if hasattr(self.detector, "features"):
+        if isinstance(self.detector, TorchvisionDetector):
             self.detector.features(image)
         return image.new_empty(len(image), self.num_classes, *image.shape[-2:])
 

@@ -7,10 +7,10 @@ from torch import nn
 
 from dakd.config import StudentConfig
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
+from dakd.models.registry import build_student
 from dakd.models.rivals.sam_oil.masks import SamMasks, read_sam_config
 from dakd.models.rivals.sam_oil.net import SamOil, mask_loss
-from dakd.models.zoo import build_student
-from dakd.weights import load_pretrained_encoder, load_student, read_metadata, save_student
+from dakd.weights import load_student, read_metadata, save_student
 
 
 class TwoBoxes(nn.Module):
@@ -128,7 +128,7 @@ def test_a_file_rebuilds_the_student_without_sams_folder(sam_folder, tiny_studen
     cfg = StudentConfig(**tiny_student)
     torch.manual_seed(0)
     net = build_student(cfg, 5)
-    load_pretrained_encoder(net, cfg)
+    net.load_pretrained(cfg.pretrained)
     torch.nn.init.normal_(net.masks.adapter.expand.weight)
     save_student(tmp_path / "student.safetensors", net, cfg, OSD_CLASSES, {})
     student = read_metadata(tmp_path / "student.safetensors")["student"]
@@ -162,7 +162,7 @@ def test_a_sam_that_has_learnt_nothing_is_not_trained(sam_folder, tiny_student):
     cfg = StudentConfig(**tiny_student | {"pretrained": None, "sam_oil": {"sam_config": sizes}})
     net = build_student(cfg, 5)
     with pytest.raises(ValueError, match="has no SAM"):
-        load_pretrained_encoder(net, cfg)
+        net.load_pretrained(cfg.pretrained)
 
 
 def test_training_mode_finds_nothing(sam_folder):

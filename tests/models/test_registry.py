@@ -9,8 +9,8 @@ import torch
 from dakd.config import StudentConfig
 from dakd.models.encoders import TimmEncoder, build_encoder
 from dakd.models.mamba_vision import MambaVision
+from dakd.models.registry import build_student
 from dakd.models.resnet import ResNet34
-from dakd.models.zoo import build_student
 
 TINY = dict(dim=8, in_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=[8, 8, 4, 2])
 SMALL_DECODER = dict(decoder_channels=(8, 8, 6, 4), caft_heads=(1, 2, 2))

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dakd.runtime import tensor_files
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_tensors_and_metadata_come_back_as_written(tmp_path):
+    path = tmp_path / "new" / "w.safetensors"
+    tied = torch.randn(3, 4)
+    state = {"a": tied, "b": tied.T, "c": torch.tensor(7), "d": torch.randn(2).bfloat16()}
+    metadata = {"b": 0.528, "classes": ["sea", "oil"], "nested": {"step": 3}}
+    tensor_files.save_weights(path, state, metadata)
+    assert same(tensor_files.load_state(path), state)
+    assert tensor_files.read_metadata(path) == metadata
+    assert [entry.name for entry in path.parent.iterdir()] == ["w.safetensors"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    tensor_files.save_weights(path, {"a": torch.ones(2)}, {})
+
+    def fill_up(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(tensor_files, "save_file", fill_up)
+    with pytest.raises(OSError, match="no space left"):
+        tensor_files.save_weights(path, {"a": torch.zeros(2)}, {})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
+    assert torch.equal(tensor_files.load_state(path)["a"], torch.ones(2))
+
+
+def test_a_reader_of_the_old_file_keeps_it_whole_while_a_new_one_is_written(tmp_path):
+    path = tmp_path / "w.safetensors"
+    tensor_files.save_weights(path, {"a": torch.ones(2)}, {})
+    old = path.read_bytes()
+    with open(path, "rb") as reader:
+        tensor_files.save_weights(path, {"a": torch.zeros(2)}, {})
+        assert reader.read() == old
+    assert path.read_bytes() != old
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*absent"):
+        tensor_files.load_state(tmp_path / "absent.safetensors")
+    path = tmp_path / "w.safetensors"
+    tensor_files.save_weights(path, {"a": torch.ones(200)}, {})
+    path.write_bytes(path.read_bytes()[:-100])
+    for read in (tensor_files.load_state, tensor_files.read_metadata):
+        with pytest.raises(ValueError, match=r"w\.safetensors is not a whole safetensors file"):
+            read(path)
+
+
+def test_a_mismatch_lists_what_is_missing_unexpected_and_misshapen_and_changes_nothing():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(4), "1.weight": torch.zeros(1, 3)}
+    state |= {f"extra{i:02d}": torch.zeros(1) for i in range(13)}
+    with pytest.raises(ValueError) as caught:
+        tensor_files.load_strict(model, state, "old.safetensors")
+    message = str(caught.value)
+    assert "old.safetensors do not fit Sequential" in message
+    assert "1 missing:\n    1.bias" in message
+    assert "0.bias: found (4,), wanted (3,)" in message
+    assert "13 unexpected" in message and "extra09" in message and "extra10" not in message and "and 3 more" in message
+    assert same(model.state_dict(), before)
+
+
+def test_a_fitting_state_is_loaded():
+    source, target = nn.Linear(2, 3), nn.Linear(2, 3)
+    tensor_files.load_strict(target, source.state_dict(), "memory")
+    assert same(target.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 5000])
+def test_metadata_that_are_no_settings_are_refused(tmp_path, text):
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.ones(2)}, path, metadata={"dakd": text})
+    with pytest.raises(ValueError, match=r"the metadata of .*w\.safetensors are"):
+        tensor_files.read_metadata(path)
