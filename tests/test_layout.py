@@ -30,8 +30,8 @@ ROWS = [
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 TOP_LEVEL = {
-    "setup.py", "csrc", "dakd", "launch", "configs", "benchmarks", "tests", "README.md", "pyproject.toml",
-    "MANIFEST.in", "LICENSE", "Makefile", ".gitignore", ".ci", ".git",
+    "setup.py", "csrc", "dakd", "launch", "configs", "benchmarks", "tests", "README.md", "CONTRIBUTING.md",
+    "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "MANIFEST.in", "LICENSE", "Makefile", ".gitignore", ".ci", ".git",
 }  # fmt: skip
 
 
