@@ -1,7 +1,7 @@
-"""Every setting with its key, type, default and meaning, as data and as text, read from the models themselves.
+"""All settings with type, default and meaning, read from the models of the configuration, as data and as text.
 
-A setting is a leaf of `Config`. A map by names that are free, such as `prepare.classes`, is one setting. Defaults are
-those of the experiment's sections: `train_saross.optimizer.lr_decay` is poly, though its class has another default.
+A setting is a leaf of `Config`. A map by free names, such as `prepare.classes`, is one setting. A default is the value
+in an experiment that sets only its name: `train_saross.optimizer.lr_decay` is poly, though its class says constant.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import difflib
 import inspect
 import textwrap
 from collections.abc import Iterator, Sequence
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -21,8 +22,8 @@ from dakd.config.experiment import Config
 from dakd.config.prepare import SceneSide
 
 REQUIRED = "required"
-_WIDTH = 100  # columns
-_WIDEST = 40  # columns of a value beside another
+WIDTH = 100  # columns of the text
+_WIDEST = 40  # columns of a value that has another one on its line
 _MOST_HINTS = 5
 _NOUNS = {int: "whole number", float: "number", str: "text"}
 
@@ -31,43 +32,42 @@ class Setting(NamedTuple):
     """One leaf of the configuration.
 
     kind: the type in words, with its bounds.  default: as YAML, or `required`.  meaning: one line.
-    choices: the words that the setting may be, where there are such words.
     """
 
     key: str
     kind: str
     default: str
     meaning: str
-    choices: tuple[str, ...] = ()
 
 
 def settings(prefix: str = "") -> list[Setting]:
     """The settings below a dotted key, or at it, in the order of the models; "" means all.
 
-    Raises ValueError with the nearest keys where there is no such key.
+    Raises ValueError with the nearest keys for an unknown key.
     """
     return [_setting(node) for node in _walk(_find(prefix)) if not node.is_section]
 
 
 def explain(key: str, config: Config | None = None) -> str:
-    """The text about a setting, or about a section and all settings below it.
+    """The text about a setting, or about a section and all settings in it.
 
-    config: an experiment whose values are listed too.  Raises ValueError with the nearest keys for an unknown key.
+    config: an experiment whose values are printed too.  Raises ValueError with the nearest keys for an unknown key.
     """
     node = _find(key)
+    values = None if config is None else _values(config)
     if node.is_section:
-        note = f"Experiment {config.name}: its value is given where it differs from the default." if config else ""
-        lines = [line for text in [*_paragraphs(node)[1:], note] for line in _wrap(text, _WIDTH)]
-        return "\n".join([*_heading(node, _WIDTH), *lines, *_body(node, _WIDTH, _values(config) if config else None)])
+        note = f"Experiment {config.name}: a value that differs from the default is printed with it." if config else ""
+        paragraphs = [line for text in [*_paragraphs(node)[1:], note] for line in _wrap(text)]
+        return "\n".join([*_heading(node), *paragraphs, *_body(node, values)])
     setting = _setting(node)
     lines = [
         setting.key,
-        *_wrap(setting.meaning, _WIDTH, "  "),
-        *_wrap(f"type:     {setting.kind}", _WIDTH, "  ", " " * 12),
+        *_wrap(setting.meaning, "  "),
+        *_wrap(f"type:     {setting.kind}", "  ", " " * 12),
         f"  default:  {setting.default}",
     ]
     if config is not None:
-        lines.append(f"  value:    {_yaml(_values(config)[node.key])} (experiment {config.name})")
+        lines.append(f"  value:    {_yaml(values[key])} (experiment {config.name})")
     return "\n".join(lines)
 
 
@@ -81,9 +81,9 @@ def difference(a: Config, b: Config) -> list[tuple[str, Any, Any]]:
 
 
 def format_difference(differences: Sequence[tuple[str, Any, Any]], name_a: str, name_b: str) -> str:
-    """The table of `difference`, with the names of both experiments as its heading.
+    """The table of `difference`, headed by the names of both experiments.
 
-    A setting has one line, or two where the first value is long.
+    A setting takes one line, or two if its first value is long.
     """
     if not differences:
         return "no settings differ"
@@ -99,13 +99,11 @@ def format_difference(differences: Sequence[tuple[str, Any, Any]], name_a: str, 
     return "\n".join(lines)
 
 
-def help_table(prefixes: Sequence[str], width: int = _WIDTH) -> str:
-    """The settings below some dotted keys, by section: `key = default (type)`, and the meaning beneath it."""
+def help_table(prefixes: Sequence[str]) -> str:
+    """The settings below some dotted keys, by section: `key = default (type)`, and the meaning in the next line."""
     blocks = []
-    for prefix in prefixes:
-        node = _find(prefix)
-        is_section = node.is_section
-        lines = _heading(node, width) + _body(node, width) if is_section else _setting_lines(_setting(node), width)
+    for node in map(_find, prefixes):
+        lines = [*_heading(node), *_body(node)] if node.is_section else _setting_lines(node)
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -114,11 +112,10 @@ def help_table(prefixes: Sequence[str], width: int = _WIDTH) -> str:
 
 
 class _Node(NamedTuple):
-    """A section or a setting.  default: the value in an experiment that leaves it out, None where it is required."""
+    """A section or a setting."""
 
     key: str
     field: FieldInfo | None  # None for the experiment itself
-    default: Any
 
     @property
     def model(self) -> Any:
@@ -129,18 +126,12 @@ class _Node(NamedTuple):
         return isinstance(self.model, type) and issubclass(self.model, Section)
 
 
-_ROOT = _Node("", None, None)
+_ROOT = _Node("", None)
 
 
-def _children(node: _Node) -> Iterator[_Node]:
-    if not node.is_section:
-        return
-    for name, field in node.model.model_fields.items():
-        if isinstance(node.default, Section):
-            default = getattr(node.default, name)
-        else:
-            default = None if field.is_required() else field.get_default(call_default_factory=True)
-        yield _Node(f"{node.key}.{name}" if node.key else name, field, default)
+def _children(node: _Node) -> list[_Node]:
+    fields = node.model.model_fields if node.is_section else {}
+    return [_Node(f"{node.key}.{name}" if node.key else name, field) for name, field in fields.items()]
 
 
 def _walk(node: _Node) -> Iterator[_Node]:
@@ -163,11 +154,12 @@ def _nearest(key: str) -> list[str]:
     """The keys that an unknown one may stand for, the likeliest first."""
     keys = [node.key for node in _walk(_ROOT) if node.key]
     if outer := [node.key for node in _walk(_ROOT) if not node.is_section and key.startswith(f"{node.key}.")]:
-        return outer  # of a key within a map
+        return outer  # the key is within a map by free names
     if endings := [known for known in keys if known.endswith(f".{key}")]:
         return endings[:_MOST_HINTS]
     if found := _nearest_below(_ROOT, key.split(".")):
         return sorted(found, key=lambda known: -difflib.SequenceMatcher(None, known, key).ratio())[:3]
+    # The unknown key may lack its first parts, so it is compared with as many last parts of each known key.
     parts = key.count(".") + 1
     by_ending = {".".join(known.split(".")[-parts:]): known for known in reversed(keys)}
     return [by_ending[ending] for ending in difflib.get_close_matches(key, by_ending, n=3, cutoff=0.7)]
@@ -195,20 +187,14 @@ def _values(config: Config) -> dict[str, Any]:
     return values
 
 
+@cache
+def _defaults() -> dict[str, Any]:
+    return _values(Config(name=REQUIRED))  # no other setting is required
+
+
 def _setting(node: _Node) -> Setting:
-    field = node.field
-    default = REQUIRED if node.default is None and field.is_required() else _yaml(_plain(node.default))
-    kind = _kind(field.annotation, field.metadata)
-    return Setting(node.key, kind, default, _one_line(field.description), tuple(_words(field.annotation)))
-
-
-def _plain(value: Any) -> Any:
-    """A default in the form in which a dump has it."""
-    if isinstance(value, Section):
-        return value.model_dump(mode="json")
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
+    kind = _kind(node.field.annotation, node.field.metadata)
+    return Setting(node.key, kind, _yaml(_defaults()[node.key]), _one_line(node.field.description))
 
 
 # --- types in words ---------------------------------------------------------------------------------------------------
@@ -241,7 +227,7 @@ def _union(arguments: Sequence[Any]) -> str:
     null = ["null"] * (len(others) < len(arguments))
     if len(others) == 1:
         return " or ".join([_kind(others[0]), *null])
-    words = [word for one in others for word in _words(one)]
+    words = [str(word) for one in others if get_origin(one) is Literal for word in get_args(one)]
     words += ["true", "false"] * (bool in others)
     words += [_kind(one) for one in others if get_origin(one) is not Literal and one is not bool]
     return _any_of([*words, *null])
@@ -276,43 +262,32 @@ def _limit(metadata: Sequence[Any], name: str) -> float | None:
     return next((limit for one in metadata if (limit := getattr(one, name, None)) is not None), None)
 
 
-def _words(annotation: Any) -> Iterator[str]:
-    """The words that a setting may be, other than true, false and null."""
-    if get_origin(annotation) is Literal:
-        yield from map(str, get_args(annotation))
-    elif get_origin(annotation) in (Union, UnionType):
-        for one in get_args(annotation):
-            yield from _words(one)
-
-
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _heading(node: _Node, width: int) -> list[str]:
-    return _wrap(": ".join(part for part in (node.key, *_paragraphs(node)[:1]) if part), width)
+def _heading(node: _Node) -> list[str]:
+    return _wrap(": ".join(part for part in (node.key, *_paragraphs(node)[:1]) if part))
 
 
-def _body(node: _Node, width: int, values: dict[str, Any] | None = None) -> list[str]:
+def _body(node: _Node, values: dict[str, Any] | None = None) -> list[str]:
     """A section's own settings, then the sections in it, each with its heading.  values: those of an experiment."""
-    lines = []
-    for child in _children(node):
-        if not child.is_section:
-            lines += _setting_lines(_setting(child), width, values)
+    lines = [line for child in _children(node) if not child.is_section for line in _setting_lines(child, values)]
     for child in _children(node):
         if child.is_section:
-            lines += ["", *_heading(child, width), *_body(child, width, values)]
+            lines += ["", *_heading(child), *_body(child, values)]
     return lines
 
 
-def _setting_lines(setting: Setting, width: int, values: dict[str, Any] | None = None) -> list[str]:
+def _setting_lines(node: _Node, values: dict[str, Any] | None = None) -> list[str]:
+    setting = _setting(node)
     value = _yaml(values[setting.key]) if values else setting.default
     shown = f", value {value}" if value != setting.default else ""
-    head = _wrap(f"{setting.key} = {setting.default}{shown} ({setting.kind})", width, "  ", " " * 6)
-    return head + _wrap(setting.meaning, width, " " * 6)
+    head = _wrap(f"{setting.key} = {setting.default}{shown} ({setting.kind})", "  ", " " * 6)
+    return head + _wrap(setting.meaning, " " * 6)
 
 
 def _paragraphs(node: _Node) -> list[str]:
-    """What a section means: the text of its field or else its class's docstring, by paragraphs."""
+    """The description of a section, by paragraphs: the text of its field, or else its class's docstring."""
     text = (node.field.description if node.field else None) or inspect.cleandoc(node.model.__doc__ or "")
     return [_one_line(paragraph) for paragraph in text.split("\n\n") if paragraph.strip()]
 
@@ -326,9 +301,10 @@ def _one_line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _wrap(text: str, width: int, indent: str = "", further: str | None = None) -> list[str]:
+def _wrap(text: str, indent: str = "", further: str | None = None) -> list[str]:
+    """Lines of WIDTH columns.  further: the indent of all but the first."""
     further = indent if further is None else further
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=further, break_long_words=False,
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=further, break_long_words=False,
                          break_on_hyphens=False)  # fmt: skip
 
 
