@@ -35,6 +35,7 @@ from timing import race, ratio
 from dakd.kernels import backend as backends
 from dakd.kernels import extension
 from dakd.kernels.ddim_step import ddim_step
+from dakd.kernels.ddim_step.ops import Operands
 from dakd.kernels.depthwise_conv1d import depthwise_conv1d
 from dakd.kernels.joint_noising import joint_noising
 from dakd.kernels.seg_loss import seg_loss
@@ -213,7 +214,7 @@ def _into_given_memory(inputs: dict) -> Callable:
     options = (None, inputs["b"], 1.0, "softmax", 0, torch.bfloat16)
 
     def call(*, x, y, x0_pred, logits, coefficients, step, **_options) -> tuple[Tensor, ...]:
-        variant.forward(x, y, x0_pred, logits, coefficients, step, *options, outputs=outputs)
+        variant.forward(Operands(x, y, x0_pred, logits, coefficients, step, *options), outputs)
         return outputs
 
     return call

@@ -1,16 +1,20 @@
-"""What all rooms promise: the precision they compute in, and checks of shapes, dtypes and devices, never of values.
+"""The contract of all rooms: how an op is registered with torch, its precision, and the checks of its arguments.
 
-A look at values would synchronise with the device and break graphs.
+Shapes, dtypes and devices are checked, never values: a look at values would synchronise with the device and break
+graphs.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
+from typing import get_type_hints
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import CustomOpDef
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -18,24 +22,53 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def implements(op: str) -> Callable[[Callable], Callable]:
-    """Wraps the implementation of an op's forward or backward pass; its first argument must be a tensor.
+def define_op(
+    name: str, operands: type, allocate: Callable, run: Callable, *, upstream: tuple[str, ...] = ()
+) -> CustomOpDef:
+    """The custom op dakd::`name`, whose arguments are the fields of `operands`, `backend`, and the tensors `upstream`.
+
+    operands: a NamedTuple whose first field is a tensor. With what `allocate` returns, its annotations are the schema.
+    allocate(operands): the outputs, uninitialised. It is the fake implementation too.
+    run(operands, backend, outputs, *upstream): fills the outputs.
+    upstream: what a backward op takes besides: gradients of the outputs, and what the forward pass kept.
 
     Autocast is off inside, because an op chooses its own precision (`compute_dtype`). A call within forward-mode
     differentiation is a RuntimeError: torch would drop the tangents without a word.
     """
+    count = len(operands._fields)
 
-    def decorate(implementation: Callable) -> Callable:
-        @wraps(implementation)
-        def wrapped(first: Tensor, *others):
-            if forward_ad._current_level >= 0:
-                raise RuntimeError(f"{op} has no forward-mode derivative; use reverse mode (backward, torch.func.vjp)")
-            with torch.autocast(first.device.type, enabled=False):
-                return implementation(first, *others)
+    def implementation(*arguments):
+        given = operands(*arguments[:count])
+        outputs = allocate(given)
+        run(given, arguments[count], outputs, *arguments[count + 1 :])
+        return outputs
 
-        return wrapped
+    @wraps(implementation)
+    def guarded(*arguments):
+        if forward_ad._current_level >= 0:
+            op = name.removesuffix("_backward")
+            raise RuntimeError(f"{op} has no forward-mode derivative; use reverse mode (backward, torch.func.vjp)")
+        device_type = arguments[0].device.type
+        # To enter the context costs a small op a tenth of its time, so only where there is something to switch off.
+        if not torch.is_autocast_enabled(device_type):
+            return implementation(*arguments)
+        with torch.autocast(device_type, enabled=False):
+            return implementation(*arguments)
 
-    return decorate
+    # torch infers the schema from the signature; without this one it would see *arguments.
+    guarded.__signature__ = _signature(operands, allocate, upstream)
+    op = torch.library.custom_op(f"dakd::{name}", guarded, mutates_args=())
+    op.register_fake(lambda *arguments: allocate(operands(*arguments[:count])))
+    return op
+
+
+def _signature(operands: type, allocate: Callable, upstream: tuple[str, ...]) -> inspect.Signature:
+    types = get_type_hints(operands) | {"backend": str} | dict.fromkeys(upstream, Tensor)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature(
+        [inspect.Parameter(name, kind, annotation=annotation) for name, annotation in types.items()],
+        return_annotation=get_type_hints(allocate)["return"],
+    )
 
 
 def empty_sequence_like(x: Tensor) -> Tensor:

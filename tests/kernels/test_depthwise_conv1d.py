@@ -217,10 +217,11 @@ def test_triton_launches_once_forward_and_twice_backward(monkeypatch):
     from dakd.kernels.depthwise_conv1d import triton as variant
 
     x, weight = torch.empty(144, 196, 256, device="meta").mT, torch.empty(256, 3, device="meta")
-    variant.forward(x, weight, None, "silu", y=torch.empty_like(x))
+    given = ops.Operands(x, weight, None, "silu")
+    variant.forward(given, torch.empty_like(x))
     assert launched == ["_forward_kernel"]
-    gradients = dict(dx=torch.empty_like(x), dweight=torch.empty_like(weight), dbias=weight.new_empty(0))
-    variant.backward(x, x, weight, None, "silu", **gradients)
+    gradients = (torch.empty_like(x), torch.empty_like(weight), weight.new_empty(0))
+    variant.backward(given, x, gradients)
     assert launched[1:] == ["_backward_kernel", "_sum_kernel"]
 
 

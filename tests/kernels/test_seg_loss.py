@@ -276,8 +276,8 @@ def test_gradients_pass_gradcheck(dice_samples, dice_form, backend, device):
 
 
 def check_operator(logits: torch.Tensor, inputs: dict, backend: str) -> None:
-    others = (inputs["labels"], inputs["teacher"], inputs["teacher_row"], None, None)
-    torch.library.opcheck(ops.seg_loss, (logits.requires_grad_(), *others, 2.0, 255, "all", "soft", 1.0, backend))
+    others = (inputs["labels"], inputs["teacher"], inputs["teacher_row"], None)
+    torch.library.opcheck(ops.seg_loss, (logits.requires_grad_(), *others, 1.0, 2.0, 255, "all", "soft", 1.0, backend))
 
 
 @pytest.mark.parametrize("layout", [lambda x: x, LAYOUTS["channels last"], sliced])

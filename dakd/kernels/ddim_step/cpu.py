@@ -6,36 +6,23 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import extension
+from dakd.kernels.ddim_step.ops import Operands
 
 DTYPES = (torch.float32,)
 REMEDY = extension.REMEDY
 why_not = extension.why_not_cpu
 
 
-def forward(
-    x: Tensor,
-    y: Tensor,
-    x0_pred: Tensor,
-    logits: Tensor,
-    coefficients: Tensor,
-    step: Tensor,
-    noise_ids: Tensor | None,
-    b: float,
-    clip: float,
-    label_update: str,
-    seed: int,
-    input_dtype: torch.dtype | None,
-    *,
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> None:
+def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x, y, x0_pred, logits, coefficients, step, noise_ids, b, clip, label_update, seed, input_dtype = operands
     if x0_pred.dtype != logits.dtype or logits.dtype == torch.float64:
         x0_pred, logits = x0_pred.float(), logits.float()
     x_next, y_next, x_input, y_input = outputs
     is_fused = input_dtype in (torch.bfloat16, torch.float16)
     inputs = (x_input, y_input) if is_fused else (None, None)
-    operands = (x, y, x0_pred, logits, coefficients, step, noise_ids)
+    tensors = (x, y, x0_pred, logits, coefficients, step, noise_ids)
     options = (b, clip, label_update == "softmax", seed)
-    torch.ops.dakd_C.ddim_step_forward(*operands, *options, x_next, y_next, *inputs)
+    torch.ops.dakd_C.ddim_step_forward(*tensors, *options, x_next, y_next, *inputs)
     if input_dtype is not None and not is_fused:
         x_input.copy_(x_next)
         y_input.copy_(y_next)

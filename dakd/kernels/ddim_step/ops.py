@@ -1,52 +1,51 @@
-"""The contract with torch: schema and fake implementation; no gradient. Variants fill the outputs allocated here.
-
-`seed` is the int64 with the seed's bits (contract.seed_bits).
-"""
+"""The contract with torch: operands, outputs, registration; no gradient. Variants fill the outputs allocated here."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import implements
+from dakd.kernels.contract import define_op
 
 _OP = "ddim_step"
 
 
-def _allocate(x: Tensor, y: Tensor, input_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class Operands(NamedTuple):
+    """The arguments of the op; shapes and meaning are those of api.py.
+
+    noise_ids: (B,) int64, or None to add no noise.  seed: the int64 with the seed's bits (contract.seed_bits).
+    input_dtype: dtype of the networks' inputs; None where they are not wanted.
+    """
+
+    x: Tensor
+    y: Tensor
+    x0_pred: Tensor
+    logits: Tensor
+    coefficients: Tensor
+    step: Tensor
+    noise_ids: Tensor | None
+    b: float
+    clip: float
+    label_update: str
+    seed: int
+    input_dtype: torch.dtype | None
+
+
+def _allocate(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x', y', and the network's inputs, which are empty where no other dtype is wanted."""
+    x, y, dtype = operands.x, operands.y, operands.input_dtype
     states = torch.empty_like(x), torch.empty_like(y)
-    if input_dtype is None:
+    if dtype is None:
         return *states, x.new_empty(0), y.new_empty(0)
-    return *states, torch.empty_like(x, dtype=input_dtype), torch.empty_like(y, dtype=input_dtype)
+    return *states, torch.empty_like(x, dtype=dtype), torch.empty_like(y, dtype=dtype)
 
 
-@torch.library.custom_op("dakd::ddim_step", mutates_args=())
-@implements(_OP)
-def ddim_step(
-    x: Tensor,
-    y: Tensor,
-    x0_pred: Tensor,
-    logits: Tensor,
-    coefficients: Tensor,
-    step: Tensor,
-    noise_ids: Tensor | None,
-    b: float,
-    clip: float,
-    label_update: str,
-    seed: int,
-    input_dtype: torch.dtype | None,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    outputs = _allocate(x, y, input_dtype)
-    variant = backends.load(_OP, backend, x.device.type, x.dtype)
-    variant.forward(
-        x, y, x0_pred, logits, coefficients, step, noise_ids, b, clip, label_update, seed, input_dtype, outputs=outputs
-    )
-    return outputs
+def _run(operands: Operands, backend: str, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x = operands.x
+    backends.load(_OP, backend, x.device.type, x.dtype).forward(operands, outputs)
 
 
-@ddim_step.register_fake
-def _(x, y, x0_pred, logits, coefficients, step, noise_ids, b, clip, label_update, seed, input_dtype, backend):
-    return _allocate(x, y, input_dtype)
+ddim_step = define_op(_OP, Operands, _allocate, _run)

@@ -7,28 +7,14 @@ The noise comes from the streams DDIM_IMAGE and DDIM_LABEL at (seed, step, sampl
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from dakd.kernels.ddim_step.ops import Operands
 from dakd.runtime.seeding import Stream, philox_normal
 
 
-def forward(
-    x: Tensor,
-    y: Tensor,
-    x0_pred: Tensor,
-    logits: Tensor,
-    coefficients: Tensor,
-    step: Tensor,
-    noise_ids: Tensor | None,
-    b: float,
-    clip: float,
-    label_update: str,
-    seed: int,
-    input_dtype: torch.dtype | None,
-    *,
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> None:
+def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x, y, x0_pred, logits, coefficients, step, noise_ids, b, clip, label_update, seed, input_dtype = operands
     seed %= 2**64
     keep, take, sigma = coefficients.index_select(0, step.reshape(1))[0].to(x.dtype).unbind()
 

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dakd.kernels import triton_runtime
+from dakd.kernels.ddim_step.ops import Operands
 from dakd.kernels.triton_noise import normals_of_pixels, seed_words
 from dakd.runtime.seeding import Stream
 
@@ -29,22 +30,8 @@ _PIXELS_PER_THREAD = 4
 _MAX_VALUES_PER_THREAD = 32
 
 
-def forward(
-    x: Tensor,
-    y: Tensor,
-    x0_pred: Tensor,
-    logits: Tensor,
-    coefficients: Tensor,
-    step: Tensor,
-    noise_ids: Tensor | None,
-    b: float,
-    clip: float,
-    label_update: str,
-    seed: int,
-    input_dtype: torch.dtype | None,
-    *,
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> None:
+def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x, y, x0_pred, logits, coefficients, step, noise_ids, b, clip, label_update, seed, input_dtype = operands
     batch, num_classes, height, width = y.shape
     num_pixels = height * width
     x_next, y_next, x_input, y_input = outputs

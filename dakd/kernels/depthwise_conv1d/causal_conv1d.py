@@ -14,6 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dakd.kernels.depthwise_conv1d.ops import Operands
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REMEDY = "CAUSAL_CONV1D_FORCE_BUILD=TRUE pip install --no-build-isolation causal-conv1d (needs nvcc)"
 
@@ -32,24 +34,17 @@ def why_not(device_type: str) -> str | None:
     return None
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *, y: Tensor) -> None:
+def forward(operands: Operands, y: Tensor) -> None:
+    x, weight, bias, activation = operands
     if x.numel() == 0:
         return
     bias = None if bias is None else bias.float()
     y.copy_(_convolution()(_padded(x, after=1), weight.float(), bias, activation=activation)[..., 1:])
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    *,
-    dx: Tensor,
-    dweight: Tensor,
-    dbias: Tensor,
-) -> None:
+def backward(operands: Operands, dy: Tensor, gradients: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, activation = operands
+    dx, dweight, dbias = gradients
     if x.numel() == 0:
         dweight.zero_(), dbias.zero_()
         return
@@ -60,9 +55,9 @@ def backward(
         y = _convolution()(*leaves, activation=activation)
     present = [leaf for leaf in leaves if leaf is not None]
     # The package wants the gradient in the order of memory of x; that of the step before the first is zero.
-    gradients = torch.autograd.grad(y, present, _padded(dy, before=1, like=x))
-    dx.copy_(gradients[0][..., :-1])
-    for output, gradient in zip((dweight, dbias), gradients[1:]):
+    dx_padded, *others = torch.autograd.grad(y, present, _padded(dy, before=1, like=x))
+    dx.copy_(dx_padded[..., :-1])
+    for output, gradient in zip((dweight, dbias), others):
         output.copy_(gradient)
 
 

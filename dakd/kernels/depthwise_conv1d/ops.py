@@ -1,58 +1,60 @@
-"""The contract with torch: schema, fake implementation, autograd. Variants fill the outputs allocated here."""
+"""The contract with torch: operands, outputs, registration, autograd. Variants fill the outputs allocated here."""
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import empty_sequence_like, implements
+from dakd.kernels.contract import define_op, empty_sequence_like
 
 _OP = "depthwise_conv1d"
 
 
-def _allocate_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+class Operands(NamedTuple):
+    """The arguments of the op; shapes and meaning are those of api.py."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    activation: str | None
+
+
+def _allocate(operands: Operands) -> Tensor:
+    return empty_sequence_like(operands.x)
+
+
+def _run(operands: Operands, backend: str, y: Tensor) -> None:
+    x = operands.x
+    backends.load(_OP, backend, x.device.type, x.dtype).forward(operands, y)
+
+
+def _allocate_gradients(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias, _ = operands
     dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return empty_sequence_like(x), weight.new_empty(weight.shape), dbias
 
 
-@torch.library.custom_op("dakd::depthwise_conv1d", mutates_args=())
-@implements(_OP)
-def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, backend: str) -> Tensor:
-    y = empty_sequence_like(x)
-    backends.load(_OP, backend, x.device.type, x.dtype).forward(x, weight, bias, activation, y=y)
-    return y
+def _run_backward(operands: Operands, backend: str, gradients: tuple[Tensor, Tensor, Tensor], dy: Tensor) -> None:
+    x = operands.x
+    backends.load(_OP, backend, x.device.type, x.dtype).backward(operands, dy, gradients)
 
 
-@depthwise_conv1d.register_fake
-def _(x, weight, bias, activation, backend):
-    return empty_sequence_like(x)
-
-
-@torch.library.custom_op("dakd::depthwise_conv1d_backward", mutates_args=())
-@implements(_OP)
-def depthwise_conv1d_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = _allocate_gradients(x, weight, bias)
-    variant = backends.load(_OP, backend, x.device.type, x.dtype)
-    variant.backward(dy, x, weight, bias, activation, dx=dx, dweight=dweight, dbias=dbias)
-    return dx, dweight, dbias
-
-
-@depthwise_conv1d_backward.register_fake
-def _(dy, x, weight, bias, activation, backend):
-    return _allocate_gradients(x, weight, bias)
+depthwise_conv1d = define_op(_OP, Operands, _allocate, _run)
+depthwise_conv1d_backward = define_op(
+    f"{_OP}_backward", Operands, _allocate_gradients, _run_backward, upstream=("dy",)
+)
 
 
 def _setup_context(ctx, inputs, output):
-    x, weight, bias, ctx.activation, ctx.backend = inputs
+    x, weight, bias, *ctx.settings = inputs
     ctx.save_for_backward(x, weight, bias)
 
 
 def _backward(ctx, dy):
-    x, weight, bias = ctx.saved_tensors
-    dx, dweight, dbias = depthwise_conv1d_backward(dy, x, weight, bias, ctx.activation, ctx.backend)
+    _x, _weight, bias = ctx.saved_tensors
+    dx, dweight, dbias = depthwise_conv1d_backward(*ctx.saved_tensors, *ctx.settings, dy)
     return dx, dweight, None if bias is None else dbias, None, None
 
 

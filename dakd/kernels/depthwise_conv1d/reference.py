@@ -12,25 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dakd.kernels.contract import compute_dtype
+from dakd.kernels.depthwise_conv1d.ops import Operands
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *, y: Tensor) -> None:
+def forward(operands: Operands, y: Tensor) -> None:
+    x, weight, bias, activation = operands
     dtype = compute_dtype(x.dtype)
     a = _convolve(x.to(dtype), weight.to(dtype), bias)
     y.copy_(F.silu(a) if activation == "silu" else a)
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    *,
-    dx: Tensor,
-    dweight: Tensor,
-    dbias: Tensor,
-) -> None:
+def backward(operands: Operands, dy: Tensor, gradients: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, activation = operands
+    dx, dweight, dbias = gradients
     dtype = compute_dtype(x.dtype)
     x, weight, da = x.to(dtype), weight.to(dtype), dy.to(dtype)
     if activation == "silu":

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dakd.kernels import triton_runtime
+from dakd.kernels.depthwise_conv1d.ops import Operands
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -189,28 +190,21 @@ def _sum_kernel(
         tl.store(dbias_ptr + channel, total, mask=(channel < channels) & (tap == 3))
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, *, y: Tensor) -> None:
+def forward(operands: Operands, y: Tensor) -> None:
+    x = operands.x
     blocks, grain = _blocks(x), _grain(x, y)
     triton_runtime.launch(
         _forward_kernel,
         (x.shape[0] * blocks.blocks_l * blocks.blocks_d,),
-        *(x, *_strides(x, grain), y, *_strides(y, grain), *_parameters(weight, bias)),
+        *(x, *_strides(x, grain), y, *_strides(y, grain), *_parameters(operands)),
         *(x.shape[1] // grain, x.shape[2], blocks.blocks_l, blocks.blocks_d),
-        **_constants(bias, activation, blocks, grain),
+        **_constants(operands, blocks, grain),
     )
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    *,
-    dx: Tensor,
-    dweight: Tensor,
-    dbias: Tensor,
-) -> None:
+def backward(operands: Operands, dy: Tensor, gradients: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, _, bias, _ = operands
+    dx, dweight, dbias = gradients
     batch, channels, length = x.shape
     blocks, grain = _blocks(x), _grain(dy, x, dx)
     parts = x.new_empty(batch * blocks.blocks_l, 4, channels, dtype=torch.float32)
@@ -220,9 +214,9 @@ def backward(
         _backward_kernel,
         (batch * blocks.blocks_l * blocks.blocks_d,),
         *(dy, *_strides(dy, grain), x, *_strides(x, grain), dx, *_strides(dx, grain)),
-        *(*_parameters(weight, bias), parts, channels // grain, length, blocks.blocks_l, blocks.blocks_d),
+        *(*_parameters(operands), parts, channels // grain, length, blocks.blocks_l, blocks.blocks_d),
         num_warps=num_warps,
-        **_constants(bias, activation, blocks, grain),
+        **_constants(operands, blocks, grain),
     )
     triton_runtime.launch(
         _sum_kernel,
@@ -262,11 +256,12 @@ def _strides(tensor: Tensor, grain: int) -> tuple[int, int, int]:
     return batch // grain, channel, step // grain
 
 
-def _parameters(weight: Tensor, bias: Tensor | None) -> tuple:
+def _parameters(operands: Operands) -> tuple:
+    weight, bias = operands.weight, operands.bias
     # Where there is no bias its pointer is not read.
     return weight, *weight.stride(), *((weight, 0) if bias is None else (bias, bias.stride(0)))
 
 
-def _constants(bias: Tensor | None, activation: str | None, blocks: Blocks, grain: int) -> dict[str, bool | int]:
+def _constants(operands: Operands, blocks: Blocks, grain: int) -> dict[str, bool | int]:
     shape = dict(BLOCK_D=blocks.BLOCK_D, RUNS=blocks.RUNS, STEPS=blocks.STEPS, GRAIN=grain)
-    return dict(HAS_BIAS=bias is not None, HAS_SILU=activation == "silu", **shape)
+    return dict(HAS_BIAS=operands.bias is not None, HAS_SILU=operands.activation == "silu", **shape)

@@ -6,23 +6,13 @@ import torch
 from torch import Tensor
 
 from dakd.kernels import extension
+from dakd.kernels.joint_noising.ops import Operands
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REMEDY = extension.CUDA_REMEDY
 why_not = extension.why_not_cuda
 
 
-def forward(
-    image: Tensor,
-    label: Tensor | None,
-    positions: Tensor,
-    tables: Tensor,
-    b: float,
-    seed: int,
-    t: Tensor | None,
-    *,
-    x_t: Tensor,
-    y_t: Tensor,
-    t_out: Tensor,
-) -> None:
-    torch.ops.dakd_C.joint_noising_forward(image, label, positions, tables, b, seed, t, x_t, y_t, t_out)
+def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    image, label, positions, tables, b, _num_classes, seed, t, _out_dtype = operands
+    torch.ops.dakd_C.joint_noising_forward(image, label, positions, tables, b, seed, t, *outputs)

@@ -11,22 +11,13 @@ import torch
 from torch import Tensor
 
 from dakd.kernels.contract import compute_dtype
+from dakd.kernels.joint_noising.ops import Operands
 from dakd.runtime.seeding import Stream, philox_normal, philox_timesteps
 
 
-def forward(
-    image: Tensor,
-    label: Tensor | None,
-    positions: Tensor,
-    tables: Tensor,
-    b: float,
-    seed: int,
-    t: Tensor | None,
-    *,
-    x_t: Tensor,
-    y_t: Tensor,
-    t_out: Tensor,
-) -> None:
+def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    image, label, positions, tables, b, num_classes, seed, t, _out_dtype = operands
+    x_t, y_t, t_out = outputs
     seed %= 2**64
     t_out.copy_(philox_timesteps(seed, positions, tables.shape[0]) if t is None else t)
     dtype = compute_dtype(x_t.dtype)
@@ -39,7 +30,7 @@ def forward(
     x_t.copy_(diffuse(image.to(dtype) / 127.5 - 1, Stream.IMAGE_NOISE))
     if label is not None:
         # aligns the label's corruption with the image's by their SNR (paper, Eq. 4)
-        y_t.copy_(diffuse(b * _signed_onehot(label, y_t.shape[1], dtype), Stream.LABEL_NOISE))
+        y_t.copy_(diffuse(b * _signed_onehot(label, num_classes, dtype), Stream.LABEL_NOISE))
 
 
 def _signed_onehot(label: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dakd.kernels import triton_runtime
+from dakd.kernels.joint_noising.ops import Operands
 from dakd.kernels.triton_noise import draw_timestep, normals_of_pixels, seed_words
 from dakd.runtime.seeding import Stream
 
@@ -24,19 +25,8 @@ _WARP = 32
 _MAX_WARPS = 4
 
 
-def forward(
-    image: Tensor,
-    label: Tensor | None,
-    positions: Tensor,
-    tables: Tensor,
-    b: float,
-    seed: int,
-    t: Tensor | None,
-    *,
-    x_t: Tensor,
-    y_t: Tensor,
-    t_out: Tensor,
-) -> None:
+def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    image, label, positions, tables, b, num_classes, seed, t, _out_dtype = operands
     batch, _, height, width = image.shape
     num_pixels = height * width
     pixels, num_warps = _block(batch, num_pixels, image.device)
@@ -51,9 +41,7 @@ def forward(
         positions,
         tables,
         positions if t is None else t,
-        x_t,
-        y_t,
-        t_out,
+        *outputs,
         image.stride(0),
         image.stride(2),
         image.stride(3),
@@ -69,7 +57,7 @@ def forward(
         *seed_words(seed),
         num_warps=num_warps,
         BLOCK=pixels,
-        NUM_CLASSES=0 if label is None else y_t.shape[1],
+        NUM_CLASSES=0 if label is None else num_classes,
         IS_FLAT=image.stride(2) == width * image.stride(3) and label_strides[1] == width * label_strides[2],
         DRAWS_T=t is None,
         NOISE_BY_BLOCK=num_pixels % 4 == 0,

@@ -84,7 +84,9 @@ def seg_loss(
     contract.check_choice(_OP, "dice_form", dice_form, "soft", "generalized")
     if temperature <= 0:
         raise ValueError(f"{_OP}: temperature is {temperature}; wanted a positive number")
-    settings = (teacher_range, temperature, ignore_index, dice_samples, dice_form, dice_smooth, backend)
+    # A code counts the steps of teacher_range / 255 below the largest logit.
+    teacher_scale = 1.0 if teacher_range is None else -teacher_range / 255
+    settings = (teacher_scale, temperature, ignore_index, dice_samples, dice_form, dice_smooth, backend)
     *losses, _coefficients = ops.seg_loss(logits, labels, teacher, teacher_row, class_weights, *settings)
     return SegLoss(*losses)
 

@@ -7,78 +7,24 @@ from torch import Tensor
 
 from dakd.kernels import extension
 from dakd.kernels.contract import compute_dtype
+from dakd.kernels.seg_loss.ops import Operands, Outputs, Upstream
 
 REMEDY = extension.REMEDY
 why_not = extension.why_not_cpu
 
 
-def forward(
-    logits: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None,
-    teacher_row: Tensor | None,
-    class_weights: Tensor | None,
-    teacher_scale: float,
-    temperature: float,
-    ignore_index: int,
-    dice_samples: str,
-    dice_form: str,
-    dice_smooth: float,
-    *,
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-) -> None:
-    torch.ops.dakd_C.seg_loss_forward(
-        logits,
-        labels,
-        teacher,
-        teacher_row,
-        _weights(class_weights, logits),
-        teacher_scale,
-        temperature,
-        ignore_index,
-        dice_samples,
-        dice_form == "generalized",
-        dice_smooth,
-        *outputs,
-    )
+def forward(operands: Operands, outputs: Outputs) -> None:
+    *inputs, dice_form, dice_smooth = _inputs(operands)
+    torch.ops.dakd_C.seg_loss_forward(*inputs, dice_form == "generalized", dice_smooth, *outputs)
 
 
-def backward(
-    dce: Tensor,
-    dkd: Tensor,
-    ddice: Tensor,
-    coefficients: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None,
-    teacher_row: Tensor | None,
-    class_weights: Tensor | None,
-    teacher_scale: float,
-    temperature: float,
-    ignore_index: int,
-    dice_samples: str,
-    dice_form: str,
-    dice_smooth: float,
-    *,
-    dlogits: Tensor,
-) -> None:
-    torch.ops.dakd_C.seg_loss_backward(
-        dce,
-        dkd,
-        ddice,
-        coefficients,
-        logits,
-        labels,
-        teacher,
-        teacher_row,
-        _weights(class_weights, logits),
-        teacher_scale,
-        temperature,
-        ignore_index,
-        dice_samples,
-        dlogits,
-    )
+def backward(operands: Operands, upstream: Upstream, dlogits: Tensor) -> None:
+    *inputs, _dice_form, _dice_smooth = _inputs(operands)
+    torch.ops.dakd_C.seg_loss_backward(*upstream, *inputs, dlogits)
 
 
-def _weights(class_weights: Tensor | None, logits: Tensor) -> Tensor | None:
-    return None if class_weights is None else class_weights.to(compute_dtype(logits.dtype)).contiguous()
+def _inputs(operands: Operands) -> Operands:
+    weights = operands.class_weights
+    if weights is not None:
+        weights = weights.to(compute_dtype(operands.logits.dtype)).contiguous()
+    return operands._replace(class_weights=weights)

@@ -1,142 +1,104 @@
-"""The contract with torch: schema, fake implementation, autograd. Variants fill the outputs allocated here."""
+"""The contract with torch: operands, outputs, registration, autograd. Variants fill the outputs allocated here."""
 
 from __future__ import annotations
 
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import compute_dtype, implements
+from dakd.kernels.contract import compute_dtype, define_op
 
 _OP = "seg_loss"
 
 
-def _allocate(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """ce, kd, dice (B,) each, the scalar num_invalid, and what the backward pass needs of each sample's sums.
+class Operands(NamedTuple):
+    """The arguments of the op; shapes and meaning are those of api.py.
+
+    teacher_scale: what the teacher's numbers are multiplied by: 1 for logits, -teacher_range / 255 for codes.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    teacher: Tensor | None
+    teacher_row: Tensor | None
+    class_weights: Tensor | None
+    teacher_scale: float
+    temperature: float
+    ignore_index: int
+    dice_samples: str
+    dice_form: str
+    dice_smooth: float
+
+
+class Outputs(NamedTuple):
+    """The losses ce, kd, dice (B,), the scalar num_invalid, and what the backward pass needs of each sample's sums.
 
     That is coefficients (B, 1 + 2 K): 1 / sum w (0 where nothing is labelled), then Dice's offset and slope by class.
     """
-    batch, num_classes = logits.shape[:2]
-    dtype = compute_dtype(logits.dtype)
-    losses = [logits.new_empty(batch, dtype=dtype) for _ in range(3)]
-    coefficients = logits.new_empty(batch, 1 + 2 * num_classes, dtype=dtype)
-    return *losses, logits.new_empty((), dtype=torch.int64), coefficients
+
+    ce: Tensor
+    kd: Tensor
+    dice: Tensor
+    num_invalid: Tensor
+    coefficients: Tensor
 
 
-def _load(logits: Tensor, backend: str) -> ModuleType:
+class Upstream(NamedTuple):
+    """The gradients of the losses (B,), and the coefficients that the forward pass left."""
+
+    dce: Tensor
+    dkd: Tensor
+    ddice: Tensor
+    coefficients: Tensor
+
+
+def _variant(operands: Operands, backend: str) -> ModuleType:
+    logits = operands.logits
     return backends.load(_OP, backend, logits.device.type, logits.dtype, logits.shape[1])
 
 
-def _teacher_scale(teacher_range: float | None) -> float:
-    """What a number of the teacher's is multiplied by: a code is so many steps below the largest logit."""
-    return 1.0 if teacher_range is None else -teacher_range / 255
+def _allocate(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    logits = operands.logits
+    batch, num_classes = logits.shape[:2]
+    dtype = compute_dtype(logits.dtype)
+    ce, kd, dice = (logits.new_empty(batch, dtype=dtype) for _ in range(3))
+    coefficients = logits.new_empty(batch, 1 + 2 * num_classes, dtype=dtype)
+    return Outputs(ce, kd, dice, logits.new_empty((), dtype=torch.int64), coefficients)
 
 
-@torch.library.custom_op("dakd::seg_loss", mutates_args=())
-@implements(_OP)
-def seg_loss(
-    logits: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None,
-    teacher_row: Tensor | None,
-    class_weights: Tensor | None,
-    teacher_range: float | None,
-    temperature: float,
-    ignore_index: int,
-    dice_samples: str,
-    dice_form: str,
-    dice_smooth: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    outputs = _allocate(logits)
-    variant = _load(logits, backend)
-    settings = (_teacher_scale(teacher_range), temperature, ignore_index, dice_samples, dice_form, dice_smooth)
-    variant.forward(logits, labels, teacher, teacher_row, class_weights, *settings, outputs=outputs)
-    return outputs
+def _run(operands: Operands, backend: str, outputs: Outputs) -> None:
+    _variant(operands, backend).forward(operands, outputs)
 
 
-@seg_loss.register_fake
-def _(
-    logits,
-    labels,
-    teacher,
-    teacher_row,
-    class_weights,
-    teacher_range,
-    temperature,
-    ignore_index,
-    dice_samples,
-    dice_form,
-    dice_smooth,
-    backend,
-):
-    return _allocate(logits)
+def _allocate_gradient(operands: Operands) -> Tensor:
+    return torch.empty_like(operands.logits)
 
 
-@torch.library.custom_op("dakd::seg_loss_backward", mutates_args=())
-@implements(_OP)
-def seg_loss_backward(
-    dce: Tensor,
-    dkd: Tensor,
-    ddice: Tensor,
-    coefficients: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None,
-    teacher_row: Tensor | None,
-    class_weights: Tensor | None,
-    teacher_range: float | None,
-    temperature: float,
-    ignore_index: int,
-    dice_samples: str,
-    dice_form: str,
-    dice_smooth: float,
-    backend: str,
-) -> Tensor:
-    dlogits = torch.empty_like(logits)
-    variant = _load(logits, backend)
-    settings = (_teacher_scale(teacher_range), temperature, ignore_index, dice_samples, dice_form, dice_smooth)
-    inputs = (logits, labels, teacher, teacher_row, class_weights)
-    variant.backward(dce, dkd, ddice, coefficients, *inputs, *settings, dlogits=dlogits)
-    return dlogits
+def _run_backward(operands: Operands, backend: str, dlogits: Tensor, *upstream: Tensor) -> None:
+    _variant(operands, backend).backward(operands, Upstream(*upstream), dlogits)
 
 
-@seg_loss_backward.register_fake
-def _(
-    dce,
-    dkd,
-    ddice,
-    coefficients,
-    logits,
-    labels,
-    teacher,
-    teacher_row,
-    class_weights,
-    teacher_range,
-    temperature,
-    ignore_index,
-    dice_samples,
-    dice_form,
-    dice_smooth,
-    backend,
-):
-    return torch.empty_like(logits)
+seg_loss = define_op(_OP, Operands, _allocate, _run)
+seg_loss_backward = define_op(
+    f"{_OP}_backward", Operands, _allocate_gradient, _run_backward, upstream=Upstream._fields
+)
 
 
 def _setup_context(ctx, inputs, output):
     *_losses, num_invalid, coefficients = output
-    ctx.save_for_backward(coefficients, *inputs[:5])
+    ctx.save_for_backward(*inputs[:5], coefficients)
     ctx.settings = inputs[5:]
     ctx.mark_non_differentiable(num_invalid, coefficients)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dce, dkd, ddice, _dnum_invalid, _dcoefficients):
-    coefficients = ctx.saved_tensors[0]
+    *tensors, coefficients = ctx.saved_tensors
     upstream = (coefficients.new_zeros(len(coefficients)) if grad is None else grad for grad in (dce, dkd, ddice))
-    dlogits = seg_loss_backward(*upstream, *ctx.saved_tensors, *ctx.settings)
+    dlogits = seg_loss_backward(*tensors, *ctx.settings, *upstream, coefficients)
     return dlogits, *[None] * 11
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dakd.kernels.contract import compute_dtype
+from dakd.kernels.seg_loss.ops import Operands, Outputs, Upstream
 
 
 class _Targets(NamedTuple):
@@ -42,27 +43,14 @@ class _DiceTerms(NamedTuple):
     actual: Tensor
 
 
-def forward(
-    logits: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None,
-    teacher_row: Tensor | None,
-    class_weights: Tensor | None,
-    teacher_scale: float,
-    temperature: float,
-    ignore_index: int,
-    dice_samples: str,
-    dice_form: str,
-    dice_smooth: float,
-    *,
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-) -> None:
+def forward(operands: Operands, outputs: Outputs) -> None:
     ce, kd, dice, num_invalid, coefficients = outputs
+    temperature, dice_samples = operands.temperature, operands.dice_samples
     inverse_weight, offset, slope = _split(coefficients)
-    logits = logits.to(compute_dtype(logits.dtype))
-    targets = _read_targets(logits, labels, teacher, teacher_row, teacher_scale, ignore_index)
+    logits = operands.logits.to(compute_dtype(operands.logits.dtype))
+    targets = _read_targets(operands, logits.dtype)
     num_invalid.copy_(targets.num_invalid)
-    weight = _pixel_weights(targets, class_weights, logits.dtype)
+    weight = _pixel_weights(targets, operands.class_weights, logits.dtype)
     total = weight.sum((1, 2))
     inverse_weight.copy_(torch.where(total > 0, total.reciprocal(), 0))
     nll = F.nll_loss(logits.log_softmax(1), targets.label, reduction="none")
@@ -76,35 +64,19 @@ def forward(
         part.zero_()
     if dice_samples != "none":
         terms = _dice_terms(logits.softmax(1), targets, dice_samples)
-        dice.copy_(_dice(terms, dice_form, dice_smooth))
-        for part, value in zip((offset, slope), _dice_slopes(terms, dice_form, dice_smooth)):
+        dice.copy_(_dice(terms, operands.dice_form, operands.dice_smooth))
+        for part, value in zip((offset, slope), _dice_slopes(terms, operands.dice_form, operands.dice_smooth)):
             part.copy_(value)
 
 
-def backward(
-    dce: Tensor,
-    dkd: Tensor,
-    ddice: Tensor,
-    coefficients: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None,
-    teacher_row: Tensor | None,
-    class_weights: Tensor | None,
-    teacher_scale: float,
-    temperature: float,
-    ignore_index: int,
-    dice_samples: str,
-    dice_form: str,
-    dice_smooth: float,
-    *,
-    dlogits: Tensor,
-) -> None:
-    logits = logits.to(compute_dtype(logits.dtype))
-    targets = _read_targets(logits, labels, teacher, teacher_row, teacher_scale, ignore_index)
+def backward(operands: Operands, upstream: Upstream, dlogits: Tensor) -> None:
+    dce, dkd, ddice, coefficients = upstream
+    temperature, dice_samples = operands.temperature, operands.dice_samples
+    logits = operands.logits.to(compute_dtype(operands.logits.dtype))
+    targets = _read_targets(operands, logits.dtype)
     p = logits.softmax(1)
     inverse_weight, offset, slope = _split(coefficients)
-    weight = (dce * inverse_weight)[:, None, None] * _pixel_weights(targets, class_weights, logits.dtype)
+    weight = (dce * inverse_weight)[:, None, None] * _pixel_weights(targets, operands.class_weights, logits.dtype)
     gradient = weight.unsqueeze(1) * (p - _onehot(targets.label, p))
     if targets.teacher is not None:
         scale = torch.where(targets.is_real, 0, dkd) / (temperature * logits[0, 0].numel())
@@ -124,21 +96,16 @@ def _split(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return coefficients[:, 0], coefficients[:, 1 : 1 + num_classes], coefficients[:, 1 + num_classes :]
 
 
-def _read_targets(
-    logits: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None,
-    teacher_row: Tensor | None,
-    teacher_scale: float,
-    ignore_index: int,
-) -> _Targets:
-    batch, num_classes = logits.shape[:2]
-    row = labels.new_full((batch,), -1, dtype=torch.int64) if teacher_row is None else teacher_row
+def _read_targets(operands: Operands, dtype: torch.dtype) -> _Targets:
+    labels, teacher, row = operands.labels, operands.teacher, operands.teacher_row
+    batch, num_classes = operands.logits.shape[:2]
+    if row is None:
+        row = labels.new_full((batch,), -1, dtype=torch.int64)
     is_real, label = row < 0, labels.to(torch.int64)
-    given = (label != ignore_index) & is_real[:, None, None]
+    given = (label != operands.ignore_index) & is_real[:, None, None]
     in_table = (label >= 0) & (label < num_classes)
     if teacher is not None:
-        teacher = teacher_scale * teacher[row.clamp_min(0)].to(logits.dtype) if len(teacher) else None
+        teacher = operands.teacher_scale * teacher[row.clamp_min(0)].to(dtype) if len(teacher) else None
     labelled = given & in_table
     return _Targets(is_real, label * labelled, labelled, (given & ~in_table).sum(), teacher)
 

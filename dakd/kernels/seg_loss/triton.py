@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dakd.kernels import tickets, triton_runtime
+from dakd.kernels.seg_loss.ops import Operands, Outputs, Upstream
 from dakd.kernels.triton_columns import columns, tile_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,27 +36,14 @@ _PROGRAMS_PER_MULTIPROCESSOR = 16
 _Planes = tuple[Tensor, int, int, int]
 
 
-def forward(
-    logits: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None,
-    teacher_row: Tensor | None,
-    class_weights: Tensor | None,
-    teacher_scale: float,
-    temperature: float,
-    ignore_index: int,
-    dice_samples: str,
-    dice_form: str,
-    dice_smooth: float,
-    *,
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-) -> None:
+def forward(operands: Operands, outputs: Outputs) -> None:
+    logits = operands.logits
     batch, num_classes, height, width = logits.shape
     if batch == 0:
-        outputs[3].zero_()
+        outputs.num_invalid.zero_()
         return
     planes, num_pixels = _planes(logits), height * width
-    config = _config([planes], num_classes, num_pixels, dice_samples)
+    config = _config([planes], num_classes, num_pixels, operands.dice_samples)
     num_tiles = max(1, triton.cdiv(num_pixels, config["ROWS"] * config["COLS"]))
     wanted = _PROGRAMS_PER_MULTIPROCESSOR * triton_runtime.num_multiprocessors(logits.device)
     tiles_per_program = triton.cdiv(num_tiles * batch, wanted)
@@ -64,60 +52,43 @@ def forward(
     triton_runtime.launch(
         _forward_kernel,
         (num_programs, batch),
-        *_operands(planes, labels, teacher, teacher_row, class_weights),
+        *_inputs(planes, operands),
         partials,
         # By sample, the programs that have arrived; the samples that are done; the labels of no class.
         tickets.zeros(logits.device, batch + 2),
         *outputs,
         num_pixels,
         num_tiles,
-        teacher_scale,
-        1 / temperature,
-        ignore_index,
-        dice_smooth,
-        IS_GENERALIZED=dice_form == "generalized",
-        **_flags(teacher, teacher_row, class_weights, dice_samples),
+        operands.teacher_scale,
+        1 / operands.temperature,
+        operands.ignore_index,
+        operands.dice_smooth,
+        IS_GENERALIZED=operands.dice_form == "generalized",
+        **_flags(operands),
         **config,
     )
 
 
-def backward(
-    dce: Tensor,
-    dkd: Tensor,
-    ddice: Tensor,
-    coefficients: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None,
-    teacher_row: Tensor | None,
-    class_weights: Tensor | None,
-    teacher_scale: float,
-    temperature: float,
-    ignore_index: int,
-    dice_samples: str,
-    dice_form: str,
-    dice_smooth: float,
-    *,
-    dlogits: Tensor,
-) -> None:
+def backward(operands: Operands, upstream: Upstream, dlogits: Tensor) -> None:
+    logits, (*gradients, coefficients) = operands.logits, upstream
     batch, num_classes, height, width = logits.shape
     planes, num_pixels = _planes(logits), height * width
     target, *target_strides = target_planes = _planes(dlogits)
-    config = _config([planes, target_planes], num_classes, num_pixels, dice_samples)
+    config = _config([planes, target_planes], num_classes, num_pixels, operands.dice_samples)
     triton_runtime.launch(
         _backward_kernel,
         (triton.cdiv(num_pixels, config["ROWS"] * config["COLS"]), batch),
-        *_operands(planes, labels, teacher, teacher_row, class_weights),
+        *_inputs(planes, operands),
         # Upstream gradients are often expanded from one number.
-        *(argument for grad in (dce, dkd, ddice) for argument in (grad, grad.stride(0))),
+        *(argument for grad in gradients for argument in (grad, grad.stride(0))),
         coefficients,
         target,
         *target_strides,
         num_pixels,
-        teacher_scale,
-        1 / temperature,
-        ignore_index,
-        **_flags(teacher, teacher_row, class_weights, dice_samples),
+        operands.teacher_scale,
+        1 / operands.temperature,
+        operands.ignore_index,
+        **_flags(operands),
         **config,
     )
     if target is not dlogits:
@@ -135,10 +106,9 @@ def _planes(tensor: Tensor) -> _Planes:
     return tensor, batch_stride, class_stride, pixel_stride
 
 
-def _operands(
-    logits: _Planes, labels: Tensor, teacher: Tensor | None, teacher_row: Tensor | None, class_weights: Tensor | None
-) -> tuple:
+def _inputs(logits: _Planes, operands: Operands) -> tuple:
     """The kernels' first arguments: every operand with its strides; the logits stand in for what is not given."""
+    _, labels, teacher, teacher_row, class_weights, *_ = operands
     label_planes = _planes(labels.unsqueeze(1))
     has_teacher = teacher is not None and len(teacher) > 0
     return (
@@ -153,16 +123,15 @@ def _operands(
     )
 
 
-def _flags(
-    teacher: Tensor | None, teacher_row: Tensor | None, class_weights: Tensor | None, dice_samples: str
-) -> dict[str, bool]:
+def _flags(operands: Operands) -> dict[str, bool]:
+    _, _, teacher, teacher_row, class_weights, *_ = operands
     return dict(
         HAS_ROW=teacher_row is not None,
         HAS_TEACHER=teacher is not None and len(teacher) > 0,
         HAS_CODES=teacher is not None and teacher.dtype == torch.uint8,
         HAS_WEIGHTS=class_weights is not None,
-        HAS_DICE=dice_samples != "none",
-        HAS_SOFT_DICE=dice_samples == "all",
+        HAS_DICE=operands.dice_samples != "none",
+        HAS_SOFT_DICE=operands.dice_samples == "all",
     )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dakd.kernels import extension
 from dakd.kernels.contract import compute_dtype
+from dakd.kernels.selective_scan.ops import Gradients, Operands
 
 REMEDY = extension.REMEDY
 why_not = extension.why_not_cpu
@@ -14,35 +15,14 @@ why_not = extension.why_not_cpu
 _BLOCK_CHANNELS = 64
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    *,
-    y: Tensor,
-) -> None:
-    A, D, delta_bias = _parameters(u.dtype, A, D, delta_bias)
+def forward(operands: Operands, y: Tensor) -> None:
+    u, delta, A, B, C, D, delta_bias, delta_softplus = operands
+    A, D, delta_bias = _parameters(operands)
     torch.ops.dakd_C.selective_scan_forward(u, delta, A, B, C, D, delta_bias, delta_softplus, y)
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    *,
-    gradients: tuple[Tensor, ...],
-) -> None:
+def backward(operands: Operands, dy: Tensor, gradients: Gradients) -> None:
+    u, delta, A, B, C, D, delta_bias, delta_softplus = operands
     du, ddelta, dA, dB, dC, dD, ddelta_bias = gradients
     (batch, channels, length), num_states = u.shape, A.shape[1]
     blocks = -(-channels // _BLOCK_CHANNELS)
@@ -55,9 +35,9 @@ def backward(
             (num_states + 2, channels),
         )
     )
-    parameters = _parameters(u.dtype, A, D, delta_bias)
+    A, *vectors = _parameters(operands)
     torch.ops.dakd_C.selective_scan_backward(
-        dy, u, delta, parameters[0], B, C, *parameters[1:], delta_softplus, du, ddelta, dB, dC,
+        dy, u, delta, A, B, C, *vectors, delta_softplus, du, ddelta, dB, dC,
         step_sums, channel_sums, totals,
     )  # fmt: skip
     dA.copy_(totals[:num_states].T)
@@ -67,10 +47,9 @@ def backward(
         ddelta_bias.copy_(totals[num_states + 1])
 
 
-def _parameters(
-    dtype: torch.dtype, A: Tensor, D: Tensor | None, delta_bias: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _parameters(operands: Operands) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """A as (N, D), D, delta_bias: contiguous and in the compute dtype."""
-    dtype = compute_dtype(dtype)
-    D, delta_bias = (None if tensor is None else tensor.to(dtype).contiguous() for tensor in (D, delta_bias))
-    return A.to(dtype).T.contiguous(), D, delta_bias
+    dtype = compute_dtype(operands.u.dtype)
+    vectors = (operands.D, operands.delta_bias)
+    D, delta_bias = (None if tensor is None else tensor.to(dtype).contiguous() for tensor in vectors)
+    return operands.A.to(dtype).T.contiguous(), D, delta_bias

@@ -12,6 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dakd.kernels.selective_scan.ops import Gradients, Operands
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REMEDY = (
     "MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation mamba-ssm causal-conv1d"
@@ -34,63 +36,35 @@ def why_not(device_type: str) -> str | None:
     return None
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    *,
-    y: Tensor,
-) -> None:
+def forward(operands: Operands, y: Tensor) -> None:
     # The package would launch an empty grid, which is an error.
     if y.numel():
-        y.copy_(_call(u, delta, A, B, C, D, delta_bias, delta_softplus))
+        y.copy_(_call(_with_float_parameters(operands)))
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    *,
-    gradients: tuple[Tensor, ...],
-) -> None:
-    if not u.numel():
+def backward(operands: Operands, dy: Tensor, gradients: Gradients) -> None:
+    if not operands.u.numel():
         for gradient in gradients:
             gradient.zero_()
         return
     # Cast before they become leaves: below autograd's dispatch only the package's own function records a graph.
-    A, D, delta_bias = (None if tensor is None else tensor.float() for tensor in (A, D, delta_bias))
-    tensors = (u, delta, A, B, C, D, delta_bias)
+    *tensors, delta_softplus = _with_float_parameters(operands)
     leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in tensors]
     with torch.enable_grad():
-        y = _call(*leaves, delta_softplus)
+        y = _call(Operands(*leaves, delta_softplus))
     present = [leaf for leaf in leaves if leaf is not None]
     outputs = [gradient for gradient, leaf in zip(gradients, leaves) if leaf is not None]
     for output, gradient in zip(outputs, torch.autograd.grad(y, present, dy.contiguous())):
         output.copy_(gradient)
 
 
-def _call(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    A, D, delta_bias = (None if tensor is None else tensor.float() for tensor in (A, D, delta_bias))
+def _with_float_parameters(operands: Operands) -> Operands:
+    parameters = {name: getattr(operands, name) for name in ("A", "D", "delta_bias")}
+    return operands._replace(**{name: None if value is None else value.float() for name, value in parameters.items()})
+
+
+def _call(operands: Operands) -> Tensor:
+    u, delta, A, B, C, D, delta_bias, delta_softplus = operands
     return _scan()(u, delta, A, B, C, D=D, delta_bias=delta_bias, delta_softplus=delta_softplus)
 
 

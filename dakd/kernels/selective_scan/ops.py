@@ -1,82 +1,77 @@
-"""The contract with torch: schema, fake implementation, autograd. Variants fill the outputs allocated here."""
+"""The contract with torch: operands, outputs, registration, autograd. Variants fill the outputs allocated here."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import empty_sequence_like, implements
+from dakd.kernels.contract import define_op, empty_sequence_like
 
 _OP = "selective_scan"
 
 
-def _allocate_gradients(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
-) -> tuple[Tensor, ...]:
-    """One gradient per input; an empty one for an input that is not there."""
+class Operands(NamedTuple):
+    """The arguments of the op; shapes and meaning are those of api.py."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
+
+
+class Gradients(NamedTuple):
+    """One gradient per tensor; an empty one for a tensor that is not there."""
+
+    du: Tensor
+    ddelta: Tensor
+    dA: Tensor
+    dB: Tensor
+    dC: Tensor
+    dD: Tensor
+    ddelta_bias: Tensor
+
+
+def _allocate(operands: Operands) -> Tensor:
+    return empty_sequence_like(operands.u)
+
+
+def _run(operands: Operands, backend: str, y: Tensor) -> None:
+    u = operands.u
+    backends.load(_OP, backend, u.device.type, u.dtype).forward(operands, y)
+
+
+def _allocate_gradients(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    u, delta, A, B, C, D, delta_bias, _ = operands
     dD, ddelta_bias = (u.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in (D, delta_bias))
     du, ddelta, dB, dC = (empty_sequence_like(tensor) for tensor in (u, delta, B, C))
-    return du, ddelta, A.new_empty(A.shape), dB, dC, dD, ddelta_bias
+    return Gradients(du, ddelta, A.new_empty(A.shape), dB, dC, dD, ddelta_bias)
 
 
-@torch.library.custom_op("dakd::selective_scan", mutates_args=())
-@implements(_OP)
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    backend: str,
-) -> Tensor:
-    y = empty_sequence_like(u)
-    variant = backends.load(_OP, backend, u.device.type, u.dtype)
-    variant.forward(u, delta, A, B, C, D, delta_bias, delta_softplus, y=y)
-    return y
+def _run_backward(operands: Operands, backend: str, gradients: Gradients, dy: Tensor) -> None:
+    u = operands.u
+    backends.load(_OP, backend, u.device.type, u.dtype).backward(operands, dy, gradients)
 
 
-@selective_scan.register_fake
-def _(u, delta, A, B, C, D, delta_bias, delta_softplus, backend):
-    return empty_sequence_like(u)
-
-
-@torch.library.custom_op("dakd::selective_scan_backward", mutates_args=())
-@implements(_OP)
-def selective_scan_backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = _allocate_gradients(u, delta, A, B, C, D, delta_bias)
-    variant = backends.load(_OP, backend, u.device.type, u.dtype)
-    variant.backward(dy, u, delta, A, B, C, D, delta_bias, delta_softplus, gradients=gradients)
-    return gradients
-
-
-@selective_scan_backward.register_fake
-def _(dy, u, delta, A, B, C, D, delta_bias, delta_softplus, backend):
-    return _allocate_gradients(u, delta, A, B, C, D, delta_bias)
+selective_scan = define_op(_OP, Operands, _allocate, _run)
+selective_scan_backward = define_op(f"{_OP}_backward", Operands, _allocate_gradients, _run_backward, upstream=("dy",))
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.delta_softplus, ctx.backend = inputs
+    *tensors, delta_softplus, backend = inputs
+    ctx.settings = (delta_softplus, backend)
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, dy):
     tensors = ctx.saved_tensors
-    gradients = selective_scan_backward(dy, *tensors, ctx.delta_softplus, ctx.backend)
+    gradients = selective_scan_backward(*tensors, *ctx.settings, dy)
     present = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
     return *present, None, None
 

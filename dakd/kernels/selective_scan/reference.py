@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dakd.kernels.contract import compute_dtype
+from dakd.kernels.selective_scan.ops import Gradients, Operands
 
 # Elements of (chunk, B, D, N) that are worth computing at once: a MiB of fp32, which a CPU's cache still holds.
 _CHUNK_ELEMENTS = 1 << 18
@@ -42,20 +43,10 @@ class _Sequence(NamedTuple):
     C: Tensor
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    *,
-    y: Tensor,
-) -> None:
+def forward(operands: Operands, y: Tensor) -> None:
+    u, A, D = operands.u, operands.A, operands.D
     for rows in _groups(u, A):
-        sequence = _prepare(u[rows], delta[rows], A, B[rows], C[rows], delta_bias, delta_softplus)
+        sequence = _prepare(operands, rows)
         state = _initial_state(sequence)
         for steps in _chunks(sequence):
             _, states = _run_chunk(sequence, steps, state)
@@ -66,31 +57,20 @@ def forward(
             y[rows, :, steps] = output.permute(1, 2, 0)
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    *,
-    gradients: tuple[Tensor, ...],
-) -> None:
+def backward(operands: Operands, dy: Tensor, gradients: Gradients) -> None:
+    u, A, D = operands.u, operands.A, operands.D
     du, ddelta, dA, dB, dC, dD, ddelta_bias = gradients
     dtype = compute_dtype(u.dtype)
     sums = [A.new_zeros(shape, dtype=dtype) for shape in (A.shape, A.shape[:1], A.shape[:1])]
     for rows in _groups(u, A):
-        sequence = _prepare(u[rows], delta[rows], A, B[rows], C[rows], delta_bias, delta_softplus)
+        sequence = _prepare(operands, rows)
         dy_rows = dy[rows].permute(2, 0, 1).to(dtype).contiguous()
         outputs = (du[rows], ddelta[rows], dB[rows], dC[rows])
-        _backward_group(sequence, dy_rows, D, delta_softplus, outputs, sums)
+        _backward_group(sequence, dy_rows, D, operands.delta_softplus, outputs, sums)
     dA.copy_(sums[0])
     if D is not None:
         dD.copy_(sums[1])
-    if delta_bias is not None:
+    if operands.delta_bias is not None:
         ddelta_bias.copy_(sums[2])
 
 
@@ -130,11 +110,10 @@ def _backward_group(
     sums[1] += (dy * sequence.u).sum((0, 1))
 
 
-def _prepare(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor | None, delta_softplus: bool
-) -> _Sequence:
+def _prepare(operands: Operands, rows: slice) -> _Sequence:
+    u, delta, A, B, C, _, delta_bias, delta_softplus = operands
     dtype = compute_dtype(u.dtype)
-    u, delta, B, C = (tensor.permute(2, 0, 1).to(dtype).contiguous() for tensor in (u, delta, B, C))
+    u, delta, B, C = (tensor[rows].permute(2, 0, 1).to(dtype).contiguous() for tensor in (u, delta, B, C))
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)
     return _Sequence(u, F.softplus(delta) if delta_softplus else delta, A.to(dtype), B, C)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from dakd.kernels import triton_runtime
 from dakd.kernels.selective_scan import triton_kernels as kernels
+from dakd.kernels.selective_scan.ops import Gradients, Operands
 from dakd.kernels.selective_scan.triton_tiles import CHANNELS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,58 +57,31 @@ _SUM_STEPS = 64
 _SUM_PARAMETERS = 32
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    *,
-    y: Tensor,
-) -> None:
-    groups = _state_groups(A, _FORWARD_STATES)
+def forward(operands: Operands, y: Tensor) -> None:
+    groups = _state_groups(operands, _FORWARD_STATES)
     if len(groups) == 1:
-        _forward(u, delta, A, B, C, D, delta_bias, delta_softplus, y)
+        _forward(operands, y)
         return
     share, total = (torch.empty_like(y, dtype=torch.float32) for _ in range(2))
-    for index, states in enumerate(groups):
-        skip = D if index == 0 else None
-        target = share if index else total
-        _forward(u, delta, A[:, states], B[:, states], C[:, states], skip, delta_bias, delta_softplus, target)
+    for index, group in enumerate(groups):
+        _forward(group, share if index else total)
         if index:
             total += share
     y.copy_(total)
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    *,
-    gradients: tuple[Tensor, ...],
-) -> None:
-    groups = _state_groups(A, _BACKWARD_STATES)
+def backward(operands: Operands, dy: Tensor, gradients: Gradients) -> None:
+    groups = _state_groups(operands, _BACKWARD_STATES)
     if len(groups) == 1:
-        _backward(dy, u, delta, A, B, C, D, delta_bias, delta_softplus, gradients)
+        _backward(operands, dy, gradients)
         return
-    du, ddelta, dA, dB, dC, dD, dbias = gradients
-    added = (du, ddelta, dbias)
+    # Every group has its own states' gradients, and a share of those of the sequences and the bias.
+    added = (gradients.du, gradients.ddelta, gradients.ddelta_bias)
     totals = [torch.empty_like(tensor, dtype=torch.float32) for tensor in added]
-    for index, states in enumerate(groups):
-        skip = D if index == 0 else None
+    states = [tensor.split(_BACKWARD_STATES, dim=1) for tensor in (gradients.dA, gradients.dB, gradients.dC)]
+    for index, (group, dA, dB, dC) in enumerate(zip(groups, *states, strict=True)):
         shares = [torch.empty_like(total) for total in totals] if index else totals
-        within = (shares[0], shares[1], dA[:, states], dB[:, states], dC[:, states], dD, shares[2])
-        inputs = (dy, u, delta, A[:, states], B[:, states], C[:, states], skip, delta_bias)
-        _backward(*inputs, delta_softplus, within)
+        _backward(group, dy, Gradients(shares[0], shares[1], dA, dB, dC, gradients.dD, shares[2]))
         if index:
             for total, share in zip(totals, shares):
                 total += share
@@ -115,31 +89,21 @@ def backward(
         tensor.copy_(total)
 
 
-def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    y: Tensor,
-) -> None:
+def _forward(operands: Operands, y: Tensor) -> None:
     """The forward pass for at most _FORWARD_STATES states; y may be wider than u."""
+    u, delta, A, _, _, D, _, _ = operands
     batch, num_channels, length = u.shape
     chunk_length, num_chunks, num_blocks = _chunks(u)
     grid = (batch * num_chunks * num_blocks,)
     sequences = (u, delta, y)
     steps = _forward_steps(sequences, A)
-    constants = _constants(steps, 32 // steps, sequences, A, delta_bias, delta_softplus)
+    constants = _constants(steps, 32 // steps, sequences, operands)
     sizes = (num_channels, length, num_blocks, num_chunks, chunk_length)
-    operands = (u, delta, A, B, C, A if D is None else D, A if delta_bias is None else delta_bias)
-    strides = _strides(u, delta, A, B, C, D, delta_bias)
+    tensors, strides = _tensors(operands), _strides(operands)
     starts = u.new_empty(0, dtype=torch.float32)
     if num_chunks > 1:
-        starts, _ = _chunk_borders(operands, u, sizes, strides, (0, 0, 0), constants, backward=False)
-    arguments = (*operands, starts, y, *sizes, *strides, *y.stride())
+        starts, _ = _chunk_borders(tensors, u, sizes, strides, (0, 0, 0), constants, backward=False)
+    arguments = (*tensors, starts, y, *sizes, *strides, *y.stride())
     triton_runtime.launch(
         kernels.forward_kernel,
         grid,
@@ -152,36 +116,25 @@ def _forward(
     )
 
 
-def _backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    gradients: tuple[Tensor, ...],
-) -> None:
+def _backward(operands: Operands, dy: Tensor, gradients: Gradients) -> None:
     """The backward pass for at most _BACKWARD_STATES states; du, ddelta, ddelta_bias may be wider than u."""
+    u, delta, A, _, _, D, delta_bias, _ = operands
     du, ddelta, dA, dB, dC, dD, dbias = gradients
-    outputs = (du, ddelta)
     num_steps, num_tiles = _BACKWARD_TILES[_CHECKPOINT_TILES]
     if not all(_has_aligned_rows(tensor, num_steps) for tensor in (u, delta, dy, du, ddelta)):
         # Addresses of odd rows would not fit into registers beside the states: turn the rows instead.
         u, delta, dy, du, ddelta = (_channels_innermost(tensor) for tensor in (u, delta, dy, du, ddelta))
+        operands = operands._replace(u=u, delta=delta)
     batch, num_channels, length = u.shape
     num_states = A.shape[1]
     chunk_length, num_chunks, num_blocks = _chunks(u)
     sequences = (u, delta, dy, du, ddelta)
-    constants = _constants(num_steps, _BACKWARD_WIDTH, sequences, A, delta_bias, delta_softplus)
+    constants = _constants(num_steps, _BACKWARD_WIDTH, sequences, operands)
     sizes = (num_channels, length, num_blocks, num_chunks, chunk_length)
-    operands = (u, delta, A, B, C, A if D is None else D, A if delta_bias is None else delta_bias)
-    strides = _strides(u, delta, A, B, C, D, delta_bias)
+    tensors, strides = _tensors(operands), _strides(operands)
     starts = ends = u.new_empty(0, dtype=torch.float32)
     if num_chunks > 1:
-        starts, ends = _chunk_borders(operands, dy, sizes, strides, dy.stride(), constants, backward=True)
+        starts, ends = _chunk_borders(tensors, dy, sizes, strides, dy.stride(), constants, backward=True)
     num_programs = batch * num_chunks * num_blocks
     # A row of decays, one of states for each tile but the first between two kept ones, and the kept ones.
     num_rows = num_programs * (num_tiles + triton.cdiv(chunk_length, num_tiles * num_steps))
@@ -191,7 +144,7 @@ def _backward(
     sums = u.new_empty((batch * num_chunks, num_blocks, num_states + 2, CHANNELS), dtype=torch.float32)
     # Whether there is a D is not compiled in: without one, ptxas took fewer registers than sm_90 needs, and spilled.
     num_skipping = 0 if D is None else num_channels
-    arguments = (*operands, dy, starts, ends, states, du, ddelta, shares, sums, num_skipping, *sizes, *strides)
+    arguments = (*tensors, dy, starts, ends, states, du, ddelta, shares, sums, num_skipping, *sizes, *strides)
     triton_runtime.launch(
         kernels.backward_kernel,
         (num_programs,),
@@ -240,7 +193,7 @@ def _backward(
         HAS_SKIP=D is not None,
         HAS_BIAS=delta_bias is not None,
     )
-    for output, written in zip(outputs, (du, ddelta)):
+    for output, written in zip((gradients.du, gradients.ddelta), (du, ddelta)):
         if written is not output:
             output.copy_(written)
 
@@ -251,10 +204,10 @@ def _channels_innermost(tensor: Tensor) -> Tensor:
 
 
 def _chunk_borders(
-    operands: tuple, dy: Tensor, sizes: tuple, strides: tuple, dy_strides: tuple, constants: dict, *, backward: bool
+    tensors: tuple, dy: Tensor, sizes: tuple, strides: tuple, dy_strides: tuple, constants: dict, *, backward: bool
 ) -> tuple[Tensor, Tensor]:
     """The states before each chunk and, for the backward pass, G after it: (programs, N, 32) fp32 each."""
-    u, A = operands[0], operands[2]
+    u, A = tensors[0], tensors[2]
     num_channels, _, num_blocks, num_chunks, _ = sizes
     num_programs, num_states = u.shape[0] * num_blocks * num_chunks, A.shape[1]
     starts = u.new_empty((num_programs, num_states, CHANNELS), dtype=torch.float32)
@@ -263,7 +216,7 @@ def _chunk_borders(
     triton_runtime.launch(
         kernels.chunk_kernel,
         (num_programs,),
-        *operands,
+        *tensors,
         dy,
         starts,
         ends,
@@ -309,26 +262,24 @@ def _chunks(u: Tensor) -> tuple[int, int, int]:
     return chunk_length, triton.cdiv(length, chunk_length), num_blocks
 
 
-def _state_groups(A: Tensor, size: int) -> list[slice]:
-    """Slices of at most `size` states, at least one slice."""
-    num_states = A.shape[1]
-    return [slice(first, min(first + size, num_states)) for first in range(0, max(1, num_states), size)]
+def _state_groups(operands: Operands, size: int) -> list[Operands]:
+    """The operands of every `size` states, or fewer in the last group; at least one group. D is the first one's."""
+    num_states = operands.A.shape[1]
+    if num_states <= size:
+        return [operands]
+    states = zip(*(tensor.split(size, dim=1) for tensor in (operands.A, operands.B, operands.C)))
+    return [
+        operands._replace(A=A, B=B, C=C, D=None if index else operands.D) for index, (A, B, C) in enumerate(states)
+    ]
 
 
-def _constants(
-    num_steps: int,
-    width: int,
-    sequences: tuple[Tensor, ...],
-    A: Tensor,
-    bias: Tensor | None,
-    softplus: bool,
-) -> dict:
+def _constants(num_steps: int, width: int, sequences: tuple[Tensor, ...], operands: Operands) -> dict:
     """What all kernels over time are compiled for.
 
     num_steps: steps of a tile.  width: states whose B and C are turned, and held in registers, at once.
     sequences: all (B, D, L) that are read and written.
     """
-    num_states = A.shape[1]
+    num_states = operands.A.shape[1]
     width = min(width, triton.next_power_of_2(max(1, num_states)))
     return dict(
         N=num_states,
@@ -337,8 +288,8 @@ def _constants(
         ROWS=32 // width if num_states >= 4 else num_steps,
         K=num_steps,
         ALIGNED=num_steps if all(_has_aligned_rows(tensor, num_steps) for tensor in sequences) else 1,
-        HAS_BIAS=bias is not None,
-        SOFTPLUS=softplus,
+        HAS_BIAS=operands.delta_bias is not None,
+        SOFTPLUS=operands.delta_softplus,
     )
 
 
@@ -356,9 +307,14 @@ def _has_aligned_rows(tensor: Tensor, num_steps: int) -> bool:
     return tensor.stride(2) == 1 and all(size % num_steps == 0 for size in sizes)
 
 
-def _strides(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
-) -> tuple[int, ...]:
+def _tensors(operands: Operands) -> tuple[Tensor, ...]:
+    """The kernels' first arguments; A stands in for D and delta_bias where they are not given."""
+    u, delta, A, B, C, D, delta_bias, _ = operands
+    return u, delta, A, B, C, A if D is None else D, A if delta_bias is None else delta_bias
+
+
+def _strides(operands: Operands) -> tuple[int, ...]:
     """In elements: three each of u, delta, B, C; two of A; one each of D and delta_bias."""
+    u, delta, A, B, C, D, delta_bias, _ = operands
     vectors = (1 if tensor is None else tensor.stride(0) for tensor in (D, delta_bias))
     return *u.stride(), *delta.stride(), *A.stride(), *B.stride(), *C.stride(), *vectors

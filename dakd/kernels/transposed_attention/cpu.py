@@ -21,6 +21,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dakd.kernels.transposed_attention.ops import Operands, Outputs
+
 REMEDY = ""
 _MIN_NORM = 1e-12
 # Pixels of a chunk for each thread.
@@ -32,19 +34,9 @@ def why_not(device_type: str) -> str | None:
     return None if device_type == "cpu" else f"it is made for the CPU, not for {device_type!r}"
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    residual: Tensor,
-    num_heads: int,
-    *,
-    y: Tensor,
-    products: Tensor,
-    folded: Tensor,
-) -> None:
+def forward(operands: Operands, outputs: Outputs) -> None:
+    q, k, v, temperature, out_weight, residual, num_heads = operands
+    y, products, folded = outputs
     products.zero_()
     for sample, (q_chunk, k_chunk) in _chunks(q, k):
         sums = products[sample]
@@ -65,18 +57,9 @@ def forward(
 
 
 def backward(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    products: Tensor,
-    folded: Tensor,
-    num_heads: int,
-    *,
-    gradients: tuple[Tensor, ...],
+    operands: Operands, products: Tensor, folded: Tensor, dy: Tensor, gradients: tuple[Tensor, ...]
 ) -> None:
+    q, k, v, temperature, out_weight, _residual, num_heads = operands
     dq, dk, dv, dtemperature, dout_weight = gradients
     dfolded = torch.zeros_like(folded, dtype=products.dtype)
     for sample, (dy_chunk, v_chunk, dv_chunk) in _chunks(dy, v, dv):

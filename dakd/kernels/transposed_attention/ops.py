@@ -1,4 +1,4 @@
-"""The contract with torch: schema, fake implementation, autograd. Variants fill the outputs allocated here.
+"""The contract with torch: operands, outputs, registration, autograd. Variants fill the outputs allocated here.
 
 The op returns two auxiliary tensors beside y. They spare the backward pass the sums over all pixels of q and k, and let
 it write dv where it first reads dy:
@@ -8,25 +8,62 @@ folded: (B, C, R) in q's dtype; out_weight times the attention of each head, so 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from dakd.kernels import backend as backends
-from dakd.kernels.contract import compute_dtype, implements
+from dakd.kernels.contract import compute_dtype, define_op
 
 _OP = "transposed_attention"
 
 
-def _allocate(q: Tensor, residual: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+class Operands(NamedTuple):
+    """The arguments of the op; shapes and meaning are those of api.py. The backward pass has no residual: None."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    temperature: Tensor
+    out_weight: Tensor
+    residual: Tensor | None
+    num_heads: int
+
+
+class Outputs(NamedTuple):
+    """y, and what the backward pass needs of the forward one; see the module's docstring."""
+
+    y: Tensor
+    products: Tensor
+    folded: Tensor
+
+
+def _allocate(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
+    q, num_heads = operands.q, operands.num_heads
     batch, inner = q.shape[:2]
     width = inner // num_heads
-    y = _empty_like(residual)
     products = q.new_empty((batch, num_heads, width + 2, width), dtype=compute_dtype(q.dtype))
-    return y, products, q.new_empty((batch, residual.shape[1], inner))
+    folded = q.new_empty((batch, operands.out_weight.shape[0], inner))
+    return Outputs(_empty_like(operands.residual), products, folded)
 
 
-def _allocate_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
-    return tuple(_empty_like(tensor) for tensor in inputs)
+def _run(operands: Operands, backend: str, outputs: Outputs) -> None:
+    q = operands.q
+    backends.load(_OP, backend, q.device.type, q.dtype).forward(operands, outputs)
+
+
+def _allocate_gradients(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Those of q, k, v, temperature and out_weight."""
+    q, k, v, temperature, out_weight, *_ = operands
+    return _empty_like(q), _empty_like(k), _empty_like(v), _empty_like(temperature), _empty_like(out_weight)
+
+
+def _run_backward(
+    operands: Operands, backend: str, gradients: tuple[Tensor, ...], dy: Tensor, products: Tensor, folded: Tensor
+) -> None:
+    q = operands.q
+    backends.load(_OP, backend, q.device.type, q.dtype).backward(operands, products, folded, dy, gradients)
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -37,57 +74,16 @@ def _empty_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("dakd::transposed_attention", mutates_args=())
-@implements(_OP)
-def transposed_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    residual: Tensor,
-    num_heads: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, products, folded = _allocate(q, residual, num_heads)
-    variant = backends.load(_OP, backend, q.device.type, q.dtype)
-    variant.forward(q, k, v, temperature, out_weight, residual, num_heads, y=y, products=products, folded=folded)
-    return y, products, folded
-
-
-@transposed_attention.register_fake
-def _(q, k, v, temperature, out_weight, residual, num_heads, backend):
-    return _allocate(q, residual, num_heads)
-
-
-@torch.library.custom_op("dakd::transposed_attention_backward", mutates_args=())
-@implements(_OP)
-def transposed_attention_backward(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    products: Tensor,
-    folded: Tensor,
-    num_heads: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = _allocate_gradients(q, k, v, temperature, out_weight)
-    variant = backends.load(_OP, backend, q.device.type, q.dtype)
-    variant.backward(dy, q, k, v, temperature, out_weight, products, folded, num_heads, gradients=gradients)
-    return gradients
-
-
-@transposed_attention_backward.register_fake
-def _(dy, q, k, v, temperature, out_weight, products, folded, num_heads, backend):
-    return _allocate_gradients(q, k, v, temperature, out_weight)
+transposed_attention = define_op(_OP, Operands, _allocate, _run)
+transposed_attention_backward = define_op(
+    f"{_OP}_backward", Operands, _allocate_gradients, _run_backward, upstream=("dy", "products", "folded")
+)
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, _residual, ctx.num_heads, ctx.backend = inputs
+    *tensors, _residual, num_heads, backend = inputs
     _y, products, folded = output
+    ctx.settings = (None, num_heads, backend)
     ctx.mark_non_differentiable(products, folded)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, products, folded)
@@ -96,7 +92,8 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dy, _dproducts, _dfolded):
     if dy is None:
         return (None,) * 8
-    gradients = transposed_attention_backward(dy, *ctx.saved_tensors, ctx.num_heads, ctx.backend)
+    *tensors, products, folded = ctx.saved_tensors
+    gradients = transposed_attention_backward(*tensors, *ctx.settings, dy, products, folded)
     # The residual's gradient is dy itself.
     return *gradients, dy, None, None
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dakd.kernels.transposed_attention.ops import Operands, Outputs
+
 _MIN_NORM = 1e-12
 
 
@@ -28,19 +30,9 @@ class _Map(NamedTuple):
     attention: Tensor
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    residual: Tensor,
-    num_heads: int,
-    *,
-    y: Tensor,
-    products: Tensor,
-    folded: Tensor,
-) -> None:
+def forward(operands: Operands, outputs: Outputs) -> None:
+    q, k, v, temperature, out_weight, residual, num_heads = operands
+    y, products, folded = outputs
     dtype = products.dtype
     q_heads, k_heads = (_split_heads(tensor.to(dtype), num_heads) for tensor in (q, k))
     products[:, :, :-2] = q_heads @ k_heads.mT
@@ -54,18 +46,9 @@ def forward(
 
 
 def backward(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    products: Tensor,
-    folded: Tensor,
-    num_heads: int,
-    *,
-    gradients: tuple[Tensor, ...],
+    operands: Operands, products: Tensor, folded: Tensor, dy: Tensor, gradients: tuple[Tensor, ...]
 ) -> None:
+    q, k, v, temperature, out_weight, _residual, num_heads = operands
     dq, dk, dv, dtemperature, dout_weight = gradients
     dtype = products.dtype
     q_heads, k_heads = (_split_heads(tensor.to(dtype), num_heads) for tensor in (q, k))

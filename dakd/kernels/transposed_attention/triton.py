@@ -29,6 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dakd.kernels import triton_runtime
+from dakd.kernels.transposed_attention.ops import Operands, Outputs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -41,19 +42,9 @@ APPLY_PIXELS, APPLY_TILES = (64, 128), (1, 2)
 _APPLY_PIXELS, _APPLY_TILES = 64, 1
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    residual: Tensor,
-    num_heads: int,
-    *,
-    y: Tensor,
-    products: Tensor,
-    folded: Tensor,
-) -> None:
+def forward(operands: Operands, outputs: Outputs) -> None:
+    q, k, v, temperature, out_weight, residual, num_heads = operands
+    y, products, folded = outputs
     batch, inner, num_pixels = q.shape[0], q.shape[1], q.shape[2] * q.shape[3]
     channels, width = residual.shape[1], inner // num_heads
     q_flat, k_flat, v_flat, residual_flat = (tensor.flatten(2) for tensor in (q, k, v, residual))
@@ -105,18 +96,9 @@ def forward(
 
 
 def backward(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    products: Tensor,
-    folded: Tensor,
-    num_heads: int,
-    *,
-    gradients: tuple[Tensor, ...],
+    operands: Operands, products: Tensor, folded: Tensor, dy: Tensor, gradients: tuple[Tensor, ...]
 ) -> None:
+    q, k, v, temperature, out_weight, _residual, num_heads = operands
     dq, dk, dv, dtemperature, dout_weight = gradients
     batch, inner, num_pixels = q.shape[0], q.shape[1], q.shape[2] * q.shape[3]
     channels, width = dy.shape[1], inner // num_heads
