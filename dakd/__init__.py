@@ -1,13 +1,13 @@
-"""dakd: joint diffusion of SAR images and labels, generation at scale, and distillation for oil spill segmentation.
+"""dakd: joint diffusion of SAR images and labels, and knowledge distillation, for oil spill segmentation.
 
-    student = dakd.load_student("student.safetensors")            # predict images of any size
-    teacher = dakd.load_teacher("weights_ema.safetensors")        # sample pairs of image and soft label
-    dakd.write_shards("out/", teacher.sample(8), teacher.classes) # shards that trainings read
-    shards = dakd.ShardSet("out/")                                # and that you read as a list
-    net = dakd.create_student("deeplabv3plus", num_classes=5)     # nets by name and plain numbers
-    y = dakd.kernels.selective_scan(u, delta, A, B, C)            # ops for your own nets
+    student = dakd.load_student("student.safetensors")            # predicts images of any size
+    teacher = dakd.load_teacher("weights_ema.safetensors")        # samples pairs of image and soft label
+    dakd.write_shards("out/", teacher.sample(8), teacher.classes) # shards for training
+    shards = dakd.ShardSet("out/")                                # reads shards like a list
+    net = dakd.create_student("deeplabv3plus", num_classes=5)     # a new net by its name
+    y = dakd.kernels.selective_scan(u, delta, A, B, C)            # an operation for your own nets
 
-Importing dakd imports nothing else: a name's module, and torch with it, comes when the name is first used.
+Importing dakd imports nothing else. Each name is loaded, and torch with it, when it is first used.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # where names are looked up as they stand above, and a wrong one is an error
+if not TYPE_CHECKING:  # type checkers see the imports above and report a wrong name
 
     def __getattr__(name: str) -> Any:
         if name == "kernels":
@@ -57,7 +57,7 @@ if not TYPE_CHECKING:  # where names are looked up as they stand above, and a wr
         if name not in __all__:
             raise AttributeError(f"module 'dakd' has no attribute {name!r}; it has {', '.join(__all__)}")
         value = getattr(importlib.import_module("dakd.api"), name)
-        globals()[name] = value  # asked once
+        globals()[name] = value  # so that the next use needs no look-up
         return value
 
 

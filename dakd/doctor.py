@@ -1,6 +1,6 @@
-"""`dakd doctor`: what was found, which backend each operation will take, and the line that would get the faster one.
+"""`dakd doctor`: the installed software, the backend of each operation, and the commands that install what is missing.
 
-In a checkout, lines with `pip install -e` are meant for its folder.
+In a checkout, commands with `pip install -e` are for its folder.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dakd.kernels import extension, triton_runtime
 from dakd.kernels.backend import MADE_FOR, report
 from dakd.shipped import extra_remedy, is_installed
 
-# (distribution, module, what it is for, the line that brings it)
+# (distribution, module, purpose, the command that installs it)
 PACKAGES = (
     ("deepspeed", "deepspeed", "training", extra_remedy("train")),
     ("wandb", "wandb", "logging to Weights & Biases", extra_remedy("train")),
     ("timm", "timm", "encoders timm:<name>", extra_remedy("encoders")),
-    ("torchvision", "torchvision", "needed by timm", extra_remedy("encoders")),
+    ("torchvision", "torchvision", "for timm", extra_remedy("encoders")),
     ("triton", "triton", "GPU kernels", "pip install triton"),
     (
         "mamba-ssm",
@@ -43,7 +43,7 @@ _NVCC_REMEDY = "install NVIDIA's CUDA toolkit, or pip install nvidia-cuda-nvcc a
 
 
 def diagnose() -> str:
-    """The whole report as text."""
+    """The report as text."""
     return "\n".join([*_host_lines(), "", *_package_lines(), "", *_compiled_lines(), "", *_backend_lines()])
 
 
@@ -53,10 +53,10 @@ def _host_lines() -> list[str]:
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         lines.append(f"CUDA           {torch.version.cuda}, {names}")
     elif torch.version.cuda:
-        lines.append(f"CUDA           torch was built with {torch.version.cuda}, but no GPU answers")
+        lines.append(f"CUDA           torch was built with {torch.version.cuda}, but it finds no GPU")
     elif shutil.which("nvidia-smi"):
         remedy = "pip install --force-reinstall torch" if is_installed() else "remove .venv and run: make venv"
-        lines.append(f"CUDA           NVIDIA driver found, but torch is a CPU build; {remedy}")
+        lines.append(f"CUDA           an NVIDIA driver is installed, but torch is a CPU build; {remedy}")
     else:
         lines.append("CUDA           none (no NVIDIA driver); everything runs on the CPU")
     return lines
@@ -70,7 +70,7 @@ def _package_lines() -> list[str]:
 
 
 def _compiled_lines() -> list[str]:
-    """The compiled library, and what builds it."""
+    """The compiled library, and the compilers that build it."""
     cxx, cuda_home = os.environ.get("CXX", "g++"), os.environ.get("CUDA_HOME")
     nvcc = str(Path(cuda_home) / "bin" / "nvcc") if cuda_home else "nvcc"
     return [
@@ -105,10 +105,10 @@ def _backend_lines() -> list[str]:
     device = _device()
     lines = [f"backend of each operation on a {device.upper()} device:"]
     for entry in report(device):
-        # What another kind of device would run is no reason here.
+        # Variants for another kind of device are no alternative here.
         reasons = {name: reason for name, reason in entry.reasons.items() if MADE_FOR.get(name, device) == device}
         why = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items())
-        lines.append(f"  {entry.op:<22}{entry.chosen:<12}{why or 'the best variant there is'}")
+        lines.append(f"  {entry.op:<22}{entry.chosen:<12}{why or 'the fastest variant'}")
         if entry.remedy:
             lines.append(f"  {'':<22}{entry.remedy}")
     return lines

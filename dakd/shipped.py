@@ -1,6 +1,6 @@
-"""The files that come with dakd, found by name: experiments, tables, ZeRO files; and how missing parts are installed.
+"""Finds the files that come with dakd (experiments, tables, ZeRO files), and names the commands that install extras.
 
-They lie in `configs/` of a checkout and in `dakd/configs/` of an installed wheel.
+The files are in `configs/` of a checkout and in `dakd/configs/` of an installed wheel.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ _FOLDER = "configs"
 
 
 def is_installed() -> bool:
-    """Whether dakd runs from an installed wheel, which has its files within the package, and not from a checkout."""
+    """Whether dakd runs from an installed wheel, whose files are in the package, and not from a checkout."""
     return (_PACKAGE / _FOLDER).is_dir()
 
 
 def config_folder() -> Path:
-    """The folder of the files that come with dakd: within the installed package, or in the checkout beside it."""
+    """The folder of the files that come with dakd: in the installed package, or in the checkout."""
     return (_PACKAGE if is_installed() else _PACKAGE.parent) / _FOLDER
 
 
 def find_file(name: str | Path, kind: str = "", suffix: str = ".yaml") -> Path | None:
-    """The file at the path `name`, or else the one of that name that comes with dakd; None where there is neither.
+    """The file at the path `name`, or else the file of that name that comes with dakd; None if there is neither.
 
-    kind: the folder within `configs/`: "" for experiments, "ablate" for tables, "deepspeed" for ZeRO files.
+    kind: the folder in `configs/`: "" for experiments, "ablate" for tables, "deepspeed" for ZeRO files.
     `demo`, `demo.yaml` and `configs/demo.yaml` name the same shipped file.
     """
     path = Path(name)
@@ -48,7 +48,7 @@ def known_files(kind: str = "", suffix: str = ".yaml") -> list[str]:
 
 
 def not_found(name: str | Path, what: str, kind: str = "", suffix: str = ".yaml") -> str:
-    """The message for a file that is neither at `name` nor comes with dakd.  what: `configuration`, `table`, ..."""
+    """The error message if `find_file` found nothing.  what: `configuration`, `table`, ..."""
     known = known_files(kind, suffix)
     nearest = difflib.get_close_matches(Path(name).stem, known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
@@ -56,16 +56,16 @@ def not_found(name: str | Path, what: str, kind: str = "", suffix: str = ".yaml"
 
 
 def extra_remedy(extra: str) -> str:
-    """The command that installs an extra of the running dakd, from its checkout or beside the installed wheel."""
+    """The command that installs an extra of dakd, for a checkout or for an installed wheel."""
     return f"pip install 'dakd[{extra}]'" if is_installed() else f"pip install -e '.[{extra}]'"
 
 
 def extension_remedy(needs: str, settings: str = "") -> str:
-    """The command that brings the compiled library.  needs: what it takes.  settings: the build's environment.
+    """The command that builds the compiled library.  needs: its requirements.  settings: environment of the build.
 
-    pip's isolated builds have no torch, and so a wheel has the library only if it was built without isolation.
+    pip's isolated builds have no torch, so a wheel has the library only if it was built without isolation.
     """
     if is_installed():
         command = f"{settings}pip wheel --no-build-isolation --no-deps SOURCE"
-        return f"build a wheel of dakd's source and install that: {command} (needs {needs})"
+        return f"build a wheel from dakd's source and install it: {command} (needs {needs})"
     return f"{settings}pip install --no-build-isolation -e . (needs {needs})"

@@ -1,4 +1,4 @@
-"""`dakd init`: the YAML of an experiment on a user's own data, with sizes and numbers taken from the data."""
+"""`dakd init`: writes the YAML of an experiment on your own data, with sizes and numbers that fit the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 from dakd.runtime.files import write_text
 
-# For classes without a given colour: the colour of the OSD class of that name, then colours that differ clearly.
+# For classes without a given colour: the colour of the OSD class of that name, then clearly different colours.
 _KNOWN_COLOURS = dict(zip(OSD_CLASSES.names, OSD_CLASSES.colours))
 _MORE_COLOURS = ((255, 200, 0), (0, 90, 255), (255, 0, 200), (150, 255, 80), (120, 80, 200), (255, 140, 0))
 _STRIDE = 32  # pixels: crops are multiples of the encoders' coarsest stride
@@ -26,7 +26,7 @@ _NUM_LABELS_READ = 8
 
 @dataclass(frozen=True)
 class _Facts:
-    """Facts of the data: images of the training set, the shortest side in pixels, whether there is a test split."""
+    """num_train: training images.  shortest_side: in pixels, of the smallest image.  has_test: of a test split."""
 
     num_train: int
     shortest_side: int
@@ -48,47 +48,47 @@ def write_starter(
 
     dataset: folder, osd, sos or simulated.  root: the folder of the data.  classes: `NAME[:RRGGBB],...` in the order of
     the ids, for a folder.  sensor: palsar or sentinel, for sos.  preset: small or paper.  out: None takes NAME.yaml.
-    The data are opened, and some labels read, so that a mistake shows here.
-    Raises ValueError (found, wanted, remedy) for data or options that make no experiment, and where the file is there.
+    The data are opened and some labels read, so that mistakes are found now and not in a later step.
+    Raises ValueError (found, wanted, remedy) for data or options that make no experiment, and if the file exists.
     """
     _check_name(name)
     path = out or Path(f"{name}.yaml")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the path of the YAML to write")
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} is there already; give another name or --out FILE, or --overwrite to replace it")
+        raise ValueError(f"{path} exists; give another name or --out FILE, or --overwrite to replace it")
     prepare: dict = {"dataset": dataset}
     if dataset != "simulated":
         if not root:
-            raise ValueError(f"dataset {dataset} has no folder; give --root DIR")
+            raise ValueError(f"dataset {dataset} needs a folder; give --root DIR")
         prepare["root"] = str(Path(root).expanduser().resolve())
     elif root is not None:
-        raise ValueError("dataset simulated reads no folder; leave --root out, or take another dataset")
+        raise ValueError("dataset simulated reads no folder; remove --root, or choose another dataset")
     if dataset == "folder":
         prepare["classes"] = parse_classes(classes)
     elif classes is not None:
-        raise ValueError(f"dataset {dataset} has a class table of its own; leave --classes out, or take folder")
+        raise ValueError(f"dataset {dataset} has its own class table; remove --classes, or choose folder")
     if sensor is not None:
         prepare["sensor"] = sensor
-    facts = _look_at(validated(PrepareConfig, prepare, "options of the data"))
+    facts = _survey(validated(PrepareConfig, prepare, "options of the data"))
     text = _text(name, path, prepare, facts, preset)
-    _refuse_other_words(text, name, prepare)
+    _check_read_back(text, name, prepare)
     write_text(path, text)
     return path
 
 
 def _check_name(name: str) -> None:
     if not name.strip() or name in (".", "..") or re.search(r"[/\\$\x00-\x1f\x7f]", name):
-        raise ValueError(f"the name is {name!r}; wanted one that can name a folder, without slash or dollar sign")
+        raise ValueError(f"the name is {name!r}; wanted a folder name without slash, dollar sign or control character")
 
 
-def _refuse_other_words(text: str, name: str, prepare: dict) -> None:
-    """ValueError where the YAML, read again, does not say what was given: then nothing is written."""
+def _check_read_back(text: str, name: str, prepare: dict) -> None:
+    """ValueError if the YAML, read again, has other values than those given; then nothing is written."""
     config = build_config(yaml.safe_load(text), f"the YAML of {name}")
     if config.name != name or config.prepare.root != prepare.get("root") or "${" in (config.prepare.root or ""):
-        raise ValueError(f"{prepare.get('root')!r} cannot stand in a YAML as it is; move the data to a plainer path")
+        raise ValueError(f"{prepare.get('root')!r} cannot be written in a YAML; move the data to a plainer path")
     if config.prepare.classes is not None and list(config.prepare.classes.items()) != list(prepare["classes"].items()):
-        raise ValueError("--classes cannot stand in a YAML as they are; give plainer names")
+        raise ValueError("--classes cannot be written in a YAML; give plainer names")
 
 
 def parse_classes(text: str | None) -> dict[str, tuple[int, int, int]]:
@@ -101,9 +101,9 @@ def parse_classes(text: str | None) -> dict[str, tuple[int, int, int]]:
     table: dict[str, tuple[int, int, int]] = {}
     given = {name.strip(): colour.strip() for name, _, colour in (entry.partition(":") for entry in entries)}
     if any(not name or "$" in name for name in given):
-        raise ValueError(f"--classes {text} has a class without a name, or with a dollar sign; give each a plain name")
+        raise ValueError(f"--classes {text} has an empty name, or one with a dollar sign; give each class a plain name")
     if len(given) < len(entries):
-        raise ValueError(f"--classes {text} names a class twice; give each id a name of its own")
+        raise ValueError(f"--classes {text} names a class twice; give each id its own name")
     for name, colour in given.items():
         if colour and not re.fullmatch(r"#?[0-9A-Fa-f]{6}", colour):
             raise ValueError(f"the colour of {name!r} is {colour!r}; wanted six hexadecimal digits, such as 00ffff")
@@ -126,26 +126,27 @@ def _free_colour(name: str, taken: set[tuple[int, int, int]]) -> tuple[int, int,
     return next(colour for colour in candidates if colour not in taken)
 
 
-def _look_at(cfg: PrepareConfig) -> _Facts:
+def _survey(cfg: PrepareConfig) -> _Facts:
     if cfg.dataset == "simulated":
         return _Facts(cfg.simulation.num_train, min(cfg.simulation.size), True)
     data = open_dataset(cfg)
     if problems := data.problems():
-        raise BadDataset(f"{cfg.root} is no {cfg.dataset} dataset as it is:", problems, "repair or remove these files")
+        what = f"{cfg.root} is not a complete {cfg.dataset} dataset:"
+        raise BadDataset(what, problems, "repair or remove these files")
     if "train" not in data.splits:
         raise ValueError(f"{cfg.root} has the splits {', '.join(data.splits)}; wanted train/ with images/ and masks/")
     entries = data.entries("train")
     if all(entry.label_path is None for entry in entries):
         raise ValueError(
-            f"the {len(entries)} images in {cfg.root} have no masks, and students learn from masks; put masks/ beside "
-            "images/, each mask with the stem of its image"
+            f"the {len(entries)} images in {cfg.root} have no masks, and students learn from masks; put masks/ next "
+            "to images/, each mask with the stem of its image"
         )
     _read_some_labels(data, entries)
     return _Facts(len(entries), min(map(_shortest_side, entries)), "test" in data.splits)
 
 
 def _read_some_labels(data: Dataset, entries: list[Entry]) -> None:
-    """ValueError where a label cannot be read with these classes, or hints that they mean something else."""
+    """ValueError if a label cannot be read with these classes, or if the labels suggest another meaning of them."""
     try:
         for entry in islice(entries, _NUM_LABELS_READ):
             data.read(entry)
@@ -155,7 +156,7 @@ def _read_some_labels(data: Dataset, entries: list[Entry]) -> None:
 
 
 def _shortest_side(entry: Entry) -> int:
-    with Image.open(entry.image_path) as picture:  # reads the head of the file alone
+    with Image.open(entry.image_path) as picture:  # reads only the header of the file
         return min(picture.size)
 
 
@@ -165,8 +166,8 @@ def _text(name: str, path: Path, prepare: dict, facts: _Facts, preset: str) -> s
     teacher_crop = min(student_crop, 256)
     if not student_crop:
         raise ValueError(
-            f"the shortest side of the images is {facts.shortest_side} pixels; wanted at least {_STRIDE}: leave these "
-            "images out, or enlarge them"
+            f"the shortest side of the images is {facts.shortest_side} pixels; wanted at least {_STRIDE}: remove or "
+            "enlarge these images"
         )
     blocks = [
         _head(name, path, preset),
@@ -181,11 +182,11 @@ def _text(name: str, path: Path, prepare: dict, facts: _Facts, preset: str) -> s
 def _head(name: str, path: Path, preset: str) -> str:
     file = shlex.quote(str(path).replace("\n", " "))
     return (
-        f"# An experiment on your own data, preset {preset}. Look through the numbers, then run all steps:\n"
+        f"# An experiment on your own data, preset {preset}. Check the numbers, then run all steps:\n"
         f"#     dakd pipeline --config {file}\n"
         "# The meaning of every setting:   dakd config explain train_jointnet\n"
         f"# All settings with the defaults:  dakd config show {file}\n"
-        f"name: {_quoted(name)}  # the run lies in runs/{name}\n"
+        f"name: {_quoted(name)}  # the run folder is runs/{name}\n"
         "seed: 0\n"
     )
 
@@ -200,16 +201,16 @@ def _prepare_block(prepare: dict, facts: _Facts) -> str:
         lines.append("  classes:  # ids in this order; masks hold ids (255: unknown) or these colours")
         lines += [f"    {_quoted(name)}: {list(colour)}" for name, colour in prepare["classes"].items()]
     if not facts.has_test:
-        lines.append("  # There is no test split: evaluate needs labelled images in test/images and test/masks.")
-    lines.append("  # resize: [256, 256]  # bring every image to one size (height, width)")
+        lines.append("  # There is no test split; evaluate needs labelled images in test/images and test/masks.")
+    lines.append("  # resize: [256, 256]  # resize every image to (height, width)")
     return "\n".join(lines) + "\n"
 
 
 def _small(teacher_crop: int, student_crop: int, num_train: int) -> str:
     return f"""\
-train_jointnet:  # the teacher; a longer training gives better pairs
+train_jointnet:  # the teacher; longer training gives better pairs
   unet: {{channels: [16, 32, 64, 96], blocks_per_level: 1, attention_levels: [3], norm_groups: 8}}
-  sigma_data: auto  # a short training keeps the images' speckle
+  sigma_data: auto  # a short training then reproduces the speckle
   crop: [{teacher_crop}, {teacher_crop}]
   flip: true
   global_batch: 8
@@ -222,7 +223,7 @@ train_jointnet:  # the teacher; a longer training gives better pairs
 
 generate: {{num_samples: {num_train}, size: [{teacher_crop}, {teacher_crop}], sampling_steps: 40}}
 
-train_saross:  # one student of real images, one of real and synthetic ones
+train_saross:  # two students: on real images, and on real and synthetic ones
   student:
     encoder: mamba_vision
     encoder_options:
@@ -245,18 +246,18 @@ def _paper(teacher_crop: int, student_crop: int, num_train: int) -> str:
 train_jointnet:  # the teacher: 231.5 M parameters, days on two GPUs
   crop: [{teacher_crop}, {teacher_crop}]
   global_batch: 32
-  micro_batch: 16  # a GPU
+  micro_batch: 16  # per GPU
   stage1: {{steps: 50000}}  # images alone
   stage2: {{steps: 250000}}  # labels
   stage3: {{steps: 100000, lr: 1.0e-5}}  # both
 
 generate: {{num_samples: {num_train}, size: [{teacher_crop}, {teacher_crop}], sampling_steps: 200}}
 
-train_saross:  # one student of real images, one of real and synthetic ones
-  student: {{encoder: mamba_vision_b}}  # pretrained: path of mambavision_base_1k.pth.tar (non-commercial weights)
+train_saross:  # two students: on real images, and on real and synthetic ones
+  student: {{encoder: mamba_vision_b}}  # add pretrained: PATH/mambavision_base_1k.pth.tar (non-commercial weights)
   training_sets: [real, real+synthetic]
   crop: [{student_crop}, {student_crop}]
-  mosaic: {str(student_crop == 2 * teacher_crop).lower()}  # four synthetic images tiled to one of twice the size
+  mosaic: {str(student_crop == 2 * teacher_crop).lower()}  # tiles four synthetic images to one of twice the size
   global_batch: 16
   micro_batch: 16
   epochs: 200
@@ -264,6 +265,6 @@ train_saross:  # one student of real images, one of real and synthetic ones
 
 
 def _quoted(text: str) -> str:
-    """A YAML scalar that is this text, in quotes where it would be read as something else."""
+    """The text as a YAML scalar, quoted if YAML would read it as something else."""
     is_plain = re.fullmatch(r"[A-Za-z_/][\w/.-]*", text) and isinstance(yaml.safe_load(text), str)
     return text if is_plain else yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10_000).strip()

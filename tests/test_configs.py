@@ -1,4 +1,4 @@
-"""Every YAML that comes with dakd is valid, and the paper's configs say the paper's numbers."""
+"""Every YAML that comes with dakd is valid, and the paper's experiments have the paper's numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def roots(monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
-def test_config_is_valid_and_bears_its_own_name(path):
+def test_config_is_valid_and_named_like_its_file(path):
     assert load_config(path).name == path.stem
 
 
@@ -33,7 +33,7 @@ def test_config_is_valid_and_bears_its_own_name(path):
         ("sos_sentinel", 0.466, (50_000, 150_000, 50_000), 3354),
     ],
 )
-def test_paper_configs_say_the_papers_numbers(name, b, steps, num_samples):
+def test_paper_configs_have_the_papers_numbers(name, b, steps, num_samples):
     config = load_config(CONFIGS / f"{name}.yaml")
     teacher, student = config.train_jointnet, config.train_saross
     assert config.balance.b == b
@@ -56,7 +56,7 @@ def test_config_runs_on_one_to_eight_processes(path):
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "deepspeed").glob("*.json")), ids=lambda path: path.name)
-def test_deepspeed_files_say_zero_and_offload_only(path):
+def test_deepspeed_files_hold_zero_and_offload_only(path):
     stage = zero_config(str(path))["zero_optimization"]["stage"]
     assert path.name.startswith(f"zero{stage}")
     assert ("offload_optimizer" in json.loads(path.read_text())["zero_optimization"]) == ("offload" in path.name)
@@ -70,7 +70,7 @@ def test_zero_files_are_found_by_name_and_a_wrong_name_is_refused_with_the_neare
         zero_config("zero4")
 
 
-def test_zero_file_that_says_more_is_refused(tmp_path):
+def test_zero_file_with_other_settings_is_refused(tmp_path):
     path = tmp_path / "z.json"
     path.write_text('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}')
     with pytest.raises(ValueError, match="bf16"):

@@ -1,4 +1,4 @@
-"""The report of `dakd doctor` on hosts that are not as a package index would have them."""
+"""The report of `dakd doctor` on hosts with unusual or missing software."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dakd.kernels import extension
 
 
 def line(name: str) -> str:
-    """The line of the report that begins so."""
+    """The line of the report that begins with the name."""
     return next(line for line in doctor.diagnose().splitlines() if line.startswith(name))
 
 
@@ -34,7 +34,7 @@ def test_extras_are_installed_from_the_repository(monkeypatch, extra):
 
 
 @pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
-def test_a_built_extension_is_told_with_its_instruction_set_and_whether_it_has_cuda(monkeypatch):
+def test_a_built_extension_is_reported_with_its_instruction_set_and_whether_it_has_cuda(monkeypatch):
     with extension.using_cpu_isa("portable"):
         assert "built; CPU operations run with portable" in line("extension")
     monkeypatch.setattr(extension, "has_cuda", lambda: True)
@@ -43,13 +43,13 @@ def test_a_built_extension_is_told_with_its_instruction_set_and_whether_it_has_c
     assert line("extension").endswith(f"without CUDA operations: {extension.CUDA_REMEDY}")
 
 
-def test_a_missing_extension_is_told_with_the_line_that_builds_it(monkeypatch):
+def test_a_missing_extension_is_reported_with_the_command_that_builds_it(monkeypatch):
     monkeypatch.setattr(extension, "missing", lambda: "the extension is not built")
     assert line("extension") == f"extension      is not built; {extension.REMEDY}"
     assert doctor.diagnose().count(extension.REMEDY) > 1
 
 
-def test_missing_compilers_are_told_with_what_brings_them(monkeypatch, tmp_path):
+def test_missing_compilers_are_reported_with_the_command_that_installs_them(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CUDA_HOME", raising=False)
@@ -57,7 +57,7 @@ def test_missing_compilers_are_told_with_what_brings_them(monkeypatch, tmp_path)
     assert "no nvcc (to build CUDA operations)" in line("nvcc") and "pip install nvidia-cuda-nvcc" in line("nvcc")
 
 
-def test_compilers_are_those_that_the_build_takes(monkeypatch, tmp_path):
+def test_the_reported_compilers_are_those_of_the_build(monkeypatch, tmp_path):
     (tmp_path / "bin").mkdir()
     for name in ("clang", "nvcc"):
         (tmp_path / "bin" / name).touch(mode=0o755)
@@ -68,7 +68,7 @@ def test_compilers_are_those_that_the_build_takes(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_only_what_runs_on_a_cpu_is_missed(monkeypatch):
+def test_without_a_gpu_variants_for_gpus_are_not_missed(monkeypatch):
     monkeypatch.delenv("DAKD_BACKEND", raising=False)
     report = doctor.diagnose()
     assert "backend of each operation on a CPU device:" in report

@@ -163,7 +163,7 @@ def test_an_installed_wheel_runs_and_its_doctor_names_no_checkout(installed, kin
     report = succeed(env.dakd("doctor"), env.folder)
     assert "-e ." not in report and "make " not in report
     assert ("extension      built; CPU operations run with" in report) == (kind == "built")
-    assert ("extension      is not built; build a wheel of dakd's source" in report) == (kind == "pure")
+    assert ("extension      is not built; build a wheel from dakd's source" in report) == (kind == "pure")
 
 
 @pytest.fixture(scope="module")

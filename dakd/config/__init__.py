@@ -1,9 +1,9 @@
-"""One experiment is one YAML with a section per step; these modules type every setting: default, unit, meaning.
+"""All settings of an experiment, with type, default, unit and meaning; one module for each step of the pipeline.
 
-`load_config(path, overrides)` reads a YAML (strictly: an unknown key is an error that names the nearest known one),
-expands `${VARIABLES}` from the environment, applies dotted overrides (`train_jointnet.stage1.steps=100`) and returns a
-validated `Config`. Defaults are the values of the paper (arXiv 2412.08116) where it states them; where it is silent the
-meaning of a setting says `inferred`.
+An experiment is one YAML file with a section per step. `load_config(path, overrides)` reads it, applies dotted
+overrides (`train_jointnet.stage1.steps=100`), expands `${VARIABLES}` of the environment and returns a validated
+`Config`. An unknown key is an error that names the nearest known one. Defaults are the paper's values (arXiv
+2412.08116); where the paper states none, the meaning of the setting says `inferred`.
 """
 
 from __future__ import annotations

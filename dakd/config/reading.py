@@ -1,4 +1,4 @@
-"""From a YAML file, overrides and the environment to a validated `Config`, and back to YAML."""
+"""Reads a YAML file, overrides and environment variables into a validated `Config`, and writes it as YAML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dakd.config.experiment import Config
 from dakd.config.validation import validated
 from dakd.shipped import find_file, not_found
 
-# Beside its own, the parser lets through what Python makes of bad bytes, dates and numbers.
+# The parser also raises errors of Python, for bad bytes, dates and numbers.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 _MAX_VALUES = 10_000
 
@@ -43,7 +43,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def build_config(tree: dict, source: str = "configuration") -> Config:
-    """Validate a plain mapping; one ValueError lists the faults of all keys."""
+    """The configuration of a plain mapping; one ValueError lists all faults."""
     return validated(Config, tree, f"{source} is not a valid configuration")
 
 
@@ -74,7 +74,7 @@ def _yaml_problem(error: Exception) -> str:
 
 
 def _expand_variables(tree: Any, source: str) -> Any:
-    """The tree with `${NAME}` replaced. ValueError where aliases make it larger than any experiment, or endless."""
+    """The tree with `${NAME}` replaced. ValueError if aliases make it endless or larger than any experiment."""
     num_values = itertools.count(1)
 
     def expand(node: Any) -> Any:

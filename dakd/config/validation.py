@@ -1,4 +1,4 @@
-"""One error for all faults of a section's values: found, wanted, and the nearest known name."""
+"""Validates values against a model; one error lists all faults: found, wanted, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
-    """The section `model` of these values; ValueError that lists all faults.
-
-    source: names the values, for the first line of the error.
-    """
+    """The values as a `model`; a ValueError lists all faults.  source: the first line of the error."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -32,7 +29,7 @@ def _explain(detail: Mapping[str, Any], root: type[BaseModel]) -> str:
         return f"{where}: unknown key; {hint}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):
-        # The message is of a whole section, and names the value that was found.
+        # The message is about a whole section, which would be long to print, and already names the value found.
         return f"{where}: {message}" if where else message
     return f"{where}: {message} (found {detail['input']!r})"
 
@@ -40,7 +37,7 @@ def _explain(detail: Mapping[str, Any], root: type[BaseModel]) -> str:
 def _known_keys(root: type[BaseModel], location: tuple) -> list[str]:
     model: Any = root
     for part in location:
-        if get_origin(model) is dict:  # of sections by a name that is free
+        if get_origin(model) is dict:  # a map of sections by free names
             model = get_args(model)[-1]
         else:
             field = getattr(model, "model_fields", {}).get(part)

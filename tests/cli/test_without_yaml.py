@@ -1,4 +1,4 @@
-"""What needs no YAML: predict and sample by a weights file, a card of a run, and the start of an experiment."""
+"""The commands that need no YAML: predict and sample with a weights file, card, and init."""
 
 from __future__ import annotations
 
@@ -126,14 +126,14 @@ def test_init_writes_a_commented_yaml_for_ones_own_folder(tmp_path, monkeypatch,
     assert config.train_jointnet.crop == (64, 64) and config.generate.num_samples == 3
     assert text.count("#") > 10 and "dakd pipeline --config mine.yaml" in text and len(text.splitlines()) < 60
     assert main(["init", "mine", "--root", "data", "--classes", "sea,oil"]) == 1
-    assert "mine.yaml is there already" in capsys.readouterr().err and (tmp_path / "mine.yaml").read_text() == text
+    assert "mine.yaml exists" in capsys.readouterr().err and (tmp_path / "mine.yaml").read_text() == text
     again = ["--classes", "sea,oil,2024", "--preset", "paper", "--overwrite"]
     assert main(["init", "mine", "--root", "data", *again]) == 0
     config = load_config("mine.yaml")
     assert list(config.prepare.classes) == ["sea", "oil", "2024"] and config.train_jointnet.stage2.steps == 250_000
 
 
-def test_prepare_runs_on_what_init_has_written(tmp_path, monkeypatch, capsys):
+def test_prepare_runs_on_the_yaml_of_init(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own_data(tmp_path / "my data", splits=("train",))
     assert main(["init", "1e3", "--root", "my data", "--classes", "sea, oil"]) == 0, capsys.readouterr().err
@@ -154,7 +154,7 @@ def test_init_knows_the_other_datasets(dataset, tmp_path, monkeypatch, capsys):
     assert main(["init", "mine", "--dataset", dataset, *root]) == 0, capsys.readouterr().err
     assert load_config("mine.yaml").prepare.dataset == dataset
     assert main(["init", "b", "--dataset", dataset, *root, "--classes", "a,b"]) == 1
-    assert "has a class table of its own" in capsys.readouterr().err
+    assert "has its own class table" in capsys.readouterr().err
     assert main(["init", "b", "--dataset", "simulated", "--root", "x"]) == 1
     assert "reads no folder" in capsys.readouterr().err
 
@@ -180,23 +180,23 @@ def test_names_roots_and_classes_of_any_letters_are_read_as_they_were_given(
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", "x\nname: y", "${HOME}", "a\\b"])
-def test_a_name_that_is_no_folders_is_refused(name, tmp_path, monkeypatch, capsys):
+def test_a_name_that_cannot_name_a_folder_is_refused(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["init", "--dataset", "simulated", "--", name]) == 1
-    assert "wanted one that can name a folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "wanted a folder name" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_root_that_a_yaml_would_expand_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own_data(tmp_path / "d${HOME}", num=1)
     assert main(["init", "mine", "--root", "d${HOME}", "--classes", "sea,oil"]) == 1
-    assert "cannot stand in a YAML" in capsys.readouterr().err and not (tmp_path / "mine.yaml").exists()
+    assert "cannot be written in a YAML" in capsys.readouterr().err and not (tmp_path / "mine.yaml").exists()
 
 
 @pytest.mark.parametrize("data, argv, message", [
     ({}, ["--classes", "sea"], "wanted at least two names"),
     ({}, ["--classes", "sea,sea :00ffff"], "names a class twice"),
-    ({}, ["--classes", ":00ffff,oil"], "a class without a name"),
+    ({}, ["--classes", ":00ffff,oil"], "an empty name"),
     ({}, ["--classes", ",".join(f"c{i}" for i in range(300))], "wanted at most 255"),
     ({}, ["--classes", "sea,oil", "--out", "."], "is a folder"),
     ({}, ["--classes", "sea,oil", "--root", ""], "give --root DIR"),

@@ -1,4 +1,4 @@
-"""Strict configuration: every mistake is named with its remedy; overrides and variables reach their place."""
+"""Reading configurations: every mistake is reported with its remedy; overrides and variables are applied."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def write(tmp_path, text):
     return path
 
 
-def test_overrides_replace_what_the_file_says(tmp_path):
+def test_overrides_replace_values_of_the_file(tmp_path):
     path = write(tmp_path, "name: a\ntrain_jointnet: {stage1: {steps: 5}}\n")
     config = load_config(path, ["train_jointnet.stage1.steps=7", "generate.size=[32, 64]", "balance.b=0.528"])
     assert config.train_jointnet.stage1.steps == 7
@@ -25,7 +25,7 @@ def test_unknown_key_is_refused_with_the_nearest_name(tmp_path):
         load_config(write(tmp_path, "name: a\ntrain_jointnet: {unet: {chanels: [8]}}"))
 
 
-def test_all_mistakes_are_told_at_once(tmp_path):
+def test_all_mistakes_are_reported_at_once(tmp_path):
     text = "name: a\nseed: -1\nprepare: {dataset: osd}\ngenerate: {eta: 2}\n"
     with pytest.raises(ValueError) as caught:
         load_config(write(tmp_path, text))
@@ -128,7 +128,7 @@ DOUBLING = b"a: &a [x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (i, i, i - 1, i -
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"name: \xff", "is not valid YAML"),
         (b"[" * 5000, "nests too deeply"),
@@ -139,8 +139,8 @@ DOUBLING = b"a: &a [x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (i, i, i - 1, i -
     ],
     ids=["bytes", "depth", "loop", "growth", "date", "code"],
 )
-def test_files_made_to_break_a_parser_are_refused(tmp_path, data, told):
+def test_files_made_to_break_a_parser_are_refused(tmp_path, data, message):
     path = tmp_path / "x.yaml"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=rf"x\.yaml .*{told}"):
+    with pytest.raises(ValueError, match=rf"x\.yaml .*{message}"):
         load_config(path)
