@@ -26,7 +26,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _balance(args: argparse.Namespace) -> None:
-    from dakd.diffusion.balance import balance
+    from dakd.data.balance import balance
 
     balance(load_config(args.config, args.overrides))
 
