@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 import dakd
+from dakd import cli
 from dakd.cli import COMMANDS, STEPS, build_parser, main
 from dakd.config.explain import settings
 from dakd.runtime.lifetime import Preempted
@@ -123,6 +126,14 @@ main([]), main(["config", "explain", "seed"])
 print("torch" in sys.modules)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.endswith("False\n"), done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(Path(cli.__path__[0]).glob("*.py")), ids=lambda path: path.name)
+def test_what_commands_import_when_they_run_exists(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("dakd"):
+            module = importlib.import_module(node.module)
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
 # --- config -----------------------------------------------------------------------------------------------------------
