@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from dakd.cli.command import Command, add_config_options, positive
@@ -100,18 +101,21 @@ def _config_diff(args: argparse.Namespace) -> None:
 
 def _config_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="show | explain | diff")
-    show = actions.add_parser("show", help="print all settings of an experiment as YAML")
+
+    def add(name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=text)
+        action.set_defaults(config_action=run)
+        return action
+
+    show = add("show", "print all settings of an experiment as YAML", _config_show)
     show.add_argument("file", metavar="FILE", help="an experiment's YAML, or the name of one that comes with dakd")
     show.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the YAML")
-    show.set_defaults(config_action=_config_show)
-    explain = actions.add_parser("explain", help="print the meaning, type and default of a setting or a section")
+    explain = add("explain", "print the meaning, type and default of a setting or a section", _config_explain)
     explain.add_argument("key", nargs="?", default="", metavar="KEY", help="such as train_jointnet.sigma_data")
     explain.add_argument("--config", metavar="FILE", help="also print the value in this experiment")
-    explain.set_defaults(config_action=_config_explain)
-    diff = actions.add_parser("diff", help="print the settings in which two experiments differ")
+    diff = add("diff", "print the settings in which two experiments differ", _config_diff)
     diff.add_argument("a", metavar="A", help="an experiment's YAML, or its name")
     diff.add_argument("b", metavar="B", help="the experiment to compare it with")
-    diff.set_defaults(config_action=_config_diff)
 
 
 def _card(args: argparse.Namespace) -> None:
