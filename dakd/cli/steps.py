@@ -68,7 +68,7 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     from dakd.generate.generate import generate, preview, repair, verify
-    from dakd.generate.survey import status
+    from dakd.generate.status import status
 
     config = load_config(args.config, args.overrides + ["generate.deterministic=true"] * args.deterministic)
     if args.status:

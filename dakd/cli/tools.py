@@ -42,7 +42,7 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    from dakd.generate.sample import sample_to_folder
+    from dakd.generate.sample_to_folder import sample_to_folder
     from dakd.runtime.distributed import is_main
 
     if not is_main():  # one process writes, however many were launched

@@ -25,8 +25,8 @@ class Config(Section):
     """Folder of the run. null takes runs/NAME."""
 
     seed: NonNegative = 0
-    """Seed of the trainings (initial weights, order of samples, noise) and, where these have none, of the simulated
-    scenes."""
+    """Seed of all randomness: initial weights, order of samples and noise of the trainings, bootstraps, and, where they
+    have no seed of their own, the simulated scenes and the generated pairs."""
 
     prepare: PrepareConfig = PrepareConfig()
 
@@ -54,6 +54,10 @@ class Config(Section):
     def soft_label_temperature(self) -> float:
         """What generated soft labels are written for."""
         return self.generate.temperature or self.train_saross.loss.temperature
+
+    @property
+    def generate_seed(self) -> int:
+        return self.seed if self.generate.seed is None else self.generate.seed
 
     @property
     def run_path(self) -> Path:

@@ -27,7 +27,7 @@ class Bounds(Section):
 
     @property
     def is_set(self) -> bool:
-        return not self.at_least is self.at_most is None
+        return self.at_least is not None or self.at_most is not None
 
     @property
     def low(self) -> float:
@@ -49,7 +49,7 @@ class ShareBounds(Bounds):
 
 
 class GateConfig(Section):
-    """Which candidates a set keeps: each must lie within the bounds, and all that are kept fulfil the quotas.
+    """The choice of the candidates that a set keeps: each lies within the bounds, and all kept ones fulfil the quotas.
 
     The shards do not depend on it: another gate chooses again from the same candidates.
     """
@@ -72,24 +72,16 @@ class GateConfig(Section):
     """Weights file of the student that `agreement` is measured with. null measures no agreement."""
 
     enl: Bounds = Bounds()
-    """Bounds of the equivalent number of looks (ENL) in windows of `enl_class`, from grey values as they are stored; to
-    be chosen by the ENL of the training images, which the audit reports."""
+    """Bounds of the equivalent number of looks (ENL) in windows of 8 x 8 pixels of `enl_class`, from grey values as
+    they are stored; to be chosen by the ENL of the training images, which the audit reports. An image with fewer than 4
+    such windows is not judged by it."""
 
     enl_class: str = "sea"
     """Class whose windows the ENL is measured in."""
 
-    enl_window: Annotated[int, Field(ge=4)] = 8
-    """Side in pixels of a window for the ENL."""
-
-    enl_min_windows: Positive = 4
-    """Smallest number of windows for an ENL; an image with fewer has no ENL and is not judged by it."""
-
-    presence_pixels: Positive = 8
-    """Number of pixels from which an image counts as holding a class."""
-
     quotas: dict[str, ShareBounds] = Field(default={})
-    """Bounds, by class name, of the share of the kept images that hold the class: {NAME: {at_least: ..., at_most:
-    ...}}."""
+    """Bounds, by class name, of the share of the kept images that hold the class, at least 8 pixels of it: {NAME:
+    {at_least: ..., at_most: ...}}."""
 
     max_candidates: Annotated[float, Field(ge=1)] = 4.0
     """Largest number of candidates, as a multiple of `num_samples`; generation stops there even if too few are kept."""
@@ -129,9 +121,6 @@ class GenerateConfig(Section):
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of fresh noise in a DDIM step. 0 is deterministic (paper), 1 is DDPM."""
 
-    clip: Annotated[float, Field(gt=0)] = 1.0
-    """Bound of the absolute value of the estimated clean state, applied before the update."""
-
     weights: Literal["ema", "raw"] = "ema"
     """Weights of the teacher: their EMA or the last ones."""
 
@@ -154,8 +143,8 @@ class GenerateConfig(Section):
     capture: Literal["auto"] | bool = "auto"
     """Whether a sampling step is replayed from a CUDA graph. "auto" does so on a GPU."""
 
-    seed: NonNegative = 0
-    """Seed of the noise; pair i depends on the seed and i only."""
+    seed: NonNegative | None = None
+    """Seed of the noise; pair i depends on the seed and i only. null takes the seed of the experiment."""
 
     deterministic: bool = False
     """Whether shards are bitwise equal on one type of device: whole micro-batches, the last one padded, and a fixed

@@ -1,9 +1,9 @@
-"""Advisory claims: a worker says which shard it is making, so that others make another one first.
+"""Advisory claims: a worker claims the shard that it is making, so that others make another one first.
 
-Nothing rests on a claim: a shard that two workers make is published once. A claim is a small file with its owner and
-one more byte at every sign of progress; no clock is read from it, for the hosts' clocks may disagree. It is stale when
-its owner is a dead process of this host, or when it has not changed for `patience_s` of this worker's own monotonic
-clock.
+Correctness does not rest on claims: a shard that two workers make is published once. A claim is a small file that names
+its owner and grows by one byte with every sign of progress. Hosts' clocks may disagree, so no time is read from it:
+a claim is stale when its owner is a dead process of this host, or when the file has not changed for `patience_s` of
+this worker's own monotonic clock.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ class Claims:
     def __init__(self, folder: Path, patience_s: float) -> None:
         self.folder, self.patience_s = folder / "claims", patience_s
         self._owner = f"{socket.gethostname()} {os.getpid()}\n".encode()
-        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._seen: dict[int, tuple[bytes, float]] = {}  # by shard: the file's content, and since when it is that
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def take(self, shard: int) -> bool:
-        """Claim a shard; False where another worker is at it.
-
-        A claim appears with its owner in it: one without, left by a kill or a full disk, would hold others up.
-        """
+        """Claim a shard; False where another worker is making it."""
         path = self._path(shard)
-        is_there = path.exists()
-        if is_there and not self.is_stale(shard):
+        is_claimed = path.exists()
+        if is_claimed and not self.is_stale(shard):
             return False
+        # The owner is written before the claim gets its name: a kill or a full disk in between would leave a claim
+        # without an owner, which would hold others up for `patience_s`.
         with written_aside(self.folder.parent / f"claim-{path.name}") as aside:
             aside.write_bytes(self._owner)
-            if not is_there:
-                return publish(aside, path)
+            if not is_claimed:
+                return publish(aside, path)  # a link: of two workers that arrive at once, one gets the claim
+            # Two workers may both replace a stale claim. Then both make the shard, and the first one publishes it.
             os.replace(aside, path)
         return True
 
     def beat(self, shard: int) -> None:
-        """Say that the shard makes progress."""
+        """Show that the shard makes progress."""
         with open(self._path(shard), "ab") as stream:
             stream.write(b".")
 
@@ -51,7 +51,7 @@ class Claims:
         self._path(shard).unlink(missing_ok=True)
 
     def is_stale(self, shard: int) -> bool:
-        """Whether nobody is making a shard, as far as this worker can tell from what it has seen so far."""
+        """Whether nobody is making a shard, as far as this worker knows from what it has seen so far."""
         try:
             content = self._path(shard).read_bytes()
         except FileNotFoundError:
@@ -70,12 +70,12 @@ class Claims:
 
 
 def living_claims(folder: Path) -> list[int]:
-    """The shards that are claimed, but for claims of this host's dead processes."""
+    """The shards that are claimed, except by dead processes of this host."""
     return [int(path.name) for path in _claims_in(folder) if not _is_dead(_read(path))]
 
 
 def clear_dead_claims(folder: Path) -> int:
-    """Remove the claims of this host's dead processes; how many there were."""
+    """Remove the claims of this host's dead processes; their number."""
     dead = [path for path in _claims_in(folder) if _is_dead(_read(path))]
     for path in dead:
         path.unlink(missing_ok=True)
@@ -83,7 +83,7 @@ def clear_dead_claims(folder: Path) -> int:
 
 
 def _claims_in(folder: Path) -> list[Path]:
-    """What else lies there, such as a copy that a tool left, is no claim."""
+    """The files whose names are shards' numbers: other files there, such as a tool's copy, are no claims."""
     return [path for path in sorted((folder / "claims").glob("[0-9]*")) if path.name.isdecimal()]
 
 
@@ -95,6 +95,6 @@ def _read(path: Path) -> bytes:
 
 
 def _is_dead(claim: bytes) -> bool:
-    """Whether a claim's owner is a process that this host no longer has; False for what cannot be told from here."""
+    """Whether a claim's owner is a process of this host that has ended; False where that cannot be known here."""
     host, _, pid = claim.split(b"\n")[0].decode(errors="replace").partition(" ")
     return host == socket.gethostname() and pid.isdecimal() and not is_alive(int(pid))

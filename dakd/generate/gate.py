@@ -1,9 +1,10 @@
-"""The gate: which candidates a set keeps.
+"""The gate: the candidates that a set keeps.
 
-Shards hold all candidates. Beside a shard stands a file with the measures of its samples, made once by whoever comes
-first: a function of the shard and of what is measured, not of the bounds, so that other bounds choose anew in seconds.
-What is kept follows from the measures in the order of the samples: first the bounds of each sample, then the quotas of
-the set. Where too few are kept, all workers find the same number of further shards to be made.
+Shards hold all candidates. Next to the shards lie files with the measures of their samples, each made once by the first
+worker that comes to it. They are functions of the shard and of what is measured, not of the bounds, so a set with
+other bounds is chosen in seconds. The kept samples follow from the measures in the order of the samples: first the
+bounds of each sample, then the quotas of the set. Where too few are kept, every worker computes the same number of
+further shards to make.
 """
 
 from __future__ import annotations
@@ -21,32 +22,19 @@ from dakd.data.publish import publish_text
 from dakd.data.records import check_digest, decode_record, read_members
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import shard_name
-from dakd.generate.measures import Student, held_classes, measure, measuring_settings
-from dakd.generate.plan import Plan, sample_key
-from dakd.generate.quotas import Quotas
+from dakd.generate.gate_measures import GateMeasures, Labeller, held_classes, measure, measuring_settings
+from dakd.generate.gate_quotas import Quotas
+from dakd.generate.plan import GenerationPlan, Selection, keep_first, sample_key
 from dakd.generate.sidecar import checked_sidecar
 from dakd.runtime import distributed
 
 _FORMAT = 1
-# A round makes at least so much more than there is, that there are few of them however rare a class is.
-_LEAST_GROWTH = 1 / 8
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a set keeps of its candidates.
-
-    places: of the kept samples in each shard, by the shard's file.  refused: how many candidates, by their reasons.
-    """
-
-    places: dict[str, list[int]]
-    num_kept: int
-    num_candidates: int
-    refused: dict[str, int]
+# A round makes at least this share more than there is: rounds stay few however rare a class is.
+_MIN_GROWTH = 1 / 8
 
 
 class Gate:
-    """Measures the shards of a set, and judges by the measures.
+    """Measures the shards of a set, and judges their samples by the measures.
 
     Raises ValueError where the settings name a class that the table does not have.
     """
@@ -55,39 +43,38 @@ class Gate:
         self.cfg, self.classes = cfg, classes
         for name in [*cfg.areas, *cfg.quotas, *([cfg.enl_class] if cfg.enl.is_set else [])]:
             classes.id_of(name)
-        measuring = measuring_settings(cfg)
-        self.student_hash = measuring["student"]
-        self._hash = hashlib.sha256(json.dumps(measuring, sort_keys=True).encode()).hexdigest()
-        self._student: Student | None = None
+        self._measuring = measuring_settings(cfg)
+        self._hash = _digest(self._measuring)
+        self._student: Labeller | None = None
 
-    def path(self, plan: Plan, shard: int) -> Path:
-        """The file with the measures of a shard's samples; other measures lie in another folder."""
+    def path(self, plan: GenerationPlan, shard: int) -> Path:
+        """The file with the measures of a shard's samples; gates that measure alike share it."""
         return plan.folder / "measures" / self._hash[:16] / f"{shard_name(shard)}.json"
 
-    def is_measured(self, plan: Plan, shard: int) -> bool:
+    def is_measured(self, plan: GenerationPlan, shard: int) -> bool:
         return self.path(plan, shard).exists()
 
-    def measure(self, plan: Plan, shard: int, before_each: Callable[[], None] = lambda: None) -> bool:
-        """Measure a shard that is there; False where another worker was first.
+    def measure(self, plan: GenerationPlan, shard: int, before_each: Callable[[], None] = lambda: None) -> bool:
+        """Measure a finished shard; False where another worker was first.
 
-        before_each: called at each sample.  Raises one of sidecar.UNSOUND where the shard is not sound.
+        before_each: called at each sample.  Raises one of sidecar.DAMAGE_ERRORS where the shard is damaged.
         """
         if self.cfg.student is not None and self._student is None:
-            self._student = Student(self.cfg.student, self.classes, distributed.device())
+            self._student = Labeller(self.cfg.student, self.classes, distributed.device())
         info, samples = checked_sidecar(plan, shard), []
         for sample in _read_samples(plan.tar(shard), info.records):
             before_each()
-            samples.append(measure(sample, self.classes, self.cfg, self._student))
+            samples.append(measure(sample, self.classes, self.cfg, self._student)._asdict())
         content = {"format": _FORMAT, "shard": info.sha256, "measuring": self._hash, "samples": samples}
         return publish_text(self.path(plan, shard), json.dumps(content | {"sha256": _digest(content)}) + "\n")
 
-    def read(self, plan: Plan, shard: int) -> list[dict]:
+    def read(self, plan: GenerationPlan, shard: int) -> list[GateMeasures]:
         """The measures of a shard's samples; ValueError where the file is damaged or of another shard."""
         path = self.path(plan, shard)
         try:
             content = json.loads(path.read_text())
             wanted = content.pop("sha256")
-            samples = content["samples"]
+            samples = [GateMeasures(**one) for one in content["samples"]]
             is_whole = _digest(content) == wanted and content["format"] == _FORMAT
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); run the same with --repair") from None
@@ -97,30 +84,42 @@ class Gate:
             raise ValueError(f"{path} measures another {plan.tar(shard).name}; run the same with --repair")
         return samples
 
-    def refuse(self, measures: dict) -> list[str]:
-        """Why a sample is not fit for any set; an empty list where it is."""
-        cfg, pixels = self.cfg, measures["class_pixels"]
+    def refuse(self, measures: GateMeasures) -> list[str]:
+        """The bounds that a sample breaks; an empty list where it may be kept."""
+        pixels, cfg = measures.class_pixels, self.cfg
         bounded: list[tuple[str, float | None, Bounds]] = [
-            ("entropy", measures["entropy"], cfg.entropy),
-            ("agreement", measures["agreement"], cfg.agreement),
-            ("ENL", measures["enl"], cfg.enl),
-            *(
-                (f"area of {name}", pixels[self.classes.id_of(name)] / sum(pixels), bounds)
-                for name, bounds in cfg.areas.items()
-            ),
+            ("entropy", measures.entropy, cfg.entropy),
+            ("agreement", measures.agreement, cfg.agreement),
+            ("ENL", measures.enl, cfg.enl),
         ]
+        for name, bounds in cfg.areas.items():
+            bounded.append((f"area of {name}", pixels[self.classes.id_of(name)] / sum(pixels), bounds))
         return [name for name, value, bounds in bounded if value is not None and not bounds.low <= value <= bounds.high]
 
-    def held_by(self, measures: dict) -> set[str]:
+    def held_by(self, measures: GateMeasures) -> set[str]:
         """The names of the classes that a sample holds."""
-        return {self.classes.names[number] for number in held_classes(measures["class_pixels"], self.cfg)}
+        return {self.classes.names[number] for number in held_classes(measures.class_pixels)}
 
     @property
     def facts(self) -> dict:
-        """What the kept samples depend on, beside the candidates."""
-        return self.cfg.model_dump(mode="json", exclude={"enabled", "max_candidates", "student"}) | {
-            "student": self.student_hash
-        }
+        """The settings and constants by which candidates are kept."""
+        return self.cfg.model_dump(mode="json", exclude={"enabled", "max_candidates"}) | self._measuring
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of a candidate: it is kept unless there are reasons against it.  place: within its shard."""
+
+    shard: int
+    place: int
+    key: str
+    reasons: list[str]
+    measures: GateMeasures
+
+    @property
+    def line(self) -> dict:
+        """Its line of verdicts.jsonl."""
+        return {"key": self.key, "kept": not self.reasons, "reasons": self.reasons, **self.measures._asdict()}
 
 
 def open_gate(config: Config, classes: ClassTable) -> Gate | None:
@@ -128,47 +127,44 @@ def open_gate(config: Config, classes: ClassTable) -> Gate | None:
     return Gate(config.generate.gate, classes) if config.generate.gate.enabled else None
 
 
-def judge(plan: Plan) -> Iterator[tuple[int, int, dict]]:
-    """(shard, place within it, verdict) of the candidates in order, up to the shard in which the set is full.
-
-    A verdict is the sample's key, whether it is kept, the reasons where it is not, and its measures.
-    """
-    quotas = Quotas(plan.gate.cfg.quotas, plan.num_samples)
+def judge(plan: GenerationPlan, gate: Gate) -> Iterator[Verdict]:
+    """The verdicts on the candidates in order, up to the end of the shard in which the set is full."""
+    quotas = Quotas(gate.cfg.quotas, plan.num_samples)
     for shard in range(plan.num_shards):
-        for place, measures in enumerate(plan.gate.read(plan, shard)):
-            reasons = plan.gate.refuse(measures) or quotas.offer(plan.gate.held_by(measures))
-            key = sample_key(plan.indices(shard)[place])
-            yield shard, place, {"key": key, "kept": not reasons, "reasons": reasons, **measures}
+        for place, (index, measures) in enumerate(zip(plan.indices(shard), gate.read(plan, shard))):
+            reasons = gate.refuse(measures) or quotas.offer(gate.held_by(measures))
+            yield Verdict(shard, place, sample_key(index), reasons, measures)
         if quotas.is_full:
             return
 
 
-def select(plan: Plan) -> Selection:
-    """What is kept of the shards that the plan has so far, all of which are measured."""
+def select(plan: GenerationPlan, gate: Gate) -> Selection:
+    """The selection from the shards that the plan has so far, all of which are measured."""
     places: dict[str, list[int]] = {}
     refused: Counter[str] = Counter()
     num_candidates = 0
-    for shard, place, verdict in judge(plan):
-        kept = places.setdefault(plan.tar(shard).name, [])
+    for verdict in judge(plan, gate):
+        kept = places.setdefault(plan.tar(verdict.shard).name, [])
         num_candidates += 1
-        if verdict["kept"]:
-            kept.append(place)
+        if verdict.reasons:
+            refused[" and ".join(verdict.reasons)] += 1
         else:
-            refused.update([" and ".join(verdict["reasons"])])
-    num_kept = sum(map(len, places.values()))
-    return Selection(places, num_kept, num_candidates, dict(sorted(refused.items())))
+            kept.append(verdict.place)
+    return Selection(places, num_candidates, dict(sorted(refused.items())))
 
 
-def advance(plan: Plan) -> Plan:
-    """The plan of the finished set, with its selection, or that of the next round with more shards.
+def next_round(plan: GenerationPlan, gate: Gate | None) -> tuple[GenerationPlan, Selection | None]:
+    """After all shards of a plan: the finished set's plan and selection; or a plan with more shards, and None.
 
-    A function of the measures and the settings: all workers go on alike.
+    A function of the measures and the settings: all workers come to the same.
     Raises ValueError where the settings' largest number of candidates does not suffice.
     """
-    selection = select(plan)
+    if gate is None:
+        return plan, keep_first(plan)
+    selection = select(plan, gate)
     if selection.num_kept == plan.num_samples:
-        return replace(plan, num_candidates=selection.num_candidates, selection=selection)
-    factor = plan.gate.cfg.max_candidates
+        return replace(plan, num_candidates=selection.num_candidates), selection
+    factor = gate.cfg.max_candidates
     limit = math.ceil(factor * plan.num_samples / plan.shard_size)
     if plan.num_shards >= limit:
         raise ValueError(
@@ -176,18 +172,24 @@ def advance(plan: Plan) -> Plan:
             f"generate.gate.max_candidates allows no more ({factor:g} x {plan.num_samples}); loosen generate.gate, or "
             f"raise max_candidates, or lower generate.num_samples: no shard is lost\n{_reasons_table(selection)}"
         )
-    least = math.ceil(plan.num_shards * (1 + _LEAST_GROWTH))
+    least = math.ceil(plan.num_shards * (1 + _MIN_GROWTH))
     likely = math.ceil(plan.num_shards * plan.num_samples / max(1, selection.num_kept))
-    # A first round that keeps next to nothing says little of the rate.
+    # At most twice as many: a first round that keeps next to nothing says little about the rate.
     num_shards = min(limit, max(least, min(likely, 2 * plan.num_shards)))
-    return replace(plan, num_candidates=num_shards * plan.shard_size)
+    return replace(plan, num_candidates=num_shards * plan.shard_size), None
 
 
-def as_far_as_known(plan: Plan) -> Plan:
-    """The plan of the round that is at work; that of the finished set where there is one, or where there is no gate."""
-    while plan.gate and not plan.selection and all(map(plan.is_done, range(plan.num_shards))):
-        plan = advance(plan)
-    return plan
+def current_round(plan: GenerationPlan, gate: Gate | None) -> tuple[GenerationPlan, Selection | None]:
+    """The plan of the round whose shards are being made, and None; or the finished set's plan and selection."""
+    selection = None
+    while selection is None and all(is_done(plan, gate, shard) for shard in range(plan.num_shards)):
+        plan, selection = next_round(plan, gate)
+    return plan, selection
+
+
+def is_done(plan: GenerationPlan, gate: Gate | None, shard: int) -> bool:
+    """Whether a shard is finished, and measured where there is a gate."""
+    return plan.is_finished(shard) and (gate is None or gate.is_measured(plan, shard))
 
 
 def _reasons_table(selection: Selection) -> str:

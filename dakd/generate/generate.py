@@ -10,21 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from dakd.config import Config
-from dakd.generate.finish import draw_sheet, finish, retract
-from dakd.generate.gate import advance, open_gate
-from dakd.generate.plan import Plan, place_from_environment, settle
-from dakd.generate.progress import Progress
-from dakd.generate.survey import clear_away, find_faults, open_plan, teacher_classes
-from dakd.generate.teacher import PairMaker, computed_deterministically
-from dakd.generate.worker import Worker
+from dakd.generate.faults import clear_away, find_faults
+from dakd.generate.gate import Gate, next_round, open_gate
+from dakd.generate.plan import GenerationPlan, Selection, open_plan, record_provenance
+from dakd.generate.status import Progress
+from dakd.generate.summaries import draw_sheet, retract_summaries, write_summaries
+from dakd.generate.teacher import PairMaker, computed_deterministically, teacher_classes
+from dakd.generate.worker import Worker, share_from_environment
 from dakd.runtime.distributed import is_main
 from dakd.runtime.runlog import save_config, say
 
 
 def generate(config: Config) -> Path:
-    """Work until the run's `generate` folder holds a set of `generate.num_samples` pairs, and return it.
+    """Work until the run's `generate` folder holds a set of `generate.num_samples` pairs, and return the folder.
 
-    Without a gate these are the first candidates; with one, those that it keeps, of as many as that takes.
+    Without a gate these are the first candidates; with one, those that it keeps, of as many candidates as that takes.
 
     Each record holds the image (uint8), the teacher's last raw logits (by the codec) and the sample's provenance.
 
@@ -35,31 +35,40 @@ def generate(config: Config) -> Path:
     lie within one grey level and all within 20, softened labels (tau = 2) within 1e-3 in 94 % and within 7e-3 in 99 %
     of the entries, and 0.09 % of the pixels are of another class.
     Raises ValueError where the teacher is not trained, where the folder holds shards made with other settings, where a
-    shard that is there is not sound, or where the gate keeps too few of the candidates that it may have.
+    shard in it is damaged, or where the gate keeps too few of the candidates that it may have.
     """
-    with computed_deterministically(config.generate.deterministic):
-        return _generate(config)
+    cfg, folder = config.generate, config.run_path / "generate"
+    with computed_deterministically(cfg.deterministic):
+        maker = PairMaker.from_config(config)
+        gate = open_gate(config, maker.classes)
+        plan = GenerationPlan(folder, cfg.num_samples, cfg.num_samples, cfg.shard_size, maker.provenance)
+        record_provenance(plan)
+        save_config(config, folder)
+        plan, selection = _make_shards(plan, gate, maker)
+        write_summaries(plan, gate, selection, maker.classes)
+        say(f"generate: {cfg.num_samples} pairs in {folder}")
+    return folder
 
 
 def repair(config: Config) -> Path:
-    """Put what is not sound into `quarantine/`, and make it and what is missing again; the folder.
+    """Put damaged shards into `quarantine/`, and make them and the missing ones again; the folder.
 
-    Workers may be at work meanwhile.
+    Other workers may be generating meanwhile.
     """
     if is_main():
-        plan = open_plan(config)
-        for line in clear_away(plan, find_faults(plan, teacher_classes(config))):
+        plan, classes = open_plan(config), teacher_classes(config)
+        for line in clear_away(plan, find_faults(plan, classes, open_gate(config, classes))):
             say(f"generate: {line}")
     return generate(config)
 
 
 def verify(config: Config) -> None:
-    """Raises ValueError with a list of all that is wrong with the set, where it is not complete and sound."""
-    plan = open_plan(config)
-    if faults := find_faults(plan, teacher_classes(config)):
+    """Raises ValueError with a list of the set's faults, where it is not complete and intact."""
+    plan, classes = open_plan(config), teacher_classes(config)
+    if faults := find_faults(plan, classes, open_gate(config, classes)):
         lines = "\n".join(f"  {fault.what}" for fault in faults)
-        raise ValueError(f"{len(faults)} faults in {plan.folder}; run the same with --repair to mend them\n{lines}")
-    say(f"generate: {plan.num_shards} shards in {plan.folder} are complete and sound")
+        raise ValueError(f"{len(faults)} faults in {plan.folder}; run the same with --repair to fix them\n{lines}")
+    say(f"generate: {plan.num_shards} shards in {plan.folder} are complete and intact")
 
 
 def preview(config: Config, num_pairs: int) -> Path:
@@ -73,31 +82,20 @@ def preview(config: Config, num_pairs: int) -> Path:
     return path
 
 
-def _generate(config: Config) -> Path:
-    cfg, folder = config.generate, config.run_path / "generate"
-    maker = PairMaker.from_config(config)
-    plan = Plan(folder, cfg.num_samples, cfg.shard_size, maker.provenance, open_gate(config, maker.classes))
-    settle(plan)
-    save_config(config, folder)
-    plan = _fill(plan, maker)
-    finish(plan, maker.classes)
-    say(f"generate: {cfg.num_samples} pairs in {folder}")
-    return folder
-
-
-def _fill(plan: Plan, maker: PairMaker) -> Plan:
-    """Work until all shards are there, and as many more as the gate asks for; the plan of the finished set."""
-    place = place_from_environment()
+def _make_shards(plan: GenerationPlan, gate: Gate | None, maker: PairMaker) -> tuple[GenerationPlan, Selection]:
+    """Work until all shards are there, and as many more as the gate needs; the finished set's plan and selection."""
+    share = share_from_environment()
     while True:
-        retract(plan)
+        retract_summaries(plan)
         progress = Progress(plan)
-        if progress.num_there_before:
-            say(f"generate: {progress.num_there_before} of {plan.num_shards} shards are there already")
-        Worker(plan, maker, place, progress).run()
-        if plan.gate is None:
-            return plan
-        num_shards, plan = plan.num_shards, advance(plan)
-        if plan.selection is not None:
-            say(f"generate: the gate keeps {plan.num_samples} pairs of {plan.selection.num_candidates} candidates")
-            return plan
-        say(f"generate: the gate asks for {plan.num_shards - num_shards} shards more")
+        if progress.num_shards_before:
+            say(f"generate: {progress.num_shards_before} of {plan.num_shards} shards are there already")
+        Worker(plan, gate, maker, share, progress).run()
+        num_shards = plan.num_shards
+        plan, selection = next_round(plan, gate)
+        if selection is None:
+            say(f"generate: the gate needs {plan.num_shards - num_shards} more shards")
+            continue
+        if gate is not None:
+            say(f"generate: the gate keeps {plan.num_samples} pairs of {selection.num_candidates} candidates")
+        return plan, selection

@@ -1,4 +1,4 @@
-"""The sidecar of a generated shard: what it says, whether it belongs to the set, and how a tar without one gets one."""
+"""The sidecar of a generated shard: its check against the set, and its derivation from a tar that has none."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pathlib import Path
 from dakd.data.indexing import ShardInfo, describe_shard, load_sidecar, pixel_shares
 from dakd.data.records import read_members
 from dakd.data.sample import ClassTable
-from dakd.generate.plan import Plan, refuse_other_provenance, sample_key
+from dakd.generate.plan import GenerationPlan, refuse_other_provenance, sample_key
 
-# What a damaged tar or sidecar raises when it is read.
-UNSOUND = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, tarfile.TarError)
+# What reading a damaged tar or sidecar raises.
+DAMAGE_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, tarfile.TarError)
 
 
 def sidecar_facts(info: ShardInfo, indices: range) -> dict:
-    """What a sidecar says beside what describes a tar of any kind."""
+    """The facts of a generated shard's sidecar that follow from its tar."""
     return {
         "sample_range": [indices.start, indices.stop],
         "class_pixel_shares": pixel_shares(info.class_pixels),
     }
 
 
-def derive_sidecar(plan: Plan, shard: int, classes: ClassTable) -> ShardInfo:
-    """The sidecar of a shard's tar from the tar alone, but for where and how fast it was made.
+def derive_sidecar(plan: GenerationPlan, shard: int, classes: ClassTable) -> ShardInfo:
+    """The sidecar of a shard's tar from the tar alone: all but where and how fast it was made.
 
-    Raises one of UNSOUND where the tar is not this shard, whole.
+    Raises one of DAMAGE_ERRORS where the tar is damaged or another shard's.
     """
     path = plan.tar(shard)
     info = describe_shard(path, classes)
-    refuse_other_samples(plan, shard, [record["key"] for record in info.records])
+    _refuse_other_samples(plan, shard, [record["key"] for record in info.records])
     for index, meta in zip(plan.indices(shard), _read_meta(path, info)):
         if meta.pop("index") != index:
             raise ValueError(f"{path} holds a record {sample_key(index)} of another sample")
@@ -39,15 +39,8 @@ def derive_sidecar(plan: Plan, shard: int, classes: ClassTable) -> ShardInfo:
     return replace(info, provenance=plan.provenance, facts=sidecar_facts(info, plan.indices(shard)))
 
 
-def manifest_line(info: ShardInfo) -> str:
-    """A shard's line of manifest.jsonl: its sidecar without the places of its records."""
-    facts = asdict(info)
-    del facts["records"]
-    return json.dumps(facts.pop("facts") | facts, sort_keys=True) + "\n"
-
-
-def checked_sidecar(plan: Plan, shard: int) -> ShardInfo:
-    """A shard's sidecar; ValueError where it is of another set or lacks, doubles or adds a sample."""
+def checked_sidecar(plan: GenerationPlan, shard: int) -> ShardInfo:
+    """A shard's sidecar; ValueError where it is of another set, or lacks, doubles or adds a sample."""
     path = plan.sidecar(shard)
     try:
         info = load_sidecar(path)
@@ -55,12 +48,19 @@ def checked_sidecar(plan: Plan, shard: int) -> ShardInfo:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); run the same with --repair") from None
     refuse_other_provenance(path, info.provenance, plan)
-    refuse_other_samples(plan, shard, keys)
+    _refuse_other_samples(plan, shard, keys)
     return info
 
 
-def refuse_other_samples(plan: Plan, shard: int, keys: list[str]) -> None:
-    wanted = [sample_key(index) for index in plan.indices(shard)]
+def manifest_line(info: ShardInfo) -> dict:
+    """A shard's line of manifest.jsonl: its sidecar without its records."""
+    line = asdict(replace(info, records=[]))
+    del line["records"]
+    return line.pop("facts") | line
+
+
+def _refuse_other_samples(plan: GenerationPlan, shard: int, keys: list[str]) -> None:
+    wanted = plan.keys(shard)
     if keys == wanted:
         return
     missing, added = sorted(set(wanted) - set(keys)), sorted(set(keys) - set(wanted))

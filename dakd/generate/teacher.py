@@ -1,7 +1,9 @@
-"""The teacher: a trained net with the facts of its file, and the pairs that it makes with the settings of a set."""
+"""The teacher: a trained net with the facts of its weights file, and the maker of the pairs of a set."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +17,15 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.diffusion.labels import reading_of
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
-from dakd.generate.plan import provenance_of, sample_key
+from dakd.generate.plan import sample_key
 from dakd.hub import HubModel, local_weights
 from dakd.runtime import distributed
 from dakd.runtime.files import file_hash
-from dakd.weights import load_state, load_teacher
+from dakd.weights import load_state, load_teacher, read_metadata
 
-# Of `generate`, those that a pair or its computation depends on, and that are no arguments of `Teacher.sample`.
-_SETTINGS = ("eta", "clip", "micro_batch", "deterministic", "threads", "capture")
+CLIP = 1.0  # bound of the absolute value of the estimated clean state; grey values lie within -1 and 1
+# The settings of `generate` that `Teacher.sample` takes besides its own arguments.
+_SETTINGS = ("eta", "micro_batch", "deterministic", "threads", "capture")
 
 
 class Teacher(HubModel):
@@ -30,7 +33,7 @@ class Teacher(HubModel):
 
     net: the denoiser (x_t, y_t, t) -> (x_hat, logits), in eval mode, in the precision that it samples in.
     classes: names and colours by class id.  b: the balancing factor.  schedule: the forward process.
-    size: (height, width) in pixels of the crops that it was trained on.  facts: all that the file states.
+    size: (height, width) in pixels of the crops that it was trained on.  facts: the file's metadata.
     """
 
     def __init__(self, path: str | Path, device: str | torch.device | None = None, precision: str = "auto") -> None:
@@ -42,7 +45,7 @@ class Teacher(HubModel):
         self.path = local_weights(path).absolute()
         self.device = distributed.device_of(device)
         self.dtype = _dtype(precision, self.device)
-        with torch.inference_mode(False):  # tensors made in that mode do not count their changes
+        with torch.inference_mode(False):  # tensors made in that mode have no version counter, see _count_changes
             net, self.facts = load_teacher(self.path, self.device)
         self.net = net.to(dtype=self.dtype, memory_format=torch.channels_last)
         self.classes = ClassTable.from_dict(self.facts["classes"])
@@ -52,14 +55,14 @@ class Teacher(HubModel):
 
     @property
     def checkpoint(self) -> str:
-        """The sha256 of the file, with `-changed` behind it where the net's weights were changed after loading."""
+        """The sha256 of the file, followed by `-changed` where the net's weights were changed after loading."""
         return f"{self._file_hash}-changed" if self._is_changed() else self._file_hash
 
     def _is_changed(self) -> bool:
         return self._count_changes() != self._versions
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and other processes, whose tensors count their changes anew."""
+        """For copies and other processes, whose tensors count their changes from 0 again."""
         return self.__dict__ | {"_versions": self._is_changed()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -67,7 +70,7 @@ class Teacher(HubModel):
         self._versions = [] if state["_versions"] else self._count_changes()
 
     def _count_changes(self) -> list[int]:
-        """How often each tensor of the net was written to in place."""
+        """How often each tensor of the net was written to in place: torch counts that for autograd."""
         return [tensor._version for tensor in self.net.state_dict(keep_vars=True).values()]
 
     def __repr__(self) -> str:
@@ -89,11 +92,11 @@ class Teacher(HubModel):
         first: int = 0,
         **settings: Any,
     ) -> list[Sample]:
-        """`num` pairs: those that `dakd generate` numbers from `first` on, for the same settings.
+        """`num` pairs, the same as those that `dakd generate` makes from index `first` on with the same settings.
 
         size: (height, width) in pixels, multiples of the net's stride; None takes that of the training crops.
         steps: of DDIM; None takes the paper's 200.  seed: of the starting noise: pair i depends on (seed, i) alone.
-        settings: eta, clip, micro_batch, deterministic, threads and capture of the section `generate`.
+        settings: eta, micro_batch, deterministic, threads and capture of the section `generate`.
         Returns samples with `sar` (H, W) uint8 and `soft_label`, raw logits (K, H, W) float32.
         Raises ValueError for a setting that is out of its range or unknown.
         """
@@ -111,14 +114,16 @@ class Teacher(HubModel):
     ) -> Iterator[Sample]:
         """The pairs of `sample` one after the other, for more of them than fit in memory."""
         if unknown := [name for name in settings if name not in _SETTINGS]:
-            raise ValueError(f"{', '.join(unknown)}: unknown to sample; it takes {', '.join(_SETTINGS)} beside its own")
+            raise ValueError(
+                f"{', '.join(unknown)}: unknown to sample; it takes {', '.join(_SETTINGS)} besides its own"
+            )
         given = {"num_samples": num, "size": size or self.size, "seed": seed, **settings}
         given["weights"] = self.facts.get("weights", "ema")
         if steps is not None:
             given["sampling_steps"] = steps
         cfg = validated(GenerateConfig, given, "settings of the pairs")
         if first < 0:
-            raise ValueError(f"first is {first}; wanted the number of a pair, 0 or more")
+            raise ValueError(f"first is {first}; wanted the index of a pair, 0 or more")
         return self._stream(cfg, range(first, first + num))
 
     @classmethod
@@ -135,7 +140,7 @@ class Teacher(HubModel):
         with _computed_as(cfg):
             maker = PairMaker(self, cfg, cfg.temperature or 1.0)
         for first in range(indices.start, indices.stop, cfg.micro_batch):
-            # Torch has the caller's settings again while the caller looks at the pairs.
+            # Restored before each yield: the caller must not run under the threads and algorithms of the sampling.
             with _computed_as(cfg):
                 made = list(maker.pairs(range(first, min(indices.stop, first + cfg.micro_batch))))
             yield from made
@@ -144,7 +149,7 @@ class Teacher(HubModel):
 class PairMaker:
     """Makes the pairs of one set: a teacher with the settings of `generate`.
 
-    temperature: what a student will soften by, for codecs that ask.  provenance: all that a pair is a function of.
+    temperature: of the student's softened labels, for codecs that need it.  provenance: see `provenance_of`.
     """
 
     def __init__(self, teacher: Teacher, cfg: GenerateConfig, temperature: float) -> None:
@@ -164,26 +169,29 @@ class PairMaker:
             cfg.sampling_steps,
             b=teacher.b,
             eta=cfg.eta,
-            clip=cfg.clip,
+            clip=CLIP,
             reading=reading_of(teacher.facts),
             sigma_data=teacher.facts.get("sigma_data"),
             device=device,
             dtype=dtype,
             tabulate_time=True,
+            # At small batches a GPU waits for Python to launch the kernels of a step; replaying the step from a CUDA
+            # graph spares that. A graph holds for one batch size: a shard's smaller last micro-batch is captured again.
             capture=device.type == "cuda" if cfg.capture == "auto" else cfg.capture,
         )
 
     @classmethod
     def from_config(cls, config: Config) -> PairMaker:
-        """That of an experiment's `generate`; ValueError where its teacher is not trained."""
-        cfg, path, device = config.generate, teacher_file(config), distributed.device()
+        """The maker for an experiment's `generate`; ValueError where its teacher is not trained."""
+        cfg = config.generate.model_copy(update={"seed": config.generate_seed})
+        path, device = teacher_file(config), distributed.device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
         _set_threads(cfg)
         return cls(Teacher(path, device, cfg.precision), cfg, config.soft_label_temperature)
 
     def pairs(self, indices: range, before_each: Callable[[int], None] = lambda count: None) -> Iterator[Sample]:
-        """The samples of these numbers, in order, made a micro-batch at a time.
+        """The samples of these indices, in order, made a micro-batch at a time.
 
         before_each: called with the number of samples made before each micro-batch.
         In deterministic mode the batches that the net sees are a function of `indices` alone, all of one size.
@@ -209,6 +217,35 @@ class PairMaker:
         return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def provenance_of(
+    cfg: GenerateConfig, *, checkpoint: str, b: float, precision: str, threads: int, temperature: float
+) -> dict:
+    """The facts that every sample of a set depends on, with a hash of them under "config".
+
+    checkpoint: the hash of the teacher's file.  temperature: of the student's softened labels, for codecs that need it.
+    """
+    facts = {
+        "seed": cfg.seed,
+        "sampler": "ddim",
+        "steps": cfg.sampling_steps,
+        "eta": cfg.eta,
+        "clip": CLIP,
+        "b": b,
+        "checkpoint": checkpoint,
+        "weights": cfg.weights,
+        "size": list(cfg.size),
+        "shard_size": cfg.shard_size,
+        "codec": cfg.codec,
+        "precision": precision,
+        "deterministic": cfg.deterministic,
+    }
+    if cfg.codec != "fp16":
+        facts["temperature"] = temperature
+    if cfg.deterministic:  # elsewhere they change a sample by no more than a rounding
+        facts |= {"micro_batch": cfg.micro_batch, "threads": threads}
+    return facts | {"config": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+
+
 def teacher_file_name(config: Config) -> Path:
     folder = config.run_path / "train_jointnet" / config.train_jointnet.stages[-1]
     return folder / f"weights_{config.generate.weights}.safetensors"
@@ -222,21 +259,26 @@ def teacher_file(config: Config) -> Path:
     return path
 
 
+def teacher_classes(config: Config) -> ClassTable:
+    """The class table of the teacher, without loading its net."""
+    return ClassTable.from_dict(read_metadata(teacher_file(config))["classes"])
+
+
 def _set_threads(cfg: GenerateConfig) -> None:
-    # How a sum is split among threads decides its last bits.
+    # The way in which a sum is split among threads decides its last bits.
     distributed.limit_threads(cfg.threads or int(cfg.deterministic))
 
 
 @contextmanager
 def computed_deterministically(wanted: bool) -> Iterator[None]:
-    """Let torch take algorithms whose results do not depend on the run, where that is wanted."""
+    """Where wanted, let torch use only algorithms whose results are the same in every run."""
     if not wanted:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     backends, filling = torch.backends.cudnn, torch.utils.deterministic
     before = torch.get_deterministic_debug_mode(), backends.benchmark, filling.fill_uninitialized_memory
-    # The same as use_deterministic_algorithms, which would import the whole compiler first: seconds a start.
+    # This does what use_deterministic_algorithms does, which would first import the compiler: seconds at each start.
     torch.set_deterministic_debug_mode("error")
     backends.benchmark = filling.fill_uninitialized_memory = False
     try:
@@ -248,7 +290,7 @@ def computed_deterministically(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def _computed_as(cfg: GenerateConfig) -> Iterator[None]:
-    """The threads and algorithms that the settings ask for, and the process's own again afterwards."""
+    """Use the threads and algorithms of the settings; restore the process's own afterwards."""
     threads = torch.get_num_threads()
     try:
         with computed_deterministically(cfg.deterministic):

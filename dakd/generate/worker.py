@@ -1,69 +1,90 @@
 """One worker of any number: it makes the shards that are missing until all are there, whoever made them.
 
-There is no master, no lease and no collective. A worker starts with its share of the shards, then sweeps over all; it
-leaves alone what another one says to be making, and waits for that at the end, for it may have to do it after all.
+There is no master, no lease and no collective operation. A worker starts with its share of the shards, then sweeps over
+all. It skips shards that others have claimed, and at the end waits for them: it makes those whose claims become stale.
 """
 
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 from dakd.data.indexing import ShardInfo
 from dakd.data.publish import publish_shard, publish_sidecar
 from dakd.generate.claims import Claims
-from dakd.generate.plan import Place, Plan
-from dakd.generate.progress import Progress, finished_shards
-from dakd.generate.sidecar import UNSOUND, derive_sidecar, sidecar_facts
+from dakd.generate.gate import Gate, is_done
+from dakd.generate.plan import GenerationPlan
+from dakd.generate.sidecar import DAMAGE_ERRORS, derive_sidecar, sidecar_facts
+from dakd.generate.status import Progress
 from dakd.generate.teacher import PairMaker
+from dakd.runtime import distributed
 from dakd.runtime.runlog import say
+from dakd.runtime.slurm import place_in_array
 from dakd.runtime.version import code_version
 
 _POLL_S = 0.5
 
 
-class Worker:
-    """Makes the shards of a plan."""
+class Share(NamedTuple):
+    """The shards that a worker makes first: those whose number leaves the remainder `index` divided by `count`."""
 
-    def __init__(self, plan: Plan, maker: PairMaker, place: Place, progress: Progress) -> None:
-        self.plan, self.maker, self.place, self.progress = plan, maker, place, progress
+    index: int = 0
+    count: int = 1
+
+
+def share_from_environment() -> Share:
+    """Ranks of `deepspeed` or torchrun within tasks of a SLURM array, or either alone, or a process started by hand."""
+    task, tasks = place_in_array()
+    ranks = distributed.world_size()
+    return Share(task * ranks + distributed.rank(), tasks * ranks)
+
+
+class Worker:
+    """Makes the shards of a plan, and measures them where there is a gate."""
+
+    def __init__(
+        self, plan: GenerationPlan, gate: Gate | None, maker: PairMaker, share: Share, progress: Progress
+    ) -> None:
+        self.plan, self.gate, self.maker, self.share, self.progress = plan, gate, maker, share, progress
         self._claims = Claims(plan.folder, maker.cfg.claim_patience_s)
-        self._unsound: dict[int, str] = {}
+        self._damaged: dict[int, str] = {}
 
     def run(self) -> None:
-        """Return when every shard is there, and measured where a gate asks for it.
+        """Return when every shard is there, and measured where there is a gate.
 
-        Raises ValueError where a tar is there that is not sound.
+        Raises ValueError where a tar is damaged.
         """
-        gate, there = self.plan.gate, finished_shards(self.plan)  # one look at the folder: there may be thousands
-        done = {shard for shard in there if gate is None or gate.is_measured(self.plan, shard)}
+        finished = self.plan.finished_shards()
+        done = {shard for shard in finished if self.gate is None or self.gate.is_measured(self.plan, shard)}
         waiting = [shard for shard in range(self.plan.num_shards) if shard not in done]
-        own = [shard for shard in waiting if shard % self.place.count == self.place.number]
+        own = [shard for shard in waiting if shard % self.share.count == self.share.index]
         for shard in own + waiting:
             self._visit(shard)
         while waiting := [shard for shard in waiting if not self._is_settled(shard)]:
-            # Not `any`: one pass looks at every claim, so that the patience with all of them runs at once.
+            # Not `any`: each pass looks at every claim, so that the patience with all of them runs at once.
             if not sum(self._visit(shard) for shard in waiting):
                 time.sleep(_POLL_S)
-        if self._unsound:
-            lines = "\n".join(f"  {what}" for what in self._unsound.values())
+        if self._damaged:
+            lines = "\n".join(f"  {what}" for what in self._damaged.values())
             raise ValueError(
-                f"{len(self._unsound)} of {self.plan.num_shards} shards are not sound, all others are there; run the "
+                f"{len(self._damaged)} of {self.plan.num_shards} shards are damaged, all others are there; run the "
                 f"same with --repair to put them into quarantine and make them again\n{lines}"
             )
 
     def _is_settled(self, shard: int) -> bool:
-        return shard in self._unsound or self.plan.is_done(shard)
+        return shard in self._damaged or is_done(self.plan, self.gate, shard)
 
     def _visit(self, shard: int) -> bool:
-        """See to a shard unless it is there or another worker is at it; whether something was done."""
+        """Make or complete a shard unless it is done or claimed by another worker; whether there was work."""
         if self._is_settled(shard) or not self._claims.take(shard):
             return False
         try:
             if not self.plan.tar(shard).exists():
                 self._make(shard)
-            elif not self.plan.is_there(shard):
+            elif not self.plan.is_finished(shard):
                 self._adopt(shard)
-            if self.plan.is_there(shard) and not self._is_settled(shard):
+            # Another worker may have published the tar first, and not yet its sidecar: then there is a next visit.
+            if self.plan.is_finished(shard) and not self._is_settled(shard):
                 self._measure(shard)
         finally:
             self._claims.release(shard)
@@ -84,7 +105,7 @@ class Worker:
             return sidecar_facts(info, indices) | made
 
         try:
-            won = publish_shard(
+            is_first = publish_shard(
                 self.plan.folder,
                 shard,
                 self.maker.pairs(indices, before_each),
@@ -95,25 +116,24 @@ class Worker:
                 facts=facts,
             )
         except _MadeElsewhere:
-            won = False
-        self.progress.finish(len(indices) if won else 0)
+            is_first = False
+        self.progress.count(len(indices) if is_first else 0)
 
     def _measure(self, shard: int) -> None:
-        """Measure a shard for the gate."""
         try:
-            self.plan.gate.measure(self.plan, shard, lambda: self._claims.beat(shard))
-        except UNSOUND as error:
-            self._unsound[shard] = f"{self.plan.tar(shard)}: {error}"
+            self.gate.measure(self.plan, shard, lambda: self._claims.beat(shard))
+        except DAMAGE_ERRORS as error:
+            self._damaged[shard] = f"{self.plan.tar(shard)}: {error}"
 
     def _adopt(self, shard: int) -> None:
-        """Derive the sidecar of a tar that has none, after its maker died between the two."""
+        """Derive the sidecar of a tar that has none, because its maker died between publishing the two."""
         try:
             info = derive_sidecar(self.plan, shard, self.maker.classes)
-        except UNSOUND as error:
-            self._unsound[shard] = f"{self.plan.tar(shard)}: {error}"
+        except DAMAGE_ERRORS as error:
+            self._damaged[shard] = f"{self.plan.tar(shard)}: {error}"
             return
         if publish_sidecar(self.plan.tar(shard), info):
-            say(f"generate: {info.file} had no sidecar; it is whole, and now has one")
+            say(f"generate: {info.file} had no sidecar; it is intact, and now has one")
 
 
 class _MadeElsewhere(Exception):

@@ -16,13 +16,15 @@ from worlds import with_teacher
 from dakd.config import GateConfig, ShareBounds, build_config
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, verify
+from dakd.generate import gate_measures
 from dakd.generate import worker as working
 from dakd.generate.gate import Gate
+from dakd.generate.gate_measures import GateMeasures, Labeller, mean_entropy, measure
+from dakd.generate.gate_quotas import SURPLUS, Quotas
 from dakd.generate.generate import generate, repair
 from dakd.generate.generate import verify as verify_set
-from dakd.generate.measures import Student, mean_entropy, measure
-from dakd.generate.quotas import SURPLUS, Quotas
-from dakd.generate.survey import open_plan, status
+from dakd.generate.plan import open_plan
+from dakd.generate.status import status
 from dakd.models.registry import build_student
 from dakd.runtime.files import file_hash
 from dakd.weights import save_student
@@ -56,7 +58,7 @@ def test_measures_are_a_function_of_the_sample_alone():
     measure(sample(label_with(oil=4000), seed=5), OSD_CLASSES, cfg)
     assert measure(one, OSD_CLASSES, cfg) == first
     assert np.array_equal(one.sar, before[0]) and np.array_equal(one.soft_label, before[1])
-    assert first["class_pixels"] == [4096 - 120, 0, 0, 20, 100] and first["agreement"] is None
+    assert first.class_pixels == [4096 - 120, 0, 0, 20, 100] and first.agreement is None
 
 
 def test_entropy_is_that_of_softmax_in_nats():
@@ -77,16 +79,16 @@ def student_file(tmp_path):
 
 
 def test_agreement_is_the_mean_iou_over_the_classes_that_either_label_holds(student_file, monkeypatch):
-    cfg = GateConfig(student=str(student_file), presence_pixels=8)
-    student = Student(student_file, OSD_CLASSES, torch.device("cpu"))
+    cfg = GateConfig(student=str(student_file))
+    student = Labeller(student_file, OSD_CLASSES, torch.device("cpu"))
     truth, predicted = label_with(ship=100), label_with(ship=50, oil=5)
     one = sample(truth)
     again = [student.label(one.sar) for _ in range(2)]
     assert np.array_equal(*again) and again[0].shape == (64, 64)
-    monkeypatch.setattr(Student, "label", lambda self, sar: predicted)
+    monkeypatch.setattr(Labeller, "label", lambda self, sar: predicted)
     # Pixels of both over pixels of either, of sea and of ship; the five of oil are a speck.
     wanted = (3996 / 4041 + 50 / 100) / 2
-    assert measure(one, OSD_CLASSES, cfg, student)["agreement"] == pytest.approx(wanted, abs=1e-6)
+    assert measure(one, OSD_CLASSES, cfg, student).agreement == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_student_of_other_classes_is_refused(student_file, tmp_path):
@@ -94,7 +96,7 @@ def test_a_student_of_other_classes_is_refused(student_file, tmp_path):
 
     other = ClassTable(("a", "b", "c", "d", "e"), OSD_CLASSES.colours)
     with pytest.raises(ValueError, match="knows the classes sea, oil"):
-        Student(student_file, other, torch.device("cpu"))
+        Labeller(student_file, other, torch.device("cpu"))
 
 
 # --- bounds and quotas ------------------------------------------------------------------------------------------------
@@ -112,7 +114,6 @@ def gate(**settings) -> Gate:
         ({"entropy": {"at_most": 0.001}}, ["entropy"]),
         ({"enl": {"at_least": 50}}, ["ENL"]),
         ({"enl": {"at_most": 5}, "areas": {"land": {"at_most": 0.01}}}, ["ENL", "area of land"]),
-        ({"enl": {"at_most": 5}, "enl_min_windows": 999}, []),
         ({"areas": {"land": {"at_most": 0.1}}, "entropy": {"at_least": 0.0, "at_most": 0.1}}, []),
     ],
 )
@@ -123,8 +124,15 @@ def test_a_candidate_is_refused_with_every_bound_that_it_breaks(settings, reason
 
 def test_agreement_is_bounded_where_it_was_measured():
     bounded = gate(agreement={"at_least": 0.6}, student=__file__)
-    measures = {"class_pixels": [1, 0, 0, 0, 0], "entropy": 0.0, "enl": None, "agreement": 0.59}
-    assert bounded.refuse(measures) == ["agreement"] and bounded.refuse(measures | {"agreement": 0.6}) == []
+    measures = GateMeasures(class_pixels=[1, 0, 0, 0, 0], entropy=0.0, enl=None, agreement=0.59)
+    assert bounded.refuse(measures) == ["agreement"] and bounded.refuse(measures._replace(agreement=0.6)) == []
+
+
+def test_an_image_with_too_few_windows_for_an_enl_is_not_judged_by_it(monkeypatch):
+    bounded, one = gate(enl={"at_most": 5}), sample(label_with())
+    assert bounded.refuse(measure(one, OSD_CLASSES, bounded.cfg)) == ["ENL"]
+    monkeypatch.setattr(gate_measures, "LOOKS_MIN_WINDOWS", 999)
+    assert bounded.refuse(measure(one, OSD_CLASSES, bounded.cfg)) == []
 
 
 def candidates(count: int, seed: int, rates: dict[str, float]) -> list[set[str]]:
@@ -163,7 +171,7 @@ def test_a_candidate_that_serves_two_quotas_counts_for_both_and_places_are_held_
     assert filled(quotas, 4, [{"sea"}, {"ship"}, {"sea"}, {"ship"}, {"oil"}, {"ship"}, {"oil"}]) == [1, 4, 5, 6]
 
 
-def test_what_was_kept_does_not_depend_on_the_candidates_that_follow():
+def test_the_kept_candidates_do_not_depend_on_those_that_follow():
     quotas = {"ship": share(0.1)}
     offered = candidates(3000, 0, {"ship": 0.02})
     kept = filled(quotas, 60, offered)
@@ -185,7 +193,7 @@ def test_quotas_that_no_set_can_meet_are_refused_at_once():
         gate(quotas={"boat": {"at_least": 0.1}})
 
 
-def test_mistakes_in_the_section_are_told_by_name():
+def test_mistakes_in_the_section_are_named():
     with pytest.raises(ValueError, match=r"quotas\.ship\.atleast: unknown key; did you mean 'at_least'"):
         build_config({"name": "x", "generate": {"gate": {"quotas": {"ship": {"atleast": 0.1}}}}})
     with pytest.raises(ValueError, match="agreement is bounded but there is no student"):
@@ -198,8 +206,14 @@ def test_mistakes_in_the_section_are_told_by_name():
 
 
 def gated(run, num_samples=5, **gate):
-    settings = {"enabled": True, "enl_window": 4} | gate
+    settings = {"enabled": True} | gate
     return with_teacher(run, num_samples=num_samples, deterministic=True, gate=settings)
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    """The pairs of these tests are of 16 x 16 pixels."""
+    monkeypatch.setattr(gate_measures, "LOOKS_WINDOW", 4)
 
 
 def median_entropy(folder) -> float:
@@ -239,7 +253,7 @@ def test_the_set_has_n_kept_pairs_and_further_shards_are_made_for_them(whole_set
     assert f"keeps 5 of {len(found)} candidates" in status(config)
 
 
-def test_another_gate_chooses_anew_without_making_shards_or_measures_again(bound, tmp_path, monkeypatch, on_the_cpu):
+def test_another_gate_chooses_again_without_making_shards_or_measures_again(bound, tmp_path, monkeypatch, on_the_cpu):
     run = tmp_path / "run"
     folder = generate(gated(run, **bound))
     before = {path: path.stat().st_ino for path in [*folder.glob("shard-*"), *folder.glob("measures/*/*")]}
@@ -259,7 +273,8 @@ def test_another_gate_chooses_anew_without_making_shards_or_measures_again(bound
         assert not (folder / "verdicts.jsonl").exists() and "gate" not in ShardSet(folder).index["provenance"]
         generate(gated(run, **bound))
         assert ShardSet(folder).index["fingerprint"] == strict
-    config = gated(run, **bound, presence_pixels=3)  # measures of its own
+    monkeypatch.setattr(gate_measures, "PRESENCE_PIXELS", 3)  # measures of their own
+    config = gated(run, **bound)
     generate(config)
     assert len(list(folder.glob("measures/*"))) == 2 and ShardSet(folder).index["fingerprint"] == strict
     verify_set(config)
@@ -297,21 +312,22 @@ def test_workers_in_any_order_and_after_kills_keep_the_same(bound, tmp_path, on_
     verify_set(config)
 
 
-def test_too_many_refusals_end_with_their_reasons_and_a_looser_gate_goes_on(tmp_path, on_the_cpu):
+def test_too_many_refusals_end_with_their_reasons_and_a_looser_gate_resumes(tmp_path, on_the_cpu):
     config = gated(tmp_path / "run", max_candidates=2, entropy={"at_most": 0.0}, areas={"ship": {"at_least": 1}})
-    with pytest.raises(ValueError, match=r"0 of 5 pairs are kept of 12 candidates, and .* allows no more") as told:
+    with pytest.raises(ValueError, match=r"0 of 5 pairs are kept of 12 candidates, and .* allows no more") as error:
         generate(config)
-    assert "12 refused: entropy and area of ship" in str(told.value)
+    assert "12 refused: entropy and area of ship" in str(error.value)
     assert len(list((tmp_path / "run" / "generate").glob("shard-*.tar"))) == 4
     assert len(ShardSet(generate(gated(tmp_path / "run")))) == 5
 
 
-def test_quotas_hold_in_a_generated_set(tmp_path, on_the_cpu):
-    """Half of the pairs shall hold many pixels of a class that few of them have."""
+def test_quotas_hold_in_a_generated_set(tmp_path, on_the_cpu, monkeypatch):
+    """Half of the pairs have to hold many pixels of a class that few candidates have."""
     plain = ShardSet(generate(with_teacher(tmp_path / "run", num_samples=24, deterministic=True)))
     areas = np.stack([np.bincount(plain.read(i).soft_label.argmax(0).ravel(), minlength=5) for i in range(24)])
     name, threshold = OSD_CLASSES.names[1], int(np.sort(areas[:, 1])[18])
-    config = gated(tmp_path / "run", 8, presence_pixels=threshold, quotas={name: {"at_least": 0.5}}, max_candidates=20)
+    monkeypatch.setattr(gate_measures, "PRESENCE_PIXELS", threshold)
+    config = gated(tmp_path / "run", 8, quotas={name: {"at_least": 0.5}}, max_candidates=20)
     shards = ShardSet(generate(config))
     held = [np.sum(shards.read(i).soft_label.argmax(0) == 1) >= threshold for i in range(len(shards))]
     assert len(held) == 8 and sum(held) >= 4
@@ -336,15 +352,15 @@ def test_damaged_measures_and_verdicts_are_found_named_and_made_again(bound, tmp
         second.unlink()
     else:
         (folder / "verdicts.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match=r"^1 faults in") as told:
+    with pytest.raises(ValueError, match=r"^1 faults in") as error:
         verify_set(config)
-    assert ("verdicts.jsonl" if damage == "verdicts" else "shard-000001") in str(told.value)
+    assert ("verdicts.jsonl" if damage == "verdicts" else "shard-000001") in str(error.value)
     repair(config)
     verify_set(config)
     assert second.read_text() == content and ShardSet(folder).index == wanted
 
 
-def test_a_damaged_shard_beyond_the_first_round_is_found_and_mended_with_one_within(bound, tmp_path, on_the_cpu):
+def test_a_damaged_shard_beyond_the_first_round_is_found_and_repaired_with_one_within(bound, tmp_path, on_the_cpu):
     config = gated(tmp_path / "run", **bound)
     folder = generate(config)
     wanted = ShardSet(folder).index
@@ -360,7 +376,7 @@ def test_a_damaged_shard_beyond_the_first_round_is_found_and_mended_with_one_wit
     assert ShardSet(folder).index == wanted
 
 
-def test_a_student_takes_part_and_its_weights_are_told(student_file, tmp_path, on_the_cpu):
+def test_a_student_takes_part_and_its_weights_are_recorded(student_file, tmp_path, on_the_cpu):
     config = gated(tmp_path / "run", 3, student=str(student_file), agreement={"at_least": 0.0})
     folder = generate(config)
     assert all(0 <= verdict["agreement"] <= 1 for verdict in verdicts(folder))

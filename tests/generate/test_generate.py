@@ -37,7 +37,7 @@ def test_shards_hold_the_number_of_pairs_asked_for(generated):
     assert (folder / "contact_sheet.png").stat().st_size > 0
 
 
-def test_a_record_tells_where_it_comes_from(generated):
+def test_a_record_holds_its_provenance(generated):
     config, folder = generated
     sample = ShardSet(folder).read(5)
     assert sample.key == "synthetic-00000005" and sample.label is None
@@ -46,7 +46,7 @@ def test_a_record_tells_where_it_comes_from(generated):
     assert sample.meta == {"index": 5, **ShardSet(folder).index["provenance"]}
 
 
-def test_a_sidecar_and_its_line_of_the_manifest_tell_how_the_shard_was_made(generated):
+def test_a_sidecar_and_its_line_of_the_manifest_say_how_the_shard_was_made(generated):
     config, folder = generated
     sidecars = [json.loads((folder / f"shard-{shard:06d}.json").read_text()) for shard in range(3)]
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
@@ -208,7 +208,7 @@ def test_in_bf16_pairs_stay_near_those_of_fp32(tmp_path):
     assert not np.array_equal(grey, made["fp32", 4][0])  # bf16 was at work
 
 
-def test_deterministic_shards_are_bitwise_equal_and_tell_their_micro_batch(tmp_path):
+def test_deterministic_shards_are_bitwise_equal_and_record_their_micro_batch(tmp_path):
     folders = [generate(with_teacher(tmp_path / name, deterministic=True)) for name in ("a", "b")]
     for path in sorted(folders[0].glob("*.tar")):
         assert path.read_bytes() == (folders[1] / path.name).read_bytes()

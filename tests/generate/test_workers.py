@@ -21,9 +21,9 @@ from dakd.data.shards import ShardSet
 from dakd.generate import worker as working
 from dakd.generate.claims import Claims, clear_dead_claims, living_claims
 from dakd.generate.generate import generate, verify
-from dakd.generate.plan import Place, place_from_environment
-from dakd.generate.progress import Progress
-from dakd.generate.survey import open_plan
+from dakd.generate.plan import open_plan
+from dakd.generate.status import Progress
+from dakd.generate.worker import Share, share_from_environment
 from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import format_count
 
@@ -127,7 +127,7 @@ def kill_at(count: int, folder: Path) -> None:
     sys.addaudithook(hook)
 
 
-def whatever_is_published_is_whole(folder, whole_set) -> None:
+def assert_published_files_are_whole(folder, whole_set) -> None:
     wanted = tars(whole_set / "generate")
     assert all(wanted[name] == found for name, found in tars(folder).items())
     for sidecar in folder.glob("shard-*.json"):
@@ -139,7 +139,7 @@ def whatever_is_published_is_whole(folder, whole_set) -> None:
 
 
 @pytest.mark.slow
-def test_a_kill_before_any_touch_of_a_file_leaves_what_is_whole_and_the_next_worker_finishes(
+def test_a_kill_before_any_touch_of_a_file_leaves_whole_files_and_the_next_worker_finishes(
     new_set, tmp_path, whole_set
 ):
     """One after the other, all of them, from the first to the last."""
@@ -151,14 +151,14 @@ def test_a_kill_before_any_touch_of_a_file_leaves_what_is_whole_and_the_next_wor
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-        whatever_is_published_is_whole(folder, whole_set)
+        assert_published_files_are_whole(folder, whole_set)
         generate(config)
         verify(config)
         assert tars(folder).items() <= tars(whole_set / "generate").items() and len(tars(folder)) == 2
     assert 40 < count < 999
 
 
-def test_a_worker_that_hangs_is_overtaken_and_harms_nothing_when_it_goes_on(new_set, tmp_path, whole_set, monkeypatch):
+def test_a_worker_that_hangs_is_overtaken_and_replaces_nothing_when_it_resumes(new_set, tmp_path, whole_set):
     config = new_set(tmp_path / "run", claim_patience_s=0.3)
     claims = tmp_path / "run" / "generate" / "claims"
 
@@ -196,7 +196,7 @@ def test_two_workers_that_ignore_claims_and_race_for_every_shard_publish_each_on
 
 
 def test_a_clock_that_jumps_changes_nothing(new_set, tmp_path, whole_set):
-    """The wall clock runs wildly; files get times of the past and of the future."""
+    """The wall clock jumps; files get times of the past and of the future."""
 
     def jump():
         chance = random.Random(os.getpid())
@@ -240,7 +240,7 @@ def test_a_claim_of_no_possible_process_and_files_that_are_no_claims_hold_nobody
     claims = Claims(tmp_path, patience_s=0)
     (claims.folder / "000004").write_text(f"{socket.gethostname()} {pid}\n")
     (claims.folder / "000005 (copy)").write_text("")
-    claims.is_stale(4)  # begins to watch what it cannot tell
+    claims.is_stale(4)  # begins to watch an owner that it cannot judge
     assert claims.take(4) and living_claims(tmp_path) == [4] and clear_dead_claims(tmp_path) == 0
 
 
@@ -268,32 +268,34 @@ def test_a_full_disk_leaves_no_claim_without_an_owner(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "share"),
     [
-        ({}, Place(0, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "8"}, Place(3, 8)),
-        ({"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "5"}, Place(2, 5)),
+        ({}, Share(0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, Share(3, 8)),
+        ({"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "5"}, Share(2, 5)),
         ({"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_STEP": "2",
-          "SLURM_ARRAY_TASK_COUNT": "5"}, Place(2, 5)),
-        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "3", "RANK": "1", "WORLD_SIZE": "4"}, Place(5, 12)),
+          "SLURM_ARRAY_TASK_COUNT": "5"}, Share(2, 5)),
+        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "3", "RANK": "1", "WORLD_SIZE": "4"}, Share(5, 12)),
     ],
 )  # fmt: skip
-def test_launchers_tell_a_worker_where_to_start(monkeypatch, environment, place):
+def test_launchers_give_a_worker_its_share(monkeypatch, environment, share):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert place_from_environment() == place
+    assert share_from_environment() == share
 
 
 def test_tasks_of_an_array_start_apart_and_the_last_ones_work_is_swept_up(new_set, tmp_path, whole_set):
     """Of four tasks two are never started; with their claims, the other two make no shard twice."""
     config, made = new_set(tmp_path / "run"), tmp_path / "made"
-    make = working.Worker._make
+    make, first_shard = working.Worker._make, CONTEXT.Barrier(2)
 
     def noting(self, shard):
+        if shard == self.share.index:
+            first_shard.wait(120)  # both are at their first one: a slow start leaves not all shards to the other
         with open(made, "a") as stream:
-            stream.write(f"{self.place.number} {shard}\n")
+            stream.write(f"{self.share.index} {shard}\n")
         make(self, shard)
 
     def note():
@@ -310,7 +312,7 @@ def test_tasks_of_an_array_start_apart_and_the_last_ones_work_is_swept_up(new_se
     assert [next(shard for worker, shard in visits if worker == own) for own in (1, 3)] == [1, 3]
 
 
-def test_reports_tell_rates_of_one_and_all_what_is_left_and_how_large_it_will_be(copy_of_set):
+def test_reports_give_the_rates_of_one_and_all_workers_the_time_left_and_the_final_size(copy_of_set):
     config, folder = copy_of_set
     for shard in (1, 2, 3):
         for suffix in ("tar", "json"):
@@ -320,7 +322,7 @@ def test_reports_tell_rates_of_one_and_all_what_is_left_and_how_large_it_will_be
     for shard in (1, 2):
         for suffix in ("tar", "json"):
             (folder / f"gone-{shard}.{suffix}").rename(folder / f"shard-{shard:06d}.{suffix}")
-    progress.finish(3)  # one of the two is this worker's
+    progress.count(3)  # one of the two is this worker's
     line = progress.line(2, 10.0)
     assert line.startswith("generate  shards 3/4  0.5 img/s here, 0.8 in all  eta 1s  ")
     tar_bytes = (folder / "shard-000000.tar").stat().st_size

@@ -18,8 +18,9 @@ from dakd.data.lookup import BadRecord
 from dakd.data.reading import OrderedRecords
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet
+from dakd.generate.faults import find_faults
 from dakd.generate.generate import repair
-from dakd.generate.survey import find_faults, open_plan
+from dakd.generate.plan import open_plan
 
 # Facts of a sidecar that no other file repeats: damage to them cannot be noticed, and harms nothing.
 _UNCHECKED_FACTS = ("device", "commit", "images_per_s")

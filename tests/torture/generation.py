@@ -17,8 +17,9 @@ from torture.victim import Victim, wait_until
 from dakd.config import Config
 from dakd.data import publish as publishing
 from dakd.generate.claims import Claims
+from dakd.generate.faults import clear_away
 from dakd.generate.generate import generate
-from dakd.generate.survey import clear_away, open_plan
+from dakd.generate.plan import open_plan
 from dakd.runtime.files import left_overs
 
 _WORKERS = 3

@@ -15,8 +15,9 @@ from torture.trials import Findings
 from dakd.config import Config, ScheduleConfig, build_config
 from dakd.data.sample import OSD_CLASSES
 from dakd.data.shards import ShardSet
+from dakd.generate.faults import find_faults
 from dakd.generate.generate import generate
-from dakd.generate.survey import find_faults, open_plan
+from dakd.generate.plan import open_plan
 from dakd.generate.teacher import teacher_file_name
 from dakd.models.jointnet import SARJointNet
 from dakd.weights import save_weights

@@ -1,4 +1,7 @@
-"""`dakd sample`: pairs of a weights file in a folder, without an experiment. Large sets are the step generate's."""
+"""`dakd sample`: pairs from a teacher's weights file, written to a folder. It needs no experiment.
+
+Large sets are made by the step `generate`, with many workers.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ def sample_to_folder(
     overwrite: bool = False,
     **settings: Any,
 ) -> Path:
-    """Write `num` pairs of a teacher to a folder: shards with an index, and contact_sheet.png; the folder.
+    """Write `num` pairs of a teacher to a folder, as shards with an index and contact_sheet.png; return the folder.
 
     size, steps, seed, first, settings: see `Teacher.sample`; the pairs are those of `dakd generate`.
-    pictures: write KEY_sar.png and KEY_class.png (the likeliest class, as a palette picture) of each pair too.
-    Raises ValueError where the folder holds a set of shards already, unless it may be replaced.
+    pictures: also write KEY_sar.png and KEY_class.png (the likeliest class, as a palette picture) of each pair.
+    Raises ValueError where the folder already holds a set of shards, unless `overwrite` is set.
     """
     out_dir = Path(out_dir)
     teacher = Teacher(weights, device)

@@ -1,4 +1,4 @@
-"""What the gate measures of a candidate: class areas, entropy, ENL, and how far a student agrees with the teacher.
+"""The gate's measures of a candidate: class areas, entropy, ENL, and how far a student agrees with the teacher.
 
 Every measure is a function of the sample as its shard stores it, of the gate's settings and of the student's weights.
 """
@@ -6,6 +6,7 @@ Every measure is a function of the sample as its shard stores it, of the gate's 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,17 +16,30 @@ from dakd.data.records import hard_label
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.transforms import to_student
 from dakd.metrics.confusion import ConfusionMatrix
-from dakd.metrics.speckle import equivalent_looks
+from dakd.metrics.speckle import LOOKS_MIN_WINDOWS, LOOKS_WINDOW, equivalent_looks
 from dakd.runtime.files import file_hash
 from dakd.weights import load_student
 
-_DIGITS = 6  # beyond them measures differ between devices
+PRESENCE_PIXELS = 8  # an image with fewer pixels of a class does not count as holding it
+_DIGITS = 6  # after the point; further ones differ between devices
 
 
-class Student:
-    """A student of a weights file, as one who labels images.
+class GateMeasures(NamedTuple):
+    """The measures of a candidate.
 
-    Raises ValueError where it knows other classes than the teacher.
+    class_pixels: pixels of each class, by the likeliest one.  entropy: nats.  enl, agreement: None where not measured.
+    """
+
+    class_pixels: list[int]
+    entropy: float
+    enl: float | None
+    agreement: float | None
+
+
+class Labeller:
+    """A student from its weights file, which labels images.
+
+    Raises ValueError where its classes are not the teacher's.
     """
 
     def __init__(self, path: str | Path, classes: ClassTable, device: torch.device) -> None:
@@ -45,29 +59,28 @@ class Student:
 
 
 def measuring_settings(cfg: GateConfig) -> dict:
-    """What of the settings changes a measure; the bounds do not."""
+    """The settings and constants that change a measure; the bounds do not."""
     return {
         "enl_class": cfg.enl_class,
-        "enl_window": cfg.enl_window,
-        "enl_min_windows": cfg.enl_min_windows,
-        "presence_pixels": cfg.presence_pixels,
+        "enl_window": LOOKS_WINDOW,
+        "enl_min_windows": LOOKS_MIN_WINDOWS,
+        "presence_pixels": PRESENCE_PIXELS,
         "student": None if cfg.student is None else file_hash(cfg.student),
     }
 
 
-def measure(sample: Sample, classes: ClassTable, cfg: GateConfig, student: Student | None = None) -> dict:
-    """The measures of a sample with a soft label, rounded to six digits after the point.
-
-    class_pixels: pixels by class of the likeliest one.  entropy: nats.  enl, agreement: None where not measured.
-    """
+def measure(sample: Sample, classes: ClassTable, cfg: GateConfig, student: Labeller | None = None) -> GateMeasures:
+    """The measures of a sample with a soft label, rounded to six digits after the point."""
     label = hard_label(sample)
-    region = _region(label, classes, cfg)
-    return {
-        "class_pixels": np.bincount(label.ravel(), minlength=classes.num_classes).tolist(),
-        "entropy": _rounded(mean_entropy(sample.soft_label)),
-        "enl": _rounded(equivalent_looks(sample.sar, region, cfg.enl_window, cfg.enl_min_windows)),
-        "agreement": _rounded(_agreement(student.label(sample.sar), label, classes, cfg) if student else None),
-    }
+    is_enl_class = np.zeros(label.shape, bool)  # a table without that class has no ENL
+    if cfg.enl_class in classes.names:
+        is_enl_class = label == classes.id_of(cfg.enl_class)
+    return GateMeasures(
+        class_pixels=np.bincount(label.ravel(), minlength=classes.num_classes).tolist(),
+        entropy=round(mean_entropy(sample.soft_label), _DIGITS),
+        enl=_rounded(equivalent_looks(sample.sar, is_enl_class, LOOKS_WINDOW, LOOKS_MIN_WINDOWS)),
+        agreement=_rounded(_agreement(student.label(sample.sar), label, classes) if student else None),
+    )
 
 
 def mean_entropy(logits: np.ndarray) -> float:
@@ -79,24 +92,17 @@ def mean_entropy(logits: np.ndarray) -> float:
     return float(np.mean(np.log(total) - (weights * shifted).sum(axis=0) / total, dtype=np.float64))
 
 
-def held_classes(class_pixels: np.ndarray | list[int], cfg: GateConfig) -> list[int]:
+def held_classes(class_pixels: np.ndarray | list[int]) -> list[int]:
     """The ids of the classes that an image holds, by its pixels of each."""
-    return [number for number, count in enumerate(class_pixels) if count >= cfg.presence_pixels]
+    return [number for number, count in enumerate(class_pixels) if count >= PRESENCE_PIXELS]
 
 
-def _region(label: np.ndarray, classes: ClassTable, cfg: GateConfig) -> np.ndarray:
-    """Where ENL is measured; nowhere where the table has no such class."""
-    if cfg.enl_class not in classes.names:
-        return np.zeros(label.shape, bool)
-    return label == classes.id_of(cfg.enl_class)
-
-
-def _agreement(predicted: np.ndarray, label: np.ndarray, classes: ClassTable, cfg: GateConfig) -> float:
-    """mIoU over the classes that either label holds; specks of others count as errors of these alone."""
+def _agreement(predicted: np.ndarray, label: np.ndarray, classes: ClassTable) -> float:
+    """mIoU over the classes that either label holds; specks of other classes count only as errors of these."""
     held = {
         number
         for one in (predicted, label)
-        for number in held_classes(np.bincount(one.ravel(), minlength=classes.num_classes), cfg)
+        for number in held_classes(np.bincount(one.ravel(), minlength=classes.num_classes))
     }
     matrix = ConfusionMatrix(classes.num_classes).update(torch.as_tensor(predicted), torch.as_tensor(label))
     scores = matrix.scores(classes).per_class

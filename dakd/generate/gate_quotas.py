@@ -1,7 +1,8 @@
-"""The second pass of the gate: which of the sound candidates make the set, so that it fulfils its quotas.
+"""The gate's quotas: which of the candidates within all bounds make the set, so that it has its shares of each class.
 
-One look at each candidate in the order of their numbers. What is decided of one depends on those before it alone, so
-that candidates beyond the last kept one change nothing, whoever made them and however many there are.
+Each candidate is looked at once, in the order of the indices, and the decision depends only on those before it. So the
+result is a function of the candidates up to the last kept one: neither further candidates nor the workers that made
+them, nor the order in which they were made, can change it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ SURPLUS = "surplus"  # the set was full before
 
 
 class Quotas:
-    """Takes candidates for a set of `num_samples` images, of which bounded shares shall hold each class.
+    """Takes candidates for a set of `num_samples` images, of which shares within bounds hold each class.
 
     quotas: by class. A set that becomes full has at least ceil(at_least * num_samples) and at most
-    floor(at_most * num_samples) images with the class. Its beginnings keep to the shares as near as may be: where a
-    class is due, candidates without any class that is due have to wait.
+    floor(at_most * num_samples) images with the class. Its beginnings keep to the shares as nearly as possible: where
+    images of a class are due, candidates without any class that is due are refused.
     Raises ValueError where the least numbers, rounded up, are more than `num_samples` or than the largest ones.
     """
 
@@ -47,7 +48,7 @@ class Quotas:
         return self.num_kept == self.num_samples
 
     def offer(self, held: set[str]) -> list[str]:
-        """Keep a candidate that holds these classes, or say why not; an empty list means that it is kept."""
+        """Keep a candidate that holds these classes, or return the reasons against it; none means that it is kept."""
         if self.is_full:
             return [SURPLUS]
         reasons = self._refuse(held)
@@ -61,6 +62,7 @@ class Quotas:
         full = [name for name in self._quotas if name in held and self._counts[name] >= self._allowed[name]]
         if full:
             return [f"more {name} than its quota" for name in full]
+        # Due is a class whose least share the set with one more image would miss.
         due = [
             name
             for name, quota in self._quotas.items()
@@ -71,10 +73,11 @@ class Quotas:
         missing = [name for name, wanted in self._wanted.items() if self._counts[name] < wanted]
         free = self.num_samples - self.num_kept
         if not due and not held.intersection(missing):
-            # Every place that is left is spoken for: one for each image that a class still lacks.
+            # No free place may go to another image once each is needed for one that a class still lacks.
             due = missing if free <= sum(self._wanted[name] - self._counts[name] for name in missing) else []
         if due:
             return [f"fewer {name} than its quota" for name in due]
+        # Early is a class whose largest share is reached for a set of this size, though not for the full one.
         early = [
             name
             for name, quota in self._quotas.items()

@@ -1,0 +1,90 @@
+"""The files of a finished set: index.json, manifest.jsonl, a contact sheet, and verdicts.jsonl where there is a gate.
+
+All are functions of the sidecars and of the gate's measures, and each is written whole, so two workers that finish at
+once write the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from dakd.data.indexing import write_index
+from dakd.data.pictures import contact_sheet
+from dakd.data.sample import ClassTable, Sample
+from dakd.data.shards import ShardSet
+from dakd.generate.gate import Gate, judge
+from dakd.generate.plan import GenerationPlan, Selection
+from dakd.generate.sidecar import checked_sidecar, manifest_line
+from dakd.runtime.files import replacing
+
+_SHEET_PAIRS = 32
+_SHEET_SIDE = 96  # pixels; smaller images are magnified
+
+
+def write_summaries(plan: GenerationPlan, gate: Gate | None, selection: Selection, classes: ClassTable) -> None:
+    """Write the files of a finished set, unless they are there.
+
+    Raises ValueError where a sidecar belongs to another set.
+    """
+    index, sheet = _read_index(plan), plan.folder / "contact_sheet.png"
+    described = describe_set(plan, gate, selection)
+    is_same = index.get("num_samples") == plan.num_samples and index.get("provenance") == described["provenance"]
+    if is_same and sheet.exists():  # the sheet is the last file that is written
+        return
+    _write_lines(plan.folder / "manifest.jsonl", manifest_lines(plan), sort_keys=True)
+    if gate is None:
+        (plan.folder / "verdicts.jsonl").unlink(missing_ok=True)
+    else:
+        _write_lines(plan.folder / "verdicts.jsonl", (verdict.line for verdict in judge(plan, gate)))
+    write_index(plan.folder, classes, **described)
+    shards = ShardSet(plan.folder)
+    draw_sheet([shards.read(i) for i in range(min(_SHEET_PAIRS, len(shards)))], classes, sheet)
+
+
+def retract_summaries(plan: GenerationPlan) -> None:
+    """Remove the summaries where the index names a shard that is gone: it may come back with other bytes."""
+    missing = set(range(plan.num_shards)).difference(plan.finished_shards())
+    named = {shard["file"] for shard in _read_index(plan).get("shards", [])}
+    if named & {plan.tar(shard).name for shard in missing}:
+        remove_summaries(plan)
+
+
+def remove_summaries(plan: GenerationPlan) -> None:
+    for name in ("index.json", "manifest.jsonl", "verdicts.jsonl"):
+        (plan.folder / name).unlink(missing_ok=True)
+
+
+def describe_set(plan: GenerationPlan, gate: Gate | None, selection: Selection) -> dict:
+    """The arguments of `write_index` for this set."""
+    provenance = plan.provenance
+    if gate is not None:
+        counted = {"num_candidates": selection.num_candidates, "refused": selection.refused}
+        provenance = provenance | {"gate": gate.facts | counted}
+    return {"kind": "synthetic", "codec": provenance["codec"], "provenance": provenance, "kept": selection.places}
+
+
+def manifest_lines(plan: GenerationPlan) -> Iterable[dict]:
+    return (manifest_line(checked_sidecar(plan, shard)) for shard in range(plan.num_shards))
+
+
+def draw_sheet(samples: list[Sample], classes: ClassTable, path: Path) -> None:
+    scale = max(1, _SHEET_SIDE // samples[0].sar.shape[0])
+    with replacing(path) as aside:
+        contact_sheet(samples, classes, columns=4, scale=scale).save(aside, format="PNG")
+
+
+def _write_lines(path: Path, lines: Iterable[dict], sort_keys: bool = False) -> None:
+    with replacing(path) as aside, open(aside, "w") as stream:
+        for line in lines:
+            stream.write(json.dumps(line, sort_keys=sort_keys) + "\n")
+
+
+def _read_index(plan: GenerationPlan) -> dict:
+    """The set's index; {} where there is none, or none that can be read."""
+    try:
+        index = json.loads((plan.folder / "index.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return index if isinstance(index, dict) else {}
