@@ -1,4 +1,4 @@
-"""A small table, its plan, and a store of jobs that somebody else has done."""
+"""A small table, its plan, and a store with finished jobs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dakd.ablate.plan import Plan, make_plan
-from dakd.ablate.run import Store
+from dakd.ablate.plan import TablePlan, make_plan
+from dakd.ablate.run import JobStore
 from dakd.ablate.spec import TableSpec
 from dakd.metrics.scores import score
 
@@ -30,21 +30,21 @@ SOFT = {"name": "soft", "training_set": "real+synthetic"}
 CLASSES = ("sea", "oil")
 
 
-def plan_of(*rows: dict, seeds=(0,), overrides=(), **changes) -> Plan:
+def plan_of(*rows: dict, seeds=(0,), overrides=(), **changes) -> TablePlan:
     """The plan of a table of these rows."""
     tree = TABLE | {"rows": list(rows), "seeds": list(seeds), "reference": None, "set": {}, "small": {}} | changes
     return make_plan(TableSpec.model_validate(tree), Path("/"), False, list(overrides))
 
 
-def write_scores(store: Store, plan: Plan, row: str, seed: int, counts: np.ndarray, seconds: float = 10.0) -> None:
-    """What the jobs of a cell leave when they are done; counts: (N, K, K) of the test images."""
+def write_scores(store: JobStore, plan: TablePlan, row: str, seed: int, counts: np.ndarray) -> None:
+    """Write the results of a cell's finished jobs; counts: (N, K, K) of the test images."""
     cell = next(cell for cell in plan.cells if cell.row.name == row and cell.seed == seed)
     for job in cell.jobs["student"].chain():
-        place = store.place(job)
+        place = store.folder_of(job)
         place.mkdir(parents=True, exist_ok=True)
-        record = {"job": job.name, "commit": "abc", "device": "a CPU", "seconds": seconds}
+        record = {"job": job.name, "commit": "abc", "device": "a CPU", "seconds": 10.0}
         (place / "job.json").write_text(json.dumps(record))
-    folder = store.place(cell.jobs["student"]) / "evaluate"
+    folder = store.folder_of(cell.jobs["student"]) / "evaluate"
     folder.mkdir(exist_ok=True)
     name = cell.row.training_set
     (folder / f"{name}.json").write_text(json.dumps(score(counts.sum(axis=0), CLASSES).to_dict()))

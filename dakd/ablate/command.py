@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dakd.ablate.figures import draw_figures
 from dakd.ablate.measures import measure_of
-from dakd.ablate.plan import Plan, make_plan
-from dakd.ablate.run import Outcome, Store, work
+from dakd.ablate.plan import TablePlan, make_plan
+from dakd.ablate.run import JobStore, Unfinished, work
 from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, table_file, without_absent
 from dakd.ablate.table import write_table
 from dakd.pipeline import Stopped
@@ -19,9 +19,9 @@ from dakd.shipped import find_file, not_found
 
 
 def make_table(args: argparse.Namespace) -> int:
-    """Make a table, or resume one; 0 for a whole table, 1 where something failed.
+    """Make a table, or resume one; the exit status: 0, or 1 where a job failed.
 
-    args: of `add_options`.  Raises Preempted where it was asked to stop.
+    args: of `add_options`.  Raises Preempted after a stop request.
     """
     try:
         return _run(args)
@@ -41,19 +41,19 @@ def _run(args: argparse.Namespace) -> int:
     if args.reference in absent:
         raise ValueError(f"--reference {args.reference}: {absent[args.reference]}")
     plan = make_plan(table, file.parent, args.small, args.overrides)
-    store, folder = Store(args.store), args.out or Path("runs/ablate") / file.stem
-    outcome = Outcome()
+    store, folder = JobStore(args.store), args.out or Path("runs/ablate") / file.stem
+    unfinished = Unfinished()
     if not args.status:
         print(f"ablate: {len(plan.cells)} cells, {len(plan.jobs)} jobs, {_num_done(plan, store)} of them done")
         place, count = place_in_array()
-        outcome = work(plan, store, args.processes, first=place * len(plan.jobs) // count)
-    path = write_table(plan, store, folder, outcome.failed, absent)
+        unfinished = work(plan, store, args.processes, first=place * len(plan.jobs) // count)
+    path = write_table(plan, store, folder, unfinished.failed, absent)
     print(path.read_text())
     if args.figures:
         for picture in draw_figures(plan, store, folder / "figures"):
             print(f"ablate: {picture}")
     print(f"ablate: {_num_done(plan, store)} of {len(plan.jobs)} jobs are done; {path}, .csv, .tex")
-    return 1 if outcome.failed else 0
+    return 1 if unfinished.failed else 0
 
 
 def narrowed(
@@ -64,11 +64,10 @@ def narrowed(
     reference: str | None = None,
     measures: Sequence[str] = (),
 ) -> TableSpec:
-    """The table with these rows, data sets and seeds alone; ValueError for names that it does not have.
+    """The table with only these rows, data sets and seeds; ValueError for names that it does not have.
 
-    reference: a row in place of the table's, which is dropped where it is not among the rows chosen, or where no
-    measure is one of students.
-    measures: in place of the table's, also of those for small experiments.
+    reference: a row in place of the table's. The table's is dropped where it is not among the chosen rows, or where no
+    measure is one of students.  measures: in place of the table's and of those for small experiments.
     """
     kept = table.model_dump()
     if rows:
@@ -88,14 +87,14 @@ def narrowed(
     if measures:
         kept |= {"measures": tuple(measures), "small_measures": None}
         if reference is None and not any(measure_of(name).source == "student" for name in measures):
-            kept["reference"] = None  # a difference is one of students
+            kept["reference"] = None  # differences are between students' scores
     for row in kept["rows"]:
         row["paper"] = _shown_of_paper(row["paper"], kept["data"], kept["measures"])
-    return build_table(kept, "what was chosen of the table")
+    return build_table(kept, "the chosen part of the table")
 
 
 def _shown_of_paper(numbers: dict, datasets: Container[str], measures: Container[str]) -> dict:
-    """The paper's numbers of a row, of these data sets and measures alone."""
+    """The paper's numbers of a row, only those of these data sets and measures."""
     shown = {}
     for name, value in numbers.items():
         if isinstance(value, dict) and name in datasets:
@@ -106,7 +105,7 @@ def _shown_of_paper(numbers: dict, datasets: Container[str], measures: Container
 
 
 def with_bases(table: TableSpec, bases: Sequence[str]) -> TableSpec:
-    """The table over other experiments: FILE for all data sets, or DATA=FILE for one."""
+    """The table on other experiments: FILE for all data sets, or DATA=FILE for one."""
     for text in bases:
         name, separator, file = text.rpartition("=")
         found = find_file(file)
@@ -127,5 +126,5 @@ def _data_names(table: TableSpec) -> str:
     return ", ".join(table.data) or "one alone, without a name"
 
 
-def _num_done(plan: Plan, store: Store) -> int:
+def _num_done(plan: TablePlan, store: JobStore) -> int:
     return sum(store.is_done(job) for job in plan.jobs)

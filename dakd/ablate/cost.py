@@ -1,6 +1,6 @@
-"""What a skip module costs the whole net: parameters, multiply-adds, time and memory, as the paper's table counts them.
+"""The cost of a skip module to the whole net: parameters, multiply-adds, time and memory, as in the paper's table.
 
-Everything is given as the difference to the same net without skip modules, measured in turns with it (paper, 6.5, 7.3).
+Costs are also given as the difference to the same net without skip modules, measured in turns (paper, 6.5, 7.3).
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def _count(net: nn.Module, image: Tensor) -> dict[str, float]:
 
 
 def count_macs(net: nn.Module, *inputs: Tensor) -> float:
-    """Multiply-adds of a pass, of CAFT's those of its layers: as thop counts, without the products of its attention.
+    """Multiply-adds of a pass as thop counts them: of layers, without the products within CAFT's attention.
 
-    Its last layer, a 1x1 convolution (paper, 6.2), is folded into the op of the attention, and counted here. That CAFT
-    has its queries' 1x1 before the upsampling, where it costs a quarter, is counted as it is.
+    CAFT's last layer, a 1x1 convolution (paper, 6.2), is folded into the op of the attention, and counted here. Its
+    1x1 of the queries runs before the upsampling, where it costs a quarter, and is counted so.
     """
 
     def last_layer(q: torch.Size, k: object, v: object, t: object, weight: torch.Size, *_: object, **__: object) -> int:
@@ -71,7 +71,7 @@ def count_macs(net: nn.Module, *inputs: Tensor) -> float:
 
 
 def _time_in_turns(nets: dict[str, nn.Module], image: Tensor, runs: int) -> dict[str, float]:
-    """Mean seconds of a pass: the nets take turns, so that what slows the machine slows all of them."""
+    """Mean seconds of a pass: the nets take turns, so that a slow moment of the machine slows all of them."""
     spent: dict[str, list[float]] = {name: [] for name in nets}
     for turn in range(_WARM_UPS + runs):
         for name, net in nets.items():
@@ -90,7 +90,7 @@ def _wait(device: torch.device) -> None:
 
 
 def peak_bytes(net: nn.Module, image: Tensor) -> int:
-    """The most bytes of tensors alive at a time in a pass, beyond those that were there before it."""
+    """The most bytes of tensors alive at one time in a pass, beyond those that were there before it."""
     if image.is_cuda:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -103,7 +103,7 @@ def peak_bytes(net: nn.Module, image: Tensor) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operators return, for as long as each lives; what operators use within is not seen.
+    """Adds up the storages that operators return, as long as each lives; memory within operators is not seen.
 
     Storages of `known` (modules or tensors) are not counted.
     """

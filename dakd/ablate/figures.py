@@ -1,8 +1,8 @@
-"""The paper's figures, from one's own runs: what a table's done jobs can show.
+"""The paper's figures from our own runs, as far as the jobs of a table are done.
 
     noising.png       the mask and the image over t, with and without the balancing factor (paper, section on b)
     pairs.png         pairs of the table's generators, side by side
-    predictions.png   the table's students on test images, beside the truth; skip modules where these are the rows
+    predictions.png   the predictions of the table's students on test images, below the truth
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dakd.ablate.plan import Cell, Job, Plan
-from dakd.ablate.run import Store
+from dakd.ablate.plan import Cell, Job, TablePlan
+from dakd.ablate.run import JobStore
 from dakd.data.balance import resolve_balance
 from dakd.data.pictures import colourise
 from dakd.data.sample import ClassTable, Sample
@@ -34,8 +34,8 @@ _GAP, _MARGIN = 4, 8
 _TILE = 128  # pixels, the least side of a tile
 
 
-def draw_figures(plan: Plan, store: Store, folder: Path) -> list[Path]:
-    """Draw what can be drawn from the jobs that are done; the files."""
+def draw_figures(plan: TablePlan, store: JobStore, folder: Path) -> list[Path]:
+    """Draw the figures whose jobs are done; the files."""
     written = []
     for name, draw in (("noising", _noising), ("pairs", _pairs), ("predictions", _predictions)):
         picture = draw(plan, store)
@@ -46,14 +46,14 @@ def draw_figures(plan: Plan, store: Store, folder: Path) -> list[Path]:
     return written
 
 
-def _noising(plan: Plan, store: Store) -> Image.Image | None:
+def _noising(plan: TablePlan, store: JobStore) -> Image.Image | None:
     """A training pair over t: where the mask stays readable much longer than the image, it gives the answer away."""
     job = next((job for job in plan.jobs if job.kind == "prepare" and store.is_done(job)), None)
     if job is None:
         return None
-    train = ShardSet(store.place(job) / "prepare" / "train")
+    train = ShardSet(store.folder_of(job) / "prepare" / "train")
     sample = _most_balanced(train)
-    b = resolve_balance("auto", store.place(job))
+    b = resolve_balance("auto", store.folder_of(job))
     return noising_figure(sample, b, job.config.train_jointnet.schedule.num_train_timesteps)
 
 
@@ -83,18 +83,18 @@ def noising_figure(sample: Sample, b: float, num_timesteps: int = 1000) -> Image
     return captioned_rows(rows, [f"t = {t}" for t in steps])
 
 
-def _pairs(plan: Plan, store: Store) -> Image.Image | None:
+def _pairs(plan: TablePlan, store: JobStore) -> Image.Image | None:
     """The first pairs of each row's set, from the same start noise: image above, label below."""
     rows: dict[str, list[np.ndarray]] = {}
     for cell in _first_cells(plan):
         made = _job_of(cell, "generate")
         if made is None or not store.is_done(made):
             continue
-        pairs = ShardSet(store.place(made) / "generate")
+        pairs = ShardSet(store.folder_of(made) / "generate")
         samples = [pairs.read(index) for index in range(min(NUM_PAIRS, len(pairs)))]
         rows.setdefault(_title(cell), _both(samples, pairs.classes))
     unique = {}
-    for title, tiles in rows.items():  # rows that share a set show it once
+    for title, tiles in rows.items():  # rows with the same set show it once
         if not any(np.array_equal(tiles[0], other[0]) for other in unique.values()):
             unique[title] = tiles
     return captioned_rows(unique, [f"pair {number}" for number in range(NUM_PAIRS)]) if unique else None
@@ -108,22 +108,22 @@ def _both(samples: Sequence[Sample], classes: ClassTable) -> list[np.ndarray]:
     return tiles
 
 
-def _predictions(plan: Plan, store: Store) -> Image.Image | None:
-    """Test images at even distances: image, truth, and what each row's student makes of them."""
+def _predictions(plan: TablePlan, store: JobStore) -> Image.Image | None:
+    """Evenly spaced test images, the truth, and the predictions of each row's student."""
     rows: dict[str, list[np.ndarray]] = {}
     for cell in _first_cells(plan):
         job = cell.jobs.get("student")
         if job is None or not store.is_done(job):
             continue
-        place = store.place(job)
-        held_out = ShardSet(place / "prepare" / "test")
+        folder = store.folder_of(job)
+        held_out = ShardSet(folder / "prepare" / "test")
         chosen = np.unique(np.linspace(0, len(held_out) - 1, min(NUM_IMAGES, len(held_out))).round().astype(int))
         samples = [held_out.read(int(index)) for index in chosen]
         prefix = f"{cell.dataset}: " if cell.dataset else ""
         rows.setdefault(f"{prefix}image", [np.repeat(one.sar[..., None], 3, axis=-1) for one in samples])
         rows.setdefault(f"{prefix}truth", [colourise(labels_of(one), held_out.classes) for one in samples])
         cfg = job.config.evaluate
-        student = open_student(find_students(place, cfg.weights)[cell.row.training_set], held_out.classes)
+        student = open_student(find_students(folder, cfg.weights)[cell.row.training_set], held_out.classes)
         model = at_scales(student, cfg.scales)
         rows[_title(cell)] = [_predict(model, one, held_out.classes) for one in samples]
     return captioned_rows(rows, []) if rows else None
@@ -134,7 +134,7 @@ def _predict(model: torch.nn.Module, sample: Sample, classes: ClassTable) -> np.
     return colourise(ids.to(torch.uint8).cpu().numpy(), classes)
 
 
-def _first_cells(plan: Plan) -> list[Cell]:
+def _first_cells(plan: TablePlan) -> list[Cell]:
     return [cell for cell in plan.cells if cell.seed == plan.table.seeds[0]]
 
 
@@ -161,7 +161,7 @@ def captioned_rows(rows: dict[str, list[np.ndarray]], heads: Sequence[str]) -> I
     Small tiles are magnified by a whole number, and all are brought to one width.
     """
     if not rows:
-        raise ValueError("a figure of no rows was asked for; wanted at least one")
+        raise ValueError("a figure has no rows; wanted at least one")
     font = ImageFont.load_default(15)
     first = next(iter(rows.values()))[0]
     scale = max(1, -(-_TILE // first.shape[1]))

@@ -1,4 +1,4 @@
-"""What a table can show: each measure's name, column head, unit, and where a job has written it."""
+"""The measures that a table can show: name, column head, unit, and their place in a job's result."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# Which job of a cell a measure is read from: the student's scores, those of the generated pairs, the nets' cost.
+# The job of a cell that a measure is read from: the student's scores, those of the generated pairs, the nets' cost.
 Source = Literal["student", "pairs", "cost"]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """path: of the number in the job's result, a dot between keys.  scale: to the unit shown.
+class TableMeasure:
+    """A measure.
 
-    better: which way; None where neither end is better.
+    path: keys to the number in the job's result, joined by dots.  scale: factor to the unit shown.
+    better: None where neither larger nor smaller is better.
     """
 
     title: str
@@ -29,10 +30,12 @@ class Measure:
         return self._scaled(_node(result, self.path))
 
     def read_interval(self, result: dict) -> tuple[float, float] | None:
-        """The interval that stands beside the number, in the unit shown; None where there is none."""
-        beside = _node(result, self.path.rpartition(".")[0])
-        ends = [self._scaled(beside.get(end)) for end in ("low", "high")] if isinstance(beside, dict) else [None]
-        return None if None in ends else (ends[0], ends[1])
+        """The interval of the number, in the unit shown; None where there is none."""
+        parent = _node(result, self.path.rpartition(".")[0])
+        if not isinstance(parent, dict):
+            return None
+        low, high = (self._scaled(parent.get(end)) for end in ("low", "high"))
+        return None if low is None or high is None else (low, high)
 
     def _scaled(self, value: Any) -> float | None:
         return self.scale * float(value) if isinstance(value, int | float) else None
@@ -46,26 +49,26 @@ def _node(result: Any, path: str) -> Any:
     return result
 
 
-def _scores() -> dict[str, Measure]:
+def _scores() -> dict[str, TableMeasure]:
     names = {"miou": "mIoU", "f1": "F1", "accuracy": "A", "recall": "R", "precision": "P"}
-    table = {name: Measure(title, "student", name, 100) for name, title in names.items()}
+    table = {name: TableMeasure(title, "student", name, 100) for name, title in names.items()}
     table |= {
-        f"oil_{name}": Measure(f"{title} of oil alone", "student", f"oil_convention.{name}", 100)
+        f"oil_{name}": TableMeasure(f"{title} of oil alone", "student", f"oil_convention.{name}", 100)
         for name, title in names.items()
         if name != "miou"
     }
     for short, name in (("sea", "sea"), ("oil", "oil"), ("look", "look-alike"), ("ship", "ship"), ("land", "land")):
-        table[f"iou_{short}"] = Measure(short, "student", f"per_class.{name}.iou", 100)
+        table[f"iou_{short}"] = TableMeasure(short, "student", f"per_class.{name}.iou", 100)
     for name in ("ship", "oil"):
         title = f"{name}s found" if name == "ship" else "slicks found"
-        table[f"found_{name}"] = Measure(f"{title}, %", "student", f"objects.per_class.{name}.recall", 100)
-    table["boundary_miou"] = Measure("boundary mIoU", "student", "boundary_iou.mean", 100)
-    table["ece"] = Measure("ECE, %", "student", "calibration.ece", 100, better="down")
+        table[f"found_{name}"] = TableMeasure(f"{title}, %", "student", f"objects.per_class.{name}.recall", 100)
+    table["boundary_miou"] = TableMeasure("boundary mIoU", "student", "boundary_iou.mean", 100)
+    table["ece"] = TableMeasure("ECE, %", "student", "calibration.ece", 100, better="down")
     return table
 
 
-def _pairs() -> dict[str, Measure]:
-    """Of the generated set beside the real one: a net's features, and what such a net cannot see, as distances."""
+def _pairs() -> dict[str, TableMeasure]:
+    """Of the generated set against the real one: by a net's features, and by physical measures that it cannot see."""
     of_net = {
         "fid": ("FID", "fid", 2, "down"),
         "is": ("IS", "inception_score", 3, "up"),
@@ -78,7 +81,7 @@ def _pairs() -> dict[str, Measure]:
         "pair_recall_small": ("recall (small net)", "recall_small", 3, "up"),
     }
     table = {
-        name: Measure(title, "pairs", f"fidelity.metrics.{key}.value", digits=digits, better=better)
+        name: TableMeasure(title, "pairs", f"fidelity.metrics.{key}.value", digits=digits, better=better)
         for name, (title, key, digits, better) in of_net.items()
     }
     physics = {
@@ -93,24 +96,24 @@ def _pairs() -> dict[str, Measure]:
     for name, title in physics.items():
         digits = 3 if name in ("autocorrelation", "edges") else 2
         path = f"physics.measures.{name}.distance"
-        table[name] = Measure(f"distance: {title}", "pairs", path, digits=digits, better="down")
+        table[name] = TableMeasure(f"distance: {title}", "pairs", path, digits=digits, better="down")
     return table
 
 
-def _costs() -> dict[str, Measure]:
+def _costs() -> dict[str, TableMeasure]:
     units = {"params": ("M", 1e-6), "macs": ("GMAC", 1e-9), "seconds": ("ms", 1e3), "memory": ("MB", 1e-6)}
     titles = {"params": "parameters", "macs": "multiply-adds", "seconds": "time", "memory": "memory"}
     table = {}
     for key, (unit, scale) in units.items():
-        table[key] = Measure(f"{titles[key]}, {unit}", "cost", key, scale, better="down")
-        table[f"more_{key}"] = Measure(f"+ {titles[key]}, {unit}", "cost", f"more.{key}", scale, better="down")
+        table[key] = TableMeasure(f"{titles[key]}, {unit}", "cost", key, scale, better="down")
+        table[f"more_{key}"] = TableMeasure(f"+ {titles[key]}, {unit}", "cost", f"more.{key}", scale, better="down")
     return table
 
 
-MEASURES: dict[str, Measure] = _scores() | _pairs() | _costs()
+MEASURES: dict[str, TableMeasure] = _scores() | _pairs() | _costs()
 
 
-def measure_of(name: str) -> Measure:
+def measure_of(name: str) -> TableMeasure:
     """The measure of that name; ValueError with the nearest where there is none."""
     if name not in MEASURES:
         near = difflib.get_close_matches(name, MEASURES, n=1)

@@ -1,12 +1,11 @@
-"""From a table to jobs: each cell is a chain of pipeline steps, and cells share every step that is the same for them.
+"""From a table to jobs: each cell is a chain of pipeline steps, and cells share the steps that are the same for them.
 
     prepare -> stage1 -> teacher -> generate -> student -> scores
                                             `-> pairs
 
-A job is one step in a run folder of its own, named after a hash of all that its outcome depends on: the settings of the
-step and the jobs that it builds on. What it builds on is linked into its folder, so that the step finds an ordinary
-run. Settings that change nothing but speed and logs are not hashed, and neither are those at their default: a new
-setting leaves the jobs of before valid.
+A job is one step in a run folder of its own, named after a hash of all that its result depends on: the settings of the
+step and the jobs that it builds on. The results of those jobs are linked into its folder, so that the step finds an
+ordinary run. Settings that change only speed and logs are not hashed.
 """
 
 from __future__ import annotations
@@ -24,9 +23,11 @@ from dakd.config import Config, TrainingSet
 
 @dataclass(frozen=True)
 class Job:
-    """kind: what it makes.  steps: the pipeline step and its options, each a command of its own; or cost and its runs.
+    """A step of the pipeline in a run folder of its own.
 
-    links: what of the run folder comes from another job, by its path within both.
+    kind: the step's name in the figure above, or cost.  steps: commands of the pipeline with their options, one after
+    the other, or cost with its number of passes.  links: the jobs that files of the run folder come from, by the path
+    within both folders.
     """
 
     kind: str
@@ -40,7 +41,7 @@ class Job:
         return f"{self.kind}-{self.digest[:12]}"
 
     def chain(self) -> Iterator[Job]:
-        """The jobs that this one builds on, first things first, and itself."""
+        """The jobs that this one builds on, in an order in which they can be done, and itself."""
         for job in self.links.values():
             yield from job.chain()
         yield self
@@ -48,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row on one data set with one seed.  jobs: whose results it shows, by the measures' source."""
+    """One row on one data set with one seed.  jobs: those whose results it shows, by the measures' source."""
 
     row: RowSpec
     dataset: str
@@ -57,7 +58,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TablePlan:
     """All cells of a table, and their jobs in an order in which they can be done."""
 
     table: TableSpec
@@ -65,9 +66,7 @@ class Plan:
     jobs: tuple[Job, ...]
 
 
-def make_plan(
-    table: TableSpec, folder: Path, small: bool = False, overrides: list[str] | None = None
-) -> Plan:
+def make_plan(table: TableSpec, folder: Path, small: bool = False, overrides: list[str] | None = None) -> TablePlan:
     """The plan of a table whose file lies in `folder`; ValueError for settings that no experiment has."""
     overrides = overrides or []
     check_overrides(overrides)
@@ -79,12 +78,12 @@ def make_plan(
                 config = experiment(table, row, dataset, seed, folder, small, overrides)
                 cells.append(Cell(row, dataset, seed, _jobs_of(config, row.training_set, table, other)))
     ordered: dict[str, Job] = {}
-    # Seed by seed: a table that is cut short has whole comparisons.
+    # Seed by seed: a table that is stopped early has whole comparisons.
     for cell in sorted(cells, key=lambda cell: table.seeds.index(cell.seed)):
         for last in cell.jobs.values():
             for job in last.chain():
                 ordered.setdefault(job.name, job)
-    return Plan(table, tuple(cells), tuple(ordered.values()))
+    return TablePlan(table, tuple(cells), tuple(ordered.values()))
 
 
 def _jobs_of(config: Config, training_set: TrainingSet, table: TableSpec, other: Config | None) -> dict[str, Job]:
@@ -122,7 +121,8 @@ def _teacher(config: Config) -> Job:
 
 
 def _generate(config: Config) -> Job:
-    settings = {"generate": _dump(config.generate, "audit", "claim_patience_s", "capture", "threads")}
+    unhashed = ("audit", "claim_patience_s", "capture", "threads")
+    settings = {"generate": _dump(config.generate, *unhashed), "seed": config.generate_seed}
     if config.generate.codec != "fp16":
         settings["temperature"] = config.soft_label_temperature
     teacher = _teacher(config)
@@ -137,7 +137,7 @@ def _student(config: Config, training_set: TrainingSet) -> Job:
         unused += ["synthetic", "num_synthetic", "synthetic_share"]
     settings = {"student": _dump(cfg, *unused), "set": training_set, "seed": config.seed} | _reading(config)
     links = {"prepare": _prepare(config)}
-    # Epochs are counted over the largest of the configured sets, so that all students take as many steps.
+    # Epochs are counted over the largest of the configured sets, so that all students take the same number of steps.
     counts_synthetic = cfg.steps is None and any(name != "real" for name in cfg.training_sets)
     if (training_set != "real" or counts_synthetic) and cfg.synthetic is None:
         links["generate"] = _generate(config)
@@ -161,20 +161,20 @@ def _pairs(config: Config, generate: Job) -> Job:
 
 def _cost(config: Config, runs: int) -> Job:
     cfg = config.train_saross
-    student = cfg.student.model_dump(mode="json", exclude_defaults=True)
-    return _job("cost", {"student": student, "crop": list(cfg.crop), "runs": runs}, config, [("cost", str(runs))], {})
+    settings = {"student": _dump(cfg.student), "crop": list(cfg.crop), "runs": runs}
+    return _job("cost", settings, config, [("cost", str(runs))], {})
 
 
 def _reading(config: Config) -> dict[str, Any]:
-    """How shards are read decides the order of samples."""
-    return {"data": _dump(config.data, "cache", "cache_gib")} if _dump(config.data) else {}
+    """The settings of reading: they decide the order of samples."""
+    return {"data": _dump(config.data, "cache", "cache_gib")}
 
 
 def _dump(section: Any, *without: str) -> dict:
-    """The settings that are not at their default; of the engine's the precision alone: the rest is speed and logs."""
-    settings = section.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
+    """The section's settings; of the engine's only the precision: the others change speed and logs."""
+    settings = section.model_dump(mode="json", exclude=set(without))
     engine = settings.pop("engine", {})
-    return settings | ({"precision": engine["precision"]} if "precision" in engine else {})
+    return settings | ({"precision": engine["precision"]} if engine else {})
 
 
 def _job(kind: str, settings: dict, config: Config, steps: list[tuple[str, ...]], links: dict[str, Job]) -> Job:

@@ -1,8 +1,8 @@
-"""Doing a plan's jobs: by any number of workers that share a folder, stopped at any time, begun again by the same call.
+"""The jobs of a plan, done by any number of workers that share a folder; the same call resumes stopped work.
 
-A job is locked while a worker is at it, and its folder holds `job.json` once it is done. A worker takes what it can do,
-leaves what another one is at, and waits for that in the end. A job that fails is told and tried again by the next call;
-what builds on it is left out, everything else goes on.
+A job is locked while a worker does it, and its folder holds `job.json` once it is done. A worker does the jobs that are
+ready, skips those that another one has locked, and waits for them at the end. A job that fails is reported and tried
+again by the next call; jobs that build on it are left out, and all others are done.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from dakd.ablate.cost import measure_cost
-from dakd.ablate.plan import Job, Plan
+from dakd.ablate.plan import Job, TablePlan
 from dakd.config import Config, dump_config
 from dakd.data.prepare import prepare
 from dakd.evaluate.evaluate import evaluate
@@ -38,64 +38,64 @@ from dakd.train.jointnet import train_jointnet
 from dakd.train.saross import train_saross
 
 _DONE = "job.json"
-_SPENT = "spent.json"  # seconds of all calls that were at the job, also those that were stopped
+_SPENT = "spent.json"  # seconds that all calls have spent on the job, including those that were stopped
 _POLL_S = 2.0
 
 
 @dataclass
-class Outcome:
-    """failed: why, by the job's name.  blocked: jobs that build on a failed one."""
+class Unfinished:
+    """Jobs that a worker could not do.  failed: their errors, by name.  blocked: jobs that build on a failed one."""
 
     failed: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)
 
 
-class Store:
-    """The folder of all jobs. Tables that share a store share what is the same in them."""
+class JobStore:
+    """The folder of all jobs. Tables with the same store share the jobs that are the same in both."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def place(self, job: Job) -> Path:
+    def folder_of(self, job: Job) -> Path:
         return self.folder / job.name
 
     def record(self, job: Job) -> dict | None:
-        """What is known of a job that is done: commit, device, seconds; None before."""
-        path = self.place(job) / _DONE
+        """The commit, device and seconds of a job that is done; None before."""
+        path = self.folder_of(job) / _DONE
         return json.loads(path.read_text()) if path.is_file() else None
 
     def is_done(self, job: Job) -> bool:
-        return (self.place(job) / _DONE).is_file()
+        return (self.folder_of(job) / _DONE).is_file()
 
 
-def work(plan: Plan, store: Store, processes: int | None = None, first: int = 0) -> Outcome:
-    """Do what is left of the plan, and wait for what other workers are doing of it.
+def work(plan: TablePlan, store: JobStore, processes: int | None = None, first: int = 0) -> Unfinished:
+    """Do the remaining jobs of the plan, and wait for those that other workers are doing.
 
-    processes: ranks of each training and generation; None: the GPUs there are, or 1; 0: in this process, which spares
-    small experiments the start of many others.
-    first: where in the list of jobs this worker starts to look, so that several do not meet at once.
+    processes: ranks of each training and generation; None: one per GPU, or 1; 0: in this process, which spares small
+    experiments the start of many others.
+    first: the job that this worker looks at first, so that several workers start apart.
     Raises Preempted where a training was asked to stop, and Stopped where another step was ended by a signal to this
-    process: a worker that is told to stop begins no other job.
+    process: after a stop request a worker begins no other job.
     """
-    outcome, told = Outcome(), None
+    unfinished, reported = Unfinished(), None
     waiting = [*plan.jobs[first:], *plan.jobs[:first]]
-    with _stopping_when_told():
-        while waiting := [job for job in waiting if not _is_settled(job, store, outcome)]:
+    with _signals_as_preempted():
+        while waiting := [job for job in waiting if not _is_settled(job, store, unfinished)]:
             ready = [job for job in waiting if all(store.is_done(one) for one in job.links.values())]
-            # The first that can be done, and then a new look: what has become ready by it may stand before the others.
-            if any(_visit(job, store, processes, outcome) for job in ready):
+            # Only the first one that can be done: it may make jobs ready that stand before the others.
+            if any(_visit(job, store, processes, unfinished) for job in ready):
                 continue
             names = ", ".join(job.name for job in ready)
-            if ready and names != told:
+            if ready and names != reported:
                 say(f"ablate: waiting for other workers, or steps that have outlived theirs: {names}")
-                told = names
+                reported = names
             time.sleep(_POLL_S)
-    return outcome
+    return unfinished
 
 
 @contextmanager
-def _stopping_when_told() -> Iterator[None]:
-    """Within the block SIGTERM and SIGUSR1 raise Preempted where no step listens itself: a warning is no crash."""
+def _signals_as_preempted() -> Iterator[None]:
+    """Within the block SIGTERM and SIGUSR1 raise Preempted, unless a step handles them: a stop is no failure."""
     before: dict[int, Any] = {}
 
     def stop(number: int, _: object) -> None:
@@ -110,41 +110,40 @@ def _stopping_when_told() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _is_settled(job: Job, store: Store, outcome: Outcome) -> bool:
-    if any(one.name in outcome.failed or one.name in outcome.blocked for one in job.links.values()):
-        outcome.blocked.add(job.name)
-    return store.is_done(job) or job.name in outcome.failed or job.name in outcome.blocked
+def _is_settled(job: Job, store: JobStore, unfinished: Unfinished) -> bool:
+    if any(one.name in unfinished.failed or one.name in unfinished.blocked for one in job.links.values()):
+        unfinished.blocked.add(job.name)
+    return store.is_done(job) or job.name in unfinished.failed or job.name in unfinished.blocked
 
 
-def _visit(job: Job, store: Store, processes: int | None, outcome: Outcome) -> bool:
-    """Do a job unless another worker is at it; whether something was done."""
-    if _is_settled(job, store, outcome):
+def _visit(job: Job, store: JobStore, processes: int | None, unfinished: Unfinished) -> bool:
+    """Do a job unless another worker has locked it; whether something was done."""
+    if _is_settled(job, store, unfinished):
         return False
-    try:
-        lock = locked(store.folder / "locks" / job.name)  # steps lock their run folder themselves
-        descriptor = lock.__enter__()
-    except RuntimeError:  # another worker holds it, or a step that has outlived its worker
-        return False
-    try:
-        if not store.is_done(job):
-            _do(job, store, processes, () if descriptor is None else (descriptor,))
-    except Stopped:
-        raise
-    except (RuntimeError, ValueError, OSError) as error:
-        outcome.failed[job.name] = str(error)
-        say(f"ablate: {job.name} failed: {error}")
-    finally:
-        lock.__exit__(None, None, None)
+    with ExitStack() as stack:
+        try:
+            # Not the lock of the job's folder: the steps lock that themselves.
+            descriptor = stack.enter_context(locked(store.folder / "locks" / job.name))
+        except RuntimeError:  # held by another worker, or by a step that has outlived its worker
+            return False
+        try:
+            if not store.is_done(job):
+                _do(job, store, processes, () if descriptor is None else (descriptor,))
+        except Stopped:
+            raise
+        except (RuntimeError, ValueError, OSError) as error:
+            unfinished.failed[job.name] = str(error)
+            say(f"ablate: {job.name} failed: {error}")
     return True
 
 
-def _do(job: Job, store: Store, processes: int | None, locks: Sequence[int]) -> None:
-    """locks: file descriptors that the job's steps hold too, so that a killed worker leaves none without a lock."""
-    folder = store.place(job)
+def _do(job: Job, store: JobStore, processes: int | None, locks: Sequence[int]) -> None:
+    """locks: file descriptors that the steps inherit: a step that outlives a killed worker keeps the lock."""
+    folder = store.folder_of(job)
     config = job.config.model_copy(update={"run_dir": str(folder), "name": job.name})
     write_text(folder / "experiment.yaml", dump_config(config))
     for path, other in job.links.items():
-        _link(folder / path, store.place(other) / path)
+        _link(folder / path, store.folder_of(other) / path)
     say(f"ablate: {job.name}")
     with _time_kept(folder):
         for step, *options in job.steps:
@@ -162,7 +161,7 @@ def _do(job: Job, store: Store, processes: int | None, locks: Sequence[int]) -> 
 
 @contextmanager
 def _time_kept(folder: Path) -> Iterator[None]:
-    """Add the time of the block to what earlier calls have spent on the job, however it ends short of a kill."""
+    """Add the time of the block to that of earlier calls, however it ends, except by a kill."""
     start = time.monotonic()
     try:
         yield
@@ -192,7 +191,7 @@ def _do_here(step: str, options: Sequence[str], config: Config) -> None:
 
 
 def _link(place: Path, target: Path) -> None:
-    """A link by relative path, so that the store can be moved; what an earlier call has linked stays."""
+    """Link by a relative path, so that the store can be moved; a link of an earlier call stays."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if not place.is_symlink():
         place.symlink_to(os.path.relpath(target, place.parent))

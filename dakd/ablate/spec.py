@@ -1,7 +1,7 @@
-"""A table as a YAML: which experiments it compares, on which data, with which seeds, what it shows, what the paper has.
+"""A table's YAML: the experiments that it compares, their data and seeds, the measures shown, and the paper's numbers.
 
-A row is a set of dotted settings over the experiment that all rows share; everything else of an experiment stands in
-that one's own configuration, so that all rows have the same budget unless a row says otherwise.
+A row is a set of dotted settings over the experiment that all rows share. All other settings are in that experiment's
+own configuration, so that all rows have the same budget unless a row changes it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Settings = Annotated[dict[str, Any], Field(default_factory=dict)]  # by dotted k
 
 
 class DataSpec(Section):
-    """The data that rows are trained on, by the configuration of an experiment on them."""
+    """The data that rows are trained on, given by the configuration of an experiment on them."""
 
     base: str  # relative to the table's file
     set: Settings
     small: Settings
-    test_on: str | None = None  # another of the table's data sets, whose test split is taken: cross-domain
+    test_on: str | None = None  # the data set of the table whose test split is taken, for cross-domain rows
 
 
 class RowSpec(Section):
     """One line of the table.
 
-    head: what stands in the further columns of its head.  set: dotted settings.  small: over these, with --small.
+    head: the content of the columns after its name.  set: dotted settings.  small: over these, with --small.
     training_set: the student's.  paper: the paper's numbers.  needs: an environment variable that the settings use,
-    such as the folder of weights that are not to be downloaded; without it the row is named as absent.
+    such as the folder of weights that have to be downloaded by hand; without it the row is listed as absent.
     """
 
     name: str
@@ -52,9 +52,10 @@ class RowSpec(Section):
 
 
 class TableSpec(Section):
-    """reference: the row that differences are taken to, image by image.  set, small: settings of all rows.
+    """A whole table.
 
-    note: what a reader must know, beneath the table.  group_by: which comes first in the lines, row or data set.
+    reference: the row that differences are taken to, image by image.  set, small: settings of all rows.
+    note: text below the table.  group_by: whether the lines of a row or of a data set stand together.
     """
 
     title: str
@@ -112,7 +113,7 @@ class TableSpec(Section):
 
     @property
     def sources(self) -> set[Source]:
-        """Which jobs the measures are read from."""
+        """The jobs that the measures are read from."""
         return {measure_of(name).source for name in self.measures}
 
     def paper_number(self, row: RowSpec, dataset: str, measure: str) -> Number | None:
@@ -141,17 +142,17 @@ def load_table(path: str | Path) -> TableSpec:
 
 
 def _refuse_half_characters(tree: Any, seen: set[int]) -> None:
-    """ValueError for a text with a lone surrogate, which YAML's escapes can write and no file or message can hold."""
+    """ValueError for a text with a lone surrogate: YAML's escapes can write one, but no file or message can hold it."""
     if isinstance(tree, str) and any("\ud800" <= letter <= "\udfff" for letter in tree):
         raise ValueError(f"{tree[:80]!a} has half a character; write the whole one")
     if isinstance(tree, dict | list) and id(tree) not in seen:
-        seen.add(id(tree))  # aliases may name one part many times
+        seen.add(id(tree))  # YAML's aliases may repeat a part, or nest it within itself
         for part in [*tree, *tree.values()] if isinstance(tree, dict) else tree:
             _refuse_half_characters(part, seen)
 
 
 def build_table(tree: Any, source: str) -> TableSpec:
-    """Validate a plain mapping; ValueError that tells the errors of all keys at once."""
+    """Validate a plain mapping; ValueError that lists the errors of all keys."""
     try:
         return TableSpec.model_validate(tree)
     except ValidationError as error:
@@ -167,16 +168,16 @@ def experiment(
 ) -> Config:
     """The configuration of one cell.
 
-    folder: where the table's file lies.  overrides: `section.key=value`, over everything that the table says.
-    Raises ValueError for settings that are not an experiment's, or that a table has no say in.
+    folder: of the table's file.  overrides: `section.key=value`, over all settings of the table.
+    Raises ValueError for settings that no experiment has, or that would leave the table without scores.
     """
     spec = table.datasets[dataset]
     lines = _settings(table, spec, row, small)
-    config = load_config(folder / spec.base, [*lines, *overrides, f"seed={seed}", f"generate.seed={seed}"])
+    config = load_config(folder / spec.base, [*lines, *overrides, f"seed={seed}"])
     if config.evaluate.folder is not None or config.evaluate.student is not None:
         raise ValueError(
             "evaluate.folder and evaluate.student leave a table without scores: it shows each student on its test "
-            "split; evaluate another folder with dakd evaluate --config STORE/scores-.../experiment.yaml"
+            "split; to evaluate another folder, run dakd evaluate --config STORE/scores-.../experiment.yaml"
         )
     return _with_one_set_of_scenes(config)
 
@@ -192,7 +193,7 @@ def check_overrides(overrides: list[str]) -> None:
 
 
 def foreign_test(table: TableSpec, dataset: str, folder: Path, small: bool, overrides: list[str]) -> Config | None:
-    """The configuration whose test split the cells of a data set are scored on, where it is not their own."""
+    """The configuration whose test split the cells of a data set are scored on; None where it is their own."""
     test_on = table.datasets[dataset].test_on
     if test_on is None:
         return None
@@ -201,7 +202,7 @@ def foreign_test(table: TableSpec, dataset: str, folder: Path, small: bool, over
 
 
 def _with_one_set_of_scenes(config: Config) -> Config:
-    """All seeds have the same data: the embedded set is drawn with one seed, which other data do not look at."""
+    """All seeds of a table have the same data: simulated scenes are drawn with seed 0 unless the table sets another."""
     if config.prepare.simulation.seed is not None:
         return config
     simulation = config.prepare.simulation.model_copy(update={"seed": 0})
@@ -209,15 +210,15 @@ def _with_one_set_of_scenes(config: Config) -> Config:
 
 
 def _settings(table: TableSpec, spec: DataSpec, row: RowSpec | None, small: bool) -> list[str]:
-    """As overrides: the table's, the data set's, the row's; with --small those for small experiments over all."""
+    """Overrides: the table's, the data set's and the row's settings; with --small, then those for small experiments."""
     parts = [table, spec, *([row] if row is not None else [])]
     layers = [part.set for part in parts] + [part.small for part in parts if small]
-    # Each after the one before, also where one replaces a section of which the other names a key.
+    # Not merged by key: a later layer may replace a whole section of which an earlier one sets a key.
     return [f"{key}={json.dumps(value)}" for layer in layers for key, value in layer.items()]
 
 
 def without_absent(table: TableSpec) -> tuple[TableSpec, dict[str, str]]:
-    """The table without the rows whose needs are not met, and what each of these wants.
+    """The table without the rows whose needs are not met, and the remedy for each of these.
 
     Raises ValueError where no row is left.
     """

@@ -1,153 +1,36 @@
-"""A table from what is done of its plan: lines of ours beside the paper's, as Markdown, CSV and LaTeX.
+"""The files of a table: our results next to the paper's numbers, as Markdown, CSV and LaTeX.
 
-What is missing stands as missing, with its reason; the lines beneath say seeds, budget, commit, device and time.
+Missing results are listed with their reasons; the lines below the table give seeds, budget, commit, device and time.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from dakd.ablate.measures import Measure, measure_of
-from dakd.ablate.plan import Cell, Job, Plan
-from dakd.ablate.run import Store
-from dakd.ablate.spec import RowSpec
-from dakd.metrics.bootstrap import Difference, over_seeds, paired_bootstrap
+from dakd.ablate.measures import TableMeasure, measure_of
+from dakd.ablate.plan import TablePlan
+from dakd.ablate.results import Line, SeedValues, collect, read_results
+from dakd.ablate.run import JobStore
+from dakd.config import Config
 from dakd.runtime.files import write_text
 from dakd.runtime.runlog import format_duration
 
 MISSING = "missing"
-_RESULT_FILES = {"cost": "cost.json", "pairs": "evaluate/generation.json"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One measure of one line: a value for each seed that is done.
-
-    interval: of the only value, where its job has written one.
-    """
-
-    measure: Measure
-    values: tuple[float, ...]
-    paper: float | None
-    interval: tuple[float, float] | None = None
-
-    @property
-    def mean(self) -> float | None:
-        return over_seeds(self.values).mean if self.values else None
-
-    @property
-    def sd(self) -> float | None:
-        return over_seeds(self.values).sd if self.values else None
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row on one data set.  done, wanted: seeds.  difference: of mIoU to the reference row's."""
-
-    row: RowSpec
-    dataset: str
-    entries: dict[str, Entry]
-    done: tuple[int, ...]
-    wanted: tuple[int, ...]
-    difference: Difference | None
-    seconds: float
-
-
-def collect(plan: Plan, store: Store) -> list[Line]:
-    """The lines of a table, in its order, from all jobs that are done."""
-    table = plan.table
-    pairs = [(row, dataset) for row in table.rows for dataset in table.datasets]
-    if table.group_by == "data":
-        pairs = [(row, dataset) for dataset in table.datasets for row in table.rows]
-    lines = []
-    for row, dataset in pairs:
-        cells = [cell for cell in plan.cells if cell.row.name == row.name and cell.dataset == dataset]
-        results = [read_results(cell, store) for cell in cells]
-        entries = {}
-        for name in table.measures:
-            measure = measure_of(name)
-            values = [measure.read(result.get(measure.source, {})) for result in results]
-            known = tuple(value for value in values if value is not None)
-            beside = [measure.read_interval(result.get(measure.source, {})) for result in results]
-            interval = next((one for one in beside if one is not None), None) if len(known) == 1 else None
-            entries[name] = Entry(measure, known, table.paper_number(row, dataset, name), interval)
-        done = tuple(cell.seed for cell, result in zip(cells, results) if set(result) >= set(cell.jobs))
-        reference = [
-            cell for cell in plan.cells if cell.row.name == table.reference and cell.dataset == dataset
-        ]
-        difference = None if row.name == table.reference else _difference(cells, reference, store)
-        lines.append(Line(row, dataset, entries, done, table.seeds, difference, _seconds(cells, store)))
-    return lines
-
-
-def read_results(cell: Cell, store: Store) -> dict[str, dict]:
-    """What the done jobs of a cell have written, by the measures' source."""
-    results = {}
-    for source, job in cell.jobs.items():
-        if store.is_done(job):
-            file = _RESULT_FILES.get(source, f"evaluate/{cell.row.training_set}.json")
-            results[source] = json.loads((store.place(job) / file).read_text())
-    return results
-
-
-def _difference(cells: Sequence[Cell], reference: Sequence[Cell], store: Store) -> Difference | None:
-    """Of mIoU, image by image and seed by seed, where both have the same images."""
-    by_seed = {cell.seed: cell for cell in reference}
-    both = []
-    for cell in cells:
-        other = by_seed.get(cell.seed)
-        counted = [None if one is None else _image_counts(one, store) for one in (cell, other)]
-        if None not in counted and _are_of_the_same(*counted):
-            both.append([counts for counts, _ in counted])
-    if not both:
-        return None
-    ours, theirs = (np.stack([pair[place] for pair in both]) for place in (0, 1))
-    return paired_bootstrap(ours, theirs)
-
-
-def _are_of_the_same(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
-    """Whether two cells have the same test images with the same labels, in the same order."""
-    (counts, keys), (other_counts, other_keys) = one, other
-    return np.array_equal(keys, other_keys) and np.array_equal(counts.sum(axis=2), other_counts.sum(axis=2))
-
-
-def _image_counts(cell: Cell, store: Store) -> tuple[np.ndarray, np.ndarray] | None:
-    """(N, K, K) counts of the test images and their (N,) keys, or None where they are not there."""
-    job = cell.jobs.get("student")
-    path = store.place(job) / "evaluate" / f"{cell.row.training_set}.images.npz" if job is not None else None
-    if path is None or not store.is_done(job) or not path.is_file():
-        return None
-    with np.load(path) as arrays:
-        return arrays["counts"], arrays["keys"]
-
-
-def _seconds(cells: Sequence[Cell], store: Store) -> float:
-    """What a line has cost: all its jobs, those too that other lines share."""
-    jobs: dict[str, Job] = {job.name: job for cell in cells for last in cell.jobs.values() for job in last.chain()}
-    records = [store.record(job) for job in jobs.values()]
-    return sum(record["seconds"] for record in records if record is not None)
-
-
-# --- texts ------------------------------------------------------------------------------------------------------------
 
 
 def write_table(
-    plan: Plan,
-    store: Store,
+    plan: TablePlan,
+    store: JobStore,
     folder: str | Path,
     failed: dict[str, str] | None = None,
     absent: dict[str, str] | None = None,
 ) -> Path:
     """Write table.md, table.csv, table.tex and seeds.csv into a folder; the path of table.md.
 
-    failed: why, by the name of the jobs that failed.  absent: why, by the rows that are not in the plan.
+    failed: the errors of failed jobs, by name.  absent: why rows are not in the plan, by name.
     """
     folder = Path(folder)
     lines = collect(plan, store)
@@ -159,7 +42,7 @@ def write_table(
 
 
 def markdown(
-    plan: Plan, lines: Sequence[Line], store: Store, failed: dict[str, str], absent: dict[str, str]
+    plan: TablePlan, lines: Sequence[Line], store: JobStore, failed: dict[str, str], absent: dict[str, str]
 ) -> str:
     header, rows = grid(plan, lines)
     parts = [f"# {plan.table.title}", _markdown_table(header, rows)]
@@ -177,7 +60,7 @@ def markdown(
         if line.done != line.wanted
     ]
     if missing:
-        parts.append("Missing (the same command goes on):\n\n" + "\n".join(missing))
+        parts.append("Missing (the same command resumes the work):\n\n" + "\n".join(missing))
     if absent:
         parts.append("Absent:\n\n" + "\n".join(f"- {name}: {why}" for name, why in absent.items()))
     if failed:
@@ -185,8 +68,8 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def grid(plan: Plan, lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells, as text: ours as mean and standard deviation over the seeds, the paper's number beside it."""
+def grid(plan: TablePlan, lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells, as text: our mean and standard deviation over the seeds, and the paper's number."""
     table = plan.table
     shown_paper = {name for name in table.measures if any(line.entries[name].paper is not None for line in lines)}
     header = [*(["data"] if table.data else []), "method", *table.rows[0].head]
@@ -205,8 +88,8 @@ def grid(plan: Plan, lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]
     return header, rows
 
 
-def facts(plan: Plan, lines: Sequence[Line], store: Store) -> list[str]:
-    """Seeds, budget, commits, devices: what a reader needs to judge the numbers."""
+def facts(plan: TablePlan, lines: Sequence[Line], store: JobStore) -> list[str]:
+    """Lines with the facts that a reader needs to judge the numbers: seeds, budget, commits, devices."""
     records = [record for record in (store.record(job) for job in plan.jobs) if record is not None]
     configs = {job.config.name: job.config for job in plan.jobs}
     said = [f"seeds {', '.join(str(seed) for seed in plan.table.seeds)}; ± is the standard deviation over them"]
@@ -220,13 +103,13 @@ def facts(plan: Plan, lines: Sequence[Line], store: Store) -> list[str]:
         said.append(f"{title} {', '.join(found) if found else 'nothing yet'}")
     said += _image_counts_of_pairs(plan, store)
     said.append(f"{len(records)} of {len(plan.jobs)} jobs are done; they took {_total(records)}")
-    said.append("last column: time of all steps that a line needs, those too that lines share")
+    said.append("last column: time of all steps that a line needs, including those that lines share")
     return said
 
 
-def _image_counts_of_pairs(plan: Plan, store: Store) -> list[str]:
-    """How many images the distances between sets are of; their intervals stand in brackets."""
-    told = []
+def _image_counts_of_pairs(plan: TablePlan, store: JobStore) -> list[str]:
+    """Lines with the numbers of images that the distances between sets come from."""
+    found = []
     for cell in plan.cells:
         result = read_results(cell, store).get("pairs")
         if result is None:
@@ -235,12 +118,12 @@ def _image_counts_of_pairs(plan: Plan, store: Store) -> list[str]:
         line = f"distances: {counts['synthetic']} generated and {counts['real']} training images"
         if "absent" not in result["fidelity"]:
             line += f"; of a net's features: {result['fidelity']['num_images']} of each"
-        told.append(line + "; 95 % bootstrap intervals over the images: in brackets, or by seed in seeds.csv")
-    return list(dict.fromkeys(told))
+        found.append(line + "; 95 % bootstrap intervals over the images: in brackets, or by seed in seeds.csv")
+    return list(dict.fromkeys(found))
 
 
-def budget(config, sources: set[str]) -> str:
-    """The size and the budget of an experiment, in one line."""
+def budget(config: Config, sources: set[str]) -> str:
+    """The image size and the budget of an experiment, in one line."""
     teacher, pairs, student = config.train_jointnet, config.generate, config.train_saross
     steps = "+".join(str(stage.steps) for stage in (teacher.stage1, teacher.stage2, teacher.stage3))
     said = [f"images {teacher.crop[0]}x{teacher.crop[1]}"]
@@ -260,7 +143,7 @@ def _title(line: Line) -> str:
     return f"{line.dataset}, {line.row.name}" if line.dataset else line.row.name
 
 
-def _value(entry: Entry, line: Line) -> str:
+def _value(entry: SeedValues, line: Line) -> str:
     if entry.mean is None:
         return "absent" if line.done else MISSING
     text = _plain(entry.mean, entry.measure)
@@ -271,7 +154,7 @@ def _value(entry: Entry, line: Line) -> str:
     return text if len(entry.values) == len(line.wanted) else f"{text} (n={len(entry.values)})"
 
 
-def _plain(value: float | None, measure: Measure) -> str:
+def _plain(value: float | None, measure: TableMeasure) -> str:
     return "-" if value is None else f"{value:.{measure.digits}f}"
 
 
@@ -293,7 +176,7 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _csv(plan: Plan, lines: Sequence[Line]) -> str:
+def _csv(plan: TablePlan, lines: Sequence[Line]) -> str:
     """One line a measure: mean, sd, number of seeds, the paper's."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -306,8 +189,8 @@ def _csv(plan: Plan, lines: Sequence[Line]) -> str:
     return stream.getvalue()
 
 
-def _seeds_csv(plan: Plan, store: Store) -> str:
-    """Every number as it came: one line a cell and measure."""
+def _seeds_csv(plan: TablePlan, store: JobStore) -> str:
+    """Every number unrounded: one line a cell and measure."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["data", "method", "seed", "measure", "value", "low", "high", "job", "commit"])
@@ -320,8 +203,7 @@ def _seeds_csv(plan: Plan, store: Store) -> str:
                 job = cell.jobs[measure.source]
                 commit = store.record(job)["commit"]
                 interval = measure.read_interval(results.get(measure.source, {})) or (None, None)
-                told = [cell.dataset, cell.row.name, cell.seed, name, value, *interval, job.name, commit]
-                writer.writerow(told)
+                writer.writerow([cell.dataset, cell.row.name, cell.seed, name, value, *interval, job.name, commit])
     return stream.getvalue()
 
 
@@ -329,8 +211,8 @@ _TEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "±": r"$\pm$", "\\": r"
         "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$"}  # fmt: skip
 
 
-def _latex(plan: Plan, lines: Sequence[Line]) -> str:
-    """A booktabs tabular; the best value of each column in bold where one way is better."""
+def _latex(plan: TablePlan, lines: Sequence[Line]) -> str:
+    """A booktabs tabular; the best value of each column in bold, where larger or smaller is better."""
     header, rows = grid(plan, lines)
     words = 1 + len(plan.table.rows[0].head) + bool(plan.table.data)
     body = [[_tex(cell) for cell in row] for row in rows]
@@ -341,8 +223,8 @@ def _latex(plan: Plan, lines: Sequence[Line]) -> str:
     return "\n".join([*head, *(" & ".join(row) + r" \\" for row in body), r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _best_cells(plan: Plan, lines: Sequence[Line], header: Sequence[str]) -> list[tuple[int, int]]:
-    """(column, line) of the best of ours in each data set."""
+def _best_cells(plan: TablePlan, lines: Sequence[Line], header: Sequence[str]) -> list[tuple[int, int]]:
+    """(column, line) of our best mean of each measure in each data set."""
     best, place = [], 1 + len(plan.table.rows[0].head) + bool(plan.table.data)
     for name in plan.table.measures:
         measure = measure_of(name)

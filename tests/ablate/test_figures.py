@@ -9,7 +9,7 @@ from ablate_worlds import plan_of
 
 from dakd.ablate import figures
 from dakd.ablate.figures import TIMESTEPS, captioned_rows, draw_figures, noising_figure
-from dakd.ablate.run import Store
+from dakd.ablate.run import JobStore
 from dakd.data.prepare import prepare
 from dakd.data.sample import Sample
 from dakd.models.multiscale import MultiScale
@@ -52,10 +52,10 @@ def test_the_scaled_mask_drowns_earlier_than_the_mask_as_it_is():
 
 
 def test_predictions_are_made_at_the_scales_that_the_scores_are(tmp_path, monkeypatch):
-    plan, store = plan_of({"name": "msc", "set": {"evaluate.scales": [0.5, 1.0]}}), Store(tmp_path)
+    plan, store = plan_of({"name": "msc", "set": {"evaluate.scales": [0.5, 1.0]}}), JobStore(tmp_path)
     scores = plan.cells[0].jobs["student"]
-    prepare(scores.config, store.place(scores))
-    (store.place(scores) / "job.json").write_text("{}")
+    prepare(scores.config, store.folder_of(scores))
+    (store.folder_of(scores) / "job.json").write_text("{}")
     seen = []
 
     def predict(model, images):

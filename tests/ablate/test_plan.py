@@ -1,4 +1,4 @@
-"""What cells share: a job is the same where its outcome would be, and another where it would not."""
+"""What cells share: a job is the same where its unfinished would be, and another where it would not."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from ablate_worlds import SOFT, plan_of
 
 from dakd.ablate import run
-from dakd.ablate.run import Store, work
+from dakd.ablate.run import JobStore, work
 from dakd.runtime.lifetime import Preempted
 from dakd.runtime.lock import locked
 
@@ -28,9 +28,9 @@ def done_steps(monkeypatch):
 
 
 def test_all_jobs_are_done_in_their_order_and_once(tmp_path, done_steps):
-    plan, store = plan_of({"name": "real"}, SOFT), Store(tmp_path)
-    outcome = work(plan, store, processes=0)
-    assert not outcome.failed and all(store.is_done(job) for job in plan.jobs)
+    plan, store = plan_of({"name": "real"}, SOFT), JobStore(tmp_path)
+    unfinished = work(plan, store, processes=0)
+    assert not unfinished.failed and all(store.is_done(job) for job in plan.jobs)
     steps = [f"{step} {' '.join(options)}".strip() for step, options, _ in done_steps]
     assert steps == [
         "prepare", "train_saross --training-set real", "evaluate", "train_jointnet --stage 1",
@@ -44,9 +44,9 @@ def test_all_jobs_are_done_in_their_order_and_once(tmp_path, done_steps):
 
 
 def test_a_job_finds_what_it_builds_on_linked_into_its_folder(tmp_path, done_steps):
-    plan, store = plan_of(SOFT), Store(tmp_path / "store")
+    plan, store = plan_of(SOFT), JobStore(tmp_path / "store")
     work(plan, store, processes=0)
-    by_kind = {job.kind: store.place(job) for job in plan.jobs}
+    by_kind = {job.kind: store.folder_of(job) for job in plan.jobs}
     (by_kind["prepare"] / "prepare").mkdir()
     assert (by_kind["student"] / "prepare").resolve() == (by_kind["prepare"] / "prepare").resolve()
     links = {path: (by_kind["teacher"] / path).readlink() for path in ("prepare", "train_jointnet/stage1")}
@@ -56,7 +56,7 @@ def test_a_job_finds_what_it_builds_on_linked_into_its_folder(tmp_path, done_ste
 
 
 def test_a_failed_job_is_told_what_builds_on_it_left_out_and_all_else_done(tmp_path, monkeypatch):
-    plan, store = plan_of({"name": "real"}, SOFT), Store(tmp_path)
+    plan, store = plan_of({"name": "real"}, SOFT), JobStore(tmp_path)
     is_broken = True
 
     def do(step, options, config):
@@ -64,8 +64,8 @@ def test_a_failed_job_is_told_what_builds_on_it_left_out_and_all_else_done(tmp_p
             raise ValueError("no pairs today")
 
     monkeypatch.setattr(run, "_do_here", do)
-    outcome = work(plan, store, processes=0)
-    assert list(outcome.failed.values()) == ["no pairs today"] and len(outcome.blocked) == 2
+    unfinished = work(plan, store, processes=0)
+    assert list(unfinished.failed.values()) == ["no pairs today"] and len(unfinished.blocked) == 2
     done = {job.kind for job in plan.jobs if store.is_done(job)}
     assert done == {"prepare", "stage1", "teacher", "student", "scores"}
     is_broken = False
@@ -74,14 +74,14 @@ def test_a_failed_job_is_told_what_builds_on_it_left_out_and_all_else_done(tmp_p
 
 
 def test_a_job_that_another_worker_is_at_is_left_to_it(tmp_path, done_steps, monkeypatch):
-    plan, store = plan_of({"name": "real"}), Store(tmp_path)
+    plan, store = plan_of({"name": "real"}), JobStore(tmp_path)
     prepare = plan.jobs[0]
     waits = []
 
     def finish_elsewhere(_):
         waits.append(1)
-        (store.place(prepare)).mkdir(parents=True, exist_ok=True)
-        (store.place(prepare) / "job.json").write_text(json.dumps({"seconds": 1}))
+        (store.folder_of(prepare)).mkdir(parents=True, exist_ok=True)
+        (store.folder_of(prepare) / "job.json").write_text(json.dumps({"seconds": 1}))
 
     monkeypatch.setattr(run.time, "sleep", finish_elsewhere)
     with locked(store.folder / "locks" / prepare.name):
@@ -90,7 +90,7 @@ def test_a_job_that_another_worker_is_at_is_left_to_it(tmp_path, done_steps, mon
 
 
 def test_a_stop_leaves_the_job_undone_and_ends_the_work(tmp_path, monkeypatch):
-    plan, store = plan_of({"name": "real"}), Store(tmp_path)
+    plan, store = plan_of({"name": "real"}), JobStore(tmp_path)
 
     def do(step, options, config):
         if step == "train_saross":
@@ -112,7 +112,7 @@ def _work_apart(folder, first, log):
         run.time.sleep(0.05)
 
     run._do_here, run._POLL_S = do, 0.02
-    work(plan_of({"name": "real"}, SOFT, seeds=(0, 1)), Store(folder), processes=0, first=first)
+    work(plan_of({"name": "real"}, SOFT, seeds=(0, 1)), JobStore(folder), processes=0, first=first)
 
 
 def test_workers_that_come_together_do_every_job_once(tmp_path):
@@ -143,5 +143,5 @@ def test_a_killed_workers_job_is_taken_by_the_next(tmp_path):
     _work_apart_here.start()
     _work_apart_here.join(60)
     assert _work_apart_here.exitcode == 0
-    store = Store(tmp_path / "store")
+    store = JobStore(tmp_path / "store")
     assert all(store.is_done(job) for job in plan_of({"name": "real"}, SOFT, seeds=(0, 1)).jobs)

@@ -9,7 +9,7 @@ import yaml
 from ablate_worlds import SOFT, TABLE, TOY, plan_of
 
 from dakd.ablate.plan import make_plan
-from dakd.ablate.run import Store
+from dakd.ablate.run import JobStore
 from dakd.ablate.spec import TableSpec, without_absent
 from dakd.ablate.table import facts
 from dakd.cli import run_step
@@ -84,7 +84,7 @@ DATA = {"A": {"base": str(TOY)}, "B": {"base": str(TOY)}, "A to B": {"base": str
     "options, message",
     [
         (["--data", "A to B"], "data set 'A to B' is tested on 'B'; name that one too: --data 'B'"),
-        (["--seeds", "1", "1"], "what was chosen of the table is not a valid table:\n  seeds are [1, 1]"),
+        (["--seeds", "1", "1"], "the chosen part of the table is not a valid table:\n  seeds are [1, 1]"),
         (["--runs", "0"], "the table with --runs 0 is not a valid table:\n  runs: Input should be greater than 0"),
     ],
 )
@@ -99,5 +99,5 @@ def test_a_choice_that_makes_no_sense_is_refused_in_a_line(tmp_path, capsys, opt
 
 def test_a_table_of_costs_says_of_what_and_over_how_many_passes(tmp_path):
     plan = plan_of({"name": "real"}, measures=["more_params"], runs=7)
-    assert "costs: of one image of 32x32; time: the mean of 7 passes" in facts(plan, [], Store(tmp_path))
-    assert not any(line.startswith("costs") for line in facts(plan_of({"name": "real"}), [], Store(tmp_path)))
+    assert "costs: of one image of 32x32; time: the mean of 7 passes" in facts(plan, [], JobStore(tmp_path))
+    assert not any(line.startswith("costs") for line in facts(plan_of({"name": "real"}), [], JobStore(tmp_path)))

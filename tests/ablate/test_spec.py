@@ -56,7 +56,7 @@ def test_a_cell_has_the_tables_the_rows_and_the_users_settings_in_that_order(tmp
     table = load_table(write(tmp_path))
     row = table.rows[1]
     cell = experiment(table, row, "", 4, tmp_path, False, [])
-    assert (cell.train_saross.steps, cell.balance.b, cell.seed, cell.generate.seed) == (5, 0.5, 4, 4)
+    assert (cell.train_saross.steps, cell.balance.b, cell.seed, cell.generate_seed) == (5, 0.5, 4, 4)
     assert cell.prepare.simulation.seed == 0  # one data set for all seeds
     assert experiment(table, row, "", 4, tmp_path, True, []).train_saross.steps == 1
     assert experiment(table, row, "", 4, tmp_path, True, ["train_saross.steps=9"]).train_saross.steps == 9

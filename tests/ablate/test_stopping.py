@@ -14,7 +14,7 @@ import pytest
 from ablate_worlds import SOFT, plan_of
 
 from dakd.ablate import command, run
-from dakd.ablate.run import Store, work
+from dakd.ablate.run import JobStore, work
 from dakd.cli import run_step
 from dakd.pipeline import Stopped
 from dakd.runtime.lifetime import PREEMPTED, Preempted
@@ -32,7 +32,7 @@ def wait_for(is_so) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_worker_ends_it_with_its_step_and_no_job_is_failed(tmp_path, monkeypatch, number):
-    plan, store = plan_of({"name": "real"}, SOFT), Store(tmp_path)
+    plan, store = plan_of({"name": "real"}, SOFT), JobStore(tmp_path)
     begun = []
 
     def command_of(step, options, config, ranks):
@@ -53,16 +53,16 @@ def test_a_signal_to_the_worker_ends_it_with_its_step_and_no_job_is_failed(tmp_p
 
 
 def test_a_step_that_somebody_kills_fails_its_job_alone(tmp_path, monkeypatch):
-    plan, store = plan_of({"name": "real"}), Store(tmp_path)
+    plan, store = plan_of({"name": "real"}), JobStore(tmp_path)
     kill_itself = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
     monkeypatch.setattr(run, "_command", lambda *_: kill_itself)
-    outcome = work(plan, store, processes=1)
-    assert list(outcome.failed) == [plan.jobs[0].name] and len(outcome.blocked) == 2
+    unfinished = work(plan, store, processes=1)
+    assert list(unfinished.failed) == [plan.jobs[0].name] and len(unfinished.blocked) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_worker_that_waits_for_others_stops_when_told(tmp_path, number):
-    plan, store = plan_of({"name": "real"}), Store(tmp_path)
+    plan, store = plan_of({"name": "real"}), JobStore(tmp_path)
     handlers = signal.getsignal(number)
     with locked(store.folder / "locks" / plan.jobs[0].name):
         threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
@@ -72,7 +72,7 @@ def test_a_worker_that_waits_for_others_stops_when_told(tmp_path, number):
 
 
 def test_a_jobs_time_is_that_of_all_calls_that_it_took(tmp_path, monkeypatch):
-    plan, store = plan_of({"name": "real"}), Store(tmp_path)
+    plan, store = plan_of({"name": "real"}), JobStore(tmp_path)
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
 
@@ -117,7 +117,7 @@ def test_a_step_keeps_its_jobs_lock_when_the_worker_is_killed(tmp_path):
 
 
 def test_a_worker_hands_its_lock_to_the_steps(tmp_path, monkeypatch):
-    plan, store = plan_of({"name": "real"}), Store(tmp_path)
+    plan, store = plan_of({"name": "real"}), JobStore(tmp_path)
     given = []
     monkeypatch.setattr(run, "finish_step", lambda step, command, folder, locks: given.append(locks))
     work(plan, store, processes=1)

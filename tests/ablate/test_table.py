@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from ablate_worlds import SOFT, plan_of, write_scores
 
-from dakd.ablate.run import Store
-from dakd.ablate.table import collect, write_table
+from dakd.ablate.results import collect
+from dakd.ablate.run import JobStore
+from dakd.ablate.table import write_table
 from dakd.metrics.bootstrap import paired_bootstrap
 
 REAL = {"name": "real & plain", "head": {"b": "-"}, "paper": {"miou": 70.5}}
@@ -25,7 +26,7 @@ def counts(seed: int, right: int = 90, images: int = 6) -> np.ndarray:
 
 @pytest.fixture
 def half_done(tmp_path):
-    plan, store = plan_of(REAL, WITH_B, seeds=(0, 1), reference="real & plain"), Store(tmp_path / "store")
+    plan, store = plan_of(REAL, WITH_B, seeds=(0, 1), reference="real & plain"), JobStore(tmp_path / "store")
     for seed in (0, 1):
         write_scores(store, plan, "real & plain", seed, counts(seed))
     write_scores(store, plan, "soft", 0, counts(5, right=80))
@@ -75,7 +76,7 @@ def test_a_half_finished_table_shows_what_is_missing_and_the_forms_agree(half_do
 
 def test_nothing_done_is_a_table_of_what_is_missing(tmp_path):
     plan = plan_of(REAL, WITH_B, seeds=(0,))
-    text = write_table(plan, Store(tmp_path / "store"), tmp_path / "out").read_text()
+    text = write_table(plan, JobStore(tmp_path / "store"), tmp_path / "out").read_text()
     assert text.count("| missing") == 4 and "- soft: seed 0" in text and "commit nothing yet" in text
 
 
@@ -88,7 +89,7 @@ def test_time_counts_every_job_that_a_line_needs_once(half_done):
 
 
 def test_other_test_images_are_not_compared(tmp_path):
-    plan, store = plan_of(REAL, WITH_B, reference="real & plain"), Store(tmp_path)
+    plan, store = plan_of(REAL, WITH_B, reference="real & plain"), JobStore(tmp_path)
     write_scores(store, plan, "real & plain", 0, counts(0, images=6))
     write_scores(store, plan, "soft", 0, counts(1, images=5))
     assert collect(plan, store)[1].difference is None
@@ -96,7 +97,7 @@ def test_other_test_images_are_not_compared(tmp_path):
 
 def test_as_many_other_test_images_are_not_compared_either(tmp_path):
     """As rows with data of their own would have; the table is written all the same."""
-    plan, store = plan_of(REAL, WITH_B, reference="real & plain"), Store(tmp_path)
+    plan, store = plan_of(REAL, WITH_B, reference="real & plain"), JobStore(tmp_path)
     write_scores(store, plan, "real & plain", 0, counts(0))
     other = counts(0)
     other[:, 0, 0] += 1

@@ -1,0 +1,127 @@
+"""The results of a table: values, differences and times of its lines, from the jobs that are done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dakd.ablate.measures import TableMeasure, measure_of
+from dakd.ablate.plan import Cell, Job, TablePlan
+from dakd.ablate.run import JobStore
+from dakd.ablate.spec import RowSpec
+from dakd.metrics.bootstrap import Difference, over_seeds, paired_bootstrap
+
+_RESULT_FILES = {"cost": "cost.json", "pairs": "evaluate/generation.json"}
+
+
+@dataclass(frozen=True)
+class SeedValues:
+    """One measure of one line: a value for each seed that is done, and the paper's number.
+
+    interval: of the value, where there is only one and its job has written an interval.
+    """
+
+    measure: TableMeasure
+    values: tuple[float, ...]
+    paper: float | None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def mean(self) -> float | None:
+        return over_seeds(self.values).mean if self.values else None
+
+    @property
+    def sd(self) -> float | None:
+        return over_seeds(self.values).sd if self.values else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row on one data set.
+
+    done, wanted: seeds.  difference: its mIoU minus the reference row's.  seconds: of all its jobs.
+    """
+
+    row: RowSpec
+    dataset: str
+    entries: dict[str, SeedValues]
+    done: tuple[int, ...]
+    wanted: tuple[int, ...]
+    difference: Difference | None
+    seconds: float
+
+
+def collect(plan: TablePlan, store: JobStore) -> list[Line]:
+    """The lines of a table, in its order, with the results of the jobs that are done."""
+    table = plan.table
+    pairs = [(row, dataset) for row in table.rows for dataset in table.datasets]
+    if table.group_by == "data":
+        pairs = [(row, dataset) for dataset in table.datasets for row in table.rows]
+    lines = []
+    for row, dataset in pairs:
+        cells = [cell for cell in plan.cells if cell.row.name == row.name and cell.dataset == dataset]
+        results = [read_results(cell, store) for cell in cells]
+        entries = {}
+        for name in table.measures:
+            measure = measure_of(name)
+            values = [measure.read(result.get(measure.source, {})) for result in results]
+            known = tuple(value for value in values if value is not None)
+            intervals = [measure.read_interval(result.get(measure.source, {})) for result in results]
+            interval = next((one for one in intervals if one is not None), None) if len(known) == 1 else None
+            entries[name] = SeedValues(measure, known, table.paper_number(row, dataset, name), interval)
+        done = tuple(cell.seed for cell, result in zip(cells, results) if set(result) >= set(cell.jobs))
+        reference = [cell for cell in plan.cells if cell.row.name == table.reference and cell.dataset == dataset]
+        difference = None if row.name == table.reference else _difference(cells, reference, store)
+        lines.append(Line(row, dataset, entries, done, table.seeds, difference, _seconds(cells, store)))
+    return lines
+
+
+def read_results(cell: Cell, store: JobStore) -> dict[str, dict]:
+    """The results that the done jobs of a cell have written, by the measures' source."""
+    results = {}
+    for source, job in cell.jobs.items():
+        if store.is_done(job):
+            file = _RESULT_FILES.get(source, f"evaluate/{cell.row.training_set}.json")
+            results[source] = json.loads((store.folder_of(job) / file).read_text())
+    return results
+
+
+def _difference(cells: Sequence[Cell], reference: Sequence[Cell], store: JobStore) -> Difference | None:
+    """The difference of mIoU, image by image and seed by seed; None where the two have no seed or other images."""
+    by_seed = {cell.seed: cell for cell in reference}
+    both = []
+    for cell in cells:
+        other = by_seed.get(cell.seed)
+        counted = [None if one is None else _image_counts(one, store) for one in (cell, other)]
+        if None not in counted and _have_same_images(*counted):
+            both.append([counts for counts, _ in counted])
+    if not both:
+        return None
+    ours, theirs = (np.stack([pair[place] for pair in both]) for place in (0, 1))
+    return paired_bootstrap(ours, theirs)
+
+
+def _have_same_images(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether two cells have the same test images with the same labels, in the same order."""
+    (counts, keys), (other_counts, other_keys) = one, other
+    return np.array_equal(keys, other_keys) and np.array_equal(counts.sum(axis=2), other_counts.sum(axis=2))
+
+
+def _image_counts(cell: Cell, store: JobStore) -> tuple[np.ndarray, np.ndarray] | None:
+    """(N, K, K) counts of the test images and their (N,) keys; None before the job is done."""
+    job = cell.jobs.get("student")
+    path = store.folder_of(job) / "evaluate" / f"{cell.row.training_set}.images.npz" if job is not None else None
+    if path is None or not store.is_done(job) or not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        return arrays["counts"], arrays["keys"]
+
+
+def _seconds(cells: Sequence[Cell], store: JobStore) -> float:
+    """The time of all jobs of a line, including those that other lines share."""
+    jobs: dict[str, Job] = {job.name: job for cell in cells for last in cell.jobs.values() for job in last.chain()}
+    records = [store.record(job) for job in jobs.values()]
+    return sum(record["seconds"] for record in records if record is not None)
