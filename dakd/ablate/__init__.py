@@ -1,1 +1,1 @@
-"""The paper's tables on one's own data: rows of settings, run as shared and resumable jobs, set beside the paper."""
+"""Tables of experiments: rows of settings, run as shared and resumable jobs, next to the paper's numbers."""

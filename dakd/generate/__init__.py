@@ -1,1 +1,1 @@
-"""GENERATE: the teacher makes pairs, pairs go into shards."""
+"""The step `generate`: the teacher samples synthetic pairs, which are written as shards."""

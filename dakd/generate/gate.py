@@ -1,10 +1,9 @@
 """The gate: the candidates that a set keeps.
 
 Shards hold all candidates. Next to the shards lie files with the measures of their samples, each made once by the first
-worker that comes to it. They are functions of the shard and of what is measured, not of the bounds, so a set with
-other bounds is chosen in seconds. The kept samples follow from the measures in the order of the samples: first the
-bounds of each sample, then the quotas of the set. Where too few are kept, every worker computes the same number of
-further shards to make.
+worker that comes to it. Measures do not depend on the bounds, so a set with other bounds is chosen in seconds. The kept
+samples follow from the measures in the order of the samples: first the bounds of each sample, then the quotas of the
+set. Where too few are kept, every worker computes the same number of further shards to make.
 """
 
 from __future__ import annotations

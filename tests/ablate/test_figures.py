@@ -1,4 +1,4 @@
-"""The figures show what they say."""
+"""The figures show the tiles, captions and noise that they claim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cells share: a job is the same where its unfinished would be, and another where it would not."""
+"""Cells share a job where its result would be the same, and have jobs of their own where it would not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs are done once, by whoever comes; what fails is told and tried again; what is done stays."""
+"""Jobs are done once, by any worker; a failed job is reported and tried again; finished jobs stay."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_job_finds_what_it_builds_on_linked_into_its_folder(tmp_path, done_ste
     assert (tmp_path / "moved" / by_kind["student"].name / "prepare").is_dir()
 
 
-def test_a_failed_job_is_told_what_builds_on_it_left_out_and_all_else_done(tmp_path, monkeypatch):
+def test_a_failed_job_is_reported_its_followers_are_left_out_and_all_others_done(tmp_path, monkeypatch):
     plan, store = plan_of({"name": "real"}, SOFT), JobStore(tmp_path)
     is_broken = True
 
@@ -73,7 +73,7 @@ def test_a_failed_job_is_told_what_builds_on_it_left_out_and_all_else_done(tmp_p
     assert all(store.is_done(job) for job in plan.jobs)
 
 
-def test_a_job_that_another_worker_is_at_is_left_to_it(tmp_path, done_steps, monkeypatch):
+def test_a_job_of_another_worker_is_left_to_it(tmp_path, done_steps, monkeypatch):
     plan, store = plan_of({"name": "real"}), JobStore(tmp_path)
     prepare = plan.jobs[0]
     waits = []

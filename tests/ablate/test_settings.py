@@ -1,4 +1,4 @@
-"""What a user may set over a table, and what no setting may change: the seeds, the data of all seeds, the scores."""
+"""The settings that a user may change in a table, and those that must stay: seeds, the data of all seeds, scores."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_all_seeds_have_the_same_scenes_also_where_a_user_sets_the_whole_section
         ("evaluate.student=/student.safetensors", "leave a table without scores"),
     ],
 )
-def test_what_a_table_has_no_say_in_is_refused_before_any_work(override, message):
+def test_settings_that_a_table_chooses_itself_are_refused_before_any_work(override, message):
     with pytest.raises(ValueError, match=message):
         plan_of({"name": "real"}, overrides=[override])
 
 
-def test_what_stands_nearer_to_the_cell_replaces_a_section_of_which_a_further_layer_names_a_key():
+def test_a_layer_nearer_to_the_cell_replaces_a_section_of_which_a_farther_one_names_a_key():
     row = {"name": "rival", "set": {"train_saross.student": {"name": "unet"}}}
     row |= {"small": {"train_saross.student": {"name": "linknet"}}}
     common = {"set": {}, "small": {"train_saross.student.encoder": "resnet18"}, "reference": None}
@@ -64,9 +64,9 @@ def test_a_variable_that_is_set_to_nothing_is_not_set(monkeypatch):
 
 def test_scores_are_shared_by_tables_that_look_at_pairs_and_tables_that_do_not():
     alone = plan_of(SOFT)
-    beside = plan_of(SOFT, measures=["fd_small", "miou"], overrides=["evaluate.fidelity.extractor=small"])
-    assert {job.name for job in beside.jobs} - {job.name for job in alone.jobs} == {
-        job.name for job in beside.jobs if job.kind == "pairs"
+    with_pairs = plan_of(SOFT, measures=["fd_small", "miou"], overrides=["evaluate.fidelity.extractor=small"])
+    assert {job.name for job in with_pairs.jobs} - {job.name for job in alone.jobs} == {
+        job.name for job in with_pairs.jobs if job.kind == "pairs"
     }
 
 

@@ -1,4 +1,4 @@
-"""Tables as YAML: what is refused and how it is said; and which settings a cell gets."""
+"""Tables as YAML: faulty ones are refused with clear errors, and each cell gets its settings."""
 
 from __future__ import annotations
 

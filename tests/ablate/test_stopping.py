@@ -1,4 +1,4 @@
-"""A worker that is told to stop begins nothing more; what it was at stays locked for as long as somebody writes it."""
+"""After a stop request a worker begins no other job; its job stays locked as long as a process writes it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_step_that_somebody_kills_fails_its_job_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_worker_that_waits_for_others_stops_when_told(tmp_path, number):
+def test_a_worker_that_waits_for_others_stops_when_asked(tmp_path, number):
     plan, store = plan_of({"name": "real"}), JobStore(tmp_path)
     handlers = signal.getsignal(number)
     with locked(store.folder / "locks" / plan.jobs[0].name):

@@ -1,4 +1,4 @@
-"""What a table says: means over seeds, the paper's number beside them, what is missing, and the three forms of it."""
+"""A table's content: means over seeds, the paper's numbers, missing results, and its three formats."""
 
 from __future__ import annotations
 
