@@ -26,9 +26,9 @@ from dakd.data.shards import ShardSet
 from dakd.evaluate.extractors import Extractor
 from dakd.evaluate.segmentation import batches_of_one_size, stack_images
 from dakd.evaluate.windows import Place, choose_windows, groups_of, read_windows, window_size
+from dakd.metrics.bootstrap import CONFIDENCE, draw_weights, recentred_interval
 from dakd.metrics.confusion import sum_over_ranks
-from dakd.metrics.features import frechet_distance, kernel_distance, polynomial_kernel, precision_recall
-from dakd.metrics.intervals import CONFIDENCE, draw_weights, recentred_interval
+from dakd.metrics.distances import frechet_distance, kernel_distance, polynomial_kernel, precision_recall
 from dakd.runtime.distributed import broadcast, device, is_main, rank, world_size
 from dakd.runtime.files import replacing
 from dakd.runtime.runlog import progress

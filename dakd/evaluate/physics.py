@@ -22,9 +22,9 @@ from dakd.data.shards import ShardSet
 from dakd.evaluate.generation import NUM_GREYS, image_histogram
 from dakd.evaluate.segmentation import labels_of
 from dakd.evaluate.windows import choose_windows, read_windows
+from dakd.metrics.bootstrap import CONFIDENCE, draw_weights, recentred_interval
 from dakd.metrics.confusion import sum_over_ranks
 from dakd.metrics.distances import histogram_wasserstein, spectral_distance_db, total_variation, wasserstein
-from dakd.metrics.intervals import CONFIDENCE, draw_weights, recentred_interval
 from dakd.metrics.speckle import (
     LAGS,
     LOOKS_MIN_WINDOWS,

@@ -1,5 +1,5 @@
-"""What IoU, F1 and accuracy mean: one pooled confusion matrix and the scores that follow from it; and beside it objects
-found by size, boundary IoU, calibration, and how sure a score or a difference of two is."""
+"""Segmentation scores from one pooled confusion matrix; objects found by size, boundary IoU, calibration; bootstrap
+intervals; and, of images, speckle, texture and the distances between two sets."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""How far a score would move with other test images: percentile bootstrap over images, paired for two students.
+"""Bootstrap over images: how far a score of a test set, or a distance between two sets, would move with other images.
 
-A resample draws as many images as there are, with repetition, pools their counts and scores them as one test set.
-Two students see the same draws, so that what makes an image hard for both cancels in their difference. Counts of
-several trainings (seeds) are scored one by one, and the mean over the seeds is what is resampled; with the seeds fixed,
-the interval tells of the images alone. The spread over seeds is `over_seeds`.
+A resample draws as many images as there are, with replacement. For a score it pools the counts of the drawn images and
+scores them as one test set. Two students get the same draws: an image that is hard for both then weighs the same in
+both scores and cancels in their difference. Counts of several trainings (seeds) are scored one by one, and their mean
+is resampled; as the seeds stay fixed, the interval is about the images alone. `over_seeds` gives the spread over seeds.
+
+A distance between sets is biased by repeated images, see `recentred_interval`.
 """
 
 from __future__ import annotations
@@ -16,15 +18,16 @@ import numpy as np
 
 from dakd.metrics.scores import pooled_score
 
+CONFIDENCE = 0.95  # level of the intervals
 _CHUNK = 256  # resamples at a time
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A score of one student, or of the mean over its seeds, with a percentile interval over images.
+class ScoreInterval:
+    """A score of one student, or its mean over seeds, with a percentile interval over images.
 
-    incomplete: the share of resamples in which a class of the whole set does not occur; they are scored over the
-    others, as a test set without it would be.  low, high: None where no resample has the score.
+    low, high: None where no resample has the score.  incomplete: the share of resamples that lack a class which the
+    whole set has; they are scored over the other classes, as a test set without that class would be.
     """
 
     score: str
@@ -42,7 +45,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Difference(Interval):
+class Difference(ScoreInterval):
     """The first student's score minus the second's.
 
     p: two-sided, twice the smaller share of resamples on either side of zero, (1 + count) / (1 + resamples), at most 1.
@@ -60,22 +63,36 @@ class SeedSpread:
     n: int
 
 
+@dataclass(frozen=True)
+class RecentredInterval:
+    """low, high: ends of the interval.  bias: the mean of the resamples minus the estimate."""
+
+    low: float
+    high: float
+    bias: float
+
+
+def draw_weights(num_resamples: int, num_images: int, rng: np.random.Generator) -> np.ndarray:
+    """(num_resamples, num_images) int64: how often each image was drawn in each resample; rows sum to num_images."""
+    return rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_resamples)
+
+
 def bootstrap(
     counts: np.ndarray,
     score: str = "miou",
     class_names: Sequence[str] | None = None,
     *,
     num_resamples: int = 1000,
-    level: float = 0.95,
+    level: float = CONFIDENCE,
     seed: int = 0,
-) -> Interval:
+) -> ScoreInterval:
     """The interval of a pooled score over a set's images.
 
     counts: (N, K, K) of one training or (S, N, K, K) of S, rows the true class.  score: as for `pooled_score`.
     """
     seeds = _with_seeds(counts)
     value, draws, incomplete = _draw([seeds], score, class_names, num_resamples, seed)
-    return Interval(score, *_summary(value[0], draws[0], level), level, num_resamples, *_sizes(seeds), incomplete)
+    return ScoreInterval(score, *_summary(value[0], draws[0], level), level, num_resamples, *_sizes(seeds), incomplete)
 
 
 def paired_bootstrap(
@@ -85,18 +102,18 @@ def paired_bootstrap(
     class_names: Sequence[str] | None = None,
     *,
     num_resamples: int = 1000,
-    level: float = 0.95,
+    level: float = CONFIDENCE,
     seed: int = 0,
 ) -> Difference:
     """The score of `counts` minus that of `baseline`, over the same images in the same order.
 
-    counts, baseline: as for `bootstrap`; the numbers of seeds may differ. Raises ValueError for other images.
+    counts, baseline: as for `bootstrap`; the numbers of seeds may differ. Raises ValueError where the images differ.
     """
     seeds, others = _with_seeds(counts), _with_seeds(baseline)
     if seeds.shape[1:] != others.shape[1:]:
         raise ValueError(
             f"counts are of {seeds.shape[1:]} and {others.shape[1:]} (images, K, K); "
-            "a paired comparison wants the same images and classes"
+            "a paired comparison needs the same images and classes"
         )
     true_pixels = np.concatenate([seeds, others]).sum(axis=3)
     if (true_pixels != true_pixels[0]).any():
@@ -116,6 +133,32 @@ def over_seeds(values: Sequence[float]) -> SeedSpread:
     return SeedSpread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
 
 
+def recentred_interval(
+    estimate: float,
+    resampled: Sequence[float],
+    lowest: float = -math.inf,
+    highest: float = math.inf,
+    confidence: float = CONFIDENCE,
+) -> RecentredInterval | None:
+    """The percentiles of the resamples, moved by their bias so that they lie about the estimate.
+
+    A distance between sets grows when images repeat: resamples of FID lie above it by about as much as FID at N images
+    lies above FID at infinitely many. The moved interval shows how the number varies at this N. It still has the bias
+    of a finite N, which sets of equal N share.
+
+    resampled: NaN where a resample has no such number; the result is None with fewer than two numbers.
+    lowest, highest: bounds of the number; the interval is cut there.
+    """
+    known = np.asarray(resampled, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    if len(known) < 2 or not math.isfinite(estimate):
+        return None
+    bias = float(known.mean()) - estimate
+    ends = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2]) - bias
+    low, high = np.clip(ends, lowest, highest).tolist()
+    return RecentredInterval(low, high, bias)
+
+
 def _with_seeds(counts: np.ndarray) -> np.ndarray:
     counts = np.asarray(counts)
     counts = counts[None] if counts.ndim == 3 else counts
@@ -132,23 +175,24 @@ def _sizes(seeds: np.ndarray) -> tuple[int, int]:
 def _draw(
     students: list[np.ndarray], score: str, class_names: Sequence[str] | None, num_resamples: int, seed: int
 ) -> tuple[list[float], list[np.ndarray], float]:
-    """Of each student the score of the whole set and (R,) of the resamples; and the share that lack a class.
+    """For each student the score of the whole set and (R,) of the resamples; and the share that lack a class.
 
-    Every student's mean over seeds is NaN where a seed's score is.
+    A mean over seeds is NaN where the score of one seed is.
     """
     if num_resamples < 1:
         raise ValueError(f"{num_resamples} resamples were asked for; wanted at least 1")
     num_images, num_classes = students[0].shape[1:3]
     rng = np.random.default_rng(seed)
     draws: list[list[np.ndarray]] = [[] for _ in students]
-    support = students[0][0].sum(axis=2).astype(np.float64)  # (N, K) true pixels, which no student changes
+    support = students[0][0].sum(axis=2).astype(np.float64)  # (N, K) true pixels: the same for every student
     present, lacking = support.sum(axis=0) > 0, 0
     for start in range(0, num_resamples, _CHUNK):
         size = min(_CHUNK, num_resamples - start)
-        times = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=size).astype(np.float64)
+        # One draw for all students: this is what pairs them.
+        times = draw_weights(size, num_images, rng).astype(np.float64)
         lacking += int(((times @ support)[:, present] == 0).any(axis=1).sum())
         for student, own in zip(students, draws):
-            # (S, R, K, K): exact, for the sums stay below 2^53
+            # (S, R, K, K); exact, as the sums stay below 2^53
             pooled = (times @ student.reshape(len(student), num_images, -1).astype(np.float64)).reshape(
                 len(student), size, num_classes, num_classes
             )
@@ -158,7 +202,7 @@ def _draw(
 
 
 def _summary(value: float, draws: np.ndarray, level: float) -> tuple[float | None, float | None, float | None]:
-    """Value, low and high; None in the place of NaN."""
+    """Value, low and high; None instead of NaN."""
     if not 0 < level < 1:
         raise ValueError(f"the interval's level is {level}; wanted a share between 0 and 1")
     known = draws[~np.isnan(draws)]

@@ -1,8 +1,8 @@
 """Boundary IoU (Cheng et al. 2021): the IoU of the bands along the contours, which large areas cannot drown.
 
-Of a mask, the band holds its own pixels within d pixels (in a square of 2d+1) of a pixel outside it; d is a share of
-the image's diagonal. Unlike in that paper's code, the frame of the image is no contour: where a slick or the sea is
-cut off by the frame, there is nothing to find. Neither is the rim of an unknown area, whose pixels are not counted.
+The band of a mask is its pixels within d pixels (in a square of 2d+1) of a pixel outside it; d is a share of the
+image's diagonal. Unlike in that paper's code, the frame of the image is no contour: where it cuts off a slick or the
+sea, there is no outline to find. Neither is the rim of an unknown area, whose pixels are not counted.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from torch import Tensor
 from dakd.data.sample import IGNORE_INDEX
 from dakd.metrics.confusion import sum_over_ranks
 
+WIDTH = 0.02  # of a band, as a share of the image's diagonal, as in the paper
+
 
 class BoundaryCounts:
-    """counts: (K, 2) int64: the bands' common pixels and those of either, pooled over a test set.
+    """counts: (K, 2) int64, pooled over a test set: pixels in both bands, and in at least one.
 
     width: d as a share of the image's diagonal (at least one pixel).
     """
@@ -25,7 +27,7 @@ class BoundaryCounts:
     def __init__(
         self,
         num_classes: int,
-        width: float = 0.02,
+        width: float = WIDTH,
         ignore_index: int = IGNORE_INDEX,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -75,7 +77,7 @@ def band(mask: Tensor, distance: int, unknown: Tensor | None = None) -> Tensor:
 
 
 def _any_within(mask: Tensor, distance: int, dim: int) -> Tensor:
-    """Whether a pixel at most `distance` away along `dim` is set, by running sums: as fast at any distance."""
+    """Whether a pixel at most `distance` away along `dim` is set, by running sums: equally fast at any distance."""
     length = mask.shape[dim]
     sums = torch.nn.functional.pad(mask.transpose(dim, -1).cumsum(-1, dtype=torch.int32), (1, 0))
     places = torch.arange(length, device=mask.device)

@@ -1,4 +1,4 @@
-"""Whether a student's confidence is right: expected calibration error and its reliability table (Guo et al. 2017).
+"""Calibration of a student's confidence: expected calibration error and its reliability table (Guo et al. 2017).
 
 A pixel's confidence is the probability of its predicted class. Over bins of equal width,
 
@@ -13,15 +13,18 @@ from torch import Tensor
 from dakd.data.sample import IGNORE_INDEX
 from dakd.metrics.confusion import sum_over_ranks
 
-# Confidences are summed as integers in this unit, so that neither the order of the images nor the ranks matter.
+# Confidences are summed as integers in this unit: integer sums do not depend on the order of images and ranks.
 _UNIT = 2**24
+
+
+NUM_BINS = 15  # as in the paper
 
 
 class CalibrationCounts:
     """counts: (bins, 3) int64 over all counted pixels of a test set: pixels, correct ones, confidence in 2^-24."""
 
     def __init__(
-        self, num_bins: int = 15, ignore_index: int = IGNORE_INDEX, device: str | torch.device = "cpu"
+        self, num_bins: int = NUM_BINS, ignore_index: int = IGNORE_INDEX, device: str | torch.device = "cpu"
     ) -> None:
         if num_bins < 1:
             raise ValueError(f"calibration in {num_bins} bins was asked for; wanted at least 1")

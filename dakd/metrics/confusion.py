@@ -19,7 +19,7 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX, device: str | torch.device = "cpu") -> None:
         if num_classes < 2:
-            raise ValueError(f"a confusion matrix of {num_classes} class says nothing; give at least 2 classes")
+            raise ValueError(f"a confusion matrix of {num_classes} class is of no use; give at least 2 classes")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
@@ -39,7 +39,7 @@ class ConfusionMatrix:
         return self
 
     def scores(self, classes: ClassTable) -> SegmentationScores:
-        """What follows from the counts; classes: names in the order of the ids."""
+        """The scores of the counts; classes: names in the order of the ids."""
         return score(self.counts.cpu().numpy(), classes.names)
 
 

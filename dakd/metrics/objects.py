@@ -1,9 +1,9 @@
-"""Ships and slicks as objects: which were found, by their size, and how many alarms were false.
+"""Objects such as ships and slicks: how many were found, by size, and how many alarms were false.
 
 An object is a connected component of a class in the truth, corners connecting (8-connectivity). It is found when at
-least a share of its pixels, `coverage`, is predicted as its class: coverage and not IoU decides, for a slick's object
-is to be noticed, and how well its outline is drawn is what IoU and boundary IoU tell. A false alarm is a connected
-component of the prediction that touches no pixel of its class in the truth (nor a pixel whose class is unknown).
+least a share of its pixels, `coverage`, is predicted as its class. Coverage and not IoU decides: here a slick must be
+noticed; how well its outline is drawn is measured by IoU and boundary IoU. A false alarm is a connected component of
+the prediction that touches no pixel of its class in the truth (nor a pixel whose class is unknown).
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from torch import Tensor
 from dakd.data.sample import IGNORE_INDEX, ClassTable
 from dakd.metrics.confusion import sum_over_ranks
 
+COVERAGE = 0.5  # share of an object's pixels that must be predicted as its class
+SIZES = (16, 64, 256, 1024)  # pixels: lower edges of all bins of sizes but the first
+
 
 class ObjectCounts:
     """Objects of some classes, counted over a test set, in bins of their size in pixels.
 
-    names: the classes to look at; those that the table lacks are kept in `unknown`.  sizes: ascending edges: the first
-    bin holds objects below sizes[0] pixels, the last those of sizes[-1] and more.
+    names: the classes whose objects are counted; those that the table lacks are kept in `unknown`.  sizes: ascending
+    edges: the first bin holds objects below sizes[0] pixels, the last those of sizes[-1] and more.
     """
 
     def __init__(
         self,
         classes: ClassTable,
         names: Sequence[str],
-        sizes: Sequence[int],
-        coverage: float = 0.5,
+        sizes: Sequence[int] = SIZES,
+        coverage: float = COVERAGE,
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         if not 0 < coverage <= 1:
@@ -71,9 +74,9 @@ class ObjectCounts:
         return [*inner, f"{self.sizes[-1]} px and more"]
 
     def to_dict(self) -> dict:
-        """By class: how many objects, the share found (None without one), the same by size, false alarms an image.
+        """By class: the objects, the share found (None without one), the same by size, false alarms per image.
 
-        JSON-serialisable. absent: looked for, in the table, without an object in the truth.
+        JSON-serialisable. absent: counted classes without an object in the truth.
         """
         per_class = {name: self._class_table(place) for place, name in enumerate(self.names)}
         return {
@@ -120,7 +123,7 @@ def label_components(mask: np.ndarray | Tensor) -> tuple[np.ndarray, int]:
     mask = np.asarray(mask, dtype=bool)
     steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     (rows, starts), ends = np.nonzero(steps == 1), np.nonzero(steps == -1)[1]
-    stride = mask.shape[1] + 2  # places of one row never reach into the next
+    stride = mask.shape[1] + 2  # so that runs of one row never touch those of the next in the searches below
     above = (rows - 1) * stride
     first = np.searchsorted(rows * stride + ends, above + starts, side="left")
     last = np.searchsorted(rows * stride + starts, above + ends, side="right")

@@ -8,8 +8,8 @@ mIoU, P, R, F1 and A are plain means over the classes: F1 is the mean of the cla
 accuracy, not the pixel accuracy. The rows of the paper's tables obey these identities.
 
 All counts are pooled first. A mean over images of each image's own mIoU, such as torchmetrics' MeanIoU, is another
-number: there a ship missed in a small image weighs as much as a slick, and an image of sea alone scores 1. The two do
-not compare; torchmetrics' JaccardIndex (macro) pools as is done here.
+number: there a ship missed in a small image weighs as much as a slick, and an image of sea alone scores 1. The two
+cannot be compared; torchmetrics' JaccardIndex (macro) pools as this module does.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SegmentationScores:
         return len(self.class_names) == 2 and "oil" in self.per_class
 
     def oil_convention(self) -> dict[str, float]:
-        """The other convention for two classes: P, R and F1 of oil alone, beside the mIoU of both classes.
+        """The other convention for two classes: P, R and F1 of oil alone, with the mIoU of both classes.
 
         The rows of CBD-Net (Zhu et al. 2022) on SOS follow it; they do not compare with the class means of other rows.
         Raises ValueError where there are other than two classes, or oil neither occurs nor is predicted.
@@ -70,7 +70,7 @@ class SegmentationScores:
         if not self.has_oil_convention:
             found = ", ".join(self.class_names)
             raise ValueError(
-                f"the one-class convention wants two classes, oil one of them and not absent; found {found}"
+                f"the one-class convention needs two classes, one of them oil, present or predicted; found {found}"
             )
         oil = self.per_class["oil"]
         return {
@@ -132,7 +132,7 @@ def pooled_score(counts: np.ndarray, name: str, class_names: Sequence[str] | Non
     """One score of many matrices at once, each as `score` gives it; NaN where a matrix is empty or lacks the class.
 
     counts: (..., K, K), rows the true class.  name: one of POOLED_SCORES, or iou, f1, accuracy, recall or precision of
-    a class: "iou:oil", which wants class_names.  Returns (...) float64.
+    a class: "iou:oil", which needs class_names.  Returns (...) float64.
     """
     counts = np.asarray(counts, dtype=np.float64)
     field, _, class_name = name.partition(":")

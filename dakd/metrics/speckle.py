@@ -1,4 +1,4 @@
-"""Measures of an image's speckle in homogeneous places: how strong it is (looks) and how it correlates."""
+"""Speckle of an image in homogeneous regions: its strength (equivalent number of looks) and its correlation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def equivalent_looks(sar: np.ndarray, region: np.ndarray, window: int, min_windo
     """The equivalent number of looks: the median of mean^2 / variance over windows that lie wholly in a region.
 
     sar: (H, W) uint8.  region: (H, W) bool.  The windows are the squares of `window` pixels of a grid from the upper
-    left corner; the variance is the unbiased one of a window, at least that of rounding (1/12). The median holds
-    against windows with a structure in them. None where fewer than `min_windows` lie in the region.
+    left corner; the variance is the unbiased one of a window, at least that of rounding (1/12). The median
+    is robust against windows with a structure in them. None where fewer than `min_windows` lie in the region.
 
     Looks in the sense of speckle statistics follow only where grey values are proportional to intensity. Of other
     images it is a measure of graininess, to be compared with that of training images.

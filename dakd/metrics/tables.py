@@ -1,4 +1,4 @@
-"""Scores as the paper's tables show them: percent with two decimals, one row a student."""
+"""Tables as text, and scores as the paper's tables show them: percent with two decimals, one row per student."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ def format_cell(cell: str | float | int | None) -> str:
     return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
 
 
+def percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
+
+
 def score_rows(scores: dict[str, SegmentationScores]) -> tuple[list[str], list[list[str | float]]]:
     """Header and rows of mIoU, F1, A, R, P in percent; scores: by the student's name."""
     rows = [[name, *(100 * getattr(result, field) for field in COLUMNS.values())] for name, result in scores.items()]
@@ -37,7 +41,7 @@ def score_rows(scores: dict[str, SegmentationScores]) -> tuple[list[str], list[l
 
 
 def iou_rows(scores: dict[str, SegmentationScores]) -> tuple[list[str], list[list[str | float | None]]]:
-    """Header and rows of each class's IoU in percent, beneath the class's share of the test pixels."""
+    """Header and rows of each class's IoU in percent; the first row is the class's share of the test pixels."""
     first = next(iter(scores.values()))
     rows: list[list[str | float | None]] = [["pixel share", *(100 * share for share in first.shares.values())]]
     for name, result in scores.items():
@@ -57,7 +61,7 @@ def oil_rows(scores: dict[str, SegmentationScores]) -> tuple[list[str], list[lis
 
 
 def format_scores(scores: dict[str, SegmentationScores]) -> str:
-    """All tables of some students on one test set, as text; scores: by the student's name, at least one.
+    """All score tables of students on one test set as text; scores: by the student's name, at least one.
 
     Classes that neither occur nor are predicted are named; with two classes both conventions are shown.
     """

@@ -1,4 +1,4 @@
-"""Measures of a whole image: its radial power spectrum, and whether its edges lie where its label says."""
+"""Measures of a whole image: its radial power spectrum, and whether its edges lie on the boundaries of its label."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def radial_spectrum(image: np.ndarray) -> np.ndarray:
     `radial_frequencies`.
     """
     fade = np.outer(*(np.hanning(side + 1)[:-1] for side in image.shape))  # periodic, as for a spectrum
-    # The mean under the window, or what is left of it leaks into the lowest ring.
+    # The mean as the window weighs it: any other would leave a constant, which leaks into the lowest ring.
     centred = (image - (image * fade).sum() / fade.sum()) * fade
     power = np.abs(np.fft.rfft2(centred)) ** 2 / (fade**2).sum()
     rings, weights = _rings(image.shape)

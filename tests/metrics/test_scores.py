@@ -101,7 +101,7 @@ def test_the_oil_convention_scores_oil_alone():
 def test_the_oil_convention_is_refused_for_five_classes():
     scores = score(np.eye(5, dtype=int), NAMES)
     assert not scores.has_oil_convention
-    with pytest.raises(ValueError, match="wants two classes"):
+    with pytest.raises(ValueError, match="needs two classes"):
         scores.oil_convention()
 
 
