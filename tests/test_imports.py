@@ -89,7 +89,7 @@ def test_every_step_can_be_imported_without_extras():
         import sys
         import dakd.cli, dakd.doctor, dakd.pipeline
         import dakd.data.prepare, dakd.data.balance, dakd.generate.generate
-        import dakd.evaluate.evaluate, dakd.evaluate.report, dakd.predict.predict
+        import dakd.evaluate.evaluate, dakd.report.report, dakd.predict.predict
         import dakd.train.jointnet, dakd.train.saross, dakd.train.dry_run
         print("dakd.train.dry_run" in sys.modules, "deepspeed" in sys.modules)
     """)

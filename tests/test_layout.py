@@ -16,7 +16,7 @@ ROWS = [
     {"cli"},
     {"ablate", "doctor"},
     {"api"},
-    {"pipeline"},
+    {"pipeline", "report"},
     {"train", "generate", "evaluate", "predict"},
     {"hub"},
     {"card", "starter"},

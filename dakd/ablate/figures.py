@@ -21,8 +21,8 @@ from dakd.data.pictures import colourise
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
 from dakd.diffusion.schedule import CosineSchedule
-from dakd.evaluate.choice import find_students, open_student
-from dakd.evaluate.segmentation import labels_of, predict_classes, stack_images
+from dakd.evaluate.inputs import find_students, open_student
+from dakd.evaluate.students import labels_of, predict_classes, stack_images
 from dakd.models.multiscale import at_scales
 from dakd.runtime.distributed import device
 from dakd.runtime.seeding import Stream, numpy_rng

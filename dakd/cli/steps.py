@@ -163,7 +163,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from dakd.evaluate.report import write_report
+    from dakd.report.report import write_report
 
     print(f"report: {write_report(load_config(args.config, args.overrides).run_path)}")
 

@@ -1,1 +1,1 @@
-"""EVALUATE: students on held-out images, the synthetic set beside the real one, and a report of the whole run."""
+"""EVALUATE: students on held-out images, and the synthetic set next to the real one, as numbers and text tables."""

@@ -1,9 +1,9 @@
-"""The step `evaluate`: every student of a run on the held-out images, and the synthetic set beside the real one.
+"""The step `evaluate`: every student of a run on the held-out images, and the synthetic set next to the real one.
 
-Writes `evaluate/NAME.json` and `evaluate/NAME.images.npz` (counts by image) a student, `evaluate/generation.json`,
-`evaluate/table.json`, `evaluate/table.txt` and the pictures of the report. Images of another folder
-(`evaluate.folder`), or a student from elsewhere (`evaluate.student`), get a folder of their own in `evaluate/`, named
-after the folder or the student; the run's own evaluation stays as it is.
+Writes `evaluate/NAME.json` and `evaluate/NAME.images.npz` (counts by image) for each student,
+`evaluate/generation.json`, `evaluate/table.json`, `evaluate/table.txt` and the pictures of the report. Images of
+another folder (`evaluate.folder`), or a student from elsewhere (`evaluate.student`), get a folder of their own in
+`evaluate/`, named after the folder or the student; the run's own evaluation stays as it is.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ import torch
 from dakd.config import Config
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet
-from dakd.evaluate import gallery
-from dakd.evaluate.choice import choose_students, open_images, open_student, out_folder
-from dakd.evaluate.details import Details, format_details, intervals
 from dakd.evaluate.extractors import open_extractor
-from dakd.evaluate.folder import LabelledFolder
-from dakd.evaluate.generation import agreement, count_set, format_statistics, set_statistics
-from dakd.evaluate.likeness import compare_images, format_likeness
-from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student
+from dakd.evaluate.inputs import choose_students, open_images, open_student, out_folder
+from dakd.evaluate.labelled_folder import LabelledFolder
+from dakd.evaluate.pairs import compare_pairs, format_pairs
+from dakd.evaluate.pictures import write_pictures
+from dakd.evaluate.students import (
+    DetailCounts,
+    StudentEvaluation,
+    bootstrap_students,
+    evaluate_student,
+    format_details,
+)
 from dakd.metrics import SegmentationScores, format_scores
 from dakd.models.multiscale import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
@@ -34,7 +38,7 @@ from dakd.runtime.runlog import say
 
 @dataclass(frozen=True)
 class Evaluation:
-    """scores: by the student's name.  generation: statistics of the real and the synthetic set, or None without one.
+    """scores: by the student's name.  generation: the comparison of the pairs, or None without a synthetic set.
 
     details: by the student's name: objects, boundary_iou, calibration, bootstrap (None without resamples).
     """
@@ -48,65 +52,56 @@ class Evaluation:
 def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     """Evaluate all students under run_dir/train_saross; every rank takes part, rank 0 writes and prints.
 
-    run_dir: None takes the configuration's. A run that has pairs and no student yet has its pairs evaluated. Raises
-    ValueError where there is neither or no prepared split, and for a folder that cannot be evaluated (see `folder.py`).
+    run_dir: None takes the configuration's. Of a run that has pairs and no student yet, the pairs alone are evaluated.
+    Raises ValueError where there is neither or no prepared split, and for a folder that cannot be evaluated (see
+    `labelled_folder.py`).
     """
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
     students = choose_students(cfg, run_dir)
     held_out = open_images(cfg, run_dir, students)
     out_dir = out_folder(cfg, run_dir, students)
-    results, agreed = {}, None
-    is_own = out_dir == run_dir / "evaluate"
-    synthetic = _open_synthetic(run_dir, held_out.classes) if is_own else None
+    pair_sets = _open_pairs(run_dir, held_out.classes) if out_dir == run_dir / "evaluate" else {}
+    synthetic = pair_sets.get("synthetic")
+    # Opened first: an extractor that is missing must not cost an evaluation of all students.
     extractor = None if synthetic is None else open_extractor(cfg.evaluate.fidelity, device())
-    for name, path in students.items():
-        model = at_scales(open_student(path, held_out.classes), cfg.evaluate.scales)
-        results[name] = evaluate_student(
-            model,
-            held_out,
-            cfg.evaluate.batch_size,
-            device(),
-            rank(),
-            world_size(),
-            label=f"evaluate {name}",
-            details=Details.empty(cfg.evaluate, held_out.classes, device()),
-        )
+
+    def open_one(name: str) -> torch.nn.Module:
+        return at_scales(open_student(students[name], held_out.classes), cfg.evaluate.scales)
+
+    results, agreement = {}, None
+    shares = {"batch_size": cfg.evaluate.batch_size, "device": device(), "rank": rank(), "world": world_size()}
+    for name in students:
+        model = open_one(name)
+        details = DetailCounts.empty(held_out.classes, cfg.evaluate.object_classes, device())
+        results[name] = evaluate_student(model, held_out, **shares, label=f"evaluate {name}", details=details)
         if name == "real" and synthetic is not None:
-            agreed = agreement(model, synthetic, cfg.evaluate.batch_size, device(), rank(), world_size())
+            agreed = evaluate_student(model, synthetic, **shares, label="agreement")
+            agreement = agreed.matrix.scores(synthetic.classes)
     generation = None
     if synthetic is not None:
-        real = ShardSet(run_dir / "prepare" / "train")
-        generation = _compare_sets(real, synthetic, agreed)
-        generation |= compare_images(cfg, run_dir, real, synthetic, extractor)
+        generation = compare_pairs(cfg, run_dir, pair_sets["real"], synthetic, extractor, agreement)
     evaluation = _summarise(cfg, results, generation, held_out)
     if is_main():
         _write(cfg, out_dir, evaluation, students, held_out)
         _write_image_counts(out_dir, results, held_out)
-        real = ShardSet(run_dir / "prepare" / "train") if is_own else None
-        _write_pictures(cfg, out_dir, results, students, held_out, {"real": real, "synthetic": synthetic})
+        folder, num_pictures = out_dir / "pictures", cfg.evaluate.num_pictures
+        write_pictures(folder, held_out, results, open_one, pair_sets, num_pictures, device())
         say(f"\n{evaluation.table}\n")
     barrier()
     return evaluation
 
 
-def _open_synthetic(run_dir: Path, classes: ClassTable) -> ShardSet | None:
+def _open_pairs(run_dir: Path, classes: ClassTable) -> dict[str, ShardSet]:
+    """The real training set, and the synthetic one where it is there."""
+    sets = {"real": ShardSet(run_dir / "prepare" / "train")}
     folder = run_dir / "generate"
-    if not (folder / "index.json").is_file():
-        return None
-    synthetic = ShardSet(folder)
-    if synthetic.classes.names != classes.names:
-        raise ValueError(f"{folder} has classes {synthetic.classes.names}, the images {classes.names}; generate again")
-    return synthetic
-
-
-def _compare_sets(real: ShardSet, synthetic: ShardSet, agreed: StudentEvaluation | None) -> dict:
-    comparison = {}
-    for name, shard_set in (("real", real), ("synthetic", synthetic)):
-        counts = count_set(shard_set, rank(), world_size(), device(), label=f"statistics {name}")
-        comparison[name] = set_statistics(counts, shard_set.classes)
-    comparison["agreement"] = None if agreed is None else agreed.matrix.scores(synthetic.classes).to_dict()
-    return comparison
+    if (folder / "index.json").is_file():
+        sets["synthetic"] = ShardSet(folder)
+        names = sets["synthetic"].classes.names
+        if names != classes.names:
+            raise ValueError(f"{folder} has classes {names}, the images {classes.names}; generate again")
+    return sets
 
 
 def _summarise(
@@ -120,22 +115,24 @@ def _summarise(
     weights = f"{cfg.evaluate.weights} weights" if cfg.evaluate.student is None else f"student {cfg.evaluate.student}"
     head = f"{cfg.name}: {len(held_out)} images of {where}, {weights}, percent"
     per_image = {name: result.per_image for name, result in results.items()}
-    bootstrapped = intervals(per_image, held_out.classes.names, cfg.evaluate.bootstrap, cfg.seed)
-    details = {
-        name: result.details.to_dict() | {"bootstrap": bootstrapped.get(name)} for name, result in results.items()
-    }
+    intervals = bootstrap_students(per_image, held_out.classes.names, cfg.evaluate.bootstrap, cfg.seed)
+    details = {name: result.details.to_dict() | {"bootstrap": intervals.get(name)} for name, result in results.items()}
     shown = {name: {"miou": one.miou} | details[name] for name, one in scores.items()}
     parts = [head, format_scores(scores), format_details(shown)] if scores else [f"{cfg.name}: no students"]
-    if generation is None and cfg.evaluate.folder is None and cfg.evaluate.student is None:
+    if generation is not None:
+        parts.append(format_pairs(generation))
+    elif cfg.evaluate.folder is None and cfg.evaluate.student is None:
         parts.append("synthetic set: none (the step generate has not run)")
-    elif generation is not None:
-        agreed = generation["agreement"]
-        parts.append(format_statistics(generation["real"], generation["synthetic"], agreed["miou"] if agreed else None))
-        parts.append(format_likeness(generation))
     return Evaluation(scores, generation, "\n\n".join(parts), details)
 
 
-def _write(cfg: Config, folder: Path, evaluation: Evaluation, students: dict[str, Path], held_out: ShardSet) -> None:
+def _write(
+    cfg: Config,
+    folder: Path,
+    evaluation: Evaluation,
+    students: dict[str, Path],
+    held_out: ShardSet | LabelledFolder,
+) -> None:
     facts = {
         "split": cfg.evaluate.split,
         "num_images": len(held_out),
@@ -157,38 +154,11 @@ def _write(cfg: Config, folder: Path, evaluation: Evaluation, students: dict[str
     write_text(folder / "table.txt", evaluation.table + "\n")
 
 
-def _write_image_counts(folder: Path, results: dict[str, StudentEvaluation], held_out: ShardSet) -> None:
+def _write_image_counts(
+    folder: Path, results: dict[str, StudentEvaluation], held_out: ShardSet | LabelledFolder
+) -> None:
     """NAME.images.npz: counts (N, K, K) int64, rows the true class, and keys (N,) in the same order."""
     keys = np.array([held_out.key(index) for index in range(len(held_out))])
     for name, result in results.items():
         with replacing(folder / f"{name}.images.npz") as aside, aside.open("wb") as file:
             np.savez_compressed(file, counts=result.per_image, keys=keys)
-
-
-def _write_pictures(
-    cfg: Config,
-    out_dir: Path,
-    results: dict[str, StudentEvaluation],
-    students: dict[str, Path],
-    held_out: ShardSet | LabelledFolder,
-    sets: dict[str, ShardSet | None],
-) -> None:
-    """sets: by name, those that are shown with their labels laid on the images."""
-
-    def open_one(name: str) -> torch.nn.Module:
-        return at_scales(open_student(students[name], held_out.classes), cfg.evaluate.scales)
-
-    folder = out_dir / "pictures"
-    gallery.start_gallery(folder)
-    mious = {name: result.image_mious() for name, result in results.items()}
-    last = next(reversed(results), None)
-    choices = []
-    if last is not None:
-        choices = gallery.choose_images(results[last].per_image, mious[last], cfg.evaluate.num_pictures)
-    images = gallery.write_gallery(
-        folder, held_out, choices, mious, open_one, device()
-    )
-    overlays = {}
-    if cfg.evaluate.num_pictures:
-        overlays = {name: gallery.write_overlays(folder, name, one) for name, one in sets.items() if one is not None}
-    gallery.finish_gallery(folder, images, overlays, held_out.classes)

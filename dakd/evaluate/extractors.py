@@ -1,7 +1,7 @@
-"""What turns images into features for the distances of fidelity.py: torch-fidelity's InceptionV3, or a small stand-in.
+"""Nets that turn images into features for the distances of fidelity.py: InceptionV3, or a small stand-in.
 
-FID, IS and KID are names of numbers from one net with one set of weights. From anything else the numbers bear other
-names: `Frechet distance (small-random-conv)`, never FID.
+FID, IS and KID are names of numbers from one net with one set of weights. Numbers from another net, or from other
+weights, bear other names: `Frechet distance (small-random-conv)`, never FID.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Extractor:
     """features: (B, 1, H, W) uint8 on the device to features (B, d) and, from Inception, logits (B, 1008).
 
     widths: of each of them.  name: of the net.  suffix: of its numbers' keys, "" where they are FID, IS and KID.
-    identity: what its features depend on.  note: what a reader must know.
+    identity: a hash of the weights.  note: for the reader of the numbers.
     """
 
     name: str
@@ -53,7 +53,8 @@ class Extractor:
 def open_extractor(cfg: FidelityConfig, device: str | torch.device) -> Extractor | None:
     """The extractor of a configuration on a device; None where it names none.
 
-    Raises RuntimeError where torch-fidelity or the weights cannot be had, ValueError where the weights do not fit.
+    Raises RuntimeError where torch-fidelity is not installed or the weights cannot be downloaded, ValueError where the
+    weights do not fit.
     """
     if cfg.extractor == "none":
         return None
@@ -62,7 +63,7 @@ def open_extractor(cfg: FidelityConfig, device: str | torch.device) -> Extractor
 
 
 def import_torch_fidelity() -> ModuleType:
-    """torch-fidelity, also beside a torchvision whose compiled part does not fit this torch."""
+    """torch-fidelity, even where the compiled part of torchvision does not fit this torch."""
     return import_beside_torchvision("torch_fidelity", "FID and its relatives", "eval")
 
 
@@ -107,20 +108,20 @@ def _open_inception(weights: str | None, device: str | torch.device) -> Extracto
     if sha256.startswith(_INCEPTION_HASH):
         return Extractor("inception-v3-compat", "", sha256, (2048, 1008), features)
     note = (
-        f"the weights in {path} (sha256 {sha256[:8]}) are not those of {INCEPTION_FILE}: the numbers compare with none "
-        f"that are called FID or KID."
+        f"the weights in {path} (sha256 {sha256[:8]}) are not those of {INCEPTION_FILE}: the numbers "
+        "do not compare with any that are called FID or KID."
     )
     name = f"InceptionV3, other weights {sha256[:8]}"
     return Extractor(name, "other_weights", sha256, (2048, 1008), features, note)
 
 
 def _refuse_other_files(path: Path, remedy: str) -> None:
-    """ValueError where a file does not hold InceptionV3's tensors; nothing in it is run, as any pickle could be."""
+    """ValueError where a file does not hold InceptionV3's tensors; no code in the pickle is run."""
     if not path.is_file():
         raise ValueError(f"no weights of InceptionV3 at {path}; {remedy}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+    except Exception as error:  # a damaged pickle may raise any error
         first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as weights ({first_line}); {remedy}") from None
     shape = tuple(state["fc.weight"].shape) if isinstance(state, dict) and "fc.weight" in state else None
@@ -128,13 +129,13 @@ def _refuse_other_files(path: Path, remedy: str) -> None:
         raise ValueError(f"{path} holds weights of another net than InceptionV3 with 1008 logits; {remedy}")
 
 
-# --- the stand-in -----------------------------------------------------------------------------------------------------
+# --- the small net ---------------------------------------------------------------------------------------------------
 
 
 class SmallRandomConv(nn.Module):
-    """Three levels of random 5x5 filters: mean and deviation of each filter's answer, 144 features.
+    """Three levels of random 5x5 filters: mean and deviation of each filter's response, 144 features.
 
-    (B, 1, H, W) uint8, at its own size, 4 pixels a side at least -> (B, 144) float32. A filter's answer is rectified,
+    (B, 1, H, W) uint8, at its own size, 4 pixels a side at least -> (B, 144) float32. A filter's response is rectified,
     and between the levels 2x2 pixels are averaged. Filters are normal, of variance 2 / fan-in, from the project's own
     generator with seed 0, so that they are the same on every host. Those of the first level sum to 0, or brightness
     alone would decide the distances.

@@ -3,8 +3,8 @@
 Protocol (the paper names none): grey repeated to three channels, uint8, InceptionV3's own resize to 299 and its pool3
 features; as many real windows of the generated size as synthetic images, by default the smaller set's number; IS over
 10 splits and over 1; KID over 100 subsets of at most 1000; precision and recall with 3 neighbours on the same features.
-The numbers are torch-fidelity's. Their intervals are ours: features are made once, images are drawn again from both
-sets (windows of one image together), see `recentred_interval`.
+The numbers are torch-fidelity's. The intervals are ours: features are computed once, then images are drawn again from
+both sets (windows of one image together), see `recentred_interval`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import Tensor
 from dakd.config import FidelityConfig
 from dakd.data.shards import ShardSet
 from dakd.evaluate.extractors import Extractor
-from dakd.evaluate.segmentation import batches_of_one_size, stack_images
-from dakd.evaluate.windows import Place, choose_windows, groups_of, read_windows, window_size
+from dakd.evaluate.students import batches_of_one_size, stack_images
+from dakd.evaluate.windows import RandomWindow, choose_windows, cut_windows, groups_of
 from dakd.metrics.bootstrap import CONFIDENCE, draw_weights, recentred_interval
 from dakd.metrics.confusion import sum_over_ranks
 from dakd.metrics.distances import frechet_distance, kernel_distance, polynomial_kernel, precision_recall
@@ -35,6 +35,7 @@ from dakd.runtime.runlog import progress
 from dakd.runtime.seeding import Stream, numpy_rng
 
 MIN_IMAGES = 20
+BATCH_SIZE = 16  # images per pass through the extractor
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 IS_SPLITS = 10
 NEIGHBOURS = 3
@@ -43,7 +44,7 @@ _QUIET = {"verbose": False}
 
 @dataclass(frozen=True)
 class Features:
-    """pooled: (N, d) float32.  logits: (N, 1008) float32 or None.  groups: (N,) the image that each window is of."""
+    """pooled: (N, d) float32.  logits: (N, 1008) float32 or None.  groups: (N,) the image of each window."""
 
     pooled: Tensor
     logits: Tensor | None
@@ -56,21 +57,22 @@ class Features:
 def compare_fidelity(
     cfg: FidelityConfig, seed: int, real: ShardSet, synthetic: ShardSet, extractor: Extractor | None, cache: Path
 ) -> dict:
-    """All numbers of two sets (JSON-serialisable), or {"absent": why}; every rank takes part and gets them.
+    """All numbers of two sets (JSON-serialisable), or {"absent": reason}; every rank takes part and gets them.
 
-    cache: the folder where features are kept, by what they depend on.
+    cache: the folder where features are kept, in files named after all that they depend on: an evaluation that is
+    repeated for another student computes none of them again.
     """
     if extractor is None:
         return {"absent": "evaluate.fidelity.extractor is none; set it to inception (or small)"}
     num_images = cfg.num_images or min(len(real), len(synthetic))
     if num_images < MIN_IMAGES:
         return {"absent": f"{num_images} images of each set; wanted at least {MIN_IMAGES}"}
-    size = window_size(synthetic)
+    size = synthetic.size(0)  # generated images have one size
     sets = [
-        _cached_features(cfg, seed, one, choose_windows(one, size, num_images, seed), size, extractor, cache, name)
+        _cached_features(one, choose_windows(one, size, num_images, seed), size, seed, extractor, cache, name)
         for name, one in (("real", real), ("synthetic", synthetic))
     ]
-    told = None
+    numbers = None
     if is_main():
         facts = {
             "extractor": extractor.name,
@@ -83,15 +85,15 @@ def compare_fidelity(
             "resamples": cfg.bootstrap,
             "confidence": CONFIDENCE,
         }
-        told = facts | score_features(*sets, extractor, seed, cfg.bootstrap)
-    return broadcast(told)
+        numbers = facts | score_features(*sets, extractor, seed, cfg.bootstrap)
+    return broadcast(numbers)
 
 
 def score_features(real: Features, synthetic: Features, extractor: Extractor, seed: int, num_resamples: int) -> dict:
-    """metrics: by key, with title, value, low, high, bias (of the resamples) and what else belongs to it.
+    """metrics: by key, with title, value, low, high, bias (of the resamples), and facts of that metric.
 
-    halves: the Frechet distance at half of N, of one half of the real images from the other, and of as many synthetic
-    images from that other half: what chance alone makes, and what stands beside it.
+    halves: two Frechet distances at half of N from one half of the real images: that of the other half, which chance
+    alone makes, and that of as many synthetic images.
     """
     name = "" if extractor.is_standard else f" ({extractor.name})"
     keys = {one: f"{one}_{extractor.suffix}" for one in ("fd", "kd", "precision", "recall")}
@@ -127,9 +129,7 @@ def library_values(real: Features, synthetic: Features) -> tuple[dict[str, float
     size = min(KID_SUBSET_SIZE, len(real), len(synthetic))
     # Subsets as large as the sets are all the same.
     subsets = 1 if size == len(real) == len(synthetic) else KID_SUBSETS
-    kernel = kid_features_to_metric(
-        synthetic.pooled, real.pooled, kid_subsets=subsets, kid_subset_size=size, **_QUIET
-    )
+    kernel = kid_features_to_metric(synthetic.pooled, real.pooled, kid_subsets=subsets, kid_subset_size=size, **_QUIET)
     manifold = prc_features_to_metric(synthetic.pooled, real.pooled, prc_neighborhood=NEIGHBOURS, **_QUIET)
     values = {
         "fd": fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID],
@@ -152,45 +152,45 @@ def inception_score(features: Features, splits: int) -> float:
 
 @torch.inference_mode()
 def extract_features(
-    cfg: FidelityConfig,
-    seed: int,
     shard_set: ShardSet,
-    places: Sequence[Place],
+    windows: Sequence[RandomWindow],
     size: tuple[int, int],
+    seed: int,
     extractor: Extractor,
     label: str,
+    batch_size: int = BATCH_SIZE,
 ) -> Features:
-    """Features of the windows, made by all ranks and known to all."""
-    arrays = [torch.zeros(len(places), width, device=device()) for width in extractor.widths]
-    windows = read_windows(shard_set, places, size, seed, rank(), world_size(), f"features {label}")
-    for batch in batches_of_one_size(windows, cfg.batch_size):
+    """Features of the windows; the ranks share the work, and each gets all of them."""
+    arrays = [torch.zeros(len(windows), width, device=device()) for width in extractor.widths]
+    samples = cut_windows(shard_set, windows, size, seed, rank(), world_size(), f"features {label}")
+    for batch in batches_of_one_size(samples, batch_size):
         indices = [index for index, _ in batch]
-        images = stack_images((window for _, window in batch), device())
+        images = stack_images((sample for _, sample in batch), device())
         for array, one in zip(arrays, extractor.features(images)):
             array[indices] = one.to(torch.float32)
-    # Every window belongs to one rank and is 0 on the others.
+    # A window's features are 0 on every rank but its own, so that the sum is exact.
     pooled, *logits = [sum_over_ranks(array).cpu() for array in arrays]
-    return Features(pooled, logits[0] if logits else None, groups_of(places))
+    return Features(pooled, logits[0] if logits else None, groups_of(windows))
 
 
 def _cached_features(
-    cfg: FidelityConfig,
-    seed: int,
     shard_set: ShardSet,
-    places: Sequence[Place],
+    windows: Sequence[RandomWindow],
     size: tuple[int, int],
+    seed: int,
     extractor: Extractor,
     cache: Path,
     label: str,
 ) -> Features:
-    facts = [shard_set.index["fingerprint"], extractor.identity, list(size), seed, len(places)]
+    # The windows follow from the seed, the set, their number and size (see windows.py).
+    facts = [shard_set.index["fingerprint"], extractor.identity, list(size), seed, len(windows)]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    path = cache / f"{label}-{len(places)}-{digest[:16]}.npz"
-    kept = _read_features(path, places) if is_main() else None
+    path = cache / f"{label}-{len(windows)}-{digest[:16]}.npz"
+    kept = _read_features(path, windows) if is_main() else None
     if broadcast(kept is not None):
-        # The numbers are rank 0's work; the others need no features.
-        return kept or Features(torch.empty(len(places), 0), None, groups_of(places))
-    made = extract_features(cfg, seed, shard_set, places, size, extractor, label)
+        # Rank 0 alone computes the numbers; the others need no features.
+        return kept or Features(torch.empty(len(windows), 0), None, groups_of(windows))
+    made = extract_features(shard_set, windows, size, seed, extractor, label)
     if is_main():
         arrays = {"pooled": made.pooled} | ({} if made.logits is None else {"logits": made.logits})
         with replacing(path) as aside, open(aside, "wb") as stream:
@@ -198,12 +198,12 @@ def _cached_features(
     return made
 
 
-def _read_features(path: Path, places: Sequence[Place]) -> Features | None:
-    """What a file holds; None where there is none, or a damaged one."""
+def _read_features(path: Path, windows: Sequence[RandomWindow]) -> Features | None:
+    """The features in a file; None where there is no file, or a damaged one."""
     try:
         with np.load(path) as file:
             arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-        return Features(arrays["pooled"], arrays.get("logits"), groups_of(places))
+        return Features(arrays["pooled"], arrays.get("logits"), groups_of(windows))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None
 
@@ -212,10 +212,13 @@ def _read_features(path: Path, places: Sequence[Place]) -> Features | None:
 
 
 def _resample(real: Features, synthetic: Features, seed: int, num_resamples: int) -> dict[str, list[float]]:
-    """The numbers of each resample of both sets, by name."""
-    place = device()
-    x, y = (one.pooled.to(place, torch.float64) for one in (synthetic, real))
-    # The same numbers, without the digits that a common mean would cost.
+    """The numbers of each resample of both sets, by name.
+
+    A resample is a weight per image, so that features, kernels and distances are computed once and serve all of them.
+    """
+    where = device()
+    x, y = (one.pooled.to(where, torch.float64) for one in (synthetic, real))
+    # Taken off both sets for the Frechet distance: it stays the same, and keeps digits that a common mean would cost.
     centre = y.mean(dim=0)
     kernels = [polynomial_kernel(*pair) for pair in ((x, x), (y, y), (x, y))]
     distances = [torch.cdist(*pair) for pair in ((x, x), (y, y), (x, y))]
@@ -225,7 +228,7 @@ def _resample(real: Features, synthetic: Features, seed: int, num_resamples: int
     ]
     drawn: dict[str, list[float]] = {name: [] for name in ("fd", "kd", "precision", "recall", "is10", "is1")}
     for index in progress(range(num_resamples), num_resamples, "bootstrap of the fidelity"):
-        wx, wy = (torch.as_tensor(one[index], dtype=torch.float64, device=place) for one in weights)
+        wx, wy = (torch.as_tensor(one[index], dtype=torch.float64, device=where) for one in weights)
         drawn["fd"].append(frechet_distance(x - centre, y - centre, wx, wy))
         drawn["kd"].append(kernel_distance(*kernels, wx, wy))
         precision, recall = precision_recall(*distances, wx, wy, NEIGHBOURS)
@@ -239,7 +242,7 @@ def _resample(real: Features, synthetic: Features, seed: int, num_resamples: int
 
 
 def _group_weights(groups: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(num_resamples, N): images are drawn, and their windows go with them."""
+    """(num_resamples, N): images are drawn, and all windows of an image with it."""
     return draw_weights(num_resamples, int(groups.max()) + 1, rng)[:, groups]
 
 
@@ -262,9 +265,9 @@ def _compare_halves(real: Features, synthetic: Features, seed: int) -> dict:
 
 
 def split_groups(groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the windows of one random half of the images, and of the other: no image has windows in both."""
-    place = rng.permutation(int(groups.max()) + 1)[groups]
-    is_first = place < (groups.max() + 1) // 2
+    """Indices of the windows of one random half of the images, and of the other: no image has windows in both."""
+    rank_of_image = rng.permutation(int(groups.max()) + 1)[groups]
+    is_first = rank_of_image < (groups.max() + 1) // 2
     return np.flatnonzero(is_first), np.flatnonzero(~is_first)
 
 
@@ -280,5 +283,5 @@ def _note_on_size(features: Features) -> str:
         return ""
     return (
         f"{count} images are fewer than the {dim} features, so the covariances are singular and the Frechet distance "
-        f"is far above that of many images: compare at one N alone."
+        f"is far above that of many images: compare numbers of the same N only."
     )

@@ -1,11 +1,11 @@
-"""What Inception cannot see: the synthetic images' speckle, spectrum, greys, contrast, shares and edges.
+"""Properties that Inception cannot see: speckle, spectrum, greys, contrast, class shares and edges of two sets.
 
-Each measure is a distance between the real and the synthetic set, with a bootstrap interval over the images of both,
-and beside a yardstick: the same distance between two halves of the real set, the mean of random halvings. A distance at
-the yardstick is what chance makes; intervals are `recentred_interval`s.
+Each measure is a distance between the real and the synthetic set, with a bootstrap interval over the images of both
+(`recentred_interval`) and a yardstick: the same distance between two halves of the real set, the mean over random
+halvings. A distance near the yardstick is what chance makes.
 
 Of larger real images a random window of the generated size is measured. Measures of the sea need a class called `sea`,
-the contrast one called `oil` too; where a table has none, or no image has what a measure wants, it is None.
+the contrast one called `oil` too; a measure that a class table or the images do not allow is None.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
-from dakd.evaluate.generation import NUM_GREYS, image_histogram
-from dakd.evaluate.segmentation import labels_of
-from dakd.evaluate.windows import choose_windows, read_windows
+from dakd.evaluate.set_statistics import NUM_GREYS, image_histogram
+from dakd.evaluate.students import labels_of
+from dakd.evaluate.windows import choose_windows, cut_windows
 from dakd.metrics.bootstrap import CONFIDENCE, draw_weights, recentred_interval
 from dakd.metrics.confusion import sum_over_ranks
 from dakd.metrics.distances import histogram_wasserstein, spectral_distance_db, total_variation, wasserstein
@@ -40,7 +40,7 @@ NUM_HALVINGS = 100
 LAG_WINDOW, LAG_MIN_WINDOWS = 16, 2  # pixels: four times the largest lag
 EDGE_MIN_PIXELS = 16
 FINE = 0.25  # cycles a pixel: higher frequencies are grain rather than shape
-_DIGITS = 6  # significant ones that are told
+_DIGITS = 6  # significant digits of the numbers that are written
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Measure:
-    """value: what is told of one set, or None.  distance: between two sets; NaN where one has no such measure.
+    """value: the number of one set, or None.  distance: between two sets; NaN where one has no such measure.
 
-    num_images: which images have it.  highest: the largest distance there can be.
+    has_it: (N,) bool, the images that have it.  highest: the largest distance there can be.
     """
 
     title: str
     unit: str
     value: Callable[[Summary], float] | None
     distance: Callable[[Summary, Summary], float]
-    num_images: Callable[[SetMeasures], np.ndarray]
+    has_it: Callable[[SetMeasures], np.ndarray]
     highest: float = math.inf
 
 
@@ -116,8 +116,8 @@ def measure_set(
         np.zeros((count, len(LAGS))),
         *(np.zeros(count) for _ in range(3)),
     )
-    places = choose_windows(shard_set, size, count, seed)
-    for index, window in read_windows(shard_set, places, size, seed, rank, world, label):
+    windows = choose_windows(shard_set, size, count, seed)
+    for index, window in cut_windows(shard_set, windows, size, seed, rank, world, label):
         for name, value in measure_image(window, classes).items():
             getattr(pooled, name)[index] = value
     # Every image belongs to one rank and is 0 on the others, so that the sums are exact and NaN stays NaN.
@@ -178,7 +178,7 @@ def compare_physics(
 ) -> dict:
     """All measures of two sets (JSON-serialisable), each with real, synthetic, distance, low, high and yardstick.
 
-    None stands where a set has no such number. `curves` holds what lies behind two of them.
+    None stands where a set has no such number. `curves` holds the spectra and autocorrelations of both sets.
     """
     measures = list_measures(classes)
     sets = (real, synthetic)
@@ -193,17 +193,17 @@ def compare_physics(
         distance = measure.distance(*wholes)
         drawn = [measure.distance(*pair) for pair in zip(*resampled)]
         interval = recentred_interval(distance, drawn, lowest=0, highest=measure.highest)
-        told = [measure.value(one) if measure.value else math.nan for one in wholes]
+        values = [measure.value(one) if measure.value else math.nan for one in wholes]
         table[key] = {
             "title": measure.title,
             "unit": measure.unit,
-            "real": _told(told[0]),
-            "synthetic": _told(told[1]),
-            "distance": _told(distance),
-            "low": _told(interval.low if interval else math.nan),
-            "high": _told(interval.high if interval else math.nan),
-            "yardstick": _told(_mean(measure.distance(*pair) for pair in halves)),
-            "num_images": [int(measure.num_images(one).sum()) for one in sets],
+            "real": _rounded(values[0]),
+            "synthetic": _rounded(values[1]),
+            "distance": _rounded(distance),
+            "low": _rounded(interval.low if interval else math.nan),
+            "high": _rounded(interval.high if interval else math.nan),
+            "yardstick": _rounded(_mean(measure.distance(*pair) for pair in halves)),
+            "num_images": [int(measure.has_it(one).sum()) for one in sets],
         }
     return {
         "num_images": {"real": len(real), "synthetic": len(synthetic)},
@@ -253,7 +253,7 @@ def list_measures(classes: ClassTable) -> dict[str, Measure]:
 
 
 def _by_image(field: str, title: str, unit: str) -> Measure:
-    """Told as the median over the images; the distance is Wasserstein's between their distributions."""
+    """A set's value is the median over its images; the distance is Wasserstein's between their distributions."""
     return Measure(
         title,
         unit,
@@ -264,7 +264,7 @@ def _by_image(field: str, title: str, unit: str) -> Measure:
 
 
 def _greys(title: str, rows: slice) -> Measure:
-    """Told as the mean; the distance is Wasserstein's between the pooled histograms."""
+    """A set's value is the mean; the distance is Wasserstein's between the pooled histograms."""
     return Measure(
         title,
         "greys",
@@ -342,16 +342,16 @@ def _mean(values: Iterable[float]) -> float:
 def _curves(real: Summary, synthetic: Summary, size: tuple[int, int]) -> dict:
     def both(field: str) -> dict[str, list[float | None]]:
         return {
-            name: [_told(value) for value in getattr(one, field).tolist()]
+            name: [_rounded(value) for value in getattr(one, field).tolist()]
             for name, one in (("real", real), ("synthetic", synthetic))
         }
 
-    frequencies = [_told(value) for value in radial_frequencies(size).tolist()]
+    frequencies = [_rounded(value) for value in radial_frequencies(size).tolist()]
     return {
         "spectrum": {"cycles_per_pixel": frequencies, **both("spectrum")},
         "autocorrelation": {"lags": [list(lag) for lag in LAGS], **both("autocorrelation")},
     }
 
 
-def _told(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
     return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

@@ -52,7 +52,7 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     student = Student.load(weights, device(), cfg.evaluate.scales)
     problem = None
     try:
-        predict_sources(student, sources, out_dir, overlay_alpha=cfg.predict.overlay_alpha)
+        predict_sources(student, sources, out_dir)
     except BadImages as error:
         problem = error
     if is_main():

@@ -37,7 +37,7 @@ def test_seeds_share_the_data_alone():
     [
         ({"train_saross.loss.temperature": 4.0}, {"student", "scores"}),
         ({"train_saross.student.skip_module": "none"}, {"student", "scores"}),
-        ({"evaluate.boundary_width": 0.05}, {"scores"}),
+        ({"evaluate.object_classes": ("oil",)}, {"scores"}),
         ({"generate.sampling_steps": 3}, {"generate", "student", "scores"}),
         ({"train_jointnet.unet.blocks_per_level": 2}, {"stage1", "teacher", "generate", "student", "scores"}),
         ({"train_jointnet.stage2.steps": 2}, {"teacher", "generate", "student", "scores"}),

@@ -15,8 +15,8 @@ import pytest
 
 from dakd.config import EvaluateConfig, build_config
 from dakd.data.sample import SOS_CLASSES
-from dakd.evaluate.choice import find_students
 from dakd.evaluate.evaluate import evaluate
+from dakd.evaluate.inputs import find_students
 
 
 def test_every_student_is_scored_and_written(run_dir, config, grey_student, capsys):
@@ -111,22 +111,22 @@ def test_a_dataset_without_a_test_split_is_told_from_one_that_is_not_prepared(ru
 
 def test_a_student_of_other_classes_is_refused(run_dir, config, monkeypatch):
     metadata = {"classes": SOS_CLASSES.to_dict()}
-    monkeypatch.setattr("dakd.evaluate.choice.load_student", lambda path, device: (None, metadata))
-    with pytest.raises(ValueError, match="tells sea, oil apart"):
+    monkeypatch.setattr("dakd.evaluate.inputs.load_student", lambda path, device: (None, metadata))
+    with pytest.raises(ValueError, match="distinguishes sea, oil,"):
         evaluate(config, run_dir)
 
 
 ONE_RANK = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import conftest
+import evaluate_worlds
 from dakd.config import load_config
 from dakd.data.sample import OSD_CLASSES
-from dakd.evaluate import choice
+from dakd.evaluate import inputs
 from dakd.evaluate import evaluate as step
 from dakd.runtime.distributed import shut_down
 
-choice.load_student = lambda path, device: (conftest.GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()})
+inputs.load_student = lambda path, device: (evaluate_worlds.GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()})
 step.evaluate(load_config(sys.argv[2]))
 shut_down()
 """
@@ -143,7 +143,7 @@ def test_two_ranks_write_the_table_of_one(run_dir, config, grey_student, tmp_pat
         "MASTER_PORT": str(_free_port()),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    command = [sys.executable, "-c", ONE_RANK, str(Path(__file__).parent), str(run_dir / "config.yaml")]
+    command = [sys.executable, "-c", ONE_RANK, str(Path(__file__).parents[1]), str(run_dir / "config.yaml")]
     ranks = [subprocess.Popen(command, env=os.environ | place | {"RANK": str(rank)}) for rank in range(2)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     assert [path.read_bytes() for path in files] == alone

@@ -23,11 +23,11 @@ from dakd.evaluate.fidelity import (
     score_features,
     split_groups,
 )
-from dakd.evaluate.likeness import fidelity_notes, fidelity_rows
+from dakd.evaluate.pairs import fidelity_notes, fidelity_rows
 from dakd.evaluate.windows import choose_windows
 
 torch_fidelity = import_torch_fidelity()
-SMALL = FidelityConfig(extractor="small", bootstrap=20, batch_size=8)
+SMALL = FidelityConfig(extractor="small", bootstrap=20)
 SIZE = (32, 32)
 
 
@@ -206,11 +206,8 @@ def test_a_stated_number_of_images_is_taken_of_both(sets, small, tmp_path):
 
 
 def test_batches_and_ranks_do_not_matter(sets, small):
-    places = choose_windows(sets[0], SIZE, 26, 0)
-    one, other = (
-        extract_features(SMALL.model_copy(update={"batch_size": size}), 0, sets[0], places, SIZE, small, "real")
-        for size in (1, 26)
-    )
+    windows = choose_windows(sets[0], SIZE, 26, 0)
+    one, other = (extract_features(sets[0], windows, SIZE, 0, small, "real", batch_size=size) for size in (1, 26))
     assert torch.allclose(one.pooled, other.pooled, atol=1e-5) and one.logits is None
 
 
@@ -236,7 +233,7 @@ def test_the_text_says_that_few_images_make_fid_large():
 
 
 def inception(weights=None) -> FidelityConfig:
-    return FidelityConfig(extractor="inception", weights=weights and str(weights), bootstrap=20, batch_size=4)
+    return FidelityConfig(extractor="inception", weights=weights and str(weights), bootstrap=20)
 
 
 def test_weights_that_are_absent_damaged_or_another_nets_are_refused(tmp_path):

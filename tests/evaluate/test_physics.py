@@ -10,8 +10,8 @@ from evaluate_worlds import slick, write_images
 
 from dakd.data.sample import SOS_CLASSES, ClassTable, Sample
 from dakd.data.shards import ShardSet
-from dakd.evaluate.generation import count_set
 from dakd.evaluate.physics import SetMeasures, compare_physics, list_measures, measure_image, measure_set
+from dakd.evaluate.set_statistics import count_set
 from dakd.metrics.distances import histogram_wasserstein
 from dakd.metrics.speckle import equivalent_looks
 

@@ -7,7 +7,7 @@ import pytest
 from evaluate_worlds import write_images
 
 from dakd.data.shards import ShardSet
-from dakd.evaluate.windows import choose_windows, groups_of, read_windows
+from dakd.evaluate.windows import RandomWindow, choose_windows, cut_windows, groups_of
 
 SIZE = (16, 16)
 
@@ -20,7 +20,7 @@ def large_images(folder, count: int = 3, size: tuple[int, int] = (40, 50)) -> Sh
 
 def windows(shard_set: ShardSet, num_windows: int, seed: int, **place) -> dict[int, np.ndarray]:
     places = choose_windows(shard_set, SIZE, num_windows, seed)
-    return {index: one.sar for index, one in read_windows(shard_set, places, SIZE, seed, **place)}
+    return {index: one.sar for index, one in cut_windows(shard_set, places, SIZE, seed, **place)}
 
 
 def test_windows_are_a_function_of_the_seed_and_ranks_share_them(tmp_path):
@@ -45,7 +45,7 @@ def test_every_image_gives_as_many_windows_and_these_differ_and_lie_in_their_ima
 
 def test_an_image_of_the_size_is_its_own_window_and_labels_go_along(tmp_path):
     shard_set = large_images(tmp_path, size=SIZE)
-    (_, window), *_ = read_windows(shard_set, [(2, 0)], SIZE, seed=5)
+    (_, window), *_ = cut_windows(shard_set, [RandomWindow(2, 0)], SIZE, seed=5)
     assert np.array_equal(window.sar, shard_set.read(2).sar) and np.array_equal(window.label, window.sar > 128)
 
 
@@ -56,5 +56,5 @@ def test_fewer_windows_than_images_are_of_a_random_choice(tmp_path):
 
 
 def test_more_windows_than_images_without_room_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"4 images of 16x16 pixels are wanted of a set of 3 .*at most 3"):
+    with pytest.raises(ValueError, match=r"4 windows of 16x16 pixels were requested of a set of 3 .*at most 3"):
         choose_windows(large_images(tmp_path, size=(20, 20)), SIZE, 4, 0)

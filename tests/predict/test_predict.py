@@ -16,11 +16,11 @@ from dakd.config import StudentConfig, build_config
 from dakd.data.sample import SOS_CLASSES, Sample
 from dakd.data.shards import write_index, write_shard
 from dakd.data.transforms import to_student
-from dakd.evaluate.report import write_report
 from dakd.models.registry import build_student
 from dakd.predict.files import BadImages
 from dakd.predict.predict import predict
 from dakd.predict.student import Student
+from dakd.report.report import write_report
 from dakd.weights import save_student
 
 TINY = StudentConfig(

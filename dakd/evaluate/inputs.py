@@ -1,4 +1,4 @@
-"""What is evaluated: which students, on which images, and where the tables go."""
+"""Which students are evaluated, on which images, and where the tables go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from dakd.config import Config
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet, open_split
-from dakd.evaluate.folder import LabelledFolder
+from dakd.evaluate.labelled_folder import LabelledFolder
 from dakd.runtime.distributed import device
 from dakd.weights import STUDENT_FILES, load_student, read_metadata
 
@@ -31,8 +31,11 @@ def find_students(run_dir: Path, weights: str = "ema") -> dict[str, Path]:
 
 
 def choose_students(cfg: Config, run_dir: Path) -> dict[str, Path]:
-    """The run's students, or the one of `evaluate.student`, called after its file, or after the folder of a
-    student.safetensors. None where the run has generated pairs and trained no student: these are evaluated alone."""
+    """The run's students by name, or the one of `evaluate.student`.
+
+    The latter is named after its file, or after the folder of a student.safetensors. {} where the run has generated
+    pairs and trained no student yet: then the pairs alone are evaluated.
+    """
     if cfg.evaluate.student is None:
         has_pairs = (run_dir / "generate" / "index.json").is_file() and cfg.evaluate.folder is None
         if has_pairs and not (run_dir / "train_saross").exists():
@@ -45,16 +48,18 @@ def choose_students(cfg: Config, run_dir: Path) -> dict[str, Path]:
 
 
 def open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardSet | LabelledFolder:
+    """The prepared split, or the images of `evaluate.folder`, read with the class table of the first student."""
     if cfg.evaluate.folder is None:
         return open_split(run_dir / "prepare", cfg.evaluate.split)
-    metadata = read_metadata(next(iter(students.values())))
+    path = next(iter(students.values()))
+    metadata = read_metadata(path)
     if metadata.get("kind") != "student":
-        raise ValueError(f"{next(iter(students.values()))} holds no student; give a student.safetensors")
+        raise ValueError(f"{path} holds no student; give a student.safetensors")
     return LabelledFolder(cfg, ClassTable.from_dict(metadata["classes"]))
 
 
 def out_folder(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
-    """Where the tables go: the run's own evaluation holds its own students on its own images alone."""
+    """The folder of the tables: RUN/evaluate for the run's own students on its own images, else one below it."""
     folder = run_dir / "evaluate"
     if cfg.evaluate.folder is not None:
         folder /= Path(cfg.evaluate.folder).expanduser().resolve().name
@@ -71,7 +76,7 @@ def open_student(path: Path, classes: ClassTable) -> torch.nn.Module:
     own = ClassTable.from_dict(metadata["classes"])
     if own.names != classes.names:
         raise ValueError(
-            f"{path} tells {', '.join(own.names)} apart, the images are labelled {', '.join(classes.names)}; "
+            f"{path} distinguishes {', '.join(own.names)}, the images are labelled {', '.join(classes.names)}; "
             f"train a student on this dataset or evaluate on the other"
         )
     return model

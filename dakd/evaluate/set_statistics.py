@@ -1,27 +1,25 @@
-"""The synthetic set beside the real one: do its labels have the right shares, and do its classes have the right greys?
+"""Class shares and grey values of a labelled set: do synthetic labels have the right shares, and their classes the
+right greys?
 
-Everything follows exactly from one table per set, the histogram of grey values by class.
+Nearly everything follows exactly from one table per set, the histogram of grey values by class.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.shards import ShardSet
-from dakd.evaluate.segmentation import StudentEvaluation, evaluate_student, labels_of
+from dakd.evaluate.students import labels_of
 from dakd.metrics.confusion import sum_over_ranks
-from dakd.metrics.tables import format_table
 from dakd.runtime.runlog import progress
 
 NUM_GREYS = 256
-# How the statistics name each contrast between sea and oil.
+# Titles of the contrasts between sea and oil, and their fields in `set_statistics`.
 CONTRASTS = {
     "sea minus oil, grey values": "contrast_grey",
     "sea over oil, dB of the mean greys": "contrast_db",
@@ -70,7 +68,7 @@ def image_histogram(sample: Sample, num_classes: int) -> np.ndarray:
 
 
 def set_statistics(counts: SetCounts, classes: ClassTable) -> dict:
-    """What the counts say of a set (JSON-serialisable; None where a class has no pixel).
+    """Statistics of a set (JSON-serialisable; None where a class has no pixel).
 
     shares: fraction of the labelled pixels.  mean_grey, std_grey: grey values 0 .. 255, over all pixels of a class.
     contrast_grey: mean grey of all sea minus that of all oil.  contrast_db: 10 log10 of their ratio.
@@ -95,46 +93,6 @@ def set_statistics(counts: SetCounts, classes: ClassTable) -> dict:
         "images_with_both": len(both),
         "grey_histogram": counts.histogram.tolist(),
     }
-
-
-def agreement(
-    model: nn.Module,
-    synthetic: ShardSet,
-    batch_size: int = 1,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world: int = 1,
-) -> StudentEvaluation:
-    """A student's predictions on synthetic images against the teacher's labels (argmax of its logits).
-
-    With a student trained on real pairs alone, the mIoU tells how far labels sit on their images as real labels do.
-    """
-    return evaluate_student(model, synthetic, batch_size, device, rank, world, label="agreement")
-
-
-def statistics_rows(real: dict, synthetic: dict) -> tuple[list[str], list[Sequence[str | float | int | None]]]:
-    """Header and rows of the two sets' statistics, as `set_statistics` gives them."""
-    rows: list[Sequence[str | float | int | None]] = [["images", real["num_images"], synthetic["num_images"]]]
-    for name in real["shares"]:
-        rows.append([f"share of {name}, %", *(_percent(one["shares"][name]) for one in (real, synthetic))])
-    for name in real["mean_grey"]:
-        rows.append([f"mean grey of {name}", *(one["mean_grey"][name] for one in (real, synthetic))])
-    for title, field in CONTRASTS.items():
-        rows.append([title, real[field], synthetic[field]])
-    return ["training set", "real", "synthetic"], rows
-
-
-def format_statistics(real: dict, synthetic: dict, agreement_miou: float | None) -> str:
-    """The statistics of both sets as text; agreement_miou: a fraction, or None where no real-only student is there."""
-    text = format_table(*statistics_rows(real, synthetic))
-    if agreement_miou is None:
-        return text + "\n\nagreement on synthetic images: not known (no student was trained on real pairs alone)"
-    meaning = "(the real-only student against the teacher's labels)"
-    return text + f"\n\nagreement on synthetic images: mIoU {100 * agreement_miou:.2f} % {meaning}"
-
-
-def _percent(fraction: float | None) -> float | None:
-    return None if fraction is None else 100 * fraction
 
 
 def _mean_greys(histogram: np.ndarray) -> np.ndarray:

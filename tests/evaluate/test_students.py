@@ -1,4 +1,4 @@
-"""What evaluate tells beside the pooled scores."""
+"""A student over a set of shards: its counts, what else is measured in the same pass, intervals and tables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,74 @@ import numpy as np
 import pytest
 import torch
 
-from dakd.config import EvaluateConfig, build_config
-from dakd.data.sample import OSD_CLASSES
+from dakd.config import build_config
+from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet
-from dakd.evaluate.details import Details, detail_rows, difference_rows, format_details, intervals
 from dakd.evaluate.evaluate import evaluate
-from dakd.evaluate.segmentation import evaluate_student
+from dakd.evaluate.students import (
+    DetailCounts,
+    batches_of_one_size,
+    bootstrap_students,
+    detail_rows,
+    difference_rows,
+    evaluate_student,
+    format_details,
+    labels_of,
+)
 from dakd.metrics import BoundaryCounts, CalibrationCounts, ObjectCounts, bootstrap, paired_bootstrap
+
+
+def test_counts_are_those_of_each_image_alone(run_dir, grey_student):
+    held_out = ShardSet(run_dir / "prepare" / "test")
+    result = evaluate_student(grey_student, held_out, batch_size=2)
+    for index in range(5):
+        label = held_out.read(index).label
+        expected = np.diag(np.bincount(label.ravel(), minlength=5))
+        for true_id in label.flat[: 8 * index]:  # these pixels show a land's grey
+            expected[true_id, true_id] -= 1
+            expected[true_id, 4] += 1
+        assert (result.per_image[index] == expected).all()
+    assert (result.matrix.counts.numpy() == result.per_image.sum(axis=0)).all()
+    assert result.matrix.counts.sum() == 3 * 16 * 20 + 2 * 9 * 13
+
+
+def test_a_perfect_image_has_an_miou_of_one_and_a_spoilt_one_less(run_dir, grey_student):
+    mious = evaluate_student(grey_student, ShardSet(run_dir / "prepare" / "test")).image_mious()
+    assert mious[0] == 1.0 and mious[4] < mious[1] < 1.0
+
+
+def test_ranks_share_the_images_and_sum_to_the_same_counts(run_dir, grey_student):
+    held_out = ShardSet(run_dir / "prepare" / "test")
+    whole = evaluate_student(grey_student, held_out)
+    parts = [evaluate_student(grey_student, held_out, rank=rank, world=3) for rank in range(3)]
+    assert (sum(part.per_image for part in parts) == whole.per_image).all()
+    assert [int((part.per_image.sum(axis=(1, 2)) > 0).sum()) for part in parts] == [2, 2, 1]
+
+
+def test_batches_hold_images_of_one_size():
+    sizes = [(4, 4), (4, 4), (4, 4), (2, 6), (4, 4)]
+    samples = [(i, Sample(str(i), np.zeros(size, np.uint8))) for i, size in enumerate(sizes)]
+    batches = [[index for index, _ in batch] for batch in batches_of_one_size(samples, 2)]
+    assert batches == [[0, 1], [2], [3], [4]]
+
+
+def test_a_soft_label_counts_by_its_argmax():
+    logits = np.zeros((5, 1, 2), np.float16)
+    logits[3, 0, 0], logits[1, 0, 1] = 2, 1
+    assert labels_of(Sample("s", np.zeros((1, 2), np.uint8), soft_label=logits)).tolist() == [[3, 1]]
+
+
+def test_an_image_without_labels_is_refused():
+    with pytest.raises(ValueError, match="neither label nor soft label"):
+        labels_of(Sample("s", np.zeros((1, 2), np.uint8)))
+
+
+def test_a_student_agrees_with_labels_that_lie_on_their_images(run_dir, grey_student):
+    result = evaluate_student(grey_student, ShardSet(run_dir / "generate"))
+    assert result.matrix.scores(OSD_CLASSES).miou == 1.0
+
+
+# --- details and intervals --------------------------------------------------------------------------------------------
 
 
 def written(run_dir, name: str) -> dict:
@@ -84,7 +145,7 @@ def test_without_resamples_there_are_no_intervals(run_dir, config, grey_student)
 def test_a_class_without_objects_is_named_and_shows_a_dash():
     label = np.zeros((8, 8), np.uint8)
     label[:2] = 1
-    details = Details.empty(EvaluateConfig(), OSD_CLASSES)
+    details = DetailCounts.empty(OSD_CLASSES, ("ship", "oil"))
     logits = torch.zeros(1, 5, 8, 8)
     logits[:, 0] = 2.0
     details.update(logits, logits.argmax(1), [label])
@@ -97,18 +158,18 @@ def test_a_class_without_objects_is_named_and_shows_a_dash():
 def test_intervals_of_a_class_that_no_image_has_are_none():
     counts = np.zeros((3, 2, 2), np.int64)
     counts[:, 0, 0] = 7
-    table = intervals({"real": counts, "other": counts}, ("sea", "oil"), 20, 0)
+    table = bootstrap_students({"real": counts, "other": counts}, ("sea", "oil"), 20, 0)
     assert table["real"]["scores"]["iou:oil"]["value"] is None
     assert table["other"]["difference"]["scores"]["iou:oil"]["p"] is None
 
 
-def test_resamples_that_lack_a_class_are_told():
+def test_resamples_that_lack_a_class_are_reported():
     counts = np.zeros((4, 2, 2), np.int64)
     counts[:, 0, 0], counts[0, 1, 1] = 9, 3  # oil in one image of four
-    details = Details.empty(EvaluateConfig(), OSD_CLASSES)
+    details = DetailCounts.empty(OSD_CLASSES, ("ship", "oil"))
     logits = torch.zeros(1, 5, 8, 8)
     details.update(logits, logits.argmax(1), [np.zeros((8, 8), np.uint8)])
-    bootstrapped = intervals({"real": counts}, ("sea", "oil"), 50, 0)["real"]
+    bootstrapped = bootstrap_students({"real": counts}, ("sea", "oil"), 50, 0)["real"]
     share = bootstrapped["scores"]["miou"]["incomplete"]
     assert 0 < share < 1
     text = format_details({"real": {"miou": 1.0, "bootstrap": bootstrapped} | details.to_dict()})

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluate_worlds import scene
 from PIL import Image
 
 from dakd.cli import run_step
@@ -17,18 +18,18 @@ from dakd.data.readers import BadDataset
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.data.shards import ShardSet
 from dakd.evaluate.evaluate import evaluate
-from dakd.evaluate.folder import LabelledFolder
-from dakd.evaluate.segmentation import evaluate_student
+from dakd.evaluate.labelled_folder import LabelledFolder
+from dakd.evaluate.students import evaluate_student
 from dakd.models.registry import build_student
 from dakd.weights import save_student
 
 
 @pytest.fixture
-def pictures(tmp_path, make_scene) -> Path:
+def pictures(tmp_path) -> Path:
     """Three scenes as PNGs: images, and masks in the classes' colours."""
     folder = tmp_path / "elsewhere" / "harbour"
     for number in range(3):
-        one = make_scene(f"h{number}", 40 + number, wrong=9 * number)
+        one = scene(f"h{number}", 40 + number, wrong=9 * number)
         save(folder / "images" / f"h{number}.png", one.sar)
         save(folder / "masks" / f"h{number}.png", OSD_CLASSES.palette()[one.label])
     return folder
@@ -49,11 +50,11 @@ def asking(config: Config, prepare: dict | None = None, **settings) -> Config:
 def grey_file(monkeypatch, grey_student):
     """The weight files' metadata too are those of the student of grey values."""
     metadata = {"kind": "student", "classes": OSD_CLASSES.to_dict()}
-    monkeypatch.setattr("dakd.evaluate.choice.read_metadata", lambda path: metadata)
+    monkeypatch.setattr("dakd.evaluate.inputs.read_metadata", lambda path: metadata)
     return grey_student
 
 
-def test_a_folder_is_scored_beside_the_runs_own_evaluation(run_dir, config, grey_file, pictures, make_scene):
+def test_a_folder_is_scored_beside_the_runs_own_evaluation(run_dir, config, grey_file, pictures):
     evaluate(config, run_dir)
     own = {path.name: path.read_bytes() for path in (run_dir / "evaluate").iterdir() if path.is_file()}
     evaluation = evaluate(asking(config, folder=str(pictures)), run_dir)
@@ -64,7 +65,7 @@ def test_a_folder_is_scored_beside_the_runs_own_evaluation(run_dir, config, grey
     assert list(table["students"]) == ["real", "real+synthetic"] and evaluation.generation is None
     expected = np.zeros((5, 5), np.int64)
     for number in range(3):
-        label = make_scene(f"h{number}", 40 + number).label.ravel()
+        label = scene(f"h{number}", 40 + number).label.ravel()
         shown = np.where(np.arange(label.size) < 9 * number, 4, label)
         np.add.at(expected, (label, shown), 1)
     assert table["students"]["real"]["counts"] == expected.tolist()
@@ -74,10 +75,10 @@ def test_a_folder_is_scored_beside_the_runs_own_evaluation(run_dir, config, grey
     assert "synthetic set" not in evaluation.table and not (out / "generation.json").exists()
 
 
-def test_images_are_brought_to_the_size_of_the_runs_images(run_dir, config, grey_file, pictures, make_scene):
+def test_images_are_brought_to_the_size_of_the_runs_images(run_dir, config, grey_file, pictures):
     asked = asking(config, {"resize": (8, 10)}, folder=str(pictures))
     read = LabelledFolder(asked, OSD_CLASSES)
-    wanted = resize_sample(make_scene("h1", 41, wrong=9), (8, 10))
+    wanted = resize_sample(scene("h1", 41, wrong=9), (8, 10))
     assert (read.read(1).sar == wanted.sar).all() and (read.read(1).label == wanted.label).all()
     assert evaluate(asked, run_dir).scores["real"].num_pixels == 3 * 80
 
@@ -113,7 +114,7 @@ def test_a_bare_folder_of_sos_pairs_is_read_with_its_soft_masks(config, tmp_path
     assert [int(read.read(index).label.sum()) for index in range(3)] == [18, 24, 30]
     with pytest.raises(ValueError, match=r"oil is dark in SAR; set prepare\.polarity to oil_is_white"):
         LabelledFolder(asking(asked, {"polarity": "oil_is_black"}), SOS_CLASSES)
-    with pytest.raises(ValueError, match=r"classes sea, oil, the student tells sea, oil, look-alike, ship, land apart"):
+    with pytest.raises(ValueError, match=r"classes sea, oil, the student distinguishes sea, oil, look-alike"):
         LabelledFolder(asked, OSD_CLASSES)
 
 

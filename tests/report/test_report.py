@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dakd.evaluate.evaluate import evaluate
-from dakd.evaluate.report import write_report
+from dakd.report.report import write_report
 from dakd.runtime.files import write_json
 
 VOID = {"meta", "img", "br"}
@@ -93,7 +94,7 @@ def test_names_are_escaped(run_dir, config, grey_student):
     assert "<script>" not in text and "&lt;script&gt;" in text
 
 
-def test_what_prepare_repaired_or_left_out_is_told(run_dir):
+def test_files_that_prepare_repaired_or_left_out_are_named(run_dir):
     report = {"splits": {}, "num_off_palette": 7, "off_palette": {"a.png": 7}, "skipped": ["b.png: is truncated"]}
     write_json(run_dir / "prepare" / "report.json", report)
     text = write_report(run_dir).read_text()
@@ -109,23 +110,39 @@ def test_certainty_objects_outlines_and_confidence_are_shown(run_dir, config, gr
     assert f"{100 * interval['value']:.2f} [{100 * interval['low']:.2f}, {100 * interval['high']:.2f}]" in text
     assert "real+synthetic minus real" in text and "1000 resamples" in text
     assert f"ECE {100 * table['calibration']['ece']:.2f} %" in text
-    assert f"<td>{100 * table['boundary_iou']['per_class']['oil']:.2f}</td>" in text.replace("<td class=best>", "<td>")
+    boundary = f"{100 * table['boundary_iou']['per_class']['oil']:.2f}</td>"
+    assert f"<td>{boundary}" in text or f'<td class="best">{boundary}' in text
     oil = table["objects"]["per_class"]["oil"]
     assert f"<td>oil</td><td>all</td><td>{oil['objects']}</td><td>{100 * oil['recall']:.2f}</td>" in text
-    assert text.count('aria-label="accuracy by confidence"') == 2 and text.count('aria-label="found, %"') == 2
+    assert text.count('aria-label="accuracy, % by confidence, %"') == 2 and text.count('aria-label="found, % by ') == 2
 
 
-def test_an_evaluation_of_before_there_were_details_is_still_shown(run_dir, config, grey_student):
-    scores = evaluate(config, run_dir).scores
-    path = run_dir / "evaluate" / "table.json"
-    table = json.loads(path.read_text())
-    for one in table["students"].values():
-        for key in ("objects", "boundary_iou", "calibration", "bootstrap"):
-            del one[key]
-    path.write_text(json.dumps(table))
+def test_pairs_without_a_student_are_shown(run_dir, config):
+    shutil.rmtree(run_dir / "train_saross")
+    evaluate(config, run_dir)
     text = write_report(run_dir).read_text()
     parse(text)
-    assert f"{100 * scores['real'].f1:.2f}" in text and "accuracy by confidence" not in text
+    assert "share of oil, %" in text and "Scores: not there" in text
+
+
+def test_distances_to_the_real_images_are_shown_with_their_curves(run_dir, config, grey_student):
+    evaluate(config, run_dir)
+    text = write_report(run_dir).read_text()
+    assert "spectrum, greys, shares and edges" in text and "class shares (total variation), %" in text
+    assert "not measured (evaluate.fidelity.extractor is none" in text and ">FID<" not in text
+    assert text.count('aria-label="power, greys squared') == 1
+    path = run_dir / "evaluate" / "generation.json"
+    one = {"title": "FID", "value": 41.25, "low": 39.5, "high": 43.0}
+    fidelity = {"metrics": {"fid": one}, "num_images": 30, "resamples": 20, "confidence": 0.95, "note": ""}
+    fidelity["halves"] = {"num_images": 15, "real": 1.0, "synthetic": 2.0}
+    write_json(path, json.loads(path.read_text()) | {"fidelity": fidelity})
+    text = write_report(run_dir).read_text()
+    assert "<td>FID</td><td>41.25</td><td>39.5 to 43</td><td>30</td>" in text and "not measured" not in text
+
+
+def test_the_same_run_gives_the_same_bytes(run_dir, config, grey_student):
+    evaluate(config, run_dir)
+    assert write_report(run_dir).read_bytes() == write_report(run_dir).read_bytes()
 
 
 def test_folders_beside_the_runs_images_are_shown(run_dir, config, grey_student):
@@ -134,7 +151,7 @@ def test_folders_beside_the_runs_images_are_shown(run_dir, config, grey_student)
     other |= {"folder": "/data/harbour", "num_images": 77, "skipped": ["a.png: is truncated"]}
     write_json(run_dir / "evaluate" / "harbour" / "table.json", other)
     text = write_report(run_dir).read_text()
-    assert "Evaluated beside it: harbour" in text and "77 images of /data/harbour. 1 bad files were left out." in text
+    assert "Also evaluated: harbour" in text and "77 images of /data/harbour. 1 bad files were left out." in text
 
 
 def test_samples_of_every_step_are_there_and_large_ones_are_small(run_dir):
@@ -155,7 +172,7 @@ def test_samples_of_every_step_are_there_and_large_ones_are_small(run_dir):
 
 
 def test_very_many_steps_are_thinned_evenly(run_dir, monkeypatch):
-    monkeypatch.setattr("dakd.evaluate.report_training._MAX_GRIDS", 5)
+    monkeypatch.setattr("dakd.report.training._MAX_GRIDS", 5)
     samples = run_dir / "train_jointnet" / "stage2" / "samples"
     samples.mkdir(parents=True)
     for step in range(9):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dakd.evaluate.evaluate import evaluate
-from dakd.evaluate.report import write_report
+from dakd.report.report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")

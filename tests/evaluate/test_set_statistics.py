@@ -1,16 +1,15 @@
-"""Statistics of a synthetic set beside the real one."""
+"""Class shares, greys and contrasts of a set."""
 
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 import pytest
 
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, ClassTable, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
-from dakd.evaluate.generation import SetCounts, agreement, count_set, format_statistics, set_statistics
+from dakd.evaluate.set_statistics import SetCounts, count_set, set_statistics
 
 
 @pytest.fixture
@@ -56,16 +55,3 @@ def test_classes_of_other_names_have_no_oil_contrast():
     classes = ClassTable(("water", "ice"), ((0, 0, 0), (255, 255, 255)))
     statistics = set_statistics(SetCounts(np.ones((2, 256), np.int64), np.array([np.nan])), classes)
     assert statistics["contrast_grey"] is None and statistics["mean_grey"]["ice"] == 127.5
-
-
-def test_agreement_is_one_where_labels_sit_on_their_images(run_dir, grey_student):
-    result = agreement(grey_student, ShardSet(run_dir / "generate"))
-    assert result.matrix.scores(OSD_CLASSES).miou == 1.0
-
-
-def test_the_text_shows_both_sets_and_the_agreement(two_images):
-    statistics = set_statistics(count_set(two_images), SOS_CLASSES)
-    text = format_statistics(statistics, statistics, 0.8125)
-    assert re.search(r"share of oil, % +33\.33 +33\.33", text)
-    assert "mIoU 81.25 %" in text
-    assert "no student was trained on real pairs alone" in format_statistics(statistics, statistics, None)

@@ -20,10 +20,10 @@ from dakd.runtime.runlog import progress, say
 class LabelledFolder:
     """A folder's images with masks, read one by one as a set of shards is.
 
-    classes: of the masks.  split: the one that is read.  index: the fingerprint of what was read.  skipped: files that
-    were left out, where prepare.on_bad_file says so. Every file is read once at the start, so that all that is wrong is
-    told at once. Raises ValueError for a folder of another layout, without masks or of other classes than the student
-    knows, BadDataset for files that cannot be used.
+    classes: of the masks.  split: the one that is read.  index: the fingerprint of the content.  skipped: files that
+    were left out, where prepare.on_bad_file is skip. Every file is read once at the start, so that one error names all
+    problems. Raises ValueError for a folder of another layout, without masks or of other classes than the student's,
+    BadDataset for files that cannot be used.
     """
 
     def __init__(self, cfg: Config, student_classes: ClassTable) -> None:
@@ -34,8 +34,8 @@ class LabelledFolder:
         if self.classes.names != student_classes.names:
             raise ValueError(
                 f"{self.folder} is read as a dataset with the classes {', '.join(self.classes.names)}, the student "
-                f"tells {', '.join(student_classes.names)} apart; set evaluate.dataset to what the folder is, or take "
-                "another student"
+                f"distinguishes {', '.join(student_classes.names)}; set evaluate.dataset to the folder's layout, or "
+                "take another student"
             )
         self.split = cfg.evaluate.split if cfg.evaluate.split in splits or len(splits) != 1 else splits[0]
         self._entries, digest, self.skipped = self._read_all(self.split, cfg.prepare.on_bad_file == "skip")
@@ -52,12 +52,12 @@ class LabelledFolder:
         return sample if self._resize is None else resize_sample(sample, self._resize)
 
     def _read_all(self, split: str, may_skip: bool) -> tuple[list[Entry], str, list[BadFile]]:
-        """What can be used, the sha256 of its content, and what cannot."""
+        """The usable entries, the sha256 of their content, and the problems of the others."""
         dataset, entries = self._dataset, self._dataset.entries(split)
         if entries and all(entry.label_path is None for entry in entries):
             raise ValueError(
                 f"{self.folder} has {len(entries)} images and no masks to compare with; put the masks, with their "
-                "images' names, into masks/ beside images/, or let dakd predict draw them (predict.inputs)"
+                "images' names, into masks/ next to images/, or let dakd predict draw them (predict.inputs)"
             )
         problems, usable, digest = dataset.problems(), [], hashlib.sha256()
         if entries:
@@ -74,7 +74,7 @@ class LabelledFolder:
             raise BadDataset(
                 f"{self.folder} has {len(problems)} problem(s) and {len(usable)} usable images:",
                 problems,
-                "mend or remove these files, set evaluate.dataset to how the masks are to be read (osd, sos, folder), "
+                "fix or remove these files, set evaluate.dataset to how the masks are to be read (osd, sos, folder), "
                 "or set prepare.on_bad_file to skip to leave them out",
             )
         if problems:

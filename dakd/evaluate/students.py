@@ -1,0 +1,242 @@
+"""Students on whole held-out images at their original size: counts, scores, intervals, and the tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dakd.data.records import hard_label
+from dakd.data.sample import ClassTable, Sample
+from dakd.data.shards import ShardSet
+from dakd.data.transforms import to_student
+from dakd.metrics import BoundaryCounts, CalibrationCounts, ObjectCounts, bootstrap, format_table, paired_bootstrap
+from dakd.metrics.confusion import ConfusionMatrix, count_pairs, sum_over_ranks
+from dakd.metrics.scores import mean_iou
+from dakd.metrics.tables import percent
+from dakd.runtime.runlog import progress
+
+# Scores that get intervals; IoU of oil too where the class table has it.
+_SCORES = ("miou", "f1")
+DIFFERENCE_HEADER = ("difference", "score", "points (95 %)", "p")
+
+
+@dataclass(frozen=True)
+class DetailCounts:
+    """Counts besides the confusion matrix, made in the same pass: objects, outlines and confidence."""
+
+    classes: ClassTable
+    objects: ObjectCounts
+    boundary: BoundaryCounts
+    calibration: CalibrationCounts
+
+    @classmethod
+    def empty(
+        cls, classes: ClassTable, object_classes: Sequence[str], device: str | torch.device = "cpu"
+    ) -> DetailCounts:
+        """object_classes: those whose objects are counted."""
+        return cls(
+            classes,
+            ObjectCounts(classes, object_classes),
+            BoundaryCounts(classes.num_classes, device=device),
+            CalibrationCounts(device=device),
+        )
+
+    def update(self, logits: Tensor, prediction: Tensor, labels: Sequence[np.ndarray]) -> None:
+        """Count a batch: logits (B, K, H, W), their argmax (B, H, W), and B labels (H, W)."""
+        target = torch.as_tensor(np.stack(labels), device=logits.device)
+        self.boundary.update(prediction, target)
+        self.calibration.update(logits.float().softmax(dim=1), target)
+        for one, label in zip(prediction.cpu().numpy(), labels):
+            self.objects.update(one, label)
+
+    def all_reduce(self) -> None:
+        self.objects.all_reduce(self.boundary.counts.device)
+        self.boundary.all_reduce()
+        self.calibration.all_reduce()
+
+    def to_dict(self) -> dict:
+        """objects, boundary_iou, calibration: JSON-serialisable."""
+        return {
+            "objects": self.objects.to_dict(),
+            "boundary_iou": self.boundary.to_dict(self.classes.names),
+            "calibration": self.calibration.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class StudentEvaluation:
+    """matrix: pooled over all images and ranks.  per_image: (num_images, K, K) int64 counts in the set's order.
+
+    details: pooled too, or None where none were wanted.
+    """
+
+    matrix: ConfusionMatrix
+    per_image: np.ndarray
+    details: DetailCounts | None = None
+
+    def image_mious(self) -> np.ndarray:
+        """(num_images,) mIoU of each image over the classes that occur or are predicted in it; NaN without pixels."""
+        return np.array([mean_iou(counts) for counts in self.per_image])
+
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, sar: Tensor) -> Tensor:
+    """(B, K, H, W) logits; sar: (B, 1, H, W) uint8 on the model's device."""
+    return model(to_student(sar))
+
+
+def predict_classes(model: nn.Module, sar: Tensor) -> Tensor:
+    """(B, H, W) int64 class ids; sar: (B, 1, H, W) uint8 on the model's device."""
+    return predict_logits(model, sar).argmax(dim=1)
+
+
+def evaluate_student(
+    model: nn.Module,
+    shard_set: ShardSet,
+    batch_size: int = 1,
+    device: str | torch.device = "cpu",
+    rank: int = 0,
+    world: int = 1,
+    label: str = "evaluate",
+    details: DetailCounts | None = None,
+) -> StudentEvaluation:
+    """Predict all images of a labelled set and pool the counts over the ranks.
+
+    Rank r of `world` takes images i with i % world == r; neighbours of one size form batches of at most `batch_size`.
+    details: empty counts, filled in the same pass.
+    """
+    num_classes = shard_set.classes.num_classes
+    per_image = torch.zeros(len(shard_set), num_classes, num_classes, dtype=torch.int64, device=device)
+    indices = range(rank, len(shard_set), world)
+    samples = ((index, shard_set.read(index)) for index in progress(indices, len(indices), label))
+    for batch in batches_of_one_size(samples, batch_size):
+        logits = predict_logits(model, stack_images((sample for _, sample in batch), device))
+        predictions, labels = logits.argmax(dim=1), [labels_of(sample) for _, sample in batch]
+        for (index, _), prediction, label_map in zip(batch, predictions, labels):
+            per_image[index] = count_pairs(prediction, torch.as_tensor(label_map), num_classes)
+        if details is not None:
+            details.update(logits, predictions, labels)
+    sum_over_ranks(per_image)
+    if details is not None:
+        details.all_reduce()
+    matrix = ConfusionMatrix(num_classes, device=device)
+    matrix.counts += per_image.sum(dim=0)
+    return StudentEvaluation(matrix, per_image.cpu().numpy(), details)
+
+
+def labels_of(sample: Sample) -> np.ndarray:
+    """(H, W) uint8 class ids: the label, or the argmax of the soft label; ValueError where there is neither."""
+    label = hard_label(sample)
+    if not label.size:
+        raise ValueError(f"sample {sample.key} has neither label nor soft label; evaluate needs labelled images")
+    return label
+
+
+def stack_images(samples: Iterable[Sample], device: str | torch.device) -> Tensor:
+    """(B, 1, H, W) uint8 on the device."""
+    return torch.as_tensor(np.stack([sample.sar for sample in samples]), device=device)[:, None]
+
+
+def batches_of_one_size(samples: Iterable[tuple[int, Sample]], batch_size: int) -> Iterator[list[tuple[int, Sample]]]:
+    """Group consecutive samples; a batch ends when it is full or the image size changes."""
+    batch: list[tuple[int, Sample]] = []
+    for index, sample in samples:
+        if batch and (len(batch) == batch_size or batch[0][1].sar.shape != sample.sar.shape):
+            yield batch
+            batch = []
+        batch.append((index, sample))
+    if batch:
+        yield batch
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+def bootstrap_students(
+    per_image: dict[str, np.ndarray], class_names: Sequence[str], num_resamples: int, seed: int
+) -> dict[str, dict]:
+    """For each student the intervals of its scores over images, and of its difference from the first student.
+
+    per_image: (N, K, K) counts by student.  Returns {student: {scores: {score: interval}, difference: {to, scores} or
+    None}}, JSON-serialisable; {} without students, or where num_resamples is 0.
+    """
+    if not num_resamples or not per_image:
+        return {}
+    first, names = next(iter(per_image)), [*_SCORES, *(["iou:oil"] if "oil" in class_names else [])]
+    # One seed: every score of every student is taken on the same resamples.
+    options = {"class_names": class_names, "num_resamples": num_resamples, "seed": seed}
+    tables: dict[str, dict] = {}
+    for student, counts in per_image.items():
+        difference = None
+        if student != first:
+            gaps = {name: paired_bootstrap(counts, per_image[first], name, **options).to_dict() for name in names}
+            difference = {"to": first, "scores": gaps}
+        scores = {name: bootstrap(counts, name, **options).to_dict() for name in names}
+        tables[student] = {"scores": scores, "difference": difference}
+    return tables
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def detail_rows(tables: dict[str, dict]) -> tuple[list[str], list[list[str | float | None]]]:
+    """Header and rows in percent: mIoU with its interval, mean boundary IoU, ECE, recall of each class's objects.
+
+    tables: by student, as they are written.
+    """
+    looked_for = next(iter(tables.values()))["objects"]["per_class"]
+    header = ["student", "mIoU (95 %)", "boundary IoU", "ECE", *(f"{name} found" for name in looked_for)]
+    rows: list[list[str | float | None]] = []
+    for name, table in tables.items():
+        recalls = [percent(one["recall"]) for one in table["objects"]["per_class"].values()]
+        boundary, ece = percent(table["boundary_iou"]["mean"]), percent(table["calibration"]["ece"])
+        rows.append([name, with_interval(table), boundary, ece, *recalls])
+    return header, rows
+
+
+def with_interval(table: dict, score: str = "miou") -> str | None:
+    """Such as "74.86 [72.10, 77.31]"; the mIoU alone where no interval was made."""
+    found = (table["bootstrap"] or {}).get("scores", {}).get(score)
+    if found is None:
+        return f"{100 * table['miou']:.2f}" if score == "miou" else None
+    return None if found["value"] is None else f"{100 * found['value']:.2f} {_bracket(found)}"
+
+
+def difference_rows(tables: dict[str, dict]) -> list[list[str | float]]:
+    """Rows: the two students, score, difference with interval, and p; none without a second student."""
+    rows: list[list[str | float]] = []
+    for name, table in tables.items():
+        difference = (table["bootstrap"] or {}).get("difference")
+        for score, gap in (difference["scores"] if difference else {}).items():
+            if gap["value"] is not None:
+                shown = f"{100 * gap['value']:+.2f} {_bracket(gap)}"
+                rows.append([f"{name} minus {difference['to']}", score_name(score), shown, f"{gap['p']:.3f}"])
+    return rows
+
+
+def score_name(score: str) -> str:
+    field, _, class_name = score.partition(":")
+    name = {"miou": "mIoU", "f1": "F1", "iou": "IoU"}.get(field, field)
+    return f"{name} of {class_name}" if class_name else name
+
+
+def format_details(tables: dict[str, dict]) -> str:
+    """The tables of details and differences as text, with the classes that are absent."""
+    parts = [format_table(*detail_rows(tables))]
+    gaps = difference_rows(tables)
+    if gaps:
+        parts.append(format_table(DIFFERENCE_HEADER, gaps))
+    first = next(iter(tables.values()))
+    if first["bootstrap"] and (share := first["bootstrap"]["scores"]["miou"]["incomplete"]):
+        parts.append(f"{100 * share:.1f} % of the resamples lack a class and are scored over the others")
+    if absent := first["objects"]["absent"]:
+        parts.append(f"no object in the truth: {', '.join(absent)}")
+    return "\n\n".join(parts)
+
+
+def _bracket(interval: dict) -> str:
+    return f"[{100 * interval['low']:.2f}, {100 * interval['high']:.2f}]"

@@ -1,0 +1,232 @@
+"""The report of a run: one HTML page that holds everything it shows and opens without a network.
+
+It reads the files of the run folder (tables, curves, pictures) and loads no model. A part that is absent is named, with
+the step that writes it. The modules of this folder gather numbers, charts and pictures; page.html has the words.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from dakd.data.prepare import describe
+from dakd.data.sample import ClassTable
+from dakd.evaluate.pairs import fidelity_notes, fidelity_rows, physics_note, physics_rows, statistics_rows
+from dakd.metrics.tables import format_cell
+from dakd.report import pictures
+from dakd.report.charts import COLOURS, Line, line_chart
+from dakd.report.scores import other_evaluations, results
+from dakd.report.training import student_trainings, teacher_trainings
+from dakd.runtime.files import read_json, write_text
+
+SECTIONS = {
+    "results": "Results on held-out images",
+    "predictions": "Predictions",
+    "synthetic": "Synthetic pairs",
+    "teacher": "Training of the teacher",
+    "students": "Training of the students",
+    "data": "Data",
+    "settings": "Settings",
+}
+_NUM_PREDICTIONS = 8
+_WIDE = 200  # pixels; larger images get a row of their own
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write run_dir/report/index.html from the files of the run folder; returns its path.
+
+    Raises ValueError where there is no run folder.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise ValueError(f"no run folder at {run_dir}; run the steps first")
+    config = run_dir / "config.yaml"
+    settings = config.read_text() if config.is_file() else None
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {"cells": _cells}
+    text = environment.get_template("page.html").render(
+        name=yaml.safe_load(settings).get("name", run_dir.name) if settings else run_dir.name,
+        sections=SECTIONS,
+        results=results(run_dir),
+        others=other_evaluations(run_dir),
+        shown=_shown_images(run_dir),
+        predicted=_predicted(run_dir),
+        synthetic=_synthetic(run_dir),
+        teacher=teacher_trainings(run_dir),
+        students=student_trainings(run_dir),
+        data=_data(run_dir),
+        settings=settings,
+    )
+    path = run_dir / "report" / "index.html"
+    write_text(path, text)
+    return path
+
+
+def _shown_images(run_dir: Path) -> dict | None:
+    """The pictures that evaluate wrote of held-out images, by group, with the colours of their classes."""
+    folder = run_dir / "evaluate" / "pictures"
+    index = read_json(folder / "index.json")
+    if index is None or not index["images"]:
+        return None
+    groups: dict[str, list[dict]] = {}
+    for image in index["images"]:
+        files = {name: pictures.embed(folder / file) for name, file in image["files"].items()}
+        groups.setdefault(image["group"], []).append(
+            {"key": image["key"], "miou": image["miou"], "pictures": files, "is_wide": max(image["size"]) > _WIDE}
+        )
+    return {"groups": groups, "classes": _legend(index["classes"])}
+
+
+def _predicted(run_dir: Path) -> list[dict]:
+    """Overlays that the last call of predict wrote, of each student."""
+    calls = []
+    for path in sorted((run_dir / "predict").glob("*/predict.json")):
+        record = read_json(path)
+        names = record["images"][:_NUM_PREDICTIONS]
+        files = {name: path.with_name(f"{name}_overlay.png") for name in names}
+        overlays = {name: pictures.embed(file) for name, file in files.items() if file.is_file()}
+        if overlays:
+            calls.append({"record": record, "overlays": overlays})
+    return calls
+
+
+def _synthetic(run_dir: Path) -> dict:
+    sheet = run_dir / "generate" / "contact_sheet.png"
+    folder = run_dir / "evaluate" / "pictures"
+    index = read_json(folder / "index.json") or {"overlays": {}}
+    overlays = {
+        name: [[pictures.embed(folder / file) for file in pair["files"].values()] for pair in pairs]
+        for name, pairs in index["overlays"].items()
+    }
+    return {
+        "statistics": _statistics(read_json(run_dir / "evaluate" / "generation.json")),
+        "sheet": pictures.embed(sheet) if sheet.is_file() else None,
+        "overlays": overlays,
+        "classes": _legend(index["classes"]) if overlays else None,
+    }
+
+
+def _statistics(statistics: dict | None) -> dict | None:
+    if statistics is None:
+        return None
+    real, synthetic = statistics["real"], statistics["synthetic"]
+    fidelity, physics = statistics["fidelity"], statistics["physics"]
+    is_measured = "absent" not in fidelity
+    curves = physics["curves"]
+    return {
+        "agreement": statistics["agreement"],
+        "table": statistics_rows(statistics),
+        "fidelity_absent": fidelity.get("absent"),
+        "fidelity": fidelity_rows(fidelity) if is_measured else None,
+        "fidelity_notes": fidelity_notes(fidelity) if is_measured else [],
+        "physics": physics_rows(physics),
+        "physics_note": physics_note(physics),
+        "physics_charts": [*_spectrum_chart(curves["spectrum"]), *_lag_chart(curves["autocorrelation"])],
+        "grey_charts": [
+            _grey_chart(name, {"real": ours, "synthetic": theirs})
+            for name, ours, theirs in zip(real["shares"], real["grey_histogram"], synthetic["grey_histogram"])
+            if sum(ours) or sum(theirs)
+        ],
+    }
+
+
+def _data(run_dir: Path) -> dict:
+    folders = {"train": "prepare/train", "test": "prepare/test", "synthetic": "generate"}
+    indexes = {name: read_json(run_dir / folder / "index.json") for name, folder in folders.items()}
+    sets = {name: index for name, index in indexes.items() if index is not None}
+    prepared = read_json(run_dir / "prepare" / "report.json")
+    balance = read_json(run_dir / "balance" / "balance.json") or {}
+    sheet = run_dir / "prepare" / "contact_sheet.png"
+    return {
+        "sets": _set_rows(sets) if sets else None,
+        # The table describes the splits; files that were repaired or left out are not in it.
+        "notes": describe(prepared | {"splits": {}}) if prepared is not None else [],
+        "balance": [[name, f"{one:.6g}" if isinstance(one, float) else str(one)] for name, one in balance.items()],
+        "sheet": pictures.embed(sheet) if sheet.is_file() else None,
+        "classes": _legend(sets["train"]["classes"]) if "train" in sets else None,
+    }
+
+
+def _set_rows(sets: dict[str, dict]) -> tuple[list[str], list[list]]:
+    """Header and rows: images, sizes, class shares and fingerprint of each set."""
+    classes = next(iter(sets.values()))["classes"]["names"]
+    rows = []
+    for name, index in sets.items():
+        sizes = ", ".join(f"{size} ({count})" for size, count in index["sizes"].items())
+        shares = [100 * share for share in index["class_pixel_shares"]]
+        rows.append([name, index["num_samples"], sizes, *shares, index["fingerprint"][:12]])
+    return ["set", "images", "height x width", *(f"{name}, %" for name in classes), "fingerprint"], rows
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _cells(rows: list[list], mark_best: bool) -> list[list[tuple[str, bool]]]:
+    """Each cell's text, and whether it is marked: the largest number of its column, unless all are equal."""
+    best = {}
+    for column in range(1, len(rows[0])) if mark_best and len(rows) > 1 else ():
+        numbers = [row[column] for row in rows if isinstance(row[column], float)]
+        if numbers and min(numbers) < max(numbers):
+            best[column] = max(numbers)
+    return [
+        [(format_cell(cell), column in best and cell == best[column]) for column, cell in enumerate(row)]
+        for row in rows
+    ]
+
+
+def _legend(classes: dict) -> list[tuple[str, tuple[int, int, int]]]:
+    table = ClassTable.from_dict(classes)
+    return list(zip(table.names, table.colours))
+
+
+def _grey_chart(class_name: str, histograms: dict[str, list[int]]) -> Markup:
+    lines = []
+    for (set_name, counts), colour in zip(histograms.items(), COLOURS):
+        if total := sum(counts):
+            # Bins of four greys: rare classes would show as a comb.
+            starts = range(0, len(counts), 4)
+            shares = [100 * sum(counts[grey : grey + 4]) / total for grey in starts]
+            middles = [grey + 1.5 for grey in starts]
+            lines.append(Line(set_name, middles, shares, colour, dashed=set_name == "synthetic"))
+    return line_chart(lines, f"grey value of {class_name}", "% of its pixels")
+
+
+def _spectrum_chart(curves: dict) -> list[Markup]:
+    """One chart, or none where a frequency has no power."""
+    sets = ("real", "synthetic")
+    if any(value is None or value <= 0 for name in sets for value in curves[name]):
+        return []
+    lines = [
+        Line(name, curves["cycles_per_pixel"], curves[name], colour, dashed=name == "synthetic")
+        for name, colour in zip(sets, COLOURS)
+    ]
+    return [line_chart(lines, "cycles per pixel", "power, greys squared", log_y=True)]
+
+
+def _lag_chart(curves: dict) -> list[Markup]:
+    """One chart of the lags along the rows and down the columns, or none where a set has no such windows."""
+    if any(value is None for name in ("real", "synthetic") for value in curves[name]):
+        return []
+    half = len(curves["lags"]) // 2
+    lags = list(range(1, half + 1))
+    parts = {"rows": slice(half), "columns": slice(half, None)}
+    colours = {
+        "real": {"rows": COLOURS[0], "columns": COLOURS[5]},
+        "synthetic": {"rows": COLOURS[1], "columns": COLOURS[4]},
+    }
+    lines = [
+        Line(f"{name}, {way}", lags, curves[name][part], colours[name][way], dashed=name == "synthetic")
+        for name in colours
+        for way, part in parts.items()
+    ]
+    return [line_chart(lines, "lag, pixels", "autocorrelation of speckle")]

@@ -1,0 +1,1 @@
+from evaluate_worlds import config, grey_student, run_dir  # noqa: F401
