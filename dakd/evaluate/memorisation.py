@@ -24,7 +24,7 @@ from dakd.evaluate.memorisation_report import write_audit
 from dakd.evaluate.neighbours import (
     GRAINS,
     MEASURES,
-    Extractor,
+    FeatureFunction,
     Neighbours,
     Window,
     batches,
@@ -110,7 +110,7 @@ def find_neighbours(
     train: ShardSet,
     queries: list[tuple[ShardSet, list[Window]]],
     size: tuple[int, int],
-    extract: Extractor = grey_gradient_pyramid,
+    extract: FeatureFunction = grey_gradient_pyramid,
 ) -> list[dict[str, Neighbours]]:
     """By measure, the nearest training windows of each set's windows (h, w); those of `train` skip their own image."""
     described = [
@@ -133,7 +133,7 @@ def find_neighbours(
 
 
 def _nearest_features(
-    train: ShardSet, size: tuple[int, int], extract: Extractor, queries: Tensor, owners: Tensor
+    train: ShardSet, size: tuple[int, int], extract: FeatureFunction, queries: Tensor, owners: Tensor
 ) -> Neighbours:
     windows = windows_of(train, size)
     shown = progress(read_windows(train, windows, size), len(windows), "audit: training")

@@ -40,7 +40,7 @@ _NUM_ORIENTATIONS = 4
 GRAINS = 4  # of a block's side make the smaller means
 _FLAT = 0.5  # grey values: block means that deviate less from their mean are a plain surface
 
-Extractor = Callable[[Tensor], Tensor]
+FeatureFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def grey_gradient_pyramid(images: Tensor) -> Tensor:
     return torch.cat([F.adaptive_avg_pool2d(stacked, grid).flatten(1) for grid in _GRIDS], dim=1)
 
 
-def student_encoder(path: str | Path, device: torch.device) -> Extractor:
+def student_encoder(path: str | Path, device: torch.device) -> FeatureFunction:
     """A student's encoder: (B, H, W) uint8 to the spatial means of its four maps, (B, sum of channels) float32."""
     net, _ = load_student(path, device)
 
@@ -137,7 +137,7 @@ def batches(images: Iterable[np.ndarray]) -> Iterator[Tensor]:
         yield torch.as_tensor(np.stack(batch))
 
 
-def describe(images: Iterable[np.ndarray], extract: Extractor, cells: int) -> Described:
+def describe(images: Iterable[np.ndarray], extract: FeatureFunction, cells: int) -> Described:
     """The descriptions of images (h, w) uint8 of one size."""
     features, blocks, grain = [], [], []
     for batch in batches(images):
