@@ -30,8 +30,8 @@ from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels import backend as backends
 from dakd.models.jointnet import SARJointNet
 from dakd.models.registry import build_student
-from dakd.train.jointnet import JointTraining, Noising
-from dakd.train.saross import StudentTraining
+from dakd.train.jointnet import JointLoss, Noising
+from dakd.train.saross import StudentLoss
 
 NUM_CLASSES = 5
 SIDES = ("reference", "auto")
@@ -51,7 +51,7 @@ def student_forward() -> Callable[[], None]:
 
 def student_step() -> Callable[[], None]:
     """Forward and backward pass of SAROSS-Net-B's training: a real and a synthetic sample of 256x256."""
-    training = StudentTraining(build_student(StudentConfig(), NUM_CLASSES), StudentLossConfig(), 0, torch.channels_last)
+    training = StudentLoss(build_student(StudentConfig(), NUM_CLASSES), StudentLossConfig(), 0, torch.channels_last)
     batch = _batch(2, 256)._replace(
         teacher=torch.randn(1, NUM_CLASSES, 256, 256).half(), teacher_row=torch.tensor([-1, 0])
     )
@@ -62,7 +62,7 @@ def teacher_step() -> Callable[[], None]:
     """Forward and backward pass of stage 3 at the paper's size, one sample of 64x64."""
     net = SARJointNet.from_config(UNetConfig(), NUM_CLASSES)
     noising = Noising(CosineSchedule(1000, 0.999), 0.528, NUM_CLASSES, 0)
-    return _training_step(JointTraining(net, noising, 1.0, torch.channels_last), _batch(1, 64))
+    return _training_step(JointLoss(net, noising, 1.0, torch.channels_last), _batch(1, 64))
 
 
 def sampler_loop() -> Callable[[], None]:

@@ -1,6 +1,6 @@
 """All steps, one after the other, each in a process of its own: the trainings and the generation under `deepspeed`.
 
-Every step is repeatable, so the same command goes on where a stopped one was.
+Every step can be repeated, so the same command resumes after a stop.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ import torch
 
 from dakd.config import Config
 from dakd.runtime.distributed import free_port
-from dakd.runtime.lifetime import REQUEST, Preempted, drop_markers, read_markers, request_stop
+from dakd.runtime.exit_codes import ENDED_BY_SIGNAL
 from dakd.runtime.runlog import format_duration, say
+from dakd.runtime.stopping import REQUEST_FILE, Preempted, read_requeue_markers, remove_requeue_markers, request_stop
 from dakd.shipped import extra_remedy
 
-STEP_ORDER = ("prepare", "balance", "train_jointnet", "generate", "train_saross", "evaluate", "predict", "report")
-# Ended by SIGINT or SIGTERM, as a child process and as a shell would report it.
-STOPPED = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 UNDER_DEEPSPEED = ("train_jointnet", "generate", "train_saross")
 TRAININGS = ("train_jointnet", "train_saross")
 
 
 class Stopped(RuntimeError):
-    """A step has ended before its time because this process was told to stop."""
+    """A step has ended early because this process received a signal to stop."""
 
 
-def run_pipeline(config: Config, config_file: Path, overrides: list[str], processes: int | None = None) -> None:
-    """Run every step of the experiment.
+def run_pipeline(
+    config: Config, config_file: Path, overrides: list[str], steps: Sequence[str], processes: int | None = None
+) -> None:
+    """Run the steps of the experiment, in the order given.
 
     Raises RuntimeError naming the step that failed, and Preempted where one was asked to stop.
     """
     processes = processes or fitting_processes(config, torch.cuda.device_count())
     seconds = {}
-    for number, step in enumerate(STEP_ORDER, 1):
-        say(f"\n=== {number}/{len(STEP_ORDER)} {step} ===")
+    for number, step in enumerate(steps, 1):
+        say(f"\n=== {number}/{len(steps)} {step} ===")
         start = time.monotonic()
         finish_step(step, step_command(step, config_file, overrides, processes), config.run_path)
         seconds[step] = time.monotonic() - start
@@ -57,22 +57,22 @@ def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequenc
     """Run a step's command in the run folder `run_path` to its end.
 
     pass_fds: file descriptors that the step keeps open, such as a lock's.
-    Raises RuntimeError naming the step that failed, Stopped where this process was told to stop and the step could not
-    say where it was, and Preempted where it was asked to stop.
+    Raises RuntimeError naming the step that failed, Preempted where a training stopped at a checkpoint, and Stopped
+    where this process received a signal and the step left no checkpoint for it.
     """
-    drop_markers(run_path / step)
-    request = run_path / REQUEST if step in TRAININGS else None
-    code, was_told = run_command(command, request, pass_fds)
-    stopped_at = [f"step {m['step']} of {m['total_steps']}" for m in read_markers(run_path / step)]
-    if stopped_at or (was_told and code == 0):
+    remove_requeue_markers(run_path / step)
+    request = run_path / REQUEST_FILE if step in TRAININGS else None
+    code, was_signalled = run_command(command, request, pass_fds)
+    stopped_at = [f"step {m['step']} of {m['total_steps']}" for m in read_requeue_markers(run_path / step)]
+    if stopped_at or (was_signalled and code == 0):
         where = "".join(f" at {place}" for place in stopped_at)
         raise Preempted(f"stopped in {step}{where}; the same command resumes the work")
-    if was_told:
+    if was_signalled:
         raise Stopped(f"stopped during {step}; the same command resumes the work")
-    if code in STOPPED:
+    if code in ENDED_BY_SIGNAL:
         raise RuntimeError(f"stopped during {step}; the same command resumes the work")
     if code != 0:
-        raise RuntimeError(f"step {step} ended with status {code}; mend what it says above and run the same again")
+        raise RuntimeError(f"step {step} ended with status {code}; fix the error above and run the same command again")
 
 
 def fitting_processes(config: Config, available: int) -> int:
@@ -84,18 +84,18 @@ def fitting_processes(config: Config, available: int) -> int:
 def run_command(
     command: list[str], request: Path | None = None, pass_fds: Sequence[int] = ()
 ) -> tuple[int, bool]:
-    """Run a step; its status, and whether this process was told to stop meanwhile.
+    """Run a step. Returns its exit status, and whether this process received a signal to stop meanwhile.
 
-    DeepSpeed's launcher passes no SIGTERM on to its ranks and dies of SIGUSR1. So where a training looks for a
-    `request` file, SIGTERM and SIGUSR1 become that file, and the step ends by itself; the second one, SIGINT, and any
-    for another step are sent to the step's whole family, which has a process group of its own.
+    request: the file of a stop request, for a training. DeepSpeed's launcher passes no SIGTERM on to its ranks and dies
+    of SIGUSR1, so a first SIGTERM or SIGUSR1 becomes that file, and the training ends at a checkpoint. A second one,
+    SIGINT, and a signal during any other step go to all processes of the step, which have a process group of their own.
     """
     step = subprocess.Popen(command, env=step_environment(), start_new_session=True, pass_fds=pass_fds)
-    told: list[int] = []
+    received: list[int] = []
 
     def pass_on(number: int, _: object) -> None:
-        told.append(number)
-        if request is None or number == signal.SIGINT or len(told) > 1:
+        received.append(number)
+        if request is None or number == signal.SIGINT or len(received) > 1:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(step.pid, signal.SIGTERM if number == signal.SIGUSR1 else number)
 
@@ -103,11 +103,11 @@ def run_command(
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return step.wait(timeout=0.2), bool(told)
-            if told and request is not None and not request.exists():
-                request_stop(request.parent)  # again and again: a training that only starts drops an older one
+                return step.wait(timeout=0.2), bool(received)
+            if received and request is not None and not request.exists():
+                request_stop(request.parent)  # again and again: a training that is just starting removes an older one
     finally:
-        if told and request is not None:
+        if received and request is not None:
             request.unlink(missing_ok=True)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -120,16 +120,16 @@ def step_command(step: str, config_file: Path, overrides: list[str], processes: 
         return [sys.executable, "-m", "dakd", step, *arguments]
     if importlib.util.find_spec("deepspeed") is None:
         raise RuntimeError(f"{step} runs under DeepSpeed, which is not installed; run: {extra_remedy('train')}")
-    # By this very Python: the script `deepspeed` on PATH may be that of another one, which has no dakd or an older one.
+    # By this very Python: the `deepspeed` script on PATH may belong to another one, with no dakd or an older one.
     runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
     # a port of its own: two pipelines may share a host
     options = ["--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "error"]
-    # As a module, for an installed package has no launch/; the launcher would put --local_rank before the step's name.
+    # As a module, since an installed package has no launch/. The launcher would put --local_rank before the step.
     return [*runner, *options, "--no_local_rank", "--module", "dakd", step, *arguments]
 
 
 def step_environment() -> dict[str, str]:
-    """DeepSpeed's launcher is told that there is no GPU where there is none."""
+    """This process's environment; without a GPU it says so to DeepSpeed's launcher, which would look for one."""
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")

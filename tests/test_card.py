@@ -23,13 +23,13 @@ from dakd.evaluate.evaluate import evaluate
 from dakd.models.registry import build_student
 from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import save_config
-from dakd.train.saross import describe_student
+from dakd.train.saross import StudentTraining
 from dakd.weights import STUDENT_FILES, load_teacher, read_metadata, save_student, save_weights
 
 
 def train_nothing(config: Config, training_set: str) -> Path:
     """An untrained student with the metadata that its training would write."""
-    training = describe_student(config, training_set)
+    training = StudentTraining(config, training_set)
     torch.manual_seed(0)
     net = build_student(config.train_saross.student, 5)
     path = training.folder / STUDENT_FILES["ema"]

@@ -120,7 +120,7 @@ def test_job_is_signalled_queued_again_and_finished_by_its_next_start(tmp_path):
     steps = f"train_jointnet.stage1.steps={newest + 3}"
     del slurm["FAKE_SRUN_SIGNAL_WHEN"]
     again = subprocess.run([*command, steps], env=slurm, capture_output=True, text=True, timeout=240)
-    assert again.returncode == 0 and f"goes on after step {newest}" in again.stdout, again.stderr[-3000:]
+    assert again.returncode == 0 and f"resumes after step {newest}" in again.stdout, again.stderr[-3000:]
     assert log.read_text() == "requeue 4711\n" and not (stage / "requeue.json").exists()
     assert (stage / "weights_ema.safetensors").exists() and len(losses_of(stage)) == newest + 3
 

@@ -9,7 +9,7 @@ import pytest
 
 from dakd.config import load_config
 from dakd.pipeline import fitting_processes
-from dakd.train.engine import fitting_micro_batch, zero_config
+from dakd.train.zero import fitting_micro_batch, zero_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

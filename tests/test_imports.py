@@ -117,7 +117,7 @@ def test_kernels_sampler_and_their_benchmarks_need_neither_pydantic_nor_the_data
 
 def test_training_without_deepspeed_says_what_to_install():
     out = run_without_extras("""
-        from dakd.train.engine import import_deepspeed
+        from dakd.train.zero import import_deepspeed
         try:
             import_deepspeed()
         except RuntimeError as error:

@@ -63,6 +63,22 @@ def toy_config(run_dir: Path, **train: object) -> Config:
     )
 
 
+def prepared(folder: Path, **train: object) -> Config:
+    """A toy run in `folder` with its training set; `train` replaces settings of train_jointnet."""
+    from dakd.data.prepare import prepare
+
+    config = toy_config(folder / "run", **train)
+    prepare(config, config.run_path)
+    return config
+
+
+def replaced(config: Config, **train: object) -> Config:
+    """The same experiment in the same folder with other settings of train_jointnet."""
+    tree = config.model_dump(mode="json")
+    tree["train_jointnet"] |= train
+    return build_config(tree)
+
+
 def with_teacher(run_dir: Path, **settings: object) -> Config:
     """A toy run whose teacher is an untrained net with speaking bridges; `settings` replace those of generate."""
     import torch
@@ -117,14 +133,6 @@ def with_ddpm(run_dir: Path, **settings: object) -> Config:
 
 def teacher_file(config: Config) -> Path:
     return config.run_path / "train_jointnet" / "stage3" / "weights_ema.safetensors"
-
-
-def with_zero_stage(config: Config, stage: int) -> Config:
-    """The same experiment under another ZeRO stage."""
-    tree = config.model_dump(mode="json")
-    for section in ("train_jointnet", "train_saross"):
-        tree[section]["engine"]["deepspeed"] = f"configs/deepspeed/zero{stage}.json"
-    return build_config(tree)
 
 
 def with_pairs(folder: Path, codec: str = "fp16", **train: object) -> Config:
@@ -182,8 +190,9 @@ def losses_of(folder: Path) -> list[float]:
 def train_each(trees: list[dict], stages: tuple[int, ...], training_set: str | None) -> list[list[float]]:
     """Train the teacher's stages and one student for each of the configurations, one after the other; all losses."""
     from dakd.runtime.distributed import barrier
-    from dakd.train.jointnet import stage_folder, train_jointnet
+    from dakd.train.jointnet import train_jointnet
     from dakd.train.saross import student_folder, train_saross
+    from dakd.train.teacher import stage_folder
 
     losses = []
     for config in map(build_config, trees):
@@ -191,7 +200,7 @@ def train_each(trees: list[dict], stages: tuple[int, ...], training_set: str | N
         if training_set is not None:
             train_saross(config, (training_set,))
         barrier()
-        folders = [stage_folder(config, stage) for stage in stages]
+        folders = [stage_folder(config, f"stage{stage}") for stage in stages]
         folders += [student_folder(config, training_set)] if training_set is not None else []
         losses.append([loss for folder in folders for loss in losses_of(folder)])
     return losses
@@ -201,10 +210,10 @@ def disturb(tree: dict) -> dict[str, str]:
     """Two ranks train stage 1 while rank 1 alone meets trouble: a signal, a loss and a gradient that are not finite."""
     import dakd.train.jointnet as jointnet
     from dakd.runtime.distributed import barrier, rank
-    from dakd.runtime.lifetime import Preempted
+    from dakd.runtime.stopping import Preempted
     from dakd.train.engine import Engine, NonFiniteLoss
 
-    config, told = build_config(tree), {}
+    config, messages = build_config(tree), {}
     image_loss, train_step = jointnet.image_loss, Engine.train_step
 
     def signal_rank_1(*args):
@@ -224,22 +233,22 @@ def disturb(tree: dict) -> dict[str, str]:
     try:
         jointnet.train_jointnet(config, (1,))
     except Preempted as stopped:
-        told["signal"] = str(stopped)
+        messages["signal"] = str(stopped)
     Engine.train_step = train_step
     for name, poisoned in (("loss", loss_is_nan), ("gradient", gradient_is_nan)):
         jointnet.image_loss = poisoned
         try:
             _train_without_restoring(config)
         except NonFiniteLoss as error:
-            told[name] = str(error)
+            messages[name] = str(error)
         barrier()
     jointnet.image_loss = image_loss
     jointnet.train_jointnet(config, (1,))
-    return told
+    return messages
 
 
 def _train_without_restoring(config: Config) -> None:
-    """Go on from the checkpoint's weights alone, so that the poison meets a step and not the restoring of states."""
+    """Resume from the checkpoint's weights alone, so that the poison meets a step and not the restoring of states."""
     from dakd.train.engine import Engine
     from dakd.train.jointnet import train_jointnet
 

@@ -12,7 +12,7 @@ import threading
 
 from machine import ROOT, seconds_given
 
-from dakd.runtime.lifetime import die_with_parent
+from dakd.runtime.stopping import die_with_parent
 from gpu.context import LOG, Run
 from gpu.workers import Job, Phase, Wrong
 

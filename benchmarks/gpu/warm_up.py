@@ -253,14 +253,14 @@ def _student() -> None:
 
     from dakd.config import StudentLossConfig
     from dakd.models.registry import build_student
-    from dakd.train.saross import StudentTraining
+    from dakd.train.saross import StudentLoss
 
     with torch.device("meta"):
         net = build_student(student_config(is_tiny=False), NUM_CLASSES)
     positions = torch.arange(16)  # read on the host: no fake tensor
 
     def work() -> None:
-        training = StudentTraining(_on_fake_cuda(net), StudentLossConfig(), 0, torch.channels_last)
+        training = StudentLoss(_on_fake_cuda(net), StudentLossConfig(), 0, torch.channels_last)
         given = student_batch(16, 512, "cuda")._replace(host_positions=positions)
         with torch.autocast("cuda", dtype=torch.bfloat16):
             training(given)

@@ -21,7 +21,7 @@ import torch
 from machine import UNTIL_VARIABLE
 from timing import reason
 
-from dakd.runtime.lifetime import die_with_parent
+from dakd.runtime.stopping import die_with_parent
 
 # A job is not started for less; one that is killed gets this long to be gone.
 _LEAST_S, _GONE_S = 3.0, 5.0

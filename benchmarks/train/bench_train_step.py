@@ -38,8 +38,8 @@ from dakd.data.batch import Batch
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.registry import build_student
 from dakd.train.dry_run import measure
-from dakd.train.jointnet import JointTraining, Noising, freeze_for_stage
-from dakd.train.saross import StudentTraining
+from dakd.train.jointnet import JointLoss, Noising, freeze_for_stage
+from dakd.train.saross import StudentLoss
 
 _STEPS, _RATE = 8, 1e-5
 
@@ -101,11 +101,11 @@ def _module(name: str, section: Section) -> nn.Module:
     if name == "student":
         with torch.device(section.device):
             net = build_student(student_config(section.is_tiny), NUM_CLASSES)
-        return StudentTraining(net, StudentLossConfig(), 0, torch.channels_last).to(section.device)
+        return StudentLoss(net, StudentLossConfig(), 0, torch.channels_last).to(section.device)
     net = joint_net(section.is_tiny, section.device)
     freeze_for_stage(net, int(name[-1]))
     noising = Noising(CosineSchedule(), B_FACTOR, NUM_CLASSES, seed=0)
-    return JointTraining(net, noising, 1.0, torch.channels_last)
+    return JointLoss(net, noising, 1.0, torch.channels_last)
 
 
 def _timed(step: Callable[[], None], device: str) -> float:

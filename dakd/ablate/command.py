@@ -13,8 +13,8 @@ from dakd.ablate.run import JobStore, Unfinished, work
 from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, table_file, without_absent
 from dakd.ablate.table import write_table
 from dakd.pipeline import Stopped
-from dakd.runtime.lifetime import Preempted
-from dakd.runtime.slurm import place_in_array
+from dakd.runtime.slurm import array_task
+from dakd.runtime.stopping import Preempted
 from dakd.shipped import find_file, not_found
 
 
@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
     unfinished = Unfinished()
     if not args.status:
         print(f"ablate: {len(plan.cells)} cells, {len(plan.jobs)} jobs, {_num_done(plan, store)} of them done")
-        place, count = place_in_array()
+        place, count = array_task()
         unfinished = work(plan, store, args.processes, first=place * len(plan.jobs) // count)
     path = write_table(plan, store, folder, unfinished.failed, absent)
     print(path.read_text())

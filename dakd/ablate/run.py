@@ -30,9 +30,9 @@ from dakd.evaluate.evaluate import evaluate
 from dakd.generate.generate import generate
 from dakd.pipeline import UNDER_DEEPSPEED, Stopped, finish_step, fitting_processes, step_command
 from dakd.runtime.files import write_json, write_text
-from dakd.runtime.lifetime import Preempted
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import format_duration, say
+from dakd.runtime.stopping import Preempted
 from dakd.runtime.version import code_version
 from dakd.train.jointnet import train_jointnet
 from dakd.train.saross import train_saross

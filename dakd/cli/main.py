@@ -14,12 +14,9 @@ import dakd
 from dakd.cli.command import Command, HelpfulParser
 from dakd.cli.steps import STEP_COMMANDS
 from dakd.cli.tools import TOOL_COMMANDS
-from dakd.runtime.lifetime import PREEMPTED, Preempted, die_with_parent, is_rank_0
-from dakd.runtime.slurm import adopt_place
-
-# Exit statuses, as shells report them: 128 + the number of the signal.
-INTERRUPTED = 130  # SIGINT: Ctrl-C
-BROKEN_PIPE = 141  # SIGPIPE: the reader of the output has ended
+from dakd.runtime.exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, PREEMPTED, WRONG_ARGUMENTS
+from dakd.runtime.slurm import set_rank_from_slurm
+from dakd.runtime.stopping import Preempted, die_with_parent, is_rank_0
 
 COMMANDS: dict[str, Command] = {command.name: command for command in (*STEP_COMMANDS, *TOOL_COMMANDS)}
 STEPS = tuple(command.name for command in STEP_COMMANDS)
@@ -44,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         print(f"dakd: no command is called {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
         parser.print_help()
-        return 2
+        return WRONG_ARGUMENTS
     return _run(COMMANDS[name], rest[1:], general.local_rank)
 
 
@@ -106,7 +103,7 @@ def _run(command: Command, argv: list[str], local_rank: int | None) -> int:
         if os.environ.get("DAKD_TRACEBACK"):
             raise
         hint = "" if isinstance(error, ValueError) else "\n(DAKD_TRACEBACK=1 shows where it happened)"
-        return _fail(command, f"{error}{hint}", 1)
+        return _fail(command, f"{error}{hint}", FAILED)
 
 
 def _fail(command: Command, message: str, status: int) -> int:
@@ -122,7 +119,7 @@ def _set_up_logging() -> None:
 
 def _own_arguments() -> list[str]:
     """The arguments of this process, whose rank is found here, before torch is imported: SLURM's variables give it."""
-    adopt_place()
+    set_rank_from_slurm()
     if "RANK" in os.environ:  # one of several processes: it ends with its launcher
         die_with_parent()
     return sys.argv[1:]

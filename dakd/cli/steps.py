@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dakd.cli.command import Command, add_config_options, positive
 from dakd.config import load_config
-from dakd.runtime.lifetime import listening
+from dakd.runtime.stopping import listen_for_stop
 
 _GENERAL = ("name", "run_dir", "seed")
 
@@ -49,7 +49,7 @@ def _train_jointnet(args: argparse.Namespace) -> None:
 
         print(describe_jointnet(config))
         return
-    with listening(config.run_path):
+    with listen_for_stop(config.run_path):
         from dakd.train.jointnet import train_jointnet
 
         train_jointnet(config, (1, 2, 3) if args.stage == "all" else (int(args.stage),))
@@ -100,7 +100,7 @@ def _train_saross(args: argparse.Namespace) -> None:
 
         print(describe_saross(config))
         return
-    with listening(config.run_path):
+    with listen_for_stop(config.run_path):
         from dakd.train.saross import train_saross
 
         train_saross(config, (args.training_set,) if args.training_set else None)
@@ -178,7 +178,8 @@ def _pipeline_options(parser: argparse.ArgumentParser) -> None:
 def _pipeline(args: argparse.Namespace) -> None:
     from dakd.pipeline import run_pipeline
 
-    run_pipeline(load_config(args.config, args.overrides), Path(args.config), args.overrides, args.processes)
+    steps = [command.name for command in STEP_COMMANDS if command.name != "pipeline"]
+    run_pipeline(load_config(args.config, args.overrides), Path(args.config), args.overrides, steps, args.processes)
 
 
 STEP_COMMANDS = (

@@ -143,17 +143,13 @@ def _ablate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _ema(args: argparse.Namespace) -> None:
-    from dakd.train.ddpm import ddpm_folder, ddpm_weights_file
-    from dakd.train.jointnet import stage_folder, weights_file
     from dakd.train.posthoc import reconstruct
     from dakd.train.saross import STUDENT_FILES, student_folder
+    from dakd.train.teacher import stage_folder, stage_weights
 
     config = load_config(args.config, args.overrides)
-    if args.of in ("stage1", "stage2", "stage3"):
-        stage = int(args.of[-1])
-        folder, weights = stage_folder(config, stage), weights_file(config, stage, "ema")
-    elif args.of == "ddpm":
-        folder, weights = ddpm_folder(config), ddpm_weights_file(config, "ema")
+    if args.of in ("stage1", "stage2", "stage3", "ddpm"):
+        folder, weights = stage_folder(config, args.of), stage_weights(config, args.of, "ema")
     else:
         folder = student_folder(config, args.of)
         weights = folder / STUDENT_FILES["ema"]
@@ -174,7 +170,7 @@ def _ema_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _stop(args: argparse.Namespace) -> None:
-    from dakd.runtime.lifetime import request_stop
+    from dakd.runtime.stopping import request_stop
 
     request_stop(args.run)
     print(f"{args.run}: its training will write a checkpoint after the current step and end")

@@ -90,7 +90,7 @@ class StudentConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_encoder(cls, tree: Any) -> Any:
-        """The encoder stands in what is saved, so that it does not move with a default."""
+        """Write the encoder's name out, so that a saved configuration does not follow a new default."""
         if not isinstance(tree, dict) or tree.get("encoder") is not None:
             return tree
         name = tree.get("name", "saross")
@@ -179,7 +179,7 @@ class TrainSarossConfig(Section):
     """Number of synthetic pairs, the first ones of the set. null takes all."""
 
     synthetic_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of synthetic samples in an epoch (a mosaic is one sample), beside every real one once; the synthetic pairs
+    """Share of synthetic samples in an epoch (a mosaic is one sample), next to every real one once; the synthetic pairs
     are then used at their own pace. null takes every pair once per epoch."""
 
     batch_norm: Literal["local", "sync", "frozen"] = "local"

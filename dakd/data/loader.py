@@ -24,8 +24,8 @@ from dakd.data.soft_labels import likeliest_class
 from dakd.data.streams import StreamDataset, StreamReaders
 from dakd.data.transforms import crop_and_flip
 from dakd.runtime.distributed import rank
-from dakd.runtime.lifetime import shield_reader
 from dakd.runtime.seeding import Stream
+from dakd.runtime.stopping import ignore_stop_signals
 
 _TILES = 4  # of a mosaic
 WINDOW_SHARDS = 64
@@ -254,7 +254,7 @@ class BatchLoader:
     def _options(self) -> dict:
         """Options of torch's loader, which takes the batches as they are."""
         options = {"batch_size": None, "collate_fn": _as_it_is, "num_workers": self.num_workers,
-                   "worker_init_fn": shield_reader}  # fmt: skip
+                   "worker_init_fn": ignore_stop_signals}  # fmt: skip
         return options | ({"prefetch_factor": _PREFETCHED} if self.num_workers else {})
 
 

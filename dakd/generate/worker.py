@@ -19,7 +19,7 @@ from dakd.generate.status import Progress
 from dakd.generate.teacher import PairMaker
 from dakd.runtime import distributed
 from dakd.runtime.runlog import say
-from dakd.runtime.slurm import place_in_array
+from dakd.runtime.slurm import array_task
 from dakd.runtime.version import code_version
 
 _POLL_S = 0.5
@@ -34,7 +34,7 @@ class Share(NamedTuple):
 
 def share_from_environment() -> Share:
     """Ranks of `deepspeed` or torchrun within tasks of a SLURM array, or either alone, or a process started by hand."""
-    task, tasks = place_in_array()
+    task, tasks = array_task()
     ranks = distributed.world_size()
     return Share(task * ranks + distributed.rank(), tasks * ranks)
 

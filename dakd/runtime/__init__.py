@@ -1,1 +1,1 @@
-"""What every step stands on: processes, seeds, run folders and logs."""
+"""Parts that every step uses: processes, seeds, files, locks, run folders and logs. Nothing here knows the steps."""

@@ -1,7 +1,7 @@
 """Which process this is among how many, on which device; set up once, under any launcher.
 
-`deepspeed` and `torchrun` tell a process its place through the environment (RANK, WORLD_SIZE, LOCAL_RANK), `srun`
-through SLURM's (see slurm.py); plain `python` tells nothing and is a world of one.
+`deepspeed` and `torchrun` give a process its rank in the environment (RANK, WORLD_SIZE, LOCAL_RANK), `srun` in SLURM's
+variables (see slurm.py). Plain `python` gives none, and is a world of one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dakd.runtime.lifetime import die_with_parent
-from dakd.runtime.slurm import adopt_place
+from dakd.runtime.slurm import set_rank_from_slurm
+from dakd.runtime.stopping import die_with_parent
 
 # How long ranks wait for one that hangs, or that writes a large checkpoint to a slow file system.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -48,7 +48,7 @@ def device() -> torch.device:
 
 
 def device_of(name: str | torch.device | None) -> torch.device:
-    """The device of that name; None takes this rank's.  ValueError for one that there is not."""
+    """The device of that name; None takes this rank's.  ValueError for one that does not exist."""
     if name is None:
         return device()
     try:
@@ -57,7 +57,7 @@ def device_of(name: str | torch.device | None) -> torch.device:
         raise ValueError(f"device is {str(name)!r}; wanted cpu, cuda, or cuda:N for GPU number N") from None
     if found.type == "cuda" and not (found.index or 0) < torch.cuda.device_count():
         seen = torch.cuda.device_count()
-        raise ValueError(f"device is {str(name)!r}, and torch sees {seen} GPUs; take cpu, or ask dakd doctor why")
+        raise ValueError(f"device is {str(name)!r}, and torch sees {seen} GPUs; use cpu, or run dakd doctor to see why")
     return found
 
 
@@ -68,7 +68,7 @@ def init_process_group() -> None:
     """
     if dist.is_initialized():
         return
-    adopt_place()
+    set_rank_from_slurm()
     if "RANK" in os.environ:
         die_with_parent()
     else:
@@ -79,13 +79,13 @@ def init_process_group() -> None:
     if on_gpu:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    # Once a process, at its end: DeepSpeed keeps what it knows of the group, and a second group would confuse it.
+    # Destroyed when the process ends and not before: DeepSpeed caches the group, and a second one would confuse it.
     atexit.register(shut_down)
 
 
 def init_if_many() -> None:
     """Join the process group where a launcher started several processes; a lone process needs none."""
-    adopt_place()
+    set_rank_from_slurm()
     if world_size() > 1:
         init_process_group()
 

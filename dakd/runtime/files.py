@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, to the disk, then renamed. A reader never sees a part."""
+"""Files that are whole or absent: written under another name, to the disk, then renamed. No reader sees a part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes `path`'s place when the block ends, and goes when it fails.
+    """Yield a path next to `path` to write to; it replaces `path` when the block ends, and is removed when it fails.
 
     The folder is created where it is missing.
     """
@@ -27,7 +27,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, which no other writer on any host has; nothing is left of it afterwards.
+    """Yield a path next to `path` to write to, which no other writer on any host has; it is removed in the end.
 
     The folder is created where it is missing.
     """
@@ -41,7 +41,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 
 def left_overs(folder: str | Path) -> list[Path]:
-    """The files in a folder that writers of this host wrote aside before they died."""
+    """The files in a folder that writers of this host left there when they were killed."""
     mine = f".{socket.gethostname()}."
     found = []
     for path in sorted(Path(folder).glob(".*.tmp")):

@@ -1,4 +1,4 @@
-"""One writer a folder: rank 0 holds a lock on what it writes, and says who it is.
+"""One writer a folder: rank 0 locks the folder that it writes to, and records in the lock file who it is.
 
 The lock is the kernel's (flock): it ends with its process, however that ends, so that nothing stale needs clearing. It
 holds between hosts too where the file system carries it: NFS (4, and 3 with its lock daemon), GPFS, Lustre mounted with
@@ -51,12 +51,12 @@ def locked(folder: Path) -> Iterator[int | None]:
 
 
 def _trust_record(folder: Path, owner: dict | None) -> None:
-    """Without locks: refuse where the owner on record is alive, or on another host, where nobody here can tell."""
+    """Without locks: refuse where the owner on record is alive, or on another host, where it cannot be checked."""
     if owner is None:
         return
     if owner["host"] != socket.gethostname():
         raise RuntimeError(
-            f"{folder} was being written by {_name(owner)}, and its file system has no locks that would tell whether "
+            f"{folder} was being written by {_name(owner)}, and its file system has no locks to check whether "
             f"it still is; once it is not, remove {folder / '.lock'}"
         )
     if _start_of(owner["pid"]) == owner["started"]:

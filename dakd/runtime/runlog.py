@@ -1,4 +1,4 @@
-"""The run folder and what is told while a step runs: config.yaml, metrics.jsonl, one console line a report, W&B.
+"""The records of a step in its run folder and on the console: config.yaml, metrics.jsonl, report lines, W&B.
 
 Only rank 0 writes. A resumed run continues the same files: lines of steps beyond the checkpoint, which will be taken
 again, are dropped first.
@@ -175,7 +175,7 @@ def _start_wandb(mode: str, folder: Path, label: str, config: Config) -> Any:
     """A W&B run, or None where the mode is off.
 
     `auto` is online where a key and the server are there, else offline; without the package it is off. A log must not
-    stop a training: in `auto` whatever goes wrong online is told in one line, and the run goes on offline.
+    stop a training: in `auto` any failure online is reported in one line, and the run continues offline.
     """
     if mode == "off":
         return None

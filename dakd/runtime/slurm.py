@@ -1,6 +1,6 @@
-"""A task of `srun` or of a job array learns its place; SLURM's variables become those that torch and DeepSpeed read.
+"""The rank of a task of `srun`, and the number of a task of a job array, from SLURM's variables.
 
-Standard library alone, and before anything else: ranks decide by these variables what they say and write.
+Standard library alone, and read before anything else: the variables decide which process prints and writes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping, MutableMapping
 
 
-def adopt_place(environ: MutableMapping[str, str] = os.environ) -> None:
+def set_rank_from_slurm(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from those of an `srun` step.
 
-    What is set already stays: `deepspeed` and `torchrun` may themselves run under srun. A batch script is no task of a
-    step, though SLURM numbers it too, and neither is a step of one task.
+    Where RANK is set nothing changes: `deepspeed` and `torchrun` may themselves run under srun. A batch script is no
+    task of a step, though SLURM numbers it too, and neither is a step of one task.
     """
     world = int(environ.get("SLURM_STEP_NUM_TASKS") or 1)
     if "RANK" in environ or "SLURM_PROCID" not in environ or world < 2:
@@ -32,7 +32,7 @@ def adopt_place(environ: MutableMapping[str, str] = os.environ) -> None:
     environ.setdefault("MASTER_PORT", str(15000 + place % 15000))
 
 
-def place_in_array(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+def array_task(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """The number of this task of a job array, from 0, and how many tasks the array has; (0, 1) outside one."""
     if "SLURM_ARRAY_TASK_ID" not in environ:
         return 0, 1

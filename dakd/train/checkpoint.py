@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `step-00001000` with `state.safetensors` (fp32 tensors by kind and parameter name) and
 `state.json` (step, position, identity of the run, versions, and the checksums of both files). It is written aside and
-renamed when it is on the disk. A checkpoint whose bytes have changed since is never loaded: it is set aside under the
-name `damaged-step-00001000`, and the one before it is taken.
+renamed when it is on the disk. A checkpoint whose bytes have changed since is never loaded: it is renamed to
+`damaged-step-00001000`, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dakd.runtime.distributed import barrier, broadcast, is_main
 from dakd.runtime.files import file_hash, sync, write_json
 from dakd.runtime.runlog import say
 
-FORMAT = 2
+FORMAT = 1
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 
 
@@ -69,12 +69,10 @@ def verified_facts(target: Path) -> dict:
     """
     try:
         facts = json.loads((target / _FACTS).read_bytes())
-        told = facts.pop("facts_sha256", None)
+        checksum = facts.pop("facts_sha256", None)
     except (OSError, ValueError, AttributeError) as error:
         raise Damaged(f"{target / _FACTS} cannot be read: {error}") from None
-    if told is None and facts.get("format") in range(FORMAT):
-        raise ValueError(f"{target} has format {facts['format']}; this version reads {FORMAT}")
-    if told != _hash_of(facts):
+    if checksum != _hash_of(facts):
         raise Damaged(f"{target / _FACTS} has another checksum than it was written with")
     if facts["format"] != FORMAT:
         raise ValueError(f"{target} has format {facts['format']}; this version reads {FORMAT}")
@@ -93,7 +91,7 @@ def load_tensors(target: Path) -> dict[str, Tensor]:
 
 
 def _versions() -> dict[str, str]:
-    """Of what a run's numbers depend on, as far as it is installed."""
+    """The versions that a run's numbers depend on, of packages that are installed."""
     found = {"python": platform.python_version()}
     for package in ("dakd", "torch", "deepspeed", "numpy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -106,7 +104,7 @@ def _hash_of(facts: dict) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder that must never be seen in part: it is hidden first, and a kill leaves only what is hidden."""
+    """Remove a folder that must never be seen in part: renamed first, so that a kill leaves only a hidden one."""
     if path.exists():
         hidden = path.with_name(f".{path.name}.{os.getpid()}.old")
         os.replace(path, hidden)
@@ -128,7 +126,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Tensor], facts: di
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints, oldest first; whether their bytes are as they were written is not looked at."""
+    """The checkpoints, oldest first; their checksums are not verified."""
     found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
     return sorted(found, key=step_of)
 
@@ -140,7 +138,7 @@ def step_of(checkpoint: Path) -> int:
 def load_latest(folder: Path, identity: dict) -> tuple[dict[str, Tensor], dict] | None:
     """State and facts of the newest whole checkpoint, or None where there is none; a collective.
 
-    Rank 0 verifies and chooses for all. Damaged ones are named and set aside. Raises ValueError where every checkpoint
+    Rank 0 verifies and chooses for all. Damaged ones are named and renamed. Raises ValueError where every checkpoint
     is damaged, and where the newest whole one belongs to another experiment: every differing setting is named.
     """
     chosen = error = None
@@ -173,7 +171,7 @@ def _choose(folder: Path, identity: dict) -> Path | None:
             os.replace(broken, aside)
         return path
     if damaged:
-        raise ValueError(f"every checkpoint in {folder} is damaged; to start anew, remove {folder.parent}")
+        raise ValueError(f"every checkpoint in {folder} is damaged; to start again, remove {folder.parent}")
     return None
 
 
@@ -183,13 +181,13 @@ def _refuse_another_experiment(path: Path, found: dict, identity: dict) -> None:
     if differing == ["starts_from"]:
         raise ValueError(
             f"{path} started from other weights than the stage before has now: that one was trained again, or "
-            f"init_from was changed. To start anew from what it has now, remove {path.parent.parent}"
+            f"init_from was changed. To start again from its present weights, remove {path.parent.parent}"
         )
     if differing:
         lines = "\n".join(f"  {name}: {saved.get(name)!r} there, {wanted.get(name)!r} now" for name in differing)
         raise ValueError(
             f"{path} was made with other settings:\n{lines}\n"
-            "Set them back to go on, or take another name (or remove the folder) to start anew"
+            "Set them back to resume, or take another name (or remove the folder) to start again"
         )
 
 

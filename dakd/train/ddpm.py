@@ -5,8 +5,6 @@ Its budget is that of the three stages together: as many optimizer steps, at sta
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -23,18 +21,10 @@ from dakd.diffusion.precondition import clean_image_at
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
 from dakd.models.rivals.ddpm import DDPM
-from dakd.runtime.distributed import is_main
-from dakd.train.engine import Engine, resolve_precision
-from dakd.train.grids import draw_pairs
-from dakd.train.loop import Training
-from dakd.train.optim import optimizer_identity
-from dakd.train.sigma_data import resolve_sigma_data
-from dakd.weights import load_strict
-
-_SEED_OFFSET = 4  # the stages have 1, 2 and 3
+from dakd.train.teacher import TeacherTraining
 
 
-class DDPMTraining(nn.Module):
+class DDPMLoss(nn.Module):
     """L2 of image and bits on a batch, mean over the channels."""
 
     def __init__(
@@ -74,74 +64,26 @@ class DDPMTraining(nn.Module):
         return noisy[:, :1], noisy[:, 1:], t
 
 
-def ddpm_folder(config: Config) -> Path:
-    return config.run_path / "train_jointnet" / "ddpm"
+class DDPMTraining(TeacherTraining):
+    """The one stage of DDPM."""
 
+    kind = "ddpm"
 
-def ddpm_weights_file(config: Config, kind: str) -> Path:
-    """Where the training leaves its `ema` or `raw` weights."""
-    return ddpm_folder(config) / f"weights_{kind}.safetensors"
+    def __init__(self, config: Config, train: ShardSet):
+        cfg = config.train_jointnet
+        steps = cfg.stage1.steps + cfg.stage2.steps + cfg.stage3.steps
+        super().__init__(config, train, stage="ddpm", total_steps=steps, lr=cfg.stage1.lr, b=1.0)
+        self.label_channels, self.reading = num_bits(self.classes.num_classes), bit_reading(self.classes.num_classes)
+        self.data = [train.index["fingerprint"]]
+        options = reading_options(config.data)
+        self.dataset = TeacherDataset([train], cfg.crop, flip=cfg.flip, seed=self.seed, labelled=True, **options)
 
+    def new_net(self) -> DDPM:
+        return DDPM.from_config(self.section.unet, self.label_channels)
 
-def describe_ddpm(config: Config, train: ShardSet) -> Training:
-    """All that is particular about it."""
-    cfg = config.train_jointnet
-    steps, lr = cfg.stage1.steps + cfg.stage2.steps + cfg.stage3.steps, cfg.stage1.lr
-    seed, num_classes = config.seed * 8 + _SEED_OFFSET, train.classes.num_classes
-    schedule = CosineSchedule(cfg.schedule.num_train_timesteps)
-    sigma_data = resolve_sigma_data(cfg.sigma_data, train, config.data.on_bad_record)
-    identity = {
-        "generator": "ddpm",
-        "unet": cfg.unet.model_dump(mode="json"),
-        "num_classes": num_classes,
-        "schedule": cfg.schedule.model_dump(mode="json"),
-        "b": 1.0,
-        "global_batch": cfg.global_batch,
-        "crop": list(cfg.crop),
-        "flip": cfg.flip,
-        "seed": config.seed,
-        "window_shards": config.data.window_shards,
-        "data": [train.index["fingerprint"]],
-        "optimizer": optimizer_identity(cfg.optimizer, lr, steps),
-    }
-    if sigma_data is not None:
-        identity["sigma_data"] = sigma_data
-    metadata = identity | {"kind": "ddpm", "classes": train.classes.to_dict()}
-    options = reading_options(config.data)
+    def build(self, is_new: bool) -> nn.Module:
+        num_classes = self.classes.num_classes
+        return DDPMLoss(self.new_net(), self.schedule, num_classes, self.seed, self.memory_format, self.sigma_data)
 
-    def build(is_new: bool) -> nn.Module:
-        memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
-        net = DDPM.from_config(cfg.unet, num_bits(num_classes))
-        return DDPMTraining(net, schedule, num_classes, seed, memory_format, sigma_data)
-
-    def finish(engine: Engine) -> None:
-        engine.save_net_weights(lambda kind: ddpm_weights_file(config, kind), metadata)
-
-    def draw(engine: Engine, folder: Path, step: int) -> None:
-        weights = engine.net_weights("ema")
-        if is_main():
-            net = DDPM.from_config(cfg.unet, num_bits(num_classes))
-            load_strict(net, weights, "the training engine")
-            draw_pairs(config, net, schedule, 1.0, bit_reading(num_classes), train.classes,
-                       folder / f"step-{step:08d}.png", label_channels=net.label_channels,
-                       sigma_data=sigma_data)  # fmt: skip
-
-    return Training(
-        label="ddpm",
-        folder=ddpm_folder(config),
-        build=build,
-        dataset=TeacherDataset([train], cfg.crop, flip=cfg.flip, seed=seed, labelled=True, **options),
-        total_steps=steps,
-        lr=lr,
-        global_batch=cfg.global_batch,
-        micro_batch=cfg.micro_batch,
-        seed=seed,
-        optimizer=cfg.optimizer,
-        engine=cfg.engine,
-        precision=resolve_precision(cfg.engine.precision, on_gpu="bf16"),
-        decays_vectors=True,
-        identity=identity,
-        final_weights=ddpm_weights_file(config, "ema"),
-        finish=finish,
-        draw=draw,
-    )
+    def own_identity(self) -> dict:
+        return super().own_identity() | {"generator": "ddpm"}

@@ -1,4 +1,4 @@
-"""Other forms of distillation than the paper's, to compare with it: what a student learns from the soft labels.
+"""Forms of distillation to compare with the paper's: the losses by which a student learns from soft labels.
 
     temperature    softened cross-entropy (Hinton et al. 2015; paper, Eq. 9): the op `seg_loss`, not here
     confidence     the same, each pixel weighted by how sure the teacher is of it
@@ -47,8 +47,11 @@ def distillation_loss(
 
 
 def kd_scale(cfg: StudentLossConfig) -> float:
-    """What the loss is multiplied by beside its weight: tau^2, which keeps a softened cross-entropy's gradients on the
-    scale of the hard one's (Hinton et al. 2015; paper, Eq. 9); 1 for correlations, which softening does not shrink."""
+    """The factor of the loss next to its weight.
+
+    tau^2 keeps the gradients of a softened cross-entropy on the scale of the hard one's (Hinton et al. 2015; paper,
+    Eq. 9). Correlations, which softening does not shrink, have 1.
+    """
     return 1.0 if cfg.kd_form == "dist" else cfg.temperature**2
 
 
@@ -60,15 +63,15 @@ def check_kd_form(cfg: StudentLossConfig, num_classes: int, soft_range: float | 
     if cfg.kd_form == "standardized":
         if num_classes < 3:
             raise ValueError(
-                "kd_form standardized has no gradient with 2 classes: their standardised logits are 1 and -1 whatever "
-                "the nets say; set it to temperature, confidence or dist"
+                "kd_form standardized has no gradient with 2 classes: their standardised logits are always 1 and "
+                "-1; set it to temperature, confidence or dist"
             )
         if soft_range is not None:
             raise ValueError(
                 f"kd_form standardized needs the teacher's logits; the pairs hold codes that end {soft_range:g} nats "
                 "below the largest one, which changes their deviation; generate them with codec fp16"
             )
-    # The teacher's confidence is looked at as it is, at temperature 1.
+    # The teacher's confidence is taken at temperature 1, not softened.
     return [cfg.temperature, *([1.0] if cfg.kd_form == "confidence" else [])]
 
 

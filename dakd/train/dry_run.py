@@ -1,7 +1,7 @@
 """`--dry-run`: the resolved settings, parameters, FLOPs an image and a memory estimate, without training anything.
 
-What training would refuse is refused here too, as far as the settings tell it. The nets are built on torch's meta
-device: nothing is allocated, whatever the size.
+Settings that a training would refuse are refused here too, without a look at the data. The nets are built on torch's
+meta device, so even the largest allocate nothing.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dakd.models.unet import UNet
 from dakd.runtime.distributed import world_size
 from dakd.runtime.runlog import format_count
 from dakd.train.distillation import check_kd_form
-from dakd.train.ema import decays_of
-from dakd.train.engine import fitting_micro_batch, resolve_precision, zero_config
 from dakd.train.jointnet import freeze_for_stage
+from dakd.train.optim import decays_of
+from dakd.train.zero import fitting_micro_batch, resolve_precision, zero_config
 
-# What a count on the meta device leaves out, by the student's name.
+# The part that a count on the meta device leaves out, by the student's name.
 UNCOUNTED = {
     "saross": " (without the scans and the attention cores)",
     "sam_oil": " (without what follows the detections: heads and masks)",

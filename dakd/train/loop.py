@@ -3,191 +3,152 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
 
-from torch import nn
-from torch.utils.data import Dataset
-
-from dakd.config import Config, EngineConfig, OptimizerConfig
 from dakd.data.batch import Batch
 from dakd.data.loader import make_loader, report_skipped
 from dakd.runtime import distributed
-from dakd.runtime.lifetime import MARKER, Listener, Preempted, leave_marker, listening, wished_reason
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import RunLog, save_config, say
 from dakd.runtime.seeding import seed_everything, seed_step
-from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint, step_of, write_state
-from dakd.train.ema import POSTHOC_LENGTHS
-from dakd.train.engine import Engine, fitting_micro_batch
-from dakd.train.optim import learning_rate
+from dakd.runtime.stopping import (
+    MARKER_FILE,
+    Preempted,
+    StopListener,
+    listen_for_stop,
+    stop_reason,
+    write_requeue_marker,
+)
+from dakd.train.checkpoint import load_latest, save_checkpoint, write_state
+from dakd.train.engine import Engine
+from dakd.train.optim import POSTHOC_LENGTHS, learning_rate
 from dakd.train.posthoc import FOLDER as POSTHOC
+from dakd.train.training import Training
 from dakd.weights import load_strict
 
 
-@dataclass(frozen=True)
-class Training:
-    """What is particular about one training.
+def run_training(training: Training) -> None:
+    """Train to the last step; the same call again resumes from the newest checkpoint, or finds nothing left to do.
 
-    build: (is_new) makes the training module; initial weights matter only when it is new (same on every rank).
-    micro_batch: the most samples a rank and forward pass.
-    identity: settings that a checkpoint must share to be continued.
-    draw: (engine, folder, step) writes a sample grid; a collective; None draws nothing.
-    finish: (engine) writes the final weights; a collective.
-    """
-
-    label: str
-    folder: Path
-    build: Callable[[bool], nn.Module]
-    dataset: Dataset
-    total_steps: int
-    lr: float
-    global_batch: int
-    micro_batch: int
-    seed: int
-    optimizer: OptimizerConfig
-    engine: EngineConfig
-    precision: str
-    decays_vectors: bool
-    identity: dict
-    final_weights: Path
-    finish: Callable[[Engine], None]
-    draw: Callable[[Engine, Path, int], None] | None = None
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-
-def is_done(training: Training) -> bool:
-    """Whether the last step was taken and its weights are there."""
-    checkpoints = list_checkpoints(training.checkpoints)
-    last_step = step_of(checkpoints[-1]) if checkpoints else 0
-    return last_step >= training.total_steps and training.final_weights.exists()
-
-
-def run_training(training: Training, config: Config) -> None:
-    """Train to the last step; the same call again goes on from the newest checkpoint, or finds nothing left to do.
-
-    Raises RuntimeError where another process is at work in the same folder, and Preempted when the ranks were asked to
+    Raises RuntimeError where another process is at work in the same folder, and Preempted where the ranks were asked to
     stop: the checkpoint of the step that they had reached is then there, and a marker in the training's folder.
     """
     distributed.init_process_group()
-    distributed.limit_threads(training.engine.threads)
-    with locked(training.folder), listening(config.run_path) as listener:
-        _run(training, config, listener)
-    distributed.barrier()  # what rank 0 has written is there for all, before the next training looks for it
+    distributed.limit_threads(training.section.engine.threads)
+    with locked(training.folder), listen_for_stop(training.config.run_path) as listener:
+        _run(training, listener)
+    distributed.barrier()  # rank 0 has written all its files before any rank begins the next training
 
 
-def _run(training: Training, config: Config, listener: Listener) -> None:
-    micro_batch = fitting_micro_batch(training.global_batch, training.micro_batch, distributed.world_size())
-    training = replace(training, micro_batch=micro_batch)
+def _run(training: Training, listener: StopListener) -> None:
+    section, config = training.section, training.config
+    micro_batch = training.micro_batch  # first, to refuse before anything is written
     saved = load_latest(training.checkpoints, training.identity)
     first_step = saved[1]["step"] if saved else 0
     if distributed.is_main():
-        (training.folder / MARKER).unlink(missing_ok=True)
-    if distributed.broadcast(is_done(training)):
+        (training.folder / MARKER_FILE).unlink(missing_ok=True)
+    if distributed.broadcast(training.is_done()):
         say(f"{training.label}: {first_step} steps are done; nothing to do")
         return
-    _leave_if_wished(training, first_step, distributed.all_reduce_sum(_wishes(training, listener)))
+    _stop_if_requested(training, first_step, distributed.all_reduce_sum(listener.votes(section.engine.max_hours)))
 
     save_config(config, training.folder)
     seed_everything(training.seed)
     module = training.build(saved is None)
     if saved:
-        say(f"{training.label}: goes on after step {first_step} of {training.total_steps}")
+        say(f"{training.label}: resumes after step {first_step} of {training.total_steps}")
         load_strict(module, _module_state(saved[0]), f"checkpoint of step {first_step}")
     engine = Engine(
         module,
-        training.optimizer,
-        training.engine,
-        global_batch=training.global_batch,
-        micro_batch=training.micro_batch,
+        section.optimizer,
+        section.engine,
+        global_batch=section.global_batch,
+        micro_batch=micro_batch,
         precision=training.precision,
         decays_vectors=training.decays_vectors,
     )
     if saved:
         engine.restore(saved[0], first_step, lambda: _batches(training, first_step))
-    del saved
-    _train_steps(training, engine, first_step, config, listener)
+    del saved  # a copy of all states, which would fill the host while training
+    _train_steps(training, engine, first_step, listener)
     training.finish(engine)
     engine.close()
 
 
-def _train_steps(training: Training, engine: Engine, first_step: int, config: Config, listener: Listener) -> None:
-    settings = training.engine
-    log = RunLog(training.folder, training.label, training.total_steps, first_step, settings.wandb, config)
+def _train_steps(training: Training, engine: Engine, first_step: int, listener: StopListener) -> None:
+    section, settings, total_steps = training.section, training.section.engine, training.total_steps
+    log = RunLog(training.folder, training.label, total_steps, first_step, settings.wandb, training.config)
     batches = _batches(training, first_step)
     since_s, since_step = time.monotonic(), first_step
     num_bad_records = 0.0  # of all ranks, since this start
-    for step in range(first_step + 1, training.total_steps + 1):
-        lr = learning_rate(step - 1, training.total_steps, training.lr, training.optimizer)
+    for step in range(first_step + 1, total_steps + 1):
+        lr = learning_rate(step - 1, total_steps, training.lr, section.optimizer)
         seed_step(training.seed, step, distributed.rank())
-        result = engine.train_step(batches, lr, _wishes(training, listener))
+        result = engine.train_step(batches, lr, listener.votes(settings.max_hours))
         num_bad_records += result.losses.pop("num_bad_records")
         log.advance()
         if log.is_due(step, settings.log_every):
             now_s = time.monotonic()
-            rate = (step - since_step) * training.global_batch / max(1e-9, now_s - since_s)
-            told = {name: value for name, value in result.losses.items() if value or not name.startswith("num_")}
-            told |= {"num_bad_records": num_bad_records} if num_bad_records else {}
-            values = {**told, "grad": result.grad_norm, "lr": lr}
-            log.report(step, step * training.global_batch, values, rate)
+            rate = (step - since_step) * section.global_batch / max(1e-9, now_s - since_s)
+            # Counts (num_...) are reported only where something was counted.
+            values = {name: value for name, value in result.losses.items() if value or not name.startswith("num_")}
+            values |= {"num_bad_records": num_bad_records} if num_bad_records else {}
+            values |= {"grad": result.grad_norm, "lr": lr}
+            log.report(step, step * section.global_batch, values, rate)
             since_s, since_step = now_s, step
-        is_last = step == training.total_steps
-        every = training.optimizer.posthoc_every
-        if every and (is_last or step % every == 0):  # before the checkpoint: what goes on from that one has it
+        is_leaving = step < total_steps and stop_reason(result.stop_votes) is not None
+        # Before the checkpoint: a run that resumes from that one has the snapshot.
+        if _is_due(section.optimizer.posthoc_every, step, total_steps):
             _write_snapshot(training, engine, step)
-        is_leaving = not is_last and wished_reason(result.wishes) is not None
-        if is_last or is_leaving or step % settings.checkpoint_every == 0:
+        if is_leaving or _is_due(settings.checkpoint_every, step, total_steps):
             log.flush()
-            facts = _checkpoint_facts(training, config, step, lr)
+            facts = _checkpoint_facts(training, step, lr)
             save_checkpoint(training.checkpoints, step, engine.state(), facts, settings.keep_checkpoints)
         if is_leaving:
             log.close()
-            _leave_if_wished(training, step, result.wishes)
-        if training.draw and settings.sample_every and (is_last or step % settings.sample_every == 0):
-            training.draw(engine, training.folder / "samples", step)
+            _stop_if_requested(training, step, result.stop_votes)
+        if _is_due(training.sample_every, step, total_steps):
+            training.draw(engine, step)
     log.close()
 
 
+def _is_due(every: int, step: int, total_steps: int) -> bool:
+    """Whether something is due that happens every so many steps, 0 for never, and after the last one."""
+    return every > 0 and (step % every == 0 or step == total_steps)
+
+
 def _write_snapshot(training: Training, engine: Engine, step: int) -> None:
-    """The averages of which `dakd ema` makes one of any length."""
+    """The averages from which `dakd ema` makes one of any length."""
     averages = engine.averages([f"posthoc_{i}" for i in range(len(POSTHOC_LENGTHS))])
     if distributed.is_main():
         facts = {"step": step, "lengths": POSTHOC_LENGTHS}
         write_state(training.folder / POSTHOC / f"step-{step:08d}", averages, facts)
 
 
-def _wishes(training: Training, listener: Listener) -> list[float]:
-    return listener.wishes(training.engine.max_hours)
-
-
-def _leave_if_wished(training: Training, step: int, wishes: list[float]) -> None:
-    """Raise Preempted on all ranks, once the marker is written, where the ranks' summed wishes hold a reason."""
-    reason = wished_reason(wishes)
+def _stop_if_requested(training: Training, step: int, votes: list[float]) -> None:
+    """Raise Preempted on all ranks, once the marker is written, where the ranks' summed votes hold a reason."""
+    reason = stop_reason(votes)
     if reason is None:
         return
     if distributed.is_main():
-        leave_marker(training.folder, reason, step, training.total_steps)
+        write_requeue_marker(training.folder, reason, step, training.total_steps)
     distributed.barrier()  # a launcher ends all ranks as soon as one has left
     raise Preempted(
         f"{training.label}: stopped after step {step} of {training.total_steps} ({reason}); "
-        "the same command goes on from its checkpoint"
+        "the same command resumes from its checkpoint"
     )
 
 
-def _checkpoint_facts(training: Training, config: Config, step: int, lr: float) -> dict:
-    """What a checkpoint tells beside its tensors."""
+def _checkpoint_facts(training: Training, step: int, lr: float) -> dict:
+    """The facts of a checkpoint, next to its tensors."""
     return {
         "identity": training.identity,
-        "position": step * training.global_batch,
-        "scheduler": {"name": training.optimizer.lr_decay, "step": step, "lr": lr},
+        "position": step * training.section.global_batch,
+        "scheduler": {"name": training.section.optimizer.lr_decay, "step": step, "lr": lr},
         # Nothing is drawn from a generator that outlives a step: the next step's state follows from these two numbers.
         "rng": {"seed": training.seed, "step": step},
         "world_size": distributed.world_size(),
-        "config": config.model_dump(mode="json"),
+        "config": training.config.model_dump(mode="json"),
     }
 
 
@@ -198,8 +159,8 @@ def _batches(training: Training, step: int) -> Iterator[Batch]:
         training.micro_batch,
         distributed.rank(),
         distributed.world_size(),
-        step * training.global_batch,
-        training.engine.num_workers,
+        step * training.section.global_batch,
+        training.section.engine.num_workers,
         pin_memory=distributed.device().type == "cuda",
     )
     return report_skipped(iter(loader), training.folder)

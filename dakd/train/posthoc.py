@@ -68,8 +68,8 @@ def fit(profiles: Sequence[Profile], target: Profile) -> tuple[np.ndarray, float
 def reconstruct(training_folder: Path, weights: Path, length: float, out: Path, step: int | None = None) -> float:
     """Write the average of `length` at `step` (default: the newest snapshot's) to `out`; the fit's relative error.
 
-    weights: the training's final averaged weights, which lend their metadata and what is not averaged (frozen
-    parameters, counters). ValueError where there are no snapshots or no such step.
+    weights: the training's final averaged weights, from which the metadata and the tensors without an average are
+    taken (frozen parameters, counters). ValueError where there are no snapshots or no such step.
     """
     snapshots, power = _whole_snapshots(training_folder / FOLDER), power_of_length(length)
     steps = [facts["step"] for _, facts in snapshots]

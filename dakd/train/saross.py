@@ -1,4 +1,4 @@
-"""The student: real labels, the teacher's soft labels, and their mix (paper, Eq. 8-10)."""
+"""The training of students, SAROSS-Net or a rival by name, on real labels, soft labels and their mix (Eq. 8-10)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dakd.config import Config, StudentLossConfig, TrainingSet
+from dakd.config import Config, StudentLossConfig, TrainingSet, TrainSarossConfig
 from dakd.data.batch import Batch
 from dakd.data.loader import StudentDataset
 from dakd.data.prepared import open_prepared, open_shards, reading_options
@@ -23,16 +23,16 @@ from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import say
 from dakd.train.boundary_loss import boundary_loss
 from dakd.train.distillation import check_kd_form, distillation_loss, kd_scale
-from dakd.train.engine import Engine, resolve_precision
-from dakd.train.loop import Training, run_training
-from dakd.train.optim import optimizer_identity
+from dakd.train.engine import Engine
+from dakd.train.loop import run_training
+from dakd.train.training import Training
 from dakd.weights import STUDENT_FILES, load_strict, save_student
 
 # Largest error that codes of soft labels may cause in a softened target.
 MAX_TARGET_ERROR = 0.01
 
 
-class StudentTraining(nn.Module):
+class StudentLoss(nn.Module):
     """The student's loss on a batch that may mix real and synthetic samples."""
 
     def __init__(
@@ -49,7 +49,7 @@ class StudentTraining(nn.Module):
         weights = None if cfg.class_weights is None else torch.tensor(cfg.class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def train(self, mode: bool = True) -> StudentTraining:
+    def train(self, mode: bool = True) -> StudentLoss:
         """Frozen batch norm stays as it is in evaluation: its statistics stand still, its weights are trained."""
         super().train(mode)
         if self.batch_norm == "frozen":
@@ -87,7 +87,6 @@ class StudentTraining(nn.Module):
         invalid = terms.num_invalid.to(loss.dtype)
         return {"loss": loss, "ce": terms.ce, "kd": kd, "dice": terms.dice, "num_invalid_labels": invalid} | extra
 
-
     def _own_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Of a net that has a loss of its own, on labels: synthetic samples are labelled by the teacher's argmax."""
         label = with_teachers_labels(batch.label, batch.teacher, batch.teacher_row)
@@ -104,89 +103,85 @@ def with_teachers_labels(label: Tensor, teacher: Tensor | None, teacher_row: Ten
     return torch.where((teacher_row < 0)[:, None, None], label, best[teacher_row.clamp_min(0)])
 
 
+class StudentTraining(Training):
+    """The student of one training set. Raises ValueError where its data are absent or its settings do not fit them."""
+
+    section: TrainSarossConfig
+    dataset: StudentDataset
+    precision_on_gpu = "autocast"
+    decays_vectors = False
+
+    def __init__(self, config: Config, training_set: TrainingSet):
+        self.config, self.section, self.training_set = config, config.train_saross, training_set
+        self.label, self.folder = f"student {training_set}", student_folder(config, training_set)
+        self.dataset = student_dataset(config, training_set)
+        self.classes = self.dataset.classes
+        self._refuse_what_does_not_fit()
+        self.total_steps, self.lr, self.seed = student_steps(config), self.section.optimizer.lr, config.seed
+        sources = (self.dataset.real, self.dataset.synthetic)
+        self.data = [source.index["fingerprint"] for source in sources if source is not None]
+
+    def _refuse_what_does_not_fit(self) -> None:
+        cfg, num_classes, synthetic = self.section, self.classes.num_classes, self.dataset.synthetic
+        weights = cfg.loss.class_weights
+        if weights is not None and len(weights) != num_classes:
+            raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes")
+        has_own_loss = STUDENT_CLASSES[cfg.student.name].has_own_loss
+        if synthetic is not None and not cfg.loss.hard_labels and not has_own_loss:
+            soft_range = synthetic.index.get("soft_range")
+            temperatures = check_kd_form(cfg.loss, num_classes, soft_range)
+            # Dice compares with the soft label as it is, at temperature 1.
+            temperatures += [1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else []
+            check_temperature(soft_range, temperatures, num_classes, MAX_TARGET_ERROR)
+        if cfg.batch_norm == "sync" and device().type != "cuda":
+            raise ValueError("batch_norm is sync, which torch has on GPUs alone; set it to local or frozen")
+
+    def new_net(self) -> StudentNet:
+        """The student with fresh weights."""
+        return build_student(self.section.student, self.classes.num_classes)
+
+    def build(self, is_new: bool) -> nn.Module:
+        cfg, net = self.section, self.new_net()
+        if is_new:
+            net.load_pretrained(cfg.student.pretrained)
+        if cfg.batch_norm == "sync":
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        return StudentLoss(net, cfg.loss, self.seed, self.memory_format, cfg.batch_norm)
+
+    def own_identity(self) -> dict:
+        cfg = self.section
+        return {
+            "training_set": self.training_set,
+            "student": cfg.student.model_dump(mode="json"),
+            "loss": cfg.loss.model_dump(mode="json"),
+            "mosaic": cfg.mosaic,
+            "batch_norm": cfg.batch_norm,
+            "num_synthetic": self.dataset.num_synthetic,
+            "synthetic_share": cfg.synthetic_share,
+        }
+
+    def weights_file(self, kind: str) -> Path:
+        return self.folder / STUDENT_FILES[kind]
+
+    def finish(self, engine: Engine) -> None:
+        for kind in STUDENT_FILES:
+            weights = engine.net_weights(kind)
+            if is_main():
+                net = self.new_net()
+                load_strict(net, weights, "the training engine")
+                facts = self.identity | {"weights": kind}
+                save_student(self.weights_file(kind), net, self.section.student, self.classes, facts)
+
+
 def student_folder(config: Config, training_set: TrainingSet) -> Path:
     return config.run_path / "train_saross" / training_set
 
 
 def train_saross(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> None:
-    """Train one student for each training set, all for the same number of steps."""
-    # All are described before the first is trained: what one of them lacks is told at once.
-    wanted = training_sets or config.train_saross.training_sets
-    for training in [describe_student(config, training_set) for training_set in wanted]:
-        run_training(training, config)
-
-
-def describe_student(config: Config, training_set: TrainingSet) -> Training:
-    """All that is particular about one student. Raises ValueError where its data are absent."""
-    cfg = config.train_saross
-    dataset = student_dataset(config, training_set)
-    classes = dataset.classes
-    if cfg.loss.class_weights is not None and len(cfg.loss.class_weights) != classes.num_classes:
-        raise ValueError(f"class_weights has {len(cfg.loss.class_weights)} values for {classes.num_classes} classes")
-    has_own_loss = STUDENT_CLASSES[cfg.student.name].has_own_loss
-    if dataset.synthetic is not None and not cfg.loss.hard_labels and not has_own_loss:
-        # Dice compares with the soft label as it is, at temperature 1.
-        soft_range = dataset.synthetic.index.get("soft_range")
-        temperatures = check_kd_form(cfg.loss, classes.num_classes, soft_range)
-        temperatures += [1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else []
-        check_temperature(soft_range, temperatures, classes.num_classes, MAX_TARGET_ERROR)
-    if cfg.batch_norm == "sync" and device().type != "cuda":
-        raise ValueError("batch_norm is sync, which torch has on GPUs alone, not on a CPU; set it to local or frozen")
-    folder, steps = student_folder(config, training_set), student_steps(config)
-    sources = [source for source in (dataset.real, dataset.synthetic) if source is not None]
-    identity = {
-        "training_set": training_set,
-        "student": cfg.student.model_dump(mode="json"),
-        "loss": cfg.loss.model_dump(mode="json"),
-        "num_classes": classes.num_classes,
-        "global_batch": cfg.global_batch,
-        "crop": list(cfg.crop),
-        "flip": cfg.flip,
-        "mosaic": cfg.mosaic,
-        "batch_norm": cfg.batch_norm,
-        "num_synthetic": dataset.num_synthetic,
-        "seed": config.seed,
-        "synthetic_share": cfg.synthetic_share,
-        "window_shards": config.data.window_shards,
-        "data": [source.index["fingerprint"] for source in sources],
-        "optimizer": optimizer_identity(cfg.optimizer, cfg.optimizer.lr, steps),
-    }
-
-    def build(is_new: bool) -> nn.Module:
-        memory_format = torch.channels_last if cfg.engine.channels_last else torch.contiguous_format
-        net = build_student(cfg.student, classes.num_classes)
-        if is_new:
-            net.load_pretrained(cfg.student.pretrained)
-        if cfg.batch_norm == "sync":
-            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        return StudentTraining(net, cfg.loss, config.seed, memory_format, cfg.batch_norm)
-
-    def finish(engine: Engine) -> None:
-        for kind, file in STUDENT_FILES.items():
-            weights = engine.net_weights(kind)
-            if is_main():
-                net = build_student(cfg.student, classes.num_classes)
-                load_strict(net, weights, "the training engine")
-                save_student(folder / file, net, cfg.student, classes, identity | {"weights": kind})
-
-    return Training(
-        label=f"student {training_set}",
-        folder=folder,
-        build=build,
-        dataset=dataset,
-        total_steps=steps,
-        lr=cfg.optimizer.lr,
-        global_batch=cfg.global_batch,
-        micro_batch=cfg.micro_batch,
-        seed=config.seed,
-        optimizer=cfg.optimizer,
-        engine=cfg.engine,
-        precision=resolve_precision(cfg.engine.precision, on_gpu="autocast"),
-        decays_vectors=False,
-        identity=identity,
-        final_weights=folder / STUDENT_FILES["ema"],
-        finish=finish,
-    )
+    """Train one student, SAROSS-Net or a rival by name, for each training set, all for the same number of steps."""
+    # All are set up before the first is trained: data that one of them lacks is reported at once.
+    for training in [StudentTraining(config, one) for one in training_sets or config.train_saross.training_sets]:
+        run_training(training)
 
 
 def student_dataset(config: Config, training_set: TrainingSet) -> StudentDataset:

@@ -11,8 +11,8 @@ from ablate_worlds import SOFT, plan_of
 
 from dakd.ablate import run
 from dakd.ablate.run import JobStore, work
-from dakd.runtime.lifetime import Preempted
 from dakd.runtime.lock import locked
+from dakd.runtime.stopping import Preempted
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from dakd.ablate import command, run
 from dakd.ablate.run import JobStore, work
 from dakd.cli import run_step
 from dakd.pipeline import Stopped
-from dakd.runtime.lifetime import PREEMPTED, Preempted
+from dakd.runtime.exit_codes import PREEMPTED
 from dakd.runtime.lock import locked
+from dakd.runtime.stopping import Preempted
 
 SLEEP = [sys.executable, "-c", "import time; print('started', flush=True); time.sleep(60)"]
 

@@ -16,7 +16,7 @@ import dakd
 from dakd import cli
 from dakd.cli import COMMANDS, STEPS, build_parser, main
 from dakd.config.explain import settings
-from dakd.runtime.lifetime import Preempted
+from dakd.runtime.stopping import Preempted
 
 
 def run(*argv, capsys) -> tuple[int, str, str]:

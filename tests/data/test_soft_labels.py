@@ -34,7 +34,7 @@ from dakd.data.soft_labels import (
 )
 from dakd.kernels.seg_loss import seg_loss
 from dakd.models.student import StudentNet
-from dakd.train.saross import StudentTraining
+from dakd.train.saross import StudentLoss
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 # What float arithmetic adds to a bound that real numbers keep.
@@ -383,7 +383,7 @@ def test_student_trained_from_codes_has_the_losses_of_logits_within_the_stated_e
         net = TwoConvolutions(num_classes=5, multiple=1)
         if modules:
             net.load_state_dict(modules[0].net.state_dict())
-        modules.append(StudentTraining(net, cfg, 0, torch.contiguous_format))
+        modules.append(StudentLoss(net, cfg, 0, torch.contiguous_format))
     optimizers = [torch.optim.SGD(module.parameters(), lr=0.05) for module in modules]
     largest = max(float(np.abs(pair.soft_label).max()) for pair in make_pairs())
     of_targets = target_error(range_for(2.0), 2.0, 5) + fp16_target_error(largest, 2.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dakd.runtime.slurm import adopt_place, first_host, tasks_of_node
+from dakd.runtime.slurm import first_host, set_rank_from_slurm, tasks_of_node
 
 
 def task(**changes):
@@ -18,7 +18,7 @@ def task(**changes):
 
 def test_a_task_takes_rank_world_and_address(monkeypatch):
     environ = task()
-    adopt_place(environ)
+    set_rank_from_slurm(environ)
     wanted = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "gpu03"}
     assert wanted.items() <= environ.items() and 15000 <= int(environ["MASTER_PORT"]) < 30000
 
@@ -27,7 +27,7 @@ def test_all_tasks_of_a_step_take_one_port_and_another_step_another():
     ports = []
     for changes in ({}, {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "4712"}):
         environ = task(**changes)
-        adopt_place(environ)
+        set_rank_from_slurm(environ)
         ports.append(environ["MASTER_PORT"])
     assert ports[0] == ports[1] and len(set(ports)) == 3
 
@@ -42,23 +42,23 @@ def test_all_tasks_of_a_step_take_one_port_and_another_step_another():
 )
 def test_what_is_no_task_among_several_takes_nothing(changes):
     environ = task(**changes)
-    adopt_place(environ)
+    set_rank_from_slurm(environ)
     assert "RANK" not in environ and "WORLD_SIZE" not in environ
 
 
 def test_another_launchers_place_and_a_set_address_stay():
     environ = task(RANK="7", WORLD_SIZE="8")
-    adopt_place(environ)
+    set_rank_from_slurm(environ)
     assert environ["RANK"] == "7" and "MASTER_ADDR" not in environ
     environ = task(MASTER_ADDR="10.0.0.1", MASTER_PORT="29500")
-    adopt_place(environ)
+    set_rank_from_slurm(environ)
     assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("10.0.0.1", "29500")
 
 
 @pytest.mark.parametrize("visible, wanted", [("3", "0"), ("0,1,2,3", "1")])
 def test_a_task_that_sees_its_own_gpu_alone_takes_number_0(visible, wanted):
     environ = task(SLURM_LOCALID="1", CUDA_VISIBLE_DEVICES=visible)
-    adopt_place(environ)
+    set_rank_from_slurm(environ)
     assert environ["LOCAL_RANK"] == wanted
 
 

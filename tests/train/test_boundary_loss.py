@@ -9,7 +9,7 @@ from fixed_logits import FixedLogits
 from dakd.config import StudentLossConfig
 from dakd.data.batch import Batch
 from dakd.train.boundary_loss import boundary_loss
-from dakd.train.saross import StudentTraining
+from dakd.train.saross import StudentLoss
 
 
 def square(left: int, width: int = 11) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_training_adds_the_term_with_its_weight():
         teacher_row=torch.tensor([-1, 0]),
     )
     without, with_it = (
-        StudentTraining(FixedLogits(logits), StudentLossConfig(boundary=weight), 0, torch.contiguous_format)(batch)
+        StudentLoss(FixedLogits(logits), StudentLossConfig(boundary=weight), 0, torch.contiguous_format)(batch)
         for weight in (0.0, 0.5)
     )
     term = boundary_loss(logits, batch.label, batch.teacher_row)

@@ -5,38 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from worlds import toy_config
+from worlds import prepared, replaced, toy_config
 
 from dakd.cli import main
-from dakd.config import build_config, dump_config
+from dakd.config import dump_config
 from dakd.data.batch import Batch
-from dakd.data.prepare import prepare
 from dakd.data.sample import IGNORE_INDEX
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.bits import to_bits
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.rivals.ddpm import DDPM
 from dakd.runtime.runlog import read_records
-from dakd.train.ddpm import DDPMTraining, ddpm_folder, ddpm_weights_file
+from dakd.train.ddpm import DDPMLoss
 from dakd.train.jointnet import train_jointnet
+from dakd.train.teacher import stage_folder, stage_weights
 from dakd.weights import load_state, load_teacher
-
-
-def prepared(tmp_path, **train):
-    config = toy_config(tmp_path / "run", generator="ddpm", **train)
-    prepare(config, config.run_path)
-    return config
-
-
-def replaced(config, **train):
-    tree = config.model_dump(mode="json")
-    tree["train_jointnet"] |= train
-    return build_config(tree)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    config = prepared(tmp_path_factory.mktemp("ddpm"))
+    config = prepared(tmp_path_factory.mktemp("ddpm"), generator="ddpm")
     train_jointnet(config)
     return config
 
@@ -44,7 +32,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def training(trained):
     net = DDPM.from_config(trained.train_jointnet.unet, 3)
-    return DDPMTraining(net, CosineSchedule(), 5, 7, torch.contiguous_format)
+    return DDPMLoss(net, CosineSchedule(), 5, 7, torch.contiguous_format)
 
 
 def batch_of(positions):
@@ -54,16 +42,16 @@ def batch_of(positions):
 
 
 def test_it_takes_the_steps_of_all_three_stages(trained):
-    records = read_records(ddpm_folder(trained) / "metrics.jsonl")
+    records = read_records(stage_folder(trained, "ddpm") / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(1, 13))
     assert records[-1]["loss"] == pytest.approx((records[-1]["loss_x"] + 3 * records[-1]["loss_y"]) / 4)
     assert not (trained.run_path / "train_jointnet" / "stage1").exists()
 
 
 def test_preconditioned_it_says_so_and_its_loss_is_that_of_the_clean_image(tmp_path, training):
-    config = prepared(tmp_path, sigma_data=0.2)
+    config = prepared(tmp_path, generator="ddpm", sigma_data=0.2)
     train_jointnet(config)
-    assert load_teacher(ddpm_weights_file(config, "ema"))[1]["sigma_data"] == 0.2
+    assert load_teacher(stage_weights(config, "ddpm", "ema"))[1]["sigma_data"] == 0.2
     batch = batch_of([3, 4])
     x_t, y_t, t = training.noised(batch, torch.float32)
     a, s = training.schedule.noising_table()[t].view(-1, 2, 1, 1, 1).unbind(1)
@@ -75,17 +63,17 @@ def test_preconditioned_it_says_so_and_its_loss_is_that_of_the_clean_image(tmp_p
 
 
 def test_its_file_is_enough_to_rebuild_it(trained):
-    net, facts = load_teacher(ddpm_weights_file(trained, "ema"))
+    net, facts = load_teacher(stage_weights(trained, "ddpm", "ema"))
     assert isinstance(net, DDPM) and net.label_channels == 3 and not net.training
     assert (facts["kind"], facts["b"], facts["num_classes"]) == ("ddpm", 1.0, 5) and facts["classes"]["names"]
 
 
 def test_resume_is_bitwise_equal_to_the_uninterrupted_run(trained, tmp_path):
-    config = prepared(tmp_path)
+    config = prepared(tmp_path, generator="ddpm")
     train_jointnet(replaced(config, stage3={"steps": 1}))
     train_jointnet(config)
     for kind in ("raw", "ema"):
-        resumed, straight = (load_state(ddpm_weights_file(c, kind)) for c in (config, trained))
+        resumed, straight = (load_state(stage_weights(c, "ddpm", kind)) for c in (config, trained))
         assert straight and all(torch.equal(resumed[name], value) for name, value in straight.items())
 
 
@@ -95,9 +83,9 @@ def test_one_stage_of_three_is_refused(trained):
 
 
 def test_training_lowers_the_loss_of_both_modalities(tmp_path):
-    config = prepared(tmp_path, stage1={"steps": 20, "lr": 3e-3})
+    config = prepared(tmp_path, generator="ddpm", stage1={"steps": 20, "lr": 3e-3})
     train_jointnet(config)
-    records = read_records(ddpm_folder(config) / "metrics.jsonl")
+    records = read_records(stage_folder(config, "ddpm") / "metrics.jsonl")
     for name in ("loss_x", "loss_y"):
         losses = [record[name] for record in records]
         assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
@@ -135,15 +123,16 @@ def test_unknown_pixels_are_no_part_of_the_label_loss(training):
 
 def test_a_grid_of_pairs_is_drawn_while_it_trains(tmp_path):
     engine = toy_config(tmp_path).model_dump(mode="json")["train_jointnet"]["engine"]
-    config = prepared(tmp_path, engine=engine | {"sample_every": 12, "num_samples": 2, "sample_steps": 2})
+    engine |= {"sample_every": 12, "num_samples": 2, "sample_steps": 2}
+    config = prepared(tmp_path, generator="ddpm", engine=engine)
     train_jointnet(config)
-    with Image.open(ddpm_folder(config) / "samples" / "step-00000012.png") as grid:
+    with Image.open(stage_folder(config, "ddpm") / "samples" / "step-00000012.png") as grid:
         assert len(grid.convert("RGB").getcolors(1 << 16)) > 2
 
 
 def test_an_average_of_another_length_can_be_made_of_it(tmp_path):
     optimizer = toy_config(tmp_path).model_dump(mode="json")["train_jointnet"]["optimizer"]
-    config = prepared(tmp_path, optimizer=optimizer | {"posthoc_every": 2})
+    config = prepared(tmp_path, generator="ddpm", optimizer=optimizer | {"posthoc_every": 2})
     train_jointnet(config)
     path, out = tmp_path / "config.yaml", tmp_path / "averaged.safetensors"
     path.write_text(dump_config(config))

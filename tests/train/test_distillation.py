@@ -25,7 +25,7 @@ from dakd.train.distillation import (
     standardized_kd,
 )
 from dakd.train.dry_run import describe_saross
-from dakd.train.saross import StudentTraining, describe_student, student_folder, train_saross
+from dakd.train.saross import StudentLoss, StudentTraining, student_folder, train_saross
 
 FORMS = ("confidence", "standardized", "dist")
 OPTIONS = {"dim": 8, "in_dim": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": [4, 4, 2, 2]}
@@ -183,7 +183,7 @@ def test_real_samples_keep_their_losses_and_synthetic_ones_get_the_form_alone(fo
     label = torch.randint(0, 4, (3, 5, 4), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
     batch = Batch(torch.zeros(3, 1, 5, 4, dtype=torch.uint8), torch.arange(3), label, teacher.half(), row)
     cfg = StudentLossConfig(kd_form=form, kd=0.7, temperature=3.0, dice_samples=dice_samples)
-    losses = StudentTraining(FixedLogits(logits), cfg, 0, torch.contiguous_format)(batch)
+    losses = StudentLoss(FixedLogits(logits), cfg, 0, torch.contiguous_format)(batch)
     kd = distillation_loss(logits, teacher.half(), row, None, cfg)
     assert kd_scale(cfg) == (1.0 if form == "dist" else 9.0)
     ce = F.cross_entropy(logits[1:2], label[1:2].long())
@@ -219,13 +219,13 @@ def test_dry_run_refuses_what_training_would(tmp_path):
 def test_confidence_holds_codes_to_their_stated_error_at_temperature_1(tmp_path):
     config = with_pairs(tmp_path, codec="logprob8", loss={"kd_form": "confidence"})
     with pytest.raises(ValueError, match="softened by 1 "):
-        describe_student(config, "synthetic")
-    assert describe_student(with_pairs(tmp_path, codec="logprob8", loss={"kd_form": "dist"}), "synthetic")
+        StudentTraining(config, "synthetic")
+    assert StudentTraining(with_pairs(tmp_path, codec="logprob8", loss={"kd_form": "dist"}), "synthetic")
 
 
 def test_another_loss_is_another_experiment(tmp_path):
     config = with_pairs(tmp_path, loss={"kd_form": "dist"})
-    assert describe_student(config, "real").identity["loss"] == config.train_saross.loss.model_dump(mode="json")
+    assert StudentTraining(config, "real").identity["loss"] == config.train_saross.loss.model_dump(mode="json")
 
 
 @pytest.mark.parametrize("form", FORMS)

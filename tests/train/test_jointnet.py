@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from worlds import toy_config, with_engine
+from worlds import prepared, replaced, with_engine
 
 from dakd.config import build_config
 from dakd.data.batch import Batch
 from dakd.data.lookup import BadRecord
-from dakd.data.prepare import prepare
 from dakd.data.sample import Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.diffusion.precondition import fine_detail
@@ -20,32 +19,18 @@ from dakd.models.unet import UNet
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
 from dakd.train.checkpoint import list_checkpoints
-from dakd.train.engine import Engine, NonFiniteLoss, fitting_micro_batch
+from dakd.train.engine import Engine, NonFiniteLoss
 from dakd.train.jointnet import (
-    ImageTraining,
-    JointTraining,
+    ImageLoss,
+    JointLoss,
     Noising,
-    describe_stage,
-    draw_grid,
+    StageTraining,
     freeze_for_stage,
-    stage_folder,
     train_jointnet,
-    weights_file,
 )
-from dakd.train.sigma_data import resolve_sigma_data
+from dakd.train.teacher import resolve_sigma_data, stage_folder, stage_weights
+from dakd.train.zero import fitting_micro_batch
 from dakd.weights import load_state, load_teacher, read_metadata, save_weights
-
-
-def prepared(tmp_path, **train):
-    config = toy_config(tmp_path / "run", **train)
-    prepare(config, config.run_path)
-    return config
-
-
-def replaced(config, **train):
-    tree = config.model_dump(mode="json")
-    tree["train_jointnet"] |= train
-    return build_config(tree)
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +43,19 @@ def trained(tmp_path_factory):
 
 def test_every_stage_leaves_weights_log_and_checkpoints(trained):
     for stage in (1, 2, 3):
-        records = read_records(stage_folder(trained, stage) / "metrics.jsonl")
+        records = read_records(stage_folder(trained, f"stage{stage}") / "metrics.jsonl")
         assert [record["step"] for record in records] == [1, 2, 3, 4]
         assert [record["images_seen"] for record in records] == [4, 8, 12, 16]
         assert ("loss_y" in records[0]) == (stage > 1)
-        assert [path.name for path in list_checkpoints(stage_folder(trained, stage) / "checkpoints")] == [
+        assert [path.name for path in list_checkpoints(stage_folder(trained, f"stage{stage}") / "checkpoints")] == [
             "step-00000002",
             "step-00000004",
         ]
 
 
 def test_stage_2_leaves_sar_net_as_stage_1_made_it(trained):
-    stage_1 = load_state(weights_file(trained, 1, "ema"))
-    stage_2 = load_state(weights_file(trained, 2, "raw"))
+    stage_1 = load_state(stage_weights(trained, "stage1", "ema"))
+    stage_2 = load_state(stage_weights(trained, "stage2", "raw"))
     for name, value in stage_1.items():
         assert torch.equal(stage_2[f"sar_net.{name}"], value), name
     moved = [name for name, value in stage_2.items() if name.startswith("sar_bridge.") and value.any()]
@@ -78,29 +63,29 @@ def test_stage_2_leaves_sar_net_as_stage_1_made_it(trained):
 
 
 def test_before_its_first_step_stage_2_gives_the_image_of_stage_1_bit_for_bit(trained):
-    training = describe_stage(trained, 2, ShardSet(trained.run_path / "prepare" / "train"), 0.5)
+    training = StageTraining(trained, 2, ShardSet(trained.run_path / "prepare" / "train"), 0.5)
     net = training.build(True).net
     alone = UNet.from_config(trained.train_jointnet.unet, 1, 1)
-    alone.load_state_dict(load_state(weights_file(trained, 1, "ema")))
+    alone.load_state_dict(load_state(stage_weights(trained, "stage1", "ema")))
     x, y, t = torch.randn(2, 1, 16, 16), torch.randn(2, 5, 16, 16), torch.tensor([5, 700])
     assert torch.equal(net(x, y, t)[0], alone(x, t))
 
 
 def test_stage_3_moves_every_part(trained):
-    before, after = load_state(weights_file(trained, 2, "ema")), load_state(weights_file(trained, 3, "ema"))
+    before, after = (load_state(stage_weights(trained, stage, "ema")) for stage in ("stage2", "stage3"))
     for part in ("sar_net.", "label_net.", "sar_bridge.", "label_bridge."):
         assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith(part))
 
 
 def test_averaged_weights_differ_from_raw_ones_and_lie_near_them(trained):
-    raw, ema = load_state(weights_file(trained, 3, "raw")), load_state(weights_file(trained, 3, "ema"))
+    raw, ema = load_state(stage_weights(trained, "stage3", "raw")), load_state(stage_weights(trained, "stage3", "ema"))
     name = "sar_net.conv_out.weight"
     assert not torch.equal(raw[name], ema[name])
     torch.testing.assert_close(raw[name], ema[name], rtol=0, atol=0.02)
 
 
 def test_a_teachers_file_is_enough_to_rebuild_it(trained):
-    net, facts = load_teacher(weights_file(trained, 3, "ema"))
+    net, facts = load_teacher(stage_weights(trained, "stage3", "ema"))
     index = ShardSet(trained.run_path / "prepare" / "train").index
     assert facts["b"] == pytest.approx(index["balancing_factor"])
     assert facts["classes"]["names"][1] == "oil" and facts["schedule"]["num_train_timesteps"] == 1000
@@ -108,9 +93,9 @@ def test_a_teachers_file_is_enough_to_rebuild_it(trained):
 
 
 def test_a_finished_stage_is_left_as_it_is(trained, capfd):
-    before = weights_file(trained, 1, "ema").stat().st_mtime_ns
+    before = stage_weights(trained, "stage1", "ema").stat().st_mtime_ns
     train_jointnet(trained, (1,))
-    assert weights_file(trained, 1, "ema").stat().st_mtime_ns == before
+    assert stage_weights(trained, "stage1", "ema").stat().st_mtime_ns == before
     assert "nothing to do" in capfd.readouterr().out
 
 
@@ -121,9 +106,9 @@ def test_resume_is_bitwise_equal_to_the_uninterrupted_run(trained, tmp_path):
         train_jointnet(replaced(config, **short), (stage,))
         train_jointnet(config, (stage,))
         for kind in ("raw", "ema"):
-            resumed, straight = (load_state(weights_file(c, stage, kind)) for c in (config, trained))
+            resumed, straight = (load_state(stage_weights(c, f"stage{stage}", kind)) for c in (config, trained))
             assert all(torch.equal(resumed[name], value) for name, value in straight.items())
-        steps = [record["step"] for record in read_records(stage_folder(config, stage) / "metrics.jsonl")]
+        steps = [record["step"] for record in read_records(stage_folder(config, f"stage{stage}") / "metrics.jsonl")]
         assert steps == [1, 2, 3, 4]
 
 
@@ -135,7 +120,7 @@ def test_a_run_goes_on_under_another_zero_stage(tmp_path, first, then, tolerance
     train_jointnet(with_engine(resumed, f"zero{first}", stage1={"steps": 2, "lr": 1e-3}), (1,))
     train_jointnet(with_engine(resumed, f"zero{then}"), (1,))
     for kind in ("raw", "ema"):
-        ours, theirs = (load_state(weights_file(config, 1, kind)) for config in (resumed, straight))
+        ours, theirs = (load_state(stage_weights(config, "stage1", kind)) for config in (resumed, straight))
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value, rtol=0, atol=tolerance)
 
@@ -146,14 +131,14 @@ def test_bf16_training_follows_fp32_and_keeps_fp32_masters(trained, tmp_path):
     train_jointnet(replaced(config, engine=engine), (1, 2))
     for stage in (1, 2):
         ours, theirs = (
-            [record["loss"] for record in read_records(stage_folder(c, stage) / "metrics.jsonl")]
+            [record["loss"] for record in read_records(stage_folder(c, f"stage{stage}") / "metrics.jsonl")]
             for c in (config, trained)
         )
         assert ours == pytest.approx(theirs, rel=0.03)
-    weights = load_state(weights_file(config, 2, "ema"))
+    weights = load_state(stage_weights(config, "stage2", "ema"))
     value = weights["label_net.mid_block1.conv1.weight"]
     assert value.dtype == torch.float32 and not torch.equal(value, value.bfloat16().float())
-    frozen = load_state(weights_file(config, 1, "ema"))["conv_in.weight"]
+    frozen = load_state(stage_weights(config, "stage1", "ema"))["conv_in.weight"]
     assert torch.equal(weights["sar_net.conv_in.weight"], frozen)
 
 
@@ -162,7 +147,7 @@ def test_compiled_training_follows_eager(trained, tmp_path):
     config = prepared(tmp_path)
     engine = config.model_dump(mode="json")["train_jointnet"]["engine"] | {"compile": True}
     train_jointnet(replaced(config, engine=engine), (1,))
-    ours, theirs = (load_state(weights_file(c, 1, "raw")) for c in (config, trained))
+    ours, theirs = (load_state(stage_weights(c, "stage1", "raw")) for c in (config, trained))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-4)
 
@@ -192,7 +177,7 @@ def test_batch_that_the_processes_cannot_share_is_refused():
 def test_size_of_the_micro_batch_does_not_change_the_run(trained, tmp_path):
     config = prepared(tmp_path, micro_batch=4)
     train_jointnet(config, (1,))
-    ours, theirs = (load_state(weights_file(c, 1, "ema")) for c in (config, trained))
+    ours, theirs = (load_state(stage_weights(c, "stage1", "ema")) for c in (config, trained))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-4)
 
@@ -201,10 +186,10 @@ def test_size_of_the_micro_batch_does_not_change_the_run(trained, tmp_path):
 def test_stage_that_another_started_from_is_not_trained_on(tmp_path, stages):
     config = prepared(tmp_path)
     train_jointnet(config, (1, 2))
-    before = weights_file(config, 1, "ema").read_bytes()
+    before = stage_weights(config, "stage1", "ema").read_bytes()
     with pytest.raises(ValueError, match=r"stage1 would be trained on to step 6, but .*stage2 has started from it"):
         train_jointnet(replaced(config, stage1={"steps": 6, "lr": 1e-3}), stages)
-    assert weights_file(config, 1, "ema").read_bytes() == before
+    assert stage_weights(config, "stage1", "ema").read_bytes() == before
     train_jointnet(config, (1, 2))
 
 
@@ -228,15 +213,16 @@ def test_configuration_of_a_refused_run_is_not_kept(trained):
     with pytest.raises(ValueError, match="made with other settings"):
         train_jointnet(replaced(trained, flip=True), (1,))
     assert path.read_text() == before
-    assert (stage_folder(trained, 1) / "config.yaml").exists()
+    assert (stage_folder(trained, "stage1") / "config.yaml").exists()
 
 
 def test_folder_that_another_process_writes_is_left_alone(tmp_path):
     config = prepared(tmp_path)
-    with locked(stage_folder(config, 1)), pytest.raises(RuntimeError, match=r"is being written by process \d+ on"):
+    folder = stage_folder(config, "stage1")
+    with locked(folder), pytest.raises(RuntimeError, match=r"is being written by process \d+ on"):
         train_jointnet(config, (1,))
     train_jointnet(config, (1,))
-    assert weights_file(config, 1, "ema").exists()
+    assert stage_weights(config, "stage1", "ema").exists()
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -245,7 +231,7 @@ def test_optimizer_may_be_offloaded(trained, tmp_path, stage):
     engine = config.model_dump(mode="json")["train_jointnet"]["engine"]
     engine |= {"deepspeed": f"configs/deepspeed/zero{stage}_offload.json"}
     train_jointnet(replaced(config, engine=engine), (1,))
-    ours, theirs = (load_state(weights_file(c, 1, "ema")) for c in (config, trained))
+    ours, theirs = (load_state(stage_weights(c, "stage1", "ema")) for c in (config, trained))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-4)
 
@@ -253,13 +239,13 @@ def test_optimizer_may_be_offloaded(trained, tmp_path, stage):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_engine_starts_from_unrounded_weights(tmp_path, stage):
     config = prepared(tmp_path)
-    training = describe_stage(config, 1, ShardSet(config.run_path / "prepare" / "train"), 0.5)
+    training = StageTraining(config, 1, ShardSet(config.run_path / "prepare" / "train"), 0.5)
     module = training.build(True)
     start = {name: value.clone() for name, value in module.named_parameters()}
-    settings = training.engine.model_copy(update={"deepspeed": f"configs/deepspeed/zero{stage}.json"})
+    settings = training.section.engine.model_copy(update={"deepspeed": f"configs/deepspeed/zero{stage}.json"})
     engine = Engine(
         module,
-        training.optimizer,
+        training.section.optimizer,
         settings,
         global_batch=4,
         micro_batch=2,
@@ -279,15 +265,15 @@ def test_stage_1_trains_on_images_without_any_mask(tmp_path):
     write_shard(folder, 0, bare, train.classes)
     write_index(folder, train.classes, kind="real")
     extra = replaced(config, stage1={"steps": 2, "lr": 1e-3, "extra_images": [str(folder)]})
-    assert describe_stage(extra, 1, train, 0.5).dataset.epoch_length == 24
+    assert StageTraining(extra, 1, train, 0.5).dataset.epoch_length == 24
     only_images = ShardSet(folder)
-    training = describe_stage(config, 1, only_images, 0.5)
+    training = StageTraining(config, 1, only_images, 0.5)
     batch = training.dataset.batch([0])
     assert batch.label is None and batch.image.shape == (1, 1, 16, 16)
     train_jointnet(extra, (1,))
-    assert weights_file(extra, 1, "ema").exists()
+    assert stage_weights(extra, "stage1", "ema").exists()
     with pytest.raises(ValueError, match="labels for 0 of 12"):
-        describe_stage(config, 2, only_images, 0.5)
+        StageTraining(config, 2, only_images, 0.5)
 
 
 def test_balancing_factor_scales_the_noisy_mask_and_nothing_else():
@@ -309,7 +295,7 @@ def test_frozen_sar_net_costs_no_weight_gradients(trained):
     def backward_flops(stage):
         net = SARJointNet.from_config(trained.train_jointnet.unet, 3)
         freeze_for_stage(net, stage)
-        module = JointTraining(net, Noising(CosineSchedule(), 0.5, 3, seed=0), 1.0, torch.contiguous_format)
+        module = JointLoss(net, Noising(CosineSchedule(), 0.5, 3, seed=0), 1.0, torch.contiguous_format)
         batch = Batch(
             image=torch.zeros(1, 1, 16, 16, dtype=torch.uint8),
             positions=torch.zeros(1, dtype=torch.int64),
@@ -331,7 +317,7 @@ def test_non_finite_loss_stops_before_the_optimizer_and_names_the_batch(tmp_path
     monkeypatch.setattr(module, "image_loss", lambda x_0, x_hat: x_hat.mean(dim=(1, 2, 3)) * float("nan"))
     with pytest.raises(NonFiniteLoss, match=r"the loss is nan.*batch: \w+"):
         train_jointnet(config, (1,))
-    assert [path.name for path in list_checkpoints(stage_folder(config, 1) / "checkpoints")] == ["step-00000002"]
+    assert [path.name for path in list_checkpoints(stage_folder(config, "stage1") / "checkpoints")] == ["step-00000002"]
 
 
 def test_sample_grid_shows_images_in_stage_1_and_pairs_later(trained, tmp_path):
@@ -339,8 +325,8 @@ def test_sample_grid_shows_images_in_stage_1_and_pairs_later(trained, tmp_path):
 
     train = ShardSet(trained.run_path / "prepare" / "train")
     for stage in (1, 2):
-        weights = load_state(weights_file(trained, stage, "ema"))
-        draw_grid(trained, stage, weights, Noising(CosineSchedule(), 0.5, 5, 0), train, tmp_path / f"{stage}.png")
+        weights = load_state(stage_weights(trained, f"stage{stage}", "ema"))
+        StageTraining(trained, stage, train, 0.5).draw_pairs(weights, tmp_path / f"{stage}.png")
     alone, pairs = (Image.open(tmp_path / f"{stage}.png") for stage in (1, 2))
     assert pairs.width > 1.7 * alone.width
 
@@ -353,25 +339,24 @@ def test_one_step_of_the_paper_size_net_runs_on_the_cpu(tmp_path):
     from dakd.weights import save_weights
 
     start = net.label_net.conv_in.weight.detach().clone()
-    save_weights(weights_file(config, 2, "ema"), net.state_dict(), {})
+    save_weights(stage_weights(config, "stage2", "ema"), net.state_dict(), {})
     del net
     train_jointnet(config, (3,))
-    record = read_records(stage_folder(config, 3) / "metrics.jsonl")[-1]
+    record = read_records(stage_folder(config, "stage3") / "metrics.jsonl")[-1]
     assert record["step"] == 1 and 0 < record["loss"] < 50 and 0 < record["grad"] < float("inf")
-    moved = load_state(weights_file(config, 3, "raw"))["label_net.conv_in.weight"] - start
+    moved = load_state(stage_weights(config, "stage3", "raw"))["label_net.conv_in.weight"] - start
     assert 0 < moved.abs().max() < 1e-4  # Adam's first step is at most about the learning rate, here 1e-5 / 2
 
 
 def test_a_label_branch_trained_with_l2_says_so_in_its_weights_from_stage_2_on(trained, tmp_path):
     config = prepared(tmp_path, label_loss="l2")
     train_jointnet(config)
-    _, facts = load_teacher(weights_file(config, 3, "ema"))
+    _, facts = load_teacher(stage_weights(config, "stage3", "ema"))
     assert facts["label_loss"] == "l2"
-    ours, theirs = (load_state(weights_file(c, 1, "ema")) for c in (config, trained))
+    ours, theirs = (load_state(stage_weights(c, "stage1", "ema")) for c in (config, trained))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
-    # Files that were written before the setting stay as they were.
-    for stage, described in ((1, config), (2, trained), (3, trained)):
-        assert "label_loss" not in read_metadata(weights_file(described, stage, "ema"))
+    assert "label_loss" not in read_metadata(stage_weights(config, "stage1", "ema"))
+    assert all(read_metadata(stage_weights(trained, f"stage{n}", "ema"))["label_loss"] == "ce" for n in (2, 3))
     with pytest.raises(ValueError, match="label_loss"):
         train_jointnet(replaced(config, label_loss="ce"), (3,))
 
@@ -380,9 +365,9 @@ def test_a_preconditioned_teacher_says_so_in_its_weights_and_stays_what_it_is(tr
     config = prepared(tmp_path, sigma_data=0.2)
     train_jointnet(config)
     for stage in (1, 2, 3):
-        assert read_metadata(weights_file(config, stage, "ema"))["sigma_data"] == 0.2
-        assert "sigma_data" not in read_metadata(weights_file(trained, stage, "ema"))
-    ours, theirs = (load_state(weights_file(c, 1, "ema")) for c in (config, trained))
+        assert read_metadata(stage_weights(config, f"stage{stage}", "ema"))["sigma_data"] == 0.2
+        assert read_metadata(stage_weights(trained, f"stage{stage}", "ema"))["sigma_data"] is None
+    ours, theirs = (load_state(stage_weights(c, "stage1", "ema")) for c in (config, trained))
     assert any(not torch.equal(ours[name], value) for name, value in theirs.items())
     with pytest.raises(ValueError, match=r"stage2.*was trained with sigma_data 0\.2, and stage 3 .* with None; set"):
         train_jointnet(replaced(config, sigma_data=None), (3,))
@@ -395,7 +380,7 @@ def test_sigma_data_may_be_left_to_the_training_images(tmp_path, capfd):
     train_jointnet(config, (1,))
     shards = ShardSet(config.run_path / "prepare" / "train")
     wanted = fine_detail(shards.read(i).sar for i in range(len(shards)))
-    found = read_metadata(weights_file(config, 1, "ema"))["sigma_data"]
+    found = read_metadata(stage_weights(config, "stage1", "ema"))["sigma_data"]
     assert found == pytest.approx(wanted, abs=1e-4) and 0.05 < found < 0.3
     assert f"sigma_data {found} (auto" in capfd.readouterr().out
     folder = config.run_path / "flat"
@@ -419,7 +404,7 @@ def test_a_damaged_image_stops_auto_or_is_left_out_as_the_configuration_says(tmp
 
 
 def test_a_file_with_an_impossible_sigma_data_is_refused(trained, tmp_path):
-    net, facts = load_teacher(weights_file(trained, 3, "ema"))
+    net, facts = load_teacher(stage_weights(trained, "stage3", "ema"))
     for wrong in (-1.0, 0, 9):
         save_weights(tmp_path / "teacher.safetensors", net.state_dict(), facts | {"sigma_data": wrong})
         with pytest.raises(ValueError, match=rf"teacher\.safetensors.*sigma_data is {wrong}; wanted"):
@@ -433,7 +418,7 @@ def test_the_preconditioned_loss_is_that_of_the_clean_image(trained, stage):
     net = UNet.from_config(unet, 1, 1) if stage == 1 else SARJointNet.from_config(unet, 5)
     torch.nn.init.normal_((net if stage == 1 else net.sar_net).conv_out.weight, std=0.3)
     layout = torch.contiguous_format
-    training = ImageTraining(net, noising, layout) if stage == 1 else JointTraining(net, noising, 1.0, layout)
+    training = ImageLoss(net, noising, layout) if stage == 1 else JointLoss(net, noising, 1.0, layout)
     shards = ShardSet(trained.run_path / "prepare" / "train")
     samples = [shards.read(i) for i in range(3)]
     batch = Batch(
@@ -453,5 +438,5 @@ def test_the_preconditioned_loss_is_that_of_the_clean_image(trained, stage):
 def test_l2_training_of_the_label_branch_lowers_its_loss(tmp_path):
     config = prepared(tmp_path, label_loss="l2", stage1={"steps": 2}, stage2={"steps": 24, "lr": 3e-3})
     train_jointnet(config, (1, 2))
-    losses = [record["loss_y"] for record in read_records(stage_folder(config, 2) / "metrics.jsonl")]
+    losses = [record["loss_y"] for record in read_records(stage_folder(config, "stage2") / "metrics.jsonl")]
     assert sum(losses[-6:]) < 0.8 * sum(losses[:6])

@@ -1,4 +1,4 @@
-"""Which parameters decay, and the learning rate at every step."""
+"""Which parameters decay, the learning rate at every step, and the averages that the optimizer keeps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dakd.config import OptimizerConfig
-from dakd.train.optim import learning_rate, optimizer_identity, parameter_groups
+from dakd.train.optim import AveragingAdamW, ema_decay, learning_rate, optimizer_identity, parameter_groups
 
 
 def small_net():
@@ -60,3 +60,57 @@ def test_a_run_may_be_made_longer_where_that_changes_no_rate_of_its_steps(settin
 def test_warm_up_longer_than_the_run_reaches_the_peak_at_its_end():
     rates = torch.tensor([learning_rate(step, 4, 1.0, OptimizerConfig(warmup_steps=500)) for step in range(4)])
     assert rates.tolist() == [0.25, 0.5, 0.75, 1.0]
+
+
+# --- averages ---------------------------------------------------------------------------------------------------------
+
+DECAYS = {"ema": lambda step: ema_decay(step, 0.9)}
+
+
+def test_decay_ramps_up_to_its_maximum():
+    assert ema_decay(1, 0.9999) == pytest.approx(2 / 11)
+    assert ema_decay(90, 0.9999) == pytest.approx(0.91)
+    assert ema_decay(10**6, 0.9999) == 0.9999
+    assert ema_decay(5, 0.0) == 0.0
+
+
+def test_average_equals_its_definition_and_adamw_is_torchs():
+    torch.manual_seed(0)
+    start = torch.randn(7)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    ema_adamw = AveragingAdamW([ours], decays=DECAYS, lr=0.1, weight_decay=0.01)
+    adamw = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
+    wanted = start.double()
+    for step in range(1, 30):
+        gradient = torch.randn(7)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        ema_adamw.step()
+        adamw.step()
+        assert torch.equal(ours, theirs)
+        decay = ema_decay(step, 0.9)
+        wanted = decay * wanted + (1 - decay) * ours.detach().double()
+    torch.testing.assert_close(ema_adamw.state[ours]["ema"].double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_without_gradient_have_no_average():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = AveragingAdamW([parameter], decays=DECAYS, lr=0.1)
+    optimizer.step()
+    assert "ema" not in optimizer.state[parameter]
+
+
+def test_states_made_beforehand_give_the_same_steps():
+    def run(beforehand):
+        torch.manual_seed(1)
+        parameter = torch.nn.Parameter(torch.randn(5))
+        optimizer = AveragingAdamW([parameter], decays=DECAYS, lr=0.1)
+        if beforehand:
+            optimizer.create_states()
+        for _ in range(5):
+            parameter.grad = torch.randn(5)
+            optimizer.step()
+        return parameter.detach(), optimizer.state[parameter]
+
+    (early, early_state), (late, late_state) = run(True), run(False)
+    assert torch.equal(early, late) and set(early_state) == set(late_state)
+    assert all(torch.equal(early_state[name], late_state[name]) for name in late_state)

@@ -10,10 +10,11 @@ from worlds import with_pairs
 from dakd.cli import main
 from dakd.config import build_config, dump_config
 from dakd.train.checkpoint import list_checkpoints, write_state
-from dakd.train.ema import AveragingAdamW, decays_of
-from dakd.train.jointnet import stage_folder, train_jointnet, weights_file
+from dakd.train.jointnet import train_jointnet
+from dakd.train.optim import AveragingAdamW, decays_of
 from dakd.train.posthoc import Profile, fit, power_decay, power_of_length, reconstruct
 from dakd.train.saross import student_folder, train_saross
+from dakd.train.teacher import stage_folder, stage_weights
 from dakd.weights import load_state, load_student, load_teacher, save_weights
 
 STEPS, EVERY, LENGTHS = 600, 30, (0.05, 0.10)
@@ -133,11 +134,11 @@ def test_a_training_leaves_snapshots_and_the_command_makes_weights_that_load(tmp
     train_jointnet(config, (1, 2))
     train_saross(config, ("real",))
     names = ["step-00000003", "step-00000004"]
-    assert [path.name for path in list_checkpoints(stage_folder(config, 2) / "posthoc")] == names
+    assert [path.name for path in list_checkpoints(stage_folder(config, "stage2") / "posthoc")] == names
     path = tmp_path / "toy.yaml"
     path.write_text(dump_config(config))
     for of, weights in (
-        ("stage2", weights_file(config, 2, "ema")),
+        ("stage2", stage_weights(config, "stage2", "ema")),
         ("real", student_folder(config, "real") / "student.safetensors"),
     ):
         out = tmp_path / f"{of}.safetensors"

@@ -14,7 +14,7 @@ from dakd.evaluate.evaluate import evaluate
 from dakd.models.student import StudentNet
 from dakd.runtime.runlog import read_records
 from dakd.train.dry_run import describe_saross
-from dakd.train.saross import StudentTraining, describe_student, student_folder, train_saross, with_teachers_labels
+from dakd.train.saross import StudentLoss, StudentTraining, student_folder, train_saross, with_teachers_labels
 from dakd.weights import load_state
 
 BATCHES = {"micro_batch": 2, "global_batch": 2}
@@ -56,7 +56,7 @@ def test_a_net_with_a_loss_of_its_own_gets_images_and_hard_labels():
     image = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
     batch = Batch(image, torch.arange(2), label, teacher, teacher_row=torch.tensor([-1, 0]))
     net = OwnLoss(num_classes=3, multiple=1)
-    losses = StudentTraining(net, StudentLossConfig(), 0, torch.contiguous_format)(batch)
+    losses = StudentLoss(net, StudentLossConfig(), 0, torch.contiguous_format)(batch)
     assert set(losses) == {"loss", "detector", "num_invalid_labels"} and losses["num_invalid_labels"] == 2
     assert torch.equal(net.label[0], label[0]) and torch.equal(net.label[1], teacher[0].argmax(0).byte())
     assert net.image.shape == (2, 3, 4, 4) and net.image[0, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229)
@@ -75,7 +75,7 @@ def test_sam_oil_trains_and_sam_itself_stays_as_it_is(trained):
     records = read_records(folder / "metrics.jsonl")
     assert [record["step"] for record in records] == [1, 2, 3]
     assert all(record["detector"] > 0 and record["grad"] > 0 for record in records)
-    start = describe_student(trained, "real+synthetic").build(True).net.state_dict()
+    start = StudentTraining(trained, "real+synthetic").build(True).net.state_dict()
     raw = load_state(folder / "student_raw.safetensors")
     moved = {name for name, value in raw.items() if not torch.equal(value, start[name])}
     assert any(name.startswith("detector.") for name in moved) and "masks.adapter.expand.weight" in moved
@@ -112,4 +112,4 @@ def test_dry_run_tells_the_cost_of_the_encoders(tmp_path, tiny_student):
 def test_training_without_sams_weights_says_what_to_set(tmp_path, tiny_student):
     config = with_pairs(tmp_path, student=tiny_student | {"pretrained": str(tmp_path / "nowhere")})
     with pytest.raises(FileNotFoundError, match="no SAM at"):
-        describe_student(config, "real").build(True)
+        StudentTraining(config, "real").build(True)

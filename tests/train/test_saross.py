@@ -12,7 +12,7 @@ from dakd.config import StudentLossConfig, build_config
 from dakd.data.batch import Batch
 from dakd.data.prepare import prepare
 from dakd.runtime.runlog import read_records
-from dakd.train.saross import StudentTraining, describe_student, student_folder, student_steps, train_saross
+from dakd.train.saross import StudentLoss, StudentTraining, student_folder, student_steps, train_saross
 from dakd.weights import load_state, load_student
 
 
@@ -37,7 +37,7 @@ def mixed_batch():
 def test_real_samples_get_cross_entropy_and_dice_and_synthetic_ones_tau_squared_distillation():
     batch, logits = mixed_batch(), torch.randn(2, 3, 6, 6)
     tau = 3.0
-    module = StudentTraining(FixedLogits(logits), StudentLossConfig(temperature=tau), 0, torch.contiguous_format)
+    module = StudentLoss(FixedLogits(logits), StudentLossConfig(temperature=tau), 0, torch.contiguous_format)
     losses = module(batch)
     ce = F.cross_entropy(logits[:1], batch.label[:1].long())
     q = (batch.teacher.float() / tau).softmax(1)
@@ -50,7 +50,7 @@ def test_real_samples_get_cross_entropy_and_dice_and_synthetic_ones_tau_squared_
 
 def test_distillation_gradient_is_that_of_tau_squared_kl():
     batch, logits = mixed_batch(), torch.randn(2, 3, 6, 6)
-    module = StudentTraining(FixedLogits(logits), StudentLossConfig(temperature=2.0), 0, torch.contiguous_format)
+    module = StudentLoss(FixedLogits(logits), StudentLossConfig(temperature=2.0), 0, torch.contiguous_format)
     module(batch)["loss"][1].backward()
     s = logits[1:].clone().requires_grad_(True)
     q = (batch.teacher.float() / 2).softmax(1)
@@ -108,7 +108,7 @@ def test_averaged_weights_come_with_averaged_batch_norm_statistics(trained):
 
 def test_hard_labels_train_on_the_teachers_argmax_without_distillation(tmp_path):
     config = with_pairs(tmp_path, loss={"hard_labels": True}, steps=2)
-    batch = describe_student(config, "synthetic").dataset.batch(list(range(8)))
+    batch = StudentTraining(config, "synthetic").dataset.batch(list(range(8)))
     assert batch.teacher is None and batch.label[batch.is_synthetic].max() < 5
     train_saross(config, ("synthetic",))
     records = read_records(student_folder(config, "synthetic") / "metrics.jsonl")
@@ -131,28 +131,28 @@ def test_training_from_codes_follows_training_from_logits(trained, tmp_path):
 def test_codes_are_refused_where_their_stated_error_is_too_large(tmp_path, loss):
     config = with_pairs(tmp_path, codec="logprob8", loss=loss)
     with pytest.raises(ValueError, match=r"written for the temperature 2; .* wanted at most 0\.01"):
-        describe_student(config, "real+synthetic")
-    describe_student(config, "real")
-    describe_student(with_pairs(tmp_path, codec="logprob8", loss=loss | {"hard_labels": True}), "real+synthetic")
-    describe_student(with_pairs(tmp_path, codec="fp16", loss=loss), "real+synthetic")
+        StudentTraining(config, "real+synthetic")
+    StudentTraining(config, "real")
+    StudentTraining(with_pairs(tmp_path, codec="logprob8", loss=loss | {"hard_labels": True}), "real+synthetic")
+    StudentTraining(with_pairs(tmp_path, codec="fp16", loss=loss), "real+synthetic")
 
 
 def test_wrong_number_of_class_weights_is_refused(tmp_path):
     config = with_pairs(tmp_path, loss={"class_weights": [1.0, 2.0]})
     with pytest.raises(ValueError, match="2 values for 5 classes"):
-        describe_student(config, "real")
+        StudentTraining(config, "real")
 
 
 def test_student_without_synthetic_pairs_is_told_what_to_run(tmp_path):
     config = toy_config(tmp_path / "run")
     prepare(config, config.run_path)
     with pytest.raises(ValueError, match="generate"):
-        describe_student(config, "real+synthetic")
+        StudentTraining(config, "real+synthetic")
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(tmp_path):
     config = with_pairs(tmp_path, batch_norm="frozen", steps=2)
-    start = describe_student(config, "real").build(True).net.state_dict()
+    start = StudentTraining(config, "real").build(True).net.state_dict()
     train_saross(config, ("real",))
     trained = load_state(student_folder(config, "real") / "student_raw.safetensors")
     statistics = [name for name in start if name.endswith(("running_mean", "running_var"))]
@@ -163,7 +163,7 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(tmp_path)
 
 def test_sync_batch_norm_without_a_gpu_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(ValueError, match=r"batch_norm is sync.*local or frozen"):
-        describe_student(with_pairs(tmp_path, batch_norm="sync"), "real")
+        StudentTraining(with_pairs(tmp_path, batch_norm="sync"), "real")
 
 
 def test_another_batch_norm_is_another_experiment(trained):

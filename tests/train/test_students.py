@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 from small_rivals import SMALL_RIVALS, small_rival
-from worlds import losses_of, toy_config, with_pairs, with_zero_stage
+from worlds import losses_of, toy_config, with_engine, with_pairs
 
 from dakd.config import Config, build_config
 from dakd.data.prepare import prepare
@@ -16,7 +16,7 @@ from dakd.evaluate.evaluate import evaluate
 from dakd.predict.predict import predict
 from dakd.runtime.runlog import read_records
 from dakd.train.dry_run import describe_saross
-from dakd.train.saross import describe_student, student_folder, train_saross
+from dakd.train.saross import StudentTraining, student_folder, train_saross
 from dakd.weights import load_state, load_student, save_student
 
 RIVALS = tuple(SMALL_RIVALS)
@@ -44,7 +44,7 @@ def with_rival(folder, name: str, **train: object) -> Config:
 def test_a_rival_goes_through_the_steps_of_a_student(tmp_path, name):
     config = with_rival(tmp_path, name)
     assert "GMAC" in describe_saross(config)
-    start = {key: value.clone() for key, value in describe_student(config, "real").build(True).net.state_dict().items()}
+    start = {key: value.clone() for key, value in StudentTraining(config, "real").build(True).net.state_dict().items()}
     train_saross(config, ("real+synthetic",))
     folder = student_folder(config, "real+synthetic")
     trained = load_state(folder / "student_raw.safetensors")
@@ -74,9 +74,9 @@ def test_the_boundary_term_is_logged_and_makes_another_experiment_where_it_is_on
     config = with_rival(tmp_path, "cbdnet")
     train_saross(config, ("real",))
     assert all(record["boundary"] > 0 for record in read_records(student_folder(config, "real") / "metrics.jsonl"))
-    assert describe_student(config, "real").identity["loss"]["boundary"] == 1.0
+    assert StudentTraining(config, "real").identity["loss"]["boundary"] == 1.0
     without = with_rival(tmp_path / "without", "cbdnet", loss={})
-    assert describe_student(without, "real").identity["loss"]["boundary"] == 0.0
+    assert StudentTraining(without, "real").identity["loss"]["boundary"] == 0.0
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_a_rival_with_dropout_resumes_as_if_it_had_not_stopped(tmp_path, name):
 def test_a_rival_trains_alike_under_zero_3(tmp_path, name):
     losses = []
     for stage in (1, 3):
-        config = with_zero_stage(with_rival(tmp_path / str(stage), name), stage)
+        config = with_engine(with_rival(tmp_path / str(stage), name), f"zero{stage}")
         train_saross(config, ("real",))
         losses.append(losses_of(student_folder(config, "real")))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

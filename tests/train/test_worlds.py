@@ -13,8 +13,9 @@ from dakd.config import build_config
 from dakd.data.prepared import open_prepared
 from dakd.testing.distributed import run_world
 from dakd.train.checkpoint import list_checkpoints, load_tensors, verified_facts
-from dakd.train.jointnet import describe_stage, stage_folder, train_jointnet, weights_file
+from dakd.train.jointnet import StageTraining, train_jointnet
 from dakd.train.saross import student_folder, train_saross
+from dakd.train.teacher import stage_folder, stage_weights
 from dakd.weights import load_state, load_student
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def alone(data, tmp_path_factory):
 
 def snapshot(config, step, stage=2):
     """Both averages of a stage's trained parameters."""
-    folder = stage_folder(config, stage) / "posthoc" / f"step-{step:08d}"
+    folder = stage_folder(config, f"stage{stage}") / "posthoc" / f"step-{step:08d}"
     assert verified_facts(folder)["lengths"] == [0.05, 0.1]
     return load_tensors(folder)
 
@@ -67,18 +68,19 @@ def test_losses_depend_neither_on_the_number_of_processes_nor_on_zero(data, alon
         for section in ("train_jointnet", "train_saross"):
             tree[section]["engine"]["checkpoint_every"] = 100  # at the end alone
     found = run(train_each, world, tmp_path / "results", trees, (1, 2), PAIRS)[0]
-    folders = [stage_folder(alone, 1), stage_folder(alone, 2), student_folder(alone, PAIRS)]
+    folders = [stage_folder(alone, "stage1"), stage_folder(alone, "stage2"), student_folder(alone, PAIRS)]
     wanted = [loss for folder in folders for loss in losses_of(folder)]
     assert len(wanted) == 12 and np.ptp(wanted) > 0.1
     for name, losses in zip(engines, found):
         assert losses == pytest.approx(wanted, rel=1e-4), name
     for config in configs:
-        assert_near(load_state(weights_file(config, 2, "ema")), load_state(weights_file(alone, 2, "ema")))
+        assert_near(*(load_state(stage_weights(one, "stage2", "ema")) for one in (config, alone)))
         for step in (3, 4):
             ours, theirs = (snapshot(config, step) for config in (config, alone))
             assert len(ours) > 100 and set(ours) == set(theirs)
             assert_near(ours, theirs)
-        stage_1, stage_2 = load_state(weights_file(config, 1, "ema")), load_state(weights_file(config, 2, "raw"))
+        stage_1 = load_state(stage_weights(config, "stage1", "ema"))
+        stage_2 = load_state(stage_weights(config, "stage2", "raw"))
         assert all(torch.equal(stage_2[f"sar_net.{name}"], value) for name, value in stage_1.items())
 
 
@@ -103,7 +105,7 @@ def test_two_processes_go_on_bit_for_bit_also_under_another_zero_stage(data, tmp
     run(train_each, 2, tmp_path / "results", trees, (1,), PAIRS)
     for straight, resumed in pairs:
         for kind in ("raw", "ema"):
-            ours, theirs = (load_state(weights_file(config, 1, kind)) for config in (resumed, straight))
+            ours, theirs = (load_state(stage_weights(config, "stage1", kind)) for config in (resumed, straight))
             assert all(torch.equal(ours[name], value) for name, value in theirs.items())
         ours, theirs = (snapshot(config, 4, stage=1) for config in (resumed, straight))
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
@@ -122,9 +124,10 @@ def test_one_then_two_then_one_process_make_the_run_of_one(data, alone, tmp_path
             train_each([tree], (1,), PAIRS)
         else:
             run(train_each, world, tmp_path / "results", [tree], (1,), PAIRS)
-    assert losses_of(stage_folder(config, 1)) == pytest.approx(losses_of(stage_folder(alone, 1)), rel=1e-4)
+    ours, theirs = (losses_of(stage_folder(one, "stage1")) for one in (config, alone))
+    assert ours == pytest.approx(theirs, rel=1e-4)
     assert losses_of(student_folder(config, PAIRS)) == pytest.approx(losses_of(student_folder(alone, PAIRS)), rel=1e-4)
-    assert_near(load_state(weights_file(config, 1, "ema")), load_state(weights_file(alone, 1, "ema")))
+    assert_near(load_state(stage_weights(config, "stage1", "ema")), load_state(stage_weights(alone, "stage1", "ema")))
 
 
 def test_trouble_on_one_rank_stops_both_at_one_step_and_nothing_is_lost(data, tmp_path):
@@ -141,14 +144,14 @@ def test_trouble_on_one_rank_stops_both_at_one_step_and_nothing_is_lost(data, tm
     assert told[0]["gradient"].startswith("the gradient is")
     assert all(key in told[0]["gradient"] for key in dataset_keys)
     for kind in ("raw", "ema"):
-        ours, theirs = (load_state(weights_file(config, 1, kind)) for config in (disturbed, straight))
+        ours, theirs = (load_state(stage_weights(config, "stage1", kind)) for config in (disturbed, straight))
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
-    assert losses_of(stage_folder(disturbed, 1)) == losses_of(stage_folder(straight, 1))
-    newest = list_checkpoints(stage_folder(disturbed, 1) / "checkpoints")[-1]
+    assert losses_of(stage_folder(disturbed, "stage1")) == losses_of(stage_folder(straight, "stage1"))
+    newest = list_checkpoints(stage_folder(disturbed, "stage1") / "checkpoints")[-1]
     facts = json.loads((newest / "state.json").read_text())
     assert (facts["position"], facts["world_size"], facts["rng"]["step"]) == (16, 2, 4)
 
 
 def keys_at(config, positions):
-    dataset = describe_stage(config, 1, open_prepared(config, "train"), 0.5).dataset
+    dataset = StageTraining(config, 1, open_prepared(config, "train"), 0.5).dataset
     return dataset.batch(positions).keys

@@ -1,4 +1,4 @@
-"""Wishes to stop are noted, not obeyed at once; a process ends with its parent; readers outlive signals to a rank."""
+"""Stop requests are remembered, not obeyed at once; ranks end with their parent; readers outlive a rank's signals."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import time
 
 import pytest
 
-from dakd.runtime import lifetime
-from dakd.runtime.lifetime import (
+from dakd.runtime import stopping
+from dakd.runtime.stopping import (
     REASONS,
-    Listener,
-    drop_markers,
-    leave_marker,
-    listening,
-    read_markers,
+    StopListener,
+    listen_for_stop,
+    read_requeue_markers,
+    remove_requeue_markers,
     request_stop,
-    wished_reason,
+    stop_reason,
+    write_requeue_marker,
 )
 
 
@@ -31,31 +31,31 @@ def no_job(monkeypatch):
 
 
 def reason_of(listener, max_hours=None):
-    return wished_reason(listener.wishes(max_hours))
+    return stop_reason(listener.votes(max_hours))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_noted_while_listening_and_the_handler_from_before_comes_back(tmp_path, number):
+def test_a_signal_is_remembered_while_listening_and_the_handler_from_before_comes_back(tmp_path, number):
     before = signal.getsignal(number)
-    with listening(tmp_path) as listener:
+    with listen_for_stop(tmp_path) as listener:
         assert reason_of(listener) is None
         os.kill(os.getpid(), number)
         assert reason_of(listener) == number.name
-        with listening(tmp_path) as inner:
+        with listen_for_stop(tmp_path) as inner:
             assert inner is listener
         assert signal.getsignal(number) is not before
     assert signal.getsignal(number) is before
 
 
-def test_one_ranks_wish_is_the_reason_of_all():
+def test_one_ranks_vote_is_the_reason_of_all():
     quiet, asked = [0.0] * len(REASONS), [float(reason == "SIGUSR1") for reason in REASONS]
-    assert wished_reason(quiet) is None
-    assert wished_reason([sum(pair) for pair in zip(quiet, asked)]) == "SIGUSR1"
+    assert stop_reason(quiet) is None
+    assert stop_reason([sum(pair) for pair in zip(quiet, asked)]) == "SIGUSR1"
 
 
 def test_a_request_is_seen_by_rank_0_alone_and_dropped_at_the_end(tmp_path, monkeypatch):
     request_stop(tmp_path)
-    with listening(tmp_path) as listener:
+    with listen_for_stop(tmp_path) as listener:
         assert reason_of(listener) is None  # it was older than the listening
         request = request_stop(tmp_path)
         monkeypatch.setenv("RANK", "1")
@@ -75,13 +75,13 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.wall, self.steady = 1e9, 100.0
-        monkeypatch.setattr(lifetime.time, "time", lambda: self.wall)
-        monkeypatch.setattr(lifetime.time, "monotonic", lambda: self.steady)
+        monkeypatch.setattr(stopping.time, "time", lambda: self.wall)
+        monkeypatch.setattr(stopping.time, "monotonic", lambda: self.steady)
 
 
 def test_the_time_limit_counts_from_when_listening_began(tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
-    listener = Listener(tmp_path)
+    listener = StopListener(tmp_path)
     clock.steady += 1799
     assert reason_of(listener, max_hours=0.5) is None
     clock.steady += 1
@@ -93,7 +93,7 @@ def test_a_slurm_jobs_end_stops_in_time_whatever_the_wall_clock_does(tmp_path, m
     """Five minutes before the end, and in a job shorter than twice that at half of it."""
     clock = Clock(monkeypatch)
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(clock.wall + left_s)))
-    listener = Listener(tmp_path)
+    listener = StopListener(tmp_path)
     clock.wall += 86400  # a clock that jumps
     if stops_after_s:
         clock.steady += stops_after_s - 1
@@ -104,11 +104,11 @@ def test_a_slurm_jobs_end_stops_in_time_whatever_the_wall_clock_does(tmp_path, m
 
 def test_markers_of_a_steps_trainings_are_read_and_dropped(tmp_path):
     for stage, step in (("stage1", 4), ("stage2", 9)):
-        leave_marker(tmp_path / stage, "SIGUSR1", step, 10)
-    assert [marker["step"] for marker in read_markers(tmp_path)] == [4, 9]
-    assert read_markers(tmp_path)[0] == {"reason": "SIGUSR1", "step": 4, "total_steps": 10}
-    drop_markers(tmp_path)
-    assert read_markers(tmp_path) == []
+        write_requeue_marker(tmp_path / stage, "SIGUSR1", step, 10)
+    assert [marker["step"] for marker in read_requeue_markers(tmp_path)] == [4, 9]
+    assert read_requeue_markers(tmp_path)[0] == {"reason": "SIGUSR1", "step": 4, "total_steps": 10}
+    remove_requeue_markers(tmp_path)
+    assert read_requeue_markers(tmp_path) == []
 
 
 def wait_until(condition, what):
@@ -120,7 +120,7 @@ def wait_until(condition, what):
 
 def test_a_process_ends_with_its_parent_however_that_ends(tmp_path):
     child = (
-        "import os, time, pathlib; from dakd.runtime.lifetime import die_with_parent; die_with_parent(); "
+        "import os, time, pathlib; from dakd.runtime.stopping import die_with_parent; die_with_parent(); "
         f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()) + ' '); time.sleep(60)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -143,7 +143,7 @@ def is_running(pid):
 
 def test_a_reader_outlives_the_signals_of_its_rank_and_ends_when_the_rank_ends_it(tmp_path):
     code = (
-        "import signal, time, sys; from dakd.runtime.lifetime import shield_reader; shield_reader(0)\n"
+        "import signal, time, sys; from dakd.runtime.stopping import ignore_stop_signals; ignore_stop_signals(0)\n"
         "print('ready', flush=True)\nwhile True: time.sleep(0.01)"
     )
     reader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -158,5 +158,5 @@ def test_a_reader_outlives_the_signals_of_its_rank_and_ends_when_the_rank_ends_i
 
 
 def test_the_marker_is_json_that_a_script_can_read(tmp_path):
-    leave_marker(tmp_path, "time limit", 3, 8)
+    write_requeue_marker(tmp_path, "time limit", 3, 8)
     assert json.loads((tmp_path / "requeue.json").read_text())["reason"] == "time limit"

@@ -1,0 +1,156 @@
+"""How the process of a training ends: at the end of a step once it was asked to stop, or with its launcher.
+
+A stop request is SIGTERM, SIGUSR1, the end of the allotted time, or a file in the run folder (`dakd stop RUN`), for
+launchers that pass no signal on. A rank that receives one only remembers it, and votes to stop in its next step. The
+ranks add up their votes in the sum that every step takes anyhow, so all of them stop after the same step, with its
+checkpoint. Standard library alone: a rank listens before it imports torch, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dakd.runtime.files import write_json
+
+REASONS = ("SIGTERM", "SIGUSR1", "time limit", "request")
+STOP_MARGIN_S = 300.0  # for the running step and its checkpoint, before the end of a SLURM job
+REQUEST_FILE, MARKER_FILE = "stop.json", "requeue.json"
+_SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_listener: StopListener | None = None
+
+
+class Preempted(Exception):
+    """A training has stopped because it was asked to; its checkpoint and the marker for a restart are there."""
+
+
+# --- stop requests ----------------------------------------------------------------------------------------------------
+
+
+class StopListener:
+    """The stop requests that one rank has received."""
+
+    def __init__(self, run_path: Path):
+        self.request_file = run_path / REQUEST_FILE
+        self.reasons: set[str] = set()
+        self._since_s = time.monotonic()
+        # Wall-clock time is read once: a clock that jumps later moves no deadline.
+        end = float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
+        self._job_left_s = max(0.0, end - time.time())
+
+    def votes(self, max_hours: float | None) -> list[float]:
+        """One number for each of REASONS, 1 where this rank has received such a request.
+
+        max_hours: of this listener's life. The end of a SLURM job (SLURM_JOB_END_TIME) is a limit too: STOP_MARGIN_S
+        before it, or at half of what was left of the job when listening began, whichever is later.
+        """
+        elapsed = time.monotonic() - self._since_s
+        limit = self._job_left_s - min(STOP_MARGIN_S, self._job_left_s / 2)
+        if elapsed >= min(limit, float("inf") if max_hours is None else 3600 * max_hours):
+            self.reasons.add("time limit")
+        # One rank alone looks for the file: a network file system would show it to the others at another step.
+        if is_rank_0() and self.request_file.exists():
+            self.reasons.add("request")
+        return [float(reason in self.reasons) for reason in REASONS]
+
+
+def stop_reason(votes: Sequence[float]) -> str | None:
+    """Why to stop, from the ranks' votes added up; None where no rank has voted."""
+    return next((reason for reason, count in zip(REASONS, votes) if count), None)
+
+
+@contextmanager
+def listen_for_stop(run_path: Path) -> Iterator[StopListener]:
+    """Until the block ends, SIGTERM and SIGUSR1 are stop requests instead of ending the process.
+
+    Within another such block the outer listener serves. A request file that is older than the block is removed, and so
+    is one that came too late to be needed.
+    """
+    global _listener
+    if _listener is not None:
+        yield _listener
+        return
+    listener = _listener = StopListener(run_path)
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
+        for number, name in _SIGNALS.items():
+            before[number] = signal.signal(number, lambda *_, name=name: listener.reasons.add(name))
+    _remove_request(listener.request_file)
+    try:
+        yield listener
+    finally:
+        _listener = None
+        _remove_request(listener.request_file)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _remove_request(request_file: Path) -> None:
+    if is_rank_0():
+        request_file.unlink(missing_ok=True)
+
+
+def request_stop(run_path: Path) -> Path:
+    """Ask the training that runs in a folder to stop; ValueError where there is no such folder."""
+    if not run_path.is_dir():
+        raise ValueError(f"no run folder at {run_path}; give the one that the training writes to (runs/NAME)")
+    write_json(run_path / REQUEST_FILE, {"asked_by": os.getpid()})
+    return run_path / REQUEST_FILE
+
+
+# --- markers for a restart --------------------------------------------------------------------------------------------
+
+
+def write_requeue_marker(folder: Path, reason: str, step: int, total_steps: int) -> None:
+    """Leave a file that says to start the same command again: launchers lose exit statuses."""
+    write_json(folder / MARKER_FILE, {"reason": reason, "step": step, "total_steps": total_steps})
+
+
+def read_requeue_markers(step_folder: Path) -> list[dict]:
+    """The contents of the markers below the folder of a pipeline step."""
+    return [json.loads(path.read_text()) for path in sorted(step_folder.glob(f"*/{MARKER_FILE}"))]
+
+
+def remove_requeue_markers(step_folder: Path) -> None:
+    """Before a start: a marker that an earlier one has left says nothing about this one."""
+    for path in step_folder.glob(f"*/{MARKER_FILE}"):
+        path.unlink(missing_ok=True)
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def ignore_stop_signals(_: int = 0) -> None:
+    """In a reader process: stop with the rank that reads from it, not by the signals that are meant for the rank.
+
+    SLURM and process groups send them to all. The second SIGTERM, which the rank itself sends, is obeyed.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def die_with_parent() -> None:
+    """Ask the kernel (Linux) to end this process when the one that started it ends, however it ends.
+
+    A rank that outlives its launcher would keep writing where the next run of the same command writes.
+    """
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended in between
+            with contextlib.suppress(OSError):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_rank_0() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
