@@ -154,7 +154,7 @@ class StudentOptimizerConfig(OptimizerConfig):
 
 
 class TrainSarossConfig(Section):
-    """The student on real and synthetic pairs."""
+    """Students on real and synthetic pairs: SAROSS-Net, or a rival by its name (`student.name`)."""
 
     student: StudentConfig = StudentConfig()
 

@@ -91,7 +91,7 @@ class TeacherEngineConfig(EngineConfig):
 
 
 class TrainJointNetConfig(Section):
-    """The teacher, SAR-JointNet: three stages (paper)."""
+    """The teacher: SAR-JointNet in three stages (paper), or one of its rivals (`generator`, `label_loss`)."""
 
     unet: UNetConfig = UNetConfig()
 

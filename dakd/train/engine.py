@@ -50,7 +50,7 @@ class StepResult:
 
 
 class Engine:
-    """A training module, its optimizer and DeepSpeed around both."""
+    """A loss module and its optimizer, with DeepSpeed around both."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class Engine:
         return trained | frozen | self.buffers(kind)
 
     def net_weights(self, kind: str) -> dict[str, Tensor]:
-        """`weights` under the names of the net within the training module; a collective."""
+        """`weights` under the names of the net within the loss module; a collective."""
         return {name.removeprefix("net."): value for name, value in self.weights(kind).items()}
 
     def save_net_weights(self, file_of: Callable[[str], Path], metadata: dict) -> None:
@@ -268,4 +268,5 @@ def _non_finite_message(what: str, value: float, seen: list[tuple[list[str], Ten
 
 
 def _non_persistent(module: nn.Module, name: str) -> set[str]:
+    # torch lists them nowhere in public, but a state dict has none of them.
     return module.get_submodule(name.rpartition(".")[0])._non_persistent_buffers_set
