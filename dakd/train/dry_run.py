@@ -16,14 +16,14 @@ from dakd.config import STUDENT_KINDS, Config, EngineConfig, OptimizerConfig, Tr
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.diffusion.bits import num_bits
 from dakd.models.jointnet import SARJointNet
-from dakd.models.registry import STUDENT_CLASSES, build_student
+from dakd.models.registry import build_student
 from dakd.models.rivals.ddpm import DDPM
 from dakd.models.unet import UNet
 from dakd.runtime.distributed import world_size
 from dakd.runtime.runlog import format_count
-from dakd.train.distillation import check_kd_form
 from dakd.train.jointnet import freeze_for_stage
 from dakd.train.optim import decays_of
+from dakd.train.saross import check_loss
 from dakd.train.zero import fitting_micro_batch, resolve_precision, zero_config
 
 # The part that a count on the meta device leaves out, by the student's name.
@@ -77,12 +77,7 @@ def describe_saross(config: Config) -> str:
     """What `train_saross --dry-run` prints; ValueError for settings that training refuses."""
     cfg, num_classes = config.train_saross, num_classes_of(config)
     micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, world_size())
-    weights = cfg.loss.class_weights
-    if weights is not None and len(weights) != num_classes:
-        raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes")
-    learns_soft_labels = not cfg.loss.hard_labels and not STUDENT_CLASSES[cfg.student.name].has_own_loss
-    if learns_soft_labels and any("synthetic" in name for name in cfg.training_sets):
-        check_kd_form(cfg.loss, num_classes, None)
+    check_loss(cfg, num_classes, any("synthetic" in name for name in cfg.training_sets))
     with torch.device("meta"):
         net = build_student(cfg.student, num_classes)
         image = torch.empty(1, 3, *cfg.crop)

@@ -116,25 +116,14 @@ class StudentTraining(Training):
         self.label, self.folder = f"student {training_set}", student_folder(config, training_set)
         self.dataset = student_dataset(config, training_set)
         self.classes = self.dataset.classes
-        self._refuse_what_does_not_fit()
+        synthetic = self.dataset.synthetic
+        soft_range = None if synthetic is None else synthetic.index.get("soft_range")
+        check_loss(self.section, self.classes.num_classes, synthetic is not None, soft_range)
+        if self.section.batch_norm == "sync" and device().type != "cuda":
+            raise ValueError("batch_norm is sync, which torch has on GPUs alone; set it to local or frozen")
         self.total_steps, self.lr, self.seed = student_steps(config), self.section.optimizer.lr, config.seed
         sources = (self.dataset.real, self.dataset.synthetic)
         self.data = [source.index["fingerprint"] for source in sources if source is not None]
-
-    def _refuse_what_does_not_fit(self) -> None:
-        cfg, num_classes, synthetic = self.section, self.classes.num_classes, self.dataset.synthetic
-        weights = cfg.loss.class_weights
-        if weights is not None and len(weights) != num_classes:
-            raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes")
-        has_own_loss = STUDENT_CLASSES[cfg.student.name].has_own_loss
-        if synthetic is not None and not cfg.loss.hard_labels and not has_own_loss:
-            soft_range = synthetic.index.get("soft_range")
-            temperatures = check_kd_form(cfg.loss, num_classes, soft_range)
-            # Dice compares with the soft label as it is, at temperature 1.
-            temperatures += [1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else []
-            check_temperature(soft_range, temperatures, num_classes, MAX_TARGET_ERROR)
-        if cfg.batch_norm == "sync" and device().type != "cuda":
-            raise ValueError("batch_norm is sync, which torch has on GPUs alone; set it to local or frozen")
 
     def new_net(self) -> StudentNet:
         """The student with fresh weights."""
@@ -171,6 +160,21 @@ class StudentTraining(Training):
                 load_strict(net, weights, "the training engine")
                 facts = self.identity | {"weights": kind}
                 save_student(self.weights_file(kind), net, self.section.student, self.classes, facts)
+
+
+def check_loss(cfg: TrainSarossConfig, num_classes: int, has_synthetic: bool, soft_range: float | None = None) -> None:
+    """ValueError for settings of the loss that do not fit the classes or the soft labels.
+
+    soft_range: of the stored codes; None for logits, and where they are not known yet.
+    """
+    weights = cfg.loss.class_weights
+    if weights is not None and len(weights) != num_classes:
+        raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes")
+    if has_synthetic and not cfg.loss.hard_labels and not STUDENT_CLASSES[cfg.student.name].has_own_loss:
+        temperatures = check_kd_form(cfg.loss, num_classes, soft_range)
+        # Dice compares with the soft label as it is, at temperature 1.
+        temperatures += [1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else []
+        check_temperature(soft_range, temperatures, num_classes, MAX_TARGET_ERROR)
 
 
 def student_folder(config: Config, training_set: TrainingSet) -> Path:
