@@ -147,7 +147,7 @@ def start(commands):
 
 @pytest.mark.slow
 def test_run_moves_from_two_torchrun_nodes_to_two_deepspeed_nodes_and_loses_nothing(tmp_path):
-    """One torchrun agent gets SIGTERM, and both leave; deepspeed goes on until `dakd stop`, and then to the end."""
+    """One torchrun agent gets SIGTERM, and both leave; deepspeed continues until `dakd stop`, and then to the end."""
     config = write_config(tmp_path)
     assert run_step("prepare", ["--config", config]) == 0
     stage = tmp_path / "run" / "train_jointnet" / "stage1"
@@ -156,23 +156,23 @@ def test_run_moves_from_two_torchrun_nodes_to_two_deepspeed_nodes_and_loses_noth
     nodes = start(two_torchruns([*script, ENDLESS]))
     wait_for(lambda: list_checkpoints(stage / "checkpoints"))
     nodes[1].send_signal(signal.SIGTERM)
-    told = [node.communicate(timeout=120)[0] for node in nodes]
+    printed = [node.communicate(timeout=120)[0] for node in nodes]
     marker = json.loads((stage / "requeue.json").read_text())
-    assert marker["reason"] == "SIGTERM", told
+    assert marker["reason"] == "SIGTERM", printed
     first_stop = marker["step"]
 
     nodes = start(two_deepspeeds([*script, ENDLESS], tmp_path))
     wait_for(lambda: int(list_checkpoints(stage / "checkpoints")[-1].name[5:]) > first_stop)
     assert main(["stop", str(tmp_path / "run")]) == 0
-    told = [node.communicate(timeout=120)[0] for node in nodes]
+    printed = [node.communicate(timeout=120)[0] for node in nodes]
     marker = json.loads((stage / "requeue.json").read_text())
-    assert marker["reason"] == "request" and all(node.returncode == 85 for node in nodes), told
+    assert marker["reason"] == "request" and all(node.returncode == 85 for node in nodes), printed
     last = marker["step"] + 2
 
     steps = f"train_jointnet.stage1.steps={last}"
     nodes = start(two_torchruns([*script, steps]))
-    told = [node.communicate(timeout=120)[0] for node in nodes]
-    assert all(node.returncode == 0 for node in nodes), told
+    printed = [node.communicate(timeout=120)[0] for node in nodes]
+    assert all(node.returncode == 0 for node in nodes), printed
 
     alone = write_config(tmp_path, tmp_path / "alone", num_workers=0)
     assert run_step("prepare", ["--config", alone]) == 0
@@ -192,7 +192,7 @@ def test_stopped_pipeline_stops_after_the_step_that_was_preempted(tmp_path):
     checkpoints = tmp_path / "run" / "train_jointnet" / "stage1" / "checkpoints"
     wait_for(lambda: list_checkpoints(checkpoints))
     pipeline.send_signal(signal.SIGUSR1)
-    told = pipeline.communicate(timeout=120)[0]
+    printed = pipeline.communicate(timeout=120)[0]
     newest = int(list_checkpoints(checkpoints)[-1].name[5:])
-    assert pipeline.returncode == 85, told
-    assert f"stopped in train_jointnet at step {newest} of 100000" in told and "generate ===" not in told
+    assert pipeline.returncode == 85, printed
+    assert f"stopped in train_jointnet at step {newest} of 100000" in printed and "generate ===" not in printed

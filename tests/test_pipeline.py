@@ -162,7 +162,7 @@ def wait_for_lock(folder: Path) -> None:
 
 
 def test_stopping_the_pipeline_stops_the_step(tmp_path):
-    """SIGTERM to the parent reaches a grandchild that its launcher would not have told."""
+    """SIGTERM to the parent reaches a grandchild that its launcher would not reach."""
     marker = tmp_path / "alive"
     grandchild = f"import time, pathlib\nwhile True:\n    pathlib.Path({str(marker)!r}).touch(); time.sleep(0.05)"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"

@@ -72,8 +72,8 @@ def test_without_locks_a_process_that_took_over_the_number_is_not_the_owner(tmp_
 def test_without_locks_an_owner_on_another_host_is_refused_with_the_file_to_remove(tmp_path, monkeypatch):
     without_locks(monkeypatch)
     (tmp_path / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 1}))
-    told = r"process 1 on elsewhere.*once it is not, remove .*\.lock"
-    with pytest.raises(RuntimeError, match=told), locked(tmp_path):
+    message = r"process 1 on elsewhere.*once it is not, remove .*\.lock"
+    with pytest.raises(RuntimeError, match=message), locked(tmp_path):
         pass
 
 

@@ -57,7 +57,7 @@ def test_a_report_is_one_line_with_units_and_one_record(tmp_path, clock, capsys)
     assert read_records(tmp_path / "metrics.jsonl") == [record]
 
 
-def test_the_rest_of_a_resumed_run_is_told_from_its_own_steps(tmp_path, clock, capsys):
+def test_the_rest_of_a_resumed_run_is_estimated_from_its_own_steps(tmp_path, clock, capsys):
     log = start(tmp_path, start_step=6)
     clock[0] += 10
     log.report(7, 70, {}, 1.0)

@@ -129,7 +129,7 @@ def test_a_process_ends_with_its_parent_however_that_ends(tmp_path):
     pid = int((tmp_path / "pid").read_text())
     process.kill()
     process.wait()
-    wait_until(lambda: not is_running(pid), "the child goes on")
+    wait_until(lambda: not is_running(pid), "the child still runs")
     assert not is_running(pid)
 
 

@@ -106,14 +106,14 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_taken
         assert (folder / "damaged-step-00000002").is_dir()
 
 
-def test_where_all_checkpoints_are_damaged_the_run_does_not_start_anew_by_itself(tmp_path):
+def test_where_all_checkpoints_are_damaged_the_run_is_not_started_again(tmp_path):
     save(tmp_path / "checkpoints", 1)
     cut_the_tail(tmp_path / "checkpoints" / "step-00000001" / "state.safetensors", random.Random(0))
     with pytest.raises(ValueError, match=f"is damaged; to start again, remove {tmp_path}"):
         load_latest(tmp_path / "checkpoints", IDENTITY)
 
 
-def test_a_full_disk_is_told_and_leaves_the_checkpoint_before_and_nothing_else(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_the_checkpoint_before_and_nothing_else(tmp_path):
     """A limit on the size of files stands in for the end of the disk."""
     save(tmp_path, 1)
     large = {"master/w": torch.zeros(100_000)}

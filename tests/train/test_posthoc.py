@@ -94,7 +94,7 @@ def test_an_average_from_twenty_snapshots_is_the_direct_one(tmp_path, length, to
     assert torch.equal(found["held"], torch.ones(2))
 
 
-def test_a_length_far_below_the_interval_of_the_snapshots_is_told_by_the_fits_error():
+def test_a_length_far_below_the_interval_of_the_snapshots_shows_in_the_fits_error():
     profiles = [Profile(step, power_of_length(length)) for step in (100, 200, 300) for length in LENGTHS]
     assert fit(profiles, Profile(300, power_of_length(0.10)))[1] < 1e-5
     assert fit(profiles, Profile(300, power_of_length(0.01)))[1] > 0.3

@@ -1,4 +1,4 @@
-"""A training that is asked to stop writes a checkpoint, leaves, and goes on as if nothing had been."""
+"""A training that is asked to stop writes a checkpoint, ends, and resumes as if it had never stopped."""
 
 from __future__ import annotations
 

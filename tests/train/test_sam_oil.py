@@ -103,9 +103,9 @@ def test_sam_oil_is_evaluated_without_sams_folder(trained, tiny_student, monkeyp
 
 def test_dry_run_tells_the_cost_of_the_encoders(tmp_path, tiny_student):
     config = with_pairs(tmp_path, student=tiny_student, **BATCHES)
-    told = describe_saross(config)
-    assert "SAM-OIL, fasterrcnn_mobilenet_v3_large_320_fpn, crop 64 x 64" in told
-    line = next(line for line in told.splitlines() if line.startswith("student "))
+    text = describe_saross(config)
+    assert "SAM-OIL, fasterrcnn_mobilenet_v3_large_320_fpn, crop 64 x 64" in text
+    line = next(line for line in text.splitlines() if line.startswith("student "))
     assert "0.00 GMAC" not in line and "detections" in line
 
 

@@ -143,7 +143,7 @@ def test_wrong_number_of_class_weights_is_refused(tmp_path):
         StudentTraining(config, "real")
 
 
-def test_student_without_synthetic_pairs_is_told_what_to_run(tmp_path):
+def test_student_without_synthetic_pairs_names_the_step_to_run(tmp_path):
     config = toy_config(tmp_path / "run")
     prepare(config, config.run_path)
     with pytest.raises(ValueError, match="generate"):

@@ -134,15 +134,15 @@ def test_trouble_on_one_rank_stops_both_at_one_step_and_nothing_is_lost(data, tm
     """A signal to rank 1, then a loss and a gradient of rank 1 that are not finite, then on to the end."""
     straight, disturbed = (in_folder(data, tmp_path / name) for name in ("straight", "disturbed"))
     run(train_each, 2, tmp_path / "results", [straight.model_dump(mode="json")], (1,), None)
-    told = run(disturb, 2, tmp_path / "told", disturbed.model_dump(mode="json"))
-    assert told[0] == told[1]
-    assert "stopped after step 2 of 4 (SIGUSR1)" in told[0]["signal"]
+    messages = run(disturb, 2, tmp_path / "out", disturbed.model_dump(mode="json"))
+    assert messages[0] == messages[1]
+    assert "stopped after step 2 of 4 (SIGUSR1)" in messages[0]["signal"]
     # Positions 8 to 11 are the batch of step 3; rank 1 has 9 and 11, and the second of the two is poisoned.
     dataset_keys = keys_at(disturbed, range(8, 12))
-    assert told[0]["loss"].startswith("the loss is nan") and f"rank 1: {dataset_keys[3]}." in told[0]["loss"]
-    assert "rank 0" not in told[0]["loss"] and dataset_keys[1] not in told[0]["loss"]
-    assert told[0]["gradient"].startswith("the gradient is")
-    assert all(key in told[0]["gradient"] for key in dataset_keys)
+    assert messages[0]["loss"].startswith("the loss is nan") and f"rank 1: {dataset_keys[3]}." in messages[0]["loss"]
+    assert "rank 0" not in messages[0]["loss"] and dataset_keys[1] not in messages[0]["loss"]
+    assert messages[0]["gradient"].startswith("the gradient is")
+    assert all(key in messages[0]["gradient"] for key in dataset_keys)
     for kind in ("raw", "ema"):
         ours, theirs = (load_state(stage_weights(config, "stage1", kind)) for config in (disturbed, straight))
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
