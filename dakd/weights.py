@@ -11,8 +11,8 @@ from torch import nn
 
 from dakd.config import ScheduleConfig, StudentConfig, UNetConfig
 from dakd.data.sample import ClassTable
-from dakd.diffusion.bits import num_bits
-from dakd.diffusion.labels import READINGS
+from dakd.diffusion.label_bits import num_bits
+from dakd.diffusion.label_reading import READINGS
 from dakd.models.jointnet import SARJointNet
 from dakd.models.registry import build_student
 from dakd.models.rivals.ddpm import DDPM

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dakd.data.sample import IGNORE_INDEX
-from dakd.diffusion.bits import to_bits
+from dakd.diffusion.label_bits import to_bits
 
 
 def image_loss(x_0: Tensor, x_hat: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def label_loss(logits: Tensor, label: Tensor) -> Tensor:
 def label_l2_loss(y_hat: Tensor, label: Tensor, b: float) -> Tensor:
     """L2 of Label-Net's output with b y_0, y_0 = 2 onehot - 1, mean over channels and each sample's known pixels.
 
-    What JointNet has in the place of the cross-entropy: it learns the clean state itself (the paper's rows without CE).
+    JointNet's alternative to the cross-entropy: the branch learns the clean state itself (the paper's rows without CE).
     y_hat: (B, K, H, W).  label: (B, H, W) class ids, IGNORE_INDEX where unknown.  Returns (B,) fp32; 0 for a sample
     with no known pixel.
     """
@@ -42,7 +42,7 @@ def label_l2_loss(y_hat: Tensor, label: Tensor, b: float) -> Tensor:
 
 
 def bit_loss(y_hat: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """The same with the label's bits in {-1, +1}.  y_hat: (B, n, H, W) with n of diffusion/bits.py."""
+    """The same L2 with the label's bits in {-1, +1}.  y_hat: (B, n, H, W), n = `num_bits(num_classes)`."""
     return _l2_of_known_pixels(y_hat, to_bits(label, num_classes), label)
 
 

@@ -2,34 +2,34 @@
 
 At every step the networks predict the clean image and the label's logits; the image estimate is clamped, the label
 estimate is b (2 softmax(logits) - 1), and both states move by x_prev = A x_t + B x0_hat (+ sigma z). A label branch
-trained with L2 predicts the clean label itself, which is clamped (diffusion/labels.py). The state is fp32 throughout;
-coefficients and timesteps come from device tables at a device step counter, so that nothing synchronises.
-On a GPU the step may be captured once into a CUDA graph and replayed: at small batches Python cannot launch its several
-hundred kernels as fast as the GPU runs them.
+trained with L2 predicts the clean label itself, which is clamped (diffusion/label_reading.py). The state is fp32
+throughout; coefficients and timesteps are read from device tables at a device step counter, so that nothing
+synchronises. On a GPU the step may be captured once into a CUDA graph and replayed: at small batches Python cannot
+launch its several hundred kernels as fast as the GPU runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dakd.diffusion.labels import LOGITS, LabelReading
+from dakd.diffusion.label_reading import LOGITS, LabelReading
 from dakd.diffusion.precondition import clean_image, skip_and_scale
 from dakd.diffusion.schedule import CosineSchedule
-from dakd.kernels.ddim_step import ddim_step
+from dakd.kernels.ddim_step import DdimStep, ddim_step
 from dakd.runtime.seeding import Stream, numpy_rng
 
 # (x_t, y_t, t) -> (x_hat, logits)
 JointDenoiser = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-_WARM_UPS = 3
+_WARM_UPS = 3  # calls before a capture
 
 
 class TimedDenoiser(Protocol):
-    """A denoiser whose share of the timestep can be computed beforehand, as SAR-JointNet's can."""
+    """A denoiser whose tensors of the timestep can be computed beforehand, as SAR-JointNet's can."""
 
     def embed_time(self, t: Tensor) -> list[Tensor]:
         """(B,) timesteps to tensors (B, width) that depend on them alone."""
@@ -56,13 +56,13 @@ def start_noise(seed: int, indices: Iterable[int], size: tuple[int, int], num_cl
 class PairSampler:
     """DDIM over `num_steps` of the schedule's steps, "leading" spacing; eta = 0 is deterministic.
 
-    net: a JointDenoiser; or, with tabulate_time, a TimedDenoiser whose weights stay as they are: what it makes of the
-    timesteps is then computed once for all steps and looked up, with the same numbers.
-    capture: replay one captured step (CUDA only); the numbers are those of the loop. A call whose shapes, or with
-    eta > 0 whose seed, are not those of the call before captures anew, which takes about as long as a few steps.
+    net: a JointDenoiser; or, with tabulate_time, a TimedDenoiser whose weights do not change: its tensors of the
+    timesteps are then computed once for all steps and looked up, with the same numbers.
+    capture: replay one captured step (CUDA only); the numbers are those of the loop. A call captures again if its
+    shapes, or with eta > 0 its seed, differ from those of the call before; this takes about as long as a few steps.
     Cast the network rather than call a capturing sampler under autocast: autocast drops its cast weights when it ends,
-    while the graph would go on reading them.
-    reading, sigma_data: what the outputs of the label branch and of the image branch mean.
+    while the graph would still read their memory.
+    reading, sigma_data: the meaning of the label branch's and of the image branch's output.
     Raises ValueError for capture on another device.
     """
 
@@ -86,15 +86,21 @@ class PairSampler:
             raise ValueError(
                 f"only CUDA devices can capture a step, and the sampler is on {device}; set generate.capture=false"
             )
-        self.net, self.b, self.eta, self.clip, self.dtype, self.capture = net, b, eta, clip, dtype, capture
+        self.net = net
+        self.num_steps = num_steps
+        self.b = b
+        self.eta = eta
+        self.clip = clip
         self.reading = reading
-        self.num_steps, self.device = num_steps, torch.device(device)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.capture = capture
         self._timesteps = schedule.sampling_timesteps(num_steps).to(device)
         self._coefficients = schedule.ddim_table(num_steps, eta, device)
         table = schedule.noising_table(device)[self._timesteps]
         self._factors = None if sigma_data is None else skip_and_scale(table, sigma_data)
         self._tabulate_time = tabulate_time
-        self._shifts: dict[int, ShiftTable] = {}
+        self._shifts: dict[int, ShiftTable] = {}  # by batch size
         self._captured: tuple[tuple, CapturedStep] | None = None
 
     @torch.no_grad()
@@ -116,13 +122,17 @@ class PairSampler:
             self._shifts[len(x)] = ShiftTable(self.net, self._timesteps, len(x))
         if self.capture:
             return self._replay(x, y, ids, seed)
-        state = State(x, y, x.to(self.dtype), y.to(self.dtype))
+        state = self.start(x, y)
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
         for _ in range(self.num_steps):
-            state, output = self._advance(state, step, ids, seed)
+            state, output = self.advance(state, step, ids, seed)
         return state.x, output
 
-    def _advance(self, state: State, step: Tensor, ids: Tensor | None, seed: int) -> tuple[State, Tensor]:
+    def start(self, x: Tensor, y: Tensor) -> DdimStep:
+        """The state before the first step.  x, y: standard normal, fp32."""
+        return DdimStep(x, y, x.to(self.dtype), y.to(self.dtype))
+
+    def advance(self, state: DdimStep, step: Tensor, ids: Tensor | None, seed: int) -> tuple[DdimStep, Tensor]:
         """One step: the next state and the label branch's output; moves the step counter."""
         batch = len(state.x)
         if self._tabulate_time:
@@ -131,37 +141,35 @@ class PairSampler:
             x_hat, output = self.net(state.x_input, state.y_input, self._timesteps[step].expand(batch))
         if self._factors is not None:
             x_hat = clean_image(x_hat, state.x, self._factors[step])
-        state = State(
-            *ddim_step(
-                state.x,
-                state.y,
-                x_hat,
-                output,
-                self._coefficients,
-                step,
-                b=self.b,
-                clip=self.clip,
-                label_update=self.reading.label_update,
-                stochastic=self.eta > 0,
-                seed=seed,
-                sample_ids=ids,
-                input_dtype=self.dtype,
-            )
+        state = ddim_step(
+            state.x,
+            state.y,
+            x_hat,
+            output,
+            self._coefficients,
+            step,
+            b=self.b,
+            clip=self.clip,
+            label_update=self.reading.label_update,
+            stochastic=self.eta > 0,
+            seed=seed,
+            sample_ids=ids,
+            input_dtype=self.dtype,
         )
         step.add_(1)
         return state, output
 
     def _replay(self, x: Tensor, y: Tensor, ids: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
-        # The seed is a number within the captured launches; the ids are a tensor that is written anew.
+        # The seed is a constant of the captured launches; the ids are a tensor, which each call overwrites.
         key = (x.shape, y.shape, ids is None, seed if self.eta > 0 else None)
         if self._captured is None or self._captured[0] != key:
-            self._captured = None  # the old graph's memory goes before the new one's comes
+            self._captured = None  # frees the old graph's memory before the new graph takes its own
             self._captured = key, CapturedStep(self, x, y, ids, seed)
         return self._captured[1].run(x, y, ids, self.num_steps)
 
 
 class ShiftTable:
-    """The tensors that a net makes of each timestep, one row a timestep, or a batch of rows.
+    """A net's tensors of each timestep: one row per timestep, or a batch of rows.
 
     Computed on batches of the size that it is used for: a product of one row may be summed in another order than the
     same row among others, and the table must hold the numbers of the loop. Some CPU libraries sum the last rows of
@@ -183,27 +191,21 @@ class ShiftTable:
         return self._rows[step].flatten(0, 1).split(self._widths, dim=1)
 
 
-class State(NamedTuple):
-    """Both modalities in fp32, and the same in the network's dtype (the same tensors where that is fp32)."""
-
-    x: Tensor
-    y: Tensor
-    x_input: Tensor
-    y_input: Tensor
-
-
 class CapturedStep:
-    """One step of a sampler that reads and writes the same memory at every replay."""
+    """One step of a sampler that reads and writes the same memory at every replay.
+
+    A CUDA graph replays its launches with the addresses of the capture. So the state, the ids and the counter are
+    tensors of this object: a call copies its starts into them, and a step copies its result over the state it read.
+    """
 
     def __init__(self, sampler: PairSampler, x: Tensor, y: Tensor, ids: Tensor | None, seed: int):
-        x, y = x.clone(), y.clone()
-        self._state = State(x, y, x.to(sampler.dtype), y.to(sampler.dtype))
+        self._state = sampler.start(x.clone(), y.clone())
         self._ids = None if ids is None else ids.clone()
         self._step = torch.zeros(1, dtype=torch.int64, device=sampler.device)
         self._output = torch.empty(0, device=sampler.device)
 
         def advance() -> None:
-            state, self._output = sampler._advance(self._state, self._step, self._ids, seed)
+            state, self._output = sampler.advance(self._state, self._step, self._ids, seed)
             self._write(state)
 
         def rewind() -> None:
@@ -213,7 +215,7 @@ class CapturedStep:
 
     def run(self, x: Tensor, y: Tensor, ids: Tensor | None, num_steps: int) -> tuple[Tensor, Tensor]:
         """The image and the label branch's last output after `num_steps` replays, in memory of their own."""
-        self._write(State(x, y, x, y))
+        self._write(DdimStep(x, y, x, y))
         if self._ids is not None:
             self._ids.copy_(ids)
         self._step.zero_()
@@ -221,20 +223,21 @@ class CapturedStep:
             self._replay_once()
         return self._state.x.clone(), self._output.clone()
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: DdimStep) -> None:
         for own, new in zip(self._state, state):
             own.copy_(new)
 
 
 def capture_graph(advance: Callable[[], None], rewind: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Captures `advance` and returns what replays it; `rewind` undoes what a warm-up call would count.
+    """Captures `advance` and returns the function that replays it; `rewind` resets the counter before a warm-up call.
 
     RuntimeError with the remedy where the step cannot be captured.
     """
     with torch.cuda.device(device):
+        # The warm-up compiles kernels and creates library handles, which a capture does not allow. It runs on a side
+        # stream, as torch's documentation asks.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        # Compilers and library handles do their work before the capture, which allows none of it.
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 rewind()

@@ -14,7 +14,7 @@ import torch
 
 from dakd.config import Config, GenerateConfig, validated
 from dakd.data.sample import ClassTable, Sample
-from dakd.diffusion.labels import reading_of
+from dakd.diffusion.label_reading import reading_of
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.plan import sample_key

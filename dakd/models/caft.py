@@ -41,9 +41,12 @@ class CAFT(nn.Module):
                 f"inner width {inner} does not divide into {num_heads} heads; change caft_ratio or caft_heads"
             )
         self.num_heads = num_heads
-        self.q_proj, self.q_local = _pointwise(c_lr, inner), _depthwise(inner)
-        self.k_proj, self.k_local = _pointwise(c_hr, inner), _depthwise(inner)
-        self.v_proj, self.v_local = _pointwise(c_hr, inner), _depthwise(inner)
+        self.q_proj = _pointwise(c_lr, inner)
+        self.q_local = _depthwise(inner)
+        self.k_proj = _pointwise(c_hr, inner)
+        self.k_local = _depthwise(inner)
+        self.v_proj = _pointwise(c_hr, inner)
+        self.v_local = _depthwise(inner)
         self.temperature = nn.Parameter(torch.ones(num_heads))
         self.out_weight = nn.Parameter(torch.empty(c_hr, inner))
         nn.init.kaiming_uniform_(self.out_weight, a=math.sqrt(5))
@@ -74,7 +77,7 @@ class PlainSkip(nn.Module):
     """No module: the high-resolution feature as it is."""
 
     def forward(self, f_hr: Tensor, f_lr: Tensor) -> Tensor:
-        """f_hr (B, c_hr, H, W) -> the same; f_lr is not looked at."""
+        """f_hr (B, c_hr, H, W) -> the same; f_lr is not used."""
         return f_hr
 
 

@@ -1,10 +1,10 @@
-"""SAR-JointNet: two U-Nets, one for the image and one for the label, that hear each other through zero convolutions.
+"""SAR-JointNet: two U-Nets, one for the image and one for the label, that exchange features by zero convolutions.
 
 Mechanics after JointNet (Zhang et al., arXiv 2310.06347), in pixel space (paper, section on SAR-JointNet):
 
-- each branch hears the other's noisy input through a 3x3 convolution, added after its own conv_in;
-- each branch sends every skip tensor and its middle's output through a 1x1 convolution to the other branch, where it is
-  added to that branch's own; both branches first go down, then both go up: one exchange;
+- each branch receives the other's noisy input through a 3x3 convolution, added after its own conv_in;
+- each branch sends every skip tensor and its middle's output through a 1x1 convolution to the other branch, where they
+  are added to that branch's own; both branches first go down, then both go up: one exchange;
 - all of these convolutions start at zero, so that the joint net starts as two separate nets.
 """
 
@@ -30,12 +30,12 @@ def zero_conv(c_in: int, c_out: int, kernel_size: int) -> nn.Conv2d:
 
 
 class Bridge(nn.Module):
-    """One branch's interaction layers: how it hears the other's input, and what it sends of its own features."""
+    """One branch's exchange layers: for the other branch's input, and for the features that it sends."""
 
     def __init__(self, own: UNet, other_in_channels: int):
         super().__init__()
-        width, mid = own.channels[0], own.channels[-1]
-        self.hear_input = zero_conv(other_in_channels, width, 3)
+        mid = own.channels[-1]
+        self.hear_input = zero_conv(other_in_channels, own.channels[0], 3)
         self.send_skips = nn.ModuleList(zero_conv(channels, channels, 1) for channels in own.skip_channels)
         self.send_mid = zero_conv(mid, mid, 1)
 
@@ -74,9 +74,10 @@ class SARJointNet(nn.Module):
         return [*self.sar_net.embed_time(t), *self.label_net.embed_time(t)]
 
     def denoise(self, x_t: Tensor, y_t: Tensor, shifts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """`forward` with the timestep as embed_time gives it; a shift of one row serves the whole batch."""
-        half = len(shifts) // 2
-        sar_shifts, label_shifts = list(shifts[:half]), list(shifts[half:])
+        """`forward` with the shifts of `embed_time`; a shift of one row serves the whole batch."""
+        num_sar = self.sar_net.num_blocks
+        sar_shifts = list(shifts[:num_sar])
+        label_shifts = list(shifts[num_sar:])
         sar_mid, sar_skips = self.sar_net.encode(x_t, sar_shifts, self.sar_bridge.hear_input(y_t))
         label_mid, label_skips = self.label_net.encode(y_t, label_shifts, self.label_bridge.hear_input(x_t))
         to_label_mid, to_label = self.sar_bridge.send(sar_mid, sar_skips)
@@ -86,7 +87,7 @@ class SARJointNet(nn.Module):
         return x_hat, logits
 
     def start_label_net_from_sar_net(self) -> None:
-        """Stage 2's start: Label-Net copies SAR-Net, but for conv_in and conv_out, whose widths differ (paper)."""
+        """The start of stage 2: Label-Net copies SAR-Net except conv_in and conv_out, whose widths differ (paper)."""
         own = self.label_net.state_dict()
         copied = {
             name: own[name] if name.startswith(("conv_in.", "conv_out.")) else value

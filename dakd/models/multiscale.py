@@ -1,7 +1,6 @@
-"""A student that looks at an image in several sizes (DeepLabv2's multi-scale test, Chen et al. 2017).
+"""Multi-scale testing of any student, as DeepLabv2 does with the scales 0.5, 0.75 and 1 (Chen et al. 2017).
 
-Of every scale the scores (logits) are brought to the image's own size, and at each pixel and class the largest one is
-taken. DeepLabv2 tests with the scales 0.5, 0.75 and 1. Any student may.
+The logits of every scale are resized to the image's own size, and the largest at each pixel and class is taken.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dakd.models.caft import resize_to
 
 
 def at_scales(model: nn.Module, scales: Sequence[float]) -> nn.Module:
-    """The model whose logits are the largest over `scales`; the model itself where the image's own size is all."""
+    """The model whose logits are the largest over `scales`; the model itself for (1.0,)."""
     return model if tuple(scales) == (1.0,) else MultiScale(model, scales)
 
 
@@ -27,7 +26,8 @@ class MultiScale(nn.Module):
         super().__init__()
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales are {tuple(scales)}; wanted one or more positive numbers, such as 0.5, 0.75, 1")
-        self.model, self.scales = model, tuple(scales)
+        self.model = model
+        self.scales = tuple(scales)
 
     def forward(self, image: Tensor) -> Tensor:
         size = image.shape[-2:]

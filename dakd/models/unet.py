@@ -1,4 +1,4 @@
-"""One branch: a pixel-space U-Net denoiser, in two halves so that another branch can be heard in between.
+"""A pixel-space U-Net denoiser, cut into two halves so that two of them can exchange features in between.
 
 The layout is the usual unconditional one (DDPM, Ho et al. 2020, in diffusers' form): per level `blocks_per_level`
 residual blocks with the time embedding, self-attention on chosen levels and in the middle, strided convolutions down,
@@ -107,7 +107,7 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """A denoiser x_hat = f(x_t, t).  `encode` returns what the decoder and another branch need; `decode` the rest.
+    """A denoiser x_hat = f(x_t, t): `encode` goes down and through the middle, `decode` up again.
 
     channels: widths of the levels, from the full resolution down; each level halves the resolution.
     blocks_per_level: residual blocks of a level on the way down; one more on the way up.
@@ -129,7 +129,7 @@ class UNet(nn.Module):
         if not channels or any(level >= len(channels) for level in attention_levels):
             raise ValueError(
                 f"{len(channels)} levels of channels and attention on levels {tuple(attention_levels)}; "
-                "wanted at least one level, and attention on levels that there are, counted from 0"
+                "wanted at least one level, and attention on existing levels, counted from 0"
             )
         widths = list(channels)
         time_dim = 4 * widths[0]
@@ -173,6 +173,9 @@ class UNet(nn.Module):
                 previous = width
             self.up.append(level(i, inputs, None if i == 0 else 1))
 
+        self.num_encoder_blocks = len(widths) * blocks_per_level + 2  # down and middle
+        self.num_blocks = self.num_encoder_blocks + len(widths) * (blocks_per_level + 1)
+
         self.norm_out = group_norm(widths[0], norm_groups)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
 
@@ -187,9 +190,9 @@ class UNet(nn.Module):
         return 2 ** (len(self.channels) - 1)
 
     def embed_time(self, t: Tensor) -> list[Tensor]:
-        """(B,) timesteps to the shift (B, width) of every residual block, in the order of their use.
+        """(B,) timesteps to the shifts (B, width) of the `num_blocks` residual blocks, in the order of their use.
 
-        Sinusoids in fp32, then the parameters' dtype. The shifts depend on t alone, so a sampler may keep them.
+        Sinusoids in fp32, then the parameters' dtype. The shifts depend on t only, so a sampler may keep them.
         """
         time = self.time_mlp(timestep_embedding(t, self.channels[0]).to(self.conv_in.weight.dtype))
         return [block.embed(time) for block in self._residual_blocks()]
@@ -201,28 +204,29 @@ class UNet(nn.Module):
         Returns the middle's output and the skip tensors, first to last.
         """
         self._check_size(x_t)
-        remaining = iter(shifts)
+        remaining_shifts = iter(shifts)
         h = self.conv_in(x_t)
         h = h if extra is None else h + extra
         skips = [h]
         for level in self.down:
             for index in range(len(level.blocks)):
-                h = level.apply_block(index, h, next(remaining))
+                h = level.apply_block(index, h, next(remaining_shifts))
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
                 skips.append(h)
-        h = self.mid_block1(h, next(remaining))
+        h = self.mid_block1(h, next(remaining_shifts))
         h = self.mid_attention(h)
-        return self.mid_block2(h, next(remaining)), skips
+        return self.mid_block2(h, next(remaining_shifts)), skips
 
     def decode(self, mid: Tensor, skips: list[Tensor], shifts: list[Tensor]) -> Tensor:
         """Up: (B, C_out, H, W) from the middle's output, the skip tensors and all shifts from embed_time."""
-        num_up = sum(len(level.blocks) for level in self.up)
-        h, remaining, remaining_shifts = mid, list(skips), iter(shifts[-num_up:])
+        h = mid
+        remaining_skips = list(skips)
+        remaining_shifts = iter(shifts[self.num_encoder_blocks :])
         for level in self.up:
             for index in range(len(level.blocks)):
-                joined = torch.cat([h, remaining.pop()], dim=1)
+                joined = torch.cat([h, remaining_skips.pop()], dim=1)
                 h = level.apply_block(index, joined, next(remaining_shifts))
             if level.resample is not None:
                 h = level.resample(F.interpolate(h, scale_factor=2.0, mode="nearest"))

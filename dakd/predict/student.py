@@ -48,7 +48,10 @@ class Student(HubModel):
                 f"the net has {num_classes} classes and the table {classes.num_classes}: {', '.join(classes.names)}; "
                 "give each class of the net a name and a colour"
             )
-        self.net, self.classes, self.device, self.facts = net, classes, device_of(device), facts or {}
+        self.net = net
+        self.classes = classes
+        self.device = device_of(device)
+        self.facts = facts or {}
         self.scales = tuple(scales)
 
     @classmethod

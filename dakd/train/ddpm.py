@@ -14,8 +14,8 @@ from dakd.data.loader import TeacherDataset
 from dakd.data.prepared import reading_options
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_teacher
-from dakd.diffusion.bits import bits_as_grey, num_bits
-from dakd.diffusion.labels import bit_reading
+from dakd.diffusion.label_bits import bits_as_grey, num_bits
+from dakd.diffusion.label_reading import bit_reading
 from dakd.diffusion.loss import bit_loss, image_loss
 from dakd.diffusion.precondition import clean_image_at
 from dakd.diffusion.schedule import CosineSchedule

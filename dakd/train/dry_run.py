@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dakd.config import STUDENT_KINDS, Config, EngineConfig, OptimizerConfig, TrainJointNetConfig, dump_config
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
-from dakd.diffusion.bits import num_bits
+from dakd.diffusion.label_bits import num_bits
 from dakd.models.jointnet import SARJointNet
 from dakd.models.registry import build_student
 from dakd.models.rivals.ddpm import DDPM

@@ -24,7 +24,7 @@ from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.shards import ShardSet
 from dakd.data.streams import StreamDataset
 from dakd.data.transforms import to_teacher
-from dakd.diffusion.labels import READINGS
+from dakd.diffusion.label_reading import READINGS
 from dakd.diffusion.loss import image_loss, label_l2_loss, label_loss
 from dakd.diffusion.precondition import clean_image_at
 from dakd.diffusion.schedule import CosineSchedule

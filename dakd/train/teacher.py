@@ -16,7 +16,7 @@ from dakd.config import Config, TrainJointNetConfig
 from dakd.data.lookup import BadRecord
 from dakd.data.pictures import contact_sheet
 from dakd.data.shards import ShardSet
-from dakd.diffusion.labels import LabelReading
+from dakd.diffusion.label_reading import LabelReading
 from dakd.diffusion.precondition import fine_detail
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dakd.diffusion import sampler as sampling
-from dakd.diffusion.labels import LOGITS, READINGS, bit_reading
+from dakd.diffusion.label_reading import LOGITS, READINGS, bit_reading
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.jointnet import SARJointNet

@@ -13,7 +13,7 @@ from dakd.config import build_config
 from dakd.data.loader import make_loader
 from dakd.data.prepare import prepare
 from dakd.data.shards import ShardSet, verify
-from dakd.diffusion.labels import bit_reading
+from dakd.diffusion.label_reading import bit_reading
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.generate import generate

@@ -13,7 +13,7 @@ from worlds import generate_pairs, teacher_file, toy_config, with_teacher
 from dakd.config import build_config
 from dakd.data.shards import ShardSet, verify
 from dakd.data.soft_labels import range_for
-from dakd.diffusion.labels import READINGS
+from dakd.diffusion.label_reading import READINGS
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.generate import generate

@@ -12,7 +12,7 @@ from dakd.config import dump_config
 from dakd.data.batch import Batch
 from dakd.data.sample import IGNORE_INDEX
 from dakd.data.transforms import to_teacher
-from dakd.diffusion.bits import to_bits
+from dakd.diffusion.label_bits import to_bits
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.rivals.ddpm import DDPM
 from dakd.runtime.runlog import read_records

@@ -1,4 +1,4 @@
-"""DDPM, SatSynth's way (the paper's rival): one U-Net over the image and the label's bits as channels of one input."""
+"""DDPM as in SatSynth (the paper's rival): one U-Net over the image and the label's bits as channels of one input."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DDPM(nn.Module):
         return self.unet.embed_time(t)
 
     def denoise(self, x_t: Tensor, y_t: Tensor, shifts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """`forward` with the timestep as embed_time gives it; a shift of one row serves the whole batch."""
+        """`forward` with the shifts of `embed_time`; a shift of one row serves the whole batch."""
         shifts = list(shifts)
         mid, skips = self.unet.encode(torch.cat([x_t, y_t], dim=1), shifts)
         clean = self.unet.decode(mid, skips, shifts)

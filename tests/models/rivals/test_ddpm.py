@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dakd.config import UNetConfig
-from dakd.diffusion.labels import bit_reading
+from dakd.diffusion.label_reading import bit_reading
 from dakd.diffusion.sampler import PairSampler, start_noise
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.rivals.ddpm import DDPM

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dakd.diffusion.labels import MIN_PROBABILITY, READINGS, one_hot_logits
+from dakd.diffusion.label_reading import MIN_PROBABILITY, READINGS, one_hot_logits
 from dakd.diffusion.sampler import PairSampler, start_noise
 from dakd.diffusion.schedule import CosineSchedule
 

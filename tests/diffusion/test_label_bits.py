@@ -9,7 +9,7 @@ import torch
 
 from dakd.data.sample import IGNORE_INDEX
 from dakd.data.transforms import to_teacher
-from dakd.diffusion.bits import MIN_PROBABILITY, bits_as_grey, code_logits, num_bits, to_bits
+from dakd.diffusion.label_bits import MIN_PROBABILITY, bits_as_grey, code_logits, num_bits, to_bits
 from dakd.diffusion.loss import bit_loss
 
 

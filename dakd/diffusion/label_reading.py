@@ -1,7 +1,7 @@
-"""How a label branch's output is read: what the sampler takes for the clean label, and what it returns as logits.
+"""The meaning of a label branch's output: the sampler's estimate of the clean label, and the logits that it returns.
 
 Trained with cross-entropy, the output is logits: the clean state is b (2 softmax - 1). Trained with L2, it estimates
-the mean of b y_0, y_0 = 2 onehot - 1, given the noisy pair (what minimises a square is the mean), so that
+the mean of b y_0, y_0 = 2 onehot - 1, given the noisy pair (the mean minimises a squared error), so that
 (output / b + 1) / 2 estimates the classes' probabilities; their logarithms are logits that a student can learn from.
 """
 
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dakd.diffusion.bits import MIN_PROBABILITY, code_logits
+from dakd.diffusion.label_bits import MIN_PROBABILITY, code_logits
 
 
 @dataclass(frozen=True)
 class LabelReading:
     """label_update: of kernels.ddim_step; "identity" takes clamp(output, -b, b) for the clean state.
 
-    to_logits: the branch's last output, of classes or of bits, divided by b where it is a clean state, to the logits of
-    the classes (B, K, H, W).
+    to_logits: takes the branch's last output (of classes or of bits; divided by b where it is a clean state) to the
+    logits of the classes (B, K, H, W).
     """
 
     label_update: str
@@ -36,7 +36,7 @@ def one_hot_logits(y_hat: Tensor) -> Tensor:
 
 
 LOGITS = LabelReading("softmax", lambda logits: logits)
-# By train_jointnet.label_loss.
+# By `train_jointnet.label_loss`.
 READINGS = {"ce": LOGITS, "l2": LabelReading("identity", one_hot_logits)}
 
 
