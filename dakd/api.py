@@ -1,4 +1,4 @@
-"""The front door: what `import dakd` offers, from the modules behind it. Nothing but `dakd/__init__.py` imports it."""
+"""The public API: the names of `import dakd` and the functions behind them. Only `dakd/__init__.py` imports it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_student(
     """The student of a weights file, such as RUN/train_saross/real+synthetic/student.safetensors.
 
     The file is enough: it carries the settings and the class table.
-    device: None takes a GPU where there is one.  scales: sizes of an image, times its own, at which the student looks.
+    device: None takes a GPU where there is one.  scales: factors of the image's size at which it is predicted.
     Raises FileNotFoundError or ValueError where the file holds no student.
 
         student = dakd.load_student("student.safetensors")
@@ -65,7 +65,7 @@ def create_student(
     """A student by name with fresh weights: image (B, 3, H, W), ImageNet-normalised -> logits (B, num_classes, H, W).
 
     name: saross, unet, linknet, pspnet, deeplabv3plus, segformer, unetplusplus, deeplabv2, cbdnet or sam_oil.
-    encoder: None takes the usual one of the name.
+    encoder: None takes the default one of the name.
     pretrained: a file of the encoder's public weights, or for sam_oil SAM's folder; nothing is downloaded.
     settings: others of `train_saross.student`, such as encoder_options or decoder_channels
     (`dakd config explain train_saross.student` lists them).

@@ -25,14 +25,14 @@ from dakd.weights import STUDENT_FILES, save_weights
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 FILES = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
-# Files of a training's folder that are taken where there is no model.safetensors.
+# Weights files of a training's folder, for folders without a model.safetensors.
 TRAINED_FILES = (STUDENT_FILES["ema"], TEACHER_FILE)
 
 
 class HubModel(ABC):
-    """The methods of huggingface_hub's ModelHubMixin, for a model that can say its tensors and metadata.
+    """The methods of huggingface_hub's ModelHubMixin, for a model with tensors and metadata.
 
-    Nothing is downloaded or uploaded but by `from_pretrained` with a hub id, and by a push.
+    Only `from_pretrained` with a hub id downloads, and only a push uploads.
     """
 
     @classmethod
@@ -103,14 +103,14 @@ class HubModel(ABC):
 def save_folder(folder: str | Path, state: Mapping[str, Tensor], metadata: dict[str, Any], card: str) -> Path:
     """Writes a model in the hub's form, each file whole or not at all, the weights last; returns the folder.
 
-    state: the net's tensors by name.  metadata: of `weights.save_weights`; places of this machine are cut to file
-    names. model.safetensors alone is enough to load the model. A README.md that dakd has not written stays as it is.
+    state: the net's tensors by name.  metadata: of `weights.save_weights`; paths of this machine are cut to file
+    names. model.safetensors alone is enough to load the model. A README.md that dakd did not write is kept.
     """
     folder = Path(folder)
     public = without_places(metadata)
     text = json.dumps(public, indent=2) + "\n"
     if is_foreign(folder / CARD_FILE):
-        say(f"{folder / CARD_FILE} was not written by dakd, and stays as it is")
+        say(f"{folder / CARD_FILE} was not written by dakd, and is kept")
     else:
         write_card(folder / CARD_FILE, card)
     write_text(folder / CONFIG_FILE, text)
@@ -118,20 +118,12 @@ def save_folder(folder: str | Path, state: Mapping[str, Tensor], metadata: dict[
     return folder
 
 
-def find_weights(
-    name_or_path: str | Path,
-    *,
-    force_download: bool = False,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    revision: str | None = None,
-) -> Path:
-    """The weights file of a local file, a local folder or a hub id `owner/name`, which alone may be downloaded.
+def find_weights(name_or_path: str | Path, **download: Any) -> Path:
+    """The weights file of a local file, a local folder or a hub id `owner/name`; only the last is downloaded.
 
-    The options are huggingface_hub's and matter for a hub id alone. Raises FileNotFoundError where a local path leads
-    nowhere, ValueError where a folder or a repository has no weights to choose, RuntimeError where huggingface_hub is
-    not installed or the hub cannot be reached.
+    download: options of huggingface_hub's hf_hub_download (`from_pretrained` lists them), for a hub id only. Raises
+    FileNotFoundError where a local path does not exist, ValueError where a folder or a repository has no weights to
+    choose, RuntimeError where huggingface_hub is not installed or the hub cannot be reached.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -144,11 +136,9 @@ def find_weights(
             f"folder with {WEIGHTS_FILE}, or a hub id OWNER/NAME as a string"
         )
     repo_id = str(name_or_path)
-    options = {"force_download": force_download, "token": token, "cache_dir": cache_dir}
-    options |= {"local_files_only": local_files_only, "revision": revision}
     hub = _import_hub(repo_id)
-    with _in_plain_words(hub, repo_id, revision):
-        return Path(hub.hf_hub_download(repo_id=repo_id, filename=WEIGHTS_FILE, **options, library_name="dakd"))
+    with _in_plain_words(hub, repo_id, download.get("revision")):
+        return Path(hub.hf_hub_download(repo_id=repo_id, filename=WEIGHTS_FILE, library_name="dakd", **download))
 
 
 def local_weights(path: str | Path) -> Path:

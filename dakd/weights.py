@@ -59,7 +59,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
 def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """The SAR-JointNet of a file that stage 2 or 3 wrote, or a DDPM, in eval mode on `device`, and the metadata.
 
-    The metadata hold what sampling needs: b, the schedule, the class table and, where they are not the defaults,
+    The metadata hold the settings of sampling: b, the schedule, the class table and, where they are not the defaults,
     label_loss and sigma_data.
     """
     metadata = read_metadata(path)
@@ -70,7 +70,7 @@ def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         )
 
     def build() -> nn.Module:
-        # Sampling's settings are checked here, so that whoever samples finds them valid.
+        # Sampling's settings are checked here too, so that it need not.
         ScheduleConfig.model_validate(metadata["schedule"])
         num_classes = ClassTable.from_dict(metadata["classes"]).num_classes
         if metadata.get("label_loss", "ce") not in READINGS:

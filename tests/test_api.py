@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from front_door import COMPILED
+from tiny_students import TINY_STUDENT
 from worlds import teacher_file, with_ddpm, with_teacher
 
 import dakd
@@ -21,9 +22,6 @@ from dakd.config import StudentConfig
 from dakd.data.sample import OSD_CLASSES
 from dakd.generate.generate import generate
 
-TINY_STUDENT = dict(
-    encoder="resnet18", encoder_options={"width": 4}, decoder_channels=(8, 8, 8, 8), caft_heads=(1, 1, 1)
-)
 TINY_UNET = dict(channels=(8, 16), blocks_per_level=1, attention_levels=(), norm_groups=8)
 
 

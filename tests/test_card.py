@@ -105,7 +105,7 @@ def test_a_teachers_scores_are_those_of_the_pairs_that_it_made(run):
     weights = run / "train_jointnet" / "stage3" / "weights_ema.safetensors"
     table = json.loads((run / "evaluate" / "generation.json").read_text())
     scores = section(card_text(weights, run=run), "Scores")
-    assert "8 generated images beside the 12 real images" in scores
+    assert "8 generated images compared with the 12 real images" in scores
     contrast = table["physics"]["measures"]["contrast"]
     assert f"| {contrast['real']:.4g} | {contrast['synthetic']:.4g} | {contrast['distance']:.4g} |" in scores
     assert f"mIoU of {100 * table['agreement']['miou']:.2f} %" in scores
@@ -135,7 +135,7 @@ def test_scores_of_other_weights_are_not_shown(run):
 
 def test_a_card_without_a_run_says_that_its_scores_are_not_known(run):
     text = card_text(run / "train_saross" / "real" / "student.safetensors")
-    assert "Not known: this card was written from the weights alone" in section(text, "Scores")
+    assert "Not known: this card was written from the weights file only" in section(text, "Scores")
     assert "Dataset: not recorded" in section(text, "Training data")
 
 

@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_students import TINY_MAMBA_STUDENT
 
 from dakd import weights
 from dakd.config import StudentConfig
 from dakd.data.sample import OSD_CLASSES
 from dakd.models.registry import build_student
 
-TINY = dict(dim=8, in_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=[8, 8, 4, 2])
-STUDENT = StudentConfig(
-    encoder="mamba_vision", encoder_options=TINY, decoder_channels=(8, 8, 6, 4), caft_heads=(1, 2, 2)
-)
+STUDENT = StudentConfig(**TINY_MAMBA_STUDENT)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The front matter of a card: what the hub reads of it."""
+"""The front matter of a card: the fields that the hub reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a publication must not hold: places of the machine that a model was trained on."""
+"""Removes paths and URLs of the machine that a model was trained on, which a publication must not hold."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Settings that hold a place for data, of which nothing is shown, and those of a file, whose name is.
+# Settings with a folder of data, which are left out, and settings with a file, of which the name is kept.
 _PLACES = {"root", "cache", "cache_gib", "run_dir"}
 _FILES = {"pretrained", "deepspeed", "synthetic", "extra_images", "streams", "student"}
 
 
 def without_places(tree: Any) -> Any:
-    """A copy of JSON-serialisable settings or metadata without places of this machine.
+    """A copy of JSON-serialisable settings or metadata without paths of this machine.
 
-    Places of data are left out, of files only the name is kept; the class table stays as it is.
+    Folders of data are left out, of files only the name is kept; the class table is kept as it is.
     """
     if isinstance(tree, Mapping):
         kept = {key: value for key, value in tree.items() if key not in _PLACES}

@@ -12,7 +12,7 @@ from dakd.card.subject import Subject, read_json
 def find_scores(model: Subject) -> dict | str:
     """The evaluation of exactly these weights, or a sentence that says why there is none."""
     if model.run is None:
-        return "Not known: this card was written from the weights alone. `dakd card RUN` adds the scores of a run."
+        return "Not known: this card was written from the weights file only. `dakd card RUN` adds the scores of a run."
     folder = model.run / "evaluate"
     absent = "Not evaluated yet: run `dakd evaluate`."
     if not model.is_student:
@@ -43,7 +43,7 @@ def score_section(model: Subject, scores: dict | str) -> Iterator[str]:
 
 
 def _student_scores(scores: Mapping) -> Iterator[str]:
-    sizes = "" if scores["scales"] == [1.0] else f", the image seen at sizes {', '.join(map(str, scores['scales']))}"
+    sizes = "" if scores["scales"] == [1.0] else f", images scaled by {', '.join(map(str, scores['scales']))}"
     yield f"{scores['num_images']} images of the {scores['split']} split, counts of all images pooled{sizes}; percent."
     fields = ("iou", "f1", "precision", "recall")
     rows: list[list] = []
@@ -76,7 +76,7 @@ def _student_details(scores: Mapping) -> dict[str, str]:
 
 def _teacher_scores(scores: Mapping) -> Iterator[str]:
     counts = [scores[name]["num_images"] for name in ("synthetic", "real")]
-    yield f"{counts[0]} generated images beside the {counts[1]} real images of the training split."
+    yield f"{counts[0]} generated images compared with the {counts[1]} real images of the training split."
     if physics := scores.get("physics"):
         rows = [
             [f"{one['title']}{', ' if one['unit'] else ''}{one['unit']}", *map(_short, _values(one)), _range(one)]
@@ -88,7 +88,7 @@ def _teacher_scores(scores: Mapping) -> Iterator[str]:
         yield table(["synthetic against real images", "value", "interval"], rows)
     if agreed := scores.get("agreement"):
         yield (
-            f"A student that was trained on real images alone agrees with the generated labels at an mIoU of "
+            f"A student that was trained on real images only agrees with the generated labels at an mIoU of "
             f"{100 * agreed['miou']:.2f} %."
         )
 

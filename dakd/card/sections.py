@@ -13,7 +13,7 @@ from dakd.config import GenerateConfig
 from dakd.runtime.runlog import read_records
 from dakd.runtime.version import code_version
 
-# Where images come from, and whether they may be passed on, by `prepare.dataset`.
+# Source of the images and the terms for passing them on, by `prepare.dataset`.
 DATASETS = {
     "simulated": "images of the simulator that comes with dakd, not of a satellite; no licence of others applies",
     "osd": "Oil Spill Detection Dataset (Krestenitis et al. 2019), Sentinel-1; it may not be redistributed",
@@ -21,7 +21,7 @@ DATASETS = {
     "folder": "images of a private folder; ask the author of these weights for their licence",
 }
 _NOT_RECORDED = "not recorded"
-# Parts of a section that say nothing of the weights.
+# Parts of a section that do not concern the weights.
 _LEFT_OUT = ("engine", "audit", "gate")
 
 
@@ -75,7 +75,7 @@ def class_table(model: Subject) -> Iterator[str]:
 
 
 def training_data(model: Subject) -> Iterator[str]:
-    """What the model has seen."""
+    """The data that the model was trained on."""
     real = trained_on(model, "prepare/train")
     training_set = model.metadata.get("training_set", "real")
     facts = {"Dataset": _dataset_line(model), "Training images": real and _count(real)}
@@ -111,7 +111,7 @@ def _synthetic_line(model: Subject) -> str | None:
 
 
 def training(model: Subject) -> Iterator[str]:
-    """How it was trained; facts that are not recorded are named as such."""
+    """How it was trained; facts that are not recorded are listed as such."""
     meta = model.metadata
     optimizer = meta.get("optimizer", {})
     facts = {"Steps": _steps(model), "Global batch": meta.get("global_batch"), "Crop": pixels(meta.get("crop"))}
@@ -188,39 +188,39 @@ def pretrained(model: Subject) -> str | None:
 
 
 def limits(model: Subject) -> Iterator[str]:
-    """What to expect of the model, and what not."""
+    """The known limits of the model."""
     lines = [
         "The input is one channel of SAR amplitude in 8-bit grey values, as in the training data; calibrated "
-        "backscatter, decibels or optical images are something else.",
+        "backscatter, decibels and optical images are not valid input.",
         "Other sensors, bands, polarisations, resolutions and incidence angles than those of the training data were "
         "not tested.",
         "Look-alikes (low wind, algae, rain cells), ships and land may be taken for oil; check detections near them.",
-        "Not validated for operational use: no alarm, penalty or clean-up should rest on it alone.",
+        "Not validated for operational use: no alarm, penalty or clean-up should rest on its output only.",
     ]
     if model.dataset == "simulated":
-        lines.append("It was trained on simulated images; how it does on measured ones is not known.")
+        lines.append("It was trained on simulated images; its quality on measured ones is not known.")
     if model.is_student and "synthetic" in model.metadata.get("training_set", ""):
         lines.append("It learned in part from generated images and the generator's labels, whose errors it may repeat.")
     if not model.is_student:
         lines.append(
-            "Generated pairs are no measurements, and may resemble training images: `dakd generate --audit` searches "
+            "Generated pairs are not measurements, and may resemble training images: `dakd generate --audit` searches "
             "for such pairs."
         )
     yield "\n".join(f"- {line}" for line in lines)
 
 
 def licence_section(model: Subject) -> Iterator[str]:
-    """Of the weights, of the code and of what they come from."""
+    """The licences of the weights, the code, the data and the encoder."""
     stated = "not stated by its author" if model.licence is None else plain(model.licence)
     facts = {"Weights": stated, "Code (dakd)": "Apache-2.0"}
     if model.dataset is not None:
         facts["Data"] = DATASETS[model.dataset]
     if pretrained(model) and str(model.student.encoder).startswith("mamba_vision"):
         facts["Encoder"] = (
-            "trained on from MambaVision's public weights, which are CC BY-NC-SA 4.0: non-commercial use only"
+            "started from MambaVision's public weights, which are CC BY-NC-SA 4.0: non-commercial use only"
         )
     elif pretrained(model):
-        facts["Encoder"] = f"trained on from {pretrained(model)}, whose licence applies too"
+        facts["Encoder"] = f"started from {pretrained(model)}, whose licence applies too"
     yield bullets(facts)
 
 

@@ -1,4 +1,4 @@
-"""The model that a card is about, and the files of its run that say something of it."""
+"""The model of a card, and the files of its run that describe it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that a card is about.
+    """The model of a card.
 
     file: the name of its weights file.  sha256: of that file, or None where the run has no evaluation.
-    run, its folder of the training, and config: None for a card from the metadata alone.
+    run, its folder of the training, and config: None for a card from the metadata only.
     """
 
     metadata: dict[str, Any]
@@ -57,12 +57,12 @@ class Subject:
 
 
 def count_parameters(shapes: Mapping[str, Sequence[int]]) -> int:
-    """The number of parameters of a net, from the shapes of its state by name; statistics of batch norms are none."""
+    """The number of parameters of a net, from the shapes of its state by name; batch norms' statistics are none."""
     return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_STATISTICS))
 
 
 def read_config(run: Path, folder: Path | None = None) -> Config:
-    """The configuration that a training's folder keeps, else the run's; ValueError where `run` is no run folder."""
+    """The configuration that a training's folder keeps, else the run's; ValueError where `run` is not a run folder."""
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is no run folder, for it has no config.yaml; give the folder of a run: runs/NAME")
     own = run if folder is None else folder
@@ -99,6 +99,6 @@ def read_json(path: Path) -> dict | None:
 
 
 def trained_on(model: Subject, folder: str) -> dict | None:
-    """The index of a set of the run, where the model was trained on just that set; else None."""
+    """The index of a set of the run, where the model was trained on exactly that set; else None."""
     index = None if model.run is None else read_json(model.run / folder / "index.json")
     return index if index is not None and index.get("fingerprint") in model.metadata.get("data", ()) else None

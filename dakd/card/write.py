@@ -21,10 +21,10 @@ TEACHER_FILE = "weights_ema.safetensors"
 
 
 def write_cards(run: str | Path, *, licence: str | None = None) -> list[Path]:
-    """Writes README.md beside each set of final weights of a run folder; returns the paths.
+    """Writes README.md next to each set of final weights of a run folder; returns the paths.
 
-    Final weights are those of each student (train_saross/TRAINING_SET/) and of the teacher's last training. Cards are
-    written when the text of all of them is there; a second call replaces them.
+    Final weights are those of each student (train_saross/TRAINING_SET/) and of the teacher's last training. No card is
+    written before the text of all of them is made; a second call replaces them.
     licence: of the weights: an identifier of the hub such as `cc-by-4.0`, another name, or a URL; None: not stated.
     Raises ValueError where `run` is no run folder, where it has no final weights, and where a README.md is not dakd's.
     """
@@ -100,7 +100,7 @@ def refuse_foreign(path: Path) -> None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether there is a file without dakd's line in it."""
+    """Whether there is a file without dakd's marker line."""
     return path.is_file() and MARKER not in path.read_text(encoding="utf-8", errors="replace")
 
 

@@ -15,7 +15,7 @@ from dakd.shipped import extra_remedy
 
 STRIDES = (4, 8, 16, 32)
 TIMM_PREFIX = "timm:"
-# An operator lives as long as its library object.
+# Torch drops an operator with its library object: these keep theirs.
 _LIBRARIES: list[torch.library.Library] = []
 ENCODERS = (*(f"mamba_vision_{variant.lower()}" for variant in VARIANTS), "mamba_vision", *RESNETS)
 
@@ -41,7 +41,7 @@ def build_encoder(name: str, options: dict) -> nn.Module:
 class TimmEncoder(nn.Module):
     """Any timm feature extractor with maps at strides 4, 8, 16 and 32; layers beyond them are left out.
 
-    options: keyword arguments of timm.create_model but for those that are set here.
+    options: keyword arguments of timm.create_model, except those that are set here.
     """
 
     reserved_options = ("features_only", "out_indices", "pretrained")
@@ -56,7 +56,7 @@ class TimmEncoder(nn.Module):
         if not timm.is_model(name):
             nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
             raise ValueError(f"timm has no model {name!r}" + (f"; near names: {', '.join(nearest)}" if nearest else ""))
-        # A look at the whole pyramid, without memory or time for its weights, says which maps to ask for.
+        # The whole pyramid, built without memory for its weights, says which maps to request.
         with torch.device("meta"):
             strides = timm.create_model(name, features_only=True, **options).feature_info.reduction()
         if missing := [stride for stride in STRIDES if stride not in strides]:
@@ -75,7 +75,7 @@ class TimmEncoder(nn.Module):
 
 
 def import_timm() -> ModuleType:
-    """timm, also beside a torchvision whose compiled part does not fit this torch; RuntimeError where it is missing."""
+    """timm, also with a torchvision whose compiled part does not fit this torch; RuntimeError where it is missing."""
     return import_beside_torchvision("timm", "a timm encoder", "encoders")
 
 
@@ -85,16 +85,16 @@ def import_smp() -> ModuleType:
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision; on a CPU-only torch with the operators that a CUDA build of torchvision stumbles over.
+    """torchvision; on a CPU-only torch with the operators without which a CUDA build of torchvision fails.
 
-    That build (the one of the package index) registers shapes of `nms` without having the operator itself, and fails.
-    Declaring the operator lets the import pass; nothing here calls it.
+    That build (the package index's) registers the shapes of `nms` without the operator itself, and then fails. With the
+    operator declared its import succeeds; nothing here calls it.
     """
     return import_beside_torchvision("torchvision", "a timm encoder", "encoders")
 
 
 def import_beside_torchvision(package: str, user: str, extra: str) -> ModuleType:
-    """A package that imports torchvision. user, extra: who needs it and what brings it, for the error."""
+    """A package that imports torchvision. user, extra: its user and dakd's extra with it, for the error."""
     try:
         _import_torchvision()
         return importlib.import_module(package)

@@ -19,7 +19,7 @@ from dakd.kernels.depthwise_conv1d import depthwise_conv1d
 from dakd.kernels.selective_scan import selective_scan
 from dakd.runtime.seeding import Stream, numpy_rng
 
-# The published sizes. Windows are (8, 8, 14, 7) in all of them; the first two belong to convolution stages, unused.
+# The published sizes. Windows are (8, 8, 14, 7) in all of them; the convolution stages do not use the first two.
 VARIANTS: dict[str, dict] = {
     "T": dict(dim=80, in_dim=32, depths=(1, 3, 8, 4), num_heads=(2, 4, 8, 16), drop_path=0.2, layer_scale=None),
     "T2": dict(dim=80, in_dim=32, depths=(1, 3, 11, 4), num_heads=(2, 4, 8, 16), drop_path=0.2, layer_scale=None),
@@ -97,9 +97,9 @@ class MambaVision(nn.Module):
         return features
 
     def set_sample_positions(self, positions: Tensor | None, seed: int = 0) -> None:
-        """Ties the drop-path draws of the next training passes to (seed, global sample position), whatever the rank.
+        """Ties the next training passes' drop-path draws to (seed, global sample position), on any number of ranks.
 
-        positions: (B,) int64 on the host, one per sample of the batch; None goes back to torch's own generator.
+        positions: (B,) int64 on the host, one per sample of the batch; None returns to torch's own generator.
         """
         if positions is None:
             self._branch_uniforms = None
@@ -206,7 +206,7 @@ class WindowLevel(nn.Module):
         height, width = x.shape[-2:]
         tokens = split_windows(x, self.window_size)
         if scales is not None:
-            # A sample's windows lie side by side in the batch and are dropped together.
+            # `split_windows` makes a sample's windows neighbours in the batch; they are dropped together.
             scales = scales.repeat_interleave(tokens.shape[0] // x.shape[0], dim=0)
         for block in self.blocks:
             scale, scales = _take(scales, 2)
@@ -265,9 +265,10 @@ class WindowAttention(nn.Module):
 
 
 class MambaMixer(nn.Module):
-    """MambaVision's mixer: half the channels go through a selective scan, half through a convolution alone.
+    """MambaVision's mixer: half the channels go through a selective scan, half through a convolution only.
 
-    Tokens (B, L, C) to the same shape. The convolutions are symmetric, so a token sees its neighbours on both sides.
+    Tokens (B, L, C) to the same shape. The convolutions are symmetric (Mamba's own are causal), so that a token sees
+    its neighbours on both sides.
     """
 
     def __init__(self, channels: int) -> None:
@@ -320,8 +321,10 @@ def split_windows(x: Tensor, size: int) -> Tensor:
     """(B, C, H, W) -> (B * windows, size * size, C), zero-padded at the bottom and right; a sample's windows adjoin."""
     x = x.permute(0, 2, 3, 1)
     batch, height, width, channels = x.shape
+    # Padded zeros are tokens like others: they enter the scan and the attention, as in the public code.
     x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
     rows, columns = x.shape[1] // size, x.shape[2] // size
+    # (B, rows, y in window, columns, x in window, C), then both window axes before both pixel axes
     x = x.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)
     return x.reshape(batch * rows * columns, size * size, channels)
 

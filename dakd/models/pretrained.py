@@ -24,7 +24,7 @@ PUBLIC_CHECKPOINTS = {
 
 
 def load_public_checkpoint(encoder: nn.Module, path: str | Path) -> None:
-    """Loads a public checkpoint into an encoder, by name and strictly but for the classifier.
+    """Loads a public checkpoint into an encoder, by name and strictly, except the classifier.
 
     encoder: MambaVision (a .pth.tar of nvidia/MambaVision-*), a ResNet or TimmEncoder (a .pth or .safetensors).
     The classifier's weights are left out where the encoder has no classifier.

@@ -33,7 +33,7 @@ class BasicResNet(nn.Module):
         return self.layer1, self.layer2, self.layer3, self.layer4
 
     def stem(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W) -> what the first layer sees, at stride 4."""
+        """image (B, 3, H, W) -> the input of the first layer, at stride 4."""
         return F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1)
 
     def forward_features(self, image: Tensor) -> list[Tensor]:

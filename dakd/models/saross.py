@@ -7,8 +7,8 @@ A four-stage encoder, a triangle of six skip modules, and four convolution decod
     row 3 (1/16):  MVE3 -> C31 -> [cat] -> CD2
     row 4 (1/32):  MVE4 -> CD1
 
-A node sees its left neighbour and what lies below that; a decoder block sees the last node of its row and the block
-below.
+A node takes its left neighbour and the feature below that neighbour; a decoder block takes the last node of its row and
+the block below.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class SAROSSNet(StudentNet):
 
 
 class DecoderBlock(nn.Sequential):
-    """Twice 3x3 convolution, batch norm, ReLU. The upsampling after it is to the size of the feature it meets."""
+    """Twice 3x3 convolution, batch norm, ReLU. Its output is upsampled by the caller."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(

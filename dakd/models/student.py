@@ -27,7 +27,7 @@ class StudentNet(nn.Module):
     """Whether it is trained by `loss_of` in place of the losses of `train_saross.loss`."""
 
     student_config: StudentConfig | None = None
-    """The settings that `build_student` made it from, for whoever saves it."""
+    """The settings that `build_student` made it from; they are saved with its weights."""
 
     def __init__(self, num_classes: int, multiple: int) -> None:
         super().__init__()

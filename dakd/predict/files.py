@@ -1,4 +1,4 @@
-"""Many images at once: where they come from, each one's files written, the bad ones reported together at the end."""
+"""Predictions of many images: reads them one by one, writes each one's files, and reports all bad ones at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files to predict, the names of their outputs, and their grey values, read as training images are read."""
+"""The image files to predict, the names of their outputs, and their grey values, read like those of training images."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _in_words(read: Callable[[], np.ndarray]) -> np.ndarray:
 def read_image(path: str | Path) -> np.ndarray:
     """(H, W) uint8 grey values of a PNG, JPEG, TIFF or BMP of any size.
 
-    Taken: 8-bit grey, and 8-bit colour whose channels are equal but for what JPEG does to grey (their mean counts; an
-    alpha channel is dropped). Raises BadFile for other depths, colour pictures, several pages and unreadable files.
+    Taken: 8-bit grey, and 8-bit colour whose channels are equal but for JPEG's errors (their mean is taken; an alpha
+    channel is dropped). Raises BadFile for other depths, colour pictures, several pages and unreadable files.
     """
     path = Path(path)
     with _any_size():
@@ -56,7 +56,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Lets PIL open scenes, whose 400 million pixels it would take for an attack."""
+    """Lets PIL open scenes of 400 million pixels, which it would refuse as an attack."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield

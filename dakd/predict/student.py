@@ -16,6 +16,7 @@ from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
 from dakd.hub import HubModel, local_weights
 from dakd.models.multiscale import at_scales
+from dakd.models.student import StudentNet
 from dakd.predict.files import file_sources, predict_sources
 from dakd.predict.images import grey_image
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
@@ -30,7 +31,7 @@ class Student(HubModel):
     net: image (B, 3, H, W), ImageNet-normalised -> logits (B, K, H, W); predictions are made in eval mode.
     classes: names and colours by class id.  device: where the net lies.
     facts: all that the file states: settings, training set, seed, ...
-    scales: sizes of the image, times its own, at which the student looks; the largest logit of all counts.
+    scales: factors of the image's size at which it is predicted; the largest logit of all counts.
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class Student(HubModel):
         scales: Sequence[float] = (1.0,),
     ) -> None:
         """Raises ValueError where the net has another number of classes than the table."""
-        num_classes = getattr(net, "num_classes", classes.num_classes)
-        if num_classes != classes.num_classes:
+        inner = _uncompiled(net)
+        if isinstance(inner, StudentNet) and inner.num_classes != classes.num_classes:
             raise ValueError(
-                f"the net has {num_classes} classes and the table {classes.num_classes}: {', '.join(classes.names)}; "
-                "give each class of the net a name and a colour"
+                f"the net has {inner.num_classes} classes and the table {classes.num_classes}: "
+                f"{', '.join(classes.names)}; give each class of the net a name and a colour"
             )
         self.net = net
         self.classes = classes
@@ -125,14 +126,14 @@ class Student(HubModel):
         return cls.load(path, **settings)
 
     def _state_and_metadata(self, facts: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        net = getattr(self.net, "_orig_mod", self.net)  # of torch.compile
-        cfg = getattr(net, "student_config", None)
-        if cfg is None:
+        net = _uncompiled(self.net)
+        if not isinstance(net, StudentNet) or net.student_config is None:
             raise ValueError(
                 f"{type(net).__name__} carries no settings that it could be built from again; make it with "
                 "dakd.create_student, or save its state_dict yourself"
             )
-        return net.state_dict(), student_metadata(net, cfg, self.classes, self.facts if facts is None else facts)
+        facts = self.facts if facts is None else facts
+        return net.state_dict(), student_metadata(net, net.student_config, self.classes, facts)
 
     @torch.inference_mode()
     def _probabilities(self, sar: np.ndarray) -> np.ndarray:
@@ -143,6 +144,11 @@ class Student(HubModel):
         if logits.shape[1] != self.classes.num_classes:
             raise ValueError(f"the net gives {logits.shape[1]} classes; wanted the table's {self.classes.num_classes}")
         return logits.float().softmax(dim=1)[0].cpu().numpy()
+
+
+def _uncompiled(net: nn.Module) -> nn.Module:
+    """The net itself where torch.compile has wrapped it."""
+    return getattr(net, "_orig_mod", net)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """A large image in overlapping tiles, whose probabilities are blended into one map.
 
-A net sees least of the surroundings at the rim of a tile. So the outer quarter of an overlap has weight 0, the weight
-passes from one tile to the other over its middle half, and a net that looks no further than a quarter of the overlap
-gives, to rounding, the numbers that it gives for the whole image.
+At the rim of a tile a net sees the least of the surroundings. So the outer quarter of an overlap has weight 0, the
+weight passes from one tile to the other over its middle half, and a net whose receptive field reaches no further than
+a quarter of the overlap gives, up to rounding, the numbers that it gives for the whole image.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def tiled(
             weights = np.outer(row_weights, _weights(left, right, sar.shape[1], overlap))
             blended[:, top:bottom, left:right] += found * weights
     assert blended is not None  # an image has a pixel
-    # The windows form a grid, so that the sums of their weights are an outer product too.
+    # The windows form a grid, so the sums of their weights are an outer product too.
     sums = [sum_of_weights(side, found, overlap) for side, found in zip(sar.shape, (rows, columns))]
     blended /= np.outer(*sums)
     return blended

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny_students import TINY_STUDENT
 from worlds import teacher_file, with_teacher
 
 import dakd
@@ -18,14 +19,12 @@ from dakd.data.sample import OSD_CLASSES
 from dakd.generate.generate import generate
 from dakd.starter import parse_classes
 
-TINY = dict(encoder="resnet18", encoder_options={"width": 4}, decoder_channels=(8, 8, 8, 8), caft_heads=(1, 1, 1))
-
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("student") / "student.safetensors"
-    dakd.Student(dakd.create_student(num_classes=5, **TINY), OSD_CLASSES).save(path)
+    dakd.Student(dakd.create_student(num_classes=5, **TINY_STUDENT), OSD_CLASSES).save(path)
     return path
 
 

@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 import torch
+from tiny_students import TINY_MAMBA, TINY_MAMBA_STUDENT
 
 from dakd.config import StudentConfig
 from dakd.models.encoders import TimmEncoder, import_timm
@@ -12,20 +13,15 @@ from dakd.models.pretrained import load_public_checkpoint
 from dakd.models.registry import build_student
 from dakd.runtime.tensor_files import save_weights
 
-TINY = dict(dim=8, in_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=[8, 8, 4, 2])
-STUDENT = StudentConfig(
-    encoder="mamba_vision", encoder_options=TINY, decoder_channels=(8, 8, 6, 4), caft_heads=(1, 2, 2)
-)
-
 
 def classifier() -> MambaVision:
     torch.manual_seed(1)
-    return MambaVision(**TINY, num_classes=10)
+    return MambaVision(**TINY_MAMBA, num_classes=10)
 
 
 def encoder() -> MambaVision:
     torch.manual_seed(2)
-    return MambaVision(**TINY, num_classes=0)
+    return MambaVision(**TINY_MAMBA, num_classes=0)
 
 
 def same(one: dict, other: dict) -> bool:
@@ -49,7 +45,7 @@ def test_a_public_checkpoint_fills_the_encoder_without_its_classifier(tmp_path, 
     load_public_checkpoint(target, path)
     names = target.state_dict().keys()
     assert same(target.state_dict(), {name: source.state_dict()[name] for name in names})
-    whole = MambaVision(**TINY, num_classes=10)
+    whole = MambaVision(**TINY_MAMBA, num_classes=10)
     load_public_checkpoint(whole, path)
     assert same(whole.state_dict(), source.state_dict())
 
@@ -58,7 +54,7 @@ def test_a_public_checkpoint_of_another_size_is_refused(tmp_path):
     path = tmp_path / "c.pth.tar"
     torch.save({"state_dict": classifier().state_dict()}, path)
     with pytest.raises(ValueError, match=r"of another shape"):
-        load_public_checkpoint(MambaVision(**(TINY | {"dim": 16}), num_classes=0), path)
+        load_public_checkpoint(MambaVision(**(TINY_MAMBA | {"dim": 16}), num_classes=0), path)
     state = classifier().state_dict()
     del state["levels.2.blocks.0.mixer.A_log"]
     torch.save(state, path)
@@ -93,7 +89,7 @@ def test_an_absent_public_checkpoint_is_named_with_its_source_and_its_licence(tm
 def test_the_pretrained_file_of_the_settings_fills_a_new_students_encoder(tmp_path):
     path = tmp_path / "c.pth.tar"
     torch.save(classifier().state_dict(), path)
-    model = build_student(STUDENT, 2)
+    model = build_student(StudentConfig(**TINY_MAMBA_STUDENT), 2)
     before = model.encoder.levels[2].blocks[0].mixer.in_proj.weight.clone()
     model.load_pretrained(None)
     assert torch.equal(model.encoder.levels[2].blocks[0].mixer.in_proj.weight, before)

@@ -5,15 +5,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny_students import TINY_MAMBA_STUDENT
 
 from dakd.config import StudentConfig
 from dakd.models.encoders import TimmEncoder, build_encoder
 from dakd.models.mamba_vision import MambaVision
 from dakd.models.registry import build_student
 from dakd.models.resnet import ResNet34
-
-TINY = dict(dim=8, in_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=[8, 8, 4, 2])
-SMALL_DECODER = dict(decoder_channels=(8, 8, 6, 4), caft_heads=(1, 2, 2))
 
 
 def student(**settings) -> torch.nn.Module:
@@ -36,7 +34,7 @@ def test_every_mamba_vision_variant_is_built_by_name(name, dim):
 def test_encoder_options_override_a_variant_and_size_a_custom_encoder():
     encoder = student(encoder="mamba_vision_t", encoder_options=dict(drop_path=0.1)).encoder
     assert encoder.drop_path == 0.1 and encoder.channels[0] == 80
-    net = build_student(StudentConfig(encoder="mamba_vision", encoder_options=TINY, **SMALL_DECODER), num_classes=3)
+    net = build_student(StudentConfig(**TINY_MAMBA_STUDENT), num_classes=3)
     assert net.eval()(torch.randn(1, 3, 40, 50)).shape == (1, 3, 40, 50)
 
 

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_students import TINY_MAMBA
 from torch import Tensor, nn
 
 from dakd.models.mamba_vision import VARIANTS, MambaVision
@@ -164,8 +165,7 @@ def test_decoder_block_is_two_convolutions_with_norm_and_relu_and_keeps_the_grid
 
 def test_sample_positions_reach_the_encoder_and_do_no_harm_without_drop_path():
     small_net().set_sample_positions(torch.arange(2), seed=0)
-    sizes = dict(dim=8, in_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=(8, 8, 4, 2))
-    encoder = MambaVision(**sizes, drop_path=0.9, layer_scale=None, num_classes=0)
+    encoder = MambaVision(**TINY_MAMBA, drop_path=0.9, layer_scale=None, num_classes=0)
     net = SAROSSNet(encoder, 2, decoder_channels=(8, 8, 6, 4)).train()
     net.set_sample_positions(torch.arange(2), seed=5)
     image = torch.randn(2, 3, 64, 64)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_students import TINY_MAMBA_STUDENT
 from torch import Tensor, nn
 
 from dakd.config import StudentConfig, build_config
@@ -23,18 +24,7 @@ from dakd.predict.student import Student
 from dakd.report.report import write_report
 from dakd.weights import save_student
 
-TINY = StudentConfig(
-    encoder="mamba_vision",
-    encoder_options={
-        "dim": 8,
-        "in_dim": 4,
-        "depths": (1, 1, 1, 1),
-        "num_heads": (1, 1, 2, 4),
-        "window_size": (4, 4, 2, 2),
-    },
-    decoder_channels=(16, 16, 8, 8),
-    caft_heads=(1, 1, 1),
-)
+TINY = StudentConfig(**TINY_MAMBA_STUDENT)
 
 
 class DarkIsOil(nn.Module):

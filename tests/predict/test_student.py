@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_students import TINY_STUDENT
 
 from dakd.config import StudentConfig
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, ClassTable
@@ -17,9 +18,7 @@ from dakd.predict.prediction import Prediction
 from dakd.predict.student import Student
 from dakd.weights import save_student
 
-TINY = StudentConfig(
-    encoder="resnet18", encoder_options={"width": 4}, decoder_channels=(8, 8, 8, 8), caft_heads=(1, 1, 1)
-)
+TINY = StudentConfig(**TINY_STUDENT)
 
 
 @pytest.fixture(scope="module")

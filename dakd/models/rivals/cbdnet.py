@@ -20,7 +20,7 @@ from dakd.models.student import StudentNet
 if TYPE_CHECKING:
     from dakd.config import StudentConfig
 
-# What the students' images are normalised by (data/transforms.py, to_student); a test holds the two together.
+# Mean and standard deviation of the students' images (data/transforms.py, to_student); a test compares the two.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Its images are g / 255 * 3.2 - 1.6 (public code of CBD-Net).
 _SCALE, _SHIFT = 3.2, -1.6
@@ -91,7 +91,7 @@ class SCSE(nn.Module):
 
 
 class DilatedCentre(nn.Module):
-    """Four 3x3 convolutions in a chain, dilated by 1, 2, 4, 8: the input and all that they put out, summed."""
+    """Four 3x3 convolutions in a chain, dilated by 1, 2, 4, 8: the sum of the input and of all outputs."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -35,9 +35,9 @@ SMP_CLASSES = {
     "segformer": "Segformer",
     "unetplusplus": "UnetPlusPlus",
 }
-# Said by other settings, or without a meaning for logits.
+# Set by other settings, or without a meaning for logits.
 _RESERVED = ("self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
-# Of classifiers, as the public files of smp's encoders name them.
+# Prefixes of a classifier's tensors in the public files of smp's encoders.
 _CLASSIFIERS = ("fc.", "head.", "classifier.", "last_linear.", "head_dist.")
 
 
@@ -77,7 +77,7 @@ class SmpStudent(StudentNet):
 
 
 def build_smp_encoder(name: str, output_stride: int, user: str) -> nn.Module:
-    """smp's encoder `name` with fresh weights, dilated to the output stride (8, 16, 32). user: who asks, for errors."""
+    """smp's encoder `name` with fresh weights, dilated to the output stride (8, 16, 32).  user: for errors."""
     smp = import_smp()
     _check_encoder(smp, user, name)
     with _NumbersOnHost():
@@ -101,7 +101,7 @@ def load_smp_encoder(encoder: nn.Module, path: str | None) -> None:
 
 
 def encoder_maps(encoder: nn.Module, image: Tensor) -> list[Tensor]:
-    """The maps of smp's encoder but for the image itself and the empty map that some have at stride 2."""
+    """The maps of smp's encoder, without the image itself and the empty map that some have at stride 2."""
     return [feature for feature in encoder(image)[1:] if feature.shape[1]]
 
 
@@ -126,7 +126,7 @@ def _defaults(name: str, encoder: str) -> dict[str, Any]:
 
 
 def _check_options(name: str, encoder: str, make: Any, options: dict[str, Any]) -> None:
-    """ValueError for an option that smp's class does not name; smp itself hands those on to whatever takes them."""
+    """ValueError for an option that smp's class does not name; smp would pass it on silently."""
     known = [key for key in inspect.signature(make.__init__).parameters if key not in _RESERVED]
     known += ["output_stride"] if name == "pspnet" else []
     unknown = [key for key in options if key not in known]

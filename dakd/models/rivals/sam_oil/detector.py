@@ -43,7 +43,7 @@ def build_detector(name: str, num_classes: int, options: dict) -> nn.Module:
     """A detector with fresh weights: one of DETECTORS, or `package.module:Class`.
 
     num_classes: with the background.  options: keyword arguments of torchvision's factory or of the class.
-    ValueError for a name that means none; RuntimeError where torchvision is asked for and not installed.
+    ValueError for an unknown name; RuntimeError where torchvision is needed and not installed.
     """
     if ":" in name:
         return _users_class(name)(num_classes, **options)
@@ -64,7 +64,7 @@ def _users_class(name: str) -> type[nn.Module]:
     if not (isinstance(found, type) and issubclass(found, nn.Module) and issubclass(found, Detector)):
         raise ValueError(
             f"detector {name!r} is {found!r:.100}; wanted a subclass of torch.nn.Module with a method training_loss "
-            "(dakd.models.rivals.sam_oil.detector.Detector says what it takes and gives)"
+            "(dakd.models.rivals.sam_oil.detector.Detector describes it)"
         )
     return found
 
@@ -72,7 +72,7 @@ def _users_class(name: str) -> type[nn.Module]:
 class TorchvisionDetector(nn.Module):
     """Faster R-CNN with fresh weights, on images as they are: ImageNet-normalised, at their own size.
 
-    options: of torchvision's factory; `min_size` and `max_size` (pixels) have images resized before they are looked at.
+    options: of torchvision's factory; `min_size` and `max_size` (pixels) have images resized first.
     """
 
     reserved_options = ("weights", "weights_backbone", "num_classes", "image_mean", "image_std")
@@ -82,11 +82,12 @@ class TorchvisionDetector(nn.Module):
         if reserved := [key for key in self.reserved_options if key in options]:
             raise ValueError(f"encoder_options of {name} may not set {', '.join(reserved)}: the student sets them")
         detection = import_detection()
-        # torchvision would let an option that it does not know pass without a word.
+        # torchvision would ignore an unknown option silently.
         known = [*inspect.signature(detection.FasterRCNN.__init__).parameters, "trainable_backbone_layers"]
         if unknown := [key for key in options if key not in known]:
-            told = f"encoder_options {', '.join(unknown)} are unknown to {name}"
-            raise ValueError(f"{told}; known: {', '.join(known[3:])}")
+            raise ValueError(
+                f"encoder_options {', '.join(unknown)} are unknown to {name}; known: {', '.join(known[3:])}"
+            )
         settings = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3} | options
         # Resizing is torchvision's default; ours is none.
         if not {"min_size", "max_size"} & set(options):
@@ -98,15 +99,15 @@ class TorchvisionDetector(nn.Module):
             return self.net(list(image.float()))
 
     def features(self, image: Tensor) -> None:
-        """The part whose cost does not depend on what is found."""
+        """The part whose cost does not depend on the objects in the image."""
         self.net.backbone(image)
 
     def training_loss(self, image: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
-        """(B,): the sums of the losses of proposals and heads, which look at the images one by one."""
+        """(B,): the sums of the losses of proposals and heads, computed image by image."""
         images, targets = self.net.transform(list(image), targets)
         features = self.net.backbone(images.tensors)
         losses = []
-        # Boxes are in pixels, which half precision cannot tell apart.
+        # Boxes are in pixels; half precision rounds neighbouring ones to one number.
         with torch.autocast(image.device.type, enabled=False):
             for i, (size, target) in enumerate(zip(images.image_sizes, targets)):
                 own = OrderedDict((name, feature[i : i + 1].float()) for name, feature in features.items())
@@ -120,7 +121,7 @@ class TorchvisionDetector(nn.Module):
 def import_detection() -> ModuleType:
     """torchvision.models.detection, able to run also where torchvision's compiled operators do not fit this torch.
 
-    There torchvision has no `nms`, and its `roi_align` takes seconds an image: plain PyTorch takes their places.
+    There torchvision has no `nms`, and its `roi_align` takes seconds per image: plain PyTorch replaces both.
     """
     if importlib.util.find_spec("torchvision") is None:
         raise RuntimeError(

@@ -1,4 +1,4 @@
-"""SAM with a learnable adapter: the mask of what a box holds. SAM comes from transformers with a user's weights."""
+"""SAM with a learnable adapter: the mask of the object in a box. SAM is transformers'; the user has its weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SamMasks(nn.Module):
         super().__init__()
         transformers = import_transformers()
         self.sam = transformers.SamModel(transformers.SamConfig(**sam_config)).requires_grad_(False)
-        # One parameter stands in two places; by name each has its own, so that weights can go by name.
+        # SAM ties one parameter to two names. As two parameters they can be saved and loaded by name.
         shared = self.sam.prompt_encoder.shared_embedding
         shared.positional_embedding = nn.Parameter(shared.positional_embedding.detach().clone(), requires_grad=False)
         self.image_size: int = self.sam.config.vision_config.image_size
@@ -46,14 +46,15 @@ class SamMasks(nn.Module):
         """SAM's weights from a folder as transformers writes it; the adapter stays as it is."""
         _check_folder(folder)
         if not any(Path(folder).glob("*.safetensors")):
-            raise FileNotFoundError(f"no weights of SAM in {folder}; wanted model.safetensors beside config.json")
-        given, told = import_transformers().SamModel.from_pretrained(
+            raise FileNotFoundError(f"no weights of SAM in {folder}; wanted model.safetensors next to config.json")
+        given, report = import_transformers().SamModel.from_pretrained(
             str(folder), local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
-        if problems := sorted({*told["missing_keys"], *told["unexpected_keys"], *map(str, told["mismatched_keys"])}):
+        problems = {*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])}
+        if problems:
             raise ValueError(
                 f"the weights in {folder} do not fit SAM: {len(problems)} missing, unexpected or of another shape, "
-                f"such as {', '.join(problems[:3])}; copy the whole folder again"
+                f"such as {', '.join(sorted(problems)[:3])}; copy the whole folder again"
             )
         self.sam.load_state_dict(given.state_dict())
 
@@ -77,7 +78,7 @@ class SamMasks(nn.Module):
         h, w = self._resized(*size)
         boxes = boxes.float() * boxes.new_tensor([w / size[1], h / size[0]] * 2)
         masks = []
-        # Half precision cannot tell the positions of neighbouring pixels apart.
+        # Half precision rounds the positions of neighbouring pixels to one number.
         with torch.autocast(boxes.device.type, enabled=False):
             for some in boxes.split(_BOXES_AT_ONCE):
                 # `multimask_output` off: a box is not ambiguous as a point is.
@@ -92,7 +93,7 @@ class SamMasks(nn.Module):
 
 
 class Adapter(nn.Module):
-    """x + a bottleneck with a 3x3 convolution in the middle; the last layer starts at zero, and so does the change.
+    """x + a bottleneck with a 3x3 convolution in the middle. Its last layer starts at zero: training starts at SAM.
 
     x: (B, C, h, w) image embeddings.
     """
@@ -110,7 +111,7 @@ class Adapter(nn.Module):
 
 
 def read_sam_config(folder: str | Path) -> dict:
-    """SAM's sizes from the folder's config.json: its three parts, with nothing but what the architecture depends on."""
+    """SAM's sizes from the folder's config.json: its three parts, only the settings of the architecture."""
     tree = _check_folder(folder)
     transformers = import_transformers()
     config = transformers.SamConfig(**{part: tree.get(part) for part in _PARTS})
@@ -120,7 +121,7 @@ def read_sam_config(folder: str | Path) -> dict:
 
 
 def import_transformers() -> ModuleType:
-    """transformers, also beside a torchvision that does not fit this torch; RuntimeError where it is missing."""
+    """transformers, also with a torchvision that does not fit this torch; RuntimeError where it is missing."""
     try:
         if importlib.util.find_spec("torchvision") is not None:
             import_torchvision()
@@ -132,7 +133,7 @@ def import_transformers() -> ModuleType:
 
 
 def _check_folder(folder: str | Path) -> dict:
-    """The content of the folder's config.json; FileNotFoundError or ValueError where it is no folder of SAM's."""
+    """The content of the folder's config.json; FileNotFoundError or ValueError where it is not a folder of SAM."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(

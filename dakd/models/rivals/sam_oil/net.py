@@ -65,17 +65,17 @@ class SamOil(StudentNet):
 
         Its config.json is read where `sam_oil.sam_config` does not hold SAM's sizes.
         """
-        _check_order(cfg.sam_oil.order, num_classes)  # before a folder is asked for
+        _check_order(cfg.sam_oil.order, num_classes)  # before a missing folder is reported
         own = cfg.sam_oil
         sam_config = own.sam_config or read_sam_config(_sam_folder(cfg.pretrained))
         return cls(num_classes, sam_config, cfg.encoder, cfg.encoder_options, min_score=own.min_score, order=own.order)
 
     def load_pretrained(self, folder: str | None) -> None:
-        """SAM's weights; ValueError where no folder is given: a SAM that has learnt nothing makes no masks."""
+        """SAM's weights; ValueError where no folder is given: an untrained SAM makes no masks."""
         self.masks.load_pretrained(_sam_folder(folder))
 
     def self_contained(self, cfg: StudentConfig) -> StudentConfig:
-        """The settings with all that rebuilds this net: its file then needs no other folder."""
+        """The settings with SAM's sizes and without its folder, which the weights file then does not need."""
         settings = cfg.sam_oil.model_copy(update={"sam_config": self.sam_config})
         return cfg.model_copy(update={"sam_oil": settings, "pretrained": None})
 
@@ -86,7 +86,7 @@ class SamOil(StudentNet):
     def segment(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W) -> (B, K, H, W) log-probabilities of the fused map, in eval mode.
 
-        On the meta device, where nothing can be found, the detector's and SAM's encoders run alone.
+        On the meta device, where nothing can be found, only the detector's and SAM's encoders run.
         """
         if image.is_meta:
             return self._cost_alone(image)

@@ -1,4 +1,4 @@
-"""The objects of a label: connected components of each class, with their boxes; what a detector is trained on."""
+"""The objects of a label: connected components of each class, with boxes; a detector is trained on them."""
 
 from __future__ import annotations
 
