@@ -20,8 +20,9 @@ from torch import Tensor
 from dakd.card import CARD_FILE, TEACHER_FILE, card_of, count_parameters, is_foreign, without_places, write_card
 from dakd.runtime.files import write_text
 from dakd.runtime.runlog import say
+from dakd.runtime.tensor_files import save_weights
 from dakd.shipped import extra_remedy
-from dakd.weights import STUDENT_FILES, save_weights
+from dakd.weights import STUDENT_FILES
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 FILES = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
@@ -103,7 +104,7 @@ class HubModel(ABC):
 def save_folder(folder: str | Path, state: Mapping[str, Tensor], metadata: dict[str, Any], card: str) -> Path:
     """Writes a model in the hub's form, each file whole or not at all, the weights last; returns the folder.
 
-    state: the net's tensors by name.  metadata: of `weights.save_weights`; paths of this machine are cut to file
+    state: the net's tensors by name.  metadata: of `save_weights`; paths of this machine are cut to file
     names. model.safetensors alone is enough to load the model. A README.md that dakd did not write is kept.
     """
     folder = Path(folder)

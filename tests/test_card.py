@@ -23,8 +23,9 @@ from dakd.evaluate.evaluate import evaluate
 from dakd.models.registry import build_student
 from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import save_config
+from dakd.runtime.tensor_files import read_metadata, save_weights
 from dakd.train.saross import StudentTraining
-from dakd.weights import STUDENT_FILES, load_teacher, read_metadata, save_student, save_weights
+from dakd.weights import STUDENT_FILES, load_teacher, save_student
 
 
 def train_nothing(config: Config, training_set: str) -> Path:

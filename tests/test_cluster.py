@@ -20,8 +20,8 @@ from worlds import losses_of, toy_config
 from dakd.cli import main, run_step
 from dakd.pipeline import step_environment
 from dakd.runtime.distributed import free_port
+from dakd.runtime.tensor_files import load_state
 from dakd.train.checkpoint import list_checkpoints
-from dakd.weights import load_state
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

@@ -16,7 +16,8 @@ from dakd.card import card_of, count_parameters
 from dakd.data.sample import OSD_CLASSES
 from dakd.hub import find_weights, is_hub_id, push_folder, save_folder
 from dakd.models.registry import build_student
-from dakd.weights import load_student, read_metadata, save_student
+from dakd.runtime.tensor_files import read_metadata
+from dakd.weights import load_student, save_student
 
 # Those that others are kinds of come first.
 ERRORS = (

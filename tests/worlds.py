@@ -85,7 +85,7 @@ def with_teacher(run_dir: Path, **settings: object) -> Config:
 
     from dakd.data.sample import OSD_CLASSES
     from dakd.models.jointnet import SARJointNet
-    from dakd.weights import save_weights
+    from dakd.runtime.tensor_files import save_weights
 
     tree = toy_config(run_dir).model_dump(mode="json")
     tree["generate"] |= settings
@@ -112,7 +112,7 @@ def with_ddpm(run_dir: Path, **settings: object) -> Config:
 
     from dakd.data.sample import OSD_CLASSES
     from dakd.models.rivals.ddpm import DDPM
-    from dakd.weights import save_weights
+    from dakd.runtime.tensor_files import save_weights
 
     tree = toy_config(run_dir, generator="ddpm").model_dump(mode="json")
     tree["generate"] |= settings

@@ -13,7 +13,8 @@ from dakd.card.front import front_matter
 from dakd.card.scores import find_scores, score_section
 from dakd.card.subject import Subject, count_parameters, read_config, refuse_unknown
 from dakd.runtime.files import file_hash, replacing
-from dakd.weights import STUDENT_FILES, read_metadata
+from dakd.runtime.tensor_files import read_metadata
+from dakd.weights import STUDENT_FILES
 
 CARD_FILE = "README.md"
 MARKER = "<!-- Written by dakd, which replaces this file; delete this line to keep changes of your own. -->"

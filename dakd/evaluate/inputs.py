@@ -11,7 +11,8 @@ from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet, open_split
 from dakd.evaluate.labelled_folder import LabelledFolder
 from dakd.runtime.distributed import device
-from dakd.weights import STUDENT_FILES, load_student, read_metadata
+from dakd.runtime.tensor_files import read_metadata
+from dakd.weights import STUDENT_FILES, load_student
 
 # The order of the paper's ablation; students of other names follow by name.
 _ORDER = ("real", "synthetic", "real+synthetic")

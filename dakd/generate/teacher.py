@@ -21,7 +21,8 @@ from dakd.generate.plan import sample_key
 from dakd.hub import HubModel, local_weights
 from dakd.runtime import distributed
 from dakd.runtime.files import file_hash
-from dakd.weights import load_state, load_teacher, read_metadata
+from dakd.runtime.tensor_files import load_state, read_metadata
+from dakd.weights import load_teacher
 
 CLIP = 1.0  # bound of the absolute value of the estimated clean state; grey values lie within -1 and 1
 # The settings of `generate` that `Teacher.sample` takes besides its own arguments.

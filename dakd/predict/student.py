@@ -22,7 +22,8 @@ from dakd.predict.images import grey_image
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
 from dakd.predict.tiles import TILE, is_large, tiled
 from dakd.runtime.distributed import device_of
-from dakd.weights import load_student, save_weights, student_metadata
+from dakd.runtime.tensor_files import save_weights
+from dakd.weights import load_student, student_metadata
 
 
 class Student(HubModel):

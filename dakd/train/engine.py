@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from dakd.config import EngineConfig, OptimizerConfig
 from dakd.data.batch import Batch
 from dakd.runtime import distributed
+from dakd.runtime.tensor_files import save_weights
 from dakd.train.optim import build_optimizer, decays_of
 from dakd.train.zero import MASTER, deepspeed_config, get_state, import_deepspeed, inner_optimizer, set_state
-from dakd.weights import save_weights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

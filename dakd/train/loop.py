@@ -19,12 +19,12 @@ from dakd.runtime.stopping import (
     stop_reason,
     write_requeue_marker,
 )
+from dakd.runtime.tensor_files import load_strict
 from dakd.train.checkpoint import load_latest, save_checkpoint, write_state
 from dakd.train.engine import Engine
 from dakd.train.optim import POSTHOC_LENGTHS, learning_rate
 from dakd.train.posthoc import FOLDER as POSTHOC
 from dakd.train.training import Training
-from dakd.weights import load_strict
 
 
 def run_training(training: Training) -> None:

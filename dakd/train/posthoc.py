@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dakd.runtime.runlog import say
+from dakd.runtime.tensor_files import load_state, read_metadata, save_weights
 from dakd.train.checkpoint import Damaged, list_checkpoints, load_tensors, verified_facts
-from dakd.weights import load_state, read_metadata, save_weights
 
 FOLDER = "posthoc"
 

@@ -22,9 +22,9 @@ from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import say
+from dakd.runtime.tensor_files import load_strict
 from dakd.train.engine import Engine
 from dakd.train.training import Training
-from dakd.weights import load_strict
 
 # Every stage has its own order and noise. The offsets are part of every result: append, never renumber.
 _SEED_OFFSETS = {"stage1": 1, "stage2": 2, "stage3": 3, "ddpm": 4}

@@ -19,8 +19,9 @@ from dakd.data.sample import OSD_CLASSES
 from dakd.models.jointnet import SARJointNet
 from dakd.models.pretrained import load_public_checkpoint
 from dakd.models.registry import build_student
+from dakd.runtime.tensor_files import save_weights
 from dakd.train.checkpoint import load_latest, save_checkpoint
-from dakd.weights import load_student, load_teacher, save_student, save_weights
+from dakd.weights import load_student, load_teacher, save_student
 
 IDENTITY = {"seed": 0, "optimizer": {"lr": 0.1, "steps": 4}}
 

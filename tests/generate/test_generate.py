@@ -18,8 +18,9 @@ from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.generate import generate
 from dakd.runtime.files import file_hash
+from dakd.runtime.tensor_files import save_weights
 from dakd.testing.distributed import run_world
-from dakd.weights import load_teacher, save_weights
+from dakd.weights import load_teacher
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from dakd.generate.generate import generate
 from dakd.generate.plan import open_plan
 from dakd.generate.teacher import teacher_file_name
 from dakd.models.jointnet import SARJointNet
-from dakd.weights import save_weights
+from dakd.runtime.tensor_files import save_weights
 
 SHARD_SIZE = 64
 CLAIM_PATIENCE_S = 0.5

@@ -18,8 +18,8 @@ from torture.victim import Victim, wait_until
 from dakd.config import build_config
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import RunLog
+from dakd.runtime.tensor_files import save_weights
 from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint
-from dakd.weights import save_weights
 
 GLOBAL_BATCH = 4
 _IDENTITY = {"experiment": "toy"}

@@ -16,10 +16,11 @@ from dakd.diffusion.label_bits import to_bits
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.rivals.ddpm import DDPM
 from dakd.runtime.runlog import read_records
+from dakd.runtime.tensor_files import load_state
 from dakd.train.ddpm import DDPMLoss
 from dakd.train.jointnet import train_jointnet
 from dakd.train.teacher import stage_folder, stage_weights
-from dakd.weights import load_state, load_teacher
+from dakd.weights import load_teacher
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from dakd.models.jointnet import SARJointNet
 from dakd.models.unet import UNet
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
+from dakd.runtime.tensor_files import load_state, read_metadata, save_weights
 from dakd.train.checkpoint import list_checkpoints
 from dakd.train.engine import Engine, NonFiniteLoss
 from dakd.train.jointnet import (
@@ -30,7 +31,7 @@ from dakd.train.jointnet import (
 )
 from dakd.train.teacher import resolve_sigma_data, stage_folder, stage_weights
 from dakd.train.zero import fitting_micro_batch
-from dakd.weights import load_state, load_teacher, read_metadata, save_weights
+from dakd.weights import load_teacher
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +337,7 @@ def test_one_step_of_the_paper_size_net_runs_on_the_cpu(tmp_path):
     paper = {"unet": {}, "crop": [64, 64], "global_batch": 1, "micro_batch": 1, "stage3": {"steps": 1, "lr": 1e-5}}
     config = prepared(tmp_path, **paper)
     net = SARJointNet.from_config(config.train_jointnet.unet, 5)
-    from dakd.weights import save_weights
+    from dakd.runtime.tensor_files import save_weights
 
     start = net.label_net.conv_in.weight.detach().clone()
     save_weights(stage_weights(config, "stage2", "ema"), net.state_dict(), {})

@@ -9,13 +9,14 @@ from worlds import with_pairs
 
 from dakd.cli import main
 from dakd.config import build_config, dump_config
+from dakd.runtime.tensor_files import load_state, save_weights
 from dakd.train.checkpoint import list_checkpoints, write_state
 from dakd.train.jointnet import train_jointnet
 from dakd.train.optim import AveragingAdamW, decays_of
 from dakd.train.posthoc import Profile, fit, power_decay, power_of_length, reconstruct
 from dakd.train.saross import student_folder, train_saross
 from dakd.train.teacher import stage_folder, stage_weights
-from dakd.weights import load_state, load_student, load_teacher, save_weights
+from dakd.weights import load_student, load_teacher
 
 STEPS, EVERY, LENGTHS = 600, 30, (0.05, 0.10)
 

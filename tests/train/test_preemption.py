@@ -16,11 +16,11 @@ from worlds import prepared, replaced
 from dakd.config import build_config
 from dakd.runtime.runlog import read_records
 from dakd.runtime.stopping import Preempted, listen_for_stop, request_stop
+from dakd.runtime.tensor_files import load_state
 from dakd.train.checkpoint import list_checkpoints
 from dakd.train.engine import Engine
 from dakd.train.jointnet import train_jointnet
 from dakd.train.teacher import stage_folder, stage_weights
-from dakd.weights import load_state
 
 
 def without_checkpoints(tmp_path, **engine):

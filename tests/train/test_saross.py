@@ -12,8 +12,9 @@ from dakd.config import StudentLossConfig, build_config
 from dakd.data.batch import Batch
 from dakd.data.prepare import prepare
 from dakd.runtime.runlog import read_records
+from dakd.runtime.tensor_files import load_state
 from dakd.train.saross import StudentLoss, StudentTraining, student_folder, student_steps, train_saross
-from dakd.weights import load_state, load_student
+from dakd.weights import load_student
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ from dakd.data.sample import ClassTable
 from dakd.evaluate.evaluate import evaluate
 from dakd.predict.predict import predict
 from dakd.runtime.runlog import read_records
+from dakd.runtime.tensor_files import load_state
 from dakd.train.dry_run import describe_saross
 from dakd.train.saross import StudentTraining, student_folder, train_saross
-from dakd.weights import load_state, load_student, save_student
+from dakd.weights import load_student, save_student
 
 RIVALS = tuple(SMALL_RIVALS)
 # One setting each that a foreign net could break.

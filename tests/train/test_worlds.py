@@ -11,12 +11,13 @@ from worlds import disturb, in_folder, losses_of, train_each, with_engine, with_
 
 from dakd.config import build_config
 from dakd.data.prepared import open_prepared
+from dakd.runtime.tensor_files import load_state
 from dakd.testing.distributed import run_world
 from dakd.train.checkpoint import list_checkpoints, load_tensors, verified_facts
 from dakd.train.jointnet import StageTraining, train_jointnet
 from dakd.train.saross import student_folder, train_saross
 from dakd.train.teacher import stage_folder, stage_weights
-from dakd.weights import load_state, load_student
+from dakd.weights import load_student
 
 pytestmark = pytest.mark.slow
 ENGINES = ("zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")

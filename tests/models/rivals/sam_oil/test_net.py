@@ -10,7 +10,8 @@ from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 from dakd.models.registry import build_student
 from dakd.models.rivals.sam_oil.masks import SamMasks, read_sam_config
 from dakd.models.rivals.sam_oil.net import SamOil, mask_loss
-from dakd.weights import load_student, read_metadata, save_student
+from dakd.runtime.tensor_files import read_metadata
+from dakd.weights import load_student, save_student
 
 
 class TwoBoxes(nn.Module):
