@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done.  1: an error, reported in one message.  2: a wrong command line.  85: a training that ended after a stop
     request.  130: Ctrl-C.
     """
-    argv = _own_arguments() if argv is None else list(argv)
+    argv = _process_arguments() if argv is None else list(argv)
     # Options of a launcher (--local_rank) come before the command's name.
     before = list(itertools.takewhile(lambda argument: argument.startswith("-"), argv))
     parser = _top_parser()
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_step(name: str, argv: Sequence[str] | None = None) -> int:
     """One command as a script (`launch/STEP.py`).  argv: the arguments after its name; None takes the script's."""
-    return _run(COMMANDS[name], _own_arguments() if argv is None else list(argv), None)
+    return _run(COMMANDS[name], _process_arguments() if argv is None else list(argv), None)
 
 
 def build_parser(name: str) -> argparse.ArgumentParser:
@@ -117,9 +117,9 @@ def _set_up_logging() -> None:
     logging.getLogger("dakd").setLevel(logging.INFO if is_rank_0() else logging.WARNING)
 
 
-def _own_arguments() -> list[str]:
-    """The arguments of this process, whose rank is found here, before torch is imported: SLURM's variables give it."""
+def _process_arguments() -> list[str]:
+    """The arguments of this process, which also takes its rank from its launcher, before torch is imported."""
     set_rank_from_slurm()
-    if "RANK" in os.environ:  # one of several processes: it ends with its launcher
-        die_with_parent()
+    if "RANK" in os.environ:
+        die_with_parent()  # one of several processes: it ends with its launcher
     return sys.argv[1:]
