@@ -101,7 +101,6 @@ def _predicted(run_dir: Path) -> list[dict]:
 
 
 def _synthetic(run_dir: Path) -> dict:
-    sheet = run_dir / "generate" / "contact_sheet.png"
     folder = run_dir / "evaluate" / "pictures"
     index = read_json(folder / "index.json") or {"overlays": {}}
     overlays = {
@@ -110,7 +109,7 @@ def _synthetic(run_dir: Path) -> dict:
     }
     return {
         "statistics": _statistics(read_json(run_dir / "evaluate" / "generation.json")),
-        "sheet": pictures.embed(sheet) if sheet.is_file() else None,
+        "sheet": _contact_sheet(run_dir / "generate"),
         "overlays": overlays,
         "classes": _legend(index["classes"]) if overlays else None,
     }
@@ -146,13 +145,12 @@ def _data(run_dir: Path) -> dict:
     sets = {name: index for name, index in indexes.items() if index is not None}
     prepared = read_json(run_dir / "prepare" / "report.json")
     balance = read_json(run_dir / "balance" / "balance.json") or {}
-    sheet = run_dir / "prepare" / "contact_sheet.png"
     return {
         "sets": _set_rows(sets) if sets else None,
         # The table describes the splits; files that were repaired or left out are not in it.
         "notes": describe(prepared | {"splits": {}}) if prepared is not None else [],
         "balance": [[name, f"{one:.6g}" if isinstance(one, float) else str(one)] for name, one in balance.items()],
-        "sheet": pictures.embed(sheet) if sheet.is_file() else None,
+        "sheet": _contact_sheet(run_dir / "prepare"),
         "classes": _legend(sets["train"]["classes"]) if "train" in sets else None,
     }
 
@@ -182,6 +180,11 @@ def _cells(rows: list[list], mark_best: bool) -> list[list[tuple[str, bool]]]:
         [(format_cell(cell), column in best and cell == best[column]) for column, cell in enumerate(row)]
         for row in rows
     ]
+
+
+def _contact_sheet(folder: Path) -> pictures.Picture | None:
+    path = folder / "contact_sheet.png"
+    return pictures.embed(path) if path.is_file() else None
 
 
 def _legend(classes: dict) -> list[tuple[str, tuple[int, int, int]]]:
