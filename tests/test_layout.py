@@ -118,6 +118,13 @@ def test_a_breach_would_be_seen():
     assert breaches("train", {"generate", "weights"}) == {"generate"}
 
 
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {name: imported_modules(path) for name, path in MODULES.items()}
+    assert sum(map(len, graph.values())) > 500, "the imports of dakd were not found"
+    assert circle(graph) == []
+    assert circle({"a": {"b"}, "b": {"c", "e"}, "c": {"a"}, "e": set()}) == ["a", "b", "c", "a"]
+
+
 def test_the_import_graph_has_no_arrow_up():
     """`pytest -s tests/test_layout.py -k arrow` prints it: every area, and the areas below that it imports."""
     below: dict[str, set[str]] = {name: set() for name in ROW_OF}

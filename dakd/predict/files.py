@@ -6,19 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch.distributed as dist
 
 from dakd.data.readers.base import BadFile
 from dakd.predict.images import list_images, output_names, read_image
-from dakd.predict.prediction import OVERLAY_ALPHA
+from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
 from dakd.runtime.distributed import barrier, rank, world_size
 from dakd.runtime.runlog import progress, say
-
-if TYPE_CHECKING:
-    from dakd.predict.student import Student
 
 
 class BadImages(ValueError):
@@ -60,12 +56,10 @@ def file_sources(inputs: Sequence[str | Path], out_dir: str | Path) -> list[Sour
 
 
 def predict_sources(
-    student: Student,
+    predict: Callable[[np.ndarray], Prediction],
     sources: list[Source],
     out_dir: str | Path,
-    *,
     overlay_alpha: float = OVERLAY_ALPHA,
-    tile: int | Literal["auto"] | None = None,
 ) -> None:
     """Predict and write images one by one; rank r takes sources i with i % world == r. Raises BadImages at the end."""
     out_dir = Path(out_dir)
@@ -79,7 +73,7 @@ def predict_sources(
         except BadFile as error:
             failures.append((source.where, error.reason))
             continue
-        student.predict(sar, tile=tile).save(out_dir, source.name, overlay_alpha)
+        predict(sar).save(out_dir, source.name, overlay_alpha)
     failures = _of_all_ranks(failures)
     barrier()
     if failures:

@@ -52,7 +52,7 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     student = Student.load(weights, device(), cfg.evaluate.scales)
     problem = None
     try:
-        predict_sources(student, sources, out_dir)
+        predict_sources(student.predict, sources, out_dir)
     except BadImages as error:
         problem = error
     if is_main():

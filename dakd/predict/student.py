@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +110,7 @@ class Student(HubModel):
         the others are written.
         """
         sources = file_sources([inputs] if isinstance(inputs, str | Path) else inputs, out_dir)
-        predict_sources(self, sources, out_dir, overlay_alpha=overlay_alpha, tile=tile)
+        predict_sources(partial(self.predict, tile=tile), sources, out_dir, overlay_alpha)
         return [source.name for source in sources]
 
     def save(self, path: str | Path, facts: dict[str, Any] | None = None) -> None:
