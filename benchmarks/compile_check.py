@@ -33,11 +33,9 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from below_dispatch import call_below_the_dispatcher, replaced  # noqa: E402
+from lib.plain_ops import call_triton_on_meta, replaced  # noqa: E402
 
 from dakd.kernels import backend, triton_runtime  # noqa: E402
 from dakd.testing.inputs import laid_out, operands  # noqa: E402
@@ -123,8 +121,8 @@ CASES: dict[str, list[Case]] = {
 }  # fmt: skip
 
 
-class Launch(NamedTuple):
-    """One compilation that a launch would ask for. name: the op, the kernel and the first case that asked for it."""
+class Compilation(NamedTuple):
+    """One compilation that a launch would need. name: the op, the kernel and the first case that needs it."""
 
     name: str
     kernel: object
@@ -220,9 +218,9 @@ def _compile(only: str | None, architectures: list[int], num_jobs: int) -> tuple
     return compiled, problems
 
 
-def record(op: str) -> list[Launch]:
+def record(op: str) -> list[Compilation]:
     """The distinct compilations that forward and backward of the op's Triton variant ask for at the model's shapes."""
-    launches: dict[tuple, Launch] = {}
+    launches: dict[tuple, Compilation] = {}
     names: set[str] = set()
 
     def recorder(kernel, grid, *arguments, num_warps: int = 4, num_stages: int = 2, **constants) -> None:
@@ -237,13 +235,13 @@ def record(op: str) -> list[Launch]:
         while name in names:
             name, number = f"{name.split(' #')[0]} #{number}", number + 1
         names.add(name)
-        launches[compilation] = Launch(name, *compilation)
+        launches[compilation] = Compilation(name, *compilation)
 
-    with replaced(triton_runtime, "launch", recorder), replaced(triton_runtime, "why_not", lambda device_type: None):
+    with replaced(triton_runtime, "launch", recorder):
         for case in CASES[op]:
             with torch.device("meta"):
                 inputs = operands(op, case.sizes, dtype=case.dtype, device="meta") | case.extra
-                call_below_the_dispatcher(op, laid_out(op, inputs, case.layout), "triton")
+                call_triton_on_meta(op, laid_out(op, inputs, case.layout))
     return list(launches.values())
 
 
@@ -254,7 +252,7 @@ _POINTERS = {
 
 
 def _describe(kernel, arguments: tuple, constants: dict) -> tuple:
-    """A Launch less name and options, specialised as Triton's launcher does: ones are constants, 16s are known."""
+    """A Compilation less name and options, specialised as Triton's launcher does: ones are constants, 16s are known."""
     values = dict(zip([parameter.name for parameter in kernel.params if not parameter.is_constexpr], arguments))
     values |= {name: value for name, value in constants.items()}
     signature, fixed, divisible = [], [], []
@@ -360,7 +358,7 @@ def _sections(elf: bytes) -> dict[str, bytes]:
     """The sections of a 64-bit ELF file."""
     (table,) = struct.unpack_from("<Q", elf, 40)
     size, number, index_of_names = struct.unpack_from("<3H", elf, 58)
-    # By section: where its name begins among the names, and its offset and size in the file.
+    # By races: where its name begins among the names, and its offset and size in the file.
     headers = [struct.unpack_from("<I20xQQ", elf, table + size * index) for index in range(number)]
     names = headers[index_of_names][1]
     sections = {}
@@ -478,7 +476,7 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-_LAUNCHES: list[Launch] = []
+_LAUNCHES: list[Compilation] = []
 
 if __name__ == "__main__":
     sys.exit(main())

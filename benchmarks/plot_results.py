@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from machine import RESULTS
-from rows import RIVALS, read_rows
+from lib.device import RESULTS
+from lib.table import RIVALS, read_rows
 
 _OURS, _FLOOR = "#2a6f97", "#c1121f"
 _GREY, _GREYS = "#c8c8c8", {"eager": "#8c8c8c", "compile": "#a8a8a8"}

@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import roofline
 import torch
 import torch.nn.functional as F
-from harness import compile_with, count_launches, make_call, saved_bytes
-from paper_nets import unet_config
-from rows import COMPILED, EAGER, Row
-from section import Section, parse
+from lib.calls import compile_with, count_launches, make_call, saved_bytes
+from lib.nets import unet_config
+from lib.race import Races, parse
+from lib.table import COMPILED, EAGER, Row
 from torch import Tensor, nn
 
 from dakd.models.caft import CAFT, resize_to
@@ -53,84 +53,84 @@ class PublishedMixer(MambaMixer):
         return self.out_proj(torch.cat([y, z], dim=1).transpose(1, 2))
 
 
-def caft_block(section: Section) -> None:
-    shapes = ((1, 16, 8, 8),) if section.is_tiny else ((16, 128, 128, 128), (1, 128, 168, 320))
+def caft_block(races: Races) -> None:
+    shapes = ((1, 16, 8, 8),) if races.is_tiny else ((16, 128, 128, 128), (1, 128, 168, 320))
     for size, channels, height, width in shapes:
         nets = {EAGER: PlainCAFT, COMPILED: PlainCAFT, "dakd": CAFT}
-        made = {name: _made(section, lambda kind=kind: kind(channels, 2 * channels, channels // 2, 1))  # noqa: B023
+        made = {name: _made(races, lambda kind=kind: kind(channels, 2 * channels, channels // 2, 1))  # noqa: B023
                 for name, kind in nets.items()}  # fmt: skip
         inputs = [
-            dict(f_hr=_map(section, size, channels, height, width),
-                 f_lr=_map(section, size, 2 * channels, height // 2, width // 2))
+            dict(f_hr=_map(races, size, channels, height, width),
+                 f_lr=_map(races, size, 2 * channels, height // 2, width // 2))
             for _ in range(_SETS)
         ]  # fmt: skip
         least = roofline.caft_block(size, channels, height, width).forward_bytes
-        _race(section, "caft_block", (size, channels, height, width), made, inputs, ("f_hr", "f_lr"), least)
+        _race(races, "caft_block", (size, channels, height, width), made, inputs, ("f_hr", "f_lr"), least)
 
 
-def mixer(section: Section) -> None:
-    for size, length, channels in ((2, 9, 32),) if section.is_tiny else ((144, 196, 512), (144, 49, 1024)):
+def mixer(races: Races) -> None:
+    for size, length, channels in ((2, 9, 32),) if races.is_tiny else ((144, 196, 512), (144, 49, 1024)):
         kinds = {EAGER: PublishedMixer, "dakd": MambaMixer}
-        made = {name: _made(section, lambda kind=kind: kind(channels)) for name, kind in kinds.items()}  # noqa: B023
+        made = {name: _made(races, lambda kind=kind: kind(channels)) for name, kind in kinds.items()}  # noqa: B023
         peer = _mamba_ssm_scan()
         if peer is not None:
-            made["published+mamba_ssm"] = _made(section, lambda: PublishedMixer(channels))  # noqa: B023
+            made["published+mamba_ssm"] = _made(races, lambda: PublishedMixer(channels))  # noqa: B023
             made["published+mamba_ssm"].scan = peer
-        inputs = [dict(tokens=torch.randn(size, length, channels, device=section.device, dtype=_DTYPE))
+        inputs = [dict(tokens=torch.randn(size, length, channels, device=races.device, dtype=_DTYPE))
                   for _ in range(_SETS)]  # fmt: skip
-        _race(section, "mixer", (size, length, channels), made, inputs, ("tokens",), None)
+        _race(races, "mixer", (size, length, channels), made, inputs, ("tokens",), None)
 
 
-def gn_silu(section: Section, shapes: Sequence[tuple[int, int, int, int]] = ()) -> list[Row]:
+def gn_silu(races: Races, shapes: Sequence[tuple[int, int, int, int]] = ()) -> list[Row]:
     rows = []
-    for shape in shapes or (((2, 8, 8, 8),) if section.is_tiny else roofline.NORMS):
+    for shape in shapes or (((2, 8, 8, 8),) if races.is_tiny else roofline.NORMS):
         groups = min(32, shape[1])
-        weight, bias = (torch.randn(shape[1], device=section.device, dtype=_DTYPE) for _ in range(2))
+        weight, bias = (torch.randn(shape[1], device=races.device, dtype=_DTYPE) for _ in range(2))
 
         def norm(x: Tensor, groups=groups, weight=weight, bias=bias) -> Tensor:
             return F.silu(F.group_norm(x, groups, weight, bias))
 
         made = {EAGER: norm, COMPILED: norm}
-        inputs = [dict(x=_map(section, *shape)) for _ in range(_SETS)]
+        inputs = [dict(x=_map(races, *shape)) for _ in range(_SETS)]
         work = roofline.group_norm_silu(*shape)
-        rows += _race(section, "gn_silu", shape, made, inputs, ("x",), work.forward_bytes,
+        rows += _race(races, "gn_silu", shape, made, inputs, ("x",), work.forward_bytes,
                       work.bytes("forward+backward"))  # fmt: skip
     return rows
 
 
-def residual_block(section: Section, shape: tuple[int, int, int, int] | None = None) -> list[Row]:
+def residual_block(races: Races, shape: tuple[int, int, int, int] | None = None) -> list[Row]:
     """The U-Net's block at its widest level, compiled by itself, as a user would compile a net by regions."""
     from dakd.models.unet import ResBlock
 
-    shape = shape or ((2, 8, 8, 8) if section.is_tiny else (16, 128, 256, 256))
-    norm_groups = unet_config(section.is_tiny).norm_groups
-    block = _made(section, lambda: ResBlock(shape[1], shape[1], 4 * shape[1], norm_groups))
+    shape = shape or ((2, 8, 8, 8) if races.is_tiny else (16, 128, 256, 256))
+    norm_groups = unet_config(races.is_tiny).norm_groups
+    block = _made(races, lambda: ResBlock(shape[1], shape[1], 4 * shape[1], norm_groups))
     made = {EAGER: block, "channels_last": copy.deepcopy(block).to(memory_format=torch.channels_last)}
     made[COMPILED] = made["channels_last"]
-    shift = torch.randn(shape[0], shape[1], device=section.device, dtype=_DTYPE)
-    inputs = [dict(h=_map(section, *shape), shift=shift) for _ in range(2)]
-    return _race(section, "res_block", shape, made, inputs, ("h",), None)
+    shift = torch.randn(shape[0], shape[1], device=races.device, dtype=_DTYPE)
+    inputs = [dict(h=_map(races, *shape), shift=shift) for _ in range(2)]
+    return _race(races, "res_block", shape, made, inputs, ("h",), None)
 
 
-def encoder(section: Section) -> list[Row]:
+def encoder(races: Races) -> list[Row]:
     """MambaVision-B's classifier as published: images of 224 x 224, a batch of 128, inference (goal G14)."""
     from dakd.models.mamba_vision import VARIANTS, MambaVision
 
-    size, side = (2, 32) if section.is_tiny else (128, 224)
+    size, side = (2, 32) if races.is_tiny else (128, 224)
     options = dict(VARIANTS["B"])
-    if section.is_tiny:
+    if races.is_tiny:
         options = dict(dim=24, in_dim=16, depths=[1, 1, 2, 2], num_heads=[1, 2, 4, 8], window_size=[8, 8, 4, 2])
-    net = _made(section, lambda: MambaVision(num_classes=1000, **options)).eval().to(memory_format=torch.channels_last)
-    image = _map(section, size, 3, side, side)
+    net = _made(races, lambda: MambaVision(num_classes=1000, **options)).eval().to(memory_format=torch.channels_last)
+    image = _map(races, size, 3, side, side)
 
     @torch.no_grad()
     def forward() -> object:
         return net(image)
 
     calls = {EAGER: [forward]}
-    if section.is_gpu:
+    if races.is_gpu:
         calls["dakd"] = [_captured(forward)]
-    flop = None if section.is_tiny else 2 * 15.0e9 * size  # 15.0 GMAC an image, as published
+    flop = None if races.is_tiny else 2 * 15.0e9 * size  # 15.0 GMAC an image, as published
 
     def facts(name: str, timing) -> dict:
         return dict(
@@ -140,7 +140,7 @@ def encoder(section: Section) -> list[Row]:
         )
 
     what = f"MambaVision-B, {size} x 3 x {side} x {side}"
-    return section.race("encoder", what, "bf16", "forward", calls, flop=flop, facts=facts)
+    return races.race("encoder", what, "bf16", "forward", calls, flop=flop, facts=facts)
 
 
 def _captured(call: Callable[[], object]) -> Callable[[], object]:
@@ -157,11 +157,11 @@ def _captured(call: Callable[[], object]) -> Callable[[], object]:
     return replay
 
 
-def _race(section: Section, op: str, shape: tuple, made: dict[str, Callable], inputs: list[dict],
+def _race(races: Races, op: str, shape: tuple, made: dict[str, Callable], inputs: list[dict],
           differentiable: tuple[str, ...], least: int | None, least_both: int | None = None) -> list[Row]:  # fmt: skip
     rows = []
     parameters = {name: list(net.parameters()) if isinstance(net, nn.Module) else [] for name, net in made.items()}
-    made = {name: compile_with(net, section.compile_mode()) if name == COMPILED else net for name, net in made.items()}
+    made = {name: compile_with(net, races.compile_mode()) if name == COMPILED else net for name, net in made.items()}
     for what, count in (("forward", least), ("forward+backward", least_both)):
         calls = {
             name: [make_call(net, given, differentiable, what, parameters[name]) for given in inputs]
@@ -169,25 +169,25 @@ def _race(section: Section, op: str, shape: tuple, made: dict[str, Callable], in
         }
 
         def facts(name: str, _timing, calls=calls, what=what) -> dict:
-            found = dict(peak_gb=section.peak_gb(calls[name][0]))
-            if section.is_gpu:
+            found = dict(peak_gb=races.peak_gb(calls[name][0]))
+            if races.is_gpu:
                 found["launches"] = count_launches(calls[name][0])
             if what == "forward+backward":
                 found["saved_mb"] = saved_bytes(made[name], inputs[0], differentiable, parameters[name]) / 1e6
             return found
 
-        rows += section.race(op, str(shape), "bf16", what, calls, least_bytes=count, facts=facts)
+        rows += races.race(op, str(shape), "bf16", what, calls, least_bytes=count, facts=facts)
     return rows
 
 
-def _made(section: Section, make: Callable[[], nn.Module]) -> nn.Module:
+def _made(races: Races, make: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
-    with torch.device(section.device):
+    with torch.device(races.device):
         return make().to(dtype=_DTYPE)
 
 
-def _map(section: Section, size: int, channels: int, height: int, width: int) -> Tensor:
-    made = torch.randn(size, channels, height, width, device=section.device, dtype=_DTYPE)
+def _map(races: Races, size: int, channels: int, height: int, width: int) -> Tensor:
+    made = torch.randn(size, channels, height, width, device=races.device, dtype=_DTYPE)
     return made.to(memory_format=torch.channels_last)
 
 
@@ -200,15 +200,15 @@ def _mamba_ssm_scan() -> Callable | None:
     return lambda *inputs: selective_scan(*inputs, backend="mamba_ssm")
 
 
-SECTIONS = {"caft_block": caft_block, "mixer": mixer, "gn_silu": gn_silu, "res_block": residual_block,
+BENCHES = {"caft_block": caft_block, "mixer": mixer, "gn_silu": gn_silu, "res_block": residual_block,
             "encoder": encoder}  # fmt: skip
 
 
 def main() -> None:
-    options = parse(__doc__, choices=tuple(SECTIONS))
-    section = Section(options)
-    for name in options.only or SECTIONS:
-        SECTIONS[name](section)
+    options = parse(__doc__, choices=tuple(BENCHES))
+    races = Races.of(options)
+    for name in options.only or BENCHES:
+        BENCHES[name](races)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from machine import measure_ceilings, print_machine
-from rows import Row, RowFile
-from timing import race
+from lib.device import measure_ceilings, print_machine
+from lib.table import Row, RowFile
+from lib.timing import time_in_turns
 
 from dakd.config import SimulationConfig
 from dakd.data.shards import ShardSet
@@ -124,7 +124,7 @@ def _race(logits: list[np.ndarray], source: str) -> list[Row]:
         calls["decode", name] = [
             lambda codec=codec, data=data: codec.decode(data, logits[0].shape) for data in stored[name]
         ]
-    timings, failures = race(calls, "cpu", _SECONDS)
+    timings, failures = time_in_turns(calls, "cpu", _SECONDS)
     if failures:
         raise RuntimeError(f"not timed: {failures}")
     shape = "x".join(map(str, logits[0].shape))

@@ -31,9 +31,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from machine import measure_ceilings, print_machine
-from rows import Row, RowFile
-from timing import race
+from lib.device import measure_ceilings, print_machine
+from lib.table import Row, RowFile
+from lib.timing import time_in_turns
 
 from dakd.config import SimulationConfig
 from dakd.data.batch import Batch
@@ -100,7 +100,7 @@ def _with_logits(scene: Sample, index: int) -> Sample:
 
 def _race(shards: ShardSet, codec: str) -> list[Row]:
     epochs = {"dakd": [_our_epoch(shards)], "webdataset": [_their_epoch(shards)]}
-    timings, failures = race(epochs, "cpu", _SECONDS)
+    timings, failures = time_in_turns(epochs, "cpu", _SECONDS)
     if failures:
         raise RuntimeError(f"not timed: {failures}")
     megabytes = shards.index["num_bytes"] / 1e6

@@ -8,16 +8,16 @@ from collections.abc import Callable
 import roofline
 import torch
 import torch.nn.functional as F
-from harness import gpu_events
-from paper_nets import NUM_CLASSES, joint_net, noisy_pair, teacher_side, unet_config
-from rows import Row
+from lib.calls import gpu_events
+from lib.nets import NUM_CLASSES, joint_net, noisy_pair, teacher_side, unet_config
+from lib.table import Row
 
-from gpu.context import Run
+from gpu.visit import Visit
 from gpu.workers import Job, Phase, Wrong
 
 _BF16 = torch.bfloat16
 _TOP_KERNELS = 30
-# A kernel's purpose by its name, the first pattern that matches; CPU rehearsals see torch's operators instead.
+# A kernel's family by its name: the first pattern that matches. CPU rehearsals see torch's operators instead.
 _FAMILIES = (
     ("layout", r"nchwToNhwc|nhwcToNchw|transpose|permute"),
     ("conv", r"conv|fprop|dgrad|wgrad|implicit|winograd|cudnn_.*_generated"),
@@ -32,64 +32,64 @@ _FAMILIES = (
 )
 
 
-def unet_phase(run: Run) -> Phase:
+def unet_phase(visit: Visit) -> Phase:
     jobs = [
-        Job("unet step", lambda: _step(run, is_tuned=False), 45),
-        Job("unet families", lambda: _profile(run), 40),
-        Job("convolutions", lambda: _convolutions(run), 25),
-        Job("encoder", lambda: _encoder(run), 25),
-        # Last, for cuDNN tries its algorithms at every shape first.
-        Job("unet step, cudnn.benchmark", lambda: _step(run, is_tuned=True), 45),
+        Job("unet step", lambda: _step(visit, is_tuned=False), 45),
+        Job("unet families", lambda: _profile(visit), 40),
+        Job("convolutions", lambda: _convolutions(visit), 25),
+        Job("encoder", lambda: _encoder(visit), 25),
+        # Last: cuDNN first tries all algorithms at every shape.
+        Job("unet step, cudnn.benchmark", lambda: _step(visit, is_tuned=True), 45),
     ]
-    return Phase("unet", 65 if run.is_gpu else 150, jobs)
+    return Phase("unet", 65 if visit.is_gpu else 150, jobs)
 
 
-def loop_phase(run: Run) -> Phase:
-    sizes = ((2, 0.0, 3),) if run.is_tiny else ((16, 0.0, 20), (1, 0.0, 20), (64, 0.0, 6), (1, 1.0, 10))
-    jobs = [Job(f"loop B {size} eta {eta:g}", _loop_job(run, size, eta, steps), 30) for size, eta, steps in sizes]
-    return Phase("loop", 45 if run.is_gpu else 60, jobs)
+def loop_phase(visit: Visit) -> Phase:
+    sizes = ((2, 0.0, 3),) if visit.is_tiny else ((16, 0.0, 20), (1, 0.0, 20), (64, 0.0, 6), (1, 1.0, 10))
+    jobs = [Job(f"loop B {size} eta {eta:g}", _loop_job(visit, size, eta, steps), 30) for size, eta, steps in sizes]
+    return Phase("loop", 45 if visit.is_gpu else 60, jobs)
 
 
-def train_phase(run: Run) -> Phase:
-    jobs = [Job(f"train {name}", _train_job(run, name), 50) for name in ("stage3", "student", "stage2")]
-    return Phase("train", 60 if run.is_gpu else 150, jobs)
+def train_phase(visit: Visit) -> Phase:
+    jobs = [Job(f"train {name}", _train_job(visit, name), 50) for name in ("stage3", "student", "stage2")]
+    return Phase("train", 60 if visit.is_gpu else 150, jobs)
 
 
-def _nets(run: Run) -> tuple[torch.nn.Module, torch.nn.Module]:
+def _nets(visit: Visit) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The teacher as NCHW and as channels_last, with the same weights."""
-    plain = joint_net(run.is_tiny, run.device, _BF16).eval()
-    return plain, joint_net(run.is_tiny, run.device, _BF16).to(memory_format=torch.channels_last).eval()
+    plain = joint_net(visit.is_tiny, visit.device, _BF16).eval()
+    return plain, joint_net(visit.is_tiny, visit.device, _BF16).to(memory_format=torch.channels_last).eval()
 
 
-def _size(run: Run) -> tuple[int, int]:
-    return (2 if run.is_tiny else 16), teacher_side(run.is_tiny)
+def _size(visit: Visit) -> tuple[int, int]:
+    return (2 if visit.is_tiny else 16), teacher_side(visit.is_tiny)
 
 
-def _step(run: Run, is_tuned: bool) -> str:
-    from generate.bench_unet_step import race_step
+def _step(visit: Visit, is_tuned: bool) -> str:
+    from models.bench_sampling_step import race_step
 
     torch.backends.cudnn.benchmark = is_tuned
-    plain, fast = _nets(run)
-    size, side = _size(run)
-    flop = roofline.jointnet_flop(unet_config(run.is_tiny), NUM_CLASSES, (side, side))
+    plain, fast = _nets(visit)
+    size, side = _size(visit)
+    flop = roofline.jointnet_flop(unet_config(visit.is_tiny), NUM_CLASSES, (side, side))
     note = "cudnn.benchmark" if is_tuned else ""
-    rows = race_step(run.section("nets"), plain, fast, size, side, flop, with_launches=False, note=note)
+    rows = race_step(visit.races("nets"), plain, fast, size, side, flop, with_launches=False, note=note)
     return in_words(rows)
 
 
 def in_words(rows: list[Row]) -> str:
-    """Contestants and their milliseconds; RuntimeError where none was measured."""
+    """Contestants and their milliseconds; RuntimeError if none was measured."""
     if not rows:
         raise RuntimeError("nothing was measured; the log says why")
     return ", ".join(f"{row.contestant} {row.time_us / 1e3:.3g} ms" for row in rows)
 
 
-def _profile(run: Run) -> str:
+def _profile(visit: Visit) -> str:
     """Every kernel of one step in both layouts, summed by name and by family."""
-    size, side = _size(run)
+    size, side = _size(visit)
     parts = []
-    for layout, net in zip(("contiguous", "channels_last"), _nets(run)):
-        x, y, t = noisy_pair(size, side, run.device, _BF16)
+    for layout, net in zip(("contiguous", "channels_last"), _nets(visit)):
+        x, y, t = noisy_pair(size, side, visit.device, _BF16)
 
         @torch.no_grad()
         def step(net=net, x=x, y=y, t=t) -> object:
@@ -97,7 +97,7 @@ def _profile(run: Run) -> str:
 
         for _ in range(2):
             step()
-        sums = _sums_by_kernel(_events(run, step))
+        sums = _sums_by_kernel(_events(visit, step))
         if not sums:
             raise RuntimeError("the profiler has seen no kernel")
         total_us = sum(time_us for _, time_us in sums.values())
@@ -108,11 +108,11 @@ def _profile(run: Run) -> str:
             family[0] += launches
             family[1] += time_us
         for family, (launches, time_us) in sorted(by_family.items(), key=lambda item: -item[1][1]):
-            run.add("families", **cells, family=family, kernel="all", launches=launches, time_us=time_us,
+            visit.add("families", **cells, family=family, kernel="all", launches=launches, time_us=time_us,
                     share=time_us / total_us)  # fmt: skip
             print(f"{layout:<15}{family:<26}{launches:>5} launches{time_us:>11.1f} us{time_us / total_us:>8.1%}")
         for kernel, (launches, time_us) in sorted(sums.items(), key=lambda item: -item[1][1])[:_TOP_KERNELS]:
-            run.add("families", **cells, family=family_of(kernel), kernel=kernel[:200], launches=launches,
+            visit.add("families", **cells, family=family_of(kernel), kernel=kernel[:200], launches=launches,
                     time_us=time_us, share=time_us / total_us)  # fmt: skip
         first, (_, most_us) = max(by_family.items(), key=lambda item: item[1][1])
         parts.append(f"{layout} {total_us / 1e3:.2f} ms, {first} {most_us / total_us:.0%}")
@@ -123,8 +123,8 @@ def family_of(kernel: str) -> str:
     return next((family for family, pattern in _FAMILIES if re.search(pattern, kernel, re.I)), "other")
 
 
-def _events(run: Run, call: Callable[[], object]) -> list[tuple[str, float]]:
-    if run.is_gpu:
+def _events(visit: Visit, call: Callable[[], object]) -> list[tuple[str, float]]:
+    if visit.is_gpu:
         return gpu_events(call)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         call()
@@ -139,50 +139,50 @@ def _sums_by_kernel(events: list[tuple[str, float]]) -> dict[str, tuple[int, flo
     return sums
 
 
-def _convolutions(run: Run) -> str:
+def _convolutions(visit: Visit) -> str:
     """The share of the matrix rate that the U-Net's 3x3 convolutions reach, in both layouts, tuned by cuDNN and not."""
-    section, rows = run.section("nets"), []
-    shapes = ((2, 8, 8, 8),) if run.is_tiny else ((16, 128, 256, 256), (16, 256, 64, 64))
+    races, rows = visit.races("nets"), []
+    shapes = ((2, 8, 8, 8),) if visit.is_tiny else ((16, 128, 256, 256), (16, 256, 64, 64))
     for is_tuned in (False, True):
         torch.backends.cudnn.benchmark = is_tuned
         for shape in shapes:
-            x = torch.randn(shape, device=run.device, dtype=_BF16)
-            weight = torch.randn(shape[1], shape[1], 3, 3, device=run.device, dtype=_BF16)
+            x = torch.randn(shape, device=visit.device, dtype=_BF16)
+            weight = torch.randn(shape[1], shape[1], 3, 3, device=visit.device, dtype=_BF16)
             for layout in (torch.contiguous_format, torch.channels_last):
                 given = x.to(memory_format=layout), weight.to(memory_format=layout)
                 facts = dict(layout="contiguous" if layout == torch.contiguous_format else "channels_last",
                              note="cudnn.benchmark" if is_tuned else "")  # fmt: skip
                 contestants = {"torch": [lambda given=given: F.conv2d(*given, padding=1)]}
-                rows += section.race("conv3x3", str(shape), "bf16", "forward", contestants,
+                rows += races.race("conv3x3", str(shape), "bf16", "forward", contestants,
                                      flop=roofline.conv3x3_flop(*shape),
                                      facts=lambda *_, facts=facts: facts)  # fmt: skip
     return in_words(rows)
 
 
-def _encoder(run: Run) -> str:
+def _encoder(visit: Visit) -> str:
     from blocks.bench_blocks import encoder
 
-    return in_words(encoder(run.section("nets")))
+    return in_words(encoder(visit.races("nets")))
 
 
-def _loop_job(run: Run, size: int, eta: float, steps: int):
+def _loop_job(visit: Visit, size: int, eta: float, steps: int):
     def job() -> str:
-        from generate.bench_gen_loop import measure_loops
+        from models.bench_sampling_loop import measure_loops
 
-        net = joint_net(run.is_tiny, run.device, _BF16).to(memory_format=torch.channels_last).eval()
-        faults = measure_loops(run.section("nets"), net, size, teacher_side(run.is_tiny), eta, steps)
+        net = joint_net(visit.is_tiny, visit.device, _BF16).to(memory_format=torch.channels_last).eval()
+        faults = measure_loops(visit.races("nets"), net, size, teacher_side(visit.is_tiny), eta, steps)
         if faults:
             raise Wrong("; ".join(faults))
-        return "equal to the eager loop, never synchronises" if run.is_gpu else "eager alone: a CPU captures nothing"
+        return "equal to the eager loop, never synchronises" if visit.is_gpu else "eager alone: a CPU captures nothing"
 
     return job
 
 
-def _train_job(run: Run, name: str):
+def _train_job(visit: Visit, name: str):
     def job() -> str:
-        from train.bench_train_step import measure_training
+        from models.bench_training_step import measure_training
 
-        rows = measure_training(run.section("nets"), name, steps=3 if run.is_tiny else 6, contestants=("dakd",))
+        rows = measure_training(visit.races("nets"), name, steps=3 if visit.is_tiny else 6, contestants=("dakd",))
         if not rows:
             raise RuntimeError("no contestant could be measured; the log says why")
         return f"{rows[-1].images_per_s:.3g} img/s, {100 * (rows[-1].flop_share or 0):.0f} % of the matrix rate"

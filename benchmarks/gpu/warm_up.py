@@ -1,20 +1,18 @@
-"""Fills Triton's cache, on a host without a GPU, with every kernel that the run launches on a Hopper GPU.
+"""Fills Triton's cache, on a host without a GPU, with every kernel that a visit launches on a Hopper GPU.
 
     python benchmarks/gpu/warm_up.py --cache DIR [--list FILE]
 
-The key of a cached kernel depends on what a launch passes: shapes, strides, alignment, dtypes, options. So the kernels
-are not compiled by themselves but through their launches, on meta tensors, with a stand-in for the driver that says
-"sm_90"; the C code that launches each is compiled too. Every call of the ops that the run makes (calls.py) is made,
-forward and backward, with every value of the tuning constants that the second visit tries; what the nets themselves
-call is recorded from a forward pass on fake CUDA tensors, so that layouts are the models' own. FILE gets the used
-entries of the cache, a line each; a second process that finds all of them there shows that a launch will too. Exit
-status 1: something could not be compiled.
+The key of a cached kernel depends on what a launch passes: shapes, strides, alignment, dtypes, options. Therefore the
+kernels are compiled through their launches, on meta tensors, with a stand-in for the driver that reports "sm_90"; the C
+code that launches each is compiled too. All calls of ops in cases.py are made, forward and backward, with every value
+of the tuning constants that the second visit tries. The calls that the nets make are recorded from a forward pass on
+fake CUDA tensors, which gives the models' own layouts. FILE gets the used entries of the cache, a line each; if a
+second process finds all of them there, a launch will too. Exit status 1: something could not be compiled.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import re
 import subprocess
@@ -25,6 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,24 +33,24 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
-from below_dispatch import replaced  # noqa: E402
+from lib.plain_ops import PlainOps, call_triton_on_meta, differentiate, replaced  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from dakd.kernels import backend, tickets, triton_runtime  # noqa: E402
 from dakd.testing.inputs import DIFFERENTIABLE  # noqa: E402
-from gpu import calls, second  # noqa: E402
+from gpu import cases, second_visit  # noqa: E402
 
 _ARCH, _WARP = 90, 32
 _MULTIPROCESSORS = 132
-# What Triton takes from its compiled C modules.
+# The functions that Triton takes from its compiled C modules.
 _MODULE_FUNCTIONS = ("launch", "load_binary", "get_device_properties", "cuOccupancyMaxActiveClusters",
                      "set_printf_fifo_size", "fill_tma_descriptor", "PyCUtensorMap")  # fmt: skip
 
 
 @dataclass
-class Tally:
-    """What Triton says of each compilation.  entries: folders of the cache that are used, by name."""
+class CacheUse:
+    """Triton's reports of its compilations.  entries: names of the cache folders that are used."""
 
     hits: int = 0
     misses: int = 0
@@ -65,12 +64,12 @@ class Tally:
         self.entries |= {Path(path).parent.name for path in metadata_group.values()}
 
     def load(self, name: str, path: str) -> SimpleNamespace:
-        """In place of loading a C module that Triton has compiled, which would need a driver's library."""
+        """Replaces loading a compiled C module, which would need the driver's library."""
         self.launchers.add(path)
         self.entries.add(Path(path).parent.name)
         return SimpleNamespace(**dict.fromkeys(_MODULE_FUNCTIONS))
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: CacheUse) -> None:
         self.hits += other.hits
         self.misses += other.misses
         self.launchers |= other.launchers
@@ -81,11 +80,11 @@ class Tally:
 def main() -> int:
     options = _parse()
     if triton_runtime.is_interpreted():
-        print("TRITON_INTERPRET=1 is set: unset it, the kernels are to be compiled", file=sys.stderr)
+        print("TRITON_INTERPRET=1 is set: unset it, so that kernels are compiled", file=sys.stderr)
         return 2
     os.environ["TRITON_CACHE_DIR"] = str(options.cache.resolve())
-    start, tally = time.monotonic(), Tally()
-    # Forked: works are closures, which cannot be pickled; torch's own threads have not started yet.
+    start, use = time.monotonic(), CacheUse()
+    # Forked, because closures cannot be pickled; torch's own threads have not started yet.
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool,
@@ -93,102 +92,75 @@ def main() -> int:
         _make_driver_library(Path(folder))
         os.environ["TRITON_LIBCUDA_PATH"] = folder
         for part in pool.map(_run, range(len(_WORKS))):
-            tally.add(part)
-    for failure in tally.failures:
+            use.add(part)
+    for failure in use.failures:
         print(f"FAILED  {failure}")
     if options.list is not None:
-        options.list.write_text("".join(f"{entry}\n" for entry in sorted(tally.entries)))
-    print(f"{tally.hits + tally.misses} launches, {tally.hits} hits, {tally.misses} misses; "
-          f"{len(tally.entries)} entries, {len(tally.launchers)} of them launchers, {time.monotonic() - start:.0f} s")
-    return 1 if tally.failures else 0
+        options.list.write_text("".join(f"{entry}\n" for entry in sorted(use.entries)))
+    print(f"{use.hits + use.misses} launches, {use.hits} hits, {use.misses} misses; "
+          f"{len(use.entries)} entries, {len(use.launchers)} of them launchers, {time.monotonic() - start:.0f} s")
+    return 1 if use.failures else 0
 
 
-def _run(index: int) -> Tally:
-    (name, work), tally = _WORKS[index], Tally()
-    with _stand_ins(tally):
+def _run(index: int) -> CacheUse:
+    (name, work), use = _WORKS[index], CacheUse()
+    with _stand_ins(use):
         try:
             work()
-        # Whatever a compiler has against one kernel, the others are made.
+        # One kernel that does not compile must not keep the others from it.
         except Exception as error:
-            tally.failures.append(f"{name}: {type(error).__name__}: {str(error)[:1000]}")
-    return tally
+            use.failures.append(f"{name}: {type(error).__name__}: {str(error)[:1000]}")
+    return use
 
 
 def _works() -> Iterator[tuple[str, Callable[[], None]]]:
     """Everything that launches Triton kernels in either visit, by name."""
-    for op in calls.ops_with("triton"):
-        listed = [call for dtype in calls.DTYPES for call in calls.checked(op, dtype)]
-        listed += [calls.repeated(op), *(call for call in calls.raced() if call.op == op)]
-        for call in dict.fromkeys(call._replace(sizes=tuple(call.sizes.items())) for call in listed):
-            yield f"{op} {call.shape} {call.dtype} {call.layout}", _caller(call._replace(sizes=dict(call.sizes)))
-    for constant in second.CONSTANTS:
+    for op in cases.ops_with("triton"):
+        listed = [case for dtype in cases.DTYPES for case in cases.checked(op, dtype)]
+        listed += [cases.repeated(op), *(case for case in cases.raced() if case.op == op)]
+        for case in {str(case): case for case in listed}.values():
+            yield f"{op} {case.shape} {case.dtype} {case.layout}", partial(_make, case)
+    for constant in second_visit.CONSTANTS:
         yield f"{constant.op} {constant.name}", _constant_caller(constant)
     yield "the student's training step", _student
     yield "the teacher's sampling step", _sampler
     yield "the encoder of goal G14", _encoder
 
 
-def _caller(call: calls.Call) -> Callable[[], None]:
-    return lambda: _make(call)
-
-
-def _constant_caller(constant: second.Constant) -> Callable[[], None]:
+def _constant_caller(constant: second_visit.Constant) -> Callable[[], None]:
     def work() -> None:
-        call = calls.repeated(constant.op)
-        for value in second.offered(constant):
+        case = cases.repeated(constant.op)
+        for value in second_visit.offered(constant):
             with replaced(constant.module, constant.name, value):
-                for made in (call, *calls.checked(constant.op, call.dtype)):
-                    _make(made)
+                for one in (case, *cases.checked(constant.op, case.dtype)):
+                    _make(one)
 
     return work
 
 
-def _make(call: calls.Call) -> None:
+def _make(case: cases.Case) -> None:
     """One call of an op on meta tensors, forward and backward."""
     with torch.device("meta"):
-        inputs = calls.bench(call, ["--device", "meta"]).operands(call.sizes, 0)
-    with Launching():
-        wanted = [name for name in DIFFERENTIABLE[call.op] if inputs[name] is not None]
-        inputs |= {name: inputs[name].detach().requires_grad_() for name in wanted}
-        outputs = calls.function(call.op)(**inputs, backend="triton")
-        _differentiate(outputs, [inputs[name] for name in wanted])
+        inputs = cases.op_race(case, "--device", "meta").operands(case.sizes, 0)
+    call_triton_on_meta(case.op, inputs)
 
 
-def _differentiate(outputs, wanted: list[Tensor]) -> None:
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    outputs = [output for output in outputs if isinstance(output, Tensor) and output.requires_grad]
-    if outputs and wanted:
-        torch.autograd.grad(outputs, wanted, [torch.empty_like(output) for output in outputs], allow_unused=True)
+class _Recorder(TorchDispatchMode):
+    """Within it, calls of ops are recorded by their schema arguments; on fake tensors an op is then its fake."""
 
-
-class Launching(TorchDispatchMode):
-    """Within it, an op on meta or fake tensors runs its Triton variant, whose launches compile and do nothing else.
-
-    record: where a forward op's schema arguments go instead of being run.
-    """
-
-    def __init__(self, record: list[tuple[str, tuple]] | None = None):
+    def __init__(self) -> None:
         super().__init__()
-        self.record = record
+        self.called: list[tuple[str, tuple]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace != "dakd":
-            return func(*args, **(kwargs or {}))
-        name = func._schema.name.split("::")[1]
-        op = name.removesuffix("_backward")
-        if self.record is not None:
-            self.record.append((name, tuple(_Like.of(value) if isinstance(value, Tensor) else value for value in args)))
-            return func(*args, **(kwargs or {}))
-        arguments = [
-            "triton" if schema.name == "backend" else value for schema, value in zip(func._schema.arguments, args)
-        ]
-        ops = importlib.import_module(f"dakd.kernels.{op}.ops")
-        # The function that was registered, less the wrapper that switches autocast off: meta tensors have no autocast.
-        return getattr(ops, name)._init_fn.__wrapped__(*arguments)
+        if func.namespace == "dakd":
+            likes = tuple(_Like.of(value) if isinstance(value, Tensor) else value for value in args)
+            self.called.append((func._schema.name.split("::")[1], likes))
+        return func(*args, **(kwargs or {}))
 
 
 class _Like(NamedTuple):
-    """What a tensor is but for its numbers and device."""
+    """A tensor's shape, strides and dtype."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -203,26 +175,25 @@ class _Like(NamedTuple):
 
 
 def _record(work: Callable[[], object]) -> list[tuple[str, tuple]]:
-    """The distinct calls of ops in a forward pass, by what their arguments are like.
+    """The distinct calls of ops in a forward pass, by the shapes, strides and dtypes of their arguments.
 
-    Run on fake CUDA tensors, so that autocast and layouts are those of a GPU; nothing is computed, no driver asked.
+    It runs on fake CUDA tensors: autocast and layouts are those of a GPU, nothing is computed, no driver is needed.
     """
     from torch._subclasses import fake_tensor
 
-    called: list[tuple[str, tuple]] = []
     with (
         replaced(fake_tensor, "init_gpu_context", lambda device: None),
         replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         replaced(torch.cuda, "is_bf16_supported", lambda *_: True),
         fake_tensor.FakeTensorMode(allow_non_fake_inputs=True),
-        Launching(called),
+        _Recorder() as recorder,
     ):
         work()
-    return list(dict.fromkeys(called))
+    return list(dict.fromkeys(recorder.called))
 
 
 def _on_fake_cuda(net: nn.Module) -> nn.Module:
-    """The net with its tensors, which lie on "meta", on a CUDA device that is not there; within a FakeTensorMode."""
+    """Moves a net from "meta" to a CUDA device that does not exist; within a FakeTensorMode."""
     for module in net.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -243,13 +214,13 @@ def _launch_recorded(work: Callable[[], object], *, backward: bool) -> None:
         for argument, leaf in zip(schema, leaves):
             if argument.name in wanted and isinstance(leaf, Tensor):
                 leaf.requires_grad_()
-        with Launching():
+        with PlainOps():
             outputs = getattr(torch.ops.dakd, name)(*leaves)
-            _differentiate(outputs, [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad])
+            differentiate(outputs, [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad])
 
 
 def _student() -> None:
-    from paper_nets import NUM_CLASSES, student_batch, student_config
+    from lib.nets import NUM_CLASSES, student_batch, student_config
 
     from dakd.config import StudentLossConfig
     from dakd.models.registry import build_student
@@ -269,7 +240,7 @@ def _student() -> None:
 
 
 def _sampler() -> None:
-    from paper_nets import B_FACTOR, NUM_CLASSES, joint_net
+    from lib.nets import B_FACTOR, NUM_CLASSES, joint_net
 
     from dakd.diffusion.sampler import PairSampler
     from dakd.diffusion.schedule import CosineSchedule
@@ -301,20 +272,20 @@ def _encoder() -> None:
 
 
 @contextmanager
-def _stand_ins(tally: Tally) -> Iterator[None]:
-    """A driver that knows its target and nothing else; launches that compile; a Hopper's number of multiprocessors."""
+def _stand_ins(use: CacheUse) -> Iterator[None]:
+    """A driver that only knows its target, launches that only compile, and a Hopper's number of multiprocessors."""
     import triton
     from triton.runtime import build, driver
 
     driver.set_active(_driver())
     with ExitStack() as stack:
         for module, name, value in (
-            (build, "_load_module_from_path", tally.load),
+            (build, "_load_module_from_path", use.load),
             (triton_runtime, "launch", _warm),
             (triton_runtime, "why_not", lambda device_type: None),
             (triton_runtime, "num_multiprocessors", lambda device: _MULTIPROCESSORS),
             (tickets, "zeros", lambda device, count: torch.zeros(count, dtype=torch.int64, device=device)),
-            (triton.knobs.compilation, "listener", tally.listen),
+            (triton.knobs.compilation, "listener", use.listen),
         ):
             stack.enter_context(replaced(module, name, value))
         backend.load.cache_clear()
@@ -323,7 +294,7 @@ def _stand_ins(tally: Tally) -> Iterator[None]:
 
 
 def _warm(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 2, **constants) -> None:
-    """In place of triton_runtime.launch: everything that a launch does up to the driver, its C launcher included."""
+    """Replaces triton_runtime.launch: does everything up to the driver call, the C launcher included."""
     from triton.backends.nvidia import driver
 
     if 0 in grid:
@@ -334,9 +305,9 @@ def _warm(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_sta
 
 
 def _make_driver_library(folder: Path) -> None:
-    """A libcuda.so.1 to link Triton's C modules against, with the functions that they call: only names go into them.
+    """Makes an empty libcuda.so.1 to link Triton's C modules against; the GPU host's own takes its place there.
 
-    The host's own library takes its place there. Without those functions the linker would not note that it is needed.
+    It defines the functions that they call; without them the linker would not record that the library is needed.
     """
     from triton.backends.nvidia import driver
 

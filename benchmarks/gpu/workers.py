@@ -1,8 +1,8 @@
-"""Jobs, each in a process of its own, forked from a parent that has imported what all of them need.
+"""Jobs, each in its own process, forked from a parent that has imported everything they need.
 
-Imports take seconds, and here only once. The parent never touches CUDA, which no process may
-inherit; it waits, ends what is over its limit, and goes on: a crash or a hang costs its own job alone. What a job
-prints goes to the log, what it measures goes to the tables line by line.
+Imports take seconds, here only once. The parent never touches CUDA, which a child could not inherit; it waits, and
+kills jobs over their limits: a crash or a hang costs one job. A job's output goes to the log, its measurements to the
+tables line by line.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from machine import UNTIL_VARIABLE
-from timing import reason
+from lib.device import UNTIL_VARIABLE
+from lib.timing import reason
 
 from dakd.runtime.stopping import die_with_parent
 
-# A job is not started for less; one that is killed gets this long to be gone.
+# A job needs at least this much time to start; a killed one gets this long to be gone.
 _LEAST_S, _GONE_S = 3.0, 5.0
 _POLL_S = 0.02
 _NOTE_BYTES = 4096
@@ -32,7 +32,7 @@ FAULTS = ("crash", "hang", "wrong")
 
 @dataclass(frozen=True)
 class Job:
-    """call: runs in the child; what it returns, in words, is its note.  skip: why not to run it."""
+    """call: runs in the child and returns a note.  skip: why not to run it."""
 
     name: str
     call: Callable[[], str | None]
@@ -51,7 +51,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     phase: str
     job: str
     status: str  # ok, WRONG, FAILED, crashed, timed out, no time left, skipped
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class Wrong(Exception):
-    """A job has measured what must not be: numbers over their budget, a sum that changes."""
+    """A job has found an error: numbers over their budget, or a sum that changes."""
 
 
 @dataclass
@@ -74,14 +74,14 @@ class _Child:
 
 @dataclass
 class Workers:
-    """log: where the children's output goes.  plant: a fault by the job's name, to rehearse what becomes of it."""
+    """log: gets the children's output.  plant: a fault by the job's name, for rehearsals."""
 
     log: Path
     plant: dict[str, str] = field(default_factory=dict)
     _running: dict[int, _Child] = field(default_factory=dict)
 
-    def run(self, phase: Phase, until: float) -> Iterator[Outcome]:
-        """Yields each job's outcome when it ends.  until: time.monotonic() at which all must be over."""
+    def run(self, phase: Phase, until: float) -> Iterator[JobResult]:
+        """Yields each job's result when it ends.  until: time.monotonic() at which all must be over."""
         until = min(until, time.monotonic() + phase.limit_s)
         waiting = list(phase.jobs)
         try:
@@ -90,9 +90,9 @@ class Workers:
                     job = waiting.pop(0)
                     left_s = until - time.monotonic()
                     if job.skip is not None:
-                        yield Outcome(phase.name, job.name, "skipped", 0.0, job.skip)
+                        yield JobResult(phase.name, job.name, "skipped", 0.0, job.skip)
                     elif left_s < min(_LEAST_S, job.limit_s):
-                        yield Outcome(phase.name, job.name, "no time left", 0.0)
+                        yield JobResult(phase.name, job.name, "no time left", 0.0)
                     else:
                         self._start(job, min(job.limit_s, left_s), phase.workers)
                 yield from self._ended(phase.name)
@@ -101,7 +101,7 @@ class Workers:
             self.end_all()
 
     def end_all(self) -> None:
-        """Kills what still runs, with all that it started."""
+        """Kills all jobs and the processes that they started."""
         for pid in list(self._running):
             _kill(pid)
             _wait(pid, _GONE_S)
@@ -109,21 +109,21 @@ class Workers:
 
     def _start(self, job: Job, limit_s: float, workers: int) -> None:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # else the child would write again what waits here
+            stream.flush()  # else the child would print the buffered text again
         reading, writing = os.pipe()
         start = time.monotonic()
         pid = os.fork()
         if pid == 0:
             os.close(reading)
-            # Several at once share the cores: each with threads for all of them would stand in the others' way.
+            # Jobs that run at once share the cores.
             torch.set_num_threads(max(1, torch.get_num_threads() // workers))
             _live(job, limit_s, self.log, writing, self.plant.get(job.name))
         os.close(writing)
         with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)  # the child does so too: whoever is first
+            os.setpgid(pid, pid)  # so does the child: whichever is first
         self._running[pid] = _Child(job, start, limit_s, reading)
 
-    def _ended(self, phase: str) -> Iterator[Outcome]:
+    def _ended(self, phase: str) -> Iterator[JobResult]:
         for pid, child in list(self._running.items()):
             seconds = time.monotonic() - child.start
             if seconds > child.limit_s and not child.killed:
@@ -133,13 +133,13 @@ class Workers:
             if status is None and seconds < child.limit_s + _GONE_S:
                 continue
             del self._running[pid]
-            _kill(pid)  # what the job itself has started
+            _kill(pid)  # the job's own children
             note = _read_note(child.note_fd)
-            yield Outcome(phase, child.job.name, _in_words(status, child.killed), seconds, note)
+            yield JobResult(phase, child.job.name, _in_words(status, child.killed), seconds, note)
 
 
 def _live(job: Job, limit_s: float, log: Path, note_fd: int, fault: str | None) -> None:
-    """What a child does from its birth to its end."""
+    """The whole life of a child."""
     status, note = 1, ""
     try:
         os.setpgid(0, 0)
@@ -157,7 +157,7 @@ def _live(job: Job, limit_s: float, log: Path, note_fd: int, fault: str | None) 
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
         note = "" if status == 0 else f"exit status {error.code}"
-    # Whatever a job raises is its outcome; the traceback stands in the log.
+    # Any error is the job's result; the log has the traceback.
     except BaseException as error:
         traceback.print_exc()
         note = reason(error)
@@ -191,7 +191,7 @@ def _kill(pid: int) -> None:
 
 
 def _wait(pid: int, seconds: float) -> int | None:
-    """The child's wait status, or None where it is not over after `seconds`: a driver may hold it for ever."""
+    """The child's wait status, or None after `seconds`: a driver may hold a killed process for ever."""
     until = time.monotonic() + seconds
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness import run_benchmark
+from lib.op_race import run_benchmark
 
 from dakd.kernels.seg_loss import seg_loss
 

@@ -1,4 +1,4 @@
-"""The run for a GPU host: what a job's end costs the others, what a visit would call, and the whole of it rehearsed."""
+"""A visit to a GPU host: a job that fails costs no other job, and the visit makes the right calls in its time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import gpu_run
-import harness
-import machine
 import pytest
 import torch
-from gpu import calls, context, correctness, facts, nets, races, second, suite, workers
+from gpu import cases, correctness, facts, gpu_tests, nets, races, second_visit, workers
+from gpu.visit import FIRST_TABLES, SECOND_TABLES, Visit
+from lib.device import DEVICE_VARIABLE
+from lib.op_race import OpRace, parse
 
 from dakd.kernels import backend
 from dakd.testing.inputs import MODEL_LAYOUT
@@ -112,13 +113,13 @@ def test_what_a_hanging_job_has_started_ends_with_it(tmp_path):
 
 
 def test_lines_of_jobs_that_write_at_once_are_whole(tmp_path):
-    run = context.Run("cpu", True, tmp_path)
-    run.start_tables(context.FIRST_TABLES)
+    visit = Visit("cpu", True, tmp_path)
+    visit.start_tables(FIRST_TABLES)
 
     def write(number):
         def job():
             for line in range(50):
-                run.fact("phase", f"{number}.{line}", line, note="x" * 300)
+                visit.fact("phase", f"{number}.{line}", line, note="x" * 300)
 
         return job
 
@@ -134,7 +135,7 @@ import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
 import gpu_run, torch
 from pathlib import Path
-gpu_run._import_for_children(gpu_run.Run("cpu", True, Path("/nowhere")))
+gpu_run._import_for_children(gpu_run.Visit("cpu", True, Path("/nowhere")))
 import threading
 assert threading.active_count() == 1, threading.enumerate()
 assert not torch.cuda.is_initialized()
@@ -150,9 +151,9 @@ print("clean")
 
 @pytest.fixture
 def visit(tmp_path, monkeypatch):
-    """A run on a GPU that is not here: its phases can be made, not run."""
-    monkeypatch.setenv(machine.DEVICE_VARIABLE, "NVIDIA H200")
-    return context.Run("cuda", False, tmp_path)
+    """A visit to a GPU that is not here: its phases can be made, not run."""
+    monkeypatch.setenv(DEVICE_VARIABLE, "NVIDIA H200")
+    return Visit("cuda", False, tmp_path)
 
 
 def test_a_real_visit_checks_every_variant_in_the_layout_of_the_models(visit):
@@ -163,62 +164,63 @@ def test_a_real_visit_checks_every_variant_in_the_layout_of_the_models(visit):
             if name in backend._variants(op):
                 assert {f"{op} {name} {dtype}" for dtype in ("bf16", "fp16", "fp32")} <= set(names)
                 assert f"{op} {name} repeats" in names
-        checked = calls.checked(op, "bf16")
+        checked = cases.checked(op, "bf16")
         assert {MODEL_LAYOUT[op], "contiguous"} == {call.layout for call in checked}
         assert {"odd", "main with batch 2"} == {call.shape for call in checked}
     assert names.index("seg_loss cuda bf16") < names.index("transposed_attention triton fp32")
 
 
 def test_a_real_visit_races_every_op_on_the_models_path_first():
-    raced = calls.raced()
+    raced = cases.raced()
     assert [call.op for call in raced[: len(backend.OPS)]] == list(backend.OPS)
     assert all(call.layout == MODEL_LAYOUT[call.op] for call in raced[: len(backend.OPS)])
     assert len({(call.op, str(call.sizes), call.layout, call.options) for call in raced}) == len(raced)
     for call in raced:
-        parsed = harness.parse(call.op, [*call.words, "--device", "cuda"])
+        parsed = parse(call.op, [*call.words, "--device", "cuda"])
         assert list(parsed.shapes.values()) == [call.sizes] and parsed.dtype == "bf16"
 
 
 def test_operands_of_a_call_lie_as_its_layout_says():
-    call = calls.checked("seg_loss", "bf16")[1]
+    call = cases.checked("seg_loss", "bf16")[1]
     with torch.device("meta"):
-        inputs = calls.bench(call, ["--device", "meta"]).operands(call.sizes, 0)
+        inputs = cases.op_race(call, "--device", "meta").operands(call.sizes, 0)
     assert call.layout == "channels_last" and inputs["logits"].stride(1) == 1
     assert inputs["teacher"].is_contiguous() and inputs["teacher"].dtype == torch.float16  # as the shards hold it
-    (call,) = [call for call in calls.checked("selective_scan", "bf16") if call.layout == "tokens"]
+    (call,) = [call for call in cases.checked("selective_scan", "bf16") if call.layout == "tokens"]
     with torch.device("meta"):
-        inputs = calls.bench(call, ["--device", "meta"]).operands(call.sizes, 0)
+        inputs = cases.op_race(call, "--device", "meta").operands(call.sizes, 0)
     assert inputs["u"].stride(1) == 1 and inputs["u"].dtype == torch.bfloat16 and inputs["A"].dtype == torch.float32
 
 
 def test_phases_fit_into_the_visit(visit):
-    run = visit
-    made = [facts.phase(run), correctness.phase(run), races.phase(run), nets.unet_phase(run), nets.loop_phase(run),
-            nets.train_phase(run), races.compiled_phase(run), suite.phase(run, 30)]  # fmt: skip
+    phases = (facts.phase, correctness.phase, races.phase, nets.unet_phase, nets.loop_phase, nets.train_phase,
+              races.compiled_phase)  # fmt: skip
+    made = [*(phase(visit) for phase in phases), gpu_tests.phase(visit, 30)]
     facts_s = 25  # more only where the extension has to be built
     assert facts_s + sum(phase.limit_s for phase in made[1:]) <= gpu_run.FIRST_S
-    later = [second.recheck_phase(run, ("seg_loss",)), second.counters_phase(run), second.memcheck_phase(run),
-             second.pipeline_phase(run), second.variants_phase(run, ())]  # fmt: skip
+    phases = (second_visit.counters_phase, second_visit.memcheck_phase, second_visit.pipeline_phase)
+    later = [second_visit.recheck_phase(visit, ("seg_loss",)), *(phase(visit) for phase in phases),
+             second_visit.variants_phase(visit, ())]  # fmt: skip
     assert 15 + sum(phase.limit_s for phase in later) <= gpu_run.SECOND_S
     for phase in (*made, *later):
         assert len({job.name for job in phase.jobs}) == len(phase.jobs) > 0
         assert all(job.limit_s > 0 for job in phase.jobs), phase.name
-    assert len(context.FIRST_TABLES) + 1 <= 8 and len(context.SECOND_TABLES) + 1 <= 8  # with the log
+    assert len(FIRST_TABLES) + 1 <= 8 and len(SECOND_TABLES) + 1 <= 8  # with the log
 
 
 def test_a_call_that_raises_is_no_wrong_number_and_costs_no_other_call(tmp_path, monkeypatch):
-    run = context.Run("cpu", True, tmp_path)
-    run.start_tables(context.FIRST_TABLES)
-    errors = harness.Bench.errors
+    visit = Visit("cpu", True, tmp_path)
+    visit.start_tables(FIRST_TABLES)
+    errors = OpRace.errors
 
-    def failing(bench, name, sizes, seed):
+    def failing(race, name, sizes, seed):
         if seed == 0:
             raise ValueError("no kernel image")
-        return errors(bench, name, sizes, seed)
+        return errors(race, name, sizes, seed)
 
-    monkeypatch.setattr(harness.Bench, "errors", failing)
+    monkeypatch.setattr(OpRace, "errors", failing)
     with pytest.raises(RuntimeError, match="1 calls raised, such as tiny channels_last: ValueError: no kernel image"):
-        correctness._check(run, "transposed_attention", "reference", "fp32")
+        correctness._check(visit, "transposed_attention", "reference", "fp32")
     verdicts = [(row["layout"], row["verdict"]) for row in read(tmp_path / "correct.csv")]
     assert verdicts[0] == ("channels_last", "raised") and set(verdicts[1:]) == {("contiguous", "ok")}
 
@@ -232,38 +234,38 @@ def test_a_number_over_its_budget_is_wrong_whatever_else_raised(ratio):
 
 
 def test_the_second_visit_rechecks_what_the_first_left_unsettled(tmp_path):
-    run = context.Run("cpu", True, tmp_path)
-    run.start_tables(context.FIRST_TABLES)
+    visit = Visit("cpu", True, tmp_path)
+    visit.start_tables(FIRST_TABLES)
     ended = {"seg_loss cuda bf16": "WRONG", "ddim_step triton bf16": "crashed (SIGSEGV)", "ddim_step triton fp32": "ok",
              "selective_scan triton repeats": "timed out", "joint_noising cuda fp16": "no time left"}  # fmt: skip
     for name, status in ended.items():
-        run.fact("correct", f"job {name}", status)
-    run.fact("races", "job race ddim_step main channels_last", "FAILED")  # no check
-    run.fact("recheck", "job ddim_step triton bf16", "ok")  # mended since
+        visit.fact("correct", f"job {name}", status)
+    visit.fact("races", "job race ddim_step main channels_last", "FAILED")  # no check
+    visit.fact("recheck", "job ddim_step triton bf16", "ok")  # mended since
     unsettled = ("seg_loss cuda bf16", "selective_scan triton repeats", "joint_noising cuda fp16")
-    assert second.unsettled_jobs(tmp_path) == unsettled
-    assert second.unsettled_jobs(tmp_path / "nowhere") == ()
-    assert {job.name for job in second.recheck_phase(run, ("seg_loss",)).jobs} == {
+    assert second_visit.unsettled_jobs(tmp_path) == unsettled
+    assert second_visit.unsettled_jobs(tmp_path / "nowhere") == ()
+    assert {job.name for job in second_visit.recheck_phase(visit, ("seg_loss",)).jobs} == {
         f"seg_loss {name} {what}" for name in ("cpu", "reference") for what in ("bf16", "fp32", "repeats")
     }
 
 
 def test_counters_are_taken_of_the_ops_farthest_from_their_floor(tmp_path):
-    run = context.Run("cpu", True, tmp_path)
-    run.start_tables(context.FIRST_TABLES)
+    visit = Visit("cpu", True, tmp_path)
+    visit.start_tables(FIRST_TABLES)
     shares = {"seg_loss": 0.8, "ddim_step": 0.9, "selective_scan": 0.2, "joint_noising": 0.5}
     for op, share in shares.items():
         for contestant, part in (("triton", share), ("eager", 0.01)):
-            run.add("races", op=op, shape="main", contestant=contestant, time_us=1.0, copy_share=part)
-    assert second.farthest(tmp_path) == ["selective_scan", "joint_noising", "seg_loss"]
-    assert set(second.farthest(tmp_path / "nowhere")) <= set(backend.OPS)
+            visit.add("races", op=op, shape="main", contestant=contestant, time_us=1.0, copy_share=part)
+    assert second_visit.farthest(tmp_path) == ["selective_scan", "joint_noising", "seg_loss"]
+    assert set(second_visit.farthest(tmp_path / "nowhere")) <= set(backend.OPS)
 
 
 def test_counters_are_read_from_behind_the_programs_own_output():
     text = ('called: seg_loss\n==PROF== Connected\n"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
             '"0","backward_kernel","Duration","us","12.3"\n"0","backward_kernel","","",""\n')  # fmt: skip
-    assert second.counters(text) == [("backward_kernel", "Duration", "us", "12.3")]
-    assert second.counters("==ERROR== no permission\n") == []
+    assert second_visit.counters(text) == [("backward_kernel", "Duration", "us", "12.3")]
+    assert second_visit.counters("==ERROR== no permission\n") == []
 
 
 @pytest.mark.parametrize(

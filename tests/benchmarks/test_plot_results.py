@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import machine
 import plot_results
 import pytest
-import rows
-from timing import Timing
+from lib import device, table
+from lib.timing import Timing
 
 
 def keep(folder, shape, least_mb, times_us):
     """Appends rows of a race on a machine that copies 10 GB/s."""
-    ceilings = machine.Ceilings(10.0, None)
-    file = rows.RowFile(folder / "ddim_step.csv", "cpu", ceilings)
+    ceilings = device.Ceilings(10.0, None)
+    file = table.RowFile(folder / "ddim_step.csv", "cpu", ceilings)
     timings = {name: Timing(time_us) for name, time_us in times_us.items()}
-    made = rows.make_rows("ddim_step", shape, "fp32", "forward", timings, ceilings, least_bytes=int(least_mb * 1e6))
+    made = table.make_rows("ddim_step", shape, "fp32", "forward", timings, ceilings, least_bytes=int(least_mb * 1e6))
     for row in made:
         file.add(row)
 
@@ -23,7 +22,7 @@ def test_largest_shape_is_shown_with_the_newest_row_of_each_contestant(tmp_path)
     keep(tmp_path, "small", 1.0, {"eager": 900.0})
     keep(tmp_path, "batch=16,height=256", 20.0, {"eager": 9000.0, "cpu": 3000.0})
     keep(tmp_path, "batch=16,height=256", 20.0, {"cpu": 2500.0})
-    groups = plot_results.newest(rows.read_rows(tmp_path))
+    groups = plot_results.newest(table.read_rows(tmp_path))
     (shown,) = groups.values()
     assert [(row["contestant"], float(row["time_us"])) for row in shown] == [("eager", 9000.0), ("cpu", 2500.0)]
     assert plot_results.floor_us(shown[0]) == pytest.approx(2000.0)  # 20 MB at 10 GB/s
@@ -34,7 +33,7 @@ def test_picture_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     keep(tmp_path, "main", 20.0, {"eager": 9000.0, "cpu": 2500.0})
     path = tmp_path / "pictures" / "host.png"
-    plot_results.draw(plot_results.newest(rows.read_rows(tmp_path)), path)
+    plot_results.draw(plot_results.newest(table.read_rows(tmp_path)), path)
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
 
 

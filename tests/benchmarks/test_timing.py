@@ -1,4 +1,4 @@
-"""The GPU's stopwatch with a stand-in for CUDA: what is captured, what falls back, what is rotated."""
+"""Timing on a GPU, with a stand-in for CUDA: captures, fallbacks, and rotating buffers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import timing
 import torch
+from lib import timing
 
 
 class Event:
@@ -61,7 +61,7 @@ def cuda(monkeypatch):
 
 def test_short_calls_are_replayed_and_long_ones_are_not(cuda):
     contestants = {"short": [lambda: None] * 4, "long": [lambda: time.sleep(0.003)] * 4}
-    timings, failures = timing.race(contestants, "cuda", 0.01)
+    timings, failures = timing.time_in_turns(contestants, "cuda", 0.01)
     assert failures == {} and len(cuda.captured) == 1
     assert timings["short"].method == "graph" and timings["short"].graph_us == timings["short"].best_us
     assert timings["long"].method == "events" and timings["long"].graph_us is None
@@ -74,7 +74,7 @@ def test_contestant_that_cannot_be_captured_is_timed_by_events(cuda):
         if cuda.capturing:
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    timings, failures = timing.race({"synchronising": [looks_at_a_value]}, "cuda", 0.01)
+    timings, failures = timing.time_in_turns({"synchronising": [looks_at_a_value]}, "cuda", 0.01)
     assert failures == {} and timings["synchronising"].method == "events"
 
 
@@ -84,7 +84,7 @@ def test_calls_rotate_through_their_buffers_and_very_long_ones_keep_to_one(cuda)
         "rotating": [lambda index=index: seen.append(index) for index in range(4)],
         "slow": [lambda index=index: (time.sleep(0.008), slow.append(index)) for index in range(3)],
     }
-    timing.race(contestants, "cuda", 0.01)
+    timing.time_in_turns(contestants, "cuda", 0.01)
     assert seen[-8:] == [0, 1, 2, 3] * 2
     assert len(slow) >= 2 and set(slow) == {0}  # from the start: many sets of a slow call would take minutes
 

@@ -12,10 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from machine import synchronise
-from paper_nets import B_FACTOR, NUM_CLASSES, joint_net, teacher_side
-from rows import Row
-from section import Section, parse
+from lib.device import synchronise
+from lib.nets import B_FACTOR, NUM_CLASSES, joint_net, teacher_side
+from lib.race import Races, parse
+from lib.table import Row
 
 from dakd.diffusion.sampler import PairSampler, start_noise
 from dakd.diffusion.schedule import CosineSchedule
@@ -26,27 +26,27 @@ _WATCHED_BELOW = 16  # what a larger batch does is the same, and takes seconds
 
 def main() -> None:
     options = parse(__doc__.splitlines()[0])
-    section = Section(options)
+    races = Races.of(options)
     net = joint_net(options.tiny, options.device, torch.bfloat16).to(memory_format=torch.channels_last).eval()
     side, wrong = teacher_side(options.tiny), []
     for size, eta in ((2, 0.0), (2, 1.0)) if options.tiny else ((16, 0.0), (1, 0.0), (1, 1.0), (64, 0.0)):
-        wrong += measure_loops(section, net, size, side, eta)
+        wrong += measure_loops(races, net, size, side, eta)
     for fault in wrong:
         print(f"WRONG   {fault}")
     print(f"note: {'; '.join(wrong) if wrong else 'captured loops equal eager ones and never synchronise'}"
-          if section.is_gpu else "note: eager loops alone: a CPU captures nothing")  # fmt: skip
+          if races.is_gpu else "note: eager loops alone: a CPU captures nothing")  # fmt: skip
     if wrong:
         raise SystemExit(3)
 
 
-def measure_loops(section: Section, net, size: int, side: int, eta: float, steps: int = _STEPS) -> list[str]:
+def measure_loops(races: Races, net, size: int, side: int, eta: float, steps: int = _STEPS) -> list[str]:
     """Times the eager loop and the captured one, and returns the faults of the latter, in words."""
-    x, y = (noise.to(section.device) for noise in start_noise(0, range(size), (side, side), NUM_CLASSES))
-    ids = torch.arange(size, device=section.device)
+    x, y = (noise.to(races.device) for noise in start_noise(0, range(size), (side, side), NUM_CLASSES))
+    ids = torch.arange(size, device=races.device)
     shape, what = f"B {size}, {side}x{side}", f"{steps} steps" + (", eta 1" if eta else "")
-    settings = dict(b=B_FACTOR, eta=eta, device=section.device, dtype=torch.bfloat16)
+    settings = dict(b=B_FACTOR, eta=eta, device=races.device, dtype=torch.bfloat16)
     results, rows, wrong = {}, [], []
-    for name in ("eager", "dakd") if section.is_gpu else ("eager",):
+    for name in ("eager", "dakd") if races.is_gpu else ("eager",):
         sampler = PairSampler(net, CosineSchedule(), steps, **settings, capture=name == "dakd")
 
         def loop(sampler=sampler):
@@ -54,24 +54,24 @@ def measure_loops(section: Section, net, size: int, side: int, eta: float, steps
 
         start = time.perf_counter()
         results[name] = loop()
-        synchronise(section.device)
+        synchronise(races.device)
         first_s = time.perf_counter() - start
-        rows.append(_time(section, shape, what, name, size, loop, steps))
+        rows.append(_time(races, shape, what, name, size, loop, steps))
         rows[-1].note = f"first call, with compilers and capture, {first_s:.1f} s"
-        if section.is_gpu and size <= _WATCHED_BELOW and _synchronises(loop):
+        if races.is_gpu and size <= _WATCHED_BELOW and _synchronises(loop):
             wrong.append(f"{name} loop at {shape} synchronises")
     rows[-1].times_eager = rows[0].time_us / rows[-1].time_us
-    section.keep(rows)
-    if section.is_gpu and not all(torch.equal(a, b) for a, b in zip(results["eager"], results["dakd"])):
+    races.keep(rows)
+    if races.is_gpu and not all(torch.equal(a, b) for a, b in zip(results["eager"], results["dakd"])):
         wrong.append(f"captured loop at {shape}, eta {eta:g} differs from the eager one")
     return wrong
 
 
-def _time(section: Section, shape: str, what: str, name: str, size: int, loop, steps: int) -> Row:
+def _time(races: Races, shape: str, what: str, name: str, size: int, loop, steps: int) -> Row:
     times_s, host_ms = [], []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
-        host_ms.append(section.host_ms(loop))
+        host_ms.append(races.host_ms(loop))
         times_s.append(time.perf_counter() - start)
     time_s, scale = min(times_s), _SAMPLING_STEPS / steps
     return Row("gen_loop", shape, "bf16", what, name, time_s * 1e6, "wall clock", time_s * 1e6,

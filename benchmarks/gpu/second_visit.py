@@ -1,4 +1,4 @@
-"""The second visit: what the first one found, checked again; counters, memory errors, the pipeline, other constants."""
+"""The second visit: checks again what the first one left open; counters, memory errors, the pipeline, constants."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from machine import RESULTS, ROOT, device_slug, seconds_given
-from rows import read_rows
+from lib.device import RESULTS, ROOT, device_slug, seconds_given
+from lib.table import read_rows
 
 from dakd.kernels import backend
-from gpu import calls, correctness, races
-from gpu.context import Run
+from gpu import cases, correctness, races
+from gpu.visit import Visit
 from gpu.workers import Job, Phase, Wrong
 
 _BENCHMARKS = ROOT / "benchmarks"
-# Errors of a kernel; a host whose runtime lets no tool at the device has others.
+# Errors of a kernel; compute-sanitizer has others, such as for hosts that let no tool at the device.
 _MEMORY_ERRORS = r"Invalid __\w+__ (?:read|write)|Misaligned|out of bounds|Race reported"
 _ROOM_BYTES = 24 << 30  # for the checkpoints of three stages
 _NUM_COUNTED = 3
-# Where no first visit has left rows: the ops that the audit of their machine code expects farthest from their floors.
+# Without rows of a first visit: the ops farthest from their floors, judging by their machine code.
 _LIKELY = ("selective_scan", "transposed_attention", "joint_noising")
-# An op's own kernels by their names, whichever variant; what torch launches beside them is not counted.
+# Patterns for an op's own kernels in any variant; torch's kernels are not counted.
 _KERNELS = {
     "transposed_attention": "gram|fold|apply|dattention|dqk",
     "ddim_step": "ddim",
@@ -41,7 +41,7 @@ _KERNELS = {
 
 
 class Constant(NamedTuple):
-    """A tuning constant of a room's Triton variant, with the values that it offers in another constant."""
+    """A tuning constant of a Triton variant; `values` names the constant with the values to try."""
 
     op: str
     name: str
@@ -59,17 +59,17 @@ CONSTANTS = (
 )
 
 
-def recheck_phase(run: Run, words: tuple[str, ...]) -> Phase:
+def recheck_phase(visit: Visit, words: tuple[str, ...]) -> Phase:
     """The jobs of the first visit's check that did not end well, or those whose names have one of `words`."""
-    words = words or (("depthwise_conv1d",) if run.is_tiny else unsettled_jobs(_first_results(run)))
+    words = words or (("depthwise_conv1d",) if visit.is_tiny else unsettled_jobs(_first_results(visit)))
     if not words:
         return Phase("recheck", 10, [Job("recheck", lambda: None, 10, "the first visit left nothing to check again")])
-    found = correctness.phase(run, words)
-    return Phase("recheck", 25 if run.is_gpu else 120, found.jobs, found.workers)
+    found = correctness.phase(visit, words)
+    return Phase("recheck", 25 if visit.is_gpu else 120, found.jobs, found.workers)
 
 
 def unsettled_jobs(folder: Path) -> tuple[str, ...]:
-    """The checks, by the names of their jobs, that last ended otherwise than well: wrong, failed, killed or not run."""
+    """The names of the check jobs that did not end well the last time: wrong, failed, killed or not run."""
     path = folder / "facts.csv"
     if not path.exists():
         return ()
@@ -79,35 +79,35 @@ def unsettled_jobs(folder: Path) -> tuple[str, ...]:
     return tuple(name for name, status in newest.items() if status not in ("ok", "skipped"))
 
 
-def counters_phase(run: Run) -> Phase:
-    """ncu's basic counters of the ops that are farthest from their floors."""
+def counters_phase(visit: Visit) -> Phase:
+    """ncu's basic counters of the ops farthest from their floors."""
     tool = shutil.which("ncu")
-    absent = None if tool and run.is_gpu else "ncu counts on GPUs" if not run.is_gpu else "ncu is not on PATH"
-    ops = farthest(_first_results(run))
-    return Phase("counters", 35, [Job(f"counters {op}", _count_job(run, op), 20, absent) for op in ops])
+    absent = None if tool and visit.is_gpu else "ncu counts on GPUs" if not visit.is_gpu else "ncu is not on PATH"
+    ops = farthest(_first_results(visit))
+    return Phase("counters", 35, [Job(f"counters {op}", _count_job(visit, op), 20, absent) for op in ops])
 
 
 def farthest(folder: Path) -> list[str]:
     """The ops whose fastest variant of ours reached the least share of the copy bandwidth at the main shape."""
     shares: dict[str, float] = {}
     for row in read_rows(folder):
-        is_ours = row["op"] in backend.OPS and row["contestant"] in calls.GPU_BACKENDS
+        is_ours = row["op"] in backend.OPS and row["contestant"] in cases.GPU_BACKENDS
         if is_ours and row["shape"] == "main" and row["copy_share"]:
             shares[row["op"]] = max(shares.get(row["op"], 0.0), float(row["copy_share"]))
     return sorted(shares, key=shares.get)[:_NUM_COUNTED] or list(_LIKELY)
 
 
-def _count_job(run: Run, op: str):
+def _count_job(visit: Visit, op: str):
     def job() -> str:
         counted = ["--kernel-name", f"regex:{_KERNELS[op]}", "--launch-count", "8"]
         chosen = ["--op", op, "--shape", "main", "--dtype", "bf16"]
-        program = [sys.executable, str(_BENCHMARKS / "small_calls.py"), *chosen]
-        # The clocks are left as they are: the card is shared.
+        program = [sys.executable, str(_BENCHMARKS / "gpu/call_ops.py"), *chosen]
+        # ncu leaves the clocks alone: the card is shared.
         command = ["ncu", "--clock-control", "none", "--set", "basic", "--csv", *counted, *program]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds_given(60))
         lines = counters(done.stdout)
         for kernel, metric, unit, value in lines:
-            run.add("counters", op=op, kernel=kernel, metric=metric, unit=unit, value=value)
+            visit.add("counters", op=op, kernel=kernel, metric=metric, unit=unit, value=value)
         if not lines:
             raise RuntimeError(f"ncu left no counters: {_last_line(done.stderr or done.stdout)}")
         return f"{len({line[0] for line in lines})} kernels"
@@ -116,7 +116,7 @@ def _count_job(run: Run, op: str):
 
 
 def counters(text: str) -> list[tuple[str, str, str, str]]:
-    """Kernel, metric, unit and value of every line of ncu's CSV, which follows what the program printed."""
+    """Kernel, metric, unit and value of every line of ncu's CSV, which follows the program's own output."""
     lines = text.splitlines()
     start = next((index for index, line in enumerate(lines) if '"Kernel Name"' in line), None)
     if start is None:
@@ -126,10 +126,10 @@ def counters(text: str) -> list[tuple[str, str, str, str]]:
             for row in table if row.get("Metric Name")]  # fmt: skip
 
 
-def memcheck_phase(run: Run) -> Phase:
-    """compute-sanitizer over the kernels with tickets, at sizes that leave every block some rest."""
+def memcheck_phase(visit: Visit) -> Phase:
+    """compute-sanitizer over the kernels with tickets, at sizes that no block divides."""
     tool = shutil.which("compute-sanitizer")
-    absent = None if tool and run.is_gpu else "compute-sanitizer watches GPUs" if not run.is_gpu else (
+    absent = None if tool and visit.is_gpu else "compute-sanitizer watches GPUs" if not visit.is_gpu else (
         "compute-sanitizer is not on PATH")  # fmt: skip
     jobs = [Job(f"memcheck {op}", _memcheck_job(op), 25, absent) for op in ("seg_loss", "transposed_attention")]
     return Phase("memcheck", 25, jobs, workers=2)
@@ -139,8 +139,8 @@ def _memcheck_job(op: str):
     def job() -> str:
         watch = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", "--report-api-errors", "no",
                  "--target-processes", "application-only"]  # fmt: skip
-        command = [*watch, sys.executable, str(_BENCHMARKS / "small_calls.py"), "--op", op, "--shape", "odd"]
-        # Every tensor in an allocation of its own, so that a read beyond it is seen.
+        command = [*watch, sys.executable, str(_BENCHMARKS / "gpu/call_ops.py"), "--op", op, "--shape", "odd"]
+        # One allocation per tensor, so that reads beyond it are seen.
         environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds_given(60), capture_output=True,
                               text=True, errors="replace")  # fmt: skip
@@ -155,14 +155,14 @@ def _memcheck_job(op: str):
     return job
 
 
-def pipeline_phase(run: Run) -> Phase:
-    """The real thing: train the teacher, generate pairs and verify the shards, through the command line."""
-    limit_s = 100 if run.is_gpu else 300
-    return Phase("pipeline", limit_s, [Job("pipeline", lambda: _pipeline(run), limit_s)])
+def pipeline_phase(visit: Visit) -> Phase:
+    """Train the teacher, generate pairs and verify the shards, through the command line."""
+    limit_s = 100 if visit.is_gpu else 300
+    return Phase("pipeline", limit_s, [Job("pipeline", lambda: _pipeline(visit), limit_s)])
 
 
-def _pipeline(run: Run) -> str:
-    config = ROOT / "configs" / ("smoke.yaml" if run.is_tiny else "gpu_visit.yaml")
+def _pipeline(visit: Visit) -> str:
+    config = ROOT / "configs" / ("smoke.yaml" if visit.is_tiny else "gpu_visit.yaml")
     parts = []
     with tempfile.TemporaryDirectory(prefix="dakd-visit-", dir=_fast_folder()) as folder:
         for words in (["prepare"], ["train_jointnet"], ["generate"], ["generate", "--verify"]):
@@ -170,7 +170,7 @@ def _pipeline(run: Run) -> str:
             command = [sys.executable, "-m", "dakd", *words, "--config", str(config), f"run_dir={folder}/run"]
             done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": _python_path()})
             seconds = time.monotonic() - start
-            run.fact("pipeline", f"dakd {' '.join(words)}", f"{seconds:.1f}", "s", f"exit status {done.returncode}")
+            visit.fact("pipeline", f"dakd {' '.join(words)}", f"{seconds:.1f}", "s", f"exit status {done.returncode}")
             if done.returncode:
                 raise RuntimeError(f"dakd {' '.join(words)} left with status {done.returncode}; the log says why")
             parts.append(f"{' '.join(words)} {seconds:.0f} s")
@@ -178,24 +178,24 @@ def _pipeline(run: Run) -> str:
 
 
 def _fast_folder() -> str | None:
-    """Memory, where there is room for the checkpoints: a run of a minute would spend it writing them to a disk."""
+    """/dev/shm if it has room for the checkpoints: writing them to a disk would take most of a minute's run."""
     memory = Path("/dev/shm")
     return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > _ROOM_BYTES else None
 
 
 def _last_line(text: str) -> str:
-    return next((line.strip()[:300] for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+    return next((line.strip()[:300] for line in reversed(text.splitlines()) if line.strip()), "it printed nothing")
 
 
 def _python_path() -> str:
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
-def variants_phase(run: Run, names: tuple[str, ...]) -> Phase:
-    """Every value of the tuning constants, held to float64 and then raced.  names: of those alone; empty: of all."""
-    absent = None if run.is_gpu else "a CPU compiles no Triton kernel"
+def variants_phase(visit: Visit, names: tuple[str, ...]) -> Phase:
+    """Every value of the tuning constants, held to float64 and then raced.  names: only these constants; empty: all."""
+    absent = None if visit.is_gpu else "a CPU compiles no Triton kernel"
     jobs = [
-        Job(f"{constant.op} {constant.name}={value}", _variant_job(run, constant, value), 20, absent)
+        Job(f"{constant.op} {constant.name}={value}", _variant_job(visit, constant, value), 20, absent)
         for constant in CONSTANTS
         if not names or constant.name in names
         for value in offered(constant)
@@ -204,28 +204,28 @@ def variants_phase(run: Run, names: tuple[str, ...]) -> Phase:
 
 
 def offered(constant: Constant) -> tuple[int, ...]:
-    """The values of a constant; none where Triton, whose kernels it tunes, is not installed."""
+    """The values of a constant; none without Triton, whose kernels it tunes."""
     try:
         return getattr(constant.module, constant.values)
     except ImportError:
         return ()
 
 
-def _variant_job(run: Run, constant: Constant, value: int):
+def _variant_job(visit: Visit, constant: Constant, value: int):
     def job() -> str:
         setattr(constant.module, constant.name, value)
         note = f"{constant.name}={value}"
-        call = calls.repeated(constant.op, run.is_tiny)
-        small = next(found for found in calls.checked(constant.op, call.dtype) if found.layout == call.layout)
-        for tensor, error in calls.bench(small, run.bench_arguments()).errors("triton", small.sizes, 0).items():
-            run.add("correct", op=constant.op, backend="triton", dtype=call.dtype, layout=call.layout,
+        case = cases.repeated(constant.op, visit.is_tiny)
+        small = next(found for found in cases.checked(constant.op, case.dtype) if found.layout == case.layout)
+        for tensor, error in visit.op_race(small).errors("triton", small.sizes, 0).items():
+            visit.add("correct", op=constant.op, backend="triton", dtype=case.dtype, layout=case.layout,
                     shape=small.shape, tensor=tensor, error=error.error, budget=error.budget, ratio=error.ratio,
                     verdict="ok" if error.ratio <= 1 else "over", note=note)  # fmt: skip
-        return races.race(run, call, "--only", "triton", "--note", note)
+        return races.race(visit, case, "--only", "triton", "--note", note)
 
     return job
 
 
-def _first_results(run: Run) -> Path:
-    """Where the rows of the first visit lie, committed."""
-    return RESULTS / device_slug(run.device)
+def _first_results(visit: Visit) -> Path:
+    """The folder with the first visit's rows, as committed."""
+    return RESULTS / device_slug(visit.device)

@@ -1,4 +1,4 @@
-"""What the benchmarks of nets and of their parts share: options, machine, races and their rows."""
+"""Races on one device: contestants take turns, and their rows are printed and written as soon as they are measured."""
 
 from __future__ import annotations
 
@@ -8,39 +8,49 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from machine import measure_ceilings, print_machine, seconds_given, synchronise
-from rows import Row, RowFile, make_rows, print_header, print_rows
-from timing import Call, Timing, race
+
+from lib.device import measure_ceilings, print_machine, seconds_given, synchronise
+from lib.table import Row, RowFile, make_rows, print_header, print_rows
+from lib.timing import Call, Timing, time_in_turns
 
 TINY_COPY_BYTES = 1 << 24
 
 
 def parse(description: str, argv: Sequence[str] | None = None, *, choices: Sequence[str] = ()) -> argparse.Namespace:
+    """The options that all benchmarks of nets and blocks have."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--tiny", action="store_true", help="toy sizes: a rehearsal whose numbers mean nothing")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on each contestant, about")
     if choices:
         parser.add_argument("--only", action="append", choices=choices, help="repeatable; default: all")
     options = parser.parse_args(argv)
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if options.tiny:
-        options.seconds = 0.01
+    options.device = options.device or default_device()
     return options
 
 
-class Section:
-    """One process's measurements on one device."""
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def __init__(self, options: argparse.Namespace):
-        self.device, self.is_tiny, self.seconds = options.device, options.tiny, options.seconds
-        self.is_gpu = torch.device(options.device).type == "cuda"
-        self.until = time.monotonic() + seconds_given(600)
-        self.ceilings = measure_ceilings(options.device, TINY_COPY_BYTES if options.tiny else None)
-        print_machine(options.device, self.ceilings)
+
+class Races:
+    """The races of one process: its device, the ceilings measured there, and the file that gets the rows."""
+
+    def __init__(self, device: str, csv: Path | None, seconds: float, *, is_tiny: bool = False, limit_s: float = 600):
+        """seconds: spent on each contestant, about.  limit_s: for all races, unless a parent process sets its own."""
+        self.device, self.is_tiny, self.seconds = device, is_tiny, 0.01 if is_tiny else seconds
+        self.is_gpu = torch.device(device).type == "cuda"
+        self.until = time.monotonic() + seconds_given(limit_s)
+        self.ceilings = measure_ceilings(device, TINY_COPY_BYTES if is_tiny else None)
+        print_machine(device, self.ceilings)
         print_header()
-        self.file = RowFile(options.csv, options.device, self.ceilings)
+        self.file = RowFile(csv, device, self.ceilings)
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Races:
+        """By the options of `parse`."""
+        return cls(options.device, options.csv, options.seconds, is_tiny=options.tiny)
 
     @property
     def left_s(self) -> float:
@@ -48,6 +58,13 @@ class Section:
 
     def compile_mode(self) -> str:
         return "aot_eager" if self.is_tiny else "default"
+
+    def time(self, what: str, calls: dict[str, Sequence[Call]]) -> dict[str, Timing]:
+        """Times contestants, whose calls rotate through buffers; prints why one could not be measured."""
+        timings, failures = time_in_turns(calls, self.device, self.seconds, limit_s=min(150.0, 0.6 * self.left_s))
+        for name, why in failures.items():
+            print(f"{what:<17}{name:<16} not measured: {why}", flush=True)
+        return timings
 
     def race(
         self,
@@ -62,20 +79,14 @@ class Section:
         facts: Callable[[str, Timing], dict] | None = None,
         per_call: dict[str, int] | None = None,
     ) -> list[Row]:
-        """Times contestants (their calls rotate through buffers), prints and keeps their rows.
+        """Times contestants, prints and keeps their rows.
 
-        facts: further fields of a contestant's row, from its name and timing.  per_call: how many of what is measured
-        one of its calls does, where that is not one.
+        facts: further fields of a contestant's row, from its name and timing.  per_call: by contestant, how many of the
+        things measured one of its calls does, if not one.
         """
         print(f"{op}  {shape}  {dtype}")
-        timings, failures = race(calls, self.device, self.seconds, limit_s=min(150.0, 0.6 * self.left_s))
-        for name, why in failures.items():
-            print(f"{what:<17}{name:<16} not measured: {why}", flush=True)
-        for name, count in (per_call or {}).items():
-            if name in timings:
-                timing = timings[name]
-                graph_us = None if timing.graph_us is None else timing.graph_us / count
-                timings[name] = Timing(timing.called_us / count, graph_us, timing.method)
+        timings = self.time(what, calls)
+        timings |= {name: timings[name].per(count) for name, count in (per_call or {}).items() if name in timings}
         further = {name: facts(name, timing) for name, timing in timings.items()} if facts else None
         rows = make_rows(op, shape, dtype, what, timings, self.ceilings, least_bytes=least_bytes, flop=flop,
                          facts=further)  # fmt: skip
@@ -88,7 +99,7 @@ class Section:
         print_rows(rows)
 
     def host_ms(self, call: Call) -> float:
-        """Milliseconds until a call returns to Python, the GPU still at work."""
+        """Milliseconds until a call returns to Python; the GPU may still be working."""
         synchronise(self.device)
         start = time.perf_counter()
         kept = call()

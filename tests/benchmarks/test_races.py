@@ -1,17 +1,14 @@
-"""The protocol: wrong backends are struck out, failures do not stop the rest, rows are kept with what they ran on."""
+"""How a race is run: wrong backends do not race, failures do not stop the others, rows name the device."""
 
 from __future__ import annotations
 
 import csv
 import time
 
-import harness
-import machine
 import pytest
 import rivals
-import rows
-import timing
 import torch
+from lib import device, op_race, race, table, timing
 
 from dakd.kernels.depthwise_conv1d import depthwise_conv1d
 from dakd.testing import plain
@@ -22,12 +19,12 @@ TINY = ["--device", "cpu", "--shape", "tiny", "--seconds", "0.001"]
 
 @pytest.fixture(autouse=True)
 def small_copy(monkeypatch):
-    monkeypatch.setattr(harness, "measure_ceilings", lambda device: machine.measure_ceilings(device, 1 << 20))
+    monkeypatch.setattr(race, "measure_ceilings", lambda name, _: device.measure_ceilings(name, 1 << 20))
 
 
 def test_rows_hold_the_machine_and_the_ratios(tmp_path, capsys):
     path = tmp_path / "rows.csv"
-    harness.run_benchmark("depthwise_conv1d", depthwise_conv1d, [*TINY, "--csv", str(path)])
+    op_race.run_benchmark("depthwise_conv1d", depthwise_conv1d, [*TINY, "--csv", str(path)])
     with path.open() as file:
         kept = list(csv.DictReader(file))
     assert {"device", "torch", "triton", "commit", "date"} <= set(kept[0])
@@ -52,35 +49,35 @@ def scaled(factor):
 def test_backend_with_wrong_numbers_is_not_timed_and_the_run_fails(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     with pytest.raises(SystemExit) as stopped:
-        harness.run_benchmark("depthwise_conv1d", scaled(1.01), [*TINY, "--csv", str(path)])
+        op_race.run_benchmark("depthwise_conv1d", scaled(1.01), [*TINY, "--csv", str(path)])
     assert stopped.value.code == 1
     assert "OVER    depthwise_conv1d reference at tiny in fp32: " in capsys.readouterr().out
-    assert {row["contestant"] for row in rows.read_rows(tmp_path)} == {"eager"}
+    assert {row["contestant"] for row in table.read_rows(tmp_path)} == {"eager"}
 
 
 def test_backend_a_little_over_its_budget_fails_the_run_but_is_timed(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     with pytest.raises(SystemExit):
-        harness.run_benchmark("depthwise_conv1d", scaled(1 + 3e-6), [*TINY, "--csv", str(path)])
+        op_race.run_benchmark("depthwise_conv1d", scaled(1 + 3e-6), [*TINY, "--csv", str(path)])
     assert "OVER    depthwise_conv1d reference" in capsys.readouterr().out
-    assert "reference" in {row["contestant"] for row in rows.read_rows(tmp_path)}
+    assert "reference" in {row["contestant"] for row in table.read_rows(tmp_path)}
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "tokens"])
 def test_operands_lie_as_asked_and_the_row_says_so(layout, tmp_path):
     path = tmp_path / "rows.csv"
     options = [*TINY, "--layout", layout, "--csv", str(path)]
-    bench = harness.Bench("depthwise_conv1d", depthwise_conv1d, harness.parse("depthwise_conv1d", options))
-    assert bench.operands("tiny", 0)["x"].is_contiguous() == (layout == "contiguous")
-    harness.run_benchmark("depthwise_conv1d", depthwise_conv1d, options)
-    assert {row["layout"] for row in rows.read_rows(tmp_path)} == {layout}
+    racing = op_race.OpRace("depthwise_conv1d", depthwise_conv1d, op_race.parse("depthwise_conv1d", options))
+    assert racing.operands("tiny", 0)["x"].is_contiguous() == (layout == "contiguous")
+    op_race.run_benchmark("depthwise_conv1d", depthwise_conv1d, options)
+    assert {row["layout"] for row in table.read_rows(tmp_path)} == {layout}
 
 
 def test_only_the_contestant_asked_for_races_beside_eager(tmp_path):
     path = tmp_path / "rows.csv"
     options = [*TINY, "--only", "cpu", "--csv", str(path)]
-    harness.run_benchmark("depthwise_conv1d", depthwise_conv1d, options)
-    assert {row["contestant"] for row in rows.read_rows(tmp_path)} == {"eager", "cpu"}
+    op_race.run_benchmark("depthwise_conv1d", depthwise_conv1d, options)
+    assert {row["contestant"] for row in table.read_rows(tmp_path)} == {"eager", "cpu"}
 
 
 def test_backend_that_leaves_memory_unwritten_is_wrong():
@@ -88,8 +85,8 @@ def test_backend_that_leaves_memory_unwritten_is_wrong():
         y = depthwise_conv1d(**inputs, backend=backend)
         return torch.cat([y[:-1], torch.empty_like(y[-1:]) + 0 * y[-1:]])
 
-    bench = harness.Bench("depthwise_conv1d", unwritten, harness.parse("depthwise_conv1d", TINY))
-    assert "reference" in bench.check() and bench.backends == []
+    racing = op_race.OpRace("depthwise_conv1d", unwritten, op_race.parse("depthwise_conv1d", TINY))
+    assert "reference" in racing.check() and racing.backends == []
 
 
 def test_contestant_that_fails_or_takes_too_long_leaves_the_others():
@@ -97,7 +94,7 @@ def test_contestant_that_fails_or_takes_too_long_leaves_the_others():
         raise RuntimeError("no such operator\nat all")
 
     contestants = {"good": [lambda: None], "bad": [failing], "slow": [lambda: time.sleep(5)]}
-    timings, failures = timing.race(contestants, "cpu", 0.001, limit_s=0.2)
+    timings, failures = timing.time_in_turns(contestants, "cpu", 0.001, limit_s=0.2)
     assert set(timings) == {"good"}
     assert failures == {"bad": "RuntimeError: no such operator ... at all", "slow": "OutOfTime: not ready within 0 s"}
 
@@ -109,24 +106,24 @@ def test_ratio_compares_one_method_with_itself():
 
 
 def test_ceilings_of_the_run_are_taken_from_its_environment(monkeypatch):
-    found = machine.Ceilings(4300.5, 788.0)
-    monkeypatch.setenv(machine.CEILINGS_VARIABLE, machine.format_ceilings(found))
-    assert machine.measure_ceilings("cpu") == found
-    monkeypatch.setenv(machine.CEILINGS_VARIABLE, machine.format_ceilings(machine.Ceilings(12.5, None)))
-    assert machine.measure_ceilings("cpu") == machine.Ceilings(12.5, None)
+    found = device.Ceilings(4300.5, 788.0)
+    monkeypatch.setenv(device.CEILINGS_VARIABLE, device.format_ceilings(found))
+    assert device.measure_ceilings("cpu") == found
+    monkeypatch.setenv(device.CEILINGS_VARIABLE, device.format_ceilings(device.Ceilings(12.5, None)))
+    assert device.measure_ceilings("cpu") == device.Ceilings(12.5, None)
 
 
 def test_file_with_other_columns_is_left_alone(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("op,time\n")
     with pytest.raises(ValueError, match="other columns"):
-        rows.RowFile(path, "cpu", machine.Ceilings(1.0, None))
+        table.RowFile(path, "cpu", device.Ceilings(1.0, None))
 
 
 def test_shape_may_be_written_as_numbers():
-    assert harness.shape_sizes("depthwise_conv1d", "batch=2,channels=3,length=4") == dict(batch=2, channels=3, length=4)
+    assert op_race.shape_sizes("depthwise_conv1d", "batch=2,channels=3,length=4") == dict(batch=2, channels=3, length=4)
     with pytest.raises(SystemExit, match="wanted batch, channels, length"):
-        harness.shape_sizes("depthwise_conv1d", "batch=2")
+        op_race.shape_sizes("depthwise_conv1d", "batch=2")
 
 
 @pytest.mark.parametrize("op", ["ddim_step", "seg_loss", "joint_noising"])

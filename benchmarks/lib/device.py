@@ -1,8 +1,7 @@
-"""What a measurement was taken on: the device, its clocks, the versions, and the ceilings that it reaches today."""
+"""The device of a measurement: its name, clocks, versions, and the ceilings it reaches (copies, matrix products)."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -16,13 +15,13 @@ from typing import NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-# Of a run of many jobs: the time.monotonic() at which this one ends.
+# Set by a run of many jobs: the time.monotonic() at which this job ends,
 UNTIL_VARIABLE = "DAKD_BENCHMARK_UNTIL"
-# And, once they are measured, the ceilings: "GB/s" or "GB/s,TFLOP/s".
+# the ceilings, once measured: "GB/s" or "GB/s,TFLOP/s",
 CEILINGS_VARIABLE = "DAKD_BENCHMARK_CEILINGS"
-# The device's name, for a process that must not touch CUDA to learn it.
+# and the device's name, for processes that must not touch CUDA to learn it.
 DEVICE_VARIABLE = "DAKD_BENCHMARK_DEVICE"
 _ROUNDS = 10
 
@@ -35,7 +34,7 @@ class Ceilings(NamedTuple):
 
 
 def seconds_given(default: float) -> float:
-    """What this process may still take, as the run that started it says."""
+    """Seconds that this process may still take, by the run that started it."""
     until = os.environ.get(UNTIL_VARIABLE)
     return default if until is None else max(0.0, float(until) - time.monotonic())
 
@@ -48,7 +47,7 @@ def synchronise(device: str) -> None:
 def measure_ceilings(device: str, copy_bytes: int | None = None) -> Ceilings:
     """Copies `copy_bytes` (4.3 GB on a GPU, so that 8.6 GB move; 0.13 GB on a CPU); on a GPU also multiplies.
 
-    Where the run that started this process has measured them, they are what it found.
+    A run of many jobs measures them once and passes them on.
     """
     if os.environ.get(CEILINGS_VARIABLE):
         copy_gb_s, *rates = map(float, os.environ[CEILINGS_VARIABLE].split(","))
@@ -123,7 +122,7 @@ def clocks(device: str) -> str:
 
 
 def version(package: str) -> str:
-    """Its version, or an empty string where it is not installed."""
+    """Its version, or an empty string if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -132,7 +131,7 @@ def version(package: str) -> str:
 
 @cache
 def commit() -> str:
-    """The short hash of the source tree's commit, or "unknown"; DAKD_COMMIT goes before, for a copy has no history."""
+    """The short hash of the source tree's commit, or "unknown". DAKD_COMMIT overrides it for copies without history."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -149,33 +148,15 @@ def format_ceilings(ceilings: Ceilings) -> str:
 def print_machine(device: str, ceilings: Ceilings) -> None:
     matmul = "" if ceilings.matmul_tflop_s is None else f", bf16 matmul {ceilings.matmul_tflop_s:.0f} TFLOP/s"
     print(f"device  {device_name(device)}  (copy {ceilings.copy_gb_s:.1f} GB/s{matmul})")
-    if not os.environ.get(CEILINGS_VARIABLE):  # else the run has them in its facts
+    if not os.environ.get(CEILINGS_VARIABLE):  # else the run has recorded them in its facts
         print(f"clocks  {clocks(device)}")
     print(f"torch   {torch.__version__}   triton {version('triton') or 'none'}   commit {commit()}", flush=True)
 
 
 def graph_launch_us(device: str) -> float:
-    """Microseconds of replaying a graph of one small kernel: what any launch costs the GPU."""
+    """Microseconds to replay a graph of one small kernel: the GPU's cost of any launch."""
     number = torch.zeros(1, device=device)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         number.add_(1)
     return _median_s(graph.replay, device) * 1e6
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measures the ceilings of this machine.")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--copy-mb", type=int, help="megabytes that are copied")
-    options = parser.parse_args()
-    ceilings = measure_ceilings(options.device, options.copy_mb and options.copy_mb << 20)
-    print_machine(options.device, ceilings)
-    told = f"copy {ceilings.copy_gb_s:.0f} GB/s"
-    if ceilings.matmul_tflop_s:
-        launch_us = graph_launch_us(options.device)
-        told += f", bf16 matmul {ceilings.matmul_tflop_s:.0f} TFLOP/s, graph launch {launch_us:.1f} us"
-    print(f"note: {told}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Last phase: the tests that need a GPU, every result with its name in the log, as many as the time allows."""
+"""Last phase: the tests that need a GPU, as many as the time allows, each result with its name in the log."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import subprocess
 import sys
 import threading
 
-from machine import ROOT, seconds_given
+from lib.device import ROOT, seconds_given
 
 from dakd.runtime.stopping import die_with_parent
-from gpu.context import LOG, Run
+from gpu.visit import LOG, Visit
 from gpu.workers import Job, Phase, Wrong
 
 PHASE = "tests"
 _WORKERS = 12
 _FILES = ("tests/kernels", "tests/diffusion/test_sampler.py")
-# Ours on a GPU: not the reference, which is plain torch, nor what a peer's package does.
+# Our GPU variants: not the reference, which is plain torch, nor the variants of other packages.
 _CHOICE = "(triton or cuda- or captured) and not reference-cuda and not mamba_ssm and not causal_conv1d"
 _TINY = ("tests/kernels/test_backend.py",)
 
 
-def phase(run: Run, limit_s: float) -> Phase:
+def phase(visit: Visit, limit_s: float) -> Phase:
     absent = None if importlib.util.find_spec("pytest") else "pytest is not installed"
-    return Phase(PHASE, limit_s, [Job("gpu tests", lambda: _tests(run), limit_s, absent)])
+    return Phase(PHASE, limit_s, [Job("gpu tests", lambda: _tests(visit), limit_s, absent)])
 
 
-def _tests(run: Run) -> str:
-    """Runs pytest verbosely; a run that is stopped in between has named all that it finished."""
-    chosen = ["-m", "not slow", *_TINY] if run.is_tiny else ["-m", "gpu", "-k", _CHOICE, *_FILES]
-    workers = ["-n", str(_WORKERS)] if importlib.util.find_spec("xdist") and not run.is_tiny else []
+def _tests(visit: Visit) -> str:
+    """Runs pytest verbosely: if it is stopped, the log names every test that ended."""
+    chosen = ["-m", "not slow", *_TINY] if visit.is_tiny else ["-m", "gpu", "-k", _CHOICE, *_FILES]
+    workers = ["-n", str(_WORKERS)] if importlib.util.find_spec("xdist") and not visit.is_tiny else []
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider",
                "--continue-on-collection-errors", *workers, *chosen]  # fmt: skip
     counts = {"PASSED": 0, "FAILED": 0, "ERROR": 0, "SKIPPED": 0}
@@ -40,7 +40,7 @@ def _tests(run: Run) -> str:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                errors="replace", env=os.environ | {"PYTHONUNBUFFERED": "1"}, process_group=0,
                                preexec_fn=die_with_parent)  # fmt: skip
-    # What is known a little before the end is kept, whatever still runs; its workers hold the pipe open.
+    # Stopped a little before the limit, so that the counts are kept. Its workers hold the pipe open: kill the group.
     timer = threading.Timer(max(1.0, seconds_given(600) - 2), os.killpg, (process.pid, signal.SIGKILL))
     timer.start()
     for line in process.stdout:
@@ -55,9 +55,9 @@ def _tests(run: Run) -> str:
     was_stopped = not timer.is_alive()
     timer.cancel()
     for word, count in counts.items():
-        run.fact(PHASE, f"tests {word.lower()}", count, note="stopped for lack of time" if was_stopped else "")
+        visit.fact(PHASE, f"tests {word.lower()}", count, note="stopped for lack of time" if was_stopped else "")
     for name in failed:
-        run.fact(PHASE, "failed test", name, note=f"{LOG} says why")
+        visit.fact(PHASE, "failed test", name, note=f"{LOG} says why")
     summary = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count) or "none ran"
     if failed:
         raise Wrong(f"{summary}: {', '.join(failed[:3])}")

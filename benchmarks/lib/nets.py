@@ -1,4 +1,4 @@
-"""The nets of the paper's size with random weights and data, and their toy twins for rehearsals."""
+"""Nets of the paper's size with random weights and data, and toy ones for rehearsals."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def student_config(is_tiny: bool) -> StudentConfig:
 
 
 def joint_net(is_tiny: bool, device: str, dtype: torch.dtype = torch.float32) -> SARJointNet:
-    """Random weights; the bridges, which start at zero, too: zeros would spare power and hide a wrong sum."""
+    """Random weights, also in the bridges, which start at zero: zeros draw less power and hide a wrong sum."""
     torch.manual_seed(0)
-    with torch.device(device):  # a GPU draws 227 million weights in no time
+    with torch.device(device):  # a GPU draws 227 million weights fast
         net = SARJointNet.from_config(unet_config(is_tiny), NUM_CLASSES)
     for parameter in (*net.sar_bridge.parameters(), *net.label_bridge.parameters()):
         torch.nn.init.normal_(parameter, std=0.02)

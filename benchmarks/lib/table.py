@@ -1,4 +1,4 @@
-"""The rows that benchmarks print and keep: one per (op, shape, dtype, what, contestant), written once measured."""
+"""Rows of results, one per (op, shape, dtype, what, contestant), and the CSV files that get them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from machine import Ceilings, commit, device_name, version
-from timing import Timing, ratio
+
+from lib.device import Ceilings, commit, device_name, version
+from lib.timing import Timing, ratio
 
 EAGER, COMPILED = "eager", "compile"
-# All that a fast variant is to beat.
+# What a fast variant has to beat.
 RIVALS = (EAGER, "autocast", COMPILED, "max-autotune-no-cudagraphs", "aot_eager", "diffusers", "channels_last",
           "reference")  # fmt: skip
 
 
 @dataclass
 class Row:
-    """A measurement; what does not apply or was not measured stays None and is empty in the file.
+    """A measurement; a field that does not apply or was not measured is None, and empty in the file.
 
     time_us: by `method`, see timing.py; called_us: launched one by one from Python.
     times_eager, times_compile: the rival's time over this one's, by one method.
-    least_mb: bytes that the op cannot do without; gb_s: those over the time; copy_share: gb_s over the copy's.
+    least_mb: the least bytes that the op must move; gb_s: those over the time; copy_share: gb_s over the copy's.
     saved_mb: kept for the backward pass beyond the operands.  launches: GPU kernels, copies and fills of one call.
-    cold: whether the buffers in turn are more than the cache holds.  spread: how far one version, measured twice, was
-    from itself.  flop_share: of the matrix rate of the same run.  layout: of the features in memory.
+    cold: whether the buffers taken in turn exceed the cache.  spread: relative difference of one version measured
+    twice.  flop_share: of the matrix rate of the same run.  layout: of the features in memory.
     """
 
     op: str
@@ -61,7 +62,7 @@ COLUMNS = MACHINE_COLUMNS + tuple(column.name for column in fields(Row))
 
 
 class Table:
-    """A CSV file that several processes append to: every line is one write, so that none is torn or lost."""
+    """A CSV file that several processes append to: every line is one write, so none is torn or lost."""
 
     def __init__(self, path: Path, columns: Sequence[str]):
         self.path, self.columns = path, tuple(columns)
@@ -72,7 +73,7 @@ class Table:
                 raise ValueError(f"{path} has other columns than this version writes; move it away")
 
     def start(self) -> None:
-        """Writes the header where there is no file yet."""
+        """Writes the header if there is no file yet."""
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._append(self.columns)
@@ -102,7 +103,7 @@ class RowFile:
 
 
 def machine_cells(device: str) -> dict[str, str]:
-    """What every line of a result says of where it was measured."""
+    """The cells of every line that say where it was measured."""
     return {
         "device": device_name(device),
         "torch": torch.__version__,
@@ -181,8 +182,8 @@ def print_rows(rows: Iterable[Row]) -> None:
             row.layout,
             row.note,
         ]
-        told = "  " + ", ".join(extra for extra in extras if extra) if any(extras) else ""
-        print(f"{row.what:<17}{row.contestant:<16}{row.time_us:>11.1f} {row.method:<8}{''.join(numbers)}{told}",
+        remarks = "  " + ", ".join(extra for extra in extras if extra) if any(extras) else ""
+        print(f"{row.what:<17}{row.contestant:<16}{row.time_us:>11.1f} {row.method:<8}{''.join(numbers)}{remarks}",
               flush=True)  # fmt: skip
 
 

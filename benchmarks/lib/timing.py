@@ -1,9 +1,8 @@
-"""The stopwatch: contestants take turns over rotating buffers, and a time is the median over the turns.
+"""How a call is timed: contestants take turns over rotating buffers, and a time is the median over the turns.
 
-On a GPU a turn is one pass over all buffer sets between two events ("events": what a program that calls from Python
-sees) and, for calls too short for Python to keep the GPU busy, the same pass captured into a CUDA graph and replayed
-("graph": the GPU alone). On a CPU it is one call; with one thread its CPU time counts, so that other processes disturb
-less.
+On a GPU a turn is one pass over all buffer sets, between two events ("events": the time that a Python program sees).
+Calls too short for Python to keep the GPU busy are also captured into a CUDA graph and replayed ("graph": the time of
+the GPU alone). On a CPU a turn is one call; with one thread its CPU time counts, which other processes disturb less.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
-from machine import synchronise
+
+from lib.device import synchronise
 
 Call = Callable[[], object]
 
@@ -34,15 +34,20 @@ class OutOfTime(Exception):
 
 @dataclass
 class Timing:
-    """Microseconds a call. called_us: launched one by one; graph_us: replayed from a graph, None where not captured."""
+    """Microseconds a call. called_us: launched one by one; graph_us: replayed from a graph, None if not captured."""
 
     called_us: float
     graph_us: float | None = None
     method: str = "events"
 
+    def per(self, count: int) -> Timing:
+        """The time of one of `count` things that a call does."""
+        graph_us = None if self.graph_us is None else self.graph_us / count
+        return Timing(self.called_us / count, graph_us, self.method)
+
     @property
     def best_us(self) -> float:
-        """The GPU's own time where it is known."""
+        """The GPU's own time if it was measured."""
         return self.called_us if self.graph_us is None else self.graph_us
 
 
@@ -53,13 +58,13 @@ def ratio(slow: Timing, fast: Timing) -> float:
     return slow.called_us / fast.called_us
 
 
-def race(
+def time_in_turns(
     contestants: dict[str, Sequence[Call]], device: str, seconds: float, limit_s: float = 120.0
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Times each contestant: a sequence of calls that do the same on different buffers.
 
     seconds: spent on each, about.  limit_s: for the first call of each, in which compilers run.
-    Returns the timings, and the reasons of those that failed.
+    Returns the timings, and why the others failed.
     """
     make = _GpuRunner if torch.device(device).type == "cuda" else _CpuRunner
     runners, failures = {}, {}
@@ -67,7 +72,7 @@ def race(
         try:
             with time_limit(limit_s):
                 runners[name] = make(calls, device)
-        # Whatever a contestant raises (no memory, no compiler, no such operator) is its reason; the others go on.
+        # Anything may go wrong in one contestant (memory, a compiler, an operator); the others are timed all the same.
         except Exception as error:
             failures[name] = reason(error)
             synchronise(device)
@@ -80,13 +85,13 @@ def race(
     runners.clear()
     gc.collect()
     if torch.device(device).type == "cuda":
-        with suppress(RuntimeError):  # a capture that failed may leave the allocator unwilling
+        with suppress(RuntimeError):  # after a failed capture the allocator may refuse
             torch.cuda.empty_cache()
     return timings, failures
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong: the first line of it, and the last, where a compiler says what it did not like."""
+    """The first line of an error, and the last, where compilers name the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     said = lines[0][:160] if len(lines) == 1 else f"{lines[0][:160]} ... {lines[-1][:160]}"
     return f"{type(error).__name__}: {said}"
@@ -147,7 +152,7 @@ class _GpuRunner:
     graph: torch.cuda.CUDAGraph | None = None
 
     def __post_init__(self) -> None:
-        # A side stream, as capture asks for; what the warm-up compiles and allocates is there afterwards.
+        # Capture needs a warm-up on a side stream, in which everything is compiled and allocated.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -157,7 +162,7 @@ class _GpuRunner:
             self.calls[0]()
             stream.synchronize()
             if time.perf_counter() - start > _LONG_US * 1e-6:
-                self.calls = self.calls[:1]  # such a call flushes the cache by itself, and many would take minutes
+                self.calls = self.calls[:1]  # a long call flushes the cache anyway, and many would take minutes
             else:
                 for _ in range(_WARM_CALLS - 2):
                     self.calls[0]()
@@ -166,7 +171,7 @@ class _GpuRunner:
         called_us = self._pass_us(self._call_all)
         if called_us < _CAPTURED_BELOW_US:
             self._capture()
-        # The host's time decides how many turns there are, not the GPU's.
+        # The number of turns follows from the host's time, not the GPU's.
         start = time.perf_counter()
         self.run_turn()
         torch.cuda.synchronize()
@@ -175,12 +180,12 @@ class _GpuRunner:
         self.graph_us.clear()
 
     def _call_all(self) -> None:
-        # Results are kept to the end of the pass, so that they too lie in different memory.
+        # Results are kept until the pass ends, so that they too lie in different memory.
         kept = [call() for call in self.calls]
         del kept
 
     def _capture(self) -> None:
-        """Leaves graph None where a contestant cannot be captured, because it looks at values on the host."""
+        """Leaves `graph` None if a contestant cannot be captured, because it reads values on the host."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from machine import synchronise
-from paper_nets import (
+from lib.device import synchronise
+from lib.nets import (
     B_FACTOR,
     NUM_CLASSES,
     batch,
@@ -27,10 +27,10 @@ from paper_nets import (
     teacher_side,
     unet_config,
 )
+from lib.race import Races, parse
+from lib.table import EAGER, Row
+from lib.timing import reason
 from roofline import jointnet_flop
-from rows import EAGER, Row
-from section import Section, parse
-from timing import reason
 from torch import nn
 
 from dakd.config import EngineConfig, OptimizerConfig, StudentLossConfig
@@ -46,32 +46,32 @@ _STEPS, _RATE = 8, 1e-5
 
 def main() -> None:
     options = parse(__doc__.splitlines()[0], choices=("stage3", "stage2", "student"))
-    section = Section(options)
+    races = Races.of(options)
     for name in options.only or ("stage3", "stage2", "student"):
-        measure_training(section, name)
+        measure_training(races, name)
 
 
 def measure_training(
-    section: Section, name: str, steps: int = _STEPS, contestants: Sequence[str] = (EAGER, "dakd")
+    races: Races, name: str, steps: int = _STEPS, contestants: Sequence[str] = (EAGER, "dakd")
 ) -> list[Row]:
     """Times `steps` steps of stage2, stage3 or the student by each contestant, and keeps their rows."""
-    size = 2 if section.is_tiny else 16
+    size = 2 if races.is_tiny else 16
     if name == "student":
-        side, precision = (32 if section.is_tiny else 512), "autocast"
-        given, flop = student_batch(size, side, section.device), _student_flop(section, side)
+        side, precision = (32 if races.is_tiny else 512), "autocast"
+        given, flop = student_batch(size, side, races.device), _student_flop(races, side)
     else:
-        side, precision = teacher_side(section.is_tiny), "bf16"
-        given = batch(size, side, section.device)
-        flop = jointnet_flop(unet_config(section.is_tiny), NUM_CLASSES, (side, side), stage=int(name[-1]))
+        side, precision = teacher_side(races.is_tiny), "bf16"
+        given = batch(size, side, races.device)
+        flop = jointnet_flop(unet_config(races.is_tiny), NUM_CLASSES, (side, side), stage=int(name[-1]))
     rows = []
     for contestant in contestants:
         make = _plain_steps if contestant == EAGER else _engine_steps
-        if section.is_gpu:
+        if races.is_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         try:
-            step = make(_module(name, section), given, precision, section.device)
-            times_s = [_timed(step, section.device) for _ in range(steps)]
+            step = make(_module(name, races), given, precision, races.device)
+            times_s = [_timed(step, races.device) for _ in range(steps)]
         # Without DeepSpeed, or without memory for both, one of the two is measured.
         except (RuntimeError, ImportError) as error:
             print(f"{name:<17}{contestant:<16} not measured: {reason(error)}", flush=True)
@@ -80,29 +80,29 @@ def measure_training(
         row = Row("train_step", f"{name}, B {size}, {side}x{side}", precision, "step", contestant, time_s * 1e6,
                   "wall clock", time_s * 1e6, images_per_s=size / time_s)  # fmt: skip
         row.note = "torch AdamW loop" if contestant == EAGER else "DeepSpeed engine with EMA"
-        if section.is_gpu:
-            row.flop_share = flop * size / time_s / 1e12 / section.ceilings.matmul_tflop_s
+        if races.is_gpu:
+            row.flop_share = flop * size / time_s / 1e12 / races.ceilings.matmul_tflop_s
             row.peak_gb = torch.cuda.max_memory_allocated() / 1e9
         rows.append(row)
         rows[-1].times_eager = rows[0].time_us / row.time_us if rows[0].contestant == EAGER else None
-        section.keep(rows[-1:])
+        races.keep(rows[-1:])
         del step
     return rows
 
 
-def _student_flop(section: Section, side: int) -> float:
+def _student_flop(races: Races, side: int) -> float:
     """Three times a forward pass; scans and attention cores are not counted."""
     with torch.device("meta"):
-        net, image = build_student(student_config(section.is_tiny), NUM_CLASSES), torch.empty(1, 3, side, side)
+        net, image = build_student(student_config(races.is_tiny), NUM_CLASSES), torch.empty(1, 3, side, side)
     return 3 * 2 * measure(net.eval(), (image,)).macs
 
 
-def _module(name: str, section: Section) -> nn.Module:
+def _module(name: str, races: Races) -> nn.Module:
     if name == "student":
-        with torch.device(section.device):
-            net = build_student(student_config(section.is_tiny), NUM_CLASSES)
-        return StudentLoss(net, StudentLossConfig(), 0, torch.channels_last).to(section.device)
-    net = joint_net(section.is_tiny, section.device)
+        with torch.device(races.device):
+            net = build_student(student_config(races.is_tiny), NUM_CLASSES)
+        return StudentLoss(net, StudentLossConfig(), 0, torch.channels_last).to(races.device)
+    net = joint_net(races.is_tiny, races.device)
     freeze_for_stage(net, int(name[-1]))
     noising = Noising(CosineSchedule(), B_FACTOR, NUM_CLASSES, seed=0)
     return JointLoss(net, noising, 1.0, torch.channels_last)

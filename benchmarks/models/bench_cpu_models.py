@@ -20,8 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import measure_ceilings, print_machine
-from rows import Row, RowFile
+from lib.device import measure_ceilings, print_machine
+from lib.table import Row, RowFile
 
 from dakd.config import StudentConfig, StudentLossConfig, UNetConfig
 from dakd.data.batch import Batch
