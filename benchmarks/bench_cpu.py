@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rivals
 import roofline
 from lib.calls import compile_with, make_call
-from lib.device import measure_ceilings, print_machine
 from lib.plain_ops import count_launches
-from lib.table import COMPILED, EAGER, RowFile, make_rows
+from lib.race import Races
+from lib.table import COMPILED, EAGER, exit_status, make_rows
 from lib.timing import ratio, time_in_turns
 
 from dakd.kernels import backend as backends
@@ -64,19 +64,15 @@ def main() -> int:
     options = _parse()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    ceilings = measure_ceilings("cpu")
-    print_machine("cpu", ceilings)
+    races = Races("cpu", options.csv, seconds=0.5)
     print(f"csrc    {extension.missing() or 'vector code for ' + extension.cpu_isa()}")
     print(f"{'':<44}{'what':<17}{'dakd ms':>9}  rival ms (ratio, bar)")
-    file = RowFile(options.csv, "cpu", ceilings)
     failures = []
     for compared in comparisons():
         if options.only in compared.name:
-            failures += _run(compared, file, ceilings)
+            failures += _run(compared, races)
     failures += _count(options.only)
-    for failure in failures:
-        print(f"BELOW THE BAR  {failure}")
-    return 1 if failures else 0
+    return exit_status(failures)
 
 
 def comparisons() -> Iterator[Comparison]:
@@ -155,7 +151,7 @@ def _attention() -> Iterator[Comparison]:
 LAUNCHES = {"ddim_step": (1, 0), "joint_noising": (1, 0), "seg_loss": (1, 1), "transposed_attention": (3, 3)}
 
 
-def _run(compared: Comparison, file: RowFile, ceilings) -> list[str]:
+def _run(compared: Comparison, races: Races) -> list[str]:
     contestants = {OURS: compared.function} | compared.rivals
     calls = {name: [make_call(function, compared.inputs, DIFFERENTIABLE[compared.op], compared.what)]
              for name, function in contestants.items()}  # fmt: skip
@@ -175,9 +171,9 @@ def _run(compared: Comparison, file: RowFile, ceilings) -> list[str]:
     timings[backends.choose(compared.op, "cpu").chosen] = timings.pop(OURS)
     least_bytes = roofline.least_bytes(compared.op, compared.sizes, compared.what, feature_bytes=4)
     shape = ",".join(f"{name}={number}" for name, number in compared.sizes.items())
-    for row in make_rows(compared.op, shape, "fp32", compared.what, timings, ceilings, least_bytes=least_bytes,
-                         shared=dict(note=compared.name)):  # fmt: skip
-        file.add(row)
+    rows = make_rows(compared.op, shape, "fp32", compared.what, timings, races.ceilings, least_bytes=least_bytes,
+                     shared=dict(note=compared.name))  # fmt: skip
+    races.keep(rows, prints=False)
     return failures
 
 

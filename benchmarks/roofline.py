@@ -1,15 +1,16 @@
-"""Floors: the least bytes and the arithmetic of every op, and the time that they take at stated rates.
+"""Floors: the least bytes and FLOP of every op, and the time that they take at given rates.
 
     python benchmarks/roofline.py [--copy-tb-s 4.3] [--matmul-tflop-s 790]
 
-Nothing here is measured. A floor is arithmetic: every operand read once a pass, every result written once, over a copy
-bandwidth and a matrix rate that the reader supplies (the defaults are the hypothesis for one H200). A benchmark divides
+Nothing here is measured. A floor is arithmetic: every operand is read once a pass and every result written once, at a
+copy bandwidth and a matrix rate that the reader supplies (the defaults are a guess for one H200). A benchmark divides
 the same bytes by its own time and by the copy bandwidth of its own run ("% of copy").
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class Work(NamedTuple):
 
 
 def least_bytes(op: str, sizes: dict[str, int], what: str, feature_bytes: int = 2) -> int:
-    """Of an op at sizes as in dakd.testing.inputs.SHAPES, on the path that the models take."""
+    """The least bytes of an op at sizes as in dakd.testing.inputs.SHAPES."""
     return WORK[op](**sizes, feature_bytes=feature_bytes).bytes(what)
 
 
@@ -45,24 +46,16 @@ def transposed_attention(
     width: int,
     num_heads: int,
     feature_bytes: int = 2,
-    query_is_low: bool = False,
 ) -> Work:
     """CAFT's core with the output projection folded into the attention matrix.
 
     Forward: q and k are read for the Gram matrix, then v and the residual, and the result is written. Backward: dY and
     v are read; then dY, q, k again, and dq, dk, dv are written (the residual's gradient is dY itself).
-    query_is_low: q is read on a grid of half the height and width and upsampled on the way.
     """
     pixels = batch * height * width
     narrow, wide = pixels * inner * feature_bytes, pixels * channels * feature_bytes
-    query = narrow // 4 if query_is_low else narrow
-    gram, apply = 2 * pixels * inner * (inner // num_heads), 2 * pixels * channels * inner
-    return Work(
-        query + 2 * narrow + 2 * wide,
-        2 * wide + 2 * query + 4 * narrow,
-        gram + apply,
-        2 * (gram + apply),
-    )
+    flop = 2 * pixels * inner * (inner // num_heads) + 2 * pixels * channels * inner  # the Gram matrix, and its use
+    return Work(3 * narrow + 2 * wide, 2 * wide + 6 * narrow, flop, 2 * flop)
 
 
 def caft_block(batch: int, channels: int, height: int, width: int, feature_bytes: int = 2) -> Work:
@@ -79,7 +72,7 @@ def caft_block(batch: int, channels: int, height: int, width: int, feature_bytes
 def ddim_step(
     batch: int, num_classes: int, height: int, width: int, feature_bytes: int = 2, state_bytes: int = 4
 ) -> Work:
-    """State read and written, the networks' outputs read, their next inputs written where these are not the state."""
+    """State read and written, the networks' outputs read, their next inputs written unless these are the state."""
     inputs = feature_bytes if feature_bytes != state_bytes else 0
     return Work(batch * height * width * (1 + num_classes) * (2 * state_bytes + feature_bytes + inputs))
 
@@ -92,17 +85,14 @@ def seg_loss(
     width: int,
     feature_bytes: int = 2,
     teacher_bytes: int = 2,
-    all_have_both: bool = False,
 ) -> Work:
-    """Two passes over the logits and what they are compared with; the second writes their gradient.
+    """Two passes over the logits and their targets; the second writes the logits' gradient.
 
-    A real sample's labels (one byte a pixel) and a synthetic one's teacher logits are read; with all_have_both, both of
-    every sample.
+    Targets are a real sample's labels (one byte a pixel) and a synthetic one's teacher logits.
     """
     pixels = height * width
-    labelled, taught = (batch, batch) if all_have_both else (batch - synthetic, synthetic)
     logits = batch * pixels * num_classes * feature_bytes
-    read = logits + labelled * pixels + taught * pixels * num_classes * teacher_bytes
+    read = logits + (batch - synthetic) * pixels + synthetic * pixels * num_classes * teacher_bytes
     return Work(read, read + logits)
 
 
@@ -118,7 +108,7 @@ def selective_scan(batch: int, channels: int, states: int, length: int, feature_
 
 
 def scan_special_functions(batch: int, channels: int, states: int, length: int) -> int:
-    """exp of every state, and two for softplus: what bounds the scan before memory does."""
+    """exp of every state, and two for softplus: these bound the scan before memory does."""
     return batch * channels * length * (states + 2)
 
 
@@ -140,7 +130,7 @@ def group_norm_silu(
 
 
 def conv3x3_flop(batch: int, channels: int, height: int, width: int) -> int:
-    """Of a 3x3 convolution that keeps its channels."""
+    """FLOP of a 3x3 convolution with as many outputs as inputs."""
     return 2 * 9 * channels**2 * batch * height * width
 
 
@@ -188,34 +178,25 @@ def images_per_s(flop_per_step: float, num_steps: int, matmul_tflop_s: float, sh
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
-CAFT_FULL_WIDTH = (
-    (1, 128, 160, 312),
-    (1, 256, 80, 156),
-    (1, 512, 40, 78),
-    (16, 128, 128, 128),
-    (16, 256, 64, 64),
-    (16, 512, 32, 32),
-    (16, 128, 64, 64),
-)
-CAFT_OF_THE_MODEL = (
-    (16, 128, 128, 128),
-    (16, 256, 64, 64),
-    (16, 512, 32, 32),
-    (1, 128, 168, 320),
-    (1, 256, 84, 160),
-    (1, 512, 42, 80),
-    (16, 128, 64, 64),
-    (16, 256, 32, 32),
-    (16, 512, 16, 16),
-)
-DDIM = ((1, 5), (16, 5), (64, 5), (256, 5), (64, 2))
-SEG_LOSS = ((16, 5, 512, 512), (16, 2, 256, 256), (16, 5, 640, 1248))
-SCANS = ((16, 256, 8, 1024), (144, 256, 8, 196), (144, 512, 8, 49), (1, 512, 8, 780))
 NORMS = ((16, 128, 256, 256), (16, 256, 128, 128), (16, 256, 64, 64), (16, 512, 32, 32))
+# Shapes by op, in the order of the function's parameters.
+SHAPES = {
+    "transposed_attention": [
+        (batch, channels // 2, channels, height, width, channels // 128)
+        for batch, channels, height, width in (
+            (16, 128, 128, 128), (16, 256, 64, 64), (16, 512, 32, 32), (1, 128, 168, 320), (16, 128, 64, 64),
+        )
+    ],
+    "ddim_step": [(batch, num_classes, 256, 256) for batch, num_classes in ((1, 5), (16, 5), (64, 5), (64, 2))],
+    "seg_loss": [(16, 8, 5, 512, 512), (16, 8, 2, 256, 256), (16, 8, 5, 640, 1248)],
+    "joint_noising": [(16, 5, 256, 256), (256, 5, 256, 256)],
+    "selective_scan": [(16, 256, 8, 1024), (144, 256, 8, 196), (144, 512, 8, 49), (1, 512, 8, 780)],
+    "depthwise_conv1d": [(144, 256, 196), (144, 512, 49)],
+}  # fmt: skip
 
 
 class Rates(NamedTuple):
-    """What floors are taken against: copy bandwidth in TB/s, matrix rate in TFLOP/s."""
+    """The rates behind the floors: copy bandwidth in TB/s, matrix rate in TFLOP/s."""
 
     copy_tb_s: float = COPY_TB_S
     matmul_tflop_s: float = MATMUL_TFLOP_S
@@ -231,67 +212,33 @@ def print_tables(rates: Rates) -> None:
     print("Floors in microseconds: arithmetic, not measurements.")
     print(f"Copy bandwidth {rates.copy_tb_s:g} TB/s (read + written), matrix rate {rates.matmul_tflop_s:g} TFLOP/s, "
           "bf16 features.")  # fmt: skip
-    for table in (_print_caft, _print_pixelwise, _print_scans, _print_norms, _print_jointnet):
-        table(rates)
+    for op, shapes in SHAPES.items():
+        parameters = inspect.signature(WORK[op]).parameters
+        print(f"\n{op} ({', '.join(list(parameters)[: len(shapes[0])])})")
+        print(f"{'':<28}{'MB f':>9}{'f us':>9}{'b us':>9}{'f+b us':>9}  matrix products f us")
+        for shape in shapes:
+            work = WORK[op](*shape)
+            counts = (work.forward_bytes, work.backward_bytes, work.bytes("forward+backward"))
+            flop_us = rates.flop_us(work.forward_flop) if work.forward_flop else ""
+            print(f"{shape!s:<28}{counts[0] / 1e6:>9.1f}{''.join(map(rates.us, counts))}{flop_us}")
+    _print_special_functions()
+    _print_norms(rates)
+    _print_jointnet(rates)
 
 
-def _print_caft(rates: Rates) -> None:
-    print("\nCAFT core, as in the model: inner width C/2, 64 channels a head, query at full size")
-    print(f"{'(B, C, H, W)':<22}{'MB f':>9}{'f us':>9}{'b us':>9}{'f+b us':>9}{'flop f us':>10}")
-    for batch, channels, height, width in CAFT_OF_THE_MODEL:
-        _print_caft_row(
-            rates,
-            (batch, channels, height, width),
-            transposed_attention(batch, channels // 2, channels, height, width, channels // 128),
-        )
-    print("\nCAFT core at full width: inner width C, 32 channels a head, query on the low grid")
-    for batch, channels, height, width in CAFT_FULL_WIDTH:
-        work = transposed_attention(batch, channels, channels, height, width, channels // 32, query_is_low=True)
-        _print_caft_row(rates, (batch, channels, height, width), work)
-    block = caft_block(16, 128, 128, 128)
-    print(f"\nwhole CAFT block at (16, 128, 128, 128), forward: {rates.us(block.forward_bytes).strip()} us")
-
-
-def _print_caft_row(rates: Rates, shape: tuple[int, ...], work: Work) -> None:
-    times = [rates.us(count) for count in (work.forward_bytes, work.backward_bytes, work.bytes("forward+backward"))]
-    print(f"{shape!s:<22}{work.forward_bytes / 1e6:>9.1f}{''.join(times)}{rates.flop_us(work.forward_flop):>10}")
-
-
-def _print_pixelwise(rates: Rates) -> None:
-    print("\nDDIM step of both modalities at 256 x 256: fp32 state, bf16 outputs read and inputs written")
-    for batch, num_classes in DDIM:
-        count = ddim_step(batch, num_classes, 256, 256).forward_bytes
-        print(f"B {batch:<4}K {num_classes}{count / 1e6:>12.1f} MB{rates.us(count)} us")
-    print("\nCE + distillation + Dice, f+b, fp16 teacher: every sample with both targets; half real, half synthetic")
-    for batch, num_classes, height, width in SEG_LOSS:
-        both = seg_loss(batch, batch, num_classes, height, width, all_have_both=True).bytes("forward+backward")
-        mixed = seg_loss(batch, batch // 2, num_classes, height, width).bytes("forward+backward")
-        shares = [f"{count / (batch * height * width):>6.0f} B/px{rates.us(count)} us" for count in (both, mixed)]
-        print(f"{f'{batch} x {num_classes} x {height} x {width}':<22}{'   '.join(shares)}")
-    print("\nNoising of both modalities at 256 x 256, K 5")
-    for batch in (16, 256):
-        count = joint_noising(batch, 5, 256, 256).forward_bytes
-        print(f"B {batch:<4}{count / 1e6:>12.1f} MB{rates.us(count)} us")
-
-
-def _print_scans(rates: Rates) -> None:
-    print("\nSelective scan: memory, and special functions at 132 SMs x 16 x 1.98 GHz")
-    print(f"{'(B, D, N, L)':<22}{'f us':>9}{'f+b us':>9}{'special f us':>14}")
-    for sizes in SCANS:
-        work = selective_scan(*sizes)
-        special_us = scan_special_functions(*sizes) / SFU_PER_S * 1e6
-        times = rates.us(work.forward_bytes) + rates.us(work.bytes("forward+backward"))
-        print(f"{sizes!s:<22}{times}{special_us:>14.1f}")
+def _print_special_functions() -> None:
+    print("\nSpecial functions of a scan's forward pass, at 132 multiprocessors x 16 x 1.98 GHz")
+    for shape in SHAPES["selective_scan"]:
+        print(f"{shape!s:<28}{scan_special_functions(*shape) / SFU_PER_S * 1e6:>9.1f} us")
 
 
 def _print_norms(rates: Rates) -> None:
-    print("\nGroupNorm + SiLU, and the 3x3 convolution beside it at 70 % of the matrix rate")
-    print(f"{'(B, C, H, W)':<22}{'MB':>9}{'3 passes':>9}{'2 passes':>9}{'conv us':>9}{'norm/conv':>10}")
-    for sizes in NORMS:
-        three, two = (group_norm_silu(*sizes, passes=passes).forward_bytes for passes in (3, 2))
-        conv = rates.flop_us(conv3x3_flop(*sizes), 0.7)
-        share = float(rates.us(three)) / float(conv)
-        print(f"{sizes!s:<22}{three / 3e6:>9.1f}{rates.us(three)}{rates.us(two)}{conv}{share:>10.0%}")
+    print("\nGroupNorm + SiLU, and the 3x3 convolution after it at 70 % of the matrix rate")
+    print(f"{'(B, C, H, W)':<28}{'3 passes':>9}{'2 passes':>9}{'conv us':>9}{'norm/conv':>10}")
+    for shape in NORMS:
+        three, two = (rates.us(group_norm_silu(*shape, passes=passes).forward_bytes) for passes in (3, 2))
+        conv = rates.flop_us(conv3x3_flop(*shape), 0.7)
+        print(f"{shape!s:<28}{three}{two}{conv}{float(three) / float(conv):>10.0%}")
 
 
 def _print_jointnet(rates: Rates) -> None:

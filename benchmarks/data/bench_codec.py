@@ -1,10 +1,10 @@
-"""The soft labels' codecs: records a second on one core, bytes against half precision, and the error beside its bound.
+"""The codecs of soft labels: records a second on one core, bytes relative to half precision, and errors.
 
     python benchmarks/data/bench_codec.py [--shards FOLDER] [--csv FILE]
 
-Records are 256 x 256. --shards: a generated set in fp16, for logits that a trained teacher made; smaller ones are
-tiled to the size. Without it logits are drawn: simulated scenes with soft edges under noise. The codecs take turns in
-one thread and its CPU time counts; what misses its bar ends the run with exit status 1.
+Records are 256 x 256. --shards takes the logits of a trained teacher from a set generated in fp16; smaller ones are
+tiled. Without it logits are drawn: simulated scenes with soft edges and noise. The codecs take turns in one thread,
+and its CPU time counts. Exit status 1: a bar was missed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lib.device import measure_ceilings, print_machine
-from lib.table import Row, RowFile
+from lib.race import Races
+from lib.table import Row, exit_status
 from lib.timing import time_in_turns
 
 from dakd.config import SimulationConfig
@@ -42,15 +41,13 @@ _SECONDS = 2.0
 def main() -> int:
     options = _parse()
     torch.set_num_threads(1)
-    ceilings = measure_ceilings("cpu")
-    print_machine("cpu", ceilings)
+    races = Races("cpu", options.csv, _SECONDS)
     logits, source = teacher_logits(options.shards) if options.shards else (drawn_logits(), "drawn")
     print(f"logits  {len(logits)} records {logits[0].shape}, {source}")
     failures = _check_errors(logits)
     rows = _race(logits, source)
-    file = RowFile(options.csv, "cpu", ceilings)
+    races.keep(rows, prints=False)
     for row in rows:
-        file.add(row)
         rate, share = row.images_per_s, row.least_mb * 1e6 / (2 * logits[0].size)
         print(f"{row.what:<8}{row.contestant:<10}{row.time_us:>8.0f} us{rate:>8.0f} records/s"
               f"{row.gb_s * 1e3:>8.0f} MB/s stored  {share:.3f} of fp16's bytes", flush=True)  # fmt: skip
@@ -59,21 +56,20 @@ def main() -> int:
             failures += [] if share <= MOST_BYTES else [f"{row.what}: {share:.3f} of fp16's bytes"]
     print(f"bars    logprob8 encodes {LEAST_RATES['encode']} and decodes {LEAST_RATES['decode']} records/s, "
           f"at most {MOST_BYTES} of fp16's bytes, targets within {MAX_TARGET_ERROR}")  # fmt: skip
-    for failure in failures:
-        print(f"BELOW THE BAR  {failure}")
-    return 1 if failures else 0
+    return exit_status(failures)
 
 
 def drawn_logits() -> list[np.ndarray]:
-    """(5, 256, 256) float32 each: a class leads by 6 to 10 nats, edges are soft, the noise is a fifth of a nat."""
-    scenes, records = SimulationConfig(size=(SIDE, SIDE)), []
-    for index in range(NUM_RECORDS):
-        label, rng = simulate(index, scenes, seed=0).label, np.random.default_rng(index)
-        planes = [blur((label == number).astype(np.float64), 1.5) for number in range(5)]
-        lead = rng.uniform(6, 10, (5, 1, 1))
-        noise = rng.normal(0, 0.2, (5, SIDE, SIDE))
-        records.append((lead * np.stack(planes) + noise).astype(np.float32))
-    return records
+    """(5, 256, 256) float32 each: one class leads by 6 to 10 nats, edges are soft, the noise is a fifth of a nat."""
+    scenes = SimulationConfig(size=(SIDE, SIDE))
+    return [logits_like(simulate(index, scenes, seed=0).label, index) for index in range(NUM_RECORDS)]
+
+
+def logits_like(label: np.ndarray, seed: int) -> np.ndarray:
+    """A confident teacher's logits of a scene, float32."""
+    rng = np.random.default_rng(seed)
+    planes = np.stack([blur((label == number).astype(np.float64), 1.5) for number in range(5)])
+    return (rng.uniform(6, 10, (5, 1, 1)) * planes + rng.normal(0, 0.2, planes.shape)).astype(np.float32)
 
 
 def teacher_logits(folder: Path) -> tuple[list[np.ndarray], str]:
@@ -96,13 +92,13 @@ def teacher_logits(folder: Path) -> tuple[list[np.ndarray], str]:
 
 
 def _check_errors(logits: list[np.ndarray]) -> list[str]:
-    """Prints the largest error of a softened target beside what is stated, by the temperature written for."""
+    """Prints the largest error of a softened target and the stated bound, by temperature."""
     failures = []
     for temperature in TEMPERATURES:
         codec = get_codec("logprob8", temperature)
         error = max(_target_error(record, codec, temperature) for record in logits)
         bound = target_error(codec.range, temperature, len(logits[0]))
-        print(f"error   of targets softened by {temperature:g}: {error:.5f}, stated {bound:.5f}")
+        print(f"error   of targets softened by {temperature:g}: {error:.5f}, bound {bound:.5f}")
         failures += [] if error <= min(bound, MAX_TARGET_ERROR) else [f"error {error:.5f} at temperature {temperature}"]
     return failures
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lib.device import measure_ceilings, print_machine, seconds_given, synchronise
-from lib.table import Row, RowFile, make_rows, print_header, print_rows
+from lib.table import Row, RowFile, make_rows, print_rows
 from lib.timing import Call, Timing, time_in_turns
 
 TINY_COPY_BYTES = 1 << 24
@@ -44,8 +44,7 @@ class Races:
         self.until = time.monotonic() + seconds_given(limit_s)
         self.ceilings = measure_ceilings(device, TINY_COPY_BYTES if is_tiny else None)
         print_machine(device, self.ceilings)
-        print_header()
-        self.file = RowFile(csv, device, self.ceilings)
+        self._file, self._has_header = RowFile(csv, device, self.ceilings), False
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Races:
@@ -93,10 +92,13 @@ class Races:
         self.keep(rows)
         return rows
 
-    def keep(self, rows: Sequence[Row]) -> None:
+    def keep(self, rows: Sequence[Row], *, prints: bool = True) -> None:
+        """Writes rows to the file and prints them, unless a bench prints lines of its own."""
         for row in rows:
-            self.file.add(row)
-        print_rows(rows)
+            self._file.add(row)
+        if prints:
+            print_rows(rows, with_header=not self._has_header)
+            self._has_header = True
 
     def host_ms(self, call: Call) -> float:
         """Milliseconds until a call returns to Python; the GPU may still be working."""

@@ -90,6 +90,13 @@ class Table:
             file.write(text.getvalue().encode())
 
 
+def exit_status(failures: Sequence[str]) -> int:
+    """Prints the bars that were missed; 1 if there are any."""
+    for failure in failures:
+        print(f"BELOW THE BAR  {failure}")
+    return 1 if failures else 0
+
+
 class RowFile:
     """Appends rows to a CSV file, each written through at once; None keeps nothing."""
 
@@ -157,12 +164,10 @@ def make_rows(
     return rows
 
 
-def print_header() -> None:
-    print(f"{'':<17}{'contestant':<16}{'time us':>11}{'':<9}{'x eager':>8}{'x compile':>10}{'GB/s':>9}{'% copy':>7}"
-          f"{'saved MB':>9}{'launches':>9}", flush=True)  # fmt: skip
-
-
-def print_rows(rows: Iterable[Row]) -> None:
+def print_rows(rows: Iterable[Row], *, with_header: bool) -> None:
+    if with_header:
+        print(f"{'':<17}{'contestant':<16}{'time us':>11}{'':<9}{'x eager':>8}{'x compile':>10}{'GB/s':>9}{'% copy':>7}"
+              f"{'saved MB':>9}{'launches':>9}", flush=True)  # fmt: skip
     for row in rows:
         share = None if row.copy_share is None else 100 * row.copy_share
         numbers = [
