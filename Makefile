@@ -1,8 +1,8 @@
-# Every target is a line that a person could type; `make demo` and `make test` set up what they need.
+# Every recipe is a line that a person could type; `make demo` and `make test` install what they need.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
-# With an NVIDIA driver: torch's CUDA build, from the default index. Without: the CPU build, from PyTorch's own index.
+# With an NVIDIA driver: torch's CUDA build, from the default index. Without: the CPU build, from PyTorch's index.
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 ifeq ($(HAS_GPU),yes)
   PINS := -c configs/constraints/cuda.txt
@@ -11,40 +11,40 @@ else
   TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 endif
 
-# Another environment: the software of a GPU host without network (configs/constraints/visit.txt). Its Python is 3.12
-# where there is one that runs: a shim may stand on PATH for one that does not.
+# The software of a GPU host without network (configs/constraints/visit.txt), with Python 3.12 if one runs here: on PATH
+# may be a shim for a Python that is not installed.
 VISIT := .venv-visit
 VISIT_PYTHON = $(shell for python in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python3.12 $(PYTHON); do \
 	"$$python" -c 'import ensurepip, venv' 2>/dev/null && { echo "$$python"; break; }; done)
 
-# The newest other Python of those that pyproject.toml names: the wheel is tried with it, away from the source tree.
+# The wheel is tried with the newest other Python that pyproject.toml names, outside the source tree.
 OTHER := .venv-other
 OTHER_PYTHON = $(shell for python in python3.13 $(HOME)/.pyenv/versions/3.13*/bin/python3.13 \
 	python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python3.12; do \
 	"$$python" -c 'import ensurepip, venv' 2>/dev/null && { echo "$$python"; break; }; done)
 OTHER_TESTS := test_api.py test_readme.py cli data config predict train/test_checkpoint.py train/test_ema.py generate/test_survey.py
 
-# Measuring takes the Python that is there: a host with a GPU may have no network to install from.
+# gpu-run uses the Python that is there: a GPU host may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
 .PHONY: help venv demo test test-slow test-all lint bench-cpu bench-data fuzz torture compile-check wheel-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
 
 help:
-	@echo "make demo      the whole pipeline on simulated images, with a table and a report; 8 to 14 minutes on two cores"
-	@echo "make test      the quick tests; no GPU needed"
-	@echo "make test-all  the slow ones too"
-	@echo "make fuzz      18,000 damaged and doctored files, and what becomes of each; some 3 minutes"
-	@echo "make torture   650 faults: kills, damaged files, full disks, hangs, races, clocks that jump; at most 25 minutes"
-	@echo "make lint      ruff"
-	@echo "make bench-cpu the bars of the CPU: every op against eager torch and torch.compile, one thread"
-	@echo "make bench-data the bars of the data path: the soft labels' codec, the loader beside webdataset"
-	@echo "make compile-check  compiles every GPU kernel for three architectures; no GPU needed, but nvcc"
-	@echo "make wheel-check  the wheel with another Python (3.13 or 3.12), in .venv-other: the pipeline, some tests; 3 minutes"
-	@echo "make visit-venv the software of a GPU host without network, into .venv-visit; 5 GB. compile-check then checks it too"
-	@echo "make gpu-kit   packs what is brought to such a host, into .gpu_kit; no GPU needed, but nvcc; 5 minutes the first time"
-	@echo "make gpu-rehearsal  unpacks the kit in visit-venv and plays the run on this CPU, with planted faults; 2 minutes"
-	@echo "make gpu-run   needs a GPU: is it right, how fast, what decides; 6.5 minutes. ARGS=--second asks further, 4 minutes"
-	@echo "make venv      only the installation, into .venv"
+	@echo "make demo         the whole pipeline on simulated images: install, train, generate, distil, evaluate, report"
+	@echo "make venv         only the installation, into .venv"
+	@echo "make lint         ruff"
+	@echo "make test         the quick tests; no GPU needed"
+	@echo "make test-slow    the slow tests; make test-all runs both"
+	@echo "make fuzz         18,000 damaged inputs: each must be read right, skipped or refused; 3 minutes"
+	@echo "make torture      650 faults: kills, damaged files, full disks, hangs, races, jumping clocks; at most 25 minutes"
+	@echo "make bench-cpu    every op on this CPU against eager torch and torch.compile, one thread"
+	@echo "make bench-data   the codecs of soft labels, and the loader against webdataset"
+	@echo "make compile-check  compiles every GPU kernel for three architectures; needs nvcc, no GPU"
+	@echo "make wheel-check  installs the wheel for another Python (3.13 or 3.12), runs the pipeline and some tests; 3 minutes"
+	@echo "make visit-venv   the software of a GPU host without network, into .venv-visit; 5 GB. compile-check then uses it too"
+	@echo "make gpu-kit      packs what such a host lacks into .gpu_kit; needs nvcc, no GPU; 5 minutes the first time"
+	@echo "make gpu-rehearsal  runs the kit and the benchmarks of a visit on this CPU, with planted faults; 2 minutes"
+	@echo "make gpu-run      needs a GPU: checks and races all kernels and nets; 6.5 minutes. ARGS=--second: the second visit"
 
 venv: $(BIN)/.installed
 
@@ -59,21 +59,23 @@ $(BIN)/.installed: pyproject.toml setup.py configs/constraints/cpu.txt configs/c
 demo: venv
 	$(BIN)/python launch/pipeline.py --config configs/demo.yaml
 
-# Two at once, a file's tests in one process: most use one core.
+# Two test files at once: most tests use one core.
+PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
 test: venv
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: venv
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 test-all: venv
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
-# DAKD_FUZZ: how many bad inputs each test tries.
+# DAKD_FUZZ: bad inputs per test.
 fuzz: venv
 	DAKD_FUZZ=$${DAKD_FUZZ:-500} $(BIN)/python -m pytest -q tests/fuzz
 
-# ARGS="--only train --scale 0.1 --seed 3" tries some of it; the table in results/ is of a whole run.
+# ARGS="--only train --scale 0.1 --seed 3" runs a part; the table in results/ is of a whole run.
 torture: venv
 	$(BIN)/python tests/torture/run.py $(or $(ARGS),--out benchmarks/results/torture.md)
 
@@ -83,7 +85,7 @@ lint: venv
 bench-cpu: venv
 	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)
 
-# ARGS="--shards RUN/generate" takes the logits of a set that a trained teacher made.
+# ARGS="--shards RUN/generate" uses the logits of a trained teacher.
 bench-data: venv
 	$(BIN)/python benchmarks/data/bench_codec.py $(ARGS)
 	$(BIN)/python benchmarks/data/bench_loader.py
@@ -94,17 +96,17 @@ $(VISIT)/bin/.installed: configs/constraints/visit.txt
 	@test -n "$(VISIT_PYTHON)" || { echo "no Python 3.12 and no $(PYTHON) that can make an environment"; exit 1; }
 	test -x $(VISIT)/bin/python || $(VISIT_PYTHON) -m venv $(VISIT)
 	@$(VISIT)/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || \
-		echo "$(VISIT) has $$($(VISIT)/bin/python --version): there is no Python 3.12 here, which a GPU host has"
+		echo "$(VISIT) has $$($(VISIT)/bin/python --version): a GPU host has Python 3.12, which is not installed here"
 	@{ $(VISIT)/bin/pip install -q --upgrade pip && $(VISIT)/bin/pip install -q -r $<; } || \
-		{ echo "$(VISIT) cannot be installed (is there a network, and 5 GB of disk?); pip's reason stands above"; exit 1; }
+		{ echo "$(VISIT) cannot be installed (is there a network, and 5 GB of disk?); pip's output is above"; exit 1; }
 	touch $@
 
-# Both pairs of torch's headers and Triton; that one of them fails does not keep the other from being looked at.
+# Both pairs of torch's headers and Triton, even if the first one fails.
 compile-check: venv
 	@status=0; \
 	$(BIN)/python benchmarks/compile_check.py $(ARGS) || status=1; \
 	if test -e $(VISIT)/bin/.installed; then $(VISIT)/bin/python benchmarks/compile_check.py $(ARGS) || status=1; \
-	else echo "not checked: torch 2.11 and Triton 3.6, for there is no $(VISIT) (make visit-venv)"; fi; \
+	else echo "not checked: torch 2.11 and Triton 3.6, because $(VISIT) does not exist (make visit-venv)"; fi; \
 	exit $$status
 
 $(OTHER)/bin/.installed: pyproject.toml configs/constraints/cpu.txt configs/constraints/cuda.txt
@@ -112,7 +114,7 @@ $(OTHER)/bin/.installed: pyproject.toml configs/constraints/cpu.txt configs/cons
 	$(OTHER)/bin/pip install -q $(PINS) $(TORCH_INDEX) torch '.[train]' pytest hypothesis
 	touch $@
 
-# Where there is no such Python or no network, that is said and no failure. The tests are copied: beside them lies dakd/.
+# Without such a Python or a network this is skipped with a message. Tests are copied, because dakd/ lies next to them.
 wheel-check: venv
 	@test -x $(OTHER)/bin/python -o -n "$(OTHER_PYTHON)" || \
 		{ echo "wheel-check: no Python 3.13 or 3.12 here can make an environment; not tried"; exit 0; }; \

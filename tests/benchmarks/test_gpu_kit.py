@@ -1,4 +1,4 @@
-"""What is brought to a GPU host: which files, with which paths, how much; and that go.sh goes on without any of it."""
+"""The kit for a GPU host: its files, paths and size; and go.sh starts the run without any of it."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def go(host: Path, *arguments: str):
     return json.loads(done.stdout), done.stderr.splitlines()
 
 
-def test_run_starts_without_any_part_of_the_kit_and_each_is_told_in_a_line(host):
+def test_run_starts_without_any_part_of_the_kit_and_reports_each_in_a_line(host):
     (host / ".gpu_kit" / "wheels" / "broken-1.0-py3-none-any.whl").write_bytes(b"no wheel")
     (arguments, _), said = go(host, "--second")
     assert arguments == ["--second"]

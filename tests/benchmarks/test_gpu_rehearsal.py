@@ -1,7 +1,7 @@
-"""A visit to a GPU host, rehearsed on a CPU: with the host's software and the kit that is brought, faults planted.
+"""A visit to a GPU host, rehearsed on a CPU with the host's software, the kit, and planted faults.
 
-`make visit-venv gpu-kit` makes both; without them the run is rehearsed by the Python of the tests, and a warning says
-so. What only a GPU can do is skipped by the run itself, with a reason.
+`make visit-venv gpu-kit` makes software and kit; without them the tests' Python rehearses, with a warning. The visit
+skips what only a GPU can do, and says why.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def test_the_host_has_its_own_software_and_the_kit_the_rest(first, host):
     assert {row["commit"] for row in tables["facts"]} == {(KIT / "commit").read_text().strip()}
 
 
-def test_the_second_visit_ends_whole(host, tmp_path):
+def test_the_second_visit_ends_well(host, tmp_path):
     done, seconds, tables = rehearse(host, tmp_path, "--second")
     assert done.returncode == 0 and seconds < 900, done.stdout + done.stderr
     jobs = jobs_of(tables)

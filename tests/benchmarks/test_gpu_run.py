@@ -241,7 +241,7 @@ def test_the_second_visit_rechecks_what_the_first_left_unsettled(tmp_path):
     for name, status in ended.items():
         visit.fact("correct", f"job {name}", status)
     visit.fact("races", "job race ddim_step main channels_last", "FAILED")  # no check
-    visit.fact("recheck", "job ddim_step triton bf16", "ok")  # mended since
+    visit.fact("recheck", "job ddim_step triton bf16", "ok")  # fixed since
     unsettled = ("seg_loss cuda bf16", "selective_scan triton repeats", "joint_noising cuda fp16")
     assert second_visit.unsettled_jobs(tmp_path) == unsettled
     assert second_visit.unsettled_jobs(tmp_path / "nowhere") == ()
@@ -282,7 +282,7 @@ def test_counters_are_read_from_behind_the_programs_own_output():
         ("something else", "other"),
     ],
 )
-def test_kernels_are_told_apart_by_family(kernel, family):
+def test_kernels_are_sorted_into_families(kernel, family):
     assert nets.family_of(kernel) == family
 
 
@@ -290,7 +290,7 @@ def test_kernels_are_told_apart_by_family(kernel, family):
 
 
 def refused(monkeypatch, capsys, folder, *arguments):
-    """What the script says where it leaves at once."""
+    """What the script prints when it exits at once."""
     monkeypatch.setattr(sys, "argv", ["gpu_run.py", *arguments])
     monkeypatch.setenv("OUT", str(folder))
     with pytest.raises(SystemExit) as stopped:

@@ -37,7 +37,7 @@ def test_picture_is_drawn(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
 
 
-def test_folder_without_rows_is_told(tmp_path, monkeypatch, capsys):
+def test_folder_without_rows_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["plot_results.py", str(tmp_path)])
     assert plot_results.main() == 2
     assert "measure first" in capsys.readouterr().err
