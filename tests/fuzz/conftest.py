@@ -1,4 +1,4 @@
-"""The table of what was tried, below the tests' own summary."""
+"""A table of the bad inputs, below pytest's own summary; all fuzz tests are slow."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def pytest_terminal_summary(terminalreporter):
     for target, counts in sorted(COUNTS.items()):
         terminalreporter.write_line(f"{target:<56}" + "".join(f"{counts[column]:>10}" for column in columns))
     total = sum(counts["tried"] for counts in COUNTS.values())
-    terminalreporter.write_line(f"{total} in all; a passed test means none executed, hung or told in unclear words")
+    terminalreporter.write_line(f"{total} in all; a passed test means none was executed, hung, or was refused with an unclear message")

@@ -1,4 +1,4 @@
-"""What the fuzzer does to good files: hypothesis draws the changes, so that it can shrink what breaks something."""
+"""Damage to good files. hypothesis draws the changes, so that it can shrink a failing one."""
 
 from __future__ import annotations
 

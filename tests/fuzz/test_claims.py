@@ -1,4 +1,4 @@
-"""Claims of generation: whatever stands in the folder of claims, workers go on, and remove nothing that is alive."""
+"""Claims of generation: workers continue with any content of the claims folder, and remove no living claim."""
 
 from __future__ import annotations
 

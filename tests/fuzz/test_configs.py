@@ -1,4 +1,4 @@
-"""Configurations: whatever YAML says, it is a valid experiment or an error that names the file or the key."""
+"""Configurations: any YAML is a valid experiment, or an error that names the file or the key."""
 
 from __future__ import annotations
 

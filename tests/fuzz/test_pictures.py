@@ -1,4 +1,4 @@
-"""Pictures: those of a dataset are read, counted as skipped, or refused by name; those to predict likewise."""
+"""Pictures of a data set, and pictures to predict, are read, skipped and counted, or refused by name."""
 
 from __future__ import annotations
 

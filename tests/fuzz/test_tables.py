@@ -1,4 +1,4 @@
-"""Tables of experiments: whatever the YAML says, it is a valid table or an error that names the file."""
+"""Tables of experiments: any YAML is a valid table, or an error that names the file."""
 
 from __future__ import annotations
 

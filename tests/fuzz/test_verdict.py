@@ -1,4 +1,4 @@
-"""The judge of the fuzzer sees what it is there to see."""
+"""The fuzzer's verdict detects hangs, execution, and unclear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights and checkpoints: whole and as they were saved, or an error that names the file; a pickle is never run."""
+"""Weights and checkpoints are loaded as they were saved, or refused by name; a pickle is never executed."""
 
 from __future__ import annotations
 

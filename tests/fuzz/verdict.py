@@ -1,6 +1,6 @@
-"""What may become of a bad input: it is read as it was, or refused in words of ours; nothing else, and soon.
+"""The verdict on a bad input: it is read as it was, skipped, or refused in a message of ours, and within a time limit.
 
-DAKD_FUZZ: how many bad inputs a test tries; without it a few, always the same.
+DAKD_FUZZ: bad inputs per test; without it 40, always the same ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import dakd
 from dakd.data.readers.base import BadFile
 
 OURS = str(Path(dakd.__file__).parent)
-# Of a reading: its own time, and the clock's, which goes on where it waits for something.
+# Limits of one reading: its CPU time, the wall clock's time, which counts waiting too, and memory.
 SECONDS, WAITING_SECONDS, MEMORY_GIB = 20.0, 120.0, 2.0
 COUNTS: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
 
@@ -35,7 +35,7 @@ fuzzed = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-# What no bad input may bring about. (Importing a library compiles and executes; nothing is imported while sealed.)
+# No bad input may cause one of these. (Importing a library executes code; nothing is imported while sealed.)
 _FORBIDDEN = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen",
               "socket.connect", "ctypes.dlopen")  # fmt: skip
 _seal = {"is_shut": False, "broken": [], "is_watched": False}
@@ -52,11 +52,11 @@ def _watch(event: str, _arguments: tuple) -> None:
 
 
 def judge(target: str, read: Callable[[], str | None], *names: str) -> str:
-    """What became of the input: "read", "skipped" or "refused".
+    """Runs `read` on a bad input; returns "read", "skipped" or "refused".
 
-    Runs `read`; AssertionError unless it ends well or raises an error that is ours and names one of `names`.
+    AssertionError unless `read` ends well, or raises an error of ours that names one of `names`.
 
-    read: returns what became of the input where it raises nothing: "read", or "skipped" where that was counted.
+    read: returns "skipped" if the input was skipped and counted, otherwise "read" or None.
     """
     COUNTS[target]["tried"] += 1
     refusal = None
@@ -70,7 +70,7 @@ def judge(target: str, read: Callable[[], str | None], *names: str) -> str:
     except Exception as error:
         outcome, refusal = "refused", error
     assert outcome != "hung", f"not ready within {SECONDS:g} s of its own time, or {WAITING_SECONDS:g} s"
-    # Looked at first: the error may be what became of it on the way up.
+    # Checked first: on its way up this error may have become another.
     assert not _seal["broken"], f"executed: {_seal['broken']}"
     if refusal is not None:
         _require_clear(refusal, names)
@@ -80,24 +80,24 @@ def judge(target: str, read: Callable[[], str | None], *names: str) -> str:
 
 def _require_clear(error: Exception, names: tuple[str, ...]) -> None:
     where = traceback.extract_tb(error.__traceback__)[-1]
-    told = f"{type(error).__name__}: {str(error)[:600]!r}, raised at {where.filename}:{where.lineno}"
-    assert where.filename.startswith(OURS), f"from the depths: {told}"
-    assert isinstance(error, ValueError | RuntimeError | OSError | BadFile), f"of a kind that is not ours: {told}"
-    assert len(str(error).split()) >= 4, f"without words: {told}"
-    assert not names or any(name in str(error) for name in names), f"names none of {names}: {told}"
+    shown = f"{type(error).__name__}: {str(error)[:600]!r}, raised at {where.filename}:{where.lineno}"
+    assert where.filename.startswith(OURS), f"from the depths: {shown}"
+    assert isinstance(error, ValueError | RuntimeError | OSError | BadFile), f"of a kind that is not ours: {shown}"
+    assert len(str(error).split()) >= 4, f"without words: {shown}"
+    assert not names or any(name in str(error) for name in names), f"names none of {names}: {shown}"
 
 
 @contextlib.contextmanager
 def _sealed() -> Iterator[None]:
-    """Little time, little memory, nothing executed."""
+    """A context with limited time and memory, in which nothing may be executed."""
     if not _seal["is_watched"]:
-        sys.addaudithook(_watch)  # for good: there is no taking it back
+        sys.addaudithook(_watch)  # for good: it cannot be removed
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = {number: signal.signal(number, _stop) for number in (signal.SIGALRM, signal.SIGPROF)}
     _seal.update(is_shut=True, broken=[], is_watched=True)
     resource.setrlimit(resource.RLIMIT_AS, (in_use + int(MEMORY_GIB * 2**30), hard))
-    # No signal gets through to a library's own loop: then the run ends, and says where.
+    # A library's own loop receives no signal: then the process ends with a traceback.
     faulthandler.dump_traceback_later(2 * WAITING_SECONDS, exit=True)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WAITING_SECONDS)
