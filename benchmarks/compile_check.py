@@ -1,10 +1,10 @@
 """Compiles every GPU kernel for sm_80, sm_90 and sm_100 without a GPU, and fails on a spill or over the resource bars.
 
-Triton kernels are found by calling each op's Triton variant on meta tensors at the model's shapes: a recorder stands
-in for `triton_runtime.launch`, so what is compiled is what a launch would compile. CUDA sources go through nvcc.
+Each op's Triton variant is called on meta tensors at the model's shapes, with a recorder in place of
+`triton_runtime.launch`: the kernels compiled are those that launches would compile. CUDA sources go through nvcc.
 Registers, spills, shared memory, tensor-core instructions and 128-bit accesses are read from the machine code and
-compared with the checked-in table of this Triton version; a difference is printed, and `--update` writes that table
-anew. `make compile-check` calls it in .venv and in .venv-visit: two versions of Triton and of torch's headers.
+compared with the checked-in table of this Triton version; differences are printed, and `--update` rewrites the table.
+`make compile-check` calls it in .venv and in .venv-visit: two versions of Triton and of torch's headers.
 
     python benchmarks/compile_check.py [--arch 80,90,100] [--op NAME] [--update]
 """
@@ -41,15 +41,15 @@ from dakd.kernels import backend, triton_runtime  # noqa: E402
 from dakd.testing.inputs import laid_out, operands  # noqa: E402
 
 TABLE = ROOT / "benchmarks" / "results" / "compile_check.json"
-# What nvcc made of a preprocessed source; Triton keeps its own cache.
+# A cache of nvcc's results by preprocessed source; Triton has its own.
 CUBINS = ROOT / "build" / "compile_check"
 MAX_REGISTERS, MAX_REGISTERS_MATMUL = 168, 240
-# Bytes of shared memory that a block may take.
+# The most bytes of shared memory of a block.
 MAX_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
 
 class Case(NamedTuple):
-    """A shape and dtype that real runs have. layout: how the feature tensors lie in memory."""
+    """A shape and dtype of real runs. layout: of the feature tensors in memory."""
 
     sizes: dict[str, int]
     dtype: torch.dtype
@@ -79,7 +79,7 @@ def _images(batch: int, num_classes: int, size: int, **more: int) -> dict[str, i
     return dict(batch=batch, num_classes=num_classes, height=size, width=size, **more)
 
 
-# The model's shapes: SAROSS-Net-B at 512x512 and batch 16, one padded scene, the sampler and the teacher's training.
+# The models' shapes: SAROSS-Net-B at 512x512 and batch 16, one padded scene, the sampler, the teacher's training.
 CASES: dict[str, list[Case]] = {
     "transposed_attention": [
         Case(_caft(16, 64, 128, 128), BF16, "channels_last"),
@@ -135,7 +135,7 @@ class Compilation(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """One kernel for one architecture. resources: what the compiler says that it takes; code: its instructions."""
+    """One kernel for one architecture. resources: as the compiler reports them; code: its instructions."""
 
     name: str
     arch: int
@@ -144,7 +144,7 @@ class Compiled(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What the machine code of one kernel takes."""
+    """The resources and instructions of one kernel's machine code."""
 
     registers: int
     spill_bytes: int
@@ -155,7 +155,7 @@ class Usage(NamedTuple):
 
 
 class Versions(NamedTuple):
-    """What the machine code depends on. torch: its headers alone."""
+    """The versions that the machine code depends on. torch: only its headers."""
 
     triton: str
     torch: str
@@ -165,7 +165,7 @@ class Versions(NamedTuple):
 def main() -> int:
     options = _parse()
     if triton_runtime.is_interpreted():
-        print("TRITON_INTERPRET=1 is set: unset it, the kernels are to be compiled", file=sys.stderr)
+        print("TRITON_INTERPRET=1 is set: unset it, so that kernels are compiled", file=sys.stderr)
         return 2
     started, versions = time.monotonic(), found_versions()
     architectures = [int(number) for number in options.arch.split(",")]
@@ -191,7 +191,7 @@ def main() -> int:
 
 
 def _compile(only: str | None, architectures: list[int], num_jobs: int) -> tuple[list[Compiled], list[str]]:
-    """All kernels, or those of one op, and what does not compile."""
+    """All kernels, or those of one op, and the problems in compiling them."""
     problems = []
     if shutil.which("nvcc") is None:
         problems.append("nvcc is not on PATH: the CUDA sources cannot be checked (pip install nvidia-cuda-nvcc)")
@@ -200,7 +200,7 @@ def _compile(only: str | None, architectures: list[int], num_jobs: int) -> tuple
     sources = [] if problems else [path for path in sorted((ROOT / "csrc").rglob("*.cu"))
                                    if only in (None, path.parent.name)]
     cuda = [(path, arch) for path in sources for arch in architectures]
-    # The longest first, so that no core waits for another at the end.
+    # The longest first, so that all cores finish at about the same time.
     cuda.sort(key=lambda job: -job[0].stat().st_size)
     triton = sorted(range(len(_LAUNCHES)), key=lambda index: -len(_LAUNCHES[index].kernel.src))
     compiled: list[Compiled] = []
@@ -210,7 +210,7 @@ def _compile(only: str | None, architectures: list[int], num_jobs: int) -> tuple
                    for path, arch in cuda}  # fmt: skip
         futures |= {pool.submit(_compile_triton, index, architectures): _LAUNCHES[index].name for index in triton}
         for future, what in futures.items():
-            # Whatever a compiler has against one kernel, the others are looked at too.
+            # One kernel that does not compile must not hide the others.
             if error := future.exception():
                 problems.append(f"{what} does not compile: {error}")
             else:
@@ -219,7 +219,7 @@ def _compile(only: str | None, architectures: list[int], num_jobs: int) -> tuple
 
 
 def record(op: str) -> list[Compilation]:
-    """The distinct compilations that forward and backward of the op's Triton variant ask for at the model's shapes."""
+    """The distinct compilations that an op's Triton variant needs, forward and backward, at the models' shapes."""
     launches: dict[tuple, Compilation] = {}
     names: set[str] = set()
 
@@ -252,7 +252,8 @@ _POINTERS = {
 
 
 def _describe(kernel, arguments: tuple, constants: dict) -> tuple:
-    """A Compilation less name and options, specialised as Triton's launcher does: ones are constants, 16s are known."""
+    """The fields of a Compilation between name and options, specialised as by Triton's launcher: an integer 1 is a
+    constant, and divisibility by 16 is known."""
     values = dict(zip([parameter.name for parameter in kernel.params if not parameter.is_constexpr], arguments))
     values |= {name: value for name, value in constants.items()}
     signature, fixed, divisible = [], [], []
@@ -274,8 +275,8 @@ def _describe(kernel, arguments: tuple, constants: dict) -> tuple:
 
 
 def _compile_triton(index: int, architectures: list[int]) -> list[Compiled]:
-    """The launch on each architecture. The Python source is translated once: up to Triton's own IR nothing depends on
-    the architecture, but for 8-bit floats and tensor descriptors, which no kernel has."""
+    """Compiles for each architecture. The Python source is translated only once: up to Triton's own IR nothing depends
+    on the architecture, except 8-bit floats and tensor descriptors, which no kernel has."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -311,7 +312,7 @@ def _compile_cuda(source: Path, arch: int) -> list[Compiled]:
     include = Path(torch.__file__).parent / "include"
     command = ["nvcc", *NVCC_FLAGS, f"-arch=sm_{arch}", "-DDAKD_WITH_CUDA", f"-I{include}",
                f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", str(source)]  # fmt: skip
-    # The compiler proper sees this text, its flags and nothing else; preprocessing takes a second, the rest twenty.
+    # The preprocessed text and the flags determine the result; preprocessing takes one second, compiling twenty.
     text = _nvcc([*command, "-E"])
     key = hashlib.sha256("\0".join([_nvcc(["nvcc", "--version"]), *command, text]).encode()).hexdigest()
     cubin = CUBINS / f"{key}.cubin"
@@ -325,7 +326,7 @@ def _compile_cuda(source: Path, arch: int) -> list[Compiled]:
 
 
 def _nvcc(command: list[str]) -> str:
-    """What it prints; RuntimeError with its words where it fails."""
+    """Its output; RuntimeError, with its messages, if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"nvcc failed:\n{' '.join(command)}\n{done.stderr}")
@@ -333,7 +334,7 @@ def _nvcc(command: list[str]) -> str:
 
 
 def _tool(name: str) -> Path:
-    """The tool that Triton brings."""
+    """A tool of NVIDIA's that comes with Triton."""
     import triton
 
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
@@ -368,7 +369,7 @@ def _sections(elf: bytes) -> dict[str, bytes]:
 
 
 def _usages(compiled: list[Compiled]) -> Iterator[tuple[Compiled, Usage]]:
-    """Each kernel and what it takes. The disassembler is started once an architecture, for its start is slow."""
+    """Each kernel and its usage. The disassembler starts slowly, so it runs once per architecture."""
     for arch in sorted({kernel.arch for kernel in compiled}):
         kernels = [kernel for kernel in compiled if kernel.arch == arch]
         for kernel, body in zip(kernels, _disassembled([kernel.code for kernel in kernels], arch), strict=True):
@@ -430,7 +431,7 @@ def _print_table(found: dict[str, dict[str, Usage]]) -> None:
 def compare(
     found: dict[str, dict[str, Usage]], tables: dict[str, dict], triton: str, *, is_complete: bool
 ) -> list[str]:
-    """Lines that say what differs from the table of this Triton version. is_complete: nothing was left out."""
+    """The differences from the table of this Triton version, a line each. is_complete: all kernels were compiled."""
     if triton not in tables:
         return [f"absent   a table for Triton {triton} (there are those for {', '.join(tables) or 'none'}): --update"]
     before = tables[triton]["kernels"]
@@ -452,7 +453,7 @@ def as_table(found: dict[str, dict[str, Usage]], versions: Versions) -> dict:
 
 
 def write(tables: dict[str, dict]) -> None:
-    """A table for each version of Triton; a line for each kernel and architecture, so that a difference can be read."""
+    """One table per version of Triton, one line per kernel and architecture, so that diffs can be read."""
     text = json.dumps(dict(sorted(tables.items())), indent=1)
     text = re.sub(r"\{\s*(\"registers\"[^{}]*?)\s*\}", lambda found: "{" + re.sub(r"\s+", " ", found[1]) + "}", text)
     TABLE.parent.mkdir(parents=True, exist_ok=True)
@@ -471,7 +472,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--arch", default="80,90,100", help="compute capabilities, such as 80,90,100")
     parser.add_argument("--op", choices=backend.OPS, help="this op alone")
-    parser.add_argument("--update", action="store_true", help="write the checked-in table of this Triton version anew")
+    parser.add_argument("--update", action="store_true", help="rewrite the checked-in table of this Triton version")
     parser.add_argument("--jobs", type=int, default=1 + (os.cpu_count() or 1), help="compilers at once")
     return parser.parse_args()
 

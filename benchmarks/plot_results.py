@@ -3,8 +3,8 @@
     python benchmarks/plot_results.py benchmarks/results/nvidia-h200        # writes results/pictures/nvidia-h200.png
 
 A bar is the time of one contestant; the line is the floor, the op's least bytes over the copy bandwidth of the same
-run. Shown is the largest shape of each op, from its newest run; --shape chooses another. Grey is what torch and other
-packages offer, and the reference.
+run. It shows the largest shape of each op from its newest run; --shape chooses another. Rivals and the reference are
+grey.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_COLUMNS = 2
 
 
 def newest(rows: list[dict[str, str]]) -> dict[tuple[str, str], list[dict[str, str]]]:
-    """The rows of each (op, what) at its largest shape, the newest of each contestant, fastest last."""
+    """The rows of each (op, what) at its largest shape: the newest of each contestant, the fastest last."""
     chosen = {}
     timed = [row for row in rows if row.get("least_mb") and row["op"] in _TITLES and row["contestant"] != "copy"]
     for key in dict.fromkeys((row["op"], row["what"]) for row in timed):
@@ -82,10 +82,10 @@ def _draw_panel(panel, op: str, what: str, group: list[dict[str, str]]) -> None:
     floor = floor_us(group[0]) * scale
     panel.axvline(floor, color=_FLOOR, linewidth=1.2)
     for index, (row, time) in enumerate(zip(group, times)):
-        told = f" {time * scale:.3g}"
+        label = f" {time * scale:.3g}"
         if row["times_eager"] and row["contestant"] != "eager":
-            told += f"  ({float(row['times_eager']):.2g}x eager)"
-        panel.text(time * scale, index, told, va="center", fontsize=7.5)
+            label += f"  ({float(row['times_eager']):.2g}x eager)"
+        panel.text(time * scale, index, label, va="center", fontsize=7.5)
     panel.set_xlim(0, max(times) * scale * 1.35)
     panel.set_title(f"{_TITLES[op]}, {what}   {_shape(group[0])}", fontsize=8.5, loc="left")
     panel.set_title(f"floor {floor:.3g} {unit}", fontsize=8, loc="right", color=_FLOOR)
@@ -96,7 +96,7 @@ def _draw_panel(panel, op: str, what: str, group: list[dict[str, str]]) -> None:
 
 
 def _shape(row: dict[str, str]) -> str:
-    """Names stay as they are; of numbers the values remain."""
+    """A shape's name, or its numbers without their names."""
     parts = [part.partition("=")[2] or part for part in row["shape"].split(",")]
     return f"{' x '.join(parts)}, {row['dtype']}"
 

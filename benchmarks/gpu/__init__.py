@@ -1,1 +1,1 @@
-"""The run on a GPU host that is lent for minutes (benchmarks/gpu_run.py), and the kit that is brought to it."""
+"""A visit to a GPU host that is lent for minutes (benchmarks/gpu_run.py): its phases, and the kit that it needs."""

@@ -4,8 +4,8 @@
 #     bash .gpu_kit/go.sh             # the first visit; further arguments go to benchmarks/gpu_run.py
 #     bash .gpu_kit/go.sh --second
 #
-# Prepares what the host lacks and starts the run. What cannot be prepared is reported in one line, and the run does without.
-# DAKD_PYTHON names the interpreter: python3 where it is not set. benchmarks/gpu/kit.py copies this file into the kit.
+# Installs what the host lacks and starts the run. A part that fails is reported in one line, and the run starts without it.
+# DAKD_PYTHON names the interpreter; default: python3. benchmarks/gpu/kit.py copies this file into the kit.
 set -euo pipefail
 KIT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$KIT/.."
@@ -16,7 +16,7 @@ export PYTHONUNBUFFERED=1
 # Asking whether there is a GPU must not start CUDA.
 export PYTORCH_NVML_BASED_CUDA_CHECK=1
 
-# say WHAT [WORDS]: of a tool's words the last line, which says what it stopped at.
+# say WHAT [OUTPUT]: WHAT, and the last line of a tool's output, where the cause is.
 say() { echo "go.sh: $1${2:+: ${2##*$'\n'}}" >&2; }
 
 install() {
@@ -28,7 +28,7 @@ install_wheels() {
     rm -rf "$PLACE/site"
     mkdir -p "$PLACE/site" || return 0
     if install "$KIT"/wheels/*.whl >/dev/null; then return; fi
-    # One that is broken keeps the others from being installed with it, not one by one.
+    # A broken wheel makes all fail together, so install them one by one.
     for wheel in "$KIT"/wheels/*.whl; do
         said=$(install --upgrade "$wheel") || say "${wheel##*/} is not installed" "$said"
     done

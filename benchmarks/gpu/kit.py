@@ -1,9 +1,9 @@
-"""Packs what is brought to a GPU host that has no network, into .gpu_kit/: `make gpu-kit`.
+"""Packs .gpu_kit/, everything that a GPU host without network lacks: `make gpu-kit`.
 
-The host has Python 3.12, torch 2.11, Triton 3.6 and what else configs/constraints/visit.txt names. The kit has the
-wheels that it lacks, the compiled library for Hopper GPUs, Triton's cache filled by warm_up.py, the commit, and go.sh,
-which unpacks all that and starts the run. Everything is tried here, in .venv-visit, as far as that goes without a GPU.
-What is not stale is not made again.
+The host has Python 3.12, torch 2.11, Triton 3.6 and the other packages of configs/constraints/visit.txt. The kit holds
+the missing wheels, the compiled library for Hopper GPUs, Triton's cache filled by warm_up.py, the commit, and go.sh,
+which unpacks all that and starts the run. Everything is tried here, in .venv-visit, as far as possible without a GPU.
+Parts that are up to date are not made again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "benchmarks" / "gpu"
 KIT = ROOT / ".gpu_kit"
-# What is needed to make the kit and is not brought.
+# Files needed to make the kit that do not go into it.
 WORK = ROOT / "build" / "gpu_kit"
 MAX_BYTES = 40 << 20
-# What the host lacks, of the versions that .venv has.
+# The packages that the host lacks, in .venv's versions.
 WHEELS = {
     "pydantic": "2.14.4",
     "pydantic_core": "2.50.5",
@@ -41,7 +41,7 @@ WHEELS = {
     "hjson": "3.1.0",
     "deepspeed": "0.19.8",
 }
-# Has no wheel on the index; built without its compiled operations it is one for every Python.
+# Has no wheel on the index; built without its compiled operations it fits every Python.
 BUILT = "deepspeed"
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 # Of an entry of Triton's cache: machine code, its description, and compiled launchers; no intermediate code.
@@ -104,7 +104,7 @@ def collect_wheels() -> str:
 
 
 def why_not_for_the_host(wheel: str) -> str | None:
-    """Why a wheel, by its name, does not serve CPython 3.12 on Linux x86-64; None where it does."""
+    """Why a wheel, by its name, does not fit CPython 3.12 on Linux x86-64; None if it does."""
     if not wheel.endswith(".whl"):
         return "no wheel"
     *_, python, abi, platform = wheel.removesuffix(".whl").split("-")
@@ -116,7 +116,7 @@ def why_not_for_the_host(wheel: str) -> str | None:
 
 
 def try_wheels() -> str:
-    """Installs them as go.sh does, and imports what needs them. Without a network: nothing else may be fetched."""
+    """Installs them as go.sh does, without a network, and imports the modules that need them."""
     wheels = sorted((KIT / "wheels").glob("*.whl"))
     stamp, listed = WORK / "site.txt", "".join(f"{path.name} {path.stat().st_mtime_ns}\n" for path in wheels)
     if not stamp.exists() or stamp.read_text() != listed:
@@ -137,13 +137,13 @@ def build_extension() -> str:
     )
     target = KIT / "_C.so"
     _run(["strip", "--strip-unneeded", "-o", str(target), str(library)], "_C.so is not stripped")
-    # Every symbol at once: one that the host's torch does not have must not wait for a call.
+    # LD_BIND_NOW resolves every symbol at once: one that the host's torch lacks must show here, not at a call.
     _python(["-c", _LOADS, str(target)], "_C.so does not load", LD_BIND_NOW="1")
     return "loads, has CUDA operations"
 
 
 def pack_triton_cache() -> str:
-    """Fills a cache, packs it, and shows by a second process that every launch finds its kernel where go.sh puts it."""
+    """Fills a cache and packs it; a second process checks that every launch finds its kernel where go.sh unpacks it."""
     cache, listed, packed = WORK / "triton", WORK / "entries.txt", KIT / "triton.tgz"
     filled = _warm_up(cache, listed)
     place = triton_place()
@@ -165,7 +165,7 @@ def triton_place() -> Path:
 
 
 def pack(cache: Path, entries: list[str], place: Path) -> bytes:
-    """A .tgz of the entries, to be unpacked in `place`; the same bytes for the same entries."""
+    """A .tgz of the entries, to be unpacked in `place`; equal entries give equal bytes."""
     content = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=content, mode="wb", mtime=0) as compressed,
@@ -198,7 +198,7 @@ def rewritten(group: str, place: Path) -> str:
 
 
 def read_result(printed: str) -> tuple[int, int, int]:
-    """Launches, hits and misses, as warm_up.py reports them."""
+    """Launches, hits and misses from warm_up.py's output."""
     found = re.findall(r"(\d+) launches, (\d+) hits, (\d+) misses", printed)
     if not found:
         raise KitError(f"warm_up.py does not report hits and misses: {printed[-500:]}")
@@ -260,7 +260,7 @@ def _python(arguments: list[str], complaint: str, **environment: str) -> str:
 
 
 def _run(command: list[str], complaint: str, **environment: str) -> str:
-    """What it prints; KitError with its words where it fails."""
+    """Its output; KitError, with its messages, if it fails."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=kept | environment)
     if done.returncode:

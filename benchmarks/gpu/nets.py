@@ -1,4 +1,4 @@
-"""Phases 4 to 6: a sampling step of the teacher taken apart, the sampler's loop, and training steps of both nets."""
+"""Phases 4 to 6: a sampling step of the teacher and its kernels, the sampling loop, and training steps of both nets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampler's loop with its step captured: equal to the eager loop bit for bit, without synchronising, and how fast.
+"""The sampling loop with captured steps: its speed; its bits, which must be the eager loop's; and that it never waits.
 
 Twenty steps are timed and extrapolated to two hundred. Exit status 3: the numbers differ, or the loop synchronised.
 """
@@ -21,7 +21,7 @@ from dakd.diffusion.sampler import PairSampler, start_noise
 from dakd.diffusion.schedule import CosineSchedule
 
 _STEPS, _SAMPLING_STEPS, _ROUNDS = 20, 200, 2
-_WATCHED_BELOW = 16  # what a larger batch does is the same, and takes seconds
+_WATCHED_BELOW = 16  # a larger batch does the same, and takes seconds
 
 
 def main() -> None:

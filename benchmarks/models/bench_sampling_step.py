@@ -1,6 +1,6 @@
 """One sampling step of the paper's SAR-JointNet: eager, channels_last, compiled, and as `generate` runs it.
 
-The last is the captured step with the DDIM update in it; the others are the networks alone. --compiled races
+The last is the captured step with the DDIM update; the others are the networks alone. --compiled races
 torch.compile (a minute or more to compile) at one batch.
 """
 

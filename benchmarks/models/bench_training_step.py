@@ -1,7 +1,7 @@
 """Training steps at the paper's sizes: the teacher's stages 3 and 2, and the student; 16 samples, 8 steps each.
 
-The engine is the project's, where DeepSpeed can be imported; beside it a plain loop of torch's AdamW, with fp32 masters
-for the teacher's bf16 weights and autocast for the student, as the engine has them.
+The project's engine, if DeepSpeed can be imported, against a plain loop with torch's AdamW: with fp32 masters for the
+teacher's bf16 weights and autocast for the student, like the engine.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def measure_training(
         try:
             step = make(_module(name, races), given, precision, races.device)
             times_s = [_timed(step, races.device) for _ in range(steps)]
-        # Without DeepSpeed, or without memory for both, one of the two is measured.
+        # Without DeepSpeed, or without memory for one of them, the other is still measured.
         except (RuntimeError, ImportError) as error:
             print(f"{name:<17}{contestant:<16} not measured: {reason(error)}", flush=True)
             continue
