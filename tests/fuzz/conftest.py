@@ -22,4 +22,4 @@ def pytest_terminal_summary(terminalreporter):
     for target, counts in sorted(COUNTS.items()):
         terminalreporter.write_line(f"{target:<56}" + "".join(f"{counts[column]:>10}" for column in columns))
     total = sum(counts["tried"] for counts in COUNTS.values())
-    terminalreporter.write_line(f"{total} in all; a passed test means none was executed, hung, or was refused with an unclear message")
+    terminalreporter.write_line(f"{total} in all; none executed, hung, or refused unclearly if the tests passed")
