@@ -1,13 +1,13 @@
-"""Plain torch as a person would write it for speed: what "eager", "autocast" and "compile" mean in the tables.
+"""The rivals in the races: what "eager", "autocast" and "compile" mean in the tables, and a peer package's step.
 
-dakd.testing.plain is written to be checked by eye: it loops over samples and draws the project's own noise with integer
-tensors. To race against that would flatter the kernels, so these take whole batches, look at no value on the host, and
-draw noise with torch.randn. Tests hold them to dakd.testing.plain wherever no noise is drawn.
+They are the plain definitions of dakd.testing.plain with `racing`: whole batches, no value read on the host, noise from
+torch.randn. torch.compile gets another form of the scan, for it would unroll the loop over time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,81 +15,9 @@ from torch import Tensor
 
 from dakd.testing import plain
 
-
-def ddim_step(
-    x: Tensor,
-    y: Tensor,
-    x0_pred: Tensor,
-    logits: Tensor,
-    coefficients: Tensor,
-    step: Tensor,
-    *,
-    b: float,
-    clip: float = 1.0,
-    stochastic: bool = False,
-    seed: int = 0,
-    sample_ids: Tensor | None = None,
-    input_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    A, B, sigma = coefficients[step].unbind(1)
-    y0_pred = b * (2 * F.softmax(logits.to(y.dtype), dim=1) - 1)
-    x_next = A * x + B * x0_pred.to(x.dtype).clamp(-clip, clip)
-    y_next = A * y + B * y0_pred
-    if stochastic:
-        x_next = x_next + sigma * torch.randn_like(x_next)
-        y_next = y_next + sigma * torch.randn_like(y_next)
-    dtype = x.dtype if input_dtype is None else input_dtype
-    return x_next, y_next, x_next.to(dtype), y_next.to(dtype)
-
-
-def joint_noising(
-    image: Tensor,
-    label: Tensor,
-    positions: Tensor,
-    tables: Tensor,
-    *,
-    b: float,
-    num_classes: int,
-    seed: int,
-    out_dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor, Tensor]:
-    t = torch.randint(0, len(tables), positions.shape, device=image.device)
-    a, s = (tables[t, column][:, None, None, None] for column in (0, 1))
-    x_0 = image.to(tables.dtype) / 127.5 - 1
-    ignored = label >= num_classes
-    onehot = F.one_hot(label.long().masked_fill(ignored, 0), num_classes).permute(0, 3, 1, 2)
-    y_0 = (2 * onehot.to(tables.dtype) - 1).masked_fill(ignored[:, None], 0)
-    x_t = a * x_0 + s * torch.randn_like(x_0)
-    y_t = a * b * y_0 + s * torch.randn_like(y_0)
-    return x_t.to(out_dtype), y_t.to(out_dtype), t
-
-
-def seg_loss(
-    logits: Tensor,
-    labels: Tensor,
-    teacher: Tensor | None = None,
-    teacher_row: Tensor | None = None,
-    *,
-    temperature: float = 2.0,
-    ignore_index: int = 255,
-    dice_smooth: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Real samples first: cross-entropy and soft Dice; then the synthetic ones: distillation."""
-    num_classes, num_real = logits.shape[1], logits.shape[0] - (0 if teacher is None else teacher.shape[0])
-    zeros = logits.new_zeros(logits.shape[0])
-    real, label = logits[:num_real], labels[:num_real].long()
-    known = label != ignore_index
-    per_pixel = F.cross_entropy(real, label, ignore_index=ignore_index, reduction="none")
-    ce = per_pixel.flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
-    p = real.softmax(1) * known[:, None]
-    target = F.one_hot(label.masked_fill(~known, 0), num_classes).permute(0, 3, 1, 2).to(p.dtype) * known[:, None]
-    overlap, total = (p * target).sum((2, 3)), (p + target).sum((2, 3))
-    dice = (1 - (2 * overlap + dice_smooth) / (total + dice_smooth)).mean(1)
-    if num_real == logits.shape[0]:
-        return ce, zeros, dice
-    soft = teacher[teacher_row[num_real:]].to(logits.dtype).div(temperature).softmax(1)
-    kd = F.cross_entropy(logits[num_real:] / temperature, soft, reduction="none").mean((1, 2))
-    return torch.cat([ce, zeros[num_real:]]), torch.cat([zeros[:num_real], kd]), torch.cat([dice, zeros[num_real:]])
+ddim_step = partial(plain.ddim_step, racing=True)
+joint_noising = partial(plain.joint_noising, racing=True)
+seg_loss = partial(plain.seg_loss, racing=True)
 
 
 def diffusers_ddim_step() -> Callable:
@@ -130,7 +58,7 @@ def associative_selective_scan(
     return y.to(u.dtype)
 
 
-# What runs eagerly, and what torch.compile gets where that is something else.
+# The functions that run eagerly, and those that torch.compile gets.
 EAGER = {
     "transposed_attention": plain.transposed_attention,
     "ddim_step": ddim_step,

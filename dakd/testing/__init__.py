@@ -1,1 +1,1 @@
-"""What tests and benchmarks share, so that both see the same operands, rivals and tolerances."""
+"""Operands, plain definitions and tolerances, shared by tests and benchmarks."""

@@ -1,7 +1,10 @@
 """Each op as a person would write it in plain torch: the independent check in tests, the rival in benchmarks.
 
-Names and arguments are those of the rooms, less `backend`. Parameters are cast to the features' dtype, as eager code
-does.
+Names and arguments are those of the rooms, without `backend`. Parameters are cast to the features' dtype, as eager code
+does. Whole batches are computed at once, and no value is read on the host, so that a race is fair.
+
+racing: leaves out what nobody would write for speed. The noise comes from torch.randn, not from the project's streams,
+which plain torch has to draw with slow integer tensors; labels that name no class are neither looked for nor counted.
 """
 
 from __future__ import annotations
@@ -68,19 +71,25 @@ def joint_noising(
     seed: int,
     t: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
+    racing: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    t = philox_timesteps(seed, positions, len(tables)) if t is None else t
-    a, s = (tables[:, column][t][:, None, None, None] for column in (0, 1))
-    x_0 = image.to(tables.dtype) / 127.5 - 1
-    eps = philox_normal(x_0[:1].numel(), seed, positions, t, Stream.IMAGE_NOISE, tables.dtype).reshape(x_0.shape)
-    x_t = (a * x_0 + s * eps).to(out_dtype)
+    if t is None and racing:
+        t = torch.randint(0, len(tables), positions.shape, device=image.device)
+    elif t is None:
+        t = philox_timesteps(seed, positions, len(tables))
+    a, s = (tables[t, column][:, None, None, None] for column in (0, 1))
+
+    def noisy(clean: Tensor, stream: Stream) -> Tensor:
+        eps = torch.randn_like(clean) if racing else _own_noise(clean, seed, positions, t, stream)
+        return (a * clean + s * eps).to(out_dtype)
+
+    x_t = noisy(image.to(tables.dtype) / 127.5 - 1, Stream.IMAGE_NOISE)
     if label is None:
         return x_t, None, t
     ignored = label >= num_classes
     onehot = F.one_hot(label.long().masked_fill(ignored, 0), num_classes).permute(0, 3, 1, 2)
     y_0 = (2 * onehot.to(tables.dtype) - 1).masked_fill(ignored[:, None], 0)
-    eps = philox_normal(y_0[:1].numel(), seed, positions, t, Stream.LABEL_NOISE, tables.dtype).reshape(y_0.shape)
-    return x_t, (a * b * y_0 + s * eps).to(out_dtype), t
+    return x_t, noisy(b * y_0, Stream.LABEL_NOISE), t
 
 
 def ddim_step(
@@ -98,19 +107,27 @@ def ddim_step(
     seed: int = 0,
     sample_ids: Tensor | None = None,
     input_dtype: torch.dtype | None = None,
+    racing: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    A, B, sigma = coefficients[step.item()].unbind()
-    y0_pred = b * (2 * F.softmax(logits.to(y.dtype), dim=1) - 1)
-    if label_update == "identity":
-        y0_pred = logits.to(y.dtype).clamp(-b, b)
-    x_next = A * x + B * x0_pred.to(x.dtype).clamp(-clip, clip)
-    y_next = A * y + B * y0_pred
-    if stochastic:
-        for state, stream in ((x_next, Stream.DDIM_IMAGE), (y_next, Stream.DDIM_LABEL)):
-            z = philox_normal(state[:1].numel(), seed, sample_ids, step, stream, state.dtype)
-            state += sigma * z.reshape(state.shape)
+    A, B, sigma = coefficients[step.reshape(1)].unbind(1)
+    y0_pred = logits.to(y.dtype)
+    y0_pred = b * (2 * F.softmax(y0_pred, dim=1) - 1) if label_update == "softmax" else y0_pred.clamp(-b, b)
+
+    def advanced(state: Tensor, clean: Tensor, stream: Stream) -> Tensor:
+        state = A * state + B * clean
+        if not stochastic:
+            return state
+        z = torch.randn_like(state) if racing else _own_noise(state, seed, sample_ids, step, stream)
+        return state + sigma * z
+
+    x_next = advanced(x, x0_pred.to(x.dtype).clamp(-clip, clip), Stream.DDIM_IMAGE)
+    y_next = advanced(y, y0_pred, Stream.DDIM_LABEL)
     dtype = x.dtype if input_dtype is None else input_dtype
     return x_next, y_next, x_next.to(dtype), y_next.to(dtype)
+
+
+def _own_noise(like: Tensor, seed: int, positions: Tensor, step: Tensor, stream: Stream) -> Tensor:
+    return philox_normal(like[:1].numel(), seed, positions, step, stream, like.dtype).reshape(like.shape)
 
 
 def seg_loss(
@@ -126,41 +143,48 @@ def seg_loss(
     dice_samples: str = "real",
     dice_form: str = "soft",
     dice_smooth: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    zero = logits.sum() * 0
-    ce, kd, dice, num_invalid = [], [], [], torch.zeros((), dtype=torch.int64, device=logits.device)
-    rows = [-1] * len(logits) if teacher_row is None else teacher_row.tolist()
-    for s, label, row in zip(logits, labels.long(), rows):
-        num_classes, p = s.shape[0], s.softmax(0).flatten(1)
-        if row >= 0:
-            z = teacher[row].to(s.dtype)
-            if teacher_range is not None:
-                z = z * (-teacher_range / 255)
-            kd.append(F.cross_entropy(s[None] / temperature, z[None].div(temperature).softmax(1)))
-            ce.append(zero)
-            target = z.softmax(0).flatten(1)
-        else:
-            invalid = ((label < 0) | (label >= num_classes)) & (label != ignore_index)
-            num_invalid = num_invalid + invalid.sum()
-            label = label.masked_fill(invalid, ignore_index)
-            kept = (label != ignore_index).flatten()
-            weight = None if class_weights is None else class_weights.to(s.dtype)
-            options = dict(weight=weight, ignore_index=ignore_index)
-            ce.append(F.cross_entropy(s[None], label[None], **options) if kept.any() else zero)
-            kd.append(zero)
-            target = F.one_hot(label.flatten()[kept], num_classes).to(s.dtype).T
-            p = p[:, kept]
-        counts = dice_samples == "all" or (dice_samples == "real" and row < 0)
-        dice.append(_dice(p, target, dice_form, dice_smooth) if counts and p.numel() else zero)
-    if not ce:
-        return *[logits.new_zeros(0) + zero for _ in range(3)], num_invalid
-    return torch.stack(ce), torch.stack(kd), torch.stack(dice), num_invalid
+    racing: bool = False,
+) -> tuple[Tensor, ...]:
+    """Real samples must stand first; after them, as many synthetic ones as the teacher has rows."""
+    num_classes, num_real = logits.shape[1], len(logits) - (0 if teacher is None else len(teacher))
+    real, label = logits[:num_real], labels[:num_real].long()
+    known = label != ignore_index
+    if not racing:
+        is_class = (label >= 0) & (label < num_classes)
+        num_invalid, known = (known & ~is_class).sum(), known & is_class
+        label = label.masked_fill(~known, ignore_index)
+    index, mask = label.masked_fill(~known, 0), known[:, None]
+
+    weight = None if class_weights is None else class_weights.to(logits.dtype)
+    per_pixel = F.cross_entropy(real, label, weight=weight, ignore_index=ignore_index, reduction="none")
+    total = (known if weight is None else weight[index] * known).flatten(1).sum(1)
+    ce = per_pixel.flatten(1).sum(1) / torch.where(total > 0, total, 1)
+    # A sample without a term has no gradient, but the check asks for one.
+    kd = dice = logits.new_zeros(len(logits)) if racing else 0 * logits[:, 0, 0, 0]
+    if dice_samples != "none":
+        target = F.one_hot(index, num_classes).permute(0, 3, 1, 2).to(logits.dtype) * mask
+        dice = torch.cat([_dice(real.softmax(1) * mask, target, dice_form, dice_smooth), dice[num_real:]])
+    if num_real < len(logits):
+        synthetic = logits[num_real:]
+        soft = teacher[teacher_row[num_real:]].to(logits.dtype)
+        if teacher_range is not None:
+            soft = soft * (-teacher_range / 255)
+        distilled = F.cross_entropy(synthetic / temperature, (soft / temperature).softmax(1), reduction="none")
+        if dice_samples == "all":
+            of_synthetic = _dice(synthetic.softmax(1), soft.softmax(1), dice_form, dice_smooth)
+            dice = torch.cat([dice[:num_real], of_synthetic])
+        ce = torch.cat([ce, kd[num_real:]])
+        kd = torch.cat([kd[:num_real], distilled.mean((1, 2))])
+    return (ce, kd, dice) if racing else (ce, kd, dice, num_invalid)
 
 
 def _dice(p: Tensor, target: Tensor, form: str, smooth: float) -> Tensor:
-    """p, target: (K, pixels)."""
-    overlap, total, size = (p * target).sum(1), (p + target).sum(1), target.sum(1)
+    """p, target: (B, K, H, W), 0 at pixels that do not count. Result: (B,)."""
+    overlap, total = (p * target).sum((2, 3)), (p + target).sum((2, 3))
     if form == "soft":
-        return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+        return (1 - (2 * overlap + smooth) / (total + smooth)).mean(1)
+    size = target.sum((2, 3))
     weight = torch.where(size >= 1, 1 / size.clamp_min(1) ** 2, 0)
-    return 1 - 2 * (weight * overlap).sum() / (weight * total).sum()
+    numerator, denominator = (weight * overlap).sum(1), (weight * total).sum(1)
+    is_compared = denominator > 0
+    return torch.where(is_compared, 1 - 2 * numerator / torch.where(is_compared, denominator, 1), 0)
