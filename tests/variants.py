@@ -15,7 +15,7 @@ def variants(op: str, *, without: tuple[str, ...] = (), dtype: torch.dtype = tor
     reason; what a device will never run, or what has no `dtype`, is left out. Those on CUDA carry the mark `gpu`.
     """
     parameters = []
-    for name in backend._variants(op):
+    for name in backend.variants(op):
         if name in without:
             continue
         for device in _devices(name):

@@ -99,7 +99,7 @@ def gn_silu(races: Races, shapes: Sequence[tuple[int, int, int, int]] = ()) -> l
 
 
 def residual_block(races: Races, shape: tuple[int, int, int, int] | None = None) -> list[Row]:
-    """The U-Net's block at its widest level, compiled by itself, as a user would compile a net by regions."""
+    """The U-Net's block at its widest level, compiled on its own, as a user would compile a net by regions."""
     from dakd.models.unet import ResBlock
 
     shape = shape or ((2, 8, 8, 8) if races.is_tiny else (16, 128, 256, 256))

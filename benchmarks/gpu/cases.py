@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
 def ops_with(name: str) -> list[str]:
     """The ops that have a variant, by its name."""
-    return [op for op in backend.OPS if name in backend._variants(op)]
+    return [op for op in backend.OPS if name in backend.variants(op)]
 
 
 def checked(op: str, dtype: str, is_tiny: bool = False) -> list[Case]:

@@ -37,7 +37,7 @@ from lib.plain_ops import PlainOps, call_triton_on_meta, differentiate, replaced
 from torch import Tensor, nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from dakd.kernels import backend, tickets, triton_runtime  # noqa: E402
+from dakd.kernels import arrival_counters, backend, triton_runtime  # noqa: E402
 from dakd.testing.inputs import DIFFERENTIABLE  # noqa: E402
 from gpu import cases, second_visit  # noqa: E402
 
@@ -206,7 +206,7 @@ def _on_fake_cuda(net: nn.Module) -> nn.Module:
 
 def _launch_recorded(work: Callable[[], object], *, backward: bool) -> None:
     for name, arguments in _record(work):
-        if "triton" not in backend._variants(name) or "cuda" in backend._variants(name):
+        if "triton" not in backend.variants(name) or "cuda" in backend.variants(name):
             continue  # `auto` takes the extension's
         schema = getattr(torch.ops.dakd, name).default._schema.arguments
         wanted = DIFFERENTIABLE[name] if backward else ()
@@ -284,7 +284,7 @@ def _stand_ins(use: CacheUse) -> Iterator[None]:
             (triton_runtime, "launch", _warm),
             (triton_runtime, "why_not", lambda device_type: None),
             (triton_runtime, "num_multiprocessors", lambda device: _MULTIPROCESSORS),
-            (tickets, "zeros", lambda device, count: torch.zeros(count, dtype=torch.int64, device=device)),
+            (arrival_counters, "zeros", lambda device, count: torch.zeros(count, dtype=torch.int64, device=device)),
             (triton.knobs.compilation, "listener", use.listen),
         ):
             stack.enter_context(replaced(module, name, value))

@@ -1,4 +1,4 @@
-"""One sampler step of both modalities with the next bf16 inputs, beside the same in separate operations."""
+"""One sampler step of both modalities with the next bf16 inputs, against the same in separate operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The symmetric depthwise convolution with SiLU, beside torch's conv1d and silu."""
+"""The symmetric depthwise convolution with SiLU, against torch's conv1d and silu."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forward process of both modalities from class ids and grey values, beside the same in separate operations."""
+"""The forward process of both modalities from class ids and grey values, against the same in separate operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student's losses per sample, beside a loop over samples with torch's own losses."""
+"""The student's losses per sample, against torch's own losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The selective scan, beside a plain loop over time under autograd."""
+"""The selective scan, against a plain loop over time under autograd."""
 
 from __future__ import annotations
 

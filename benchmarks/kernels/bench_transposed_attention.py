@@ -1,4 +1,4 @@
-"""Attention between channels, beside normalise, matmul, softmax, matmul and a 1x1 convolution."""
+"""Attention between channels, against normalise, matmul, softmax, matmul and a 1x1 convolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// What the host side of every CUDA op uses: the device and the stream of its tensors, a check after each launch.
+// For the host side of every CUDA op: the device and the stream of its tensors, a check after each launch.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,4 +1,4 @@
-// What the host side of every op uses: tensors of torch's stable ABI, checks that name what is wrong, dtype switches.
+// For the host side of every op: tensors of torch's stable ABI, checks with readable messages, dtype switches.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -37,8 +37,8 @@ std::atomic<int> chosen{-1};
 Isa isa() {
   int value = chosen.load(std::memory_order_relaxed);
   if (value < 0) {
-    const char* wish = std::getenv("DAKD_CPU_ISA");
-    value = static_cast<int>(parse(wish == nullptr ? "best" : wish));
+    const char* named = std::getenv("DAKD_CPU_ISA");
+    value = static_cast<int>(parse(named == nullptr ? "best" : named));
     chosen.store(value, std::memory_order_relaxed);
   }
   return static_cast<Isa>(value);

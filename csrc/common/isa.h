@@ -10,7 +10,7 @@ namespace dakd {
 
 enum class Isa { portable, avx2, avx512 };
 
-// What this processor can run, or less where the environment variable DAKD_CPU_ISA or set_isa asks for less.
+// The best instruction set of this processor, or the one that the environment variable DAKD_CPU_ISA or set_isa names.
 Isa isa();
 std::string isa_name();
 // name: "portable", "avx2", "avx512" or "best"; throws for one that this processor or this build does not have.

@@ -1,7 +1,7 @@
 // As many floats at once as a register of the instruction set holds, by the vector types of GCC and Clang.
 //
 // Arithmetic, comparisons (giving a mask) and `mask ? a : b` work lane by lane; a scalar operand stands for all lanes.
-// For *_vec.cpp alone; everything is in an anonymous namespace, for its meaning depends on the instruction set.
+// Only for *_vec.cpp; everything is in an anonymous namespace, for its meaning depends on the instruction set.
 #pragma once
 
 #include <cstdint>

@@ -24,7 +24,7 @@ struct Runs {
   int64_t items_per_sample() const { return num_runs * chunks_per_run(); }
 };
 
-// Where an item lies. element: of its first pixel in a channel of the sample, flattened.
+// The position of an item. element: of its first pixel in a channel of the sample, flattened.
 struct Chunk {
   int64_t sample, run, first, length, element;
 

@@ -1,5 +1,5 @@
 // Stores that go past the caches, for results too large to stay in them: a line written whole is not read first.
-// For *_vec.cpp alone.
+// Only for *_vec.cpp.
 #pragma once
 
 #include "lanes.h"

@@ -1,4 +1,4 @@
-// Device noise (philox.h) many blocks at a time, for *_vec.cpp alone.
+// Device noise (philox.h) many blocks at a time, only for *_vec.cpp.
 #pragma once
 
 #include "lanes.h"

@@ -40,7 +40,7 @@ struct Coefficients {
   float keep, take, sigma;
 };
 
-// What happens to one channel of a chunk once its clean estimate is known.
+// The update of one channel of a chunk from its clean estimate.
 template <typename Input>
 struct Update {
   Row<const float> state;

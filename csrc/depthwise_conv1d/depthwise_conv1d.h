@@ -22,7 +22,7 @@ struct DepthwiseConv1d {
     }
   };
 
-  Sequence x, dy, out;  // dy is read by the backward pass alone; out is y, or dx
+  Sequence x, dy, out;  // only the backward pass reads dy; out is y, or dx
   const Real* weight;
   const Real* bias;
   bool has_silu;

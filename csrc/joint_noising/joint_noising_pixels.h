@@ -1,4 +1,4 @@
-// What one CUDA thread of joint_noising does, in terms that a CPU can compile too: tests run it there.
+// The work of one CUDA thread of joint_noising, written so that a CPU can compile it too: tests run it there.
 #pragma once
 
 #include <cassert>
@@ -40,7 +40,7 @@ struct NoisingParameters {
   int64_t* t_out;
 };
 
-// What the pixels of one sample share.
+// Values that all pixels of a sample share.
 struct SampleTerms {
   int64_t position, t;
   float a, s;  // of the signal and of the noise

@@ -1,4 +1,4 @@
-// What a sample's sums become, once they are known. Formulas: dakd/kernels/seg_loss/reference.py.
+// From a sample's sums to its losses and coefficients. Formulas: dakd/kernels/seg_loss/reference.py.
 #pragma once
 
 #include "../common/host_device.h"

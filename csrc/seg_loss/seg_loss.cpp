@@ -28,7 +28,7 @@ Planes planes(const Tensor& tensor) {
   return {first, format(tensor), tensor.stride(0), class_stride, tensor.stride(-2), tensor.stride(-1)};
 }
 
-// What a call keeps besides its tensors.
+// The arguments of a call in the kernels' form.
 template <typename Real>
 struct Call {
   SegLoss<Real> p{};
@@ -70,7 +70,7 @@ struct Call {
   }
 };
 
-// The sums of one sample's items, in their order: the same bits whatever the number of threads.
+// The sums of one sample's items, in their order: the same bits for any number of threads.
 std::vector<double> total(const auto& p, int64_t sample) {
   const int64_t count = num_loss_sums(p.num_classes), items = items_a_sample(p);
   std::vector<double> sums(count);

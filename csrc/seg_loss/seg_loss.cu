@@ -275,7 +275,7 @@ __device__ __forceinline__ Number sum_of_warp(Number x) {
   return x;
 }
 
-// What the last block of a sample makes of the sums of all its blocks.
+// The work of a sample's last block: from the sums of all blocks to losses and coefficients.
 template <int K>
 __device__ void finish_sample(const Arguments& p, int64_t sample, const float* sums) {
   const int64_t row = teacher_row(p, sample);

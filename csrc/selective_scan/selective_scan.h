@@ -26,8 +26,8 @@ struct SelectiveScan {
   };
 
   Sequence u, delta, B, C;
-  Sequence y;                       // of the forward pass alone
-  Sequence dy, du, ddelta, dB, dC;  // of the backward pass alone, as are the sums
+  Sequence y;                       // only of the forward pass
+  Sequence dy, du, ddelta, dB, dC;  // only of the backward pass, as are the sums
   const Real* A;
   const Real* skip;
   const Real* delta_bias;

@@ -1,7 +1,7 @@
 // One lane is one channel. A block of kLanes channels of one sample is walked along time in tiles of kScanSteps steps:
 // operands come into local buffers with channels innermost (transposed where steps are contiguous in memory), and the
 // states, in groups of up to eight, stay in registers over a tile. The backward pass first keeps the states before each
-// tile; then, from the last tile to the first, it computes a tile's states and decays anew and walks them back.
+// tile; then, from the last tile to the first, it computes a tile's states and decays again and walks them back.
 #include "selective_scan.h"
 
 #include "../common/vec_math.h"
@@ -161,7 +161,7 @@ struct BackwardTile : Tile<Real> {
   V decays[8 * kScanSteps], states[8 * (kScanSteps + 1)];  // of one group; states from the one before the tile on
 };
 
-// What walking over a tile leaves behind beside the states at its end.
+// The results of walking over a tile, other than the states at its end.
 enum class Keep { nothing, outputs, states };
 
 // states: those of the group before the tile, which become those after it.

@@ -1,6 +1,6 @@
-"""Rooms, one per op: api (public function), ops (contract with torch), reference (definition), faster variants.
+"""Six operations, each in a folder of its own, a "room"; README.md describes both.
 
-The public functions stand here too: `dakd.kernels.selective_scan(...)`. They are imported at once, not on demand: a
+The public functions are exported here: `dakd.kernels.selective_scan(...)`. They are imported at once, not on demand: a
 room and its function share a name, and importing a room later would put the module in the function's place.
 """
 

@@ -1,6 +1,7 @@
-"""Counters by which the last of a launch's blocks learns that it is the last: it can then add up what all have left.
+"""Zeroed counters from which a launch's blocks draw tickets: the last one to arrive adds up the results of all.
 
-Such a kernel needs zeros, and leaves zeros. Only integers are counted, so no result depends on the blocks' order.
+A kernel finds the counters at zero and resets them. Only integers are counted, so no result depends on the blocks'
+order.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ _BY_STREAM: dict[tuple[torch.device, int], Tensor] = {}
 def zeros(device: torch.device, count: int) -> Tensor:
     """At least `count` int64 zeros for one launch on the current stream, which must leave zeros.
 
-    Launches on one stream never overlap, so they share theirs and need no memset. A captured graph may be replayed on
-    any stream: its launches get their own.
+    Launches on one stream never overlap, so they share their counters and need no memset. A captured graph may be
+    replayed on any stream, so its launches get counters of their own.
     """
     stream = 0
     if device.type == "cuda":
-        with torch.cuda.device(device):  # capture is asked of the current device's stream
+        with torch.cuda.device(device):  # the capture query is about the current device's stream
             if torch.cuda.is_current_stream_capturing():
                 return torch.zeros(count, dtype=torch.int64, device=device)
             stream = torch.cuda.current_stream().cuda_stream

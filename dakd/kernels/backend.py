@@ -1,12 +1,11 @@
-"""Which implementation an op takes: the named one or an error, or with "auto" the best that is there, said once.
+"""The choice of an op's implementation: the named one or an error, or with "auto" the best that can run, logged once.
 
 A variant of op OP called NAME is the module dakd/kernels/OP/NAME.py. All but the reference offer
-`why_not(device_type) -> str | None`, the reason why they cannot run there, and REMEDY, the line that would change it;
-those that do not take every floating dtype list theirs in DTYPES, those made for certain numbers of classes have
-NUM_CLASSES. For Triton, which must not be imported where it is
-not installed, `triton_runtime` answers for all rooms.
+`why_not(device_type) -> str | None`, the reason why they cannot run there, and REMEDY, the command that would change
+it. A variant lists its dtypes in DTYPES and its numbers of classes in NUM_CLASSES, if it does not take all. For Triton,
+which must not be imported where it is not installed, `triton_runtime` answers for all rooms.
 Ops call `load` inside their implementation, never in traced code: a log call or an import probe breaks a full graph.
-The environment variable DAKD_BACKEND names what "auto" takes in every room that has it.
+The environment variable DAKD_BACKEND names the variant that "auto" takes in every room that has it.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ OPS = (
 )
 # Best first; "auto" takes the first that can run.
 BACKENDS = ("mamba_ssm", "causal_conv1d", "cuda", "triton", "cpu", "reference")
-# Before those, in some rooms. The package causal-conv1d needs a padded copy of x, a shifted copy of y and a second
+# Tried before those, in some rooms. The package causal-conv1d needs a padded copy of x, a shifted copy of y and another
 # forward pass in the backward one; Triton reads and writes each element once. Reasoned, not measured: no GPU has timed
 # it yet.
 FIRST = {"depthwise_conv1d": ("triton",)}
-# The kind of device that each is made for; for another there is no remedy.
+# The kind of device that each is made for; on another kind nothing can be installed to make it run.
 MADE_FOR = dict(mamba_ssm="cuda", causal_conv1d="cuda", cuda="cuda", triton="cuda", cpu="cpu")
 
 
-class Choice(NamedTuple):
-    """What "auto" takes for one op.
+class BackendChoice(NamedTuple):
+    """The variant that "auto" takes for one op.
 
     `reasons` says why each better variant cannot run, `remedy` how to get the best of those made for the device.
     """
@@ -72,7 +71,7 @@ def load(
         requested = choice.chosen
     reason = why_not(op, requested, device_type, dtype, num_classes)
     if reason is not None:
-        usable = [name for name in _variants(op) if why_not(op, name, device_type, dtype, num_classes) is None]
+        usable = [name for name in variants(op) if why_not(op, name, device_type, dtype, num_classes) is None]
         raise RuntimeError(
             f"{op}: backend {requested!r} cannot run on {device_type}: {reason}; "
             f"choose one of auto, {', '.join(usable)}"
@@ -82,18 +81,18 @@ def load(
 
 def choose(
     op: str, device_type: str, dtype: torch.dtype = torch.float32, num_classes: int | None = None
-) -> Choice:
-    """What "auto" takes for `op` on this kind of device, and why not something better."""
-    wish = _wish()
-    if wish in _variants(op) and why_not(op, wish, device_type, dtype, num_classes) is None:
-        return Choice(op, wish, {"others": f"DAKD_BACKEND={wish}"}, "")
+) -> BackendChoice:
+    """The variant that "auto" takes for `op` on this kind of device, and why none better."""
+    named = _named_by_environment()
+    if named in variants(op) and why_not(op, named, device_type, dtype, num_classes) is None:
+        return BackendChoice(op, named, {"others": f"DAKD_BACKEND={named}"}, "")
     reasons, remedy = {}, ""
-    for name in _variants(op):
+    for name in variants(op):
         reason = why_not(op, name, device_type, dtype, num_classes)
         if reason is None and name == "triton" and triton_runtime.is_interpreted():
             reason = "Triton's interpreter is for tests"
         if reason is None:
-            return Choice(op, name, reasons, remedy)
+            return BackendChoice(op, name, reasons, remedy)
         reasons[name] = reason
         if MADE_FOR[name] == device_type:
             remedy = remedy or _remedy(op, name)
@@ -106,7 +105,7 @@ def why_not(
     """The reason why variant `name` of `op` cannot run on this kind of device; None when it can."""
     if name not in BACKENDS:
         return f"no backend is called that (there are auto, {', '.join(BACKENDS)})"
-    if name not in _variants(op):
+    if name not in variants(op):
         return f"{op} has no such variant"
     if name == "reference":
         return None
@@ -121,13 +120,13 @@ def why_not(
     return None
 
 
-def report(device_type: str | None = None) -> list[Choice]:
-    """One Choice per op, for the device that a run would take: CUDA where there is one, else the CPU."""
+def report(device_type: str | None = None) -> list[BackendChoice]:
+    """One BackendChoice per op, for the device that a run would take: CUDA where there is one, else the CPU."""
     device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
     return [choose(op, device_type) for op in OPS]
 
 
-def _variants(op: str) -> list[str]:
+def variants(op: str) -> list[str]:
     """The variants whose file exists, best first."""
     if op not in OPS:
         raise RuntimeError(f"no op is called {op!r}; there are {', '.join(OPS)}")
@@ -139,12 +138,12 @@ def _remedy(op: str, name: str) -> str:
     return triton_runtime.REMEDY if name == "triton" else _module(op, name).REMEDY
 
 
-def _wish() -> str | None:
-    """The backend that the environment asks for."""
-    wish = os.environ.get("DAKD_BACKEND") or None
-    if wish not in (None, "auto", *BACKENDS):
-        raise RuntimeError(f"DAKD_BACKEND is {wish!r}; wanted one of auto, {', '.join(BACKENDS)}")
-    return None if wish == "auto" else wish
+def _named_by_environment() -> str | None:
+    """The backend in DAKD_BACKEND; None for "auto"."""
+    named = os.environ.get("DAKD_BACKEND") or "auto"
+    if named not in ("auto", *BACKENDS):
+        raise RuntimeError(f"DAKD_BACKEND is {named!r}; wanted one of auto, {', '.join(BACKENDS)}")
+    return None if named == "auto" else named
 
 
 def _module(op: str, name: str) -> ModuleType:

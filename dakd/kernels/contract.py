@@ -72,9 +72,9 @@ def _signature(operands: type, allocate: Callable, upstream: tuple[str, ...]) ->
 
 
 def empty_sequence_like(x: Tensor) -> Tensor:
-    """Uninitialised (B, D, L) in x's dtype, dense, with that of D and L innermost that is so in x.
+    """Uninitialised (B, D, L) in x's dtype, dense; D is innermost in memory if it is so in x, otherwise L.
 
-    A mixer's tokens lie in memory as (B, L, D); an op that answers in that layout spares two transposes.
+    A mixer's tokens lie in memory as (B, L, D); results in the same layout save two transposes.
     """
     batch, channels, length = x.shape
     if x.stride(1) == 1 and x.stride(2) != 1:
@@ -135,7 +135,7 @@ def check_choice(op: str, name: str, value: str | None, *allowed: str | None) ->
 
 
 def seed_bits(op: str, seed: int) -> int:
-    """The int64 with the bits of a seed, which goes up to 2^64 - 1: torch's schemas know no unsigned integers."""
+    """The int64 with the bits of a seed, which goes up to 2^64 - 1: torch's schemas have no unsigned integers."""
     if seed < 0 or seed >= 2**64:
         raise ValueError(f"{op}: seed is {seed}; wanted an integer from 0 to 2^64 - 1")
     return seed - 2**64 if seed >= 2**63 else seed

@@ -19,17 +19,17 @@ from dakd.shipped import extension_remedy
 REMEDY = extension_remedy("a C++ compiler, such as Debian's g++")
 CUDA_REMEDY = extension_remedy("nvcc, such as pip install nvidia-cuda-nvcc", "DAKD_CUDA=1 ")
 _LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
-# Beside the package in a source tree, and nowhere in an installed one.
+# Next to the package in a source tree; an installed package has no sources.
 _BINDINGS = Path(__file__).resolve().parents[2] / "csrc" / "bindings.cpp"
 
 
 def why_not_cpu(device_type: str) -> str | None:
     """The reason why the library's CPU operations cannot run on this kind of device; None when they can."""
     if device_type != "cpu":
-        return "the C++ operations run on CPUs alone"
+        return "the C++ operations run only on CPUs"
     reason = missing()
     if reason is None:
-        # A wrong DAKD_CPU_ISA is an error here, in its own words: from within a parallel loop none would come through.
+        # Raises here for a wrong DAKD_CPU_ISA: an error inside a parallel loop would not reach the user.
         cpu_isa()
     return reason
 
@@ -37,7 +37,7 @@ def why_not_cpu(device_type: str) -> str | None:
 def why_not_cuda(device_type: str) -> str | None:
     """The reason why the library's CUDA operations cannot run on this kind of device; None when they can."""
     if device_type != "cuda":
-        return "the CUDA operations run on CUDA devices alone"
+        return "the CUDA operations run only on CUDA devices"
     return missing() or (None if has_cuda() else "the extension was built without CUDA")
 
 
@@ -48,7 +48,7 @@ def missing() -> str | None:
         return "the extension is not built"
     try:
         torch.ops.load_library(_LIBRARY)
-    # Whatever the loader says is the reason that the user reads.
+    # The loader's message becomes the reason that the user reads.
     except OSError as error:
         return f"the extension does not load ({error}); build it again"
     if _BINDINGS.exists() and _built_from() != hashlib.sha256(_BINDINGS.read_bytes()).hexdigest():
@@ -57,7 +57,7 @@ def missing() -> str | None:
 
 
 def _built_from() -> str:
-    """The hash of the bindings that the loaded library was built from; empty for one that does not tell."""
+    """The hash of the bindings that the loaded library was built from; empty if the library does not report it."""
     return torch.ops.dakd_C.bindings() if hasattr(torch.ops.dakd_C, "bindings") else ""
 
 

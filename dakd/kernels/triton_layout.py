@@ -1,12 +1,21 @@
-"""A tile as its columns: what a thread loads and stores at once, taken apart into vectors in its registers."""
+"""Where numbers lie: the offsets of pixels in a channel, and a thread's tile taken apart into columns."""
 
-# Triton compiles no starred tuples, which the rule asks for.
+# Triton does not compile starred elements of a tuple, which the rule wants.
 # ruff: noqa: RUF005
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def offset_of(pixel, width, stride_h, stride_w, IS_FLAT: tl.constexpr):
+    """Where pixels lie in one channel of a sample, in elements. IS_FLAT: pixel p lies at p stride_w."""
+    if IS_FLAT:
+        return pixel.to(tl.int64) * stride_w
+    else:
+        return (pixel // width).to(tl.int64) * stride_h + (pixel % width).to(tl.int64) * stride_w
 
 
 @triton.jit

@@ -1,12 +1,13 @@
-"""What the Triton variants share: whether they can run, and the one place that launches a kernel.
+"""Helpers of all Triton variants: whether they can run, the size of a program, and the launch of a kernel.
 
-On a CPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1, set before triton is first imported). That is for
-tests: it is slow, so "auto" never takes it.
+On a CPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1, set before triton is first imported). It is slow
+and for tests only, so "auto" never takes it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from contextlib import nullcontext
 
@@ -14,6 +15,8 @@ import torch
 
 REMEDY = "pip install triton"
 _HOPPER_MULTIPROCESSORS = 132
+_WARP = 32
+_MAX_WARPS = 4
 
 
 def is_interpreted() -> bool:
@@ -44,6 +47,14 @@ def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_st
     device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
+
+
+def pixel_block(batch: int, num_pixels: int, per_thread: int, device: torch.device) -> tuple[int, int]:
+    """Pixels and warps of a program that gives each thread so many pixels: as many warps as leave work for all."""
+    num_warps, wanted = _MAX_WARPS, 4 * num_multiprocessors(device)
+    while num_warps > 1 and batch * math.ceil(num_pixels / (per_thread * _WARP * num_warps)) < wanted:
+        num_warps //= 2
+    return per_thread * _WARP * num_warps, num_warps
 
 
 def num_multiprocessors(device: torch.device) -> int:

@@ -19,7 +19,7 @@ DIFFERENTIABLE = {
 }
 
 LAYOUTS = ("contiguous", "channels_last", "tokens")
-# What comes out of a net and so lies as its features do: maps are channels_last, a mixer's sequences lie as (B, L, D).
+# Outputs of a net, which have its memory layout: maps are channels_last, a mixer's sequences lie as (B, L, D).
 # The sampler's state, the loader's images and the shards' soft labels are contiguous.
 FEATURES = {
     "transposed_attention": ("q", "k", "v", "residual"),
@@ -29,7 +29,7 @@ FEATURES = {
     "selective_scan": ("u", "delta", "B", "C"),
     "depthwise_conv1d": ("x",),
 }
-# Where the models call each op.
+# The layout in which the models call each op.
 MODEL_LAYOUT = {
     "transposed_attention": "channels_last",
     "ddim_step": "channels_last",
@@ -117,7 +117,7 @@ def operands(
 
 
 def laid_out(op: str, inputs: dict, layout: str) -> dict:
-    """The op's operands with its features in memory as `layout` says: one of LAYOUTS, or "model", the models' own."""
+    """The op's operands with its features laid out as `layout`: one of LAYOUTS, or "model", the models' own."""
     layout = MODEL_LAYOUT[op] if layout == "model" else layout
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; wanted one of model, {', '.join(LAYOUTS)}")

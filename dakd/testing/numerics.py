@@ -1,7 +1,7 @@
 """The tolerance of every comparison: an error budget taken from the numbers themselves.
 
 A result may be off by twice the sum of what plain eager torch in the same dtype is off, what one rounding of the inputs
-to the compute precision does to the exact result (sums that cancel are allowed their noise, whatever their order), and
+to the compute precision does to the exact result (sums that cancel are allowed their noise, in any order), and
 one rounding of the result's own dtype; all against plain torch in float64. Errors are the largest of a tensor, so that
 an entry that eager torch happens to hit exactly does not forbid a rounding.
 """
@@ -72,7 +72,7 @@ def assert_matches_plain(
 def errors_beside_plain(
     function: Callable, plain: Callable, inputs: dict, differentiable: tuple[str, ...], factor: float = _FACTOR
 ) -> dict[str, Error]:
-    """What `assert_matches_plain` compares, as numbers by tensor; ValueError for a wrong shape."""
+    """The errors and budgets that `assert_matches_plain` compares, by tensor; ValueError for a wrong shape."""
     errors = {}
     for name, (got, exact, *allowed) in _beside_plain(function, plain, inputs, differentiable).items():
         if got.shape != exact.shape:
@@ -160,7 +160,7 @@ def saved_bytes(function: Callable, inputs: dict) -> int:
 def poisoned_memory() -> Iterator[None]:
     """A context in which torch.empty is filled with NaN (or the largest integer): an unwritten output shows.
 
-    Operations of plain torch that have no deterministic form, such as a GPU's mean cross-entropy, go on.
+    Operations of plain torch that have no deterministic form, such as a GPU's mean cross-entropy, still run.
     """
     before = torch.are_deterministic_algorithms_enabled()
     warned_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -161,7 +161,7 @@ def test_a_real_visit_checks_every_variant_in_the_layout_of_the_models(visit):
     assert names[0] == "transposed_attention triton bf16"  # what no CPU can run comes first
     for op in backend.OPS:
         for name in ("triton", "cuda"):
-            if name in backend._variants(op):
+            if name in backend.variants(op):
                 assert {f"{op} {name} {dtype}" for dtype in ("bf16", "fp16", "fp32")} <= set(names)
                 assert f"{op} {name} repeats" in names
         checked = cases.checked(op, "bf16")

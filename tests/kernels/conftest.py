@@ -1,4 +1,4 @@
-"""What the tests of all rooms share."""
+"""A fixture for the tests of all rooms."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _forget_compiled_graphs(request):
-    """torch keeps eight graphs of a function, and the wrapper about a partial is one function for all rooms."""
+    """torch keeps eight graphs of a function, and its wrapper of a partial is one function for all rooms."""
     yield
     if "compiles" in request.node.name:
         torch._dynamo.reset()

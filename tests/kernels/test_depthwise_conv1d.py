@@ -299,7 +299,7 @@ def test_a_package_that_does_not_run_is_named_as_the_reason(monkeypatch, package
     monkeypatch.setattr(torch, "ones", lambda *shape, device=None: torch.zeros(*shape) + 1)
     causal_conv1d.why_not.cache_clear()
     assert causal_conv1d.why_not("cuda") == "causal-conv1d is not usable (OSError: undefined symbol)"
-    assert causal_conv1d.why_not("cpu") == "causal-conv1d runs on CUDA alone"
+    assert causal_conv1d.why_not("cpu") == "causal-conv1d runs only on CUDA"
     causal_conv1d.why_not.cache_clear()
 
 

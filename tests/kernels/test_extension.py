@@ -107,8 +107,8 @@ def test_a_library_built_from_other_sources_is_not_used(monkeypatch, tmp_path):
 
 
 def test_operations_run_on_the_device_that_they_are_made_for():
-    assert extension.why_not_cpu("cuda") == "the C++ operations run on CPUs alone"
-    assert extension.why_not_cuda("cpu") == "the CUDA operations run on CUDA devices alone"
+    assert extension.why_not_cpu("cuda") == "the C++ operations run only on CPUs"
+    assert extension.why_not_cuda("cpu") == "the CUDA operations run only on CUDA devices"
 
 
 @needs_library
@@ -142,13 +142,13 @@ except RuntimeError as error:
 
 @needs_library
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("name", "message"),
     [("portable", "portable"), ("sse9", "DAKD_CPU_ISA is 'sse9'; wanted one of best, portable, avx2, avx512")],
 )
-def test_the_environment_names_the_instruction_set_and_a_wrong_name_fails_in_the_call(wish, said):
+def test_the_environment_names_the_instruction_set_and_a_wrong_name_fails_in_the_call(name, message):
     script = "\n".join(CALL.replace("BACKEND", repr(backend)) for backend in ("cpu", "auto"))
-    found = run([sys.executable, "-c", script], DAKD_CPU_ISA=wish).stdout.splitlines()
-    assert len(found) == 2 and all(line.startswith(said) for line in found), found
+    found = run([sys.executable, "-c", script], DAKD_CPU_ISA=name).stdout.splitlines()
+    assert len(found) == 2 and all(line.startswith(message) for line in found), found
 
 
 # --- elementary functions
@@ -262,7 +262,7 @@ def test_the_library_needs_no_python_and_of_torch_the_stable_functions_alone():
 
 @pytest.fixture
 def tree(tmp_path):
-    """What a build needs of the repository, copied."""
+    """A copy of the files that a build needs."""
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
@@ -360,17 +360,18 @@ def test_asking_for_cuda_without_nvcc_is_an_error_that_says_what_to_do(tree, com
 
 
 @pytest.mark.parametrize(
-    ("wish", "torch_cuda", "is_built"), [("1", None, True), ("", "13.0", True), ("", None, False), ("0", "13.0", False)]
+    ("setting", "torch_cuda", "is_built"),
+    [("1", None, True), ("", "13.0", True), ("", None, False), ("0", "13.0", False)],
 )
 def test_cuda_sources_join_where_nvcc_and_a_cuda_torch_are_or_where_asked_for(
-    tree, compiler, wish, torch_cuda, is_built
+    tree, compiler, setting, torch_cuda, is_built
 ):
     set_torch(tree, f"from types import SimpleNamespace\nversion = SimpleNamespace(cuda={torch_cuda!r})")
     (tree / "bin").mkdir()
     shutil.copy(compiler, tree / "bin" / "nvcc")
     (tree / "csrc" / "probe.cu").touch()
-    wishes = {"DAKD_CUDA": wish} if wish else {}
-    done = build(tree, CXX=str(compiler), CUDA_HOME=str(tree), TORCH_CUDA_ARCH_LIST="8.0 9.0a+PTX", **wishes)
+    environment = {"DAKD_CUDA": setting} if setting else {}
+    done = build(tree, CXX=str(compiler), CUDA_HOME=str(tree), TORCH_CUDA_ARCH_LIST="8.0 9.0a+PTX", **environment)
     assert done.returncode == 0, done.stderr
     cuda = [call for call in calls(tree) if "probe.cu" in call]
     assert len(cuda) == is_built

@@ -1,7 +1,7 @@
-"""seg_loss: every variant in every form against a loop over samples in plain torch, and the contract with torch.
+"""seg_loss: every variant in every form against plain torch, and the contract with torch.
 
-The CUDA kernels run here too, block by block on the CPU. What only a GPU can show carries the mark `gpu`: that blocks
-which run at once hand their sums over through tickets, and that the device's own exp and log stay within the budget.
+The CUDA kernels run here too, block by block on the CPU. Two things only a GPU can show (mark `gpu`): that concurrent
+blocks pass on their sums through the arrival counters, and that the device's exp and log stay within the budget.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from variants import variants
 
+from dakd.kernels import arrival_counters, extension, triton_runtime
 from dakd.kernels import backend as backends
-from dakd.kernels import extension, tickets, triton_runtime
 from dakd.kernels.seg_loss import cuda, ops, seg_loss
 from dakd.testing import numerics, plain
 from dakd.testing.inputs import operands, sliced
@@ -51,7 +51,7 @@ def to_device(inputs: dict, device: str) -> dict:
 
 
 def as_codes(teacher: torch.Tensor, teacher_range: float) -> torch.Tensor:
-    """What the soft-label codec makes of the logits."""
+    """The logits as the soft-label codec stores them."""
     gap = teacher.amax(1, keepdim=True) - teacher
     return (gap * (255 / teacher_range)).round().clamp(0, 255).to(torch.uint8)
 
@@ -324,17 +324,17 @@ def test_one_launch_forward_and_one_backward(form, backend, device, monkeypatch)
 
 
 @triton_alone
-def test_a_launch_leaves_its_tickets_as_it_found_them(backend, device):
+def test_a_launch_leaves_its_counters_as_it_found_them(backend, device):
     inputs = to_device(operands("seg_loss", SHAPES["aligned"]), device)
     inputs["labels"][:] = 77
     assert seg_loss(**inputs, backend=backend).num_invalid == 16 * 40
-    assert not tickets.zeros(torch.device(device), 4).any()
+    assert not arrival_counters.zeros(torch.device(device), 4).any()
 
 
-def test_there_are_as_many_zeros_for_tickets_as_are_asked_for():
+def test_there_are_as_many_zeros_in_the_counters_as_are_asked_for():
     device = torch.device("cpu")
-    assert tickets.zeros(device, 3) is tickets.zeros(device, 4)
-    assert len(tickets.zeros(device, 3000)) >= 3000 and not tickets.zeros(device, 5).any()
+    assert arrival_counters.zeros(device, 3) is arrival_counters.zeros(device, 4)
+    assert len(arrival_counters.zeros(device, 3000)) >= 3000 and not arrival_counters.zeros(device, 5).any()
 
 
 @every_variant
@@ -437,7 +437,7 @@ def test_backward_keeps_the_inputs_and_a_few_numbers_a_sample(backend, device):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_a_captured_loss_replays_with_tickets_of_its_own(backend):
+def test_a_captured_loss_replays_with_counters_of_its_own(backend):
     if (reason := backends.why_not("seg_loss", backend, "cuda")) is not None:
         pytest.skip(reason)
     inputs = to_device(operands("seg_loss", SHAPES["uneven"]), "cuda")
@@ -447,13 +447,13 @@ def test_a_captured_loss_replays_with_tickets_of_its_own(backend):
         losses = seg_loss(**inputs, backend=backend)
         return *losses, *torch.autograd.grad((losses.ce + losses.kd + losses.dice).sum(), inputs["logits"])
 
-    wanted = call()  # compiles, and leaves the stream's shared tickets behind
+    wanted = call()  # compiles, and leaves the stream's shared counters behind
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = call()
     for _ in range(3):
         graph.replay()
-        call()  # between replays, on the shared tickets
+        call()  # between replays, on the shared counters
         assert all(torch.equal(*pair) for pair in zip(got, wanted, strict=True))
 
 
@@ -510,12 +510,12 @@ def test_cuda_kernels_are_right_for_each_number_of_classes(num_classes, on_cpu):
 
 
 @pytest.mark.slow
-def test_cuda_kernels_count_unknown_labels_and_leave_their_tickets(on_cpu):
+def test_cuda_kernels_count_unknown_labels_and_leave_their_counters(on_cpu):
     inputs = operands("seg_loss", LARGER)
     inputs["labels"][:] = 77
     for _ in range(2):
         assert seg_loss(**inputs, backend="cuda").num_invalid == 2 * 50 * 64
-    assert not tickets.zeros(torch.device("cpu"), 4).any()
+    assert not arrival_counters.zeros(torch.device("cpu"), 4).any()
 
 
 @pytest.mark.slow

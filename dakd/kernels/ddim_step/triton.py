@@ -17,13 +17,12 @@ from torch import Tensor
 
 from dakd.kernels import triton_runtime
 from dakd.kernels.ddim_step.ops import Operands
+from dakd.kernels.triton_layout import offset_of
 from dakd.kernels.triton_noise import normals_of_pixels, seed_words
 from dakd.runtime.seeding import Stream
 
 DTYPES = (torch.float32,)
 
-_WARP = 32
-_MAX_WARPS = 4
 # One 16-byte access of the fp32 state, and one block of noise. With eight, a 16-bit tensor would have 16 bytes too, but
 # fp32 and 16-bit tensors then want different layouts, and Triton exchanges every result through shared memory.
 _PIXELS_PER_THREAD = 4
@@ -35,7 +34,7 @@ def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) 
     batch, num_classes, height, width = y.shape
     num_pixels = height * width
     x_next, y_next, x_input, y_input = outputs
-    # An input that is not wanted is empty; any address serves in its place.
+    # Inputs that are not wanted are empty; the kernel never touches the address that stands in for them.
     writes_input = input_dtype is not None
     images = (x, x0_pred, x_next, x_input if writes_input else x_next)
     labels = (y, logits, y_next, y_input if writes_input else y_next)
@@ -79,10 +78,7 @@ def _block(batch: int, num_pixels: int, num_classes: int, device: torch.device) 
     per_thread = _PIXELS_PER_THREAD if num_pixels % 4 == 0 else 1
     while per_thread > 1 and per_thread * num_classes > _MAX_VALUES_PER_THREAD:
         per_thread //= 2
-    num_warps, wanted = _MAX_WARPS, 4 * triton_runtime.num_multiprocessors(device)
-    while num_warps > 1 and batch * triton.cdiv(num_pixels, per_thread * _WARP * num_warps) < wanted:
-        num_warps //= 2
-    return per_thread * _WARP * num_warps, num_warps
+    return triton_runtime.pixel_block(batch, num_pixels, per_thread, device)
 
 
 def _is_flat(tensor: Tensor) -> bool:
@@ -174,8 +170,8 @@ def _ddim_step(
         position = tl.load(noise_ids_ptr + sample * noise_ids_stride)
 
     # All loads stand before the first store: what a store might overwrite could not be fetched ahead of it.
-    logits_ptr += sample * logits_stride_b + _offset(pixel, width, logits_stride_h, logits_stride_w, IS_FLAT)
-    y_ptr += sample * y_stride_b + _offset(pixel, width, y_stride_h, y_stride_w, IS_FLAT)
+    logits_ptr += sample * logits_stride_b + offset_of(pixel, width, logits_stride_h, logits_stride_w, IS_FLAT)
+    y_ptr += sample * y_stride_b + offset_of(pixel, width, y_stride_h, y_stride_w, IS_FLAT)
     logits, y = (), ()
     for _ in tl.static_range(NUM_CLASSES):
         logits += (tl.load(logits_ptr, mask=is_inside, other=0.0).to(tl.float32),)
@@ -183,8 +179,8 @@ def _ddim_step(
     for _ in tl.static_range(NUM_CLASSES):
         y += (tl.load(y_ptr, mask=is_inside, other=0.0),)
         y_ptr += y_stride_c
-    x_ptr += sample * x_stride_b + _offset(pixel, width, x_stride_h, x_stride_w, IS_FLAT)
-    x0_ptr += sample * x0_stride_b + _offset(pixel, width, x0_stride_h, x0_stride_w, IS_FLAT)
+    x_ptr += sample * x_stride_b + offset_of(pixel, width, x_stride_h, x_stride_w, IS_FLAT)
+    x0_ptr += sample * x0_stride_b + offset_of(pixel, width, x0_stride_h, x0_stride_w, IS_FLAT)
     x = tl.load(x_ptr, mask=is_inside, other=0.0)
     x0 = tl.load(x0_ptr, mask=is_inside, other=0.0).to(tl.float32)
 
@@ -193,10 +189,10 @@ def _ddim_step(
         x_next += sigma * normals_of_pixels(
             0, first_pixel, num_pixels, step, position, IMAGE_STREAM, key_low, key_high, BLOCK, NOISE_BY_BLOCK
         )
-    x_next_ptr += sample * x_next_stride_b + _offset(pixel, width, x_next_stride_h, x_next_stride_w, IS_FLAT)
+    x_next_ptr += sample * x_next_stride_b + offset_of(pixel, width, x_next_stride_h, x_next_stride_w, IS_FLAT)
     tl.store(x_next_ptr, x_next, mask=is_inside)
     if WRITES_INPUT:
-        x_input_ptr += sample * x_input_stride_b + _offset(pixel, width, x_input_stride_h, x_input_stride_w, IS_FLAT)
+        x_input_ptr += sample * x_input_stride_b + offset_of(pixel, width, x_input_stride_h, x_input_stride_w, IS_FLAT)
         tl.store(x_input_ptr, x_next.to(x_input_ptr.dtype.element_ty), mask=is_inside)
 
     if IS_SOFTMAX:
@@ -210,9 +206,9 @@ def _ddim_step(
             total += weights[k]
         inverse = 1.0 / total
 
-    y_next_ptr += sample * y_next_stride_b + _offset(pixel, width, y_next_stride_h, y_next_stride_w, IS_FLAT)
+    y_next_ptr += sample * y_next_stride_b + offset_of(pixel, width, y_next_stride_h, y_next_stride_w, IS_FLAT)
     if WRITES_INPUT:
-        y_input_ptr += sample * y_input_stride_b + _offset(pixel, width, y_input_stride_h, y_input_stride_w, IS_FLAT)
+        y_input_ptr += sample * y_input_stride_b + offset_of(pixel, width, y_input_stride_h, y_input_stride_w, IS_FLAT)
     for k in tl.static_range(NUM_CLASSES):
         if IS_SOFTMAX:
             # matches the range that the label was noised in (paper, Eq. 21)
@@ -229,12 +225,3 @@ def _ddim_step(
         if WRITES_INPUT:
             tl.store(y_input_ptr, y_next.to(y_input_ptr.dtype.element_ty), mask=is_inside)
             y_input_ptr += y_input_stride_c
-
-
-@triton.jit
-def _offset(pixel, width, stride_h, stride_w, IS_FLAT: tl.constexpr):
-    """Where the pixels lie in one channel of a sample, in elements."""
-    if IS_FLAT:
-        return pixel.to(tl.int64) * stride_w
-    else:
-        return (pixel // width).to(tl.int64) * stride_h + (pixel % width).to(tl.int64) * stride_w

@@ -1,8 +1,8 @@
 """The convolution of the installed package causal-conv1d, on CUDA; its backward pass runs on a recomputed forward pass.
 
-The package sees the step itself and those before it. So a zero is put after the sequence, and its result is taken one
-step later: y_l = causal(x, 0)_{l+1}. That costs a padded copy of x and a shifted copy of the result, which the other
-variants do not need.
+The package's convolution is causal: it sees a step and those before it. So a zero is appended to the sequence, and the
+result is read one step later: y_l = causal(x, 0)_{l+1}. That costs a padded copy of x and a shifted copy of the result,
+which the other variants do not need.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ REMEDY = "CAUSAL_CONV1D_FORCE_BUILD=TRUE pip install --no-build-isolation causal
 
 @cache
 def why_not(device_type: str) -> str | None:
-    """The reason why the package cannot serve this kind of device; None when a first small call went through."""
+    """The reason why the package cannot serve this kind of device; None when a first small call succeeds."""
     if device_type != "cuda":
-        return "causal-conv1d runs on CUDA alone"
+        return "causal-conv1d runs only on CUDA"
     try:
         x = torch.ones(1, 8, 8, device=device_type)
         _convolution()(x, torch.ones(8, 3, device=device_type), None, activation="silu")
-    # Whatever keeps a foreign package from importing or running is the reason that the user reads.
+    # Any error of the package, on import or in the call, becomes the reason that the user reads.
     except Exception as error:
         return f"causal-conv1d is not usable ({type(error).__name__}: {error})"
     return None
@@ -54,7 +54,7 @@ def backward(operands: Operands, dy: Tensor, gradients: tuple[Tensor, Tensor, Te
     with torch.enable_grad():
         y = _convolution()(*leaves, activation=activation)
     present = [leaf for leaf in leaves if leaf is not None]
-    # The package wants the gradient in the order of memory of x; that of the step before the first is zero.
+    # The package expects dy in x's memory order. The zero is the gradient of the result that forward drops.
     dx_padded, *others = torch.autograd.grad(y, present, _padded(dy, before=1, like=x))
     dx.copy_(dx_padded[..., :-1])
     for output, gradient in zip((dweight, dbias), others):
@@ -66,7 +66,7 @@ def _padded(x: Tensor, *, before: int = 0, after: int = 0, like: Tensor | None =
     like = x if like is None else like
     batch, channels, length = x.shape
     steps = before + length + after
-    # Channels innermost, the package takes multiples of 8 alone.
+    # With channels innermost, the package takes only multiples of 8.
     if like.stride(1) == 1 and channels % 8 == 0:
         padded = x.new_zeros(batch, steps, channels).transpose(1, 2)
     else:
@@ -76,7 +76,7 @@ def _padded(x: Tensor, *, before: int = 0, after: int = 0, like: Tensor | None =
 
 
 def _convolution() -> Callable[..., Tensor]:
-    # Its atomic sums of dweight depend on their order; versions that can do without are asked to.
+    # Its atomic sums of dweight depend on their order; newer versions can avoid them.
     os.environ.setdefault("CAUSAL_CONV1D_DETERMINISTIC", "1")
     from causal_conv1d import causal_conv1d_fn
 

@@ -28,7 +28,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Blocks(NamedTuple):
-    """How a launch is cut: see the module's docstring. blocks_l, blocks_d: blocks along each axis."""
+    """The blocks of a launch: see the module's docstring. blocks_l, blocks_d: their numbers along each axis."""
 
     blocks_l: int
     blocks_d: int
@@ -245,7 +245,7 @@ def _blocks(x: Tensor) -> Blocks:
 def _grain(*tensors: Tensor) -> int:
     """8 where it divides all that is added to the place of a channel, so that 16 bytes are read at once; else 1.
 
-    Triton looks for 16 alone, and MambaVision-L has 392 channels.
+    Triton itself looks only for 16, and MambaVision-L has 392 channels.
     """
     numbers = [number for tensor in tensors for number in (tensor.shape[1], tensor.stride(0), tensor.stride(2))]
     return 8 if all(number % 8 == 0 for number in numbers) else 1
@@ -258,7 +258,7 @@ def _strides(tensor: Tensor, grain: int) -> tuple[int, int, int]:
 
 def _parameters(operands: Operands) -> tuple:
     weight, bias = operands.weight, operands.bias
-    # Where there is no bias its pointer is not read.
+    # Without a bias, the kernel does not read its pointer.
     return weight, *weight.stride(), *((weight, 0) if bias is None else (bias, bias.stride(0)))
 
 

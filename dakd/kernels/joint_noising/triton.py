@@ -16,22 +16,22 @@ from torch import Tensor
 
 from dakd.kernels import triton_runtime
 from dakd.kernels.joint_noising.ops import Operands
+from dakd.kernels.triton_layout import offset_of
 from dakd.kernels.triton_noise import draw_timestep, normals_of_pixels, seed_words
 from dakd.runtime.seeding import Stream
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-_WARP = 32
-_MAX_WARPS = 4
 
 
 def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
     image, label, positions, tables, b, num_classes, seed, t, _out_dtype = operands
     batch, _, height, width = image.shape
     num_pixels = height * width
-    pixels, num_warps = _block(batch, num_pixels, image.device)
+    # A whole block of noise for each thread; blocks that span channels are drawn once for each of their pixels.
+    per_thread = 4 if num_pixels % 4 == 0 else 1
+    pixels, num_warps = triton_runtime.pixel_block(batch, num_pixels, per_thread, image.device)
     num_blocks = triton.cdiv(num_pixels, pixels)
-    # Where there is no label or no t, any address serves in its place.
+    # The kernel never touches the addresses that stand in for a missing label or t.
     label_strides = (0, 0, 0) if label is None else label.stride()
     triton_runtime.launch(
         _joint_noising,
@@ -65,16 +65,6 @@ def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
         IMAGE_STREAM=int(Stream.IMAGE_NOISE),
         LABEL_STREAM=int(Stream.LABEL_NOISE),
     )
-
-
-def _block(batch: int, num_pixels: int, device: torch.device) -> tuple[int, int]:
-    """Pixels and warps of a program: a whole block of noise for each thread, and work for all multiprocessors."""
-    # Blocks that span channels are drawn once for each of their pixels.
-    per_thread = 4 if num_pixels % 4 == 0 else 1
-    num_warps, wanted = _MAX_WARPS, 4 * triton_runtime.num_multiprocessors(device)
-    while num_warps > 1 and batch * triton.cdiv(num_pixels, per_thread * _WARP * num_warps) < wanted:
-        num_warps //= 2
-    return per_thread * _WARP * num_warps, num_warps
 
 
 @triton.jit(do_not_specialize=("key_low", "key_high"))
@@ -120,10 +110,10 @@ def _joint_noising(
     is_inside = pixel < num_pixels
     position = tl.load(positions_ptr + sample * positions_stride)
 
-    image_ptr += sample * image_stride_b + _offset(pixel, width, image_stride_h, image_stride_w, IS_FLAT)
+    image_ptr += sample * image_stride_b + offset_of(pixel, width, image_stride_h, image_stride_w, IS_FLAT)
     grey = tl.load(image_ptr, mask=is_inside, other=0)
     if NUM_CLASSES > 0:
-        label_ptr += sample * label_stride_b + _offset(pixel, width, label_stride_h, label_stride_w, IS_FLAT)
+        label_ptr += sample * label_stride_b + offset_of(pixel, width, label_stride_h, label_stride_w, IS_FLAT)
         label = tl.load(label_ptr, mask=is_inside, other=0)
 
     if DRAWS_T:
@@ -156,12 +146,3 @@ def _joint_noising(
             y_t = tl.where(label == k, balanced, absent) + noise * eps
             tl.store(y_t_ptr, y_t.to(y_t_ptr.dtype.element_ty), mask=is_inside)
             y_t_ptr += num_pixels
-
-
-@triton.jit
-def _offset(pixel, width, stride_h, stride_w, IS_FLAT: tl.constexpr):
-    """Where the pixels lie in one channel of a sample, in elements."""
-    if IS_FLAT:
-        return pixel.to(tl.int64) * stride_w
-    else:
-        return (pixel // width).to(tl.int64) * stride_h + (pixel % width).to(tl.int64) * stride_w

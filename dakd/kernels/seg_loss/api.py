@@ -55,8 +55,8 @@ def seg_loss(
     num_invalid: int64 scalar, labels of real samples that are neither in 0 .. K - 1 nor ignore_index; they count as
     ignored.
 
-    The losses are fp32 (fp64 for fp64 logits); the gradient goes to the logits alone; kept for it are the inputs and
-    1 + 2 K numbers a sample.  Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
+    The losses are fp32 (fp64 for fp64 logits); only the logits have a gradient. The backward pass keeps the inputs
+    and 1 + 2 K numbers a sample.  Raises ValueError or TypeError for shapes, dtypes and devices that do not fit.
     Source: paper, Eq. 8-10, here normalised per sample; generalized form: Sudre et al. 2017.
     """
     contract.check_rank(_OP, "logits", logits, "(B, K, H, W)")

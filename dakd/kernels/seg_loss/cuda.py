@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from dakd.kernels import extension, tickets
+from dakd.kernels import arrival_counters, extension
 from dakd.kernels.seg_loss.ops import Operands, Outputs, Upstream
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,11 +26,12 @@ def forward(operands: Operands, outputs: Outputs) -> None:
     if batch == 0:
         outputs.num_invalid.zero_()
         return
-    num_blocks = min(max(1, -(-height * width // _TILE)), max(1, _num_blocks(logits.device) // batch))
+    num_blocks = min(max(1, math.ceil(height * width / _TILE)), max(1, _num_blocks(logits.device) // batch))
     partials = logits.new_empty(batch, num_blocks, 2 + 3 * num_classes, dtype=torch.float32)
+    counters = arrival_counters.zeros(logits.device, batch + 2)
     *inputs, dice_form, dice_smooth = _inputs(operands)
     torch.ops.dakd_C.seg_loss_forward_blocks(
-        *inputs, dice_form == "generalized", dice_smooth, *outputs, partials, tickets.zeros(logits.device, batch + 2)
+        *inputs, dice_form == "generalized", dice_smooth, *outputs, partials, counters
     )
 
 

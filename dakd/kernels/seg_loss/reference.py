@@ -22,7 +22,7 @@ from dakd.kernels.seg_loss.ops import Operands, Outputs, Upstream
 
 
 class _Targets(NamedTuple):
-    """What the samples are compared with.
+    """The labels and the teacher, by sample.
 
     is_real: (B,).  label: (B, H, W) int64, 0 where there is none.  labelled: (B, H, W), False on synthetic samples.
     num_invalid: int64 scalar.  teacher: (B, K, H, W) logits by sample, arbitrary for real ones; None without a teacher.
@@ -122,7 +122,7 @@ def _onehot(label: Tensor, like: Tensor) -> Tensor:
 
 
 def _dice_target(p: Tensor, targets: _Targets, dice_samples: str) -> tuple[Tensor, Tensor]:
-    """What p is compared with (B, K, H, W), 0 where it counts nothing, and where it counts (B, 1, H, W)."""
+    """The target r (B, K, H, W), 0 at pixels that do not count, and which pixels count (B, 1, H, W)."""
     mask = targets.labelled.unsqueeze(1)
     target = _onehot(targets.label, p)
     if dice_samples == "all" and targets.teacher is not None:

@@ -8,14 +8,14 @@ Backward, with those and the upstream gradients (formulas: reference.py):
     real:       ds = dce w_y / (sum w) (p - onehot(y)) + ddice p (e - sum_c p_c e_c),  e = offset + slope onehot(y)
     synthetic:  ds = dkd / (H W tau) (softmax(s / tau) - softmax(z / tau)) + ddice p (e - ...),  e = offset + slope r
 
-In the kernels, what there is by class is a tuple. Up to 8 classes IS_UNROLLED: it has one tile (ROWS, COLS) a class,
+In the kernels, values by class are a tuple. Up to 8 classes IS_UNROLLED: it has one tile (ROWS, COLS) a class,
 and a thread holds all classes of its pixels. Beyond, it has one tile (ROWS, K_BLOCK), its second axis the classes.
 
 Where the classes of a pixel adjoin (channels_last), a thread's COLS pixels are COLS x K adjacent numbers. It loads and
 stores them RUN at a time, in up to 16 bytes, and sorts them by class in its registers. RUN is 0 in any other layout.
 """
 
-# Triton knows no starred elements of a tuple.
+# Triton does not compile starred elements of a tuple.
 # ruff: noqa: RUF005
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dakd.kernels import tickets, triton_runtime
+from dakd.kernels import arrival_counters, triton_runtime
 from dakd.kernels.seg_loss.ops import Operands, Outputs, Upstream
-from dakd.kernels.triton_columns import columns, tile_of
+from dakd.kernels.triton_layout import columns, tile_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_UNROLLED = 8
 _PROGRAMS_PER_MULTIPROCESSOR = 16
 
+# A tensor and its strides by sample, class and pixel.
 _Planes = tuple[Tensor, int, int, int]
 
 
@@ -54,8 +55,8 @@ def forward(operands: Operands, outputs: Outputs) -> None:
         (num_programs, batch),
         *_inputs(planes, operands),
         partials,
-        # By sample, the programs that have arrived; the samples that are done; the labels of no class.
-        tickets.zeros(logits.device, batch + 2),
+        # For each sample the programs that have arrived; then the finished samples, and the labels that name no class.
+        arrival_counters.zeros(logits.device, batch + 2),
         *outputs,
         num_pixels,
         num_tiles,
@@ -419,7 +420,7 @@ def _read_labels(label_ptr, inside, ignore_index, K: tl.constexpr):
 def _read_numbers(
     numbers_ptr, factor, EXISTS: tl.constexpr, K: tl.constexpr, K_BLOCK: tl.constexpr, IS_UNROLLED: tl.constexpr
 ):
-    """By class, a number in memory times `factor`; `factor` alone where there are none."""
+    """By class, a number in memory times `factor`; only `factor` where there are none."""
     numbers = ()
     if IS_UNROLLED:
         for k in tl.static_range(K):

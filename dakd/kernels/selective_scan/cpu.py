@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def backward(operands: Operands, dy: Tensor, gradients: Gradients) -> None:
     u, delta, A, B, C, D, delta_bias, delta_softplus = operands
     du, ddelta, dA, dB, dC, dD, ddelta_bias = gradients
     (batch, channels, length), num_states = u.shape, A.shape[1]
-    blocks = -(-channels // _BLOCK_CHANNELS)
+    blocks = math.ceil(channels / _BLOCK_CHANNELS)
     # First-stage sums: over the steps of a sample, and over the channels of a block. Their order is fixed.
     step_sums, channel_sums, totals = (
         u.new_empty(shape, dtype=compute_dtype(u.dtype))

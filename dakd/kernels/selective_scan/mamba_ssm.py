@@ -1,6 +1,6 @@
 """The scan of the installed package mamba-ssm, on CUDA; its own backward pass runs on a recomputed forward pass.
 
-The package adds up some gradients with atomics, so two runs may differ in their last bits; DAKD_BACKEND=triton asks for
+The package adds up some gradients with atomics, so two runs may differ in their last bits; DAKD_BACKEND=triton selects
 the variant that gives the same bits each time.
 """
 
@@ -23,14 +23,14 @@ REMEDY = (
 
 @cache
 def why_not(device_type: str) -> str | None:
-    """The reason why the package cannot serve this kind of device; None when a first small call went through."""
+    """The reason why the package cannot serve this kind of device; None when a first small call succeeds."""
     if device_type != "cuda":
-        return "mamba-ssm runs on CUDA alone"
+        return "mamba-ssm runs only on CUDA"
     try:
         x = torch.ones(1, 8, 8, device=device_type)
         state_input = torch.ones(1, 1, 8, device=device_type)
         _scan()(x, x, -torch.ones(8, 1, device=device_type), state_input, state_input)
-    # Whatever keeps a foreign package from importing or running is the reason that the user reads.
+    # Any error of the package, on import or in the call, becomes the reason that the user reads.
     except Exception as error:
         return f"mamba-ssm is not usable ({type(error).__name__}: {error})"
     return None

@@ -8,10 +8,10 @@ Backward:  g_l = dy_l C_l + a_{l+1} g_{l+1}  (the gradient of h_l);  z_l = g_l a
            du_l = d(delta u)_l delta_l + D dy_l;  dB_l = sum_d g_l delta_l u_l;  dC_l = sum_d dy_l h_l;
            dA = sum_{b,l} z_l delta_l;  dD = sum_{b,l} dy_l u_l
 
-On a CPU the batch is cut into groups and time into chunks, so that the work stays in the cache whatever the sizes: what
-does not recur is computed for a chunk at once, and a step of the recurrence is one multiply-add. A GPU, where a small
-operation costs as much as a large one, takes the batch whole and longer chunks. The backward pass keeps the states at
-chunk starts, recomputes a chunk and walks it back, so its memory grows with the root of L.
+On a CPU the batch is cut into groups and time into chunks, so that the work stays in the cache for all sizes:
+everything that does not recur is computed for a whole chunk, and a step of the recurrence is one multiply-add. On a
+GPU, where a small operation costs as much as a large one, the batch stays whole and chunks are longer. The backward
+pass keeps the states at chunk starts, recomputes a chunk and walks it back, so its memory grows with the root of L.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torch import Tensor
 from dakd.kernels.contract import compute_dtype
 from dakd.kernels.selective_scan.ops import Gradients, Operands
 
-# Elements of (chunk, B, D, N) that are worth computing at once: a MiB of fp32, which a CPU's cache still holds.
+# Elements of (chunk, B, D, N) computed at once: a MiB of fp32, which fits in a CPU's cache.
 _CHUNK_ELEMENTS = 1 << 18
-# Elsewhere 64 MiB: enough to fill a GPU, and little beside what a training holds.
+# On other devices 64 MiB: enough to fill a GPU, and little next to the memory of a training.
 _DEVICE_CHUNK_ELEMENTS = 1 << 24
 
 

@@ -41,12 +41,12 @@ _BACKWARD_WIDTH = 4
 # Distance of the states that the backward pass keeps, in pairs of steps; behind it the steps of a tile, and the tiles
 # between kept states. Eight fp32 states take 16 / distance bytes a feature element, written and read once. 2 makes
 # longer tiles, which take an eighth fewer instructions a step; 4 walks three tiles of four a third time, which takes a
-# quarter more (longer tiles, walked so, spill on sm_90). All of these hold sm_90's registers, and should be fastest
-# there in the order 2, 1, 4; 1 alone holds those of sm_80 and sm_100 too, where 2 spills up to 56 bytes and 4 up to 24.
+# quarter more (longer tiles, walked so, spill on sm_90). All of these fit sm_90's registers, and should be fastest
+# there in the order 2, 1, 4; only 1 fits those of sm_80 and sm_100 too, where 2 spills up to 56 bytes and 4 up to 24.
 _BACKWARD_TILES = {1: (2, 1), 2: (4, 1), 4: (2, 4)}
 CHECKPOINT_TILES = tuple(_BACKWARD_TILES)
 _CHECKPOINT_TILES = 1
-# What ptxas may take for the backward pass: left to itself it stops at 128, and spills.
+# Registers that ptxas may use in the backward pass. By default it stops at 128 and spills.
 _BACKWARD_REGISTERS = 168
 # Cutting costs two launches and the exponentials twice: not worth it for fewer steps, nor where programs abound.
 _WHOLE_LENGTH = 256
@@ -122,7 +122,7 @@ def _backward(operands: Operands, dy: Tensor, gradients: Gradients) -> None:
     du, ddelta, dA, dB, dC, dD, dbias = gradients
     num_steps, num_tiles = _BACKWARD_TILES[_CHECKPOINT_TILES]
     if not all(_has_aligned_rows(tensor, num_steps) for tensor in (u, delta, dy, du, ddelta)):
-        # Addresses of odd rows would not fit into registers beside the states: turn the rows instead.
+        # Addresses of odd rows and the states would not both fit into registers: turn the rows instead.
         u, delta, dy, du, ddelta = (_channels_innermost(tensor) for tensor in (u, delta, dy, du, ddelta))
         operands = operands._replace(u=u, delta=delta)
     batch, num_channels, length = u.shape
@@ -274,7 +274,7 @@ def _state_groups(operands: Operands, size: int) -> list[Operands]:
 
 
 def _constants(num_steps: int, width: int, sequences: tuple[Tensor, ...], operands: Operands) -> dict:
-    """What all kernels over time are compiled for.
+    """The constants of all kernels over time.
 
     num_steps: steps of a tile.  width: states whose B and C are turned, and held in registers, at once.
     sequences: all (B, D, L) that are read and written.
@@ -284,7 +284,7 @@ def _constants(num_steps: int, width: int, sequences: tuple[Tensor, ...], operan
     return dict(
         N=num_states,
         WIDTH=width,
-        # A tile of fewer elements than threads would be loaded by every thread: harmless for few states alone.
+        # A tile of fewer elements than threads would be loaded by every thread: harmless only for few states.
         ROWS=32 // width if num_states >= 4 else num_steps,
         K=num_steps,
         ALIGNED=num_steps if all(_has_aligned_rows(tensor, num_steps) for tensor in sequences) else 1,

@@ -1,6 +1,6 @@
-"""The scan's kernels; `triton.py` says how they work together, and launches them."""
+"""The kernels of the scan; `triton.py` describes how they work together, and launches them."""
 
-# Triton compiles no starred tuples, which the rule asks for.
+# Triton does not compile starred elements of a tuple, which the rule wants.
 # ruff: noqa: RUF005
 
 from __future__ import annotations

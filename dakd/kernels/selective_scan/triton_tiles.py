@@ -1,10 +1,10 @@
-"""What the scan's kernels are built from: tiles turned into registers, states kept in memory, sums over lanes.
+"""The parts of the scan's kernels: tiles turned into registers, states kept in memory, sums over lanes.
 
-A program is one warp of BLOCK lanes, each with its own channel; what a thread holds is a tuple of vectors over the
+A program is one warp of BLOCK lanes, each with its own channel; a thread's values are a tuple of vectors over the
 lanes.
 """
 
-# Triton compiles no starred tuples, which the rule asks for.
+# Triton does not compile starred elements of a tuple, which the rule wants.
 # ruff: noqa: RUF005
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dakd.kernels.triton_columns import columns, tile_of
+from dakd.kernels.triton_layout import columns, tile_of
 
 CHANNELS = 32
 

@@ -9,9 +9,10 @@ Backward:  dM = dy v^T and dv = M^T dy;  dW = dM P^T;  dP = W^T dM;  dT = P (dP 
            dq_i = sum_j E_ij k_j - q_i (sum_j dS_ij S_ij) / n_i^2   (second term absent where |q_i| <= 1e-12)
            dk_j = sum_i E_ij q_i - k_j (sum_i dS_ij S_ij) / m_j^2   (likewise)
 
-Products are written where they belong, NCHW or channels_last: a chunk is a matrix whose rows or columns are contiguous,
-and both suit the matrix product. Narrow features are cast chunk by chunk to fp32 for the sums over pixels (G and dM),
-for torch would round these to the features' dtype. Other products of bf16 are bf16's own; fp16 has none on most CPUs.
+Products are written straight into the result, NCHW or channels_last: a chunk is a matrix whose rows or columns are
+contiguous, and both suit the matrix product. Narrow features are cast chunk by chunk to fp32 for the sums over pixels
+(G and dM), for torch would round these to the features' dtype. Other products of bf16 are bf16's own; fp16 has none on
+most CPUs.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def backward(
 
 
 def _chunks(*maps: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-    """Of all maps (B, channels, H, W) the same pixels of the same sample, (channels, pixels) each."""
+    """Yields a sample's index and the same run of its pixels from all maps (B, C, H, W), as (C, pixels) each."""
     flat = [x.flatten(2) for x in maps]
     size = _CHUNK * torch.get_num_threads()
     for sample in range(flat[0].shape[0]):
@@ -104,7 +105,7 @@ def _heads(q: Tensor, num_heads: int) -> list[slice]:
 
 
 def _squares(x: Tensor) -> Tensor:
-    """The sum of squares of each row; the norm's loop is the faster one where rows are contiguous, and there alone."""
+    """The sum of squares of each row; the norm's loop is the faster one only where rows are contiguous."""
     return torch.linalg.vector_norm(x, dim=1).square() if x.stride(1) == 1 else x.square().sum(1)
 
 

@@ -1,7 +1,7 @@
 """The contract with torch: operands, outputs, registration, autograd. Variants fill the outputs allocated here.
 
-The op returns two auxiliary tensors beside y. They spare the backward pass the sums over all pixels of q and k, and let
-it write dv where it first reads dy:
+The op returns two auxiliary tensors besides y. They spare the backward pass the sums over all pixels of q and k, and
+let it write dv where it first reads dy:
 products: (B, heads, d + 2, d) in the compute dtype; rows i < d of a head hold <q_i, k_j>, then |q_j|^2, then |k_j|^2.
 folded: (B, C, R) in q's dtype; out_weight times the attention of each head, so that y = residual + folded v.
 """
@@ -20,7 +20,7 @@ _OP = "transposed_attention"
 
 
 class Operands(NamedTuple):
-    """The arguments of the op; shapes and meaning are those of api.py. The backward pass has no residual: None."""
+    """The arguments of the op; shapes and meaning are those of api.py. The backward pass needs no residual: None."""
 
     q: Tensor
     k: Tensor

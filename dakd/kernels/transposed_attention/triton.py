@@ -14,7 +14,7 @@ Backward   1  dM = dy v^T over one split of the pixels, and from the same dy  dv
 
 Sums over pixels are split over programs and added in a fixed order: results repeat bit for bit. In the second launches
 many programs add the partial sums of a head, in the forward pass each up to P for its own rows; the last to finish (an
-integer ticket, which the launch before has set to zero) goes on alone, so that little is left to it: W P forward, the
+integer ticket, which the launch before has set to zero) continues alone, with little left to do: W P forward, the
 softmax's gradient backward. These small matrices are fp32; products with q, k, v and dy run on the tensor cores in
 the features' dtype (for fp16, E does in TF32, whose range it needs) and add up in fp32.
 
@@ -36,7 +36,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MIN_NORM = tl.constexpr(1e-12)
 # Channels of y up to which one program can hold all of dy's at its pixels.
 _MAX_FUSED_CHANNELS = 256
-# What is offered for the two below, which each call reads; fp32 has its own.
+# Values that a search may set the two below to; each call reads them. fp32 has its own.
 APPLY_PIXELS, APPLY_TILES = (64, 128), (1, 2)
 # Pixels of a tile of y. Tiles of a program, which keeps its rows of W P for all of them (up to 64 inner channels).
 _APPLY_PIXELS, _APPLY_TILES = 64, 1
