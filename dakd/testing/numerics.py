@@ -137,6 +137,27 @@ def forward_and_gradients(
     return results
 
 
+def assert_autocast_changes_nothing(function: Callable, inputs: dict, differentiable: tuple[str, ...]) -> None:
+    """AssertionError unless outputs and gradients have the same bits under bfloat16 autocast."""
+    wanted = forward_and_gradients(function, inputs, differentiable)
+    device_type = wanted["output 0"].device.type
+    with torch.autocast(device_type, torch.bfloat16):
+        found = forward_and_gradients(function, inputs, differentiable)
+    _assert_equal_bits(found, wanted)
+
+
+def assert_compiles_to_one_graph(function: Callable, inputs: dict, differentiable: tuple[str, ...]) -> None:
+    """AssertionError unless `function` compiles to one graph that gives the same bits, in outputs and gradients."""
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    wanted = forward_and_gradients(function, inputs, differentiable)
+    _assert_equal_bits(forward_and_gradients(compiled, inputs, differentiable), wanted)
+
+
+def _assert_equal_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    for name, value in found.items():
+        assert torch.equal(value, wanted[name]), name
+
+
 def seeded_like(tensor: Tensor, seed: int) -> Tensor:
     """Normal numbers of the tensor's shape, dtype and device; equal for equal seeds, to rounding, in every dtype."""
     normal = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

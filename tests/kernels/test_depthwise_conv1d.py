@@ -165,20 +165,13 @@ def test_operator_contract_holds_for_any_strides(backend, device, layout):
 @every_variant
 def test_autocast_changes_nothing(backend, device):
     inputs = operands("depthwise_conv1d", "tiny", device=device)
-    wanted = results(backend, inputs)
-    with torch.autocast(device, torch.bfloat16):
-        found = results(backend, inputs)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    numerics.assert_autocast_changes_nothing(partial(depthwise_conv1d, backend=backend), inputs, WRT)
 
 
 @every_variant
 def test_compiles_to_one_graph(backend, device):
     inputs = operands("depthwise_conv1d", "tiny", device=device)
-    call = partial(depthwise_conv1d, backend=backend)
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    eager = numerics.forward_and_gradients(call, inputs, WRT)
-    for name, value in numerics.forward_and_gradients(compiled, inputs, WRT).items():
-        assert torch.equal(value, eager[name]), name
+    numerics.assert_compiles_to_one_graph(partial(depthwise_conv1d, backend=backend), inputs, WRT)
 
 
 @every_variant

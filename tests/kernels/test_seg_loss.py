@@ -294,20 +294,14 @@ def test_operator_contract_holds_for_every_variant(backend, device):
 
 @every_variant
 def test_autocast_changes_nothing(backend, device):
-    inputs, call = to_device(operands("seg_loss", "tiny"), device), partial(seg_loss, backend=backend)
-    wanted = numerics.forward_and_gradients(call, inputs, ("logits",))
-    with torch.autocast(device, torch.bfloat16):
-        results = numerics.forward_and_gradients(call, inputs, ("logits",))
-    assert all(torch.equal(results[name], wanted[name]) for name in wanted)
+    inputs = to_device(operands("seg_loss", "tiny"), device)
+    numerics.assert_autocast_changes_nothing(partial(seg_loss, backend=backend), inputs, ("logits",))
 
 
 @every_variant
 def test_compiles_to_one_graph(backend, device):
-    inputs, call = to_device(operands("seg_loss", "tiny"), device), partial(seg_loss, backend=backend)
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    eager = numerics.forward_and_gradients(call, inputs, ("logits",))
-    for name, value in numerics.forward_and_gradients(compiled, inputs, ("logits",)).items():
-        assert torch.equal(value, eager[name]), name
+    inputs = to_device(operands("seg_loss", "tiny"), device)
+    numerics.assert_compiles_to_one_graph(partial(seg_loss, backend=backend), inputs, ("logits",))
 
 
 @triton_alone

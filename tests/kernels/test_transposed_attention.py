@@ -229,10 +229,7 @@ def test_triton_results_do_not_depend_on_the_order_of_arrival(num_heads, backend
 
 def test_autocast_changes_nothing():
     inputs = operands("transposed_attention", "tiny")
-    wanted = numerics.forward_and_gradients(transposed_attention, inputs, WRT)
-    with torch.autocast("cpu", torch.bfloat16):
-        results = numerics.forward_and_gradients(transposed_attention, inputs, WRT)
-    assert all(torch.equal(results[name], wanted[name]) for name in wanted)
+    numerics.assert_autocast_changes_nothing(transposed_attention, inputs, WRT)
 
 
 def test_forward_mode_and_double_backward_are_refused():
@@ -249,10 +246,7 @@ def test_forward_mode_and_double_backward_are_refused():
 
 def test_compiles_to_one_graph():
     inputs = operands("transposed_attention", "tiny")
-    compiled = torch.compile(transposed_attention, fullgraph=True, backend="aot_eager")
-    eager = numerics.forward_and_gradients(transposed_attention, inputs, WRT)
-    for name, value in numerics.forward_and_gradients(compiled, inputs, WRT).items():
-        assert torch.equal(value, eager[name]), name
+    numerics.assert_compiles_to_one_graph(transposed_attention, inputs, WRT)
 
 
 def test_zero_output_weight_returns_the_residual_itself():
