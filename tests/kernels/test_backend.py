@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -59,6 +61,16 @@ def test_every_op_has_a_reference_and_a_place_in_the_report():
     assert all(backend.why_not(op, "reference", "cpu") is None for op in backend.OPS)
     scan = next(choice for choice in choices if choice.op == "selective_scan")
     assert scan.chosen in ("cpu", "reference") and "CUDA" in scan.reasons["mamba_ssm"]
+
+
+def test_the_readme_lists_the_variants_in_the_order_in_which_auto_tries_them():
+    text = Path(backend.__file__).with_name("README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` (\| .* \| .*) \|$", text, re.MULTILINE))
+    assert sorted(rows) == sorted(backend.OPS)
+    for op, row in rows.items():
+        for device, cell in zip(("cuda", "cpu"), row.strip("| ").split(" | "), strict=True):
+            listed = [name for name in backend.variants(op) if backend.MADE_FOR.get(name, device) == device]
+            assert re.findall(r"`(\w+)`", cell) == listed, f"{op} on {device}"
 
 
 def test_a_remedy_brings_a_variant_that_the_device_can_run(monkeypatch):

@@ -48,7 +48,8 @@ depthwise_conv1d_backward = define_op(
 
 
 def _setup_context(ctx, inputs, output):
-    x, weight, bias, *ctx.settings = inputs
+    x, weight, bias, activation, backend = inputs
+    ctx.settings = (activation, backend)
     ctx.save_for_backward(x, weight, bias)
 
 

@@ -71,7 +71,8 @@ def forward(operands: Operands, outputs: Outputs) -> None:
 
 
 def backward(operands: Operands, upstream: Upstream, dlogits: Tensor) -> None:
-    logits, (*gradients, coefficients) = operands.logits, upstream
+    logits = operands.logits
+    *gradients, coefficients = upstream
     batch, num_classes, height, width = logits.shape
     planes, num_pixels = _planes(logits), height * width
     target, *target_strides = target_planes = _planes(dlogits)
