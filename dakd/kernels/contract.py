@@ -30,10 +30,10 @@ def define_op(
     operands: a NamedTuple whose first field is a tensor. With what `allocate` returns, its annotations are the schema.
     allocate(operands): the outputs, uninitialised. It is the fake implementation too.
     run(operands, backend, outputs, *upstream): fills the outputs.
-    upstream: what a backward op takes besides: gradients of the outputs, and what the forward pass kept.
+    upstream: names of a backward op's further tensors: gradients of the outputs, and results kept by the forward pass.
 
     Autocast is off inside, because an op chooses its own precision (`compute_dtype`). A call within forward-mode
-    differentiation is a RuntimeError: torch would drop the tangents without a word.
+    differentiation is a RuntimeError: torch would drop the tangents silently.
     """
     count = len(operands._fields)
 
@@ -49,7 +49,7 @@ def define_op(
             op = name.removesuffix("_backward")
             raise RuntimeError(f"{op} has no forward-mode derivative; use reverse mode (backward, torch.func.vjp)")
         device_type = arguments[0].device.type
-        # To enter the context costs a small op a tenth of its time, so only where there is something to switch off.
+        # Entering the context would cost a small op a tenth of its time, so it is entered only if autocast is on.
         if not torch.is_autocast_enabled(device_type):
             return implementation(*arguments)
         with torch.autocast(device_type, enabled=False):
