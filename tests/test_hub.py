@@ -103,7 +103,7 @@ def test_a_card_that_dakd_has_not_written_stays(student, folder, capsys):
     (folder / "README.md").write_text("# Mine\n")
     save_as_hub(student, folder)
     assert (folder / "README.md").read_text() == "# Mine\n"
-    assert "README.md was not written by dakd, and stays" in capsys.readouterr().out
+    assert "README.md was not written by dakd, and is kept" in capsys.readouterr().out
 
 
 def test_metadata_that_are_not_json_leave_nothing_behind(tmp_path):
