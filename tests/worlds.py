@@ -56,7 +56,7 @@ def toy_config(run_dir: Path, **train: object) -> Config:
             "prepare": {"simulation": {"num_train": 12, "num_test": 4, "size": [32, 32]}, "shard_size": 5},
             "train_jointnet": teacher | train,
             "generate": {"num_samples": 7, "size": [16, 16], "sampling_steps": 3, "micro_batch": 2, "shard_size": 3,
-                         "threads": 1},
+                         "seed": 0, "threads": 1},
             "train_saross": student,
             "predict": {"num_images": 2},
         }

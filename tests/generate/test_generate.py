@@ -122,6 +122,14 @@ def test_finished_shards_are_kept_and_missing_ones_made_again(generated, tmp_pat
     assert ShardSet(folder).index["fingerprint"] == ShardSet(generated[1]).index["fingerprint"]
 
 
+def test_a_set_takes_the_experiments_seed_where_it_has_none_of_its_own(generated, tmp_path):
+    config, folder = generated
+    other = generate(with_teacher(tmp_path / "run", seed=None))
+    assert (config.seed, config.generate.seed) == (3, 0)
+    assert [ShardSet(one).index["provenance"]["seed"] for one in (folder, other)] == [0, 3]
+    assert ShardSet(other).index["fingerprint"] != ShardSet(folder).index["fingerprint"]
+
+
 def test_shards_of_other_settings_are_not_mixed_in(tmp_path):
     folder = generate(with_teacher(tmp_path / "run"))
     for _ in range(2):
