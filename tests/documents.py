@@ -16,6 +16,11 @@ _LINK = re.compile(r"\]\(([^()\s]+)\)")
 _PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(_FOLDERS)})/[\w./-]*\w\.\w+")
 
 
+_SETTING = re.compile(
+    r"(?<![\w./-])(?:prepare|balance|data|train_jointnet|generate|train_saross|evaluate|predict)(?:\.[a-z]\w*)+"
+)
+
+
 def documents() -> list[Path]:
     return sorted([*ROOT.glob("*.md"), *(path for name in _FOLDERS for path in (ROOT / name).rglob("*.md"))])
 
@@ -51,3 +56,8 @@ def anchors(text: str) -> set[str]:
 def named_paths(text: str) -> list[str]:
     """The files of the repository that a text names by their path from its root; none that stand for several."""
     return [path for path in _PATH.findall(text) if not re.search(r"[A-Z]{2}", path.replace("README.md", ""))]
+
+
+def named_settings(text: str) -> list[str]:
+    """The settings and sections that a text names by their dotted key."""
+    return [key for key in _SETTING.findall(text) if not key.endswith((".py", ".json", ".yaml", ".sbatch"))]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from documents import ROOT, anchors, command_lines, documents, links, named_paths, python_blocks
+from documents import ROOT, anchors, command_lines, documents, links, named_paths, named_settings, python_blocks
 from front_door import SNIPPETS
 from PIL import Image
 from worlds import teacher_file, with_teacher
 
 import dakd
 from dakd.cli import COMMANDS, build_parser
+from dakd.config.explain import settings
 from dakd.data.sample import OSD_CLASSES
 
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in documents()}
@@ -99,6 +100,12 @@ def test_every_file_and_target_of_make_that_a_document_names_exists(name):
     assert set(named) <= targets
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_setting_that_a_document_names_exists(name):
+    for key in named_settings(TEXTS[name]):
+        assert settings(key), key
+
+
 def test_the_readme_is_short():
     lines = TEXTS["README.md"].splitlines()
     assert len(lines) <= 180 and len(TEXTS["README.md"].split()) <= 1500
@@ -111,9 +118,10 @@ def test_the_citation_names_this_version_and_the_paper():
     assert citation["preferred-citation"]["url"] in TEXTS["README.md"]
 
 
-def test_a_broken_link_a_stale_path_and_a_lost_option_would_be_seen():
+def test_a_broken_link_a_stale_path_a_lost_option_and_an_old_setting_would_be_seen():
     text = "# A b\n[x](gone.md#a-b) [y](https://a.b) `dakd/gone.py` `dakd/OP.py`\n"
     text += "```sh\ndakd balance \\\n  --cfg a  # c\n```\n"
     assert links(text) == ["gone.md#a-b"] and anchors(text) == {"a-b"} and named_paths(text) == ["dakd/gone.py"]
     assert [line.split() for line in command_lines(text)] == [["dakd", "balance", "--cfg", "a"]]
+    assert named_settings("`data.gone=1` data.py dakd.data.batch") == ["data.gone"]
     assert command_lines("x\n\n    dakd stop a\n\n    dakd ema  # b\n") == ["dakd stop a", "dakd ema"]
