@@ -16,7 +16,7 @@ from worlds import toy_config, with_ddpm, with_pairs, with_teacher
 from dakd.card import card_of, card_text, count_parameters, without_places, write_cards
 from dakd.card.front import _front_licence
 from dakd.config import Config, build_config, dump_config
-from dakd.data.indexing import write_index
+from dakd.data.index import write_index
 from dakd.data.prepared import open_prepared
 from dakd.data.sample import OSD_CLASSES, ClassTable
 from dakd.evaluate.evaluate import evaluate
@@ -44,7 +44,7 @@ def save_teacher(config: Config) -> Path:
     path = config.run_path / "train_jointnet" / "stage3" / "weights_ema.safetensors"
     with_teacher(config.run_path)
     net, facts = load_teacher(path)
-    data = [open_prepared(config, "train").index["fingerprint"]]
+    data = [open_prepared(config, "train").fingerprint]
     facts |= {"stage": 3, "data": data, "crop": [16, 16], "flip": False, "global_batch": 4, "seed": 3, "weights": "ema"}
     save_weights(path, net.state_dict(), facts)
     pairs = config.run_path / "generate"

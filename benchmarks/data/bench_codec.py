@@ -75,8 +75,8 @@ def logits_like(label: np.ndarray, seed: int) -> np.ndarray:
 def teacher_logits(folder: Path) -> tuple[list[np.ndarray], str]:
     """(K, 256, 256) float32 each, from a set in fp16; records of less than the size stand side by side."""
     shards = ShardSet(folder)
-    if shards.index["codec"] != "fp16":
-        raise SystemExit(f"{folder} holds {shards.index['codec']}; wanted logits, a set generated with codec fp16")
+    if shards.index.codec != "fp16":
+        raise SystemExit(f"{folder} holds {shards.index.codec}; wanted logits, a set generated with codec fp16")
     height, width = shards.size(0)
     rows, columns = -(-SIDE // height), -(-SIDE // width)
     count = min(NUM_RECORDS, len(shards) // (rows * columns))

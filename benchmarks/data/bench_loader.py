@@ -96,7 +96,7 @@ def _race(shards: ShardSet, codec: str) -> list[Row]:
     timings, failures = time_in_turns(epochs, "cpu", _SECONDS)
     if failures:
         raise RuntimeError(f"not timed: {failures}")
-    megabytes = shards.index["num_bytes"] / 1e6
+    megabytes = shards.index.num_bytes / 1e6
     return [
         Row("loader", f"{SIDE}x{SIDE}", codec, f"batches of {BATCH}", name, timing.called_us, timing.method,
             timing.called_us, least_mb=megabytes, gb_s=megabytes / timing.called_us * 1e3,
@@ -124,7 +124,7 @@ def _our_epoch(shards: ShardSet) -> Callable[[], None]:
 def _their_epoch(shards: ShardSet) -> Callable[[], None]:
     import webdataset
 
-    files = [str(shards.folder / entry["file"]) for entry in shards.index["shards"]]
+    files = [str(shards.folder / entry.file) for entry in shards.index.shards]
 
     def decode(record: dict) -> Sample:
         members = {name: data for name, data in record.items() if not name.startswith("__")}

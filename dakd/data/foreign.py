@@ -22,13 +22,13 @@ import numpy as np
 from PIL import Image
 
 from dakd.data.readers.base import BadFile, open_picture, read_grey
+from dakd.data.records import MAX_PIXELS
 from dakd.data.sample import Sample
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "image.png", "sar.png", "sar.npy")
 LABEL_MEMBERS = ("label.png", "mask.png", "seg.png", "label.npy")
 SOFT_MEMBERS = ("soft.npy",)
 _KNOWN = (*IMAGE_MEMBERS, *LABEL_MEMBERS, *SOFT_MEMBERS, "json")
-_MAX_PIXELS = 1 << 28
 _MAX_HEADER_BYTES = 4096
 
 
@@ -122,8 +122,8 @@ def _check_picture(data: bytes | memoryview, name: str) -> None:
             width, height = picture.size
     except Exception as error:  # what a damaged header makes PIL raise has no common base
         raise ValueError(f"{name} cannot be read as a picture ({error})") from None
-    if not 0 < width * height <= _MAX_PIXELS:
-        raise ValueError(f"{name} claims {width} x {height} pixels; wanted 1 to {_MAX_PIXELS} in all")
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"{name} claims {width} x {height} pixels; wanted 1 to {MAX_PIXELS} in all")
 
 
 def _grey(array: np.ndarray, name: str) -> np.ndarray:

@@ -55,9 +55,9 @@ class TeacherDataset:
         if not sources:
             raise ValueError("the teacher's dataset has no sources; give at least one set of shards")
         for source in sources if labelled else ():
-            if source.index["num_labelled"] != len(source):
+            if source.index.num_labelled != len(source):
                 raise ValueError(
-                    f"{source.folder} has labels for {source.index['num_labelled']} of {len(source)} samples; "
+                    f"{source.folder} has labels for {source.index.num_labelled} of {len(source)} samples; "
                     "stages 2 and 3 need all (only stage 1 takes images without labels)"
                 )
         self.sources, self.crop_size, self.flip, self.seed, self.labelled = sources, crop_size, flip, seed, labelled
@@ -328,12 +328,12 @@ def _check_student_sources(
 ) -> None:
     if real is None and synthetic is None:
         raise ValueError("the student's dataset has neither real nor synthetic samples; give at least one")
-    if real is not None and real.index["num_labelled"] != len(real):
-        raise ValueError(f"{real.folder}: {real.index['num_labelled']} of {len(real)} samples have labels; wanted all")
+    if real is not None and real.index.num_labelled != len(real):
+        raise ValueError(f"{real.folder}: {real.index.num_labelled} of {len(real)} samples have labels; wanted all")
     if synthetic is None:
         return
-    if synthetic.index["num_soft"] != len(synthetic):
-        found = synthetic.index["num_soft"]
+    if synthetic.index.num_soft != len(synthetic):
+        found = synthetic.index.num_soft
         raise ValueError(f"{synthetic.folder}: {found} of {len(synthetic)} samples have soft labels; wanted all")
     if real is not None and real.classes.names != synthetic.classes.names:
         raise ValueError(f"real classes {real.classes.names} differ from synthetic classes {synthetic.classes.names}")

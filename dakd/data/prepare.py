@@ -233,10 +233,11 @@ def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally)
     splits = {}
     for split in dataset.splits:
         index = write_index(folder / split, dataset.classes, kind="real", provenance={"settings": settings})
-        shares = dict(zip(dataset.classes.names, index["class_pixel_shares"]))
-        kept = ("num_samples", "num_labelled", "num_bytes", "sizes", "fingerprint", "mean_power", "balancing_factor")
-        unknown = index["ignored_pixels"] / max(1, index["ignored_pixels"] + sum(index["class_pixels"]))
-        splits[split] = {**{name: index[name] for name in kept}, "class_pixel_shares": shares, "unknown_share": unknown}
+        shares = dict(zip(dataset.classes.names, index.class_pixel_shares))
+        kept = {"num_samples", "num_labelled", "num_bytes", "sizes", "fingerprint", "mean_power", "balancing_factor"}
+        unknown = index.ignored_pixels / max(1, index.ignored_pixels + sum(index.class_pixels))
+        facts = index.model_dump(mode="json", include=kept)
+        splits[split] = facts | {"class_pixel_shares": shares, "unknown_share": unknown}
     report = {
         "settings": settings,
         "settings_sha256": _fingerprint(settings),

@@ -24,7 +24,7 @@ def prepare_settings(cfg: Config) -> dict:
 def open_prepared(config: Config, split: str) -> ShardSet:
     """The run's shards of a split. Raises ValueError where they are absent or were prepared with other settings."""
     shards = ShardSet(config.run_path / "prepare" / split)
-    made_with = shards.index["provenance"].get("settings", {})
+    made_with = shards.index.provenance.get("settings", {})
     wanted = prepare_settings(config)
     differing = [
         f"prepare.{name}: {value!r} then, {wanted.get(name)!r} now"

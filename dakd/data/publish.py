@@ -9,13 +9,11 @@ sidecar from it, which is possible because every record carries its provenance a
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
 from pathlib import Path
 
-from dakd.data.indexing import ShardInfo, describe_shard
+from dakd.data.index import ShardInfo, describe_shard
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import shard_name, write_tar
 from dakd.runtime.files import sync, written_aside
@@ -79,10 +77,10 @@ def publish_shard(
         info = describe_shard(aside, classes, file=tar_path.name, provenance=provenance)
         won = publish(aside, tar_path)
     if won:
-        publish_sidecar(tar_path, replace(info, facts=facts(info)))
+        publish_sidecar(tar_path, info.model_copy(update={"facts": facts(info)}))
     return won
 
 
 def publish_sidecar(tar_path: Path, info: ShardInfo) -> bool:
     """Publish what is known of a tar beside it; False where another worker was first."""
-    return publish_text(tar_path.with_suffix(".json"), json.dumps(asdict(info)) + "\n")
+    return publish_text(tar_path.with_suffix(".json"), info.to_json())

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dakd.data.lookup import BadRecord
 from dakd.data.order import ShardOrder
+from dakd.data.records import BadRecord
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
 from dakd.runtime.seeding import Stream
@@ -97,8 +97,8 @@ class OrderedRecords:
         shard, record = self.order.at(epoch, place)
         number = bisect.bisect_right(self._ends, shard)
         source, local = self.sets[number], shard - (self._ends[number - 1] if number else 0)
-        entry = source.place(local, record)
-        return _Found(shard, entry.first, entry.length, source, local, record)
+        span = source.span(local, record)
+        return _Found(shard, span.first, span.length, source, local, record)
 
     def _follow(self, epoch: int, place: int, error: BadRecord, skipped: list[Skipped]) -> Sample:
         """The first good record after a bad one, where bad ones are passed over at all."""

@@ -28,7 +28,12 @@ try:
 except ImportError:
     from zlib import crc32
 
+MAX_PIXELS = 1 << 28  # of one record; more is no image to train on, but a damaged or hostile size
 _KEY_PATTERN = re.compile(r"[^\s./\\][^\s.\\]*")
+
+
+class BadRecord(RuntimeError):
+    """A record that cannot be used, or its whole shard: the message names it and says why."""
 
 
 def encode_record(sample: Sample, classes: ClassTable, codec: Codec | None) -> dict:
@@ -97,13 +102,14 @@ def check_digest(key: str, members: dict[str, bytes]) -> None:
         raise ValueError(f"record {key!r} has sha256 {found} and says {wanted}; its bytes have changed")
 
 
-def read_members(fileno: int, places: dict[str, list[int]], path: Path) -> dict[str, bytes]:
-    members = {}
-    for extension, (offset, size) in places.items():
-        members[extension] = os.pread(fileno, size, offset)
-        if len(members[extension]) != size:
+def read_members(fileno: int, members: Mapping[str, tuple[int, int]], path: Path) -> dict[str, bytes]:
+    """The bytes of a record's members {extension: (offset, bytes)}. RuntimeError where the tar ends before them."""
+    content = {}
+    for extension, (offset, size) in members.items():
+        content[extension] = os.pread(fileno, size, offset)
+        if len(content[extension]) != size:
             raise RuntimeError(f"{path} ends before byte {offset + size}, where its index expects data; write it again")
-    return members
+    return content
 
 
 def members_crc(members: Mapping[str, bytes | memoryview]) -> int:

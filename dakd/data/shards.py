@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from dakd.data.first_sight import find_index, find_sidecar
-from dakd.data.indexing import FORMAT, ShardInfo, describe_shard, write_index
-from dakd.data.lookup import BadRecord, OpenShard, Place, parse_classes, parse_index, read_places
-from dakd.data.records import decode_record, encode_record, members_crc
+from dakd.data.index import ShardInfo, describe_shard, parse_index, write_index
+from dakd.data.open_shard import OpenShard, RecordSpan, read_spans
+from dakd.data.records import BadRecord, decode_record, encode_record, members_crc
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.soft_labels import get_codec
-from dakd.data.sources import LocalFolder, ShardCache, default_cache, open_source
+from dakd.data.sources import LocalFolder, ShardCache, default_cache, find_index, find_sidecar, open_source
 from dakd.runtime.files import file_hash, replacing, sync, write_text
 from dakd.runtime.lock import locked
 
-__all__ = ["FORMAT", "ShardInfo", "ShardSet", "describe_shard", "open_split", "shard_name", "verify", "write_index",
+__all__ = ["ShardInfo", "ShardSet", "describe_shard", "open_split", "shard_name", "verify", "write_index",
            "write_shard", "write_shards"]  # fmt: skip
 
 MAX_OPEN_SHARDS = 128  # of a set and process: two windows of the default size, far below the limits of open files
@@ -58,7 +55,7 @@ def write_shard(
     with replacing(tar_path) as aside:
         write_tar(aside, samples, classes, codec, temperature)
         info = describe_shard(aside, classes, file=tar_path.name, provenance=provenance)
-    write_text(tar_path.with_suffix(".json"), json.dumps(asdict(info)) + "\n")
+    write_text(tar_path.with_suffix(".json"), info.to_json())
     return info
 
 
@@ -175,10 +172,15 @@ class ShardSet:
         text, self._home = find_index(self._source, self._cache, classes)
         path = f"{place}/index.json"
         self.index = parse_index(text, path)
-        self.classes = parse_classes(self.index, path)
-        self.counts = np.array([entry["num_samples"] for entry in self.index["shards"]], np.int64)
+        self.classes = self.index.classes
+        self.counts = np.array([entry.num_samples for entry in self.index.shards], np.int64)
         self._ends = np.cumsum(self.counts).tolist()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for sets of the same samples, however they are packed."""
+        return self.index.fingerprint
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -197,17 +199,17 @@ class ShardSet:
         return f"ShardSet({str(self.folder)!r}: {len(self)} samples, classes: {', '.join(self.classes.names)})"
 
     def key(self, i: int) -> str:
-        return self.place(*self.locate(i)).key
+        return self.span(*self.locate(i)).key
 
     def size(self, i: int) -> tuple[int, int]:
         """(height, width) of a sample, without reading it."""
-        place = self.place(*self.locate(i))
-        return place.height, place.width
+        span = self.span(*self.locate(i))
+        return span.height, span.width
 
     def read(self, i: int) -> Sample:
         """The sample at place i, its arrays writable. BadRecord when it cannot be had, or is not what was written."""
         shard, record = self.locate(i)
-        return self.read_record(shard, record, memoryview(bytearray(self.place(shard, record).length)))
+        return self.read_record(shard, record, memoryview(bytearray(self.span(shard, record).length)))
 
     def locate(self, i: int) -> tuple[int, int]:
         """(shard, record in it) of the sample at place i; IndexError beyond the last, as for any list."""
@@ -216,43 +218,43 @@ class ShardSet:
         shard = bisect.bisect_right(self._ends, i)
         return shard, i - (self._ends[shard - 1] if shard else 0)
 
-    def place(self, shard: int, record: int) -> Place:
+    def span(self, shard: int, record: int) -> RecordSpan:
         """Where a record's bytes lie. BadRecord where its shard cannot be read."""
-        return self._opened(shard).places[record]
+        return self._opened(shard).spans[record]
 
     def read_record(self, shard: int, record: int, buffer: memoryview) -> Sample:
-        """A sample whose arrays may lie in `buffer`, which has place(shard, record).length bytes.
+        """A sample whose arrays may lie in `buffer`, which has span(shard, record).length bytes.
 
         Raises BadRecord where they are not the bytes that were written.
         """
         opened = self._opened(shard)
-        place = opened.places[record]
-        opened.read_into(buffer, place)
+        span = opened.spans[record]
+        opened.read_into(buffer, span)
         try:
-            members = {extension: buffer[start : start + size] for extension, start, size in place.members}
-            if members_crc(members) != place.crc32:
+            members = {extension: buffer[start : start + size] for extension, start, size in span.members}
+            if members_crc(members) != span.crc32:
                 raise ValueError("its checksum differs from the one that was written; its bytes have changed")
-            sample = decode_record(place.key, members)
-            if sample.sar.shape != (place.height, place.width):
-                raise ValueError(f"is of {sample.sar.shape} pixels, in the index of {(place.height, place.width)}")
+            sample = decode_record(span.key, members)
+            if sample.sar.shape != (span.height, span.width):
+                raise ValueError(f"is of {sample.sar.shape} pixels, in the index of {(span.height, span.width)}")
             if sample.soft_label is not None and len(sample.soft_label) != self.classes.num_classes:
                 raise ValueError(f"has logits of {len(sample.soft_label)} classes, the set {self.classes.num_classes}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BadRecord(f"{opened.path}: record {place.key!r}: {error}") from None
+            raise BadRecord(f"{opened.path}: record {span.key!r}: {error}") from None
         return sample
 
     def _opened(self, shard: int) -> OpenShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        entry = self.index["shards"][shard]
+        entry = self.index.shards[shard]
         try:
-            tar_path, fileno = self._source.open_tar(entry["file"], entry["sha256"])
+            tar_path, fileno = self._source.open_tar(entry.file, entry.sha256)
             opened = OpenShard(tar_path, fileno)
             sidecar = find_sidecar(self._source, self._home, entry, self.classes, tar_path)
-            opened.places = read_places(sidecar, entry)
+            opened.spans = read_spans(sidecar, entry)
         except FileNotFoundError:
-            where = f"{self._source.place}/{entry['file']}"
+            where = f"{self._source.place}/{entry.file}"
             raise BadRecord(f"{where} is absent, though the index names it; fetch or write it again") from None
         except ValueError as error:
             raise BadRecord(str(error)) from None
@@ -281,15 +283,15 @@ def verify(folder: str | Path) -> list[str]:
     """What is wrong with a set of shards, one line each: absent files, checksums that differ. Empty when sound."""
     shards = ShardSet(folder)
     problems = []
-    for shard in shards.index["shards"]:
-        path = shards.folder / shard["file"]
+    for shard in shards.index.shards:
+        path = shards.folder / shard.file
         if not path.is_file():
             problems.append(f"{path}: absent")
-        elif (found := file_hash(path)) != shard["sha256"]:
-            problems.append(f"{path}: sha256 is {found}, the index says {shard['sha256']}")
+        elif (found := file_hash(path)) != shard.sha256:
+            problems.append(f"{path}: sha256 is {found}, the index says {shard.sha256}")
         elif (sidecar := path.with_suffix(".json")).is_file():  # an absent one is made again from the tar
             try:
-                read_places(sidecar, shard)
+                read_spans(sidecar, shard)
             except ValueError as error:
                 problems.append(str(error))
     return problems

@@ -1,16 +1,20 @@
-"""Where sets of shards lie: a folder, or a folder of an object store behind a cache of whole shards.
+"""Where sets of shards lie, and how one is opened: a folder, or a folder of an object store behind a cache.
 
 A URL (`s3://bucket/set`, `gs://`, `https://`, whatever fsspec knows) is read through fsspec. A shard is fetched as a
 whole, aside, compared with the checksum of the index, and only then gets its name in the cache, which is the checksum:
 readers of any number of processes share it, and a set that changes can never be mixed up with what it was. Where the
 cache grows beyond its limit the shards that were longest not opened go; who reads one keeps it until it is closed.
+
+Bare tars, without an index, are indexed when they are first opened.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dakd.runtime.files import file_hash, replacing
+from dakd.data.index import ShardEntry, describe_shard, write_index
+from dakd.data.records import BadRecord
+from dakd.data.sample import ClassTable
+from dakd.runtime.files import file_hash, replacing, write_text
 
 _ATTEMPTS = 3  # a fetch may fail, and another process may evict a shard before it is opened
+# What a damaged tar can make the library and the decoders raise.
+_TAR_ERRORS = (ValueError, RuntimeError, OSError, EOFError, KeyError, TypeError, tarfile.TarError)
 _ABANDONED_S = 3600.0  # a file aside that nobody has written to for so long was left by a process that died
 
 
@@ -203,3 +212,75 @@ class RemoteFolder:
 
 class DamagedFetch(ValueError):
     """Bytes that came from a store and are not those that the index names."""
+
+
+# --- the index and the sidecars of a set ------------------------------------------------------------------------------
+
+
+def find_index(
+    source: LocalFolder | RemoteFolder, cache: ShardCache, classes: ClassTable | None
+) -> tuple[bytes, Path]:
+    """The index of a set, and the folder where it and the sidecars lie or shall lie.
+
+    classes: the class table for tars without an index, which are then indexed; None refuses them. The index and a
+    missing sidecar are written next to the tars where that is allowed, else into the cache: they are made once.
+    Raises ValueError where there is no set, or a tar of it cannot be indexed.
+    """
+    text = source.read_small("index.json")
+    if text is not None:
+        return text, _home(source, cache, text.decode(errors="replace"))
+    stamps = source.stamps() if classes is not None else {}
+    if not stamps:
+        raise ValueError(
+            f"{source.place} is no set of shards: {source.place}/index.json is absent; "
+            "run the step that writes it first"
+        )
+    home = _home(source, cache, json.dumps(stamps))
+    if not (home / "index.json").is_file():
+        for name in stamps:
+            sidecar = home / Path(name).with_suffix(".json")
+            if not sidecar.is_file():
+                _derive_sidecar(source.tar(name), name, classes, sidecar)
+        write_index(home, classes, kind="real", kept=dict.fromkeys(stamps))  # all records of each
+    return (home / "index.json").read_bytes(), home
+
+
+def find_sidecar(
+    source: LocalFolder | RemoteFolder, home: Path, entry: ShardEntry, classes: ClassTable, tar_path: Path
+) -> Path:
+    """The sidecar of a shard, fetched or derived from the tar where it is absent.
+
+    entry: the shard's entry in the index.  Raises BadRecord where the tar is not the one that the index names.
+    """
+    name = Path(entry.file).with_suffix(".json").name
+    if isinstance(source, LocalFolder) and (source.folder / name).is_file():
+        return source.folder / name
+    sidecar = home / name
+    if not sidecar.is_file():
+        text = source.read_small(name)
+        if text is not None:
+            write_text(sidecar, text.decode(errors="replace"))
+        else:
+            _derive_sidecar(tar_path, entry.file, classes, sidecar, entry.sha256)
+    return sidecar
+
+
+def _home(source: LocalFolder | RemoteFolder, cache: ShardCache, content: str) -> Path:
+    """The set's own folder where it can be written to, else one of the cache for this content of the set."""
+    if isinstance(source, LocalFolder) and os.access(source.folder, os.W_OK):
+        return source.folder
+    home = cache.home(os.path.abspath(source.place) if isinstance(source, LocalFolder) else source.place, content)
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def _derive_sidecar(
+    tar_path: Path, name: str, classes: ClassTable, sidecar: Path, sha256: str | None = None
+) -> None:
+    try:
+        info = describe_shard(tar_path, classes, file=name, foreign=True)
+    except _TAR_ERRORS as error:
+        raise BadRecord(f"{tar_path} cannot be indexed: {error}") from None
+    if sha256 not in (None, info.sha256):
+        raise BadRecord(f"{tar_path} has sha256 {info.sha256}, the index says {sha256}; fetch or write it again")
+    write_text(sidecar, info.to_json())

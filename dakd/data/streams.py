@@ -14,10 +14,9 @@ from itertools import count, islice
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dakd.data.batch import BatchBuilder, PackedBatch
-from dakd.data.lookup import BadRecord
 from dakd.data.order import PositionBatches
 from dakd.data.reading import OnBadRecord
-from dakd.data.records import decode_record
+from dakd.data.records import BadRecord, decode_record
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.transforms import crop_and_flip
 from dakd.runtime.seeding import Stream, numpy_rng

@@ -18,15 +18,15 @@ class DamagedTar(ValueError):
     """A tar that is no whole tar of records; the message names it and says why."""
 
 
-def list_members(tar_path: str | Path) -> dict[str, dict[str, list[int]]]:
-    """{key: {extension: [offset, size]}} in the order of the tar, from its headers alone.
+def list_members(tar_path: str | Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """{key: {extension: (offset, size)}} in the order of the tar, from its headers alone.
 
     A key is a member's name up to the first dot behind its folder. Raises DamagedTar where the tar is truncated, holds
     anything but files and folders, a name that leads elsewhere, or the members of a record apart or twice.
     """
     tar_path = Path(tar_path)
     num_bytes = tar_path.stat().st_size
-    members: dict[str, dict[str, list[int]]] = {}
+    members: dict[str, dict[str, tuple[int, int]]] = {}
     last_key, end = None, 0
     with open(tar_path, "rb") as stream:
         try:
@@ -65,7 +65,7 @@ def _add_member(members: dict, entry: tarfile.TarInfo, last_key: str | None, num
     places = members.setdefault(key, {})
     if extension in places:
         raise DamagedTar(f"holds {name} twice; keys must differ")
-    places[extension] = [entry.offset_data, entry.size]
+    places[extension] = (entry.offset_data, entry.size)
     return key
 
 

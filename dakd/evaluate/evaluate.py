@@ -136,7 +136,7 @@ def _write(
     facts = {
         "split": cfg.evaluate.split,
         "num_images": len(held_out),
-        "dataset_fingerprint": held_out.index["fingerprint"],
+        "dataset_fingerprint": held_out.fingerprint,
         "weights": cfg.evaluate.student or cfg.evaluate.weights,
         "scales": list(cfg.evaluate.scales),
     }

@@ -183,7 +183,7 @@ def _cached_features(
     label: str,
 ) -> Features:
     # The windows follow from the seed, the set, their number and size (see windows.py).
-    facts = [shard_set.index["fingerprint"], extractor.identity, list(size), seed, len(windows)]
+    facts = [shard_set.fingerprint, extractor.identity, list(size), seed, len(windows)]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     path = cache / f"{label}-{len(windows)}-{digest[:16]}.npz"
     kept = _read_features(path, windows) if is_main() else None

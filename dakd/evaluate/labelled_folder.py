@@ -38,8 +38,7 @@ class LabelledFolder:
                 "take another student"
             )
         self.split = cfg.evaluate.split if cfg.evaluate.split in splits or len(splits) != 1 else splits[0]
-        self._entries, digest, self.skipped = self._read_all(self.split, cfg.prepare.on_bad_file == "skip")
-        self.index = {"fingerprint": digest}
+        self._entries, self.fingerprint, self.skipped = self._read_all(self.split, cfg.prepare.on_bad_file == "skip")
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -39,8 +39,8 @@ def write_audit(
     ours = found["synthetic"]
     suspects = _most_suspicious(ours, limits, NUM_PICTURES)
     content = facts | {
-        "synthetic_fingerprint": synthetic.index["fingerprint"],
-        "training_fingerprint": train.index["fingerprint"],
+        "synthetic_fingerprint": synthetic.fingerprint,
+        "training_fingerprint": train.fingerprint,
         "limits": limits,
         "sets": {name: _summary(one, limits) for name, one in found.items()},
         "suspects": [[synthetic.key(kept[at]), one] for at, one in suspects],

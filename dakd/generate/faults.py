@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dakd.data.indexing import ShardInfo, gather_index
+from dakd.data.index import ShardInfo, gather_index
 from dakd.data.sample import ClassTable
 from dakd.generate.claims import clear_dead_claims
 from dakd.generate.gate import Gate, judge, next_round
@@ -118,7 +117,7 @@ def _check_shard(plan: GenerationPlan, shard: int, classes: ClassTable) -> Shard
         return Fault(f"{sidecar}: {error}", "sidecar", shard)
     if info.sha256 != derived.sha256:
         return Fault(f"{tar}: sha256 is {derived.sha256}, its sidecar says {info.sha256}", "tar", shard)
-    wanted, found = asdict(derived), asdict(info)
+    wanted, found = derived.model_dump(), info.model_dump()
     # Where and how fast the shard was made does not follow from the tar.
     found["facts"] = {key: found["facts"].get(key) for key in wanted["facts"]}
     differing = [key for key in wanted if found[key] != wanted[key]]
@@ -133,9 +132,9 @@ def _find_doubles(shard: int, info: ShardInfo, first_keys: dict[str, str]) -> It
     first_keys: the keys of earlier samples by the hash of their arrays; this shard's are added.
     """
     for record in info.records:
-        other = first_keys.setdefault(record["sha256"], record["key"])
-        if other != record["key"]:
-            yield Fault(f"{info.file}: {record['key']} is a copy of {other}", "tar", shard)
+        other = first_keys.setdefault(record.sha256, record.key)
+        if other != record.key:
+            yield Fault(f"{info.file}: {record.key} is a copy of {other}", "tar", shard)
 
 
 def _check_measures(plan: GenerationPlan, gate: Gate, shard: int) -> Iterator[Fault]:
@@ -153,7 +152,7 @@ def _check_summaries(
     plan: GenerationPlan, gate: Gate | None, selection: Selection, classes: ClassTable, manifest: list[dict]
 ) -> Iterator[Fault]:
     index = gather_index(plan.folder, classes, **describe_set(plan, gate, selection))
-    wanted: dict[str, Any] = {"index.json": index, "manifest.jsonl": manifest}
+    wanted: dict[str, Any] = {"index.json": index.model_dump(mode="json"), "manifest.jsonl": manifest}
     if gate is not None:
         wanted["verdicts.jsonl"] = [verdict.line for verdict in judge(plan, gate)]
     for name, content in wanted.items():

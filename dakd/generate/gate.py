@@ -200,9 +200,9 @@ def _reasons_table(selection: Selection) -> str:
 def _read_samples(tar: Path, records: Sequence[dict]) -> Iterator[Sample]:
     with open(tar, "rb") as stream:
         for record in records:
-            content = read_members(stream.fileno(), record["members"], tar)
-            check_digest(record["key"], content)
-            yield decode_record(record["key"], content)
+            content = read_members(stream.fileno(), record.members, tar)
+            check_digest(record.key, content)
+            yield decode_record(record.key, content)
 
 
 def _digest(content: dict) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dakd.config import Config
-from dakd.data.indexing import load_sidecar
+from dakd.data.index import load_sidecar
 from dakd.data.publish import publish_text
 from dakd.data.shards import shard_name
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import tarfile
-from dataclasses import asdict, replace
 from pathlib import Path
 
-from dakd.data.indexing import ShardInfo, describe_shard, load_sidecar, pixel_shares
+from dakd.data.index import ShardInfo, describe_shard, load_sidecar, pixel_shares
 from dakd.data.records import read_members
 from dakd.data.sample import ClassTable
 from dakd.generate.plan import GenerationPlan, refuse_other_provenance, sample_key
@@ -31,12 +30,14 @@ def derive_sidecar(plan: GenerationPlan, shard: int, classes: ClassTable) -> Sha
     """
     path = plan.tar(shard)
     info = describe_shard(path, classes)
-    _refuse_other_samples(plan, shard, [record["key"] for record in info.records])
+    _refuse_other_samples(plan, shard, [record.key for record in info.records])
     for index, meta in zip(plan.indices(shard), _read_meta(path, info)):
         if meta.pop("index") != index:
             raise ValueError(f"{path} holds a record {sample_key(index)} of another sample")
         refuse_other_provenance(path, meta, plan)
-    return replace(info, provenance=plan.provenance, facts=sidecar_facts(info, plan.indices(shard)))
+    return info.model_copy(
+        update={"provenance": plan.provenance, "facts": sidecar_facts(info, plan.indices(shard))}
+    )
 
 
 def checked_sidecar(plan: GenerationPlan, shard: int) -> ShardInfo:
@@ -44,7 +45,7 @@ def checked_sidecar(plan: GenerationPlan, shard: int) -> ShardInfo:
     path = plan.sidecar(shard)
     try:
         info = load_sidecar(path)
-        keys = [record["key"] for record in info.records]
+        keys = [record.key for record in info.records]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); run the same with --repair") from None
     refuse_other_provenance(path, info.provenance, plan)
@@ -54,8 +55,7 @@ def checked_sidecar(plan: GenerationPlan, shard: int) -> ShardInfo:
 
 def manifest_line(info: ShardInfo) -> dict:
     """A shard's line of manifest.jsonl: its sidecar without its records."""
-    line = asdict(replace(info, records=[]))
-    del line["records"]
+    line = info.model_dump(exclude={"records"})
     return line.pop("facts") | line
 
 
@@ -75,5 +75,5 @@ def _refuse_other_samples(plan: GenerationPlan, shard: int, keys: list[str]) -> 
 
 def _read_meta(path: Path, info: ShardInfo) -> list[dict]:
     with open(path, "rb") as stream:
-        places = [{"json": record["members"]["json"]} for record in info.records]
+        places = [{"json": record.members["json"]} for record in info.records]
         return [json.loads(read_members(stream.fileno(), place, path)["json"])["meta"] for place in places]

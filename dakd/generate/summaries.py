@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from dakd.data.indexing import write_index
+from dakd.data.index import Index, load_index, write_index
 from dakd.data.pictures import contact_sheet
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
@@ -28,9 +28,10 @@ def write_summaries(plan: GenerationPlan, gate: Gate | None, selection: Selectio
 
     Raises ValueError where a sidecar belongs to another set.
     """
-    index, sheet = _read_index(plan), plan.folder / "contact_sheet.png"
+    index, sheet = _find_index(plan), plan.folder / "contact_sheet.png"
     described = describe_set(plan, gate, selection)
-    is_same = index.get("num_samples") == plan.num_samples and index.get("provenance") == described["provenance"]
+    wanted = (plan.num_samples, described["provenance"])
+    is_same = index is not None and (index.num_samples, index.provenance) == wanted
     if is_same and sheet.exists():  # the sheet is the last file that is written
         return
     _write_lines(plan.folder / "manifest.jsonl", manifest_lines(plan), sort_keys=True)
@@ -46,7 +47,8 @@ def write_summaries(plan: GenerationPlan, gate: Gate | None, selection: Selectio
 def retract_summaries(plan: GenerationPlan) -> None:
     """Remove the summaries where the index names a shard that is gone: it may come back with other bytes."""
     missing = set(range(plan.num_shards)).difference(plan.finished_shards())
-    named = {shard["file"] for shard in _read_index(plan).get("shards", [])}
+    index = _find_index(plan)
+    named = set() if index is None else {entry.file for entry in index.shards}
     if named & {plan.tar(shard).name for shard in missing}:
         remove_summaries(plan)
 
@@ -81,10 +83,9 @@ def _write_lines(path: Path, lines: Iterable[dict], sort_keys: bool = False) -> 
             stream.write(json.dumps(line, sort_keys=sort_keys) + "\n")
 
 
-def _read_index(plan: GenerationPlan) -> dict:
-    """The set's index; {} where there is none, or none that can be read."""
+def _find_index(plan: GenerationPlan) -> Index | None:
+    """The set's index; None where there is none, or none that can be read."""
     try:
-        index = json.loads((plan.folder / "index.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return index if isinstance(index, dict) else {}
+        return load_index(plan.folder / "index.json")
+    except ValueError:
+        return None

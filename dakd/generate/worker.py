@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from dakd.data.indexing import ShardInfo
+from dakd.data.index import ShardInfo
 from dakd.data.publish import publish_shard, publish_sidecar
 from dakd.generate.claims import Claims
 from dakd.generate.gate import Gate, is_done

@@ -74,7 +74,7 @@ class DDPMTraining(TeacherTraining):
         steps = cfg.stage1.steps + cfg.stage2.steps + cfg.stage3.steps
         super().__init__(config, train, stage="ddpm", total_steps=steps, lr=cfg.stage1.lr, b=1.0)
         self.label_channels, self.reading = num_bits(self.classes.num_classes), bit_reading(self.classes.num_classes)
-        self.data = [train.index["fingerprint"]]
+        self.data = [train.fingerprint]
         options = reading_options(config.data)
         self.dataset = TeacherDataset([train], cfg.crop, flip=cfg.flip, seed=self.seed, labelled=True, **options)
 

@@ -118,13 +118,13 @@ class StudentTraining(Training):
         self.dataset = student_dataset(config, training_set)
         self.classes = self.dataset.classes
         synthetic = self.dataset.synthetic
-        soft_range = None if synthetic is None else synthetic.index.get("soft_range")
+        soft_range = None if synthetic is None else synthetic.index.soft_range
         check_loss(self.section, self.classes.num_classes, synthetic is not None, soft_range)
         if self.section.batch_norm == "sync" and device().type != "cuda":
             raise ValueError("batch_norm is sync, which torch has on GPUs alone; set it to local or frozen")
         self.total_steps, self.lr, self.seed = student_steps(config), self.section.optimizer.lr, config.seed
         sources = (self.dataset.real, self.dataset.synthetic)
-        self.data = [source.index["fingerprint"] for source in sources if source is not None]
+        self.data = [source.fingerprint for source in sources if source is not None]
 
     def new_net(self) -> StudentNet:
         """The student with fresh weights."""

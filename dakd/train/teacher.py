@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dakd.config import Config, TrainJointNetConfig
-from dakd.data.lookup import BadRecord
 from dakd.data.pictures import contact_sheet
+from dakd.data.records import BadRecord
 from dakd.data.shards import ShardSet
 from dakd.diffusion.label_reading import LabelReading
 from dakd.diffusion.precondition import fine_detail

@@ -48,19 +48,19 @@ def test_run_folder_gets_shards_indexes_a_sheet_and_a_report(tmp_path):
     ]
     train = ShardSet(result.splits["train"])
     assert len(train) == 12 and len(ShardSet(result.splits["test"])) == 5
-    assert [shard["num_samples"] for shard in train.index["shards"]] == [5, 5, 2]
+    assert [shard.num_samples for shard in train.index.shards] == [5, 5, 2]
     assert verify(result.splits["train"]) == []
     assert json.loads((result.folder / "report.json").read_text()) == result.report
-    assert train.index["kind"] == "real" and train.index["sizes"] == {"24x32": 12}
+    assert train.index.kind == "real" and train.index.sizes == {"24x32": 12}
 
 
 def test_index_tells_shares_and_b_as_a_direct_computation_finds_them(tmp_path):
     train = ShardSet(prepare(config(**SIMULATED), tmp_path).splits["train"])
     samples = [train.read(i) for i in range(len(train))]
     b = np.sqrt(np.mean([np.mean((sample.sar / 127.5 - 1) ** 2) for sample in samples]))
-    assert train.index["balancing_factor"] == pytest.approx(b, rel=1e-6)
+    assert train.index.balancing_factor == pytest.approx(b, rel=1e-6)
     counts = np.bincount(np.concatenate([sample.label.ravel() for sample in samples]), minlength=5)
-    assert train.index["class_pixel_shares"] == pytest.approx((counts / counts.sum()).tolist())
+    assert train.index.class_pixel_shares == pytest.approx((counts / counts.sum()).tolist())
 
 
 def test_second_call_reuses_what_is_there(tmp_path):
@@ -209,7 +209,7 @@ def test_images_without_masks_are_prepared_for_the_first_stage(tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "data" / "a.png")
     classes = {"sea": (0, 0, 0), "oil": (0, 255, 255)}
     result = prepare(config(dataset="folder", root=str(tmp_path / "data"), classes=classes), tmp_path / "run")
-    assert list(result.splits) == ["train"] and ShardSet(result.splits["train"]).index["num_labelled"] == 0
+    assert list(result.splits) == ["train"] and ShardSet(result.splits["train"]).index.num_labelled == 0
     assert describe(result.report) == ["train: 1 samples (1 of 8x8)  no labels (they serve stage 1 only)  b 1.0000"]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dakd.data import publish as publishing
-from dakd.data.indexing import describe_shard
+from dakd.data.index import describe_shard
 from dakd.data.publish import publish, publish_shard, publish_text
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.runtime.files import written_aside
@@ -50,7 +50,7 @@ def test_the_first_of_two_writers_wins_and_the_second_leaves_nothing(tmp_path):
     sidecar = json.loads((tmp_path / "shard-000000.json").read_text())
     assert sidecar["provenance"] == {"seed": 1} and sidecar["facts"] == {"made": 1, "count": 3}
     again = describe_shard(tmp_path / "shard-000000.tar", OSD_CLASSES)
-    assert (again.sha256, again.records) == (sidecar["sha256"], sidecar["records"])
+    assert (again.sha256, again.model_dump(mode="json")["records"]) == (sidecar["sha256"], sidecar["records"])
 
 
 def test_a_link_that_was_made_and_reported_as_failed_counts_as_made(tmp_path, monkeypatch):

@@ -42,8 +42,8 @@ def test_sos_shares_and_b_are_those_measured_directly(tmp_path, sensor, oil_shar
     result = prepare(build_config({"name": "sos", "prepare": settings}), tmp_path)
     for split, share in zip(("train", "test"), oil_shares):
         index = ShardSet(result.splits[split]).index
-        assert list(index["sizes"]) == ["256x256"]
-        assert index["class_pixel_shares"][1] == pytest.approx(share, abs=1e-3)
+        assert list(index.sizes) == ["256x256"]
+        assert index.class_pixel_shares[1] == pytest.approx(share, abs=1e-3)
     assert result.report["splits"]["train"]["balancing_factor"] == pytest.approx(b, abs=1e-4)
 
 
@@ -52,8 +52,8 @@ def test_osd_counts_sizes_shares_and_off_palette_pixels(tmp_path):
     settings = {"dataset": "osd", "root": root("osd")}
     result = prepare(build_config({"name": "osd", "prepare": settings}), tmp_path)
     indexes = [ShardSet(result.splits[split]).index for split in ("train", "test")]
-    assert [index["sizes"] for index in indexes] == [{"650x1250": 56}, {"650x1250": 27}]
-    pixels = np.sum([index["class_pixels"] for index in indexes], axis=0)
+    assert [index.sizes for index in indexes] == [{"650x1250": 56}, {"650x1250": 27}]
+    pixels = np.sum([index.class_pixels for index in indexes], axis=0)
     assert pixels[3] / pixels.sum() == pytest.approx(0.000126, abs=5e-6)
     # Of the four files of the official test split with such pixels (337 together) two are in this part of it.
     assert result.report["off_palette"] == {"train/img_0038.png": 154, "train/img_0054.png": 60}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import subprocess
 import sys
@@ -303,8 +302,8 @@ def exact(tmp_path_factory) -> ShardSet:
 
 
 def test_range_stands_in_the_index_in_the_sidecars_and_in_the_tar_alone(coded, exact):
-    assert coded.index["codec"] == "logprob8" and coded.index["soft_range"] == range_for(2.0)
-    assert exact.index["soft_range"] is None
+    assert coded.index.codec == "logprob8" and coded.index.soft_range == range_for(2.0)
+    assert exact.index.soft_range is None
     sample = coded.read(3)
     assert sample.soft_label.dtype == np.uint8 and sample.soft_range == range_for(2.0)
     assert sample.soft_label.flags.writeable
@@ -325,7 +324,7 @@ def test_set_with_several_ranges_or_codecs_is_refused(tmp_path):
 def test_the_same_codes_of_another_range_are_another_set(tmp_path):
     flat = [Sample("a", np.zeros((2, 2), np.uint8), soft_label=np.zeros((5, 2, 2), np.float32))]
     hashes = {
-        write_shard(tmp_path, i, flat, OSD_CLASSES, "logprob8", None, temperature).records[0]["sha256"]
+        write_shard(tmp_path, i, flat, OSD_CLASSES, "logprob8", None, temperature).records[0].sha256
         for i, temperature in enumerate(TEMPERATURES)
     }
     assert len(hashes) == 3
@@ -349,12 +348,12 @@ def test_batch_that_mixes_ranges_or_codecs_is_refused(coded, exact, tmp_path):
         mixed.mkdir()
         entries = []
         for shard, source in enumerate((one, two)):
-            entries.append(source.index["shards"][0] | {"file": f"shard-{shard:06d}.tar"})
+            entries.append(source.index.shards[0].model_copy(update={"file": f"shard-{shard:06d}.tar"}))
             for suffix in ("tar", "json"):
                 shutil.copy(source.folder / f"shard-000000.{suffix}", mixed / f"shard-{shard:06d}.{suffix}")
-        count = sum(entry["num_samples"] for entry in entries)
-        index = one.index | {"shards": entries, "num_samples": count, "num_soft": count}
-        (mixed / "index.json").write_text(json.dumps(index))
+        count = sum(entry.num_samples for entry in entries)
+        index = one.index.model_copy(update={"shards": entries, "num_samples": count, "num_soft": count})
+        (mixed / "index.json").write_text(index.model_dump_json())
         with pytest.raises(ValueError, match="a batch mixes soft labels of different kinds"):
             student(ShardSet(mixed), mosaic=False).batch(list(range(count)))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dakd.data.loader import TeacherDataset, make_loader
-from dakd.data.lookup import BadRecord
+from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES
 from dakd.data.shards import ShardSet
 from dakd.data.sources import RemoteFolder, ShardCache, default_cache, open_source
@@ -44,7 +44,7 @@ def test_a_remote_set_is_the_same_as_the_local_one(real_set, stored, cache):
     assert len(shards) == 13 and shards.classes == OSD_CLASSES and not (cache.folder / "tars").exists()
     for i in range(13):
         assert shards.key(i) == real_set.key(i) and np.array_equal(shards.read(i).sar, real_set.read(i).sar)
-    assert tars(cache) == sorted(f"{entry['sha256']}.tar" for entry in real_set.index["shards"])
+    assert tars(cache) == sorted(f"{entry.sha256}.tar" for entry in real_set.index.shards)
     for name in list(stored.store):
         if name.endswith(".tar"):
             del stored.store[name]
@@ -96,10 +96,10 @@ def test_bare_tars_of_a_store_are_indexed_on_first_sight(real_set, stored, cache
 
 
 def test_the_cache_keeps_to_its_limit_and_what_was_used_last(real_set, stored, tmp_path):
-    sizes = [(real_set.folder / entry["file"]).stat().st_size for entry in real_set.index["shards"]]
+    sizes = [(real_set.folder / entry.file).stat().st_size for entry in real_set.index.shards]
     cache = ShardCache(tmp_path / "small", sizes[0] + sizes[1])
     shards = ShardSet(URL, cache)
-    names = [f"{entry['sha256']}.tar" for entry in real_set.index["shards"]]
+    names = [f"{entry.sha256}.tar" for entry in real_set.index.shards]
     for use, i in enumerate((0, 5)):
         shards.read(i)
         os.utime(cache.folder / "tars" / names[use], (use, use))
@@ -150,9 +150,8 @@ def test_a_fetch_that_fails_leaves_nothing_and_says_so(stored, cache, monkeypatc
 def test_a_pipe_is_no_set_and_no_index_can_make_one(real_set, tmp_path):
     with pytest.raises(ValueError, match="is a pipe"):
         ShardSet("pipe:touch /tmp/planted")
-    (tmp_path / "index.json").write_text(
-        json.dumps(real_set.index | {"shards": [{"file": f"pipe:touch {tmp_path}/planted.tar", "num_samples": 13}]})
-    )
+    planted = {"shards": [{"file": f"pipe:touch {tmp_path}/planted.tar", "num_samples": 13}]}
+    (tmp_path / "index.json").write_text(json.dumps(real_set.index.model_dump(mode="json") | planted))
     with pytest.raises(ValueError, match="without a folder"):
         ShardSet(tmp_path)
     assert not (tmp_path / "planted.tar").exists()

@@ -9,7 +9,7 @@ import torch
 
 from dakd.config import build_config
 from dakd.data.loader import make_loader
-from dakd.data.lookup import BadRecord
+from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES
 from dakd.data.streams import StreamDataset
 

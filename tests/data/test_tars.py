@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dakd.data.foreign import read_npy
-from dakd.data.lookup import BadRecord
+from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES
 from dakd.data.shards import ShardSet, describe_shard
 from dakd.data.tars import DamagedTar, list_members
@@ -66,7 +66,7 @@ def test_a_set_that_others_wrote_with_webdataset_is_indexed_on_first_sight(tmp_p
         assert np.array_equal(sample.sar, GREY) and np.array_equal(sample.label, LABEL)
     assert shards.read(0).meta == {"orbit": 7}
     assert np.array_equal(shards.read(2).soft_label, logits.astype(np.float16))
-    assert (shards.index["num_labelled"], shards.index["num_soft"]) == (2, 1)
+    assert (shards.index.num_labelled, shards.index.num_soft) == (2, 1)
     again = ShardSet(tmp_path)
     assert len(again) == 3 and (tmp_path / "train-000.json").is_file()
 
@@ -77,7 +77,7 @@ def test_the_index_of_a_folder_that_cannot_be_written_goes_into_the_cache(tmp_pa
     folder, cache = tmp_path / "set", ShardCache(tmp_path / "cache", 10**9)
     folder.mkdir()
     write_tar(folder / "a.tar", {"k.png": png(GREY)})
-    monkeypatch.setattr("dakd.data.first_sight.os.access", lambda *_: False)
+    monkeypatch.setattr("dakd.data.sources.os.access", lambda *_: False)
     assert np.array_equal(ShardSet(folder, cache, OSD_CLASSES).read(0).sar, GREY)
     assert [path.name for path in folder.iterdir()] == ["a.tar"]
     assert len(list(cache.folder.rglob("index.json"))) == 1

@@ -55,7 +55,7 @@ def take_another_shard(folder):
 
 def flip_a_bit_of_a_sidecar(folder):
     sidecar = folder / "shard-000001.json"
-    sidecar.write_text(sidecar.read_text().replace('"num_soft": 3', '"num_soft": 2'))
+    sidecar.write_text(sidecar.read_text().replace('"num_soft":3', '"num_soft":2'))
 
 
 def cut_a_sidecar(folder):

@@ -238,17 +238,17 @@ def test_the_set_has_n_kept_pairs_and_further_shards_are_made_for_them(whole_set
     found = verdicts(folder)
     kept = [verdict["key"] for verdict in found if verdict["kept"]]
     assert len(shards) == 5 and [shards.key(i) for i in range(5)] == kept
-    assert len(shards.index["shards"]) > 2  # ceil(5 / 3) would do without a gate
+    assert len(shards.index.shards) > 2  # ceil(5 / 3) would do without a gate
     assert all(verdict["entropy"] <= bound["entropy"]["at_most"] for verdict in found if verdict["kept"])
     refused = [verdict for verdict in found if verdict["reasons"] == ["entropy"]]
     assert refused and all(verdict["entropy"] > bound["entropy"]["at_most"] for verdict in refused)
     # candidates are those of the set without a gate
-    common = {entry["file"] for entry in whole.index["shards"]} & {entry["file"] for entry in shards.index["shards"]}
+    common = {entry.file for entry in whole.index.shards} & {entry.file for entry in shards.index.shards}
     for name in common:
         assert file_hash(folder / name) == file_hash(whole_set / "generate" / name)
     assert verify(folder) == []
     verify_set(config)
-    facts = shards.index["provenance"]["gate"]
+    facts = shards.index.provenance["gate"]
     assert facts["num_candidates"] == len(found) and facts["refused"]["entropy"] == len(refused)
     assert f"keeps 5 of {len(found)} candidates" in status(config)
 
@@ -257,7 +257,7 @@ def test_another_gate_chooses_again_without_making_shards_or_measures_again(boun
     run = tmp_path / "run"
     folder = generate(gated(run, **bound))
     before = {path: path.stat().st_ino for path in [*folder.glob("shard-*"), *folder.glob("measures/*/*")]}
-    strict = ShardSet(folder).index["fingerprint"]
+    strict = ShardSet(folder).fingerprint
 
     def forbidden(self, shard):
         raise AssertionError("made or measured again")
@@ -270,13 +270,13 @@ def test_another_gate_chooses_again_without_making_shards_or_measures_again(boun
         assert [loose.key(i) for i in range(5)] == [f"synthetic-{i:08d}" for i in range(5)]
         assert {path: path.stat().st_ino for path in before} == before
         generate(with_teacher(run, num_samples=5, deterministic=True))
-        assert not (folder / "verdicts.jsonl").exists() and "gate" not in ShardSet(folder).index["provenance"]
+        assert not (folder / "verdicts.jsonl").exists() and "gate" not in ShardSet(folder).index.provenance
         generate(gated(run, **bound))
-        assert ShardSet(folder).index["fingerprint"] == strict
+        assert ShardSet(folder).fingerprint == strict
     monkeypatch.setattr(gate_measures, "PRESENCE_PIXELS", 3)  # measures of their own
     config = gated(run, **bound)
     generate(config)
-    assert len(list(folder.glob("measures/*"))) == 2 and ShardSet(folder).index["fingerprint"] == strict
+    assert len(list(folder.glob("measures/*"))) == 2 and ShardSet(folder).fingerprint == strict
     verify_set(config)
 
 
@@ -364,7 +364,7 @@ def test_a_damaged_shard_beyond_the_first_round_is_found_and_repaired_with_one_w
     config = gated(tmp_path / "run", **bound)
     folder = generate(config)
     wanted = ShardSet(folder).index
-    last = open_plan(config).tar(len(wanted["shards"]) - 1)
+    last = open_plan(config).tar(len(wanted.shards) - 1)
     for path in (folder / "shard-000000.tar", last):
         content = bytearray(path.read_bytes())
         content[2100] ^= 1
@@ -380,4 +380,4 @@ def test_a_student_takes_part_and_its_weights_are_recorded(student_file, tmp_pat
     config = gated(tmp_path / "run", 3, student=str(student_file), agreement={"at_least": 0.0})
     folder = generate(config)
     assert all(0 <= verdict["agreement"] <= 1 for verdict in verdicts(folder))
-    assert ShardSet(folder).index["provenance"]["gate"]["student"] == file_hash(student_file)
+    assert ShardSet(folder).index.provenance["gate"]["student"] == file_hash(student_file)

@@ -32,8 +32,8 @@ def generated(tmp_path_factory):
 def test_shards_hold_the_number_of_pairs_asked_for(generated):
     _, folder = generated
     shards = ShardSet(folder)
-    assert len(shards) == 7 and [shard["num_samples"] for shard in shards.index["shards"]] == [3, 3, 1]
-    assert shards.index["num_soft"] == 7 and shards.index["kind"] == "synthetic" and shards.index["codec"] == "fp16"
+    assert len(shards) == 7 and [shard.num_samples for shard in shards.index.shards] == [3, 3, 1]
+    assert shards.index.num_soft == 7 and shards.index.kind == "synthetic" and shards.index.codec == "fp16"
     assert verify(folder) == []
     assert (folder / "contact_sheet.png").stat().st_size > 0
 
@@ -44,7 +44,7 @@ def test_a_record_holds_its_provenance(generated):
     assert sample.key == "synthetic-00000005" and sample.label is None
     wanted = {"index": 5, "seed": 0, "sampler": "ddim", "steps": 3, "b": 0.4, "precision": "float32"}
     assert sample.meta.items() >= (wanted | {"checkpoint": file_hash(teacher_file(config))}).items()
-    assert sample.meta == {"index": 5, **ShardSet(folder).index["provenance"]}
+    assert sample.meta == {"index": 5, **ShardSet(folder).index.provenance}
 
 
 def test_a_sidecar_and_its_line_of_the_manifest_say_how_the_shard_was_made(generated):
@@ -77,7 +77,7 @@ def test_b_comes_from_the_checkpoint_and_not_from_the_config(generated, tmp_path
     tree = config.model_dump(mode="json") | {"run_dir": str(tmp_path / "run"), "balance": {"b": 0.9}}
     other = build_config(tree)
     save_weights(teacher_file(other), *_teacher(config))
-    assert ShardSet(generate(other)).index["fingerprint"] == ShardSet(folder).index["fingerprint"]
+    assert ShardSet(generate(other)).fingerprint == ShardSet(folder).fingerprint
 
 
 def _teacher(config):
@@ -119,7 +119,7 @@ def test_finished_shards_are_kept_and_missing_ones_made_again(generated, tmp_pat
     generate(config)
     assert "2 of 3 shards are there already" in capfd.readouterr().out
     assert (folder / "shard-000000.tar").stat().st_mtime_ns == kept
-    assert ShardSet(folder).index["fingerprint"] == ShardSet(generated[1]).index["fingerprint"]
+    assert ShardSet(folder).fingerprint == ShardSet(generated[1]).fingerprint
 
 
 def test_a_set_takes_the_experiments_seed_where_it_has_none_of_its_own(generated, tmp_path):
@@ -143,13 +143,13 @@ def test_a_larger_set_keeps_all_shards_for_every_shard_is_full(generated, tmp_pa
     folder = generate(with_teacher(tmp_path / "run", num_samples=5))
     shards, whole = ShardSet(folder), ShardSet(generated[1])
     assert [shards.key(i) for i in range(len(shards))] == [whole.key(i) for i in range(5)]
-    assert [(shard["num_samples"], shard.get("kept")) for shard in shards.index["shards"]] == [(3, None), (2, [[0, 2]])]
+    assert [(shard.num_samples, shard.kept) for shard in shards.index.shards] == [(3, None), (2, [(0, 2)])]
     assert [json.loads(line)["num_samples"] for line in (folder / "manifest.jsonl").read_text().splitlines()] == [3, 3]
     before = [(folder / f"shard-{shard:06d}.tar").stat() for shard in range(2)]
     assert generate(with_teacher(tmp_path / "run", num_samples=7)) == folder
     assert "2 of 3 shards are there already" in capfd.readouterr().out
     assert before == [(folder / f"shard-{shard:06d}.tar").stat() for shard in range(2)]
-    assert ShardSet(folder).index["fingerprint"] == whole.index["fingerprint"] and verify(folder) == []
+    assert ShardSet(folder).fingerprint == whole.fingerprint and verify(folder) == []
 
 
 @pytest.mark.parametrize("num_samples", [6, 2])
@@ -160,7 +160,7 @@ def test_a_smaller_set_is_the_beginning_of_the_larger_one(generated, tmp_path, n
     assert [shards.key(i) for i in range(len(shards))] == [whole.key(i) for i in range(num_samples)]
     classes = np.stack([shards.read(i).soft_label.argmax(0) for i in range(num_samples)])
     counted = np.bincount(classes.ravel(), minlength=5)
-    assert shards.index["class_pixels"] == counted.tolist() and shards.index["num_soft"] == num_samples
+    assert shards.index.class_pixels == counted.tolist() and shards.index.num_soft == num_samples
     assert len(ShardSet(generate(with_teacher(tmp_path / "run")))) == 7
 
 
@@ -181,7 +181,7 @@ def test_generation_without_a_teacher_says_what_to_run(tmp_path):
 def test_eta_above_zero_makes_another_set_that_is_as_repeatable(tmp_path):
     first, again = (generate(with_teacher(tmp_path / name, eta=0.5)) for name in ("first", "again"))
     plain = generate(with_teacher(tmp_path / "plain"))
-    fingerprints = [ShardSet(folder).index["fingerprint"] for folder in (first, again, plain)]
+    fingerprints = [ShardSet(folder).fingerprint for folder in (first, again, plain)]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
@@ -260,8 +260,8 @@ def test_soft_labels_are_codes_for_the_students_temperature_where_asked_and_a_se
     config = with_teacher(tmp_path / "run", codec="logprob8", num_samples=3)
     shards = ShardSet(generate(config))
     sample = shards.read(0)
-    assert sample.soft_label.dtype == np.uint8 and shards.index["codec"] == "logprob8"
-    assert sample.soft_range == shards.index["soft_range"] == range_for(config.train_saross.loss.temperature)
+    assert sample.soft_label.dtype == np.uint8 and shards.index.codec == "logprob8"
+    assert sample.soft_range == shards.index.soft_range == range_for(config.train_saross.loss.temperature)
     for settings in ({"codec": "fp16"}, {"codec": "logprob8", "temperature": 5.0}):
         with pytest.raises(ValueError, match=r"was made with another (codec|temperature)"):
             generate(with_teacher(tmp_path / "run", num_samples=3, **settings))

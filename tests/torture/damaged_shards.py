@@ -14,8 +14,8 @@ from torture.trials import Findings, Trials
 from torture.victim import Victim
 
 from dakd.config import Config
-from dakd.data.lookup import BadRecord
 from dakd.data.reading import OrderedRecords
+from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet
 from dakd.generate.faults import find_faults

@@ -9,7 +9,7 @@ from worlds import prepared, replaced, with_engine
 
 from dakd.config import build_config
 from dakd.data.batch import Batch
-from dakd.data.lookup import BadRecord
+from dakd.data.records import BadRecord
 from dakd.data.sample import Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.diffusion.precondition import fine_detail
