@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from dakd.config import PrepareConfig, build_config, validated
-from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
+from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 from dakd.runtime.files import write_text
 
@@ -145,7 +145,7 @@ def _survey(cfg: PrepareConfig) -> _Facts:
     return _Facts(len(entries), min(map(_shortest_side, entries)), "test" in data.splits)
 
 
-def _read_some_labels(data: Dataset, entries: list[Entry]) -> None:
+def _read_some_labels(data: Dataset, entries: list[SampleFiles]) -> None:
     """ValueError if a label cannot be read with these classes, or if the labels suggest another meaning of them."""
     try:
         for entry in islice(entries, _NUM_LABELS_READ):
@@ -155,7 +155,7 @@ def _read_some_labels(data: Dataset, entries: list[Entry]) -> None:
         raise ValueError(f"{error} (dakd init: --classes NAME:RRGGBB,... gives the colours of masks)") from error
 
 
-def _shortest_side(entry: Entry) -> int:
+def _shortest_side(entry: SampleFiles) -> int:
     with Image.open(entry.image_path) as picture:  # reads only the header of the file
         return min(picture.size)
 

@@ -37,7 +37,8 @@ from lib.timing import time_in_turns
 
 from dakd.config import SimulationConfig
 from dakd.data.batch import Batch
-from dakd.data.loader import StudentDataset, make_loader
+from dakd.data.datasets import StudentDataset
+from dakd.data.loader import make_loader
 from dakd.data.records import decode_record
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard

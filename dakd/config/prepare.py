@@ -45,12 +45,6 @@ class SimulationConfig(Section):
     land_share: Fraction = 0.0506
     """Mean share of the pixels that are land."""
 
-    oil_damping_db: tuple[float, float] = (6.0, 11.0)
-    """Range in dB, drawn per object, by which an oil slick damps the backscatter of the sea."""
-
-    look_alike_damping_db: tuple[float, float] = (2.0, 4.5)
-    """Range in dB, drawn per object, by which a look-alike damps the backscatter of the sea; less than oil does."""
-
 
 class PrepareConfig(Section):
     """The dataset, and how it is packed into shards."""

@@ -1,4 +1,4 @@
-"""The index of a folder of shards and the sidecars of its tars: what is known of samples without reading them.
+"""The index of a folder of shards and the sidecars of its tars: facts on samples that need no reading of the tars.
 
 Next to each `shard-000000.tar` lies `shard-000000.json` (`ShardInfo`: its checksum, and where each record's bytes lie),
 and a folder has one `index.json` (`Index`: counts, class shares, fingerprint, balancing factor). Both may come from
@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dakd.data.balance import balancing_factor, image_power
-from dakd.data.foreign import is_label, is_soft_label
+from dakd.data.foreign_records import is_label, is_soft_label
 from dakd.data.records import (
     check_digest,
     content_hash,
@@ -49,7 +49,7 @@ class _Facts(BaseModel):
 
 
 class RecordInfo(_Facts):
-    """What a sidecar says of a record. Readers go by the first five fields.
+    """A record's facts in a sidecar. Readers go by the first five fields.
 
     crc32: of the bytes of its members.  members: {extension: (offset in the tar, bytes)}.
     sha256: of its arrays.  class_pixels: pixels of each class (a soft label counts by its argmax); ignored ones apart.
@@ -96,7 +96,7 @@ class ShardInfo(_Facts):
 
 
 class ShardEntry(_Facts):
-    """What an index says of a shard.
+    """A shard's entry in an index.
 
     num_samples: how many of its records are part of the set.  kept: which, as ascending runs (first, stop); None: all.
     records_sha256: the digest of the sidecar's records, see `records_digest`.
@@ -206,7 +206,7 @@ def describe_shard(
 ) -> ShardInfo:
     """The sidecar of a tar, from the tar alone: every record is decoded on the way, so a described shard is intact.
 
-    foreign: whether records that others wrote are taken too (see `foreign.py`).
+    foreign: whether records that others wrote are taken too (see `foreign_records.py`).
     Raises ValueError or RuntimeError where the tar or a record is damaged.
     """
     tar_path = Path(tar_path)
@@ -266,7 +266,7 @@ def write_index(
     kind: "real" or "synthetic".  provenance: JSON facts on where the set came from.
     kept: which records make the set, as ascending places within each shard's file by name (None for all of the file's);
     a shard that is not named is no part of it. None takes every record of every shard that is there.
-    Raises ValueError when there is no record, a key stands twice, or soft labels are of different kinds.
+    Raises ValueError when there is no record, a key occurs twice, or soft labels are of different kinds.
     """
     folder = Path(folder)
     index = gather_index(folder, classes, kind=kind, codec=codec, provenance=provenance, kept=kept)
@@ -283,7 +283,7 @@ def gather_index(
     provenance: dict | None = None,
     kept: Mapping[str, Sequence[int] | None] | None = None,
 ) -> Index:
-    """What `write_index` writes."""
+    """The index that `write_index` writes."""
     names = sorted(path.name for path in folder.glob("shard-*.json")) if kept is None else sorted(kept)
     shards, lines, powers, soft_ranges = [], [], [], set()
     sizes, counts = Counter(), Counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def image_grid(images: Sequence[np.ndarray], columns: int = 4, scale: int = 1) -
     tiles = [_magnify(_as_rgb(image), scale) for image in images]
     height, width = (max(tile.shape[axis] for tile in tiles) for axis in (0, 1))
     columns = min(columns, len(tiles))
-    num_rows = -(-len(tiles) // columns)
+    num_rows = math.ceil(len(tiles) / columns)
     canvas = np.full((num_rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), _BACKGROUND, np.uint8)
     for place, tile in enumerate(tiles):
         top = _GAP + place // columns * (height + _GAP)

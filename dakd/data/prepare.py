@@ -2,8 +2,8 @@
 
 The run folder gets prepare/{train,test}/ with shards and index.json, prepare/contact_sheet.png and prepare/report.json.
 All of it is written aside and renamed at the end, by one process at a time: prepare/ is whole or absent. Bad files are
-gathered over the whole dataset and told in one report; they are left out only where the settings say so, and then they
-stand in report.json.
+gathered over the whole dataset and reported together; they are left out only where the settings say so, and then
+report.json lists them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from PIL import Image
 from dakd.config import Config, PrepareConfig
 from dakd.data.pictures import contact_sheet
 from dakd.data.prepared import prepare_settings
-from dakd.data.readers import BadDataset, BadFile, Dataset, Entry, open_dataset
+from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
 from dakd.data.sample import Sample
 from dakd.data.shards import write_index, write_shard
 from dakd.runtime.files import write_json
@@ -48,7 +49,7 @@ class PrepareResult:
 
 @dataclass
 class _Tally:
-    """What is learnt of the files while they are read."""
+    """Facts that come up while the files are read."""
 
     problems: list[BadFile] = field(default_factory=list)
     off_palette: dict[str, int] = field(default_factory=dict)
@@ -159,7 +160,7 @@ def _build(cfg: PrepareConfig, seed: int, settings: dict, folder: Path) -> dict:
     pictures: list[Sample] = []
     for split in dataset.splits:
         entries = _pick(dataset.entries(split), cfg.max_samples)
-        shown = set(_pick(range(len(entries)), -(-_NUM_PICTURES // len(dataset.splits))))
+        shown = set(_pick(range(len(entries)), math.ceil(_NUM_PICTURES / len(dataset.splits))))
         samples = _read_all(dataset, split, entries, cfg, tally, pictures, shown)
         _write_split(folder / split, samples, dataset, cfg)
         dataset.check_labels(split)
@@ -179,7 +180,7 @@ def _pick(entries: list | range, count: int | None) -> list:
 def _read_all(
     dataset: Dataset,
     split: str,
-    entries: list[Entry],
+    entries: list[SampleFiles],
     cfg: PrepareConfig,
     tally: _Tally,
     pictures: list[Sample],
@@ -215,7 +216,7 @@ def _refuse_bad_files(cfg: PrepareConfig, tally: _Tally, folder: Path, splits: t
         raise BadDataset(
             f"dataset {cfg.dataset!r} at {cfg.root} has {len(problems)} problem(s):",
             problems,
-            "mend or remove them, or set prepare.on_bad_file to skip to leave these samples out",
+            "fix or remove them, or set prepare.on_bad_file to skip to leave these samples out",
         )
     empty = [split for split in splits if not any(folder.joinpath(split).glob("shard-*.tar"))]
     if empty or not splits:
@@ -265,7 +266,7 @@ def _fingerprint(settings: dict) -> str:
 
 
 def _reusable(folder: Path, settings: dict, rebuild: bool = False) -> PrepareResult | None:
-    """What is there already, made with the same settings; None where there is nothing, or where it is to be rebuilt."""
+    """The result that exists, made with the same settings; None where there is none, or where it is to be rebuilt."""
     found = _find_report(folder)
     if found is None or rebuild:
         return None

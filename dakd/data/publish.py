@@ -2,7 +2,7 @@
 
 A file is written aside, brought to the disk and then linked to its name: link(2) fails where the name is taken, so the
 first writer wins, a later one deletes its copy, and nothing that a reader may have open is ever replaced. The tar
-appears first, its sidecar after it. A kill between the two leaves a tar that is whole: whoever meets it derives the
+appears first, its sidecar after it. A kill between the two leaves a tar that is whole: the next worker derives the
 sidecar from it, which is possible because every record carries its provenance and the hash of its members.
 """
 
@@ -68,8 +68,8 @@ def publish_shard(
     """Write `shard-INDEX.tar` and its sidecar into `folder`; False where another worker was first.
 
     samples: their `meta` must hold the provenance, or it could not be found again from the tar.
-    temperature: what a student will soften by, for codecs that ask.
-    facts: what else the sidecar shall say, asked for when the tar is written.
+    temperature: of the student's softmax, for codecs that ask.
+    facts: gives further facts for the sidecar; called when the tar is written.
     """
     tar_path = Path(folder) / f"{shard_name(index)}.tar"
     with written_aside(tar_path) as aside:
@@ -82,5 +82,5 @@ def publish_shard(
 
 
 def publish_sidecar(tar_path: Path, info: ShardInfo) -> bool:
-    """Publish what is known of a tar beside it; False where another worker was first."""
+    """Publish the sidecar of a tar; False where another worker was first."""
     return publish_text(tar_path.with_suffix(".json"), info.to_json())

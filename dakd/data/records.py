@@ -58,11 +58,11 @@ def encode_record(sample: Sample, classes: ClassTable, codec: Codec | None) -> d
 def decode_record(key: str, members: Mapping[str, bytes | memoryview], *, foreign: bool = True) -> Sample:
     """The sample of a record's members. Its arrays lie in their memory, and are writable where that is.
 
-    foreign: whether a record that others wrote is taken too (see `foreign.py`).
+    foreign: whether a record that others wrote is taken too (see `foreign_records.py`).
     Raises ValueError for members that are missing, unknown or do not fit together.
     """
     if foreign and "sar.u8" not in members:
-        from dakd.data.foreign import decode_foreign
+        from dakd.data.foreign_records import decode_foreign
 
         return decode_foreign(key, members)
     missing = [extension for extension in ("json", "sar.u8") if extension not in members]

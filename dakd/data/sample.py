@@ -61,7 +61,7 @@ SOS_CLASSES = ClassTable(("sea", "oil"), ((0, 0, 0), (255, 255, 255)))
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what is known of it.
+    """One image, with its labels where they are known.
 
     sar: (H, W) uint8 grey values.  label: (H, W) uint8 class ids, IGNORE_INDEX where unknown, or None.
     soft_label: (K, H, W) of the teacher, or None: raw logits, any floating dtype to be written; when read, what the

@@ -1,6 +1,6 @@
 """Tar shards with an index: written aside, then renamed, so that a shard is whole or absent.
 
-A shard is a WebDataset tar of records (`records.py`); a sidecar beside it and an index of the folder (`indexing.py`)
+A shard is a WebDataset tar of records (`records.py`); a sidecar for each tar and an index of the folder (`index.py`)
 say where each record's bytes lie, so that records are read by offset.
 """
 
@@ -47,8 +47,8 @@ def write_shard(
 ) -> ShardInfo:
     """Writes `shard-INDEX.tar` and its sidecar into `folder`; the same samples give the same bytes.
 
-    codec: name of the soft-label codec; needed when a sample has a soft label.  temperature: what a student will soften
-    by, for codecs that ask.  provenance: JSON facts for the sidecar.
+    codec: name of the soft-label codec; needed when a sample has a soft label.  temperature: of the
+    student's softmax, for codecs that ask.  provenance: JSON facts for the sidecar.
     Raises ValueError for a bad or doubled key, arrays of unequal size, or a class id outside the table.
     """
     tar_path = Path(folder) / f"{shard_name(index)}.tar"
@@ -156,15 +156,15 @@ class ShardSet:
 
     `len(shards)`, `shards[i]`, `for sample in shards`: so that it serves as a map-style dataset of torch too.
 
-    What is kept of a set grows with the number of its shards, not of its records: tables of records are read when they
+    The memory of a set grows with the number of its shards, not of its records: tables of records are read when they
     are needed, and the last ones stay, each with its tar open.
     """
 
     def __init__(self, place: str | Path, cache: ShardCache | None = None, classes: ClassTable | None = None) -> None:
-        """place: a folder, or the URL of one (see `sources.py`).  cache: what is fetched or derived goes there.
+        """place: a folder, or the URL of one (see `sources.py`).  cache: for fetched shards and derived indexes.
 
         classes: the class table of tars that come without an index; they are then indexed on first sight. None refuses
-        them.  Raises ValueError where there is no sound set.
+        them.  Raises ValueError where there is no intact set.
         """
         self._cache = cache or default_cache()
         self._source = open_source(place, self._cache)
@@ -280,7 +280,7 @@ def open_split(prepared: str | Path, split: str) -> ShardSet:
 
 
 def verify(folder: str | Path) -> list[str]:
-    """What is wrong with a set of shards, one line each: absent files, checksums that differ. Empty when sound."""
+    """The faults of a set of shards, one line each: absent files, checksums that differ. Empty when it is intact."""
     shards = ShardSet(folder)
     problems = []
     for shard in shards.index.shards:

@@ -25,6 +25,8 @@ _OIL_PRESENCE, _LOOK_ALIKE_PRESENCE, _LAND_PRESENCE = 0.6, 0.4, 0.3
 _MAX_MEAN_AREA = 0.5  # of a scene; a class with a greater share is present more often instead
 # Steps of the three-dimensional additive recurrence of least discrepancy: powers of the root of x^4 = x + 1.
 _R3 = 1.2207440846057596 ** -np.arange(1.0, 4.0)
+# By how much a slick, or a look-alike, damps the backscatter of the sea: drawn per object from this range, in dB.
+_OIL_DAMPING_DB, _LOOK_ALIKE_DAMPING_DB = (6.0, 11.0), (2.0, 4.5)
 _NOISE_FLOOR_DB = -13.0  # below the mean sea
 _SPECKLE_TAP = 0.12  # weight of each neighbour in the speckle's point spread, per axis
 
@@ -38,7 +40,7 @@ def simulate(index: int, cfg: SimulationConfig, seed: int) -> Sample:
     db = _sea(rng, shape)
     land_db = _add_land(rng, label, land_area)
     # Film on a calm sea changes little: where both damp the waves, the stronger counts.
-    db -= np.maximum(_add_oil(rng, label, oil_area, cfg), _add_look_alike(rng, label, look_alike_area, cfg))
+    db -= np.maximum(_add_oil(rng, label, oil_area), _add_look_alike(rng, label, look_alike_area))
     db = np.where(label == LAND, land_db, db)
     intensity = 10 ** (db / 10) + 10 ** (_NOISE_FLOOR_DB / 10)
     intensity += _add_ships(rng, label, cfg)
@@ -94,7 +96,7 @@ def _streaks(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return _unit(_field(rng, shape, amplitude).real)
 
 
-def _add_look_alike(rng: np.random.Generator, label: np.ndarray, area: float, cfg: SimulationConfig) -> np.ndarray:
+def _add_look_alike(rng: np.random.Generator, label: np.ndarray, area: float) -> np.ndarray:
     """Labels broad areas of low wind and gives their damping in dB: smooth outline, weak, fading over a wide margin."""
     shape = label.shape
     if not area:
@@ -105,11 +107,11 @@ def _add_look_alike(rng: np.random.Generator, label: np.ndarray, area: float, cf
     form = 0.45 * bumps - np.sqrt((u / half_length) ** 2 + (v / half_width) ** 2)
     mask = _cut(form, label == SEA, area)
     label[mask] = LOOK_ALIKE
-    damping = rng.uniform(*cfg.look_alike_damping_db) * (1 + 0.12 * variation)
+    damping = rng.uniform(*_LOOK_ALIKE_DAMPING_DB) * (1 + 0.12 * variation)
     return damping * blur(mask, rng.uniform(0.015, 0.035) * min(shape))
 
 
-def _add_oil(rng: np.random.Generator, label: np.ndarray, area: float, cfg: SimulationConfig) -> np.ndarray:
+def _add_oil(rng: np.random.Generator, label: np.ndarray, area: float) -> np.ndarray:
     """Labels a slick and gives its damping in dB: one to three winding bands, or a patch with a ragged rim.
 
     Thicker and thinner film makes the damping vary inside; a thin sheen may trail off on the lee side.
@@ -126,7 +128,7 @@ def _add_oil(rng: np.random.Generator, label: np.ndarray, area: float, cfg: Simu
     mask = _cut(form, label == SEA, area)
     label[mask] = OIL
     film, _ = noise_pair(rng, shape, slope=2.5)
-    damping = rng.uniform(*cfg.oil_damping_db) * np.clip(1 + 0.15 * film, 0.55, 1.3)
+    damping = rng.uniform(*_OIL_DAMPING_DB) * np.clip(1 + 0.15 * film, 0.55, 1.3)
     edge = rng.uniform(0.25, 0.6) * (min(shape) / 64) ** 0.5
     drift = np.round(rng.uniform(-0.025, 0.025, 2) * min(shape)).astype(int)
     sheen = rng.uniform(0.0, 0.35) * blur(np.roll(mask, tuple(drift), (0, 1)), 3 * edge)

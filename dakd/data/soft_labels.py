@@ -90,7 +90,7 @@ class LogProb8Codec:
     def decode(self, data: bytes, shape: tuple[int, int, int]) -> tuple[np.ndarray, float]:
         zstandard, expected = _zstandard(), _HEADER.size + math.prod(shape)
         try:
-            # Asked first: the library would allocate whatever size a damaged frame claims.
+            # Asked first: the library would allocate any size that a damaged frame claims.
             found = zstandard.get_frame_parameters(data).content_size
             if found != expected:
                 raise ValueError(f"soft label claims {found} bytes; wanted {expected} for codes of shape {shape}")
@@ -126,9 +126,9 @@ def common_range(ranges: Iterable[float | None], where: str) -> float | None:
     """The one range of several soft labels, None where they are logits; ValueError where they differ."""
     found = sorted({-1.0 if soft_range is None else soft_range for soft_range in ranges})
     if len(found) > 1:
-        told = ", ".join("fp16" if soft_range < 0 else f"codes of {soft_range:g} nats" for soft_range in found)
+        kinds = ", ".join("fp16" if soft_range < 0 else f"codes of {soft_range:g} nats" for soft_range in found)
         raise ValueError(
-            f"{where} mixes soft labels of different kinds: {told}; write them all with one codec and temperature"
+            f"{where} mixes soft labels of different kinds: {kinds}; write them all with one codec and temperature"
         )
     return found[0] if found and found[0] > 0 else None
 
@@ -176,7 +176,7 @@ def check_temperature(soft_range: float | None, temperatures: Iterable[float], n
         if error > limit:
             raise ValueError(
                 f"soft labels were written for the temperature {soft_range / RANGE_PER_TEMPERATURE:.4g}; softened by "
-                f"{temperature:g} they may be off by {error:.3f}, wanted at most {limit:g}; generate them anew for "
+                f"{temperature:g} they may be off by {error:.3f}, wanted at most {limit:g}; generate them again for "
                 f"this temperature or with codec fp16"
             )
 
@@ -191,7 +191,7 @@ def _check_logits(logits: np.ndarray) -> np.ndarray:
 
 
 def _zstandard() -> ModuleType:
-    """Imported when codes are met: whoever has logits alone can do without."""
+    """Imported when codes are met: logits alone do not need it."""
     try:
         import zstandard
     except ImportError:

@@ -1,8 +1,8 @@
 """Where sets of shards lie, and how one is opened: a folder, or a folder of an object store behind a cache.
 
-A URL (`s3://bucket/set`, `gs://`, `https://`, whatever fsspec knows) is read through fsspec. A shard is fetched as a
+A URL (`s3://bucket/set`, `gs://`, `https://`, any that fsspec knows) is read through fsspec. A shard is fetched as a
 whole, aside, compared with the checksum of the index, and only then gets its name in the cache, which is the checksum:
-readers of any number of processes share it, and a set that changes can never be mixed up with what it was. Where the
+any number of processes share it, and a changed set is never mixed up with its earlier state. Where the
 cache grows beyond its limit the shards that were longest not opened go; who reads one keeps it until it is closed.
 
 Bare tars, without an index, are indexed when they are first opened.
@@ -28,7 +28,7 @@ from dakd.data.sample import ClassTable
 from dakd.runtime.files import file_hash, replacing, write_text
 
 _ATTEMPTS = 3  # a fetch may fail, and another process may evict a shard before it is opened
-# What a damaged tar can make the library and the decoders raise.
+# The errors that the library and the decoders raise on a damaged tar.
 _TAR_ERRORS = (ValueError, RuntimeError, OSError, EOFError, KeyError, TypeError, tarfile.TarError)
 _ABANDONED_S = 3600.0  # a file aside that nobody has written to for so long was left by a process that died
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 _MOST_EMPTY_READS = 16  # at the end of a file; a walk that asks more often would ask for ever
 _MAX_KEY = 1024  # characters
-_META = re.compile(r"__[^/]*__($|/)")  # what WebDataset's own readers pass over
+_META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own readers pass over these
 _NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f\\]|(^|/)\.{1,2}(/|$)|^/|//")
 
 
@@ -42,7 +42,8 @@ def list_members(tar_path: str | Path) -> dict[str, dict[str, tuple[int, int]]]:
         except (tarfile.TarError, OSError, EOFError, ValueError, IndexError, OverflowError, RecursionError) as error:
             raise DamagedTar(f"{tar_path} is no whole tar ({type(error).__name__}: {error}); write it again") from None
         # A tar ends with a block of zeros: one that was cut between two records looks whole but for that.
-        stream.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+        num_blocks = (end + tarfile.BLOCKSIZE - 1) // tarfile.BLOCKSIZE
+        stream.seek(num_blocks * tarfile.BLOCKSIZE)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise DamagedTar(f"{tar_path} has no end mark behind byte {end}: it is truncated; write it again")
     return members

@@ -1,6 +1,6 @@
 """Crop, flip and normalisation, applied to the image, the label and the soft label together.
 
-What is random comes from a generator that the caller keys by (seed, global position).
+Random draws come from a generator that the caller keys by (seed, global position).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dakd.config import Config, PrepareConfig
 from dakd.data.prepare import resize_sample
-from dakd.data.readers import BadDataset, BadFile, Dataset, Entry
+from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles
 from dakd.data.readers.base import find_folder
 from dakd.data.readers.folder import FolderDataset
 from dakd.data.readers.osd import OsdDataset
@@ -50,7 +50,7 @@ class LabelledFolder:
         sample = self._dataset.read(self._entries[index])
         return sample if self._resize is None else resize_sample(sample, self._resize)
 
-    def _read_all(self, split: str, may_skip: bool) -> tuple[list[Entry], str, list[BadFile]]:
+    def _read_all(self, split: str, may_skip: bool) -> tuple[list[SampleFiles], str, list[BadFile]]:
         """The usable entries, the sha256 of their content, and the problems of the others."""
         dataset, entries = self._dataset, self._dataset.entries(split)
         if entries and all(entry.label_path is None for entry in entries):

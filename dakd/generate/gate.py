@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dakd.config import Bounds, Config, GateConfig
+from dakd.data.index import RecordInfo
 from dakd.data.publish import publish_text
 from dakd.data.records import check_digest, decode_record, read_members
 from dakd.data.sample import ClassTable, Sample
@@ -197,7 +198,7 @@ def _reasons_table(selection: Selection) -> str:
     return "\n".join(f"  {count:>8} refused: {reason}" for reason, count in most)
 
 
-def _read_samples(tar: Path, records: Sequence[dict]) -> Iterator[Sample]:
+def _read_samples(tar: Path, records: Sequence[RecordInfo]) -> Iterator[Sample]:
     with open(tar, "rb") as stream:
         for record in records:
             content = read_members(stream.fileno(), record.members, tar)

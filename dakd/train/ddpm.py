@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dakd.config import Config
 from dakd.data.batch import Batch
-from dakd.data.loader import TeacherDataset
+from dakd.data.datasets import TeacherDataset
 from dakd.data.prepared import reading_options
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_teacher

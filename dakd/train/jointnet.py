@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from dakd.config import Config
 from dakd.data.balance import resolve_balance
 from dakd.data.batch import Batch
-from dakd.data.loader import TeacherDataset
+from dakd.data.datasets import TeacherDataset
+from dakd.data.pipes import PipeDataset
 from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.shards import ShardSet
-from dakd.data.streams import StreamDataset
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.label_reading import READINGS
 from dakd.diffusion.loss import image_loss, label_l2_loss, label_loss
@@ -140,7 +140,7 @@ class StageTraining(TeacherTraining):
         self.noising = Noising(self.schedule, b, self.classes.num_classes, self.seed, self.sigma_data)
         if stage == 1 and cfg.stage1.streams:
             self.data = list(cfg.stage1.streams)
-            self.dataset = StreamDataset(
+            self.dataset = PipeDataset(
                 cfg.stage1.streams,
                 cfg.crop,
                 self.classes,

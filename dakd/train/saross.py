@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dakd.config import Config, StudentLossConfig, TrainingSet, TrainSarossConfig
 from dakd.data.batch import Batch
-from dakd.data.loader import StudentDataset
+from dakd.data.datasets import StudentDataset
 from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.sample import IGNORE_INDEX
 from dakd.data.soft_labels import check_temperature

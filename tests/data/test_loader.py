@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dakd.data.batch import Batch
-from dakd.data.loader import StudentDataset, TeacherDataset, make_loader
+from dakd.data.datasets import StudentDataset, TeacherDataset
+from dakd.data.loader import make_loader
 from dakd.data.order import rank_positions
 from dakd.data.sample import IGNORE_INDEX
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dakd.config import StudentLossConfig
-from dakd.data.loader import StudentDataset, make_loader
+from dakd.data.datasets import StudentDataset
+from dakd.data.loader import make_loader
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, describe_shard, write_index, write_shard
 from dakd.data.soft_labels import (

@@ -11,7 +11,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from dakd.data.loader import TeacherDataset, make_loader
+from dakd.data.datasets import TeacherDataset
+from dakd.data.loader import make_loader
 from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES
 from dakd.data.shards import ShardSet

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dakd.data.foreign import read_npy
+from dakd.data.foreign_records import read_npy
 from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES
 from dakd.data.shards import ShardSet, describe_shard

@@ -13,7 +13,8 @@ from fuzz.verdict import fuzzed, judge
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dakd.data.loader import StudentDataset, make_loader
+from dakd.data.datasets import StudentDataset
+from dakd.data.loader import make_loader
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, verify, write_index, write_shard
 from dakd.data.soft_labels import CODECS, get_codec

@@ -14,7 +14,7 @@ from torture.trials import Findings, Trials
 from torture.victim import Victim
 
 from dakd.config import Config
-from dakd.data.reading import OrderedRecords
+from dakd.data.ordered_records import OrderedRecords
 from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dakd.config import PrepareConfig
-from dakd.data.readers.base import BadDataset, BadFile, Dataset, Entry
+from dakd.data.readers.base import BadDataset, BadFile, Dataset, SampleFiles
 
-__all__ = ["BadDataset", "BadFile", "Dataset", "Entry", "open_dataset"]
+__all__ = ["BadDataset", "BadFile", "Dataset", "SampleFiles", "open_dataset"]
 
 
 def open_dataset(cfg: PrepareConfig, seed: int = 0) -> Dataset:

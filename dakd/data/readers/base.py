@@ -1,4 +1,4 @@
-"""What every reader is, and what they share: strict reading, pairing images with labels, naming bad files."""
+"""The base class of the dataset readers, and what they share: strict reading, pairing files, naming bad ones."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class BadDataset(ValueError):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One sample of a split, not yet read. label_path: None for an image without a label."""
+class SampleFiles:
+    """The files of one sample of a split, not yet read. label_path: None for an image without a label."""
 
     key: str
     image_path: Path
@@ -50,13 +50,13 @@ class Entry:
 class Dataset:
     """A dataset with classes and splits; a reader fills `_entries` and `_problems` and decodes labels.
 
-    `read` raises BadFile; `problems` lists what is wrong with the structure (missing mates, empty splits).
+    `read` raises BadFile; `problems` lists faults of the structure (an image without its label, an empty split).
     """
 
     classes: ClassTable
 
     def __init__(self) -> None:
-        self._entries: dict[str, list[Entry]] = {}
+        self._entries: dict[str, list[SampleFiles]] = {}
         self._problems: list[BadFile] = []
 
     @property
@@ -64,14 +64,14 @@ class Dataset:
         """ "train", "test" and perhaps "val": those that the dataset has."""
         return tuple(self._entries)
 
-    def entries(self, split: str) -> list[Entry]:
+    def entries(self, split: str) -> list[SampleFiles]:
         """The entries of a split, sorted by key; ValueError for a split that is not there."""
         if split not in self._entries:
             raise ValueError(f"the dataset has no split {split!r}; it has {', '.join(self._entries) or 'none'}")
         return self._entries[split]
 
     def problems(self) -> list[BadFile]:
-        """What is wrong with the structure, in the order of the splits."""
+        """Faults of the structure, in the order of the splits."""
         return list(self._problems)
 
     def check(self) -> None:
@@ -80,7 +80,7 @@ class Dataset:
     def check_labels(self, split: str) -> None:
         """ValueError when the labels read since the last call, those of `split`, hint at another meaning."""
 
-    def read(self, entry: Entry) -> Sample:
+    def read(self, entry: SampleFiles) -> Sample:
         """The sample of an entry; BadFile when the image or label is damaged, or they do not fit together."""
         sar = read_grey(entry.image_path)
         if entry.label_path is None:
@@ -106,7 +106,7 @@ class Dataset:
         if not images:
             self._problems.append(BadFile(where, f"the split {split!r} is empty"))
         mates = labels or {}
-        self._entries[split] = [Entry(key, images[key], mates.get(key)) for key in sorted(images, key=_natural)]
+        self._entries[split] = [SampleFiles(key, images[key], mates.get(key)) for key in sorted(images, key=_natural)]
 
 
 def read_grey(path: Path, data: bytes | None = None) -> np.ndarray:

@@ -78,7 +78,7 @@ class FolderDataset(Dataset):
             raise BadFile(
                 path,
                 f"holds {len(unknown)} value(s) that are neither ids 0 to {self.classes.num_classes - 1} "
-                f"nor class colours: {named}{more}; complete prepare.classes or mend the mask",
+                f"nor class colours: {named}{more}; complete prepare.classes or fix the mask",
             )
         ids = np.array([self._palette[value] for value in found.tolist()], np.uint8)
         return ids[places.reshape(packed.shape)]

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dakd.config import SimulationConfig
-from dakd.data.readers.base import Dataset, Entry
+from dakd.data.readers.base import Dataset, SampleFiles
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.simulate import simulate
 
-# Test scenes are numbered from here, so that they stay the same whatever the number of training scenes.
+# Test scenes are numbered from here, so that they stay the same for any number of training scenes.
 _TEST_START = 1 << 32
 
 
@@ -24,10 +24,10 @@ class SimulatedDataset(Dataset):
         self._cfg, self._seed = cfg, seed
         for split, count in (("train", cfg.num_train), ("test", cfg.num_test)):
             self._entries[split] = [
-                Entry(f"{split}-{i:06d}", Path(f"simulated/{split}/{i}"), None) for i in range(count)
+                SampleFiles(f"{split}-{i:06d}", Path(f"simulated/{split}/{i}"), None) for i in range(count)
             ]
 
-    def read(self, entry: Entry) -> Sample:
+    def read(self, entry: SampleFiles) -> Sample:
         split, number = entry.key.split("-")
         index = int(number) + (_TEST_START if split == "test" else 0)
         return replace(simulate(index, self._cfg, self._seed), key=entry.key)

@@ -18,7 +18,7 @@ import numpy as np
 from dakd.data.readers.base import (
     BadFile,
     Dataset,
-    Entry,
+    SampleFiles,
     find_folder,
     list_pictures,
     read_grey,
@@ -112,8 +112,8 @@ class SosDataset(Dataset):
                 f"over {len(means)} images), but oil is dark in SAR; set prepare.polarity to {other}"
             )
 
-    def _means(self, entry: Entry) -> tuple[float, float] | None:
-        """Mean grey of oil and of sea; None without both. Damaged files are told when the whole set is read."""
+    def _means(self, entry: SampleFiles) -> tuple[float, float] | None:
+        """Mean grey of oil and of sea; None without both. Damaged files are reported when the whole set is read."""
         try:
             sample = self.read(entry)
         except BadFile:

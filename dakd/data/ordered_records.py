@@ -1,7 +1,7 @@
-"""Samples by their place in an order, a batch at a time, and what happens where a record is bad.
+"""Samples by their place in an order, a batch at a time, and how bad records are passed over.
 
 The records of a batch are read in the order in which they lie on the disk, each with one read, into memory that serves
-record after record and so stays in the processor's cache: what is handed out are views of it.
+record after record and so stays in the processor's cache: samples are views of it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class OrderedRecords:
 
     window: shards whose records are shuffled among themselves (see `order`).  limit: only the first records, as the
     sets list them.  on_bad_record: `stop` raises BadRecord; `skip` takes the next good record of the epoch in its
-    place, whoever asks and whenever, so that all ranks stay in step and a resumed run sees the same.
+    place, always the same one, so that all ranks stay in step and a resumed run sees the same.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class OrderedRecords:
         """The first good record after a bad one, where bad ones are passed over at all."""
         if self.on_bad_record == "stop":
             raise BadRecord(
-                f"{error}. Mend the shard, or set data.on_bad_record: skip to take the next good record in its place"
+                f"{error}. Fix the shard, or set data.on_bad_record: skip to take the next good record in its place"
             ) from None
         skipped.append(Skipped(epoch, place, str(error)))
         most = min(len(self) - 1, MOST_BAD_IN_A_ROW)
@@ -118,7 +118,7 @@ class OrderedRecords:
 
 
 class _Found(NamedTuple):
-    """Where a record lies; its first two fields tell in which order to read."""
+    """Where a record lies; sorted by its first two fields, records are read in disk order."""
 
     number: int
     first: int

@@ -9,9 +9,9 @@ import torch
 
 from dakd.config import build_config
 from dakd.data.loader import make_loader
+from dakd.data.pipes import PipeDataset
 from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES
-from dakd.data.streams import StreamDataset
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def sources(real_set) -> list[str]:
     return [f"pipe:cat {path}" for path in sorted(real_set.folder.glob("*.tar"))]
 
 
-def streamed(sources, **options) -> StreamDataset:
-    return StreamDataset(sources, (8, 12), OSD_CLASSES, **{"flip": True, "seed": 5, **options})
+def streamed(sources, **options) -> PipeDataset:
+    return PipeDataset(sources, (8, 12), OSD_CLASSES, **{"flip": True, "seed": 5, **options})
 
 
 def take(loader, count):

@@ -69,7 +69,7 @@ def decode_foreign(key: str, members: Mapping[str, bytes | memoryview]) -> Sampl
 def read_npy(data: bytes | memoryview, name: str) -> np.ndarray:
     """The array of a .npy of numbers; ValueError for objects, and for a header that claims another size than there is.
 
-    numpy's own reader would take memory for whatever the header claims.
+    numpy's own reader would take memory for any size that the header claims.
     """
     data = memoryview(data)
     if bytes(data[:6]) != b"\x93NUMPY" or len(data) < 12:
@@ -116,11 +116,11 @@ def _decode_label(name: str, data: bytes | memoryview) -> np.ndarray:
 
 
 def _check_picture(data: bytes | memoryview, name: str) -> None:
-    """A picture's size stands in its first bytes: looked at before memory is taken for it."""
+    """Refuse a picture by the size in its first bytes, before memory is taken for it."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
             width, height = picture.size
-    except Exception as error:  # what a damaged header makes PIL raise has no common base
+    except Exception as error:  # PIL's errors on damaged headers have no common base
         raise ValueError(f"{name} cannot be read as a picture ({error})") from None
     if not 0 < width * height <= MAX_PIXELS:
         raise ValueError(f"{name} claims {width} x {height} pixels; wanted 1 to {MAX_PIXELS} in all")

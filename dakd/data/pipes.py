@@ -1,12 +1,13 @@
-"""Images that come as streams: commands that a configuration names, each of which writes a tar to its standard output.
+"""Images from pipes: shell commands that a configuration names, each of which writes a tar to its standard output.
 
-A stream has no index: its records come in the order of the tar, so each reader needs streams of its own, there is no
-shuffle beyond the order of the streams, and a resumed run reads them again up to where it was. All else is read by
-look-up (`loader`). Tars are taken apart by webdataset; members are decoded explicitly, by their extension.
+Such a stream has no index: its records come in the order of the tar. So each reader needs streams of its own, there is
+no shuffle beyond the order of the streams, and a resumed run reads them again up to its position. All other sets are
+read by look-up (`datasets.py`). webdataset takes the tars apart; members are decoded explicitly, by their extension.
 """
 
 from __future__ import annotations
 
+import math
 import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
@@ -15,22 +16,22 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dakd.data.batch import BatchBuilder, PackedBatch
 from dakd.data.order import PositionBatches
-from dakd.data.reading import OnBadRecord
+from dakd.data.ordered_records import OnBadRecord
 from dakd.data.records import BadRecord, decode_record
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.transforms import crop_and_flip
 from dakd.runtime.seeding import Stream, numpy_rng
 
-# What a command that fails, a tar that is cut and a record that is damaged make webdataset and the decoders raise.
+# The errors that webdataset and the decoders raise on a failing command, a truncated tar or a damaged record.
 _ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, AssertionError, tarfile.TarError)
 
 
-class StreamDataset:
+class PipeDataset:
     """Crops of streamed images for the teacher's first stage; labels are not looked at.
 
     sources: `pipe:COMMAND`, a shell command each, from a configuration or command line and from nowhere else.
-    crop_size, flip, seed: see `loader.TeacherDataset`.  classes: of the run.  on_bad_record: `skip` goes on with the
-    next record of the stream, or with the next stream where a tar breaks off; both are told.
+    crop_size, flip, seed: see `datasets.TeacherDataset`.  classes: of the run.  on_bad_record: `skip` takes the
+    next record of the stream, or the next stream where a tar breaks off; both are reported.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class StreamDataset:
                         yield sample, skipped
                         skipped, is_empty = [], False
                     elif self.on_bad_record == "stop":
-                        raise BadRecord(f"{sample}. Mend it, or set data.on_bad_record: skip to go on behind it")
+                        raise BadRecord(f"{sample}. Fix it, or set data.on_bad_record: skip to continue after it")
                     else:
                         skipped.append(sample)
             if is_empty:
@@ -79,14 +80,14 @@ class StreamDataset:
         return builder.finish(skipped)
 
 
-class StreamReaders(IterableDataset):
+class PipeReaders(IterableDataset):
     """The packed batches of a rank's readers, each with streams of its own, in the order of their positions.
 
-    A run that goes on at another position takes up each reader's streams where that reader was, on the same numbers of
+    A run that resumes at another position continues each reader's streams where that reader was, on the same numbers of
     ranks and readers.  Raises ValueError where there are fewer streams than readers.
     """
 
-    def __init__(self, dataset: StreamDataset, batches: PositionBatches, num_workers: int) -> None:
+    def __init__(self, dataset: PipeDataset, batches: PositionBatches, num_workers: int) -> None:
         self.dataset, self.batches, self.num_readers = dataset, batches, max(1, num_workers)
         wanted = batches.world * self.num_readers
         if len(dataset.sources) < wanted:
@@ -101,7 +102,7 @@ class StreamReaders(IterableDataset):
         batches, readers = self.batches, self.num_readers
         before = batches.start // (batches.micro_batch * batches.world)  # batches of this rank
         reader = (before + number) % readers
-        taken = -(-(before - reader) // readers) * batches.micro_batch
+        taken = math.ceil((before - reader) / readers) * batches.micro_batch
         samples = islice(self.dataset.samples(batches.rank * readers + reader, batches.world * readers), taken, None)
         for positions in islice(batches, number, None, readers):
             yield self.dataset.pack(samples, positions)

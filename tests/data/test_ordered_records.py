@@ -1,4 +1,4 @@
-"""Damage is told and, where that is wished, passed over in the same way by whoever reads."""
+"""Damage is reported and, where settings ask for it, passed over in the same way by every reader."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from dakd.data.loader import StudentDataset, TeacherDataset, make_loader, report_skipped
-from dakd.data.reading import OrderedRecords
+from dakd.data.datasets import StudentDataset, TeacherDataset
+from dakd.data.loader import make_loader, report_skipped
+from dakd.data.ordered_records import OrderedRecords
 from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet

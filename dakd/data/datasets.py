@@ -1,0 +1,242 @@
+"""The datasets of the trainings: which sample stands at a global position, and its crop, flip and mosaic, is a look-up.
+
+So a run resumes from one integer, and every world size that divides the global batch sees the same batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from dakd.config import DataConfig
+from dakd.data.batch import Batch, BatchBuilder, PackedBatch
+from dakd.data.order import interleave
+from dakd.data.ordered_records import OnBadRecord, OrderedRecords
+from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
+from dakd.data.shards import ShardSet
+from dakd.data.soft_labels import likeliest_class
+from dakd.data.transforms import crop_and_flip
+from dakd.runtime.seeding import Stream
+
+_TILES = 4  # of a mosaic
+_WINDOW_SHARDS = DataConfig().window_shards
+
+
+class TeacherDataset:
+    """Crops for the teacher, by global position; an epoch holds every sample once.
+
+    sources: sets of shards, taken together as one.  labelled: False leaves the labels out, absent or not.
+    crop_size: (h, w) in pixels; smaller images are padded (see `transforms.pad`).
+    window, on_bad_record: see `ordered_records.OrderedRecords`.
+    """
+
+    def __init__(
+        self,
+        sources: list[ShardSet],
+        crop_size: tuple[int, int],
+        *,
+        flip: bool,
+        seed: int,
+        labelled: bool,
+        window: int = _WINDOW_SHARDS,
+        on_bad_record: OnBadRecord = "stop",
+    ) -> None:
+        if not sources:
+            raise ValueError("the teacher's dataset has no sources; give at least one set of shards")
+        for source in sources if labelled else ():
+            if source.index.num_labelled != len(source):
+                raise ValueError(
+                    f"{source.folder} has labels for {source.index.num_labelled} of {len(source)} samples; "
+                    "stages 2 and 3 need all (only stage 1 takes images without labels)"
+                )
+        self.sources, self.crop_size, self.flip, self.seed, self.labelled = sources, crop_size, flip, seed, labelled
+        self.records = OrderedRecords(sources, seed, window, on_bad_record=on_bad_record)
+
+    @property
+    def classes(self) -> ClassTable:
+        return self.records.classes
+
+    @property
+    def epoch_length(self) -> int:
+        return len(self.records)
+
+    def batch(self, positions: list[int]) -> Batch:
+        return self.pack(positions).unpack()
+
+    def pack(self, positions: list[int], block: Tensor | None = None) -> PackedBatch:
+        """The batch of these positions in a block of memory (see `batch.BatchBuilder`)."""
+        builder = BatchBuilder(positions, self.crop_size, self.labelled, block=block)
+
+        def take(row: int, sample: Sample) -> None:
+            sample = replace(sample, soft_label=None, label=sample.label if self.labelled else None)
+            builder.write(row, crop_and_flip(sample, self.crop_size, self.flip, self.seed, positions[row]))
+
+        skipped = self.records.read([divmod(position, self.epoch_length) for position in positions], take)
+        return builder.finish([entry.reason for entry in skipped])
+
+
+class StudentDataset:
+    """Real and synthetic samples for the student, by global position (the paper's training of SAROSS-Net).
+
+    Synthetic samples come in mosaics of four, or singly without `mosaic`. An epoch holds every real sample once, and
+    every synthetic one once (but the up to three that no mosaic is left for, others in every epoch); or, where a
+    `synthetic_share` is set, so many mosaics that they make this share of the epoch: the synthetic set then goes round
+    at its own pace. The two kinds are mixed evenly (see `order.interleave`).
+
+    A synthetic sample has a soft label, and its label is IGNORE_INDEX everywhere; with `hard_labels` the teacher's
+    argmax is its label and it has no soft one.
+
+    crop_size: (h, w) in pixels; a mosaic's tiles are h/2 by w/2.  num_synthetic: only the first N pairs; None: all.
+    window, on_bad_record: see `ordered_records.OrderedRecords`. The tiles of a mosaic follow one another in the order
+    of the synthetic records: they come from the shards of one window, or of two where they lie on a seam.
+    """
+
+    def __init__(
+        self,
+        real: ShardSet | None,
+        synthetic: ShardSet | None,
+        crop_size: tuple[int, int],
+        *,
+        mosaic: bool,
+        flip: bool,
+        seed: int,
+        num_synthetic: int | None = None,
+        hard_labels: bool = False,
+        synthetic_share: float | None = None,
+        window: int = _WINDOW_SHARDS,
+        on_bad_record: OnBadRecord = "stop",
+    ) -> None:
+        _check_student_sources(real, synthetic, crop_size, mosaic, num_synthetic)
+        self.real, self.synthetic, self.crop_size = real, synthetic, crop_size
+        self.mosaic, self.flip, self.seed, self.hard_labels = mosaic, flip, seed, hard_labels
+        self.num_real = 0 if real is None else len(real)
+        self.num_synthetic = 0 if synthetic is None else (num_synthetic or len(synthetic))
+        self._synthetic_items = self.num_synthetic // (_TILES if mosaic else 1)  # when each is taken once
+        self._synthetic_per_epoch = self._synthetic_items
+        if synthetic_share is not None and real is not None and synthetic is not None:
+            self._synthetic_per_epoch = _items_of_share(self.num_real, synthetic_share)
+        options = {"seed": seed, "window": window, "on_bad_record": on_bad_record}
+        self._real_records = None if real is None else OrderedRecords([real], **options)
+        self._synthetic_records = None
+        if synthetic is not None:
+            self._synthetic_records = OrderedRecords(
+                [synthetic], stream=Stream.MOSAIC, limit=self.num_synthetic, **options
+            )
+
+    @property
+    def classes(self) -> ClassTable:
+        return (self.real or self.synthetic).classes
+
+    @property
+    def epoch_length(self) -> int:
+        return self.num_real + self._synthetic_per_epoch
+
+    def batch(self, positions: list[int]) -> Batch:
+        return self.pack(positions).unpack()
+
+    def pack(self, positions: list[int], block: Tensor | None = None) -> PackedBatch:
+        """The batch of these positions in a block of memory (see `batch.BatchBuilder`)."""
+        is_synthetic, tiles = [], []
+        for row, position in enumerate(positions):
+            of_row = self._tiles_at(row, position)
+            is_synthetic.append(of_row[0].is_synthetic)
+            tiles += of_row
+        has_soft = [synthetic and not self.hard_labels for synthetic in is_synthetic]
+        builder = BatchBuilder(positions, self.crop_size, True, is_synthetic=is_synthetic, has_soft=has_soft,
+                               block=block)  # fmt: skip
+        # The synthetic ones first: they show the builder how soft labels are stored.
+        skipped = self._read(self._synthetic_records, [tile for tile in tiles if tile.is_synthetic], builder)
+        skipped += self._read(self._real_records, [tile for tile in tiles if not tile.is_synthetic], builder)
+        return builder.finish(skipped)
+
+    def _tiles_at(self, row: int, position: int) -> list[_Tile]:
+        """The one sample that stands at a position, or the four tiles of its mosaic."""
+        epoch, place = divmod(position, self.epoch_length)
+        is_synthetic, number = interleave(self.num_real, self._synthetic_per_epoch, self.seed, epoch, place)
+        if not is_synthetic:
+            return [_Tile(row, 0, False, (epoch, number), (0, 0), self.crop_size, (position,))]
+        # Synthetic samples have epochs of their own: the set may go round faster or slower than the real one.
+        epoch, item = divmod(epoch * self._synthetic_per_epoch + number, self._synthetic_items)
+        if not self.mosaic:
+            return [_Tile(row, 0, True, (epoch, item), (0, 0), self.crop_size, (position,))]
+        h, w = self.crop_size[0] // 2, self.crop_size[1] // 2
+        return [
+            _Tile(row, tile, True, (epoch, _TILES * item + tile), (h * (tile // 2), w * (tile % 2)), (h, w),
+                  (position, tile))
+            for tile in range(_TILES)
+        ]  # fmt: skip
+
+    def _read(self, records: OrderedRecords | None, tiles: list[_Tile], builder: BatchBuilder) -> list[str]:
+        """Write the records of these tiles into the batch; returns the reasons of those that were passed over."""
+        if not tiles:
+            return []
+
+        def take(i: int, sample: Sample) -> None:
+            tile = tiles[i]
+            sample = self._without_second_label(sample, tile.is_synthetic)
+            sample = crop_and_flip(sample, tile.size, self.flip, self.seed, *tile.draw)
+            builder.write(tile.row, sample, tile.number, tile.corner)
+
+        return [entry.reason for entry in records.read([tile.record for tile in tiles], take)]
+
+    def _without_second_label(self, sample: Sample, is_synthetic: bool) -> Sample:
+        """A sample with one label: a real one's own, a synthetic one's soft label or the hard one that follows."""
+        if not is_synthetic:
+            return replace(sample, soft_label=None)
+        if self.hard_labels:
+            return replace(sample, label=likeliest_class(sample.soft_label), soft_label=None)
+        return replace(sample, label=np.broadcast_to(np.uint8(IGNORE_INDEX), sample.sar.shape))
+
+
+class _Tile(NamedTuple):
+    """The part of a batch that one record fills: a whole row, or one of the four tiles of a mosaic.
+
+    number: of the tile in its row.  record: (epoch, place in it) among the records of its kind.
+    corner, size: of its pixels in the row.  draw: the ids that its crop and flip are drawn by.
+    """
+
+    row: int
+    number: int
+    is_synthetic: bool
+    record: tuple[int, int]
+    corner: tuple[int, int]
+    size: tuple[int, int]
+    draw: tuple[int, ...]
+
+
+def _items_of_share(num_real: int, share: float) -> int:
+    """How many synthetic items make that share of all, together with `num_real` real ones."""
+    if not 0 < share < 1:
+        raise ValueError(f"synthetic_share is {share}; wanted a number between 0 and 1, or none for every pair once")
+    return max(1, round(num_real * share / (1 - share)))
+
+
+def _check_student_sources(
+    real: ShardSet | None,
+    synthetic: ShardSet | None,
+    crop_size: tuple[int, int],
+    mosaic: bool,
+    num_synthetic: int | None,
+) -> None:
+    if real is None and synthetic is None:
+        raise ValueError("the student's dataset has neither real nor synthetic samples; give at least one")
+    if real is not None and real.index.num_labelled != len(real):
+        raise ValueError(f"{real.folder}: {real.index.num_labelled} of {len(real)} samples have labels; wanted all")
+    if synthetic is None:
+        return
+    if synthetic.index.num_soft != len(synthetic):
+        found = synthetic.index.num_soft
+        raise ValueError(f"{synthetic.folder}: {found} of {len(synthetic)} samples have soft labels; wanted all")
+    if real is not None and real.classes.names != synthetic.classes.names:
+        raise ValueError(f"real classes {real.classes.names} differ from synthetic classes {synthetic.classes.names}")
+    wanted = len(synthetic) if num_synthetic is None else num_synthetic
+    if wanted > len(synthetic) or wanted < (_TILES if mosaic else 1):
+        raise ValueError(
+            f"num_synthetic is {wanted} of {len(synthetic)} synthetic pairs; wanted at most all of them, "
+            f"and at least {_TILES if mosaic else 1} (mosaic: {mosaic})"
+        )
+    if mosaic and (crop_size[0] % 2 or crop_size[1] % 2):
+        raise ValueError(f"crop {crop_size} is odd; a mosaic of 2 x 2 tiles needs even sides")
