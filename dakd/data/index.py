@@ -44,7 +44,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Facts(BaseModel):
-    # Strict: JSON's true is no number, and "16" is none. The numbers of a float are written as Python does.
+    # Strict: neither true nor "16" is a number. Infinity and NaN are written as Python's json writes them.
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", ser_json_inf_nan="constants")
 
 
@@ -190,10 +190,11 @@ def _parse(model: type[_Model], text: str | bytes, path: str | Path, what: str) 
         return model.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+        where = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
-        found = "" if not where else f", found {first['input']!r:.80}"
-        raise ValueError(f"{path} is no {what} ({where}{reason}{found}); write the set again") from None
+        if where:  # else it is of the whole file
+            reason = f"{where}: {reason}, found {first['input']!r:.80}"
+        raise ValueError(f"{path} is no {what} ({reason}); write the set again") from None
 
 
 def describe_shard(

@@ -11,7 +11,8 @@ from typing import BinaryIO
 _MOST_EMPTY_READS = 16  # at the end of a file; a walk that asks more often would ask for ever
 _MAX_KEY = 1024  # characters
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own readers pass over these
-_NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f\\]|(^|/)\.{1,2}(/|$)|^/|//")
+# Control characters, bytes that are no UTF-8 (surrogates, in tarfile's names), and ways out of the folder.
+_NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|(^|/)\.{1,2}(/|$)|^/|//")
 
 
 class DamagedTar(ValueError):

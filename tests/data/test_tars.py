@@ -120,6 +120,7 @@ def test_a_sidecar_that_is_missing_is_derived_from_the_tar_if_that_is_the_right_
         ({"/etc/a.png": png(GREY)}, "no usable name"),
         ({"b/../../a.png": png(GREY)}, "no usable name"),
         ({"b\\a.png": png(GREY)}, "no usable name"),
+        ({"b\udcff.png": png(GREY)}, "no usable name"),
         ({"a": png(GREY)}, "no usable name"),
         ({"a.png": png(GREY), "b.png": png(GREY), "a.mask.png": png(LABEL)}, "lie apart"),
     ],
