@@ -20,7 +20,7 @@ from dakd.runtime.runlog import progress, say
 class LabelledFolder:
     """A folder's images with masks, read one by one as a set of shards is.
 
-    classes: of the masks.  split: the one that is read.  index: the fingerprint of the content.  skipped: files that
+    classes: of the masks.  split: the one that is read.  fingerprint: of the content.  skipped: files that
     were left out, where prepare.on_bad_file is skip. Every file is read once at the start, so that one error names all
     problems. Raises ValueError for a folder of another layout, without masks or of other classes than the student's,
     BadDataset for files that cannot be used.
