@@ -22,8 +22,7 @@ import numpy as np
 from PIL import Image
 
 from dakd.data.readers.base import BadFile, open_picture, read_grey
-from dakd.data.records import MAX_PIXELS
-from dakd.data.sample import Sample
+from dakd.data.sample import MAX_PIXELS, Sample
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "image.png", "sar.png", "sar.npy")
 LABEL_MEMBERS = ("label.png", "mask.png", "seg.png", "label.npy")

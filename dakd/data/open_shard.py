@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dakd.data.index import RecordInfo, ShardEntry, load_sidecar, records_digest
-from dakd.data.records import MAX_PIXELS, BadRecord
+from dakd.data.records import BadRecord
+from dakd.data.sample import MAX_PIXELS
 
 _MAX_JSON_BYTES = 1 << 24
 _HEADERS_BETWEEN = 1 << 16  # bytes between two members of a record: padding and headers, no other record

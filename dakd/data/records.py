@@ -28,7 +28,6 @@ try:
 except ImportError:
     from zlib import crc32
 
-MAX_PIXELS = 1 << 28  # of one record; more is no image to train on, but a damaged or hostile size
 _KEY_PATTERN = re.compile(r"[^\s./\\][^\s.\\]*")
 
 

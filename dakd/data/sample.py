@@ -8,6 +8,8 @@ import numpy as np
 
 # A pixel with this label takes part in no loss and in no metric.
 IGNORE_INDEX = 255
+# Of one image; more is no image to train on, but a damaged or hostile size.
+MAX_PIXELS = 1 << 28
 
 
 @dataclass(frozen=True)
