@@ -126,8 +126,8 @@ def test_a_set_takes_the_experiments_seed_where_it_has_none_of_its_own(generated
     config, folder = generated
     other = generate(with_teacher(tmp_path / "run", seed=None))
     assert (config.seed, config.generate.seed) == (3, 0)
-    assert [ShardSet(one).index["provenance"]["seed"] for one in (folder, other)] == [0, 3]
-    assert ShardSet(other).index["fingerprint"] != ShardSet(folder).index["fingerprint"]
+    assert [ShardSet(one).index.provenance["seed"] for one in (folder, other)] == [0, 3]
+    assert ShardSet(other).fingerprint != ShardSet(folder).fingerprint
 
 
 def test_shards_of_other_settings_are_not_mixed_in(tmp_path):
