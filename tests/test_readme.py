@@ -83,7 +83,7 @@ def test_every_link_leads_to_a_file_or_a_heading(name):
     for target in links(TEXTS[name]):
         path, _, anchor = target.partition("#")
         found = (here / path).resolve() if path else ROOT / name
-        assert found.exists() or path.endswith("README.md"), f"{name} links to {target}"
+        assert found.exists(), f"{name} links to {target}"
         if anchor:
             assert anchor in anchors(found.read_text()), f"{name} links to {target}"
 
@@ -91,8 +91,7 @@ def test_every_link_leads_to_a_file_or_a_heading(name):
 @in_a_checkout
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_file_and_target_of_make_that_a_document_names_exists(name):
-    named = [path for path in named_paths(TEXTS[name]) if not path.endswith("README.md")]
-    missing = [path for path in named if not (ROOT / path).exists()]
+    missing = [path for path in named_paths(TEXTS[name]) if not (ROOT / path).exists()]
     assert missing == []
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = [line.split()[1] for line in command_lines(TEXTS[name]) if re.match(r"make [a-z]", line)]
