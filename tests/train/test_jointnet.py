@@ -88,7 +88,7 @@ def test_averaged_weights_differ_from_raw_ones_and_lie_near_them(trained):
 def test_a_teachers_file_is_enough_to_rebuild_it(trained):
     net, facts = load_teacher(stage_weights(trained, "stage3", "ema"))
     index = ShardSet(trained.run_path / "prepare" / "train").index
-    assert facts["b"] == pytest.approx(index["balancing_factor"])
+    assert facts["b"] == pytest.approx(index.balancing_factor)
     assert facts["classes"]["names"][1] == "oil" and facts["schedule"]["num_train_timesteps"] == 1000
     assert isinstance(net, SARJointNet) and not net.training
 
