@@ -19,9 +19,15 @@ import torch
 
 from dakd.config import Config
 from dakd.runtime.distributed import free_port
-from dakd.runtime.exit_codes import ENDED_BY_SIGNAL
 from dakd.runtime.runlog import format_duration, say
-from dakd.runtime.stopping import REQUEST_FILE, Preempted, read_requeue_markers, remove_requeue_markers, request_stop
+from dakd.runtime.stopping import (
+    ENDED_BY_SIGNAL,
+    REQUEST_FILE,
+    Preempted,
+    read_requeue_markers,
+    remove_requeue_markers,
+    request_stop,
+)
 from dakd.shipped import extra_remedy
 
 UNDER_DEEPSPEED = ("train_jointnet", "generate", "train_saross")

@@ -1,4 +1,4 @@
-"""Finds the files that come with dakd (experiments, tables, ZeRO files), and names the commands that install extras.
+"""What comes with dakd: its files (experiments, tables, ZeRO files), its extras, and which code this is.
 
 The files are in `configs/` of a checkout and in `dakd/configs/` of an installed wheel.
 """
@@ -6,6 +6,9 @@ The files are in `configs/` of a checkout and in `dakd/configs/` of an installed
 from __future__ import annotations
 
 import difflib
+import subprocess
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -69,3 +72,20 @@ def extension_remedy(needs: str, settings: str = "") -> str:
         command = f"{settings}pip wheel --no-build-isolation --no-deps SOURCE"
         return f"build a wheel from dakd's source and install it: {command} (needs {needs})"
     return f"{settings}pip install --no-build-isolation -e . (needs {needs})"
+
+
+@cache
+def code_version() -> str:
+    """A commit's 40 digits, `-dirty` behind them where tracked files differ; or `dakd 0.1.0`; or `unknown`."""
+    root = _PACKAGE.parent
+    # An installed package may lie in the folder of a repository that is not dakd's.
+    if (root / ".git").exists() and not is_installed():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        except (OSError, subprocess.SubprocessError):  # no git here, or not our checkout to ask
+            pass
+    try:
+        return f"dakd {metadata.version('dakd')}"
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -9,7 +9,6 @@ import pytest
 
 from dakd import shipped
 from dakd.config import load_config
-from dakd.runtime import version
 
 AUTHOR = ("-c", "user.name=a", "-c", "user.email=a@b")
 
@@ -72,9 +71,9 @@ def test_files_of_an_installed_package_lie_within_it(tmp_path, monkeypatch):
 
 
 def test_an_installed_package_within_another_repository_says_its_own_version(tmp_path, monkeypatch):
-    monkeypatch.setattr(version, "_ROOT", tmp_path)
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "dakd")
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     subprocess.run(["git", "-C", tmp_path, *AUTHOR, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    assert len(version.code_version.__wrapped__()) == 40
+    assert len(shipped.code_version.__wrapped__()) == 40
     monkeypatch.setattr(shipped, "is_installed", lambda: True)
-    assert version.code_version.__wrapped__() == f"dakd {metadata.version('dakd')}"
+    assert shipped.code_version.__wrapped__() == f"dakd {metadata.version('dakd')}"

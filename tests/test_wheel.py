@@ -157,7 +157,7 @@ def test_a_source_archive_builds_the_same_wheel(source, wheels, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_installed_wheel_runs_and_its_doctor_names_no_checkout(installed, kind):
     env = installed[kind]
-    code = "import dakd; from dakd.runtime.version import code_version; print(dakd.__file__); print(code_version())"
+    code = "import dakd; from dakd.shipped import code_version; print(dakd.__file__); print(code_version())"
     place, version = succeed([env.bin / "python", "-c", code], env.folder).splitlines()
     assert Path(place).is_relative_to(env.bin.parent) and version == "dakd 0.1.0"
     report = succeed(env.dakd("doctor"), env.folder)

@@ -33,7 +33,7 @@ from dakd.runtime.files import write_json, write_text
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import format_duration, say
 from dakd.runtime.stopping import Preempted
-from dakd.runtime.version import code_version
+from dakd.shipped import code_version
 from dakd.train.jointnet import train_jointnet
 from dakd.train.saross import train_saross
 

@@ -11,7 +11,7 @@ from dakd.card.places import file_name, without_places
 from dakd.card.subject import Subject, trained_on
 from dakd.config import GenerateConfig
 from dakd.runtime.runlog import read_records
-from dakd.runtime.version import code_version
+from dakd.shipped import code_version
 
 # Source of the images and the terms for passing them on, by `prepare.dataset`.
 DATASETS = {

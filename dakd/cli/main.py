@@ -14,9 +14,17 @@ import dakd
 from dakd.cli.command import Command, HelpfulParser
 from dakd.cli.steps import STEP_COMMANDS
 from dakd.cli.tools import TOOL_COMMANDS
-from dakd.runtime.exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, PREEMPTED, WRONG_ARGUMENTS
 from dakd.runtime.slurm import set_rank_from_slurm
-from dakd.runtime.stopping import Preempted, die_with_parent, is_rank_0
+from dakd.runtime.stopping import (
+    BROKEN_PIPE,
+    FAILED,
+    INTERRUPTED,
+    PREEMPTED,
+    WRONG_ARGUMENTS,
+    Preempted,
+    die_with_parent,
+    is_rank_0,
+)
 
 COMMANDS: dict[str, Command] = {command.name: command for command in (*STEP_COMMANDS, *TOOL_COMMANDS)}
 STEPS = tuple(command.name for command in STEP_COMMANDS)

@@ -8,7 +8,7 @@ overrides (`train_jointnet.stage1.steps=100`), expands `${VARIABLES}` of the env
 
 from __future__ import annotations
 
-from dakd.config.base import Byte, Fraction, NonNegative, Positive, Scale, Section, Size, wanted
+from dakd.config.base import Byte, Fraction, NonNegative, Positive, Scale, Section, Size, validated, wanted
 from dakd.config.evaluate import EvaluateConfig, FidelityConfig, PredictConfig
 from dakd.config.experiment import Config
 from dakd.config.generate import AuditConfig, Bounds, GateConfig, GenerateConfig, ShareBounds
@@ -34,7 +34,6 @@ from dakd.config.teacher import (
     UNetConfig,
 )
 from dakd.config.training import DataConfig, EngineConfig, OptimizerConfig
-from dakd.config.validation import validated
 
 __all__ = [
     "STUDENT_KINDS",

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from dakd.config.base import validated
 from dakd.config.experiment import Config
-from dakd.config.validation import validated
 from dakd.shipped import find_file, not_found
 
 # The parser also raises errors of Python, for bad bytes, dates and numbers.

@@ -20,7 +20,7 @@ from dakd.generate.teacher import PairMaker
 from dakd.runtime import distributed
 from dakd.runtime.runlog import say
 from dakd.runtime.slurm import array_task
-from dakd.runtime.version import code_version
+from dakd.shipped import code_version
 
 _POLL_S = 0.5
 

@@ -1,4 +1,4 @@
-"""How the process of a training ends: at the end of a step once it was asked to stop, or with its launcher.
+"""How a process ends: exit statuses, a training's stop at the end of a step on request, a rank's with its launcher.
 
 A stop request is SIGTERM, SIGUSR1, the end of the allotted time, or a file in the run folder (`dakd stop RUN`), for
 launchers that pass no signal on. A rank that receives one only remembers it, and votes to stop in its next step. The
@@ -28,6 +28,15 @@ REQUEST_FILE, MARKER_FILE = "stop.json", "requeue.json"
 _SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _listener: StopListener | None = None
+
+# Exit statuses that dakd gives, or that it reads from the processes of its steps.
+FAILED = 1
+WRONG_ARGUMENTS = 2
+PREEMPTED = 85  # a training stopped because it was asked to; the same command resumes it
+INTERRUPTED = 128 + signal.SIGINT  # as shells report a command that Ctrl-C ended
+BROKEN_PIPE = 128 + signal.SIGPIPE  # and one whose reader has left
+# Ended by SIGINT or SIGTERM, as a child process and as a shell would report it.
+ENDED_BY_SIGNAL = (-signal.SIGINT, -signal.SIGTERM, INTERRUPTED, 128 + signal.SIGTERM)
 
 
 class Preempted(Exception):

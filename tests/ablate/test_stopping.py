@@ -17,9 +17,8 @@ from dakd.ablate import command, run
 from dakd.ablate.run import JobStore, work
 from dakd.cli import run_step
 from dakd.pipeline import Stopped
-from dakd.runtime.exit_codes import PREEMPTED
 from dakd.runtime.lock import locked
-from dakd.runtime.stopping import Preempted
+from dakd.runtime.stopping import PREEMPTED, Preempted
 
 SLEEP = [sys.executable, "-c", "import time; print('started', flush=True); time.sleep(60)"]
 

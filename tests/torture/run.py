@@ -25,7 +25,7 @@ import torch
 from torture import damaged_shards, full_disk, generation, preparing, training, walks
 from torture.trials import Trials
 
-from dakd.runtime.version import code_version
+from dakd.shipped import code_version
 
 FAMILIES: dict[str, Callable[[Path, random.Random, Callable[[int], int]], list[Trials]]] = {
     "generate": lambda folder, chance, many: [generation.kill_workers(folder, chance, many(90))],
