@@ -14,7 +14,7 @@ import yaml
 from worlds import toy_config, with_ddpm, with_pairs, with_teacher
 
 from dakd.card import card_of, card_text, count_parameters, without_places, write_cards
-from dakd.card.front import _front_licence
+from dakd.card.write import _front_licence
 from dakd.config import Config, build_config, dump_config
 from dakd.data.index import write_index
 from dakd.data.prepared import open_prepared

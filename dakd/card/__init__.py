@@ -4,8 +4,7 @@ A card follows from the metadata of a weights file and, where its run folder is 
 the indexes of its data and the scores of `dakd evaluate`. It holds no path of the machine that it was written on.
 """
 
-from dakd.card.places import without_places
-from dakd.card.subject import count_parameters
+from dakd.card.subject import count_parameters, without_places
 from dakd.card.write import CARD_FILE, TEACHER_FILE, card_of, card_text, is_foreign, write_card, write_cards
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dakd.card.markdown import bullets, plain, table
+from dakd.card.sections import bullets, plain, table
 from dakd.card.subject import Subject, read_json
 
 
