@@ -471,7 +471,7 @@ def found_versions() -> Versions:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--arch", default="80,90,100", help="compute capabilities, such as 80,90,100")
-    parser.add_argument("--op", choices=backend.OPS, help="this op alone")
+    parser.add_argument("--op", choices=backend.OPS, help="only this op")
     parser.add_argument("--update", action="store_true", help="rewrite the checked-in table of this Triton version")
     parser.add_argument("--jobs", type=int, default=1 + (os.cpu_count() or 1), help="compilers at once")
     return parser.parse_args()

@@ -90,7 +90,7 @@ def fitting_processes(config: Config, available: int) -> int:
 def run_command(
     command: list[str], request: Path | None = None, pass_fds: Sequence[int] = ()
 ) -> tuple[int, bool]:
-    """Run a step. Returns its exit status, and whether this process received a signal to stop meanwhile.
+    """Run a step. Returns its exit status, and whether this process received a signal to stop while it ran.
 
     request: the file of a stop request, for a training. DeepSpeed's launcher passes no SIGTERM on to its ranks and dies
     of SIGUSR1, so a first SIGTERM or SIGUSR1 becomes that file, and the training ends at a checkpoint. A second one,

@@ -42,7 +42,7 @@ def student_metadata(
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[StudentNet, dict[str, Any]]:
     """The student of a file that `save_student` wrote, in eval mode on `device`, and the file's metadata.
 
-    Needs nothing but the file: no config and no pretrained checkpoint.
+    Needs only the file: no config and no pretrained checkpoint.
     """
     metadata = read_metadata(path)
     if metadata.get("kind") != "student":

@@ -181,7 +181,7 @@ def test_a_teacher_that_was_changed_says_so_and_is_saved_as_it_is(config, tmp_pa
     teacher.save_pretrained(tmp_path / "changed")
     again = dakd.load_teacher(tmp_path / "changed").sample(1, **same)[0]
     assert np.array_equal(again.soft_label, changed.soft_label)
-    # A file that is gone meanwhile is no loss either.
+    # A file that was removed in between is no loss either.
     monkeypatch.chdir(file_of(config).parent)
     of_file = dakd.load_teacher(file_of(config).name)
     monkeypatch.chdir(tmp_path)

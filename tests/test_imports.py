@@ -1,4 +1,4 @@
-"""The core works with its core dependencies alone, and importing it does nothing but define."""
+"""The core needs only its core dependencies, and importing it only makes definitions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = ("deepspeed", "wandb", "timm", "torchvision", "triton", "mamba_ssm", "causal_conv1d", "diffusers", "pytest",
             "scipy", "einops", "skimage", "hypothesis", "segmentation_models_pytorch", "transformers")
 
-# What a GPU host without network may lack beside torch and Triton.
+# What a GPU host without network may lack, besides torch and Triton.
 ABSENT_ON_A_GPU_HOST = ("pydantic", "pydantic_core", "zstandard", "webdataset", "deepspeed", "isal", "wandb",
                         "diffusers")  # fmt: skip
 

@@ -191,7 +191,7 @@ def quiet() -> dict[str, str]:
 def test_two_processes_train_stop_continue_and_generate(name, tmp_path):
     """Killed in the middle of stage 1, then the same command again: every step of the log once, in order.
 
-    The kill reaches the launcher's process group alone; torchrun's ranks have groups of their own, and die with it.
+    The kill reaches only the launcher's process group; torchrun's ranks have groups of their own, and die with it.
     """
     config = str(write_config(tmp_path))
     assert run_step("prepare", ["--config", config]) == 0

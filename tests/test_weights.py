@@ -37,7 +37,7 @@ def test_weights_of_another_kind_are_no_student(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"student": {"encoder": "resnet34", "decoder_channels": [8, 8]}}, "make no net"),
         ({"student": {"encoder_options": {"depths": [1, 1, 10**9, 1]}, "encoder": "mamba_vision"}}, "at most 8192"),
@@ -47,10 +47,10 @@ def test_weights_of_another_kind_are_no_student(tmp_path):
     ],
     ids=["too few", "for hours", "too wide", "absent", "classes"],
 )
-def test_settings_that_do_not_belong_to_the_weights_are_refused_before_a_net_is_made(tmp_path, change, told):
+def test_settings_that_do_not_belong_to_the_weights_are_refused_before_a_net_is_made(tmp_path, change, message):
     path = tmp_path / "student.safetensors"
     model = build_student(STUDENT, OSD_CLASSES.num_classes)
     weights.save_student(path, model, STUDENT, OSD_CLASSES, {})
     weights.save_weights(path, model.state_dict(), weights.read_metadata(path) | change)
-    with pytest.raises(ValueError, match=rf"student\.safetensors.*{told}"):
+    with pytest.raises(ValueError, match=rf"student\.safetensors.*{message}"):
         weights.load_student(path)

@@ -248,7 +248,7 @@ def disturb(tree: dict) -> dict[str, str]:
 
 
 def _train_without_restoring(config: Config) -> None:
-    """Resume from the checkpoint's weights alone, so that the poison meets a step and not the restoring of states."""
+    """Resume from the checkpoint's weights only, so that the poison meets a step and not the restoring of states."""
     from dakd.train.engine import Engine
     from dakd.train.jointnet import train_jointnet
 

@@ -7,7 +7,7 @@ the same tensors of a batch of 16, in one thread, in turns; their CPU time count
 front to back, its best case; the loader reads in its shuffled order and compares every record with its checksum. The
 files lie in the page cache: disks and networks are not measured.
 
-The consumer computes on a batch of 16 for as long as 1,540 records/s leave it, and asks for the next batch meanwhile,
+The consumer computes on a batch of 16 for as long as 1,540 records/s leave it, and asks for the next batch early,
 like a training on a device that works asynchronously; it copies its batches, as to a device. A step waits if its batch
 is not there when the previous step ends. Two reader processes serve it; the machine's load is printed. Exit status 1: a
 bar was missed.

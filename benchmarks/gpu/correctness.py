@@ -124,7 +124,7 @@ def _repeat(visit: Visit, op: str, name: str) -> str:
     if visit.is_gpu:
         different = _replay_beside(run_once, first)
         visit.add("correct", **cells, tensor=f"{_REPLAYS} replays", error=different,
-                verdict="wrong" if different else "ok", note="beside the same call on another stream")  # fmt: skip
+                verdict="wrong" if different else "ok", note="next to the same call on another stream")  # fmt: skip
         faults += [f"{different} of {_REPLAYS} replays differ"] if different else []
     if faults:
         raise Wrong(f"{op} {name}: {'; '.join(faults)}")

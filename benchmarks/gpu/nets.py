@@ -173,7 +173,7 @@ def _loop_job(visit: Visit, size: int, eta: float, steps: int):
         faults = measure_loops(visit.races("nets"), net, size, teacher_side(visit.is_tiny), eta, steps)
         if faults:
             raise Wrong("; ".join(faults))
-        return "equal to the eager loop, never synchronises" if visit.is_gpu else "eager alone: a CPU captures nothing"
+        return "equal to the eager loop, never synchronises" if visit.is_gpu else "eager only: a CPU captures nothing"
 
     return job
 

@@ -1,4 +1,4 @@
-"""How a call is timed: contestants take turns over rotating buffers, and a time is the median over the turns.
+"""The timing of a call: contestants take turns over rotating buffers, and a time is the median over the turns.
 
 On a GPU a turn is one pass over all buffer sets, between two events ("events": the time that a Python program sees).
 Calls too short for Python to keep the GPU busy are also captured into a CUDA graph and replayed ("graph": the time of

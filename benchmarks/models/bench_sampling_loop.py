@@ -34,7 +34,7 @@ def main() -> None:
     for fault in wrong:
         print(f"WRONG   {fault}")
     print(f"note: {'; '.join(wrong) if wrong else 'captured loops equal eager ones and never synchronise'}"
-          if races.is_gpu else "note: eager loops alone: a CPU captures nothing")  # fmt: skip
+          if races.is_gpu else "note: only eager loops: a CPU captures nothing")  # fmt: skip
     if wrong:
         raise SystemExit(3)
 

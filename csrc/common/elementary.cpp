@@ -39,7 +39,7 @@ void elementary_cpu(std::string name, const Tensor& x, Tensor out) {
       using To = decltype(to);
       if constexpr (std::is_same_v<From, double> == std::is_same_v<To, double>)
         DAKD_CALL(elementary, function, data<From>(x), mutable_data<To>(out), x.numel());
-      else check(false, kOp, "float64 goes to float64 alone");
+      else check(false, kOp, "float64 is converted only to float64");
     });
   });
 }

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ SampleTerms terms;
   const FourPixels<Id> pixels = read_pixels(p, sample, pixel);
   if (threadIdx.x == 0) terms = sample_terms(p, sample);
-  // No thread may use the terms before the first one has drawn them; the pixels are on their way meanwhile.
+  // No thread may use the terms before the first one has drawn them; the loads of the pixels run during the wait.
   __syncthreads();
   if (pixels.count > 0) noise_pixels(p, terms, pixels, sample, pixel, x_t, y_t);
 }

@@ -123,7 +123,7 @@ def with_bases(table: TableSpec, bases: Sequence[str]) -> TableSpec:
 
 
 def _data_names(table: TableSpec) -> str:
-    return ", ".join(table.data) or "one alone, without a name"
+    return ", ".join(table.data) or "a single data set, without a name"
 
 
 def _num_done(plan: TablePlan, store: JobStore) -> int:

@@ -69,8 +69,8 @@ class EvaluateConfig(Section):
 class PredictConfig(Section):
     """Class maps for images.
 
-    The student's weights and scales are those of `evaluate.weights` and `evaluate.scales`: what is predicted is what
-    was scored.
+    The student's weights and scales are those of `evaluate.weights` and `evaluate.scales`, so that the scores hold
+    for the predictions.
     """
 
     inputs: str | None = None

@@ -103,8 +103,8 @@ class StudentConfig(Section):
         foreign = [key for key in _SAROSS_SETTINGS if getattr(self, key) != fields[key].default]
         if self.name != "saross" and foreign:
             raise ValueError(
-                f"{', '.join(foreign)}: of SAROSS-Net alone, found with {self.name}; leave them out, or replace the "
-                f"whole section: train_saross.student={{name: {self.name}}}"
+                f"{', '.join(foreign)}: only SAROSS-Net has these settings, found with {self.name}; leave them out, or "
+                f"replace the whole section: train_saross.student={{name: {self.name}}}"
             )
         if self.name != "sam_oil" and self.sam_oil != fields["sam_oil"].default:
             raise ValueError(f"sam_oil holds settings of the student sam_oil, found with {self.name}; leave it out")

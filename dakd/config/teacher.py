@@ -78,7 +78,7 @@ class Stage1Config(StageConfig):
 
 
 class TeacherEngineConfig(EngineConfig):
-    """How the teacher's steps run, and the pictures of sampled pairs that it draws meanwhile."""
+    """How the teacher's steps run, and how often pictures of sampled pairs are drawn."""
 
     sample_every: NonNegative = 5000
     """Optimizer steps between grids of sampled pairs. 0 makes no grids."""

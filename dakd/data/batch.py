@@ -91,7 +91,7 @@ class BatchBuilder:
     has_labels: whether the batch has labels.  is_synthetic, has_soft: a flag for each position; None: no.
     block: (N,) uint8 to be used, with N as of `most_bytes`; None takes memory of its own.
 
-    The block is laid out when the first sample comes, which shows how soft labels are stored: it must have one if any
+    The block is laid out when the first sample comes, which shows the form of the soft labels: it must have one if any
     sample has.
     """
 

@@ -1,4 +1,4 @@
-"""The datasets of the trainings: which sample stands at a global position, and its crop, flip and mosaic, is a look-up.
+"""The datasets of the trainings: the sample at a global position, its crop, flip and mosaic are a look-up.
 
 So a run resumes from one integer, and every world size that divides the global batch sees the same batches.
 """
@@ -147,7 +147,7 @@ class StudentDataset:
         has_soft = [synthetic and not self.hard_labels for synthetic in is_synthetic]
         builder = BatchBuilder(positions, self.crop_size, True, is_synthetic=is_synthetic, has_soft=has_soft,
                                block=block)  # fmt: skip
-        # The synthetic ones first: they show the builder how soft labels are stored.
+        # The synthetic ones first: they show the builder the form of the soft labels.
         skipped = self._read(self._synthetic_records, [tile for tile in tiles if tile.is_synthetic], builder)
         skipped += self._read(self._real_records, [tile for tile in tiles if not tile.is_synthetic], builder)
         return builder.finish(skipped)

@@ -348,7 +348,7 @@ def pixel_shares(pixels: Sequence[int]) -> list[float]:
 def records_digest(records: Sequence[RecordInfo]) -> str:
     """The sha256 of what readers go by: the names of a shard's records, and where they lie.
 
-    It holds nothing but what follows from the tar to the bit, on any machine: a sidecar that was derived again has it.
+    It depends only on the bytes of the tar, not on the machine: a sidecar that is derived again has the same hash.
     """
     facts = [[record.key, record.height, record.width, record.crc32, record.members] for record in records]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

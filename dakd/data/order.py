@@ -24,9 +24,9 @@ _KEPT_EPOCHS, _KEPT_WINDOWS = 2, 4
 
 
 class ShardOrder:
-    """The order of the records of a set of shards, in any epoch. What is kept are tables; every answer is pure.
+    """The order of the records of a set of shards, in any epoch. It keeps only tables; its methods are pure functions.
 
-    counts: records of each shard.  window: W, shards.  stream: the randomness that this order alone draws from.
+    counts: records of each shard.  window: W, shards.  stream: the random numbers of this order only.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, window: int, stream: Stream = Stream.ORDER) -> None:

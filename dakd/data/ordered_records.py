@@ -1,4 +1,4 @@
-"""Samples by their place in an order, a batch at a time, and how bad records are passed over.
+"""Samples by their place in an order, a batch at a time, and the rule by which bad records are skipped.
 
 The records of a batch are read in the order in which they lie on the disk, each with one read, into memory that serves
 record after record and so stays in the processor's cache: samples are views of it.

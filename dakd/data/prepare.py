@@ -56,7 +56,7 @@ class _Tally:
 
 
 def prepare(cfg: Config, run_dir: str | Path | None = None, rebuild: bool = False) -> PrepareResult:
-    """Packs the dataset of `cfg.prepare` into RUN/prepare; a second call with the same settings reuses what is there.
+    """Packs the dataset of `cfg.prepare` into RUN/prepare; a second call with the same settings reuses the result.
 
     run_dir: default cfg.run_path.  rebuild: replaces what other settings have made; else that is a ValueError.
     Raises BadDataset naming every bad file, with on_bad_file="skip" only when a split is left empty; RuntimeError where

@@ -62,7 +62,7 @@ def write_shard(
 def write_tar(
     path: Path, samples: Iterable[Sample], classes: ClassTable, codec: str | None, temperature: float | None = None
 ) -> None:
-    """The records of a shard, as bytes that depend on the samples alone."""
+    """The records of a shard, as bytes that depend only on the samples."""
     from webdataset.writer import TarWriter
 
     encoder = None if codec is None else get_codec(codec, temperature)

@@ -3,7 +3,7 @@
     fp16       the logits themselves, in half precision: any temperature, 2 K bytes a pixel
     logprob8   codes round(255 (max_k z_k - z) / R), clipped at 255, as one zstd frame: about a quarter of the bytes
 
-A softmax depends on differences of logits alone, so the gap to the largest one, the log-probability's without its
+A softmax depends only on differences of logits, so the gap to the largest one, the log-probability's without its
 normalisation, is all that a student needs. The range R in nats goes with the temperature T that the student softens
 by: a wide range costs resolution (a step is R / 255), a narrow one cuts off what e^(-R / T) still counts. Codes are
 read as they are: the student's loss takes them with R (`kernels/seg_loss`), and so does `likeliest_class`.
@@ -191,7 +191,7 @@ def _check_logits(logits: np.ndarray) -> np.ndarray:
 
 
 def _zstandard() -> ModuleType:
-    """Imported when codes are met: logits alone do not need it."""
+    """Imported where codes are read or written: plain logits do not need it."""
     try:
         import zstandard
     except ImportError:

@@ -1,9 +1,9 @@
-"""Where sets of shards lie, and how one is opened: a folder, or a folder of an object store behind a cache.
+"""The places of sets of shards, and their opening: a folder, or a folder of an object store behind a cache.
 
 A URL (`s3://bucket/set`, `gs://`, `https://`, any that fsspec knows) is read through fsspec. A shard is fetched as a
 whole, aside, compared with the checksum of the index, and only then gets its name in the cache, which is the checksum:
 any number of processes share it, and a changed set is never mixed up with its earlier state. Where the
-cache grows beyond its limit the shards that were longest not opened go; who reads one keeps it until it is closed.
+cache grows beyond its limit, the least recently opened shards are removed; a reader keeps its open file.
 
 Bare tars, without an index, are indexed when they are first opened.
 """
@@ -35,7 +35,7 @@ _ABANDONED_S = 3600.0  # a file aside that nobody has written to for so long was
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder with the shards that were fetched, in all at most `limit_bytes` while none of them is larger alone."""
+    """A folder with the shards that were fetched, at most `limit_bytes` in all, unless a single one is larger."""
 
     folder: Path
     limit_bytes: int

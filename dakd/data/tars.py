@@ -20,7 +20,7 @@ class DamagedTar(ValueError):
 
 
 def list_members(tar_path: str | Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """{key: {extension: (offset, size)}} in the order of the tar, from its headers alone.
+    """{key: {extension: (offset, size)}} in the order of the tar, from its headers.
 
     A key is a member's name up to the first dot behind its folder. Raises DamagedTar where the tar is truncated, holds
     anything but files and folders, a name that leads elsewhere, or the members of a record apart or twice.

@@ -1,4 +1,4 @@
-"""What the image branch's output is: the clean image, or what is to be added to a share of the noisy one.
+"""The meaning of the image branch's output: the clean image, or a term added to a share of the noisy one.
 
     x_t = a x_0 + s eps,    a = sqrt(alpha_bar_t), s = sqrt(1 - alpha_bar_t)
     without sigma_data    x_0_hat = F                                              (paper)
@@ -28,7 +28,7 @@ _FINE = 5  # pixels; detail is fine where a mean over so many squared does not s
 
 
 def fine_detail(images: Iterable[np.ndarray]) -> float:
-    """The RMS of what (H, W) uint8 images, as values in [-1, 1], have beside their means over 5 x 5 pixels.
+    """The RMS of (H, W) uint8 images, as values in [-1, 1], minus their means over 5 x 5 pixels.
 
     In SAR images that is speckle for the most part. Raises ValueError without images.
     """

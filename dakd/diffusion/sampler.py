@@ -32,7 +32,7 @@ class TimedDenoiser(Protocol):
     """A denoiser whose tensors of the timestep can be computed beforehand, as SAR-JointNet's can."""
 
     def embed_time(self, t: Tensor) -> list[Tensor]:
-        """(B,) timesteps to tensors (B, width) that depend on them alone."""
+        """(B,) timesteps to tensors (B, width) that depend only on them."""
 
     def denoise(self, x_t: Tensor, y_t: Tensor, shifts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The call with the tensors of embed_time; tensors of one row serve the whole batch."""

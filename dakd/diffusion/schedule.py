@@ -1,4 +1,4 @@
-"""The noise schedule: squared-cosine betas over T steps, in float64, and what training and sampling read of it.
+"""The noise schedule: squared-cosine betas over T steps, in float64, and the tables that training and sampling read.
 
     abar(s) = cos((s + 0.008) / 1.008 * pi / 2)^2,   beta_i = min(1 - abar((i + 1) / T) / abar(i / T), 0.999)
 

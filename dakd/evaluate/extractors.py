@@ -168,5 +168,5 @@ class SmallRandomConv(nn.Module):
 def _open_small(device: str | torch.device) -> Extractor:
     net = SmallRandomConv().to(device)
     digest = hashlib.sha256(b"".join(buffer.cpu().numpy().tobytes() for buffer in net.buffers())).hexdigest()
-    note = f"{SMALL} stands in for InceptionV3: random filters see texture alone, and their numbers are no FID or KID."
+    note = f"{SMALL} stands in for InceptionV3: random filters see only texture, and their numbers are no FID or KID."
     return Extractor(SMALL, "small", digest, (2 * sum(_SMALL_WIDTHS),), lambda sar: (net(sar),), note)

@@ -188,7 +188,7 @@ def _cached_features(
     path = cache / f"{label}-{len(windows)}-{digest[:16]}.npz"
     kept = _read_features(path, windows) if is_main() else None
     if broadcast(kept is not None):
-        # Rank 0 alone computes the numbers; the others need no features.
+        # Only rank 0 computes the numbers; the others need no features.
         return kept or Features(torch.empty(len(windows), 0), None, groups_of(windows))
     made = extract_features(shard_set, windows, size, seed, extractor, label)
     if is_main():

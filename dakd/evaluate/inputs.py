@@ -1,4 +1,4 @@
-"""Which students are evaluated, on which images, and where the tables go."""
+"""The inputs of an evaluation: its students, its images, and the folder for its tables."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class LabelledFolder:
             raise BadDataset(
                 f"{self.folder} has {len(problems)} problem(s) and {len(usable)} usable images:",
                 problems,
-                "fix or remove these files, set evaluate.dataset to how the masks are to be read (osd, sos, folder), "
+                "fix or remove these files, set evaluate.dataset to the layout of the masks (osd, sos, folder), "
                 "or set prepare.on_bad_file to skip to leave them out",
             )
         if problems:

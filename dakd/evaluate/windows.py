@@ -1,7 +1,7 @@
 """Windows of one size from a set's images, so that sets of differently large images can be compared.
 
 An image of that size is its own window; a larger one gives a random window (the teacher was trained on such), a smaller
-one is padded first. The windows are a function of (seed, set, number, size) alone.
+one is padded first. The windows are a function of (seed, set, number, size).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`generate --verify` and `--repair`: find every fault of a set, and clear damaged files out of the way.
 
-Faults are found from outside: other workers may be generating meanwhile, and the teacher's net is not needed.
+Faults are found from outside: other workers may be generating at the same time, and the teacher's net is not needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dakd.runtime.files import left_overs
 class Fault(NamedTuple):
     """A fault of a shard, or of the set's summaries (shard None).
 
-    what: the file and what is wrong with it.
+    what: the file and its fault.
     part: what has to be removed: the tar with its sidecar, the sidecar alone, the gate's measures, or the summaries;
     "nothing" where a file is absent, which the next worker makes.
     """

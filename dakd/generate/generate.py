@@ -53,7 +53,7 @@ def generate(config: Config) -> Path:
 def repair(config: Config) -> Path:
     """Put damaged shards into `quarantine/`, and make them and the missing ones again; the folder.
 
-    Other workers may be generating meanwhile.
+    Other workers may be generating at the same time.
     """
     if is_main():
         plan, classes = open_plan(config), teacher_classes(config)

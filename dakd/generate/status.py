@@ -1,4 +1,4 @@
-"""How far a set is, how fast it grows, when it will be finished and how large it will be.
+"""The progress of a set: samples made, their rate, the time left, and the expected size on disk.
 
 `status` needs nothing of the teacher but its file's metadata, so a login node can ask while others generate.
 """

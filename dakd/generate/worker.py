@@ -1,4 +1,4 @@
-"""One worker of any number: it makes the shards that are missing until all are there, whoever made them.
+"""One of any number of workers: it makes missing shards until all are there, its own and those of others.
 
 There is no master, no lease and no collective operation. A worker starts with its share of the shards, then sweeps over
 all. It skips shards that others have claimed, and at the end waits for them: it makes those whose claims become stale.

@@ -1,4 +1,4 @@
-"""The contract of all rooms: how an op is registered with torch, its precision, and the checks of its arguments.
+"""The contract of all rooms: the registration of an op with torch, its precision, and the checks of its arguments.
 
 Shapes, dtypes and devices are checked, never values: a look at values would synchronise with the device and break
 graphs.

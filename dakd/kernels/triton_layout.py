@@ -1,4 +1,4 @@
-"""Where numbers lie: the offsets of pixels in a channel, and a thread's tile taken apart into columns."""
+"""Memory layouts for Triton kernels: the offsets of pixels in a channel, and a thread's tile split into columns."""
 
 # Triton does not compile starred elements of a tuple, which the rule wants.
 # ruff: noqa: RUF005

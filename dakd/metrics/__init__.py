@@ -1,5 +1,5 @@
 """Segmentation scores from one pooled confusion matrix; objects found by size, boundary IoU, calibration; bootstrap
-intervals; and, of images, speckle, texture and the distances between two sets."""
+intervals; and measures of images: speckle, texture and the distances between two sets."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ mIoU, P, R, F1 and A are plain means over the classes: F1 is the mean of the cla
 accuracy, not the pixel accuracy. The rows of the paper's tables obey these identities.
 
 All counts are pooled first. A mean over images of each image's own mIoU, such as torchmetrics' MeanIoU, is another
-number: there a ship missed in a small image weighs as much as a slick, and an image of sea alone scores 1. The two
+number: there a ship missed in a small image weighs as much as a slick, and an image with only sea scores 1. The two
 cannot be compared; torchmetrics' JaccardIndex (macro) pools as this module does.
 """
 

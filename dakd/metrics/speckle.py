@@ -41,7 +41,7 @@ def speckle_autocorrelation(sar: np.ndarray, region: np.ndarray, window: int, mi
     blocks = np.log1p(_windows_within(sar, region, window).astype(np.float64))
     blocks = _without_plane(blocks, window)
     power = (blocks**2).mean(axis=1)
-    # A constant window keeps rounding errors alone.
+    # A constant window keeps only rounding errors.
     blocks, power = blocks[power > 1e-12], power[power > 1e-12]
     if len(blocks) < min_windows:
         return None

@@ -38,7 +38,7 @@ def load_public_checkpoint(encoder: nn.Module, path: str | Path) -> None:
 
 
 def read_public_checkpoint(path: str | Path, encoder: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by their public names.  encoder: for the error that names what is missing."""
+    """The tensors of a checkpoint by their public names.  encoder: named in the error where the file is missing."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(_where_to_get(path) if isinstance(encoder, MambaVision) else _absent(path, encoder))

@@ -1,4 +1,4 @@
-"""Which process this is among how many, on which device; set up once, under any launcher.
+"""The rank, world size and device of this process, set up once under any launcher, and the collectives.
 
 `deepspeed` and `torchrun` give a process its rank in the environment (RANK, WORLD_SIZE, LOCAL_RANK), `srun` in SLURM's
 variables (see slurm.py). Plain `python` gives none, and is a world of one.

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name, to the disk, then renamed. No reader sees a part."""
+"""Files that are whole or absent: written aside, flushed to the disk, then renamed. No reader sees a part."""
 
 from __future__ import annotations
 

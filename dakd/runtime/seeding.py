@@ -2,7 +2,7 @@
 
 Two generators serve two places. On the host, `numpy_rng` gives numpy's Philox4x64: crops, flips, mosaics, orders, start
 noise and simulation. On the device, Philox4x32-10 (Salmon et al. 2011) in integer arithmetic gives timesteps and noise
-that any backend can draw again bit for bit, because nothing but the counter decides a number:
+that any backend can draw again bit for bit, because a number depends only on its key and counter:
 
     key     = (seed mod 2^32, seed >> 32)
     counter = (block, step, position mod 2^32, position >> 32 | stream << 28)

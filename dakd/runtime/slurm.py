@@ -1,6 +1,6 @@
 """The rank of a task of `srun`, and the number of a task of a job array, from SLURM's variables.
 
-Standard library alone, and read before anything else: the variables decide which process prints and writes.
+Standard library only, and read before anything else: the variables decide which process prints and writes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def set_rank_from_slurm(environ: MutableMapping[str, str] = os.environ) -> None:
     own_gpu_alone = local_world > 1 and len(environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")) == 1
     environ["RANK"] = environ["SLURM_PROCID"]
     environ["WORLD_SIZE"] = str(world)
-    # With --gpus-per-task a task sees its own GPU alone, and that one is number 0.
+    # With --gpus-per-task a task sees only its own GPU, as number 0.
     environ["LOCAL_RANK"] = "0" if own_gpu_alone else environ["SLURM_LOCALID"]
     environ["LOCAL_WORLD_SIZE"] = str(local_world)
     environ.setdefault("MASTER_ADDR", first_host(environ["SLURM_STEP_NODELIST"]))

@@ -3,7 +3,7 @@
 A stop request is SIGTERM, SIGUSR1, the end of the allotted time, or a file in the run folder (`dakd stop RUN`), for
 launchers that pass no signal on. A rank that receives one only remembers it, and votes to stop in its next step. The
 ranks add up their votes in the sum that every step takes anyhow, so all of them stop after the same step, with its
-checkpoint. Standard library alone: a rank listens before it imports torch, which takes seconds.
+checkpoint. Standard library only: a rank listens before it imports torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _listener: StopListener | None = None
 
-# Exit statuses that dakd gives, or that it reads from the processes of its steps.
+# Exit statuses that dakd returns, or reads from the processes of its steps.
 FAILED = 1
 WRONG_ARGUMENTS = 2
 PREEMPTED = 85  # a training stopped because it was asked to; the same command resumes it
@@ -67,7 +67,7 @@ class StopListener:
         limit = self._job_left_s - min(STOP_MARGIN_S, self._job_left_s / 2)
         if elapsed >= min(limit, float("inf") if max_hours is None else 3600 * max_hours):
             self.reasons.add("time limit")
-        # One rank alone looks for the file: a network file system would show it to the others at another step.
+        # Only one rank looks for the file: a network file system would show it to the others at another step.
         if is_rank_0() and self.request_file.exists():
             self.reasons.add("request")
         return [float(reason in self.reasons) for reason in REASONS]

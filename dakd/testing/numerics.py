@@ -116,7 +116,7 @@ def forward_and_gradients(
 ) -> dict[str, Tensor]:
     """Floating outputs by number, and the gradients "d<input>" of sum(output * cotangent) with seeded cotangents.
 
-    dtypes: what the cotangents are rounded to, by output; None: the outputs' own.
+    dtypes: dtype that the cotangents are rounded to, by output; None: the outputs' own.
     """
     leaves = {
         name: value.detach().requires_grad_(name in differentiable) if _is_floating(value) else value

@@ -1,4 +1,4 @@
-"""Each op as a person would write it in plain torch: the independent check in tests, the rival in benchmarks.
+"""Each op in plain torch, written in the obvious way: the independent check in tests, the rival in benchmarks.
 
 Names and arguments are those of the rooms, without `backend`. Parameters are cast to the features' dtype, as eager code
 does. Whole batches are computed at once, and no value is read on the host, so that a race is fair.

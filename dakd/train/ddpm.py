@@ -50,7 +50,7 @@ class DDPMLoss(nn.Module):
         return {"loss": (loss_x + n * loss_y) / (1 + n), "loss_x": loss_x, "loss_y": loss_y}
 
     def noised(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t (B, 1, H, W), y_t (B, n, H, W) and t (B,), functions of (seed, global position) alone."""
+        """x_t (B, 1, H, W), y_t (B, n, H, W) and t (B,), functions only of (seed, global position)."""
         image = batch.image
         channels = torch.cat([image, bits_as_grey(batch.label, self.num_classes)], dim=1)
         # The op knows images of one channel: the channels lie below one another, each with noise of its own.

@@ -28,7 +28,7 @@ def distillation_loss(
 ) -> Tensor:
     """(B,) losses of the form `cfg.kd_form`, 0 for real samples; fp32 (fp64 for fp64 logits); `kd_scale` is not in it.
 
-    logits, teacher, teacher_row, teacher_range: as `seg_loss` takes them. The gradient goes to the logits alone.
+    logits, teacher, teacher_row, teacher_range: as `seg_loss` takes them. Only the logits get a gradient.
     """
     logits = logits.to(compute_dtype(logits.dtype))
     if teacher is None or not len(teacher):

@@ -93,7 +93,7 @@ def describe_saross(config: Config) -> str:
 
 
 def num_classes_of(config: Config) -> int:
-    """Known from the config alone, before anything is prepared."""
+    """Known from the config, before anything is prepared."""
     prepare = config.prepare
     if prepare.dataset == "folder":
         return len(prepare.classes)
@@ -133,7 +133,7 @@ def _cost_line(cost: Cost) -> str:
 def memory_parts(
     cost: Cost, precision: str, stage: int, world: int, micro_batch: int, num_averages: int = 1
 ) -> dict[str, float]:
-    """Bytes a rank by what they are for: ZeRO `stage` (1 to 3) among `world` ranks.
+    """Bytes per rank, by purpose: ZeRO `stage` (1 to 3) among `world` ranks.
 
     The optimizer keeps an fp32 master, two moments and the averages of every trained parameter; bf16 and autocast keep
     half of the fp32 activations.

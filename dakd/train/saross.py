@@ -121,7 +121,7 @@ class StudentTraining(Training):
         soft_range = None if synthetic is None else synthetic.index.soft_range
         check_loss(self.section, self.classes.num_classes, synthetic is not None, soft_range)
         if self.section.batch_norm == "sync" and device().type != "cuda":
-            raise ValueError("batch_norm is sync, which torch has on GPUs alone; set it to local or frozen")
+            raise ValueError("batch_norm is sync, which torch supports only on GPUs; set it to local or frozen")
         self.total_steps, self.lr, self.seed = student_steps(config), self.section.optimizer.lr, config.seed
         sources = (self.dataset.real, self.dataset.synthetic)
         self.data = [source.fingerprint for source in sources if source is not None]

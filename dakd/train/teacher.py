@@ -83,7 +83,7 @@ class TeacherTraining(Training):
         return stage_weights(self.config, self.label, kind)
 
     def finish(self, engine: Engine) -> None:
-        # Whoever samples needs the file alone: the identity holds the sizes, the schedule, b and sigma_data.
+        # Sampling needs only this file: the identity holds the sizes, the schedule, b and sigma_data.
         engine.save_net_weights(
             self.weights_file, self.identity | {"kind": self.kind, "classes": self.classes.to_dict()}
         )

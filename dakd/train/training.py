@@ -48,7 +48,7 @@ class Training(ABC):
 
     @abstractmethod
     def own_identity(self) -> dict:
-        """The settings of this kind of training alone that a checkpoint must share."""
+        """The settings peculiar to this kind of training that a checkpoint must share."""
 
     @abstractmethod
     def weights_file(self, kind: str) -> Path:

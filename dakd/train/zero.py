@@ -54,8 +54,8 @@ def zero_config(path: str) -> dict:
     stage = tree.get("zero_optimization", {}).get("stage")
     if unknown or stage not in (1, 2, 3):
         raise ValueError(
-            f"{found} has stage {stage} and {sorted(unknown) or 'no other key'}; wanted zero_optimization "
-            "alone, with stage 1, 2 or 3: everything else is set in the YAML"
+            f"{found} has stage {stage} and {sorted(unknown) or 'no other key'}; wanted only "
+            "zero_optimization, with stage 1, 2 or 3: everything else is set in the YAML"
         )
     return tree
 

@@ -1,4 +1,4 @@
-"""The benchmarks are scripts beside one another; tests import them from their folder."""
+"""The benchmarks are scripts that import each other by folder; tests import them from their folder."""
 
 import sys
 from pathlib import Path

@@ -106,8 +106,8 @@ def test_damage_stops_with_a_reason_or_the_next_good_record_stands_in(copied, da
     for place, (was, now) in enumerate(zip(before, found)):
         following = [key for key in before[place:] + before[:place] if key in good]
         assert now == (was if was in good else following[0])
-    told = [line for batch in batches for line in batch.skipped]
-    assert len(told) == len(bad) and all(reason in line for line in told)
+    skipped_lines = [line for batch in batches for line in batch.skipped]
+    assert len(skipped_lines) == len(bad) and all(reason in line for line in skipped_lines)
 
 
 def test_readers_of_any_number_and_a_resumed_run_pass_over_the_same_records(copied):

@@ -66,8 +66,8 @@ def test_a_cut_tar_and_a_failing_command_stop_or_are_told(sources, tmp_path, rea
         with pytest.raises(BadRecord, match="breaks off"):
             take(make_loader(streamed([source]), 1, 0, 1, 0), 6)
     batches = take(make_loader(streamed([sources[0], *bad], on_bad_record="skip"), 1, 0, 1, 0), 12)
-    told = [line for batch in batches for line in batch.skipped]
-    assert any("cut.tar" in line for line in told) and any("exit 3" in line for line in told)
+    skipped_lines = [line for batch in batches for line in batch.skipped]
+    assert any("cut.tar" in line for line in skipped_lines) and any("exit 3" in line for line in skipped_lines)
     with pytest.raises(BadRecord, match="hold no good record"):
         take(make_loader(streamed(["pipe:exit 3"], on_bad_record="skip"), 1, 0, 1, 0), 1)
 

@@ -218,7 +218,7 @@ def test_black_and_white_masks_without_a_white_class_stop_with_the_remedy(tmp_pa
     settings = make_folder(tmp_path / "data")
     for path in (tmp_path / "data" / split / "masks").iterdir():
         Image.fromarray(255 * np.array(Image.open(path))).save(path)
-    with pytest.raises(ValueError, match=rf"the split '{split}' hold 0 and 255 alone.* the colour \[255, 255, 255\]"):
+    with pytest.raises(ValueError, match=rf"the split '{split}' hold only 0 and 255.* the colour \[255, 255, 255\]"):
         prepare(config(**settings), tmp_path / "run")
     assert not (tmp_path / "run" / "prepare").exists()
 

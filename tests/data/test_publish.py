@@ -1,4 +1,4 @@
-"""A shard appears whole and once, whoever publishes it, and its sidecar follows from it."""
+"""A shard appears whole and once, whichever worker publishes it, and its sidecar follows from it."""
 
 from __future__ import annotations
 

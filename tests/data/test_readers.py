@@ -1,4 +1,4 @@
-"""Readers of the published layouts: what is whole is read, what is not is named."""
+"""Readers of the published layouts: good files are read, bad ones are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards: what goes in comes out, byte for byte the same, and damage is told."""
+"""Shards: samples are read as they were written, byte for byte the same, and damage is reported."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def test_a_header_with_a_negative_size_does_not_send_the_walk_in_circles(tmp_pat
 
 @pytest.fixture(scope="module")
 def sound_tar(tmp_path_factory):
-    path = tmp_path_factory.mktemp("sound") / "a.tar"
+    path = tmp_path_factory.mktemp("intact") / "a.tar"
     write_tar(path, {"a.png": png(GREY), "a.mask.png": png(LABEL), "b.sar.npy": npy(GREY), "b.json": b"{}"})
     return path
 

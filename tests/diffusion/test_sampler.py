@@ -1,4 +1,4 @@
-"""The sampler against diffusers' DDIM on each branch, Eq. 21, and starts that depend on the sample alone."""
+"""The sampler against diffusers' DDIM on each branch, Eq. 21, and starts that depend only on the sample."""
 
 from __future__ import annotations
 

@@ -62,9 +62,9 @@ def test_numbers_of_the_small_extractor_bear_no_name_of_inceptions(sets, small, 
     assert list(found["metrics"]) == ["fd_small", "kd_small", "precision_small", "recall_small"]
     assert found["num_images"] == 24 and found["images_in_set"] == {"real": 26, "synthetic": 24}
     text = " ".join([*(str(row) for row in fidelity_rows(found)[1]), *fidelity_notes(found)])
-    told = text.replace("no FID or KID", "")
-    assert "Frechet distance (small-random-conv)" in told
-    assert not any(name in told for name in ("FID", "KID", "IS,", "Inception score"))
+    rest = text.replace("no FID or KID", "")
+    assert "Frechet distance (small-random-conv)" in rest
+    assert not any(name in rest for name in ("FID", "KID", "IS,", "Inception score"))
     assert not found["is_standard"] and json.loads(json.dumps(found, allow_nan=False)) == found
 
 
@@ -222,11 +222,11 @@ def test_too_few_images_and_no_extractor_leave_it_absent(sets, small, tmp_path):
 def test_the_text_says_that_few_images_make_fid_large():
     inception = Extractor("inception-v3-compat", "", "0", (64, 1008), lambda sar: (sar,))
     facts = {"num_images": 40, "resamples": 20, "confidence": 0.95}
-    told = facts | score_features(fake_features(40, 64, 0), fake_features(40, 64, 1), inception, 0, 20)
-    told["note"] = fidelity._note_on_size(fake_features(40, 64, 0))
-    assert "40 images are fewer than the 64 features" in fidelity_notes(told)[1]
+    facts = facts | score_features(fake_features(40, 64, 0), fake_features(40, 64, 1), inception, 0, 20)
+    facts["note"] = fidelity._note_on_size(fake_features(40, 64, 0))
+    assert "40 images are fewer than the 64 features" in fidelity_notes(facts)[1]
     assert fidelity._note_on_size(fake_features(65, 64, 0)) == ""
-    assert [row[0] for row in fidelity_rows(told)[1]][:2] == ["FID", "KID"]
+    assert [row[0] for row in fidelity_rows(facts)[1]][:2] == ["FID", "KID"]
 
 
 # --- InceptionV3 ------------------------------------------------------------------------------------------------------

@@ -123,9 +123,9 @@ def test_what_is_wrong_with_a_folder_is_told_at_once(config, pictures):
     save(pictures / "masks" / "h1.png", np.zeros((9, 20), np.uint8))
     save(pictures / "images" / "h4.png", np.zeros((16, 20), np.uint8))
     asked = asking(config, folder=str(pictures))
-    with pytest.raises(BadDataset) as told:
+    with pytest.raises(BadDataset) as error:
         LabelledFolder(asked, OSD_CLASSES)
-    text = str(told.value)
+    text = str(error.value)
     assert "3 problem(s) and 1 usable images" in text and "h4.png: has no label file" in text
     assert (
         "neither ids 0 to 4 nor class colours: (77, 77, 77)" in text and "is 20 x 9, its image h1.png 20 x 16" in text

@@ -14,7 +14,7 @@ from dakd.evaluate.set_statistics import SetCounts, count_set, set_statistics
 
 @pytest.fixture
 def two_images(tmp_path):
-    """Sea at 100 and 120, oil at 40 in the first image; in the second sea alone at 200, one pixel ignored."""
+    """Sea at 100 and 120, oil at 40 in the first image; in the second only sea at 200, one pixel ignored."""
     sar = np.array([[100, 120], [40, 40]], np.uint8)
     label = np.array([[0, 0], [1, 1]], np.uint8)
     alone = Sample("b", np.full((1, 3), 200, np.uint8), label=np.array([[0, 0, 255]], np.uint8))

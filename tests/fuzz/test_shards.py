@@ -55,7 +55,7 @@ def copy_of(good: Path, tmp_path: Path) -> Path:
 
 
 def read_all(folder: Path, good: Path) -> str:
-    """Through the set and through a loader that passes over bad records; what is read is what was written."""
+    """Through the set and through a loader that passes over bad records; each sample is read as it was written."""
     whole = ShardSet(good)
     written = {sample.sar.tobytes(): sample for sample in map(whole.read, range(len(whole)))}
     shards = ShardSet(folder)
@@ -73,8 +73,8 @@ def read_all(folder: Path, good: Path) -> str:
         sample = shards.read(i)
         true = written.get(sample.sar.tobytes())
         assert true is not None, "another image was accepted"
-        told = (sample.key, sample.meta, shards.key(i), shards.size(i))
-        assert told == (true.key, true.meta, true.key, true.sar.shape), "other facts were accepted"
+        found = (sample.key, sample.meta, shards.key(i), shards.size(i))
+        assert found == (true.key, true.meta, true.key, true.sar.shape), "other facts were accepted"
         assert (sample.label is None) == (true.label is None) and sample.soft_label is not None, "a label was lost"
     return "read"
 
@@ -125,7 +125,7 @@ def test_values_and_bytes_of_an_index(good, tmp_path, data):
     verified = judge("indexes, verified", lambda: "refused" if verify(folder) else "read", folder.name, TAR)
     if file.read_bytes() == (good / file.name).read_bytes():
         assert outcome == verified == "read"
-    assert outcome in ("read", "refused")  # the tar is sound: there is no record to pass over
+    assert outcome in ("read", "refused")  # the tar is intact: there is no record to pass over
 
 
 @fuzzed

@@ -167,7 +167,7 @@ def test_a_full_set_honours_every_quota_and_so_do_its_beginnings_nearly(seed):
 def test_a_candidate_that_serves_two_quotas_counts_for_both_and_places_are_held_free_for_each():
     quotas = {"ship": share(0.5), "oil": share(0.5)}
     assert filled(quotas, 4, [{"ship", "oil"}, {"sea"}, {"sea"}, {"ship", "oil"}, {"sea"}]) == [0, 1, 3, 4]
-    # No place is free for sea alone; after a ship it is oil that is due.
+    # No place is free for an image with only sea; after a ship it is oil that is due.
     assert filled(quotas, 4, [{"sea"}, {"ship"}, {"sea"}, {"ship"}, {"oil"}, {"ship"}, {"oil"}]) == [1, 4, 5, 6]
 
 

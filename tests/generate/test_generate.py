@@ -1,4 +1,4 @@
-"""Generation: the set is a function of the checkpoint and the settings, whoever makes it, and finished shards stay."""
+"""Generation: a set is a function of its checkpoint and settings, not of the workers, and finished shards stay."""
 
 from __future__ import annotations
 

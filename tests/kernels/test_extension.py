@@ -257,7 +257,7 @@ def test_the_library_needs_no_python_and_of_torch_the_stable_functions_alone():
     assert stable and [name for name in stable if name not in declared and not name.startswith(generated)] == []
 
 
-# --- the build, by a stand-in for the compiler that writes what it is asked for
+# --- the build, by a stand-in for the compiler that writes the files requested
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize("size", [0.0, 50.0, 1e3, 1e30])
 def test_any_exponent_is_guarded(isa, size):
-    # Decays underflow to zero in some lanes and not in others; beside a positive A they overflow, as in plain torch.
+    # Decays underflow to zero in some lanes and not in others; with a positive A they overflow, as in plain torch.
     inputs = operands("selective_scan", dict(batch=1, channels=20, states=8, length=40))
     inputs["delta"][:, ::3] = size
     numerics.assert_matches_plain(scan, plain.selective_scan, inputs, ())

@@ -11,7 +11,7 @@ import torch
 from dakd.metrics import ConfusionMatrix
 from dakd.metrics.scores import mean_iou, score
 
-# IoU of sea, oil, look-alike, ship, land and the mIoU and F1 published beside them (the paper's OSD tables).
+# IoU of sea, oil, look-alike, ship, land and the mIoU and F1 published with them (the paper's OSD tables).
 PUBLISHED = {
     "ours": ((97.56, 60.01, 67.61, 51.77, 97.35), 74.86, 84.27),
     "CBD-Net": ((95.17, 42.84, 38.38, 27.58, 91.95), 59.19, 70.41),

@@ -1,4 +1,4 @@
-"""The bridges: silent at the start, heard when they speak; what stage 2 copies, freezes and sends gradients through."""
+"""The bridges: no effect at the start, an effect once trained; the weights that stage 2 copies, freezes and trains."""
 
 from __future__ import annotations
 

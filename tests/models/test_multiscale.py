@@ -11,7 +11,7 @@ from dakd.models.multiscale import MultiScale, at_scales
 
 
 def test_the_largest_score_of_all_scales_is_taken_at_each_pixel_and_class():
-    # The identity tells what it sees: at half the size, the mean of each 2 x 2 block, here 6 and -2.5.
+    # The identity returns its input: at half the size, the mean of each 2 x 2 block, here 6 and -2.5.
     image = torch.tensor([[[[0.0, 4.0], [8.0, 12.0]], [[-1.0, -2.0], [-3.0, -4.0]]]])
     fused = at_scales(nn.Identity(), (0.5, 1.0))(image)
     assert fused.tolist() == [[[[6.0, 6.0], [8.0, 12.0]], [[-1.0, -2.0], [-2.5, -2.5]]]]

@@ -1,4 +1,4 @@
-"""The page: whole, self-contained, and honest about what is absent."""
+"""The page: whole, self-contained, and it names the absent parts."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def browse(page: Path, width: int, *options: str) -> str:
     style = "margin:0;border:0;display:block"
     frame.write_text(
         f'<body style="margin:0"><iframe src="{page.name}" style="{style};width:{width}px;height:3000px"></iframe>'
-        "<script>addEventListener('message', told => document.body.append(told.data))</script></body>"
+        "<script>addEventListener('message', message => document.body.append(message.data))</script></body>"
     )
     profile = page.with_name("profile")
     command = [

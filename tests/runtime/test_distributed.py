@@ -1,4 +1,4 @@
-"""The process's place in the world, from the environment alone."""
+"""The process's place in the world, from the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One writer a folder: with the kernel's lock, and without one as far as the owner's record tells."""
+"""One writer a folder: with the kernel's lock, and without one as far as the owner's record allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells: records that survive a kill, lines with units, W&B that never holds a training up."""
+"""The log of a run: records that survive a kill, lines with units, W&B that never holds a training up."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def jump_file_times(folder: Path, chance: random.Random) -> None:
     """Give the files below a folder random times of the past and the future."""
     for path in list(folder.rglob("*")):
         moment = chance.uniform(0, 4e9)
-        with contextlib.suppress(FileNotFoundError):  # workers may remove files meanwhile
+        with contextlib.suppress(FileNotFoundError):  # workers may remove files at the same time
             os.utime(path, (moment, moment))
 
 

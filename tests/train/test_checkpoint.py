@@ -131,7 +131,7 @@ def test_a_full_disk_is_reported_and_leaves_the_checkpoint_before_and_nothing_el
 
 
 def test_a_kill_at_any_instant_leaves_the_newest_checkpoint_whole(tmp_path):
-    """Twenty kills -9 at random instants of an endless writer; each time what is found is whole and not older."""
+    """Twenty kills -9 at random instants of an endless writer; each time the newest checkpoint is whole, not older."""
     rng, context = random.Random(1), multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dakd.train.checkpoint"])
     newest, caught_writing = 0, 0

@@ -58,7 +58,7 @@ def test_the_teacher_at_the_papers_size_has_its_parameters_and_multiply_adds():
         ("231.53", "117.86", "507.58", "1.02TFLOP"),
         ("231.53", "231.53", "507.58", "1.02TFLOP"),
     ]
-    # Stage 1 in bf16: 113.67 M parameters x (2 + 2 + 16) bytes beside the activations.
+    # Stage 1 in bf16: 113.67 M parameters x (2 + 2 + 16) bytes, as well as the activations.
     memory = re.search(r"bf16, as on a GPU: about .* \(weights 0.21, gradients 0.21, optimizer 1.69, activations", text)
     assert memory, text
 

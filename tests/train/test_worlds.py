@@ -67,7 +67,7 @@ def test_losses_depend_neither_on_the_number_of_processes_nor_on_zero(data, alon
     trees = [config.model_dump(mode="json") for config in configs]
     for tree in trees:
         for section in ("train_jointnet", "train_saross"):
-            tree[section]["engine"]["checkpoint_every"] = 100  # at the end alone
+            tree[section]["engine"]["checkpoint_every"] = 100  # only at the end
     found = run(train_each, world, tmp_path / "results", trees, (1, 2), PAIRS)[0]
     folders = [stage_folder(alone, "stage1"), stage_folder(alone, "stage2"), student_folder(alone, PAIRS)]
     wanted = [loss for folder in folders for loss in losses_of(folder)]

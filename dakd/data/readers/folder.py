@@ -2,10 +2,10 @@
 
     ROOT/{train,test,val}/images/* and ROOT/{train,test,val}/{masks,labels}/*     with splits
     ROOT/images/* and ROOT/{masks,labels}/*                                       everything is the train split
-    ROOT/{train,test,val}/* or ROOT/*                                             images alone, without masks
+    ROOT/{train,test,val}/* or ROOT/*                                             images without masks
 
 A mask has the stem of its image and holds class ids (255 = unknown) or the colours of the table. Without masks the data
-serves the teacher's first stage alone.
+serves only the teacher's first stage.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class FolderDataset(Dataset):
             self._scan(split, folder)
 
     def check_labels(self, split: str) -> None:
-        """Masks of 0 and 255 alone mean black and white, not one class and unknown pixels."""
+        """Masks of only 0 and 255 mean black and white, not one class and unknown pixels."""
         values, self._values = self._values, set()
         if self.classes.num_classes == 2 and values == {0, IGNORE_INDEX}:
             first, second = self.classes.names
             raise ValueError(
-                f"the masks of the split {split!r} hold 0 and 255 alone, and 255 means unknown, so that no pixel would "
+                f"the masks of the split {split!r} hold only 0 and 255, and 255 means unknown, so that no pixel would "
                 f"be {second!r}; in prepare.classes give {first!r} or {second!r}, whichever is white, the colour "
                 "[255, 255, 255] and the other [0, 0, 0], or write the ids 0 and 1 into the masks"
             )

@@ -109,7 +109,7 @@ def _planes(tensor: Tensor) -> _Planes:
 
 
 def _inputs(logits: _Planes, operands: Operands) -> tuple:
-    """The kernels' first arguments: every operand with its strides; the logits stand in for what is not given."""
+    """The kernels' first arguments: every operand with its strides; the logits stand in for absent operands."""
     _, labels, teacher, teacher_row, class_weights, *_ = operands
     label_planes = _planes(labels.unsqueeze(1))
     has_teacher = teacher is not None and len(teacher) > 0

@@ -112,7 +112,7 @@ def append_columns(tile, states, N: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def group(states, first, N: tl.constexpr, WIDTH: tl.constexpr):
-    """WIDTH vectors from number `first` on as a (32, WIDTH) tile; zeros where there are no more than N."""
+    """WIDTH vectors from number `first` on as a (32, WIDTH) tile; zeros beyond N."""
     columns = ()
     for n in tl.static_range(first, first + WIDTH):
         if n < N:

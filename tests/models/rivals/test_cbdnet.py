@@ -1,4 +1,4 @@
-"""CBD-Net against what its paper says of it."""
+"""CBD-Net against the facts that its paper states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DDPM of pairs: one net that hears both modalities, in the joint net's interface."""
+"""DDPM of pairs: one net that receives both modalities, in the joint net's interface."""
 
 from __future__ import annotations
 

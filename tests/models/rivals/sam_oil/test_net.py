@@ -150,7 +150,7 @@ def test_a_file_rebuilds_the_student_without_sams_folder(sam_folder, tiny_studen
         ({"name": "sam_oil", "sam_oil": {"order": (1, 1)}}, "wanted different class ids from 1 to 4"),
         ({"name": "sam_oil", "sam_oil": {"order": (5,)}}, "wanted different class ids from 1 to 4"),
         ({"name": "unet", "sam_oil": {"min_score": 0.5}}, "settings of the student sam_oil, found with unet"),
-        ({"name": "sam_oil", "caft_ratio": 0.25}, "of SAROSS-Net alone"),
+        ({"name": "sam_oil", "caft_ratio": 0.25}, "only SAROSS-Net has these settings"),
     ],
 )
 def test_settings_that_make_no_student_are_refused(settings, message):
