@@ -126,9 +126,11 @@ def find_weights(name_or_path: str | Path, **download: Any) -> Path:
     FileNotFoundError where a local path does not exist, ValueError where a folder or a repository has no weights to
     choose, RuntimeError where huggingface_hub is not installed or the hub cannot be reached.
     """
+    # Local paths first: nothing is downloaded while a file or folder of that name is there.
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
+    # Path("") is the current folder, which an empty name does not mean.
     if path.is_dir() and name_or_path != "":
         return _in_folder(path)
     if not is_hub_id(name_or_path):
@@ -182,6 +184,7 @@ def push_folder(
                 commit_message=commit_message,
                 revision=branch,
                 create_pr=create_pr,
+                # The folder may hold more, such as a training's checkpoints.
                 allow_patterns=list(FILES),
             )
         )
@@ -227,6 +230,7 @@ def _in_plain_words(hub: Any, repo_id: str, revision: str | None) -> Iterator[No
     at = f"{repo_id} at revision {revision}" if revision else repo_id
     try:
         yield
+    # In this order, because some of these errors are subclasses of later ones.
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise RuntimeError(
             f"{at} is not in the local cache, and the hub cannot be reached or may not be asked; connect to the "

@@ -104,6 +104,7 @@ def _prepare(config: Config) -> Job:
 
 def _stage1(config: Config) -> Job:
     prepare, cfg = _prepare(config), config.train_jointnet
+    # Stage 1 trains the image branch only: with these settings hashed, rows that differ in them would train it again.
     later = ("stage2", "stage3", "label_loss_weight", "label_loss", "init_from", "generator")
     settings = {"teacher": _dump(cfg, *later), "seed": config.seed} | _reading(config)
     return _job("stage1", settings, config, [("train_jointnet", "--stage", "1")], {"prepare": prepare})
@@ -121,9 +122,11 @@ def _teacher(config: Config) -> Job:
 
 
 def _generate(config: Config) -> Job:
+    # They change no pair, threads at most its rounding.
     unhashed = ("audit", "claim_patience_s", "capture", "threads")
     settings = {"generate": _dump(config.generate, *unhashed), "seed": config.generate_seed}
     if config.generate.codec != "fp16":
+        # Codes are scaled for one temperature. fp16 logits serve any, so rows with other temperatures share them.
         settings["temperature"] = config.soft_label_temperature
     teacher = _teacher(config)
     links = {"prepare": teacher.links["prepare"], "train_jointnet": teacher}
@@ -178,6 +181,7 @@ def _dump(section: Any, *without: str) -> dict:
 
 
 def _job(kind: str, settings: dict, config: Config, steps: list[tuple[str, ...]], links: dict[str, Job]) -> Job:
+    # The digest of a linked job stands for everything that its result depends on.
     facts = {"kind": kind, "settings": settings, "links": {path: job.digest for path, job in links.items()}}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Job(kind, digest, config, tuple(steps), links)

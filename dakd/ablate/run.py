@@ -127,6 +127,7 @@ def _visit(job: Job, store: JobStore, processes: int | None, unfinished: Unfinis
         except RuntimeError:  # held by another worker, or by a step that has outlived its worker
             return False
         try:
+            # Another worker may have finished it just before this one got the lock.
             if not store.is_done(job):
                 _do(job, store, processes, () if descriptor is None else (descriptor,))
         except Stopped:
@@ -155,6 +156,7 @@ def _do(job: Job, store: JobStore, processes: int | None, locks: Sequence[int]) 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     facts = {"job": job.name, "digest": job.digest, "commit": code_version(), "device": device}
     facts["seconds"] = _spent(folder)
+    # Last, because this file says that all results are there.
     write_json(folder / _DONE, facts)
     say(f"ablate: {job.name} done in {format_duration(facts['seconds'])}")
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from dakd.data.sample import Sample
 from dakd.data.soft_labels import common_range
 
+# Tensors of any dtype can be views of the block where each starts at a multiple of a cache line.
 _ALIGNMENT = 64  # bytes
 _Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -112,6 +113,7 @@ class BatchBuilder:
         self._block = block
         self._layout: _Layout = {}
         self._arrays: dict[str, np.ndarray] = {}
+        # By tile: tiles are written in the order of the disk, and named in that of the mosaic.
         self._keys: list[dict[int, str]] = [{} for _ in positions]
         self._ranges: set[float | None] = set()
 
@@ -158,6 +160,7 @@ class BatchBuilder:
 def most_bytes(num_rows: int, crop_size: tuple[int, int], num_classes: int) -> int:
     """The size of a block that holds any batch: every sample with a label and a soft label in half precision."""
     pixels = num_rows * math.prod(crop_size)
+    # The fields in the order of `_lay_out`.
     sizes = (8 * num_rows, 8 * num_rows, num_rows, pixels, pixels, 2 * num_classes * pixels)
     return sum(_aligned(size) for size in sizes)
 

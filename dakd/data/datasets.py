@@ -188,6 +188,7 @@ class StudentDataset:
             return replace(sample, soft_label=None)
         if self.hard_labels:
             return replace(sample, label=likeliest_class(sample.soft_label), soft_label=None)
+        # Broadcast: one byte stands for all pixels, and the batch copies them.
         return replace(sample, label=np.broadcast_to(np.uint8(IGNORE_INDEX), sample.sar.shape))
 
 

@@ -306,6 +306,7 @@ def gather_index(
         )
         records = [shard.records[place] for place in places]
         lines += [f"{record.key} {record.sha256}\n" for record in records]
+        # fsum rounds once, so the order of the records within a shard cannot change b.
         powers.append(math.fsum(record.power for record in records))
         pixels += _sum_pixels(records, classes)
         sizes.update(f"{record.height}x{record.width}" for record in records)
@@ -316,6 +317,7 @@ def gather_index(
         counts["bytes"] += shard.num_bytes
     if not lines:
         raise ValueError(f"{folder} holds no records; wanted at least one shard with one sample")
+    # By key: the fingerprint must not depend on the packing into shards.
     lines.sort()
     _refuse_doubled_keys(folder, lines)
     power = math.fsum(powers) / len(lines)

@@ -54,6 +54,7 @@ class BatchLoader:
         loader = DataLoader(served, sampler=enumerate(self.batches), multiprocessing_context="fork", **self._options())
         for number, packed in loader:
             shared = blocks[number][: packed.num_bytes]
+            # Copied, because the reader fills this block again for a later batch.
             yield packed.unpack(shared.pin_memory() if self.pin_memory else shared.clone())
 
     def _options(self) -> dict:
@@ -75,6 +76,7 @@ class _Served(Dataset):
 
     def __getitem__(self, task: tuple[int, list[int]]) -> tuple[int, PackedBatch]:
         index, positions = task
+        # torch keeps at most num_workers * _PREFETCHED tasks open, fewer than there are blocks: this one is free again.
         number = index % len(self.blocks)
         return number, replace(self.dataset.pack(positions, self.blocks[number]), block=None)
 

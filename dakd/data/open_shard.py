@@ -47,6 +47,7 @@ class OpenShard:
         """Fill `buffer`, of span.length bytes, with the bytes of a record: one read. BadRecord where the tar ends."""
         done = 0
         while done < span.length:
+            # Positioned, because forked readers share a descriptor's offset; a read may return fewer bytes than asked.
             count = os.preadv(self._fileno, [buffer[done:]], span.first + done)
             if count == 0:
                 raise BadRecord(

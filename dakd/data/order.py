@@ -20,6 +20,7 @@ from dakd.runtime.seeding import Stream, numpy_rng
 
 # Two kinds of samples keep their ratio in every run of so many positions, to within one of each end.
 MIX_BLOCK = 64
+# Tables that are kept: a batch may lie on the seam of two epochs or windows.
 _KEPT_EPOCHS, _KEPT_WINDOWS = 2, 4
 
 
@@ -45,6 +46,7 @@ class ShardOrder:
         if epoch < 0 or not 0 <= place < self.num_records:
             raise ValueError(f"place {place} of epoch {epoch}; wanted 0 to {self.num_records - 1}, and epoch >= 0")
         ends = self._epoch(epoch).window_ends
+        # "right": the place at which a window ends belongs to the next window.
         number = int(np.searchsorted(ends, place, side="right"))
         window = self._window(epoch, number)
         place = int(window.order[place - (int(ends[number - 1]) if number else 0)])
@@ -86,6 +88,7 @@ class _Window(NamedTuple):
 
 def _keep(tables: dict, key: object, value: object, most: int) -> None:
     while len(tables) >= most:
+        # A dict keeps the order of insertion: its first key is the oldest.
         del tables[next(iter(tables))]
     tables[key] = value
 
@@ -101,6 +104,7 @@ def interleave(num_first: int, num_second: int, seed: int, epoch: int, place: in
         raise ValueError(f"place {place} of an epoch of {num_first} + {num_second} samples")
     block, inside = divmod(place, MIX_BLOCK)
     start = block * MIX_BLOCK
+    # Counted from the start of the epoch, not block by block: roundings do not add up.
     seconds_before = start * num_second // length
     kinds = _kinds(num_second, length, seed, epoch, block)
     seconds = seconds_before + int(np.count_nonzero(kinds[:inside]))
@@ -122,6 +126,7 @@ def rank_positions(start: int, micro_batch: int, rank: int, world: int) -> list[
             f"rank {rank} of {world}, micro_batch {micro_batch}, start {start}; "
             "wanted 0 <= rank < world, micro_batch >= 1, start >= 0"
         )
+    # A rank owns the positions with its remainder, so any `start` is allowed, also one within a global batch.
     first = start + (rank - start) % world
     return list(range(first, first + micro_batch * world, world))
 

@@ -53,6 +53,7 @@ class OrderedRecords:
     ) -> None:
         counts = np.concatenate([source.counts for source in sets])
         if limit is not None:
+            # Cut before anything is shuffled: a set of the first N pairs is the same in every epoch.
             counts = np.clip(limit - (np.cumsum(counts) - counts), 0, counts)
         self.sets, self.on_bad_record = list(sets), on_bad_record
         self.order = ShardOrder(counts, seed, window, stream)
@@ -63,6 +64,7 @@ class OrderedRecords:
         return self.order.num_records
 
     def __getstate__(self) -> dict:
+        # The memory is scratch space, of which each process has its own.
         return self.__dict__ | {"_memory": bytearray()}
 
     @property
@@ -110,6 +112,7 @@ class OrderedRecords:
         most = min(len(self) - 1, MOST_BAD_IN_A_ROW)
         for step in range(1, most + 1):
             try:
+                # Within the same epoch: the replacement depends on the order only, not on a rank or a reader.
                 found = self._find(epoch, (place + step) % len(self))
                 return found.read(memoryview(bytearray(found.length)))
             except BadRecord as next_error:

@@ -101,6 +101,8 @@ class PipeReaders(IterableDataset):
         number = 0 if worker is None else worker.id
         batches, readers = self.batches, self.num_readers
         before = batches.start // (batches.micro_batch * batches.world)  # batches of this rank
+        # torch's loader asks its workers in turn, beginning with worker 0. After a resume, worker 0 therefore takes the
+        # part of the reader whose turn it is.
         reader = (before + number) % readers
         taken = math.ceil((before - reader) / readers) * batches.micro_batch
         samples = islice(self.dataset.samples(batches.rank * readers + reader, batches.world * readers), taken, None)

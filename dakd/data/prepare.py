@@ -127,6 +127,7 @@ def resize_sample(sample: Sample, size: tuple[int, int]) -> Sample:
 def _exchange(new: Path, folder: Path) -> None:
     """`new` takes the place of `folder`, which is deleted only after that."""
     old = _old(folder)
+    # A folder cannot be renamed over one that holds files, so the old one is renamed first.
     if folder.exists():
         folder.rename(old)
     try:

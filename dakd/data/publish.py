@@ -27,6 +27,7 @@ def publish(aside: Path, target: Path) -> bool:
 
     Raises RuntimeError where the file system has no hard links.
     """
+    # On the disk before it has its name: a power failure must not leave a name without its bytes.
     sync(aside)
     try:
         os.link(aside, target)
@@ -43,6 +44,7 @@ def publish(aside: Path, target: Path) -> bool:
         ) from error
     else:
         won = True
+    # The folder's entry too: the sidecar that follows must never outlive its tar.
     sync(target.parent)
     return won
 
@@ -74,8 +76,10 @@ def publish_shard(
     tar_path = Path(folder) / f"{shard_name(index)}.tar"
     with written_aside(tar_path) as aside:
         write_tar(aside, samples, classes, codec, temperature)
+        # Read back and decoded before it is published: a tar that was written badly never gets its name.
         info = describe_shard(aside, classes, file=tar_path.name, provenance=provenance)
         won = publish(aside, tar_path)
+    # Only the winner's facts (device, speed) are true of the published tar.
     if won:
         publish_sidecar(tar_path, info.model_copy(update={"facts": facts(info)}))
     return won

@@ -66,6 +66,7 @@ def write_tar(
     from webdataset.writer import TarWriter
 
     encoder = None if codec is None else get_codec(codec, temperature)
+    # No user, host or time in the headers: equal samples give equal bytes on every machine.
     fixed = {"user": "dakd", "group": "dakd", "mode": 0o644, "mtime": 0, "encoder": False}
     with open(path, "wb") as stream, TarWriter(stream, **fixed) as writer:
         for sample in samples:
@@ -120,6 +121,7 @@ def _write_set(
 ) -> None:
     remaining, num_samples, num_soft = iter(samples), 0, 0
     for index in itertools.count():
+        # One sample ahead, so that no empty shard is begun.
         first = list(itertools.islice(remaining, 1))
         if not first:
             break
@@ -143,6 +145,7 @@ def _refuse_full(folder: Path, overwrite: bool) -> None:
 
 def _take_place(aside: Path, folder: Path) -> None:
     """Move a whole set to its folder, the index last: a folder without one is no set."""
+    # The old index goes first: a kill from here on leaves a folder that is no set, never a mixture of two sets.
     for path in [folder / "index.json", *folder.glob("shard-*.tar"), *folder.glob("shard-*.json")]:
         path.unlink(missing_ok=True)
     for path in sorted(aside.glob("shard-*")):
@@ -249,6 +252,7 @@ class ShardSet:
             return self._open[shard]
         entry = self.index.shards[shard]
         try:
+            # Opened before its sidecar is read: from then on the cache may evict the tar without harm.
             tar_path, fileno = self._source.open_tar(entry.file, entry.sha256)
             opened = OpenShard(tar_path, fileno)
             sidecar = find_sidecar(self._source, self._home, entry, self.classes, tar_path)

@@ -51,6 +51,7 @@ class Fp16Codec:
 
     def encode(self, logits: np.ndarray) -> bytes:
         logits = _check_logits(logits)
+        # Clipped: an infinite logit would make the student's softmax NaN.
         limit = np.finfo(np.float16).max
         return np.clip(logits, -limit, limit).astype("<f2").tobytes()
 
@@ -124,6 +125,7 @@ def likeliest_class(soft_label: np.ndarray) -> np.ndarray:
 
 def common_range(ranges: Iterable[float | None], where: str) -> float | None:
     """The one range of several soft labels, None where they are logits; ValueError where they differ."""
+    # None does not compare with numbers; -1 stands for it, since every range is positive.
     found = sorted({-1.0 if soft_range is None else soft_range for soft_range in ranges})
     if len(found) > 1:
         kinds = ", ".join("fp16" if soft_range < 0 else f"codes of {soft_range:g} nats" for soft_range in found)

@@ -45,6 +45,7 @@ class ShardCache:
         path = self.folder / "tars" / name
         if not path.is_file():
             with self._one_at_a_time(name):
+                # Again: another process may have fetched it while this one waited for the lock.
                 if not path.is_file():
                     with replacing(path) as aside:
                         fetch(aside)
@@ -60,6 +61,7 @@ class ShardCache:
     @contextmanager
     def _one_at_a_time(self, name: str) -> Iterator[None]:
         """A lock that only saves double work; it ends with its process."""
+        # 256 lock files for any number of shards: two names that share one only wait for each other.
         lock = self.folder / "locks" / hashlib.sha256(name.encode()).hexdigest()[:2]
         lock.parent.mkdir(parents=True, exist_ok=True)
         with open(lock, "w") as stream:
@@ -73,6 +75,7 @@ class ShardCache:
                 facts = path.stat()
                 files.append((facts.st_mtime, facts.st_size, path))
         total, now = sum(size for _, size, _ in files), time.time()
+        # Sorted by time: the least recently used go first. Files being written (.name) stay, unless abandoned.
         for last_use_s, size, path in sorted(files):
             is_abandoned = path.name.startswith(".") and now - last_use_s > _ABANDONED_S
             is_due = total > self.limit_bytes and not path.name.startswith(".") and path != keep
@@ -188,6 +191,7 @@ class RemoteFolder:
         from fsspec.core import url_to_fs
 
         try:
+            # At each call: connections do not survive a fork, and fsspec keeps its instances by process.
             return url_to_fs(self.url)
         except ImportError as error:
             raise ValueError(f"{self.url} needs a package that is not installed: {error}") from None

@@ -215,12 +215,14 @@ class CapturedStep:
 
     def run(self, x: Tensor, y: Tensor, ids: Tensor | None, num_steps: int) -> tuple[Tensor, Tensor]:
         """The image and the label branch's last output after `num_steps` replays, in memory of their own."""
+        # copy_ rounds x and y to the dtype of the net's inputs, as `start` does.
         self._write(DdimStep(x, y, x, y))
         if self._ids is not None:
             self._ids.copy_(ids)
         self._step.zero_()
         for _ in range(num_steps):
             self._replay_once()
+        # Copies: the next call overwrites the memory of the graph.
         return self._state.x.clone(), self._output.clone()
 
     def _write(self, state: DdimStep) -> None:
@@ -245,6 +247,7 @@ def capture_graph(advance: Callable[[], None], rewind: Callable[[], None], devic
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
+            # A capture records launches without running them; `run` sets the counter to 0 before the first replay.
             with torch.cuda.graph(graph):
                 advance()
         except RuntimeError as error:

@@ -222,6 +222,7 @@ def most_similar(
             own = owners[block, None] == their_owners
             for flip in range(num_flips):
                 products = queries[flip, block] @ vectors.T - squares
+                # Windows of the query's own image would always be the nearest.
                 values, places = products.masked_fill_(own, -torch.inf).max(dim=1)
                 better = values > score[flip, block]
                 score[flip, block] = torch.where(better, values, score[flip, block])

@@ -44,6 +44,7 @@ class Claims:
 
     def beat(self, shard: int) -> None:
         """Show that the shard makes progress."""
+        # A file that grows shows progress without any clock.
         with open(self._path(shard), "ab") as stream:
             stream.write(b".")
 
@@ -59,6 +60,7 @@ class Claims:
         if _is_dead(content):
             return True
         now = time.monotonic()
+        # Patience begins when this worker first sees the content.
         before, since = self._seen.setdefault(shard, (content, now))
         if before != content:
             self._seen[shard] = (content, now)
@@ -97,4 +99,5 @@ def _read(path: Path) -> bytes:
 def _is_dead(claim: bytes) -> bool:
     """Whether a claim's owner is a process of this host that has ended; False where that cannot be known here."""
     host, _, pid = claim.split(b"\n")[0].decode(errors="replace").partition(" ")
+    # A process id means something only on its own host.
     return host == socket.gethostname() and pid.isdecimal() and not is_alive(int(pid))

@@ -59,6 +59,7 @@ class Gate:
 
         before_each: called at each sample.  Raises one of sidecar.DAMAGE_ERRORS where the shard is damaged.
         """
+        # Loaded for the first shard without measures: a worker that finds all measured needs no student.
         if self.cfg.student is not None and self._student is None:
             self._student = Labeller(self.cfg.student, self.classes, distributed.device())
         info, samples = checked_sidecar(plan, shard), []

@@ -200,6 +200,7 @@ class PairMaker:
         for first in range(indices.start, indices.stop, self.cfg.micro_batch):
             before_each(first - indices.start)
             ids = range(first, min(indices.stop, first + self.cfg.micro_batch))
+            # A full batch at the end too: another batch size may select other kernels, which change the last bits.
             padding = self.cfg.micro_batch - len(ids) if self.cfg.deterministic else 0
             yield from self._micro_batch(ids, [ids[-1]] * padding)
 

@@ -58,6 +58,7 @@ class Worker:
         done = {shard for shard in finished if self.gate is None or self.gate.is_measured(self.plan, shard)}
         waiting = [shard for shard in range(self.plan.num_shards) if shard not in done]
         own = [shard for shard in waiting if shard % self.share.count == self.share.index]
+        # Its own share first, so that workers start apart; then the rest, whose workers may be slow or dead.
         for shard in own + waiting:
             self._visit(shard)
         while waiting := [shard for shard in waiting if not self._is_settled(shard)]:
@@ -94,6 +95,7 @@ class Worker:
         indices, start_s = self.plan.indices(shard), time.monotonic()
 
         def before_each(count: int) -> None:
+            # Another worker has published the shard: further work on it would be lost.
             if self.plan.tar(shard).exists():
                 raise _MadeElsewhere
             self._claims.beat(shard)

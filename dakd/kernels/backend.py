@@ -54,6 +54,7 @@ class BackendChoice(NamedTuple):
     remedy: str
 
 
+# Cached: the choice is made, and logged, once for each op, device and dtype.
 @cache
 def load(
     op: str, requested: str, device_type: str, dtype: torch.dtype = torch.float32, num_classes: int | None = None

@@ -42,15 +42,18 @@ def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_st
 
     constants: the kernel's constexpr parameters.
     """
+    # Nothing to do, and the kernel need not be compiled for it.
     if 0 in grid:
         return
     device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
+    # Triton launches on the current device, which need not be that of the tensors.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
 
 
 def pixel_block(batch: int, num_pixels: int, per_thread: int, device: torch.device) -> tuple[int, int]:
     """Pixels and warps of a program that gives each thread so many pixels: as many warps as leave work for all."""
+    # Smaller programs where there are few pixels: at least four for each multiprocessor.
     num_warps, wanted = _MAX_WARPS, 4 * num_multiprocessors(device)
     while num_warps > 1 and batch * math.ceil(num_pixels / (per_thread * _WARP * num_warps)) < wanted:
         num_warps //= 2

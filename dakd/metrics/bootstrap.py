@@ -74,6 +74,7 @@ class RecentredInterval:
 
 def draw_weights(num_resamples: int, num_images: int, rng: np.random.Generator) -> np.ndarray:
     """(num_resamples, num_images) int64: how often each image was drawn in each resample; rows sum to num_images."""
+    # Counts instead of indices: the sums of all resamples are then one matrix product.
     return rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_resamples)
 
 

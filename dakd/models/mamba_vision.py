@@ -105,6 +105,7 @@ class MambaVision(nn.Module):
             self._branch_uniforms = None
             return
         num_branches = self.keep_probabilities.numel()
+        # One draw for all branches of a sample, so that a number belongs to (seed, position, branch).
         draws = [numpy_rng(seed, position, stream=Stream.DROP_PATH).random(num_branches, np.float32)
                  for position in positions.tolist()]
         uniforms = torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, num_branches)
@@ -122,6 +123,7 @@ class MambaVision(nn.Module):
                 f"batch has {x.shape[0]} samples but positions of {uniforms.shape[0]} were set; "
                 "call set_sample_positions with this batch's positions, or with None"
             )
+        # Divided by the probability of being kept: the expected output is that of evaluation.
         return (uniforms < self.keep_probabilities) / self.keep_probabilities
 
 
@@ -279,9 +281,11 @@ class MambaMixer(nn.Module):
         self.conv1d_z = DepthwiseConv1d(inner)
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * STATE_SIZE, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, inner)
+        # A starts at -1 .. -N in each channel, as in Mamba (S4D-real).
         self.A_log = nn.Parameter(torch.arange(1.0, STATE_SIZE + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(channels, channels, bias=False)
+        # Decay would pull every A towards -1 and D towards 0.
         self.A_log._no_weight_decay = True
         self.D._no_weight_decay = True
 
@@ -290,6 +294,7 @@ class MambaMixer(nn.Module):
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
         x, z = self.conv1d_x(x), self.conv1d_z(z)
         dt, B, C = self.x_proj(x.transpose(1, 2)).split([self.dt_rank, STATE_SIZE, STATE_SIZE], dim=-1)
+        # In fp32 at least: a rounded A changes the decay of every step.
         A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
         y = selective_scan(
             x,

@@ -72,6 +72,7 @@ def init_process_group() -> None:
     if "RANK" in os.environ:
         die_with_parent()
     else:
+        # torch and DeepSpeed read these variables, in a world of one too.
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
         )
@@ -114,8 +115,10 @@ def all_gather_text(text: str) -> list[str]:
     """Every rank's text, by rank; the same list on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [text]
+    # frombuffer refuses an empty buffer: an empty text travels as a space, which the receiver strips.
     mine = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8).to(device())
     sizes = [int(size) for size in all_gather_number(mine.numel())]
+    # gloo's all_gather takes tensors of one size.
     padded = torch.zeros(max(sizes), dtype=torch.uint8, device=device())
     padded[: mine.numel()] = mine
     gathered = [torch.empty_like(padded) for _ in sizes]
@@ -125,6 +128,7 @@ def all_gather_text(text: str) -> list[str]:
 
 def all_gather_number(value: float) -> list[float]:
     """Every rank's number, by rank."""
+    # Each rank fills only its own place, so the sum over the ranks gathers the numbers.
     mine = [0.0] * world_size()
     mine[rank()] = value
     return all_reduce_sum(mine)

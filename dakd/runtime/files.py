@@ -21,6 +21,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     with written_aside(path) as aside:
         yield aside
+        # Bytes before the name: after a power failure the name could otherwise stand for an empty file.
         sync(aside)
         os.replace(aside, path)
 
@@ -33,6 +34,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename works only within one file system. The suffix keeps it out of searches for
+    # *.tar or *.json; host, process and token keep writers apart.
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield aside
@@ -55,6 +58,7 @@ def left_overs(folder: str | Path) -> list[Path]:
 def is_alive(pid: int) -> bool:
     """Whether this host has a process of that id."""
     try:
+        # Signal 0 is never delivered: the call only checks the process.
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):  # or more than an id can be
         return False

@@ -34,6 +34,7 @@ def locked(folder: Path) -> Iterator[int | None]:
         yield None
         return
     folder.mkdir(parents=True, exist_ok=True)
+    # a+: opening the file must not empty the record of a process that holds the lock.
     with open(folder / ".lock", "a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,6 +48,7 @@ def locked(folder: Path) -> Iterator[int | None]:
         try:
             yield stream.fileno()
         finally:
+            # The file stays: with it removed, one process could lock the old file while another locks a new one.
             _write(stream, None)
 
 
@@ -96,6 +98,7 @@ def _start_of(pid: int) -> int | None:
     Process numbers are used again, a number with its start is not.
     """
     try:
+        # Field 22, counted from behind the command's name: that name may hold spaces and brackets.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
         return None

@@ -24,6 +24,7 @@ from torch import Tensor
 _MASK32 = 0xFFFFFFFF
 _ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+# A device stream has the upper four bits of a 32-bit word of the counter.
 _MAX_DEVICE_STREAM = 15
 _MAX_IDS = 3
 
@@ -68,6 +69,7 @@ def numpy_rng(seed: int, *ids: int, stream: Stream) -> np.random.Generator:
 def seed_everything(seed: int) -> None:
     """Seeds Python, numpy and torch: for weight initialisation, a randomness that has no position."""
     random.seed(seed)
+    # The older interface of numpy takes 32 bits.
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
@@ -121,6 +123,7 @@ def philox_normal(
 def philox_timesteps(seed: int, positions: Tensor, num_timesteps: int) -> Tensor:
     """(B,) int64 timesteps, uniform over 0 .. num_timesteps - 1, from (B,) int64 global sample positions."""
     words = _draw(1, seed, positions, 0, Stream.TIMESTEP)[0][:, 0]
+    # The high word of a 64-bit product: uniform to within T / 2^32, and the same integers on every backend.
     return (words * num_timesteps) >> 32
 
 

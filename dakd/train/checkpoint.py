@@ -50,10 +50,12 @@ def write_state(target: Path, tensors: dict[str, Tensor], facts: dict) -> None:
             save_file({name: value.contiguous() for name, value in tensors.items()}, aside / _TENSORS)
         except SafetensorError as error:
             raise OSError(f"{target} could not be written: {error}") from error
+        # Tensors, facts with their checksum, folder, name: each is on the disk before the next one refers to it.
         sync(aside / _TENSORS)
         facts = {"format": FORMAT, "versions": _versions(), **facts, "sha256": file_hash(aside / _TENSORS)}
         write_json(aside / _FACTS, {**facts, "facts_sha256": _hash_of(facts)})
         sync(aside)
+        # A folder cannot be renamed over one that holds files.
         _remove(target)
         os.replace(aside, target)
     except BaseException:
@@ -117,6 +119,7 @@ def _remove(path: Path) -> None:
 def save_checkpoint(folder: Path, step: int, state: dict[str, Tensor], facts: dict, keep: int) -> None:
     """Write checkpoint `step` from rank 0, then drop all but the newest `keep`. Other ranks wait."""
     if is_main():
+        # From a process that was killed: rank 0 holds the lock of the training's folder, so no other one writes.
         for leftover in folder.glob(".step-*"):
             shutil.rmtree(leftover)
         write_state(folder / f"step-{step:08d}", state, {"step": step, **facts})
@@ -147,6 +150,7 @@ def load_latest(folder: Path, identity: dict) -> tuple[dict[str, Tensor], dict] 
             chosen = _choose(folder, identity)
         except (ValueError, OSError) as refusal:
             error = str(refusal)
+    # The error reaches all ranks: those without it would wait in the next collective.
     chosen, error = broadcast([None if chosen is None else str(chosen), error])
     if error is not None:
         raise ValueError(error)
@@ -165,6 +169,7 @@ def _choose(folder: Path, identity: dict) -> Path | None:
             say(f"damaged checkpoint: {error}; the one before it is taken")
             continue
         _refuse_another_experiment(path, facts["identity"], identity)
+        # Renamed only once the run is known to belong here: a wrong command changes nothing in the folder.
         for broken in damaged:
             aside = broken.with_name(f"damaged-{broken.name}")
             _remove(aside)
@@ -176,6 +181,7 @@ def _choose(folder: Path, identity: dict) -> Path | None:
 
 
 def _refuse_another_experiment(path: Path, found: dict, identity: dict) -> None:
+    # Through JSON, like the saved one: tuples become lists.
     saved, wanted = _flat(found), _flat(json.loads(json.dumps(identity)))
     differing = [name for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)]
     if differing == ["starts_from"]:

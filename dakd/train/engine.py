@@ -116,6 +116,7 @@ class Engine:
             num_bad += len(batch.skipped)
             losses = self.engine(batch.to(self.device))
             seen.append((batch.keys, losses["loss"].detach()))
+            # DeepSpeed divides by the accumulation steps and averages over the ranks; the mean over samples is ours.
             self.engine.backward(losses["loss"].sum() / self.micro_batch)
             for name, values in losses.items():
                 sums[name] = sums.get(name, 0) + values.detach().double().sum()
@@ -146,6 +147,7 @@ class Engine:
 
     def _add_up(self, sums: dict[str, Tensor], votes: Sequence[float] = ()) -> tuple[dict[str, float], list[float]]:
         """Global means of the losses and sums of the votes, in one collective."""
+        # Sorted: all ranks must add up the same loss at the same place.
         names = sorted(sums)
         totals = distributed.all_reduce_sum([*torch.stack([sums[name] for name in names]).tolist(), *votes])
         batch = self.accumulation * self.micro_batch * distributed.world_size()
@@ -168,6 +170,7 @@ class Engine:
         for name, parameter in self._trained():
             value = get_state(parameter, kind)
             if distributed.is_main():
+                # float() and cpu() copy only where they must, and a checkpoint must not share memory with the training.
                 collected[name] = value.detach().float().cpu().clone()
         return collected
 
@@ -182,6 +185,7 @@ class Engine:
         averaged = {}
         for name, buffer in self._persistent_buffers():
             value = (buffer if kind == "raw" else self._averaged_buffers[kind][name]).detach().clone()
+            # Each rank may have statistics of its own; a checkpoint holds one set, for any number of ranks.
             if world > 1 and value.is_floating_point():
                 dist.all_reduce(value)
                 value /= world
@@ -237,9 +241,11 @@ class Engine:
         for name, parameter in self._trained():
             for kind in self._state_kinds:
                 set_state(parameter, kind, state[f"{kind}/{name}"].to(self.device))
+        # The step above was counted; Adam's bias correction needs the checkpoint's count.
         for entry in inner_optimizer(self._optimizer).state.values():
             entry["step"] = torch.full_like(torch.as_tensor(entry["step"]), step)
         self._num_steps = step
+        # Last, because the forward pass above has moved batch norm's statistics.
         for name, buffer in self._persistent_buffers():
             buffer.copy_(state[f"buffer/{name}"])
             for kind, averaged in self._averaged_buffers.items():

@@ -57,6 +57,7 @@ def _run(training: Training, listener: StopListener) -> None:
     module = training.build(saved is None)
     if saved:
         say(f"{training.label}: resumes after step {first_step} of {training.total_steps}")
+        # Before the engine is built: DeepSpeed takes its fp32 masters from the weights that it finds.
         load_strict(module, _module_state(saved[0]), f"checkpoint of step {first_step}")
     engine = Engine(
         module,
@@ -83,6 +84,7 @@ def _train_steps(training: Training, engine: Engine, first_step: int, listener: 
     num_bad_records = 0.0  # of all ranks, since this start
     for step in range(first_step + 1, total_steps + 1):
         lr = learning_rate(step - 1, total_steps, training.lr, section.optimizer)
+        # Foreign modules (dropout) draw from global generators, whose state a checkpoint does not hold.
         seed_step(training.seed, step, distributed.rank())
         result = engine.train_step(batches, lr, listener.votes(settings.max_hours))
         num_bad_records += result.losses.pop("num_bad_records")
@@ -101,6 +103,7 @@ def _train_steps(training: Training, engine: Engine, first_step: int, listener: 
         if _is_due(section.optimizer.posthoc_every, step, total_steps):
             _write_snapshot(training, engine, step)
         if is_leaving or _is_due(settings.checkpoint_every, step, total_steps):
+            # Before the checkpoint, so that the log is never behind the step that a resume starts from.
             log.flush()
             facts = _checkpoint_facts(training, step, lr)
             save_checkpoint(training.checkpoints, step, engine.state(), facts, settings.keep_checkpoints)

@@ -44,10 +44,12 @@ class AveragingAdamW(torch.optim.AdamW):
                 if not self.state[p]:
                     moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
                     averages = {name: p.detach().clone() for name in self.decays}
+                    # As AdamW itself makes it: the count is a float32 scalar on the CPU.
                     self.state[p] = {"step": torch.tensor(0.0), **moments, **averages}
 
     @torch.no_grad()
     def step(self, closure=None):
+        # torch skips parameters without a gradient, and so must the averages.
         touched = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         # torch's step would change them before an average could start from them.
         initial = {p: p.detach().clone() for p in touched if "ema" not in self.state[p]}
@@ -57,6 +59,7 @@ class AveragingAdamW(torch.optim.AdamW):
             if p in initial:
                 state.update({name: initial[p].clone() for name in self.decays})
             for name, decay in self.decays.items():
+                # p is DeepSpeed's fp32 partition: the averages follow the exact weights, not their bf16 copies.
                 state[name].lerp_(p, 1 - decay(int(state["step"])))
         return loss
 

@@ -101,6 +101,7 @@ def with_teachers_labels(label: Tensor, teacher: Tensor | None, teacher_row: Ten
     if teacher is None or not len(teacher):
         return label
     best = (teacher.argmin(1) if teacher.dtype == torch.uint8 else teacher.argmax(1)).to(label.dtype)
+    # Rows of -1 are read as row 0 and then discarded: no branch, so the host need not wait for the device.
     return torch.where((teacher_row < 0)[:, None, None], label, best[teacher_row.clamp_min(0)])
 
 

@@ -207,6 +207,7 @@ def backward(operands: Operands, dy: Tensor, gradients: tuple[Tensor, Tensor, Te
     dx, dweight, dbias = gradients
     batch, channels, length = x.shape
     blocks, grain = _blocks(x), _grain(dy, x, dx)
+    # Four rows of each block: three taps and the bias.
     parts = x.new_empty(batch * blocks.blocks_l, 4, channels, dtype=torch.float32)
     # A bias and its sum take 16 registers more of a thread that holds 8 channels; with 8 warps it holds 4.
     num_warps = 8 if bias is not None and x.element_size() == 2 else 4

@@ -26,6 +26,7 @@ def forward(operands: Operands, outputs: Outputs) -> None:
     if batch == 0:
         outputs.num_invalid.zero_()
         return
+    # Only as many blocks as keep the GPU busy: each leaves a row of partial sums to add.
     num_blocks = min(max(1, math.ceil(height * width / _TILE)), max(1, _num_blocks(logits.device) // batch))
     partials = logits.new_empty(batch, num_blocks, 2 + 3 * num_classes, dtype=torch.float32)
     counters = arrival_counters.zeros(logits.device, batch + 2)

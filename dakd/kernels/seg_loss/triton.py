@@ -41,12 +41,14 @@ def forward(operands: Operands, outputs: Outputs) -> None:
     logits = operands.logits
     batch, num_classes, height, width = logits.shape
     if batch == 0:
+        # Nothing is launched for an empty batch, and this output is a scalar that must be written.
         outputs.num_invalid.zero_()
         return
     planes, num_pixels = _planes(logits), height * width
     config = _config([planes], num_classes, num_pixels, operands.dice_samples)
     num_tiles = max(1, triton.cdiv(num_pixels, config["ROWS"] * config["COLS"]))
     wanted = _PROGRAMS_PER_MULTIPROCESSOR * triton_runtime.num_multiprocessors(logits.device)
+    # About as many programs as the device runs at once, each over several tiles: fewer partial sums to add.
     tiles_per_program = triton.cdiv(num_tiles * batch, wanted)
     num_programs = triton.cdiv(num_tiles, tiles_per_program)
     partials = logits.new_empty(batch, num_programs, 2 + 3 * num_classes, dtype=torch.float32)
@@ -93,6 +95,7 @@ def backward(operands: Operands, upstream: Upstream, dlogits: Tensor) -> None:
         **_flags(operands),
         **config,
     )
+    # `_planes` made a copy where the rows of dlogits do not adjoin.
     if target is not dlogits:
         dlogits.copy_(target)
 
@@ -146,6 +149,7 @@ def _config(all_planes: list[_Planes], num_classes: int, num_pixels: int, dice_s
     classes = dict(K=num_classes, K_BLOCK=k_block, IS_UNROLLED=num_classes <= _MAX_UNROLLED)
     if num_classes > _MAX_UNROLLED:
         return classes | dict(ROWS=max(1, 2048 // k_block), COLS=1, RUN=0, num_warps=4)
+    # Pixels of a thread, whose classes all lie in registers; soft Dice keeps more numbers of each.
     most = (20 if dice_samples == "all" else 40) // num_classes
     per_load = 16 // all_planes[0][0].element_size()
     cols = min(per_load, 1 << (most.bit_length() - 1))

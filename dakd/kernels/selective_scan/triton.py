@@ -62,6 +62,7 @@ def forward(operands: Operands, y: Tensor) -> None:
     if len(groups) == 1:
         _forward(operands, y)
         return
+    # In fp32: in a narrower y each group would add a rounding.
     share, total = (torch.empty_like(y, dtype=torch.float32) for _ in range(2))
     for index, group in enumerate(groups):
         _forward(group, share if index else total)
@@ -94,6 +95,7 @@ def _forward(operands: Operands, y: Tensor) -> None:
     u, delta, A, _, _, D, _, _ = operands
     batch, num_channels, length = u.shape
     chunk_length, num_chunks, num_blocks = _chunks(u)
+    # One axis, because the other two of a CUDA grid end at 65,535.
     grid = (batch * num_chunks * num_blocks,)
     sequences = (u, delta, y)
     steps = _forward_steps(sequences, A)
@@ -140,6 +142,7 @@ def _backward(operands: Operands, dy: Tensor, gradients: Gradients) -> None:
     num_rows = num_programs * (num_tiles + triton.cdiv(chunk_length, num_tiles * num_steps))
     width = constants["WIDTH"]
     states = u.new_empty((num_rows, triton.cdiv(num_states, width), CHANNELS, width), dtype=torch.float32)
+    # Partial sums that the second launch adds in a fixed order: without atomics, every run has the same bits.
     shares = u.new_empty((num_blocks, batch, 2, num_states, length), dtype=torch.float32)
     sums = u.new_empty((batch * num_chunks, num_blocks, num_states + 2, CHANNELS), dtype=torch.float32)
     # Whether there is a D is not compiled in: without one, ptxas took fewer registers than sm_90 needs, and spilled.

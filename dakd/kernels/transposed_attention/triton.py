@@ -52,6 +52,7 @@ def forward(operands: Operands, outputs: Outputs) -> None:
     is_wide = q.dtype == torch.float32
     precision = dict(AS_FLOAT=is_wide or triton_runtime.is_interpreted())
 
+    # fp32 tiles take twice the registers and shared memory, so their blocks are smaller throughout.
     block_d = min(_block(width), 64 if is_wide else 128)
     # Pixels in rows of odd length come one by one, through registers.
     is_aligned = num_pixels % 16 == 0
@@ -130,6 +131,7 @@ def backward(
     num_slices = triton.cdiv(channels, block_c)
     heads = (batch * num_heads, width)
     dattention = products.new_empty((num_slices, *heads, width))
+    # bf16 has the range of fp32. fp16 does not, so there E stays in fp32 and is multiplied in TF32.
     scaled = products.new_empty((*heads, width), dtype=torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32)
     radial = products.new_empty((heads[0], 2, width))
     dtemperature_parts, dweight_parts = products.new_empty(heads[0]), products.new_empty((batch, channels, inner))
@@ -147,6 +149,7 @@ def backward(
     num_blocks = triton.cdiv(width, block_d)
     num_tiles = triton.cdiv(num_pixels, block_p)
     block_r = min(_block(inner), 64)
+    # One launch for dq and dk, dv, and the sums of dW: small parts run next to the large one.
     grid_qk = batch * num_tiles * num_heads * num_blocks
     grid_dv = 0 if is_fused else batch * num_tiles * triton.cdiv(inner, block_r)
     triton_runtime.launch(
