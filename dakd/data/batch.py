@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     teacher_range: the nats that code 255 stands for, one for the whole batch; None for logits.
     is_synthetic: (B,) bool.
     keys: the B names; that of a mosaic joins those of its tiles with "+".
-    skipped: for each bad record that was passed over for this batch, a line that names it.
+    skipped: a line for each bad record that was skipped for this batch, with its name.
     host_positions: `positions` on the CPU, also after `to`: for random draws that are made there.
 
     A loader sets every field but those that are None above; modules that read fewer are content with fewer. It is a

@@ -170,7 +170,7 @@ class StudentDataset:
         ]  # fmt: skip
 
     def _read(self, records: OrderedRecords | None, tiles: list[_Tile], builder: BatchBuilder) -> list[str]:
-        """Write the records of these tiles into the batch; returns the reasons of those that were passed over."""
+        """Write the records of these tiles into the batch; returns the reasons of the skipped ones."""
         if not tiles:
             return []
 

@@ -34,7 +34,7 @@ class Skipped:
 
 
 class OrderedRecords:
-    """Several sets of shards as one, whose records are asked for by (epoch, place).
+    """Several sets of shards as one, whose records are read by (epoch, place).
 
     window: shards whose records are shuffled among themselves (see `order`).  limit: only the first records, as the
     sets list them.  on_bad_record: `stop` raises BadRecord; `skip` takes the next good record of the epoch in its
@@ -72,7 +72,7 @@ class OrderedRecords:
         return self.sets[0].classes
 
     def read(self, places: Sequence[tuple[int, int]], take: Callable[[int, Sample], None]) -> list[Skipped]:
-        """Call take(i, sample) for the sample at each place i, (epoch, place); returns what was passed over.
+        """Call take(i, sample) for the sample at each place i, (epoch, place); returns the skipped records.
 
         The calls come in the order in which the records lie. A sample's arrays are valid until `take` returns.
         Raises BadRecord where on_bad_record is `stop`, or nothing good follows.
@@ -103,7 +103,7 @@ class OrderedRecords:
         return _Found(shard, span.first, span.length, source, local, record)
 
     def _follow(self, epoch: int, place: int, error: BadRecord, skipped: list[Skipped]) -> Sample:
-        """The first good record after a bad one, where bad ones are passed over at all."""
+        """The first good record after a bad one, where bad ones may be skipped at all."""
         if self.on_bad_record == "stop":
             raise BadRecord(
                 f"{error}. Fix the shard, or set data.on_bad_record: skip to take the next good record in its place"

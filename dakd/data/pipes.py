@@ -51,7 +51,7 @@ class PipeDataset:
         self.flip, self.seed, self.on_bad_record = flip, seed, on_bad_record
 
     def samples(self, reader: int, num_readers: int) -> Iterator[tuple[Sample, list[str]]]:
-        """One reader's samples, endless, each with the reasons of what was passed over for it. Raises BadRecord."""
+        """One reader's samples, endless, each with the reasons of the records skipped before it. Raises BadRecord."""
         own = self.sources[reader::num_readers]
         skipped: list[str] = []
         for epoch in count():

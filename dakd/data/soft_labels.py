@@ -68,7 +68,7 @@ class LogProb8Codec:
     |(max - z) - R code / 255| <= R / 510 up to R; a larger gap counts as R. The largest logit is exact: code 0. So is
     every class within R / 510 of it, and of those the first is the hard label.
 
-    temperature: what the student will soften by; needed to encode, not to decode.
+    temperature: of the student's softmax; needed to encode, not to decode.
     """
 
     name = "logprob8"
@@ -110,7 +110,7 @@ CODECS = ("fp16", "logprob8")
 def get_codec(name: str, temperature: float | None = None) -> Codec:
     """The codec called `name`; ValueError lists those there are.
 
-    temperature: what the student will soften by; `logprob8` needs it to encode, `fp16` serves any.
+    temperature: of the student's softmax; `logprob8` needs it to encode, `fp16` serves any.
     """
     if name not in CODECS:
         raise ValueError(f"no soft-label codec is called {name!r}; there are: {', '.join(CODECS)}")

@@ -112,7 +112,7 @@ class LocalFolder:
         return path.read_bytes() if path.is_file() else None
 
     def stamps(self) -> dict[str, str]:
-        """The names of the tars, and for each what changes when it does."""
+        """The names of the tars, each with a stamp that changes when the tar does."""
         found = {}
         for path in sorted(self.folder.glob("*.tar")):
             facts = path.stat()
@@ -144,7 +144,7 @@ class RemoteFolder:
         return self._asked(lambda files, root: files.cat_file(f"{root}/{name}"), absent=None)
 
     def stamps(self) -> dict[str, str]:
-        """The names of the tars, and for each what changes when it does."""
+        """The names of the tars, each with a stamp that changes when the tar does."""
 
         def listed(files: Any, root: str) -> dict[str, str]:
             entries = files.ls(root, detail=True, refresh=True)
@@ -224,7 +224,7 @@ class DamagedFetch(ValueError):
 def find_index(
     source: LocalFolder | RemoteFolder, cache: ShardCache, classes: ClassTable | None
 ) -> tuple[bytes, Path]:
-    """The index of a set, and the folder where it and the sidecars lie or shall lie.
+    """The index of a set, and the folder that holds, or will hold, it and the sidecars.
 
     classes: the class table for tars without an index, which are then indexed; None refuses them. The index and a
     missing sidecar are written next to the tars where that is allowed, else into the cache: they are made once.

@@ -8,7 +8,7 @@ The second is the preconditioning of Karras et al. 2022 (Table 1), F in units of
 sigma_data; d = 1 is the velocity of Salimans and Ho 2022 (v = -F). w is the share of x_t / a that is signal, for detail
 of standard deviation d. A net whose output is x_0_hat itself must learn to hand fine detail from its input to its
 output, as much of it as is signal, at every level of noise; until it has, it samples seas without speckle. With d near
-the deviation of the fine detail, that much is handed on from the first step. Either way the loss is that of x_0_hat
+the deviation of the fine detail, that much is passed on from the first step. Either way the loss is that of x_0_hat
 (paper, Eq. 5).
 """
 

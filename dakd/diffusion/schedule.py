@@ -2,7 +2,7 @@
 
     abar(s) = cos((s + 0.008) / 1.008 * pi / 2)^2,   beta_i = min(1 - abar((i + 1) / T) / abar(i / T), 0.999)
 
-(Nichol and Dhariwal 2021; the paper names the schedule and T = 1000.) Everything is computed in float64 and handed out
+(Nichol and Dhariwal 2021; the paper names the schedule and T = 1000.) Everything is computed in float64 and returned
 as fp32 tables: in bf16 alpha_bar_0 would be 1, and 1 - alpha_bar_0 taken in fp32 is off by 5e-4.
 """
 

@@ -1,7 +1,7 @@
 """Nets that turn images into features for the distances of fidelity.py: InceptionV3, or a small stand-in.
 
 FID, IS and KID are names of numbers from one net with one set of weights. Numbers from another net, or from other
-weights, bear other names: `Frechet distance (small-random-conv)`, never FID.
+weights, have other names: `Frechet distance (small-random-conv)`, never FID.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each measure is a distance between the real and the synthetic set, with a bootstrap interval over the images of both
 (`recentred_interval`) and a yardstick: the same distance between two halves of the real set, the mean over random
-halvings. A distance near the yardstick is what chance makes.
+halvings. A distance near the yardstick is due to chance.
 
 Of larger real images a random window of the generated size is measured. Measures of the sea need a class called `sea`,
 the contrast one called `oil` too; a measure that a class table or the images do not allow is None.

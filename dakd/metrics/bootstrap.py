@@ -181,7 +181,7 @@ def _draw(
     A mean over seeds is NaN where the score of one seed is.
     """
     if num_resamples < 1:
-        raise ValueError(f"{num_resamples} resamples were asked for; wanted at least 1")
+        raise ValueError(f"num_resamples is {num_resamples}; wanted at least 1")
     num_images, num_classes = students[0].shape[1:3]
     rng = np.random.default_rng(seed)
     draws: list[list[np.ndarray]] = [[] for _ in students]

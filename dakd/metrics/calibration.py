@@ -27,7 +27,7 @@ class CalibrationCounts:
         self, num_bins: int = NUM_BINS, ignore_index: int = IGNORE_INDEX, device: str | torch.device = "cpu"
     ) -> None:
         if num_bins < 1:
-            raise ValueError(f"calibration in {num_bins} bins was asked for; wanted at least 1")
+            raise ValueError(f"num_bins is {num_bins}; wanted at least 1")
         self.num_bins, self.ignore_index = num_bins, ignore_index
         self.counts = torch.zeros(num_bins, 3, dtype=torch.int64, device=device)
 

@@ -2,7 +2,7 @@
 
 Hatamizadeh and Kautz 2024; sizes and order of the layers as in NVlabs/MambaVision. Two stages of convolution blocks,
 then two stages of windowed token blocks, of which the first half mixes by a selective scan and the rest by attention.
-Parameters bear the names of the public checkpoints.
+Parameters have the names of the public checkpoints.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, log_y: bool = 
     lines = [_thin(line) for line in lines]
     points = [(x, y) for line in lines for x, y in zip(line.x, line.y) if _drawable(y, log_y)]
     if not points:
-        raise ValueError("a chart without a single finite point was asked for; leave such lines out")
+        raise ValueError("a chart needs at least one finite point, found none; leave such lines out")
     x_axis = _Axis.linear([x for x, _ in points], LEFT, WIDTH - RIGHT)
     build = _Axis.logarithmic if log_y else _Axis.linear
     y_axis = build([y for _, y in points], FLOOR, TOP)

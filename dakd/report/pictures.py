@@ -16,7 +16,7 @@ _SMALL_WIDTH = 400  # pixels; a picture less wide is magnified without blurring 
 
 @dataclass(frozen=True)
 class Picture:
-    """alt: what a reader without pictures gets.  width: pixels.  source: the data URI."""
+    """alt: the text for a reader without pictures.  width: pixels.  source: the data URI."""
 
     alt: str
     width: int

@@ -23,7 +23,7 @@ _FACTOR = 2.0
 
 
 class Error(NamedTuple):
-    """The largest error of a tensor, and what it may be."""
+    """The largest error of a tensor, and its budget."""
 
     error: float
     budget: float

@@ -1,7 +1,7 @@
 """The training of the teacher in three stages, and the step `train_jointnet` (paper, section on training).
 
     stage 1   SAR-Net alone, without bridges                                               L_x
-    stage 2   Label-Net (from SAR-Net) and all bridges; the rest of SAR-Net stands still   L_x + L_y
+    stage 2   Label-Net (from SAR-Net) and all bridges; the rest of SAR-Net is frozen      L_x + L_y
     stage 3   everything, at a reduced rate                                                L_x + L_y
 
 Each stage is a training of its own with a new engine; weights pass between stages as safetensors. The step trains the

@@ -51,7 +51,7 @@ class StudentLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def train(self, mode: bool = True) -> StudentLoss:
-        """Frozen batch norm stays as it is in evaluation: its statistics stand still, its weights are trained."""
+        """Frozen batch norm stays as it is in evaluation: its statistics are fixed, its weights are trained."""
         super().train(mode)
         if self.batch_norm == "frozen":
             for module in self.net.modules():

@@ -1,4 +1,4 @@
-"""One training: what a stage of the teacher, DDPM or a student builds, reads and leaves. `loop` runs any of them."""
+"""The base class of all trainings: the net, the data and the files of a stage, DDPM or a student. `loop` runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of the dataset readers, and what they share: strict reading, pairing files, naming bad ones."""
+"""The base class of the dataset readers, and their common parts: strict reading, pairing files, naming bad ones."""
 
 from __future__ import annotations
 

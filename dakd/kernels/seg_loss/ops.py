@@ -17,7 +17,7 @@ _OP = "seg_loss"
 class Operands(NamedTuple):
     """The arguments of the op; shapes and meaning are those of api.py.
 
-    teacher_scale: what the teacher's numbers are multiplied by: 1 for logits, -teacher_range / 255 for codes.
+    teacher_scale: factor of the teacher's numbers: 1 for logits, -teacher_range / 255 for codes.
     """
 
     logits: Tensor
@@ -34,7 +34,7 @@ class Operands(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The losses ce, kd, dice (B,), the scalar num_invalid, and what the backward pass needs of each sample's sums.
+    """The losses ce, kd, dice (B,), the scalar num_invalid, and the sums of each sample that the backward pass needs.
 
     That is coefficients (B, 1 + 2 K): 1 / sum w (0 where nothing is labelled), then Dice's offset and slope by class.
     """

@@ -32,7 +32,7 @@ class Operands(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """y, and what the backward pass needs of the forward one; see the module's docstring."""
+    """y, and the results of the forward pass that the backward pass needs; see the module's docstring."""
 
     y: Tensor
     products: Tensor
