@@ -23,7 +23,7 @@ from dakd.data.shards import ShardSet
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.evaluate.inputs import find_students, open_student
 from dakd.evaluate.students import labels_of, predict_classes, stack_images
-from dakd.models.multiscale import at_scales
+from dakd.models.student import at_scales
 from dakd.runtime.distributed import device
 from dakd.runtime.seeding import Stream, numpy_rng
 

@@ -30,7 +30,7 @@ from dakd.evaluate.students import (
     format_details,
 )
 from dakd.metrics import SegmentationScores, format_scores
-from dakd.models.multiscale import at_scales
+from dakd.models.student import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.files import file_hash, replacing, write_json, write_text
 from dakd.runtime.runlog import say

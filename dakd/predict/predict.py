@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dakd.config import Config
 from dakd.data.shards import ShardSet, open_split
-from dakd.predict.files import BadImages, Source, file_sources, predict_sources
+from dakd.predict.images import BadImages, Source, file_sources, predict_sources
 from dakd.predict.prediction import file_part
 from dakd.predict.student import Student
 from dakd.runtime.distributed import device, init_if_many, is_main

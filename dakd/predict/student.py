@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
 from dakd.hub import HubModel, local_weights
-from dakd.models.multiscale import at_scales
-from dakd.models.student import StudentNet
-from dakd.predict.files import file_sources, predict_sources
-from dakd.predict.images import grey_image
+from dakd.models.student import StudentNet, at_scales
+from dakd.predict.images import file_sources, grey_image, predict_sources
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
 from dakd.predict.tiles import TILE, is_large, tiled
 from dakd.runtime.distributed import device_of

@@ -12,7 +12,7 @@ from dakd.ablate.figures import TIMESTEPS, captioned_rows, draw_figures, noising
 from dakd.ablate.run import JobStore
 from dakd.data.prepare import prepare
 from dakd.data.sample import Sample
-from dakd.models.multiscale import MultiScale
+from dakd.models.student import MultiScale
 
 
 def test_rows_have_captions_heads_and_whole_tiles():

@@ -18,7 +18,7 @@ from dakd.data.sample import SOS_CLASSES, Sample
 from dakd.data.shards import write_index, write_shard
 from dakd.data.transforms import to_student
 from dakd.models.registry import build_student
-from dakd.predict.files import BadImages
+from dakd.predict.images import BadImages
 from dakd.predict.predict import predict
 from dakd.predict.student import Student
 from dakd.report.report import write_report
@@ -97,8 +97,8 @@ def test_outputs_do_not_go_among_the_inputs(images, dark_is_oil):
 def test_ranks_take_their_share_of_the_images(images, tmp_path, dark_is_oil, monkeypatch):
     (images / "cut.png").unlink()
     (images / "photo.png").unlink()
-    monkeypatch.setattr("dakd.predict.files.world_size", lambda: 2)
-    monkeypatch.setattr("dakd.predict.files.rank", lambda: 1)
+    monkeypatch.setattr("dakd.predict.images.world_size", lambda: 2)
+    monkeypatch.setattr("dakd.predict.images.rank", lambda: 1)
     Student.load("w").predict_files(images, tmp_path / "out")
     assert not (tmp_path / "out" / "scan_class.png").exists()
     assert (tmp_path / "out" / "slick_class.png").exists()

@@ -1,6 +1,6 @@
 """DeepLabv2 (Chen et al. 2017): a ResNet of output stride 8 and four parallel dilated classifiers, summed.
 
-Its multi-scale test is `evaluate.scales` (models/multiscale.py). The CRF of its paper is left out, as in
+Its multi-scale test is `evaluate.scales` (models/student.py). The CRF of its paper is left out, as in
 the tables of our paper.
 """
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dakd.models.multiscale import MultiScale, at_scales
+from dakd.models.student import MultiScale, at_scales
 
 
 def test_the_largest_score_of_all_scales_is_taken_at_each_pixel_and_class():
