@@ -139,10 +139,10 @@ class StudentLossConfig(Section):
     """Whether synthetic samples carry the teacher's argmax and are treated as real ones."""
 
     kd_form: Literal["temperature", "confidence", "standardized", "dist"] = "temperature"
-    """Form of the distillation. "temperature" is the paper's; the others are for comparison (train/distillation.py)."""
+    """Form of the distillation. "temperature" is the paper's; others are for comparison (train/student_losses.py)."""
 
     boundary: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of CBD-Net's boundary term (train/boundary_loss.py) on samples with hard labels, for any student. 0 means
+    """Weight of CBD-Net's boundary term (train/student_losses.py) on samples with hard labels, for any student. 0 means
     no such term; CBD-Net's own rows have 1 (inferred)."""
 
 

@@ -35,8 +35,8 @@ from dakd.runtime.files import file_hash
 from dakd.runtime.tensor_files import load_state, load_strict, read_metadata
 from dakd.train.checkpoint import list_checkpoints
 from dakd.train.ddpm import DDPMTraining
-from dakd.train.loop import run_training
 from dakd.train.teacher import TeacherTraining, stage_folder, stage_weights
+from dakd.train.training import run_training
 
 
 @dataclass(frozen=True)

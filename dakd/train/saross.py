@@ -22,11 +22,9 @@ from dakd.models.student import StudentNet
 from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import say
 from dakd.runtime.tensor_files import load_strict
-from dakd.train.boundary_loss import boundary_loss
-from dakd.train.distillation import check_kd_form, distillation_loss, kd_scale
 from dakd.train.engine import Engine
-from dakd.train.loop import run_training
-from dakd.train.training import Training
+from dakd.train.student_losses import boundary_loss, check_kd_form, distillation_loss, kd_scale
+from dakd.train.training import Training, run_training
 from dakd.weights import STUDENT_FILES, save_student
 
 # Largest error that codes of soft labels may cause in a softened target.

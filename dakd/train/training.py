@@ -1,8 +1,13 @@
-"""The base class of all trainings: the net, the data and the files of a stage, DDPM or a student. `loop` runs them."""
+"""The base class of all trainings (the net, data and files of a stage, DDPM or a student), and the loop that runs them.
+
+The loop is the same for all: build, resume, step, report, checkpoint, finish.
+"""
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -12,11 +17,26 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dakd.config import Config, TrainJointNetConfig, TrainSarossConfig
+from dakd.data.batch import Batch
+from dakd.data.loader import make_loader, report_skipped
 from dakd.data.sample import ClassTable
 from dakd.runtime import distributed
-from dakd.train.checkpoint import list_checkpoints, step_of
+from dakd.runtime.lock import locked
+from dakd.runtime.runlog import RunLog, save_config, say
+from dakd.runtime.seeding import seed_everything, seed_step
+from dakd.runtime.stopping import (
+    MARKER_FILE,
+    Preempted,
+    StopListener,
+    listen_for_stop,
+    stop_reason,
+    write_requeue_marker,
+)
+from dakd.runtime.tensor_files import load_strict
+from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint, step_of, write_state
 from dakd.train.engine import Engine
-from dakd.train.optim import optimizer_identity
+from dakd.train.optim import POSTHOC_LENGTHS, learning_rate, optimizer_identity
+from dakd.train.posthoc import FOLDER as POSTHOC
 from dakd.train.zero import fitting_micro_batch, resolve_precision
 
 
@@ -106,3 +126,150 @@ class Training(ABC):
         checkpoints = list_checkpoints(self.checkpoints)
         last_step = step_of(checkpoints[-1]) if checkpoints else 0
         return last_step >= self.total_steps and self.weights_file("ema").exists()
+
+
+def run_training(training: Training) -> None:
+    """Train to the last step; the same call again resumes from the newest checkpoint, or finds nothing left to do.
+
+    Raises RuntimeError where another process is at work in the same folder, and Preempted where the ranks were asked to
+    stop: the checkpoint of the step that they had reached is then there, and a marker in the training's folder.
+    """
+    distributed.init_process_group()
+    distributed.limit_threads(training.section.engine.threads)
+    with locked(training.folder), listen_for_stop(training.config.run_path) as listener:
+        _run(training, listener)
+    distributed.barrier()  # rank 0 has written all its files before any rank begins the next training
+
+
+def _run(training: Training, listener: StopListener) -> None:
+    section, config = training.section, training.config
+    micro_batch = training.micro_batch  # first, to refuse before anything is written
+    saved = load_latest(training.checkpoints, training.identity)
+    first_step = saved[1]["step"] if saved else 0
+    if distributed.is_main():
+        (training.folder / MARKER_FILE).unlink(missing_ok=True)
+    if distributed.broadcast(training.is_done()):
+        say(f"{training.label}: {first_step} steps are done; nothing to do")
+        return
+    _stop_if_requested(training, first_step, distributed.all_reduce_sum(listener.votes(section.engine.max_hours)))
+
+    save_config(config, training.folder)
+    seed_everything(training.seed)
+    module = training.build(saved is None)
+    if saved:
+        say(f"{training.label}: resumes after step {first_step} of {training.total_steps}")
+        # Before the engine is built: DeepSpeed takes its fp32 masters from the weights that it finds.
+        load_strict(module, _module_state(saved[0]), f"checkpoint of step {first_step}")
+    engine = Engine(
+        module,
+        section.optimizer,
+        section.engine,
+        global_batch=section.global_batch,
+        micro_batch=micro_batch,
+        precision=training.precision,
+        decays_vectors=training.decays_vectors,
+    )
+    if saved:
+        engine.restore(saved[0], first_step, lambda: _batches(training, first_step))
+    del saved  # a copy of all states, which would fill the host while training
+    _train_steps(training, engine, first_step, listener)
+    training.finish(engine)
+    engine.close()
+
+
+def _train_steps(training: Training, engine: Engine, first_step: int, listener: StopListener) -> None:
+    section, settings, total_steps = training.section, training.section.engine, training.total_steps
+    log = RunLog(training.folder, training.label, total_steps, first_step, settings.wandb, training.config)
+    batches = _batches(training, first_step)
+    since_s, since_step = time.monotonic(), first_step
+    num_bad_records = 0.0  # of all ranks, since this start
+    for step in range(first_step + 1, total_steps + 1):
+        lr = learning_rate(step - 1, total_steps, training.lr, section.optimizer)
+        # Foreign modules (dropout) draw from global generators, whose state a checkpoint does not hold.
+        seed_step(training.seed, step, distributed.rank())
+        result = engine.train_step(batches, lr, listener.votes(settings.max_hours))
+        num_bad_records += result.losses.pop("num_bad_records")
+        log.advance()
+        if log.is_due(step, settings.log_every):
+            now_s = time.monotonic()
+            rate = (step - since_step) * section.global_batch / max(1e-9, now_s - since_s)
+            # Counts (num_...) are reported only where something was counted.
+            values = {name: value for name, value in result.losses.items() if value or not name.startswith("num_")}
+            values |= {"num_bad_records": num_bad_records} if num_bad_records else {}
+            values |= {"grad": result.grad_norm, "lr": lr}
+            log.report(step, step * section.global_batch, values, rate)
+            since_s, since_step = now_s, step
+        is_leaving = step < total_steps and stop_reason(result.stop_votes) is not None
+        # Before the checkpoint: a run that resumes from that one has the snapshot.
+        if _is_due(section.optimizer.posthoc_every, step, total_steps):
+            _write_snapshot(training, engine, step)
+        if is_leaving or _is_due(settings.checkpoint_every, step, total_steps):
+            # Before the checkpoint, so that the log is never behind the step that a resume starts from.
+            log.flush()
+            facts = _checkpoint_facts(training, step, lr)
+            save_checkpoint(training.checkpoints, step, engine.state(), facts, settings.keep_checkpoints)
+        if is_leaving:
+            log.close()
+            _stop_if_requested(training, step, result.stop_votes)
+        if _is_due(training.sample_every, step, total_steps):
+            training.draw(engine, step)
+    log.close()
+
+
+def _is_due(every: int, step: int, total_steps: int) -> bool:
+    """Whether something is due that happens every so many steps, 0 for never, and after the last one."""
+    return every > 0 and (step % every == 0 or step == total_steps)
+
+
+def _write_snapshot(training: Training, engine: Engine, step: int) -> None:
+    """The averages from which `dakd ema` makes one of any length."""
+    averages = engine.averages([f"posthoc_{i}" for i in range(len(POSTHOC_LENGTHS))])
+    if distributed.is_main():
+        facts = {"step": step, "lengths": POSTHOC_LENGTHS}
+        write_state(training.folder / POSTHOC / f"step-{step:08d}", averages, facts)
+
+
+def _stop_if_requested(training: Training, step: int, votes: list[float]) -> None:
+    """Raise Preempted on all ranks, once the marker is written, where the ranks' summed votes hold a reason."""
+    reason = stop_reason(votes)
+    if reason is None:
+        return
+    if distributed.is_main():
+        write_requeue_marker(training.folder, reason, step, training.total_steps)
+    distributed.barrier()  # a launcher ends all ranks as soon as one has left
+    raise Preempted(
+        f"{training.label}: stopped after step {step} of {training.total_steps} ({reason}); "
+        "the same command resumes from its checkpoint"
+    )
+
+
+def _checkpoint_facts(training: Training, step: int, lr: float) -> dict:
+    """The facts of a checkpoint, next to its tensors."""
+    return {
+        "identity": training.identity,
+        "position": step * training.section.global_batch,
+        "scheduler": {"name": training.section.optimizer.lr_decay, "step": step, "lr": lr},
+        # Nothing is drawn from a generator that outlives a step: the next step's state follows from these two numbers.
+        "rng": {"seed": training.seed, "step": step},
+        "world_size": distributed.world_size(),
+        "config": training.config.model_dump(mode="json"),
+    }
+
+
+def _batches(training: Training, step: int) -> Iterator[Batch]:
+    """This rank's micro-batches from the start of optimizer step `step` (0-based)."""
+    loader = make_loader(
+        training.dataset,
+        training.micro_batch,
+        distributed.rank(),
+        distributed.world_size(),
+        step * training.section.global_batch,
+        training.section.engine.num_workers,
+        pin_memory=distributed.device().type == "cuda",
+    )
+    return report_skipped(iter(loader), training.folder)
+
+
+def _module_state(state: dict) -> dict:
+    kinds = ("master/", "frozen/", "buffer/")
+    return {name.partition("/")[2]: value for name, value in state.items() if name.startswith(kinds)}
