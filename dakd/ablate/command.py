@@ -21,7 +21,7 @@ from dakd.shipped import find_file, not_found
 def make_table(args: argparse.Namespace) -> int:
     """Make a table, or resume one; the exit status: 0, or 1 where a job failed.
 
-    args: of `add_options`.  Raises Preempted after a stop request.
+    args: of `dakd ablate`.  Raises Preempted after a stop request.
     """
     try:
         return _run(args)
