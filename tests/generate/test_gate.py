@@ -18,9 +18,8 @@ from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, verify
 from dakd.generate import gate_measures
 from dakd.generate import worker as working
-from dakd.generate.gate import Gate
+from dakd.generate.gate import SURPLUS, Gate, Quotas
 from dakd.generate.gate_measures import GateMeasures, Labeller, mean_entropy, measure
-from dakd.generate.gate_quotas import SURPLUS, Quotas
 from dakd.generate.generate import generate, repair
 from dakd.generate.generate import verify as verify_set
 from dakd.generate.plan import open_plan
