@@ -18,8 +18,7 @@ from dakd.config import Config
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet
 from dakd.evaluate.extractors import open_extractor
-from dakd.evaluate.inputs import choose_students, open_images, open_student, out_folder
-from dakd.evaluate.labelled_folder import LabelledFolder
+from dakd.evaluate.inputs import LabelledFolder, choose_students, open_images, open_student, out_folder
 from dakd.evaluate.pairs import compare_pairs, format_pairs
 from dakd.evaluate.pictures import write_pictures
 from dakd.evaluate.students import (
@@ -54,7 +53,7 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
 
     run_dir: None takes the configuration's. Of a run that has pairs and no student yet, the pairs alone are evaluated.
     Raises ValueError where there is neither or no prepared split, and for a folder that cannot be evaluated (see
-    `labelled_folder.py`).
+    `inputs.py`).
     """
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dakd.data.pictures import colourise, overlay
 from dakd.data.shards import ShardSet
-from dakd.evaluate.labelled_folder import LabelledFolder
+from dakd.evaluate.inputs import LabelledFolder
 from dakd.evaluate.students import StudentEvaluation, labels_of, predict_classes, stack_images
 from dakd.runtime.files import write_json
 

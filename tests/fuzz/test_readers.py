@@ -20,7 +20,7 @@ from dakd.config import Config, build_config
 from dakd.data.prepare import prepare
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, ClassTable, Sample
 from dakd.data.shards import ShardSet, verify
-from dakd.evaluate.labelled_folder import LabelledFolder
+from dakd.evaluate.inputs import LabelledFolder
 
 SIDE, KEYS = 12, {"0", "1"}
 _FORMATS = {"jpg": "JPEG", "png": "PNG", "tif": "TIFF", "bmp": "BMP"}

@@ -18,7 +18,7 @@ from dakd.data.readers import BadDataset
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.data.shards import ShardSet
 from dakd.evaluate.evaluate import evaluate
-from dakd.evaluate.labelled_folder import LabelledFolder
+from dakd.evaluate.inputs import LabelledFolder
 from dakd.evaluate.students import evaluate_student
 from dakd.models.registry import build_student
 from dakd.weights import save_student
