@@ -96,7 +96,7 @@ def test_rows_seeds_and_bases_are_chosen_on_the_command_line(tmp_path):
         narrowed(table, [], [], None, "sofd")
     with pytest.raises(ValueError, match="reference 'real' is no row; rows: soft"):
         narrowed(table, ["soft"], [], None, "real")
-    with pytest.raises(ValueError, match="no data set X; it has one alone"):
+    with pytest.raises(ValueError, match="no data set X; it has a single data set"):
         narrowed(table, [], ["X"], None)
     other = tmp_path / "other.yaml"
     other.write_text(TOY.read_text())
