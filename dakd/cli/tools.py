@@ -142,15 +142,17 @@ def _ablate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", action="append", default=[], metavar="[DATA=]FILE", help="another experiment for the table's data"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the table's")
-    parser.add_argument("--runs", type=int, help="passes that a cost is the mean of, in place of the table's")
-    parser.add_argument("--row", action="append", default=[], metavar="NAME", help="only these rows")
-    parser.add_argument("--data", action="append", default=[], metavar="NAME", help="only these data sets")
-    parser.add_argument("--measure", action="append", default=[], metavar="NAME", help="show these, not the table's")
-    parser.add_argument("--reference", metavar="NAME", help="show differences to this row, not to the table's")
-    parser.add_argument("--small", action="store_true", help="take the table's settings for small nets and images")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to run instead of the table's")
+    parser.add_argument("--runs", type=int, metavar="N", help="timed passes per cost, instead of the table's number")
+    parser.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; repeatable")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME", help="only this data set; repeatable")
+    parser.add_argument(
+        "--measure", action="append", default=[], metavar="NAME", help="a column instead of the table's; repeatable"
+    )
+    parser.add_argument("--reference", metavar="NAME", help="row that differences refer to, instead of the table's")
+    parser.add_argument("--small", action="store_true", help="small nets and images, by the table's own settings")
     parser.add_argument("--out", type=Path, help="the table's folder (default: runs/ablate/TABLE)")
-    parser.add_argument("--store", type=Path, default=Path("runs/ablate/store"), help="jobs, shared by tables")
+    parser.add_argument("--store", type=Path, default=Path("runs/ablate/store"), help="jobs' folder, shared by tables")
     parser.add_argument(
         "--processes", type=int, help="ranks of each training (default: GPUs, or 1); 0: all in this process"
     )
