@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,10 @@ def test_only_known_things_stand_at_the_top_level():
     ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split()}
     found = {path.name for path in ROOT.iterdir()} - ignored
     assert {name for name in found if not name.endswith(".egg-info")} <= TOP_LEVEL
+
+
+def test_the_tests_that_another_python_runs_are_there():
+    recipe = re.search(r"^OTHER_TESTS := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    names = recipe.group(1).replace("\\", " ").split()
+    assert len(names) > 5
+    assert [name for name in names if not (ROOT / "tests" / name.partition("::")[0]).exists()] == []
