@@ -90,7 +90,7 @@ def _generate(args: argparse.Namespace) -> None:
 def _train_saross_options(parser: argparse.ArgumentParser) -> None:
     _add_training_options(parser)
     parser.add_argument("--training-set", choices=("real", "real+synthetic", "synthetic"), default=None,
-                        help="one student (default: all of train_saross.training_sets)")  # fmt: skip
+                        help="train only this set's student (default: all of train_saross.training_sets)")  # fmt: skip
 
 
 def _train_saross(args: argparse.Namespace) -> None:
@@ -116,10 +116,14 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "dakd predict --config FILE [section.key=value ...]\n"
-        "       dakd predict --student FILE --out DIR IMAGE [IMAGE ...]"
+        "       dakd predict --student FILE --out DIR [--tile PIXELS] [--device NAME] IMAGE [IMAGE ...]"
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", metavar="FILE", help="an experiment's YAML, or its name: its student predicts")
+    source.add_argument(
+        "--config",
+        metavar="FILE",
+        help="an experiment's YAML, or the name of one that comes with dakd; its student is used",
+    )
     source.add_argument("--student", metavar="FILE", help="a student's weights file; no experiment is needed")
     parser.add_argument("arguments", nargs="*", metavar="IMAGE | section.key=value",
                         help="with --student: images and folders of images; with --config: settings")  # fmt: skip

@@ -31,7 +31,7 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the experiment; its run folder is runs/NAME")
     parser.add_argument("--dataset", choices=("folder", "osd", "sos", "simulated"), default="folder",
                         help="layout of the data on disk (default: folder, your own images/ and masks/)")
-    parser.add_argument("--root", metavar="DIR", help="folder of the data")
+    parser.add_argument("--root", metavar="DIR", help="folder of the data; required, except for simulated")
     parser.add_argument("--classes", metavar="NAME[:RRGGBB],...",
                         help="for folder: class names in the order of their ids, with colours if masks hold colours")
     parser.add_argument("--sensor", choices=("palsar", "sentinel"), help="for sos: the sensor whose images are read")
@@ -72,8 +72,10 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
                         help="size of the images in pixels (default: that of the teacher's training crops)")
     parser.add_argument("--steps", type=positive, metavar="N", help="steps of the sampler (default: 200, the paper's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the starting noise (default: 0)")
-    parser.add_argument("--first", type=int, default=0, metavar="I", help="number of the first pair (default: 0)")
-    parser.add_argument("--eta", type=float, default=0.0, help="share of fresh noise in each step, 0 to 1 (default: 0)")
+    parser.add_argument("--first", type=int, default=0, metavar="I", help="index of the first pair (default: 0)")
+    parser.add_argument(
+        "--eta", type=float, default=0.0, help="0: deterministic DDIM; 1: as much fresh noise as DDPM (default: 0)"
+    )
     parser.add_argument("--micro-batch", type=positive, default=16, metavar="N", help="pairs per batch (default: 16)")
     parser.add_argument("--deterministic", action="store_true", help="the same bytes in every run on one device type")
     parser.add_argument("--png", action="store_true", help="also write each image and its class map as PNG")
