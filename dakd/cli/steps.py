@@ -203,5 +203,5 @@ STEP_COMMANDS = (
             (*_GENERAL, "train_saross.training_sets", "evaluate.weights", "evaluate.scales", "predict"),
             _check_predict, resumes=False),
     Command("report", "write one self-contained HTML page about the run", _report, add_config_options, _GENERAL),
-    Command("pipeline", "run all of the above, one after the other", _pipeline, _pipeline_options, _GENERAL),
+    Command("pipeline", "run all steps, from prepare to report", _pipeline, _pipeline_options, _GENERAL),
 )  # fmt: skip

@@ -97,6 +97,8 @@ def write_shards(
     folder = Path(folder)
     if not isinstance(shard_size, int) or shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; wanted a whole number of samples, at least 1")
+    if not isinstance(classes, ClassTable):
+        raise TypeError(f"classes is a {type(classes).__name__}; wanted a dakd.ClassTable")
     get_codec(codec, temperature)  # refused before anything is written
     _refuse_full(folder, overwrite)
     aside = folder / ".partial"
@@ -140,7 +142,7 @@ def _refuse_full(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder")
     if not overwrite and ((folder / "index.json").exists() or any(folder.glob("shard-*.tar"))):
-        raise ValueError(f"{folder} holds a set of shards already; give another folder, or overwrite=True")
+        raise ValueError(f"{folder} holds a set of shards already; give another one, or overwrite=True (--overwrite)")
 
 
 def _take_place(aside: Path, folder: Path) -> None:

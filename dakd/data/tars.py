@@ -66,7 +66,7 @@ def _add_member(members: dict, entry: tarfile.TarInfo, last_key: str | None, num
         raise DamagedTar(f"the members of record {key!r} lie apart; write it as one, as webdataset's TarWriter does")
     places = members.setdefault(key, {})
     if extension in places:
-        raise DamagedTar(f"holds {name} twice; keys must differ")
+        raise DamagedTar(f"holds {name} twice: two samples have the key {key!r}; give each its own")
     places[extension] = (entry.offset_data, entry.size)
     return key
 

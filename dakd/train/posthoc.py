@@ -73,10 +73,14 @@ def reconstruct(training_folder: Path, weights: Path, length: float, out: Path, 
     """
     snapshots, power = _whole_snapshots(training_folder / FOLDER), power_of_length(length)
     steps = [facts["step"] for _, facts in snapshots]
-    step = max(steps, default=None) if step is None else step
+    if not steps:
+        raise ValueError(
+            f"{training_folder / FOLDER} has no snapshots; set optimizer.posthoc_every before the training starts"
+        )
+    step = max(steps) if step is None else step
     if step not in steps:
         raise ValueError(
-            f"{training_folder / FOLDER} has snapshots of steps {steps or 'none'}; wanted one of step {step}. They are "
+            f"{training_folder / FOLDER} has snapshots of steps {steps}; wanted one of step {step}. They are "
             "taken where optimizer.posthoc_every is set when the training starts"
         )
     used = [(path, facts) for path, facts in snapshots if facts["step"] <= step]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dakd.data.records import BadRecord
-from dakd.data.sample import OSD_CLASSES, Sample
+from dakd.data.sample import OSD_CLASSES, ClassTable, Sample
 from dakd.data.shards import ShardSet, describe_shard, verify, write_index, write_shard, write_shards
 from dakd.runtime.files import file_hash
 
@@ -321,3 +321,17 @@ def test_a_set_that_cannot_be_is_refused(tmp_path, samples, settings, message):
     with pytest.raises(ValueError, match=message):
         write_shards(tmp_path, samples, OSD_CLASSES, **settings)
     assert not (tmp_path / "index.json").exists()
+
+
+@pytest.mark.parametrize("colours", [("000000", "00ffff"), ((0, 0, 0), (0, 0, 256)), ((0, 0, 0), (0.5, 0, 0))])
+def test_colours_that_an_index_cannot_hold_are_refused_before_anything_is_written(colours):
+    with pytest.raises(ValueError, match=r"the colour of (sea|oil) is .*; wanted three of 0 to 255"):
+        ClassTable(("sea", "oil"), colours)
+
+
+def test_a_list_of_names_is_no_class_table_and_two_samples_of_one_key_are_named(tmp_path):
+    with pytest.raises(TypeError, match=r"classes is a list; wanted a dakd\.ClassTable"):
+        write_shards(tmp_path / "set", [sample("a")], ["sea", "oil"])
+    with pytest.raises(ValueError, match="two samples have the key 'a'"):
+        write_shards(tmp_path / "set", [sample("a"), sample("a")], OSD_CLASSES)
+    assert not (tmp_path / "set" / "index.json").exists()

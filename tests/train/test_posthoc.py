@@ -154,4 +154,4 @@ def test_a_training_leaves_snapshots_and_the_command_makes_weights_that_load(tmp
     net, _ = load_student(tmp_path / "real.safetensors")
     assert bool(torch.isfinite(net(torch.rand(1, 3, 64, 64))).all())
     assert main(["ema", "--config", str(path), "--of", "stage3", "--length", "0.2", "--out", str(out)]) == 1
-    assert "has snapshots of steps none" in capsys.readouterr().err
+    assert "has no snapshots; set optimizer.posthoc_every" in capsys.readouterr().err
