@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -253,38 +253,34 @@ def describe_shard(
     )
 
 
-def write_index(
-    folder: str | Path,
-    classes: ClassTable,
-    *,
-    kind: str,
-    codec: str | None = None,
-    provenance: dict | None = None,
-    kept: Mapping[str, Sequence[int] | None] | None = None,
-) -> Index:
-    """Gathers the sidecars of `folder` into index.json and returns it.
+class SetFacts(TypedDict, total=False):
+    """The facts of a set that its sidecars do not hold.
 
-    kind: "real" or "synthetic".  provenance: JSON facts on where the set came from.
+    kind: "real" or "synthetic".  codec: of its soft labels.  provenance: JSON facts on where the set came from.
     kept: which records make the set, as ascending places within each shard's file by name (None for all of the file's);
     a shard that is not named is no part of it. None takes every record of every shard that is there.
-    Raises ValueError when there is no record, a key occurs twice, or soft labels are of different kinds.
     """
+
+    kind: Required[str]
+    codec: str | None
+    provenance: dict | None
+    kept: Mapping[str, Sequence[int] | None] | None
+
+
+def write_index(folder: str | Path, classes: ClassTable, **facts: Unpack[SetFacts]) -> Index:
+    """Gathers the sidecars of `folder` into index.json and returns it; see `gather_index`."""
     folder = Path(folder)
-    index = gather_index(folder, classes, kind=kind, codec=codec, provenance=provenance, kept=kept)
+    index = gather_index(folder, classes, **facts)
     write_json(folder / "index.json", index.model_dump(mode="json"))
     return index
 
 
-def gather_index(
-    folder: Path,
-    classes: ClassTable,
-    *,
-    kind: str,
-    codec: str | None = None,
-    provenance: dict | None = None,
-    kept: Mapping[str, Sequence[int] | None] | None = None,
-) -> Index:
-    """The index that `write_index` writes."""
+def gather_index(folder: Path, classes: ClassTable, **facts: Unpack[SetFacts]) -> Index:
+    """The index of the sidecars of `folder`.
+
+    Raises ValueError when there is no record, a key occurs twice, or soft labels are of different kinds.
+    """
+    kept = facts.get("kept")
     names = sorted(path.name for path in folder.glob("shard-*.json")) if kept is None else sorted(kept)
     shards, lines, powers, soft_ranges = [], [], [], set()
     sizes, counts = Counter(), Counter()
@@ -322,9 +318,9 @@ def gather_index(
     _refuse_doubled_keys(folder, lines)
     power = math.fsum(powers) / len(lines)
     return Index(
-        kind=kind,
+        kind=facts["kind"],
         classes=classes,
-        codec=codec,
+        codec=facts.get("codec"),
         soft_range=common_range(soft_ranges, str(folder)),
         num_samples=len(lines),
         num_labelled=counts["labelled"],
@@ -338,7 +334,7 @@ def gather_index(
         mean_power=power,
         balancing_factor=balancing_factor(power),
         shards=shards,
-        provenance=provenance or {},
+        provenance=facts.get("provenance") or {},
     )
 
 

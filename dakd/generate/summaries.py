@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from dakd.data.index import Index, load_index, write_index
+from dakd.data.index import Index, SetFacts, load_index, write_index
 from dakd.data.pictures import contact_sheet
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
@@ -58,8 +58,8 @@ def remove_summaries(plan: GenerationPlan) -> None:
         (plan.folder / name).unlink(missing_ok=True)
 
 
-def describe_set(plan: GenerationPlan, gate: Gate | None, selection: Selection) -> dict:
-    """The arguments of `write_index` for this set."""
+def describe_set(plan: GenerationPlan, gate: Gate | None, selection: Selection) -> SetFacts:
+    """The facts of this set for its index."""
     provenance = plan.provenance
     if gate is not None:
         counted = {"num_candidates": selection.num_candidates, "refused": selection.refused}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 COARSEST_STRIDE = 32
 
 
-class StudentNet(nn.Module):
+class StudentNet(nn.Module, ABC):
     """A net that segments images of any size: they are padded for the net, and its logits are cropped again.
 
     A subclass has an `encoder` and implements `encode` and `segment`, the latter for sides that are multiples of
@@ -40,9 +41,9 @@ class StudentNet(nn.Module):
         self.multiple = multiple
 
     @classmethod
+    @abstractmethod
     def from_config(cls, cfg: StudentConfig, num_classes: int) -> StudentNet:
         """The net of a section `train_saross.student`, with fresh weights."""
-        raise NotImplementedError
 
     def forward(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W) of any size, ImageNet-normalised -> logits (B, num_classes, H, W)."""
@@ -59,13 +60,13 @@ class StudentNet(nn.Module):
                 f"image(s) of {height} x {width}; set micro_batch to 2 or more, a larger crop, or batch_norm to frozen"
             ) from error
 
+    @abstractmethod
     def encode(self, image: Tensor) -> list[Tensor]:
         """image (B, 3, H, W), both sides multiples of 32 -> the encoder's maps, finest first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def segment(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W), both sides multiples of `multiple` -> logits of the same size."""
-        raise NotImplementedError
 
     def load_pretrained(self, path: str | None) -> None:
         """Fills the encoder from the public checkpoint `train_saross.student.pretrained`; None leaves it as it is."""
@@ -77,7 +78,7 @@ class StudentNet(nn.Module):
 
     def loss_of(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """(B,) each: `loss`, which is trained on, and its parts. Only of nets with `has_own_loss`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no loss of its own; train_saross.loss trains it")
 
     def self_contained(self, cfg: StudentConfig) -> StudentConfig:
         """The settings `cfg` for the net's weights file: with all that rebuilds it, so that no other file is needed."""

@@ -84,8 +84,8 @@ class Training(ABC):
         return 0
 
     def draw(self, engine: Engine, step: int) -> None:
-        """Write a picture of samples; a collective."""
-        raise NotImplementedError(f"{self.label} draws no pictures")
+        """Write a picture of samples; a collective. A training whose `sample_every` is 0 has none."""
+        return None
 
     @cached_property
     def identity(self) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fixed_logits import BareStudent
 from tiny_sam import save_tiny_sam, tiny_sam_oil
 from worlds import with_pairs
 
@@ -11,7 +12,6 @@ from dakd.config import StudentLossConfig
 from dakd.data.batch import Batch
 from dakd.data.sample import IGNORE_INDEX
 from dakd.evaluate.evaluate import evaluate
-from dakd.models.student import StudentNet
 from dakd.runtime.runlog import read_records
 from dakd.runtime.tensor_files import load_state
 from dakd.train.dry_run import describe_saross
@@ -38,7 +38,7 @@ def test_synthetic_samples_are_labelled_by_the_teachers_likeliest_class():
     assert torch.equal(with_teachers_labels(label, None, row), label)
 
 
-class OwnLoss(StudentNet):
+class OwnLoss(BareStudent):
     """Stands in for a net with a loss of its own; keeps what it was given."""
 
     has_own_loss = True
