@@ -64,7 +64,7 @@ def narrowed(
     reference: str | None = None,
     measures: Sequence[str] = (),
 ) -> TableSpec:
-    """The table with only these rows, data sets and seeds; ValueError for names that it does not have.
+    """The table with only these rows, datasets and seeds; ValueError for names that it does not have.
 
     reference: a row in place of the table's. The table's is dropped where it is not among the chosen rows, or where no
     measure is one of students.  measures: in place of the table's and of those for small experiments.
@@ -76,10 +76,10 @@ def narrowed(
     if reference is not None:
         kept["reference"] = nearest_row(table, reference).name
     if unknown := [name for name in data if name not in table.data]:
-        raise ValueError(f"the table has no data set {', '.join(unknown)}; it has {_data_names(table)}")
+        raise ValueError(f"the table has no dataset {', '.join(unknown)}; it has {_data_names(table)}")
     for name in data:
         if (other := table.data[name].test_on) is not None and other not in data:
-            raise ValueError(f"data set {name!r} is tested on {other!r}; name that one too: --data {other!r}")
+            raise ValueError(f"dataset {name!r} is tested on {other!r}; name that one too: --data {other!r}")
     if data:
         kept["data"] = {name: kept["data"][name] for name in data}
     if seeds:
@@ -94,7 +94,7 @@ def narrowed(
 
 
 def _shown_of_paper(numbers: dict, datasets: Container[str], measures: Container[str]) -> dict:
-    """The paper's numbers of a row, only those of these data sets and measures."""
+    """The paper's numbers of a row, only those of these datasets and measures."""
     shown = {}
     for name, value in numbers.items():
         if isinstance(value, dict) and name in datasets:
@@ -105,7 +105,7 @@ def _shown_of_paper(numbers: dict, datasets: Container[str], measures: Container
 
 
 def with_bases(table: TableSpec, bases: Sequence[str]) -> TableSpec:
-    """The table on other experiments: FILE for all data sets, or DATA=FILE for one."""
+    """The table on other experiments: FILE for all datasets, or DATA=FILE for one."""
     for text in bases:
         name, separator, file = text.rpartition("=")
         found = find_file(file)
@@ -113,7 +113,7 @@ def with_bases(table: TableSpec, bases: Sequence[str]) -> TableSpec:
             raise ValueError(f"--base {text}: {not_found(file, 'configuration')}")
         path = found.resolve()
         if separator and name not in table.data:
-            raise ValueError(f"--base {text}: the table has no data set {name!r}; it has {_data_names(table)}")
+            raise ValueError(f"--base {text}: the table has no dataset {name!r}; it has {_data_names(table)}")
         if not table.data:
             table = table.model_copy(update={"base": str(path)})
             continue
@@ -123,7 +123,7 @@ def with_bases(table: TableSpec, bases: Sequence[str]) -> TableSpec:
 
 
 def _data_names(table: TableSpec) -> str:
-    return ", ".join(table.data) or "a single data set, without a name"
+    return ", ".join(table.data) or "a single dataset, without a name"
 
 
 def _num_done(plan: TablePlan, store: JobStore) -> int:

@@ -49,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row on one data set with one seed.  jobs: those whose results it shows, by the measures' source."""
+    """One row on one dataset with one seed.  jobs: those whose results it shows, by the measures' source."""
 
     row: RowSpec
     dataset: str

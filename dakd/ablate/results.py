@@ -40,7 +40,7 @@ class SeedValues:
 
 @dataclass(frozen=True)
 class Line:
-    """One row on one data set.
+    """One row on one dataset.
 
     done, wanted: seeds.  difference: its mIoU minus the reference row's.  seconds: of all its jobs.
     """

@@ -20,7 +20,7 @@ from dakd.config import Config, Positive, Section, TrainingSet, load_config
 from dakd.shipped import find_file, not_found
 
 Number = float | int
-# By measure; or by data set and measure, where a table has several data sets.
+# By measure; or by dataset and measure, where a table has several datasets.
 PaperNumbers = Annotated[dict[str, Number | dict[str, Number]], Field(default_factory=dict)]
 Settings = Annotated[dict[str, Any], Field(default_factory=dict)]  # by dotted key
 
@@ -31,7 +31,7 @@ class DataSpec(Section):
     base: str  # relative to the table's file
     set: Settings
     small: Settings
-    test_on: str | None = None  # the data set of the table whose test split is taken, for cross-domain rows
+    test_on: str | None = None  # the dataset of the table whose test split is taken, for cross-domain rows
 
 
 class RowSpec(Section):
@@ -55,7 +55,7 @@ class TableSpec(Section):
     """A whole table.
 
     reference: the row that differences are taken to, image by image.  set, small: settings of all rows.
-    note: text below the table.  group_by: whether the lines of a row or of a data set stand together.
+    note: text below the table.  group_by: whether the lines of a row or of a dataset stand together.
     """
 
     title: str
@@ -90,7 +90,7 @@ class TableSpec(Section):
                 measure_of(name)
         for name, one in self.data.items():
             if one.test_on is not None and one.test_on not in self.data:
-                raise ValueError(f"data {name!r} is tested on {one.test_on!r}, which is none of the data sets")
+                raise ValueError(f"data {name!r} is tested on {one.test_on!r}, which is none of the datasets")
         heads = {tuple(row.head) for row in self.rows}
         if len(heads) > 1:
             raise ValueError(f"rows have different heads, {' and '.join(map(str, sorted(heads)))}; give all the same")
@@ -102,13 +102,13 @@ class TableSpec(Section):
         for key, value in row.paper.items():
             measures = [key] if not isinstance(value, dict) else list(value)
             if isinstance(value, dict) and key not in self.data:
-                raise ValueError(f"row {row.name!r} has paper's numbers of {key!r}, which is none of the data sets")
+                raise ValueError(f"row {row.name!r} has paper's numbers of {key!r}, which is none of the datasets")
             if unknown := [name for name in measures if name not in self.measures]:
                 raise ValueError(f"row {row.name!r} has the paper's {', '.join(unknown)}, which is not shown")
 
     @property
     def datasets(self) -> dict[str, DataSpec]:
-        """By name; the name of a table's only data set is empty."""
+        """By name; the name of a table's only dataset is empty."""
         return self.data or {"": DataSpec(base=self.base or "")}
 
     @property
@@ -193,7 +193,7 @@ def check_overrides(overrides: list[str]) -> None:
 
 
 def foreign_test(table: TableSpec, dataset: str, folder: Path, small: bool, overrides: list[str]) -> Config | None:
-    """The configuration whose test split the cells of a data set are scored on; None where it is their own."""
+    """The configuration whose test split the cells of a dataset are scored on; None where it is their own."""
     test_on = table.datasets[dataset].test_on
     if test_on is None:
         return None
@@ -210,7 +210,7 @@ def _with_one_set_of_scenes(config: Config) -> Config:
 
 
 def _settings(table: TableSpec, spec: DataSpec, row: RowSpec | None, small: bool) -> list[str]:
-    """Overrides: the table's, the data set's and the row's settings; with --small, then those for small experiments."""
+    """Overrides: the table's, the dataset's and the row's settings; with --small, then those for small experiments."""
     parts = [table, spec, *([row] if row is not None else [])]
     layers = [part.set for part in parts] + [part.small for part in parts if small]
     # Not merged by key: a later layer may replace a whole section of which an earlier one sets a key.

@@ -224,7 +224,7 @@ def _latex(plan: TablePlan, lines: Sequence[Line]) -> str:
 
 
 def _best_cells(plan: TablePlan, lines: Sequence[Line], header: Sequence[str]) -> list[tuple[int, int]]:
-    """(column, line) of our best mean of each measure in each data set."""
+    """(column, line) of our best mean of each measure in each dataset."""
     best, place = [], 1 + len(plan.table.rows[0].head) + bool(plan.table.data)
     for name in plan.table.measures:
         measure = measure_of(name)

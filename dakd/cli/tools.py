@@ -147,7 +147,7 @@ def _ablate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to run instead of the table's")
     parser.add_argument("--runs", type=int, metavar="N", help="timed passes per cost, instead of the table's number")
     parser.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; repeatable")
-    parser.add_argument("--data", action="append", default=[], metavar="NAME", help="only this data set; repeatable")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME", help="only this dataset; repeatable")
     parser.add_argument(
         "--measure", action="append", default=[], metavar="NAME", help="a column instead of the table's; repeatable"
     )

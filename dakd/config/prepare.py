@@ -12,7 +12,7 @@ SceneSide = Annotated[int, Field(ge=8)]  # pixels; a smaller scene shows nothing
 
 
 class SimulationConfig(Section):
-    """The embedded dataset: SAR scenes under multiplicative speckle, five classes in OSD's ids and colours.
+    """The simulated dataset: SAR scenes under multiplicative speckle, five classes in OSD's ids and colours.
 
     The shares are means over the pixels that the scenes aim at; sea is what remains (OSD: sea 88.30, oil 1.01,
     look-alike 5.59, ship 0.04, land 5.06 %).

@@ -39,7 +39,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ValueError(f"{path} holds {type(tree).__name__}; wanted a mapping with sections prepare, balance, ...")
     for override in overrides or []:
         _apply_override(tree, override)
-    return build_config(_expand_variables(tree, source=str(path)), source=str(path))
+    source = " with ".join([str(path), *([", ".join(overrides)] if overrides else [])])
+    return build_config(_expand_variables(tree, source=str(path)), source=source)
 
 
 def build_config(tree: dict, source: str = "configuration") -> Config:
@@ -55,7 +56,7 @@ def dump_config(config: Config) -> str:
 def _apply_override(tree: dict, override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise ValueError(f"override {override!r} is not of the form section.key=value")
+        raise ValueError(f"override {override!r} is not of the form section.key=value, without spaces")
     node = tree
     *parents, last = key.strip().split(".")
     for parent in parents:

@@ -1,4 +1,4 @@
-"""PREPARE: a dataset on disk, or the embedded one, packed into shards with an index, a contact sheet and a report.
+"""PREPARE: a dataset on disk, or the simulated one, packed into shards with an index, a contact sheet and a report.
 
 The run folder gets prepare/{train,test}/ with shards and index.json, prepare/contact_sheet.png and prepare/report.json.
 All of it is written aside and renamed at the end, by one process at a time: prepare/ is whole or absent. Bad files are

@@ -1,4 +1,4 @@
-"""The embedded dataset: SAR scenes of sea, slicks, look-alikes, ships and land under multiplicative speckle.
+"""The simulated dataset: SAR scenes of sea, slicks, look-alikes, ships and land under multiplicative speckle.
 
 A scene is built as backscatter in dB, as the radar would see it: wind-roughened sea with swell and an incidence
 gradient; oil damps it in thin winding bands and patches with crisp edges, look-alikes (low wind, natural films) in

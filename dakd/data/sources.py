@@ -236,8 +236,8 @@ def find_index(
     stamps = source.stamps() if classes is not None else {}
     if not stamps:
         raise ValueError(
-            f"{source.place} is no set of shards: {source.place}/index.json is absent; "
-            "run the step that writes it first"
+            f"{source.place} is no set of shards: {source.place}/index.json does not exist; "
+            "`dakd prepare`, `dakd generate` and dakd.write_shards write one"
         )
     home = _home(source, cache, json.dumps(stamps))
     if not (home / "index.json").is_file():

@@ -35,7 +35,7 @@ def in_a_folder(tmp_path, monkeypatch):
 
 
 def papers_of(row: dict) -> set[str]:
-    """The measures that a row has numbers of the paper for, of any data set."""
+    """The measures that a row has numbers of the paper for, of any dataset."""
     numbers = row.get("paper", {})
     return {name for key, value in numbers.items() for name in (value if isinstance(value, dict) else [key])}
 

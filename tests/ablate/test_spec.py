@@ -57,7 +57,7 @@ def test_a_cell_has_the_tables_the_rows_and_the_users_settings_in_that_order(tmp
     row = table.rows[1]
     cell = experiment(table, row, "", 4, tmp_path, False, [])
     assert (cell.train_saross.steps, cell.balance.b, cell.seed, cell.generate_seed) == (5, 0.5, 4, 4)
-    assert cell.prepare.simulation.seed == 0  # one data set for all seeds
+    assert cell.prepare.simulation.seed == 0  # one dataset for all seeds
     assert experiment(table, row, "", 4, tmp_path, True, []).train_saross.steps == 1
     assert experiment(table, row, "", 4, tmp_path, True, ["train_saross.steps=9"]).train_saross.steps == 9
     with pytest.raises(ValueError, match=r"balance\.x: unknown key"):
@@ -96,14 +96,14 @@ def test_rows_seeds_and_bases_are_chosen_on_the_command_line(tmp_path):
         narrowed(table, [], [], None, "sofd")
     with pytest.raises(ValueError, match="reference 'real' is no row; rows: soft"):
         narrowed(table, ["soft"], [], None, "real")
-    with pytest.raises(ValueError, match="no data set X; it has a single data set"):
+    with pytest.raises(ValueError, match="no dataset X; it has a single dataset"):
         narrowed(table, [], ["X"], None)
     other = tmp_path / "other.yaml"
     other.write_text(TOY.read_text())
     assert with_bases(table, [str(other)]).base == str(other)
     with pytest.raises(ValueError, match="no configuration at"):
         with_bases(table, [str(tmp_path / "absent.yaml")])
-    with pytest.raises(ValueError, match="no data set 'X'"):
+    with pytest.raises(ValueError, match="no dataset 'X'"):
         with_bases(table, [f"X={other}"])
 
 

@@ -105,7 +105,7 @@ def test_a_dataset_without_a_test_split_is_told_from_one_that_is_not_prepared(ru
     with pytest.raises(ValueError, match=r"has no test split, only train; put labelled images into test/images"):
         evaluate(config, run_dir)
     shutil.rmtree(run_dir / "prepare")
-    with pytest.raises(ValueError, match="run the step that writes it first"):
+    with pytest.raises(ValueError, match="`dakd prepare`, `dakd generate`"):
         evaluate(config, run_dir)
 
 

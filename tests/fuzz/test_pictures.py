@@ -1,4 +1,4 @@
-"""Pictures of a data set, and pictures to predict, are read, skipped and counted, or refused by name."""
+"""Pictures of a dataset, and pictures to predict, are read, skipped and counted, or refused by name."""
 
 from __future__ import annotations
 

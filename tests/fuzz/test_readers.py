@@ -1,4 +1,4 @@
-"""Data sets in every published layout: an untouched sample is read as it was, a damaged one reported or counted."""
+"""Datasets in every published layout: an untouched sample is read as it was, a damaged one reported or counted."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""Several scales of an image, fused."""
+"""What all students share: methods that must be there, and several scales of an image, fused."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fixed_logits import BareStudent, FixedLogits
 from torch import nn
 
-from dakd.models.student import MultiScale, at_scales
+from dakd.models.student import MultiScale, StudentNet, at_scales
 
 
 def test_the_largest_score_of_all_scales_is_taken_at_each_pixel_and_class():
@@ -38,3 +39,15 @@ def test_one_scale_is_the_model_itself_and_none_is_refused():
     for scales in ((), (0.5, 0.0)):
         with pytest.raises(ValueError, match="wanted one or more positive numbers"):
             at_scales(net, scales)
+
+
+@pytest.mark.parametrize("missing", ["from_config", "encode", "segment"])
+def test_a_student_that_lacks_a_method_fails_when_it_is_made(missing):
+    methods = {name: getattr(BareStudent, name) for name in ("from_config", "encode", "segment") if name != missing}
+    with pytest.raises(TypeError, match=missing):
+        type("Unfinished", (StudentNet,), methods)(num_classes=2, multiple=1)
+
+
+def test_a_net_without_a_loss_of_its_own_says_what_trains_it():
+    with pytest.raises(TypeError, match=r"train_saross\.loss trains it"):
+        FixedLogits(torch.zeros(1, 2, 4, 4)).loss_of(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4))

@@ -192,7 +192,7 @@ def require_root(root: str | None, what: str) -> Path:
     """The root of a dataset; ValueError when it is not a folder."""
     path = Path(root or "")
     if not root or not path.is_dir():
-        raise ValueError(f"{what}: {root!r} is not a folder; set prepare.root to the folder of the dataset")
+        raise ValueError(f"{what}: {root!r} is not a folder; set prepare.root (dakd init: --root) to its folder")
     return path
 
 

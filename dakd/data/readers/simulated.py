@@ -1,4 +1,4 @@
-"""The embedded dataset as a dataset: nothing on disk, every sample drawn from (seed, index)."""
+"""The simulated dataset behind the interface of a reader: nothing on disk, every sample drawn from (seed, index)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public function of the room."""
+"""`ddim_step`, the public function: checks the arguments, then calls the op."""
 
 from __future__ import annotations
 

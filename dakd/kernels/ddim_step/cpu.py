@@ -1,4 +1,4 @@
-"""Calls into the compiled library: vector code over runs of pixels, both modalities in one pass over memory."""
+"""ddim_step in the compiled library: vector code over runs of pixels, both modalities in one pass over memory."""
 
 from __future__ import annotations
 

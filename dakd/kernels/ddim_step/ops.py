@@ -1,4 +1,4 @@
-"""The contract with torch: operands, outputs, registration; no gradient. Variants fill the outputs allocated here."""
+"""ddim_step as an op of torch: operands, outputs, registration; no gradient. Variants fill its outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The definition, in plain PyTorch.
+"""The definition of ddim_step, in plain PyTorch.
 
 With A, B, sigma = coefficients[step]:  x' = A x + B clamp(x0_pred) + sigma z_x,  y' = A y + B y_0 + sigma z_y,
 where y_0 is b (2 softmax(logits) - 1) or clamp(logits, -b, b).

@@ -1,4 +1,4 @@
-"""Triton variant: both modalities, their noise and the next inputs of the networks in one launch.
+"""ddim_step in Triton: both modalities, their noise and the next inputs of the networks in one launch.
 
     x' = A x + B clamp(x0_pred) + sigma z_x,   y' = A y + B y_0 + sigma z_y,   A, B, sigma = coefficients[step]
     y_0 = b (2 softmax(logits) - 1)   or   clamp(logits, -b, b)

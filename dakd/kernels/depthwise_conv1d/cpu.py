@@ -1,4 +1,4 @@
-"""Calls into the compiled library: vector code over channels, or over time where time is contiguous."""
+"""depthwise_conv1d in the compiled library: vector code over channels, or over time where time is contiguous."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract with torch: operands, outputs, registration, autograd. Variants fill the outputs allocated here."""
+"""depthwise_conv1d as an op of torch: operands, outputs, registration, autograd. Variants fill its outputs."""
 
 from __future__ import annotations
 

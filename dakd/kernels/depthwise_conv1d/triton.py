@@ -1,4 +1,4 @@
-"""Triton kernels: one pass forward; one pass backward, and one over its partial sums.
+"""depthwise_conv1d in Triton: one pass forward; one pass backward, and one over its partial sums.
 
 Forward:   a_l = bias + w_0 x_{l-1} + w_1 x_l + w_2 x_{l+1},  y = a sigmoid(a)
 Backward:  da = dy (s + a s (1 - s)) with s = sigmoid(a);  dx_l = w_2 da_{l-1} + w_1 da_l + w_0 da_{l+1};

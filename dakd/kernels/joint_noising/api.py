@@ -1,4 +1,4 @@
-"""The public function of the room."""
+"""`joint_noising`, the public function: checks the arguments, then calls the op."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls into the compiled library: noise drawn in vector registers, and used where it is drawn."""
+"""joint_noising in the compiled library: noise drawn in vector registers, and used where it is drawn."""
 
 from __future__ import annotations
 

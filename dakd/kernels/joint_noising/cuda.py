@@ -1,4 +1,4 @@
-"""Calls into the compiled library: one CUDA kernel, a thread for four neighbouring pixels in all channels."""
+"""joint_noising in the compiled library: one CUDA kernel, a thread for four neighbouring pixels in all channels."""
 
 from __future__ import annotations
 

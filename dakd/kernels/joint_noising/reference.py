@@ -1,4 +1,4 @@
-"""The definition, in plain PyTorch.
+"""The definition of joint_noising, in plain PyTorch.
 
 x_t = a x_0 + s eps_x,  y_t = a b y_0 + s eps_y,  with a, s = tables[t];
 x_0 = image / 127.5 - 1;  y_0 = 2 onehot - 1, or 0 for an id that is no class.

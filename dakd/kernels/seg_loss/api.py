@@ -1,4 +1,4 @@
-"""The public function of the room."""
+"""`seg_loss`, the public function: checks the arguments, then calls the op."""
 
 from __future__ import annotations
 

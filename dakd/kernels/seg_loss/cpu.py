@@ -1,4 +1,4 @@
-"""Calls into the compiled library: each pass reads the logits once, vector code over adjacent pixels."""
+"""seg_loss in the compiled library: each pass reads the logits once, vector code over adjacent pixels."""
 
 from __future__ import annotations
 

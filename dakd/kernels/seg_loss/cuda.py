@@ -1,4 +1,4 @@
-"""Calls into the compiled library: one CUDA kernel forward, one backward, for 2 to 5 classes."""
+"""seg_loss in the compiled library: one CUDA kernel forward, one backward, for 2 to 5 classes."""
 
 from __future__ import annotations
 

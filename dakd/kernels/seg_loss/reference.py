@@ -1,4 +1,4 @@
-"""The definition, in plain PyTorch; the formulas of the losses stand in api.py.
+"""The definition of seg_loss, in plain PyTorch; the formulas of the losses stand in api.py.
 
 With p = softmax(s), and per sample the upstream gradients gce, gkd, gdice:
 

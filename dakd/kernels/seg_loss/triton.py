@@ -1,4 +1,4 @@
-"""Triton kernels: one launch forward, one backward; every pixel's logits are read once in each.
+"""seg_loss in Triton: one launch forward, one backward; every pixel's logits are read once in each.
 
 Forward: a program sums over some tiles of one sample and stores its partial sums
     S = (sum w_y nll, sum w_y) or (sum kd, 0),  I_c = sum r_c p_c,  P_c = sum p_c,  R_c = sum r_c.

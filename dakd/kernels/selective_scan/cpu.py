@@ -1,4 +1,4 @@
-"""Calls into the compiled library: vector code over channels, sequential in time."""
+"""selective_scan in the compiled library: vector code over channels, sequential in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The definition, in plain PyTorch: the recurrence over L, one fused update of all (B, D, N) states per step.
+"""The definition of selective_scan, in plain PyTorch: the recurrence over L, one update of all (B, D, N) states a step.
 
 With a_l = exp(delta_l A) and b_l = delta_l u_l B_l:
 

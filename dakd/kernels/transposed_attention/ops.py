@@ -1,4 +1,4 @@
-"""The contract with torch: operands, outputs, registration, autograd. Variants fill the outputs allocated here.
+"""transposed_attention as an op of torch: operands, outputs, registration, autograd. Variants fill its outputs.
 
 The op returns two auxiliary tensors besides y. They spare the backward pass the sums over all pixels of q and k, and
 let it write dv where it first reads dy:

@@ -1,4 +1,4 @@
-"""The definition, in plain PyTorch, with the output projection folded into one small matrix per sample.
+"""The definition of transposed_attention, in plain PyTorch; the output projection is folded into a matrix per sample.
 
 Per head, with n_i = max(|q_i|, 1e-12), m_j = max(|k_j|, 1e-12):
 

@@ -1,4 +1,4 @@
-"""Triton kernels: three launches forward, three backward; q, k and v are read once each way, dy once.
+"""transposed_attention in Triton: three launches forward, three backward; q, k and v are read once each way, dy once.
 
 Per head, with n_i = max(|q_i|, 1e-12), m_j = max(|k_j|, 1e-12):
 
