@@ -59,8 +59,8 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
 def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """The SAR-JointNet of a file that stage 2 or 3 wrote, or a DDPM, in eval mode on `device`, and the metadata.
 
-    The metadata hold the settings of sampling: b, the schedule, the class table and, where they are not the defaults,
-    label_loss and sigma_data.
+    The metadata hold the settings of sampling: b, sigma_data, the schedule, the class table and, of SAR-JointNet,
+    label_loss.
     """
     metadata = read_metadata(path)
     if metadata.get("kind") not in ("jointnet", "ddpm"):
@@ -74,9 +74,9 @@ def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         ScheduleConfig.model_validate(metadata["schedule"])
         num_classes = ClassTable.from_dict(metadata["classes"]).num_classes
         if metadata.get("label_loss", "ce") not in READINGS:
-            raise ValueError(f"label_loss is {metadata['label_loss']}; wanted one of {', '.join(READINGS)}")
+            raise ValueError(f"label_loss is {metadata['label_loss']}; expected one of {', '.join(READINGS)}")
         if not 0 < (1.0 if metadata.get("sigma_data") is None else metadata["sigma_data"]) <= 8:
-            raise ValueError(f"sigma_data is {metadata['sigma_data']}; wanted a number above 0 and at most 8")
+            raise ValueError(f"sigma_data is {metadata['sigma_data']}; expected a number above 0 and at most 8")
         if not 0 < metadata["b"] <= 4 or metadata["num_classes"] != num_classes:
             raise ValueError(f"b is {metadata['b']} and num_classes {metadata['num_classes']} of {num_classes} names")
         if metadata["kind"] == "ddpm":
@@ -110,4 +110,4 @@ def _refuse_large(settings: Any) -> None:
         for value in settings.values() if isinstance(settings, dict) else settings:
             _refuse_large(value)
     elif isinstance(settings, int) and settings > _LARGEST_SETTING:
-        raise ValueError(f"one is {settings}; wanted at most {_LARGEST_SETTING}")
+        raise ValueError(f"one is {settings}; expected at most {_LARGEST_SETTING}")

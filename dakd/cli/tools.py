@@ -164,8 +164,9 @@ def _ablate_options(parser: argparse.ArgumentParser) -> None:
 
 def _ema(args: argparse.Namespace) -> None:
     from dakd.train.posthoc import reconstruct
-    from dakd.train.saross import STUDENT_FILES, student_folder
+    from dakd.train.saross import student_folder
     from dakd.train.teacher import stage_folder, stage_weights
+    from dakd.weights import STUDENT_FILES
 
     config = load_config(args.config, args.overrides)
     if args.of in ("stage1", "stage2", "stage3", "ddpm"):

@@ -27,7 +27,7 @@ _Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class Batch(NamedTuple):
-    """B samples, of which Bs have a soft label of K classes: what a loader yields and a training module takes.
+    """B samples, of which Bs have a soft label of K classes: what a loader yields and a loss module takes.
 
     image: (B, 1, h, w) uint8 grey values.
     positions: (B,) int64, the global position of each sample.
@@ -38,10 +38,10 @@ class Batch(NamedTuple):
     is_synthetic: (B,) bool.
     keys: the B names; that of a mosaic joins those of its tiles with "+".
     skipped: a line for each bad record that was skipped for this batch, with its name.
-    host_positions: `positions` on the CPU, also after `to`: for random draws that are made there.
+    host_positions: `positions` on the CPU, where some random numbers are drawn; `to` sets it.
 
-    A loader sets every field but those that are None above; modules that read fewer are content with fewer. It is a
-    tuple because DeepSpeed's hooks and torch.compile find tensors in tuples.
+    A loader sets all fields; only `label`, `teacher` and `teacher_range` may then be None. It is a tuple because
+    DeepSpeed's hooks and torch.compile find tensors in tuples.
     """
 
     image: Tensor
@@ -56,10 +56,10 @@ class Batch(NamedTuple):
     host_positions: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; `host_positions` stays where it is."""
+        """The batch on a device, from the CPU."""
         moved = {name: value.to(device, non_blocking=True) for name, value in self._asdict().items()
-                 if torch.is_tensor(value) and name != "host_positions"}  # fmt: skip
-        return self._replace(**moved)
+                 if torch.is_tensor(value)}  # fmt: skip
+        return self._replace(**moved | {"host_positions": self.positions})
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ class PackedBatch:
     def unpack(self, block: Tensor | None = None) -> Batch:
         """The batch, its tensors views of its own block or of `block`, a copy of it."""
         views = _views(self.block if block is None else block, self.layout)
-        return Batch(**views, teacher_range=self.teacher_range, keys=self.keys, skipped=self.skipped,
-                     host_positions=views["positions"])  # fmt: skip
+        return Batch(**views, teacher_range=self.teacher_range, keys=self.keys, skipped=self.skipped)
 
 
 class BatchBuilder:

@@ -39,7 +39,7 @@ def fine_detail(images: Iterable[np.ndarray]) -> float:
         squares += float((values - F.avg_pool2d(edged, _FINE, 1)).square().sum())
         pixels += values.numel()
     if not pixels:
-        raise ValueError("the fine detail of no images; wanted at least one")
+        raise ValueError("the fine detail of no images; expected at least one")
     return math.sqrt(squares / pixels)
 
 
@@ -53,7 +53,7 @@ def skip_and_scale(signal_and_noise: Tensor, sigma_data: float) -> Tensor:
 def clean_image_at(
     output: Tensor, x_t: Tensor, t: Tensor, schedule: CosineSchedule, sigma_data: float | None
 ) -> Tensor:
-    """x_0_hat (B, 1, H, W) that the image branch's output stands for at the timesteps t (B,)."""
+    """x_0_hat (B, 1, H, W), from the image branch's output at the timesteps t (B,)."""
     if sigma_data is None:
         return output
     return clean_image(output, x_t, skip_and_scale(schedule.noising_table(x_t.device)[t], sigma_data))

@@ -14,20 +14,21 @@ from functools import cached_property, lru_cache
 
 import torch
 
+_MAX_BETA = 0.999  # keeps the last steps from erasing x_0 entirely
+
 
 @dataclass(frozen=True)
 class CosineSchedule:
     """alpha_bar_t of the forward process x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps."""
 
     num_train_timesteps: int = 1000
-    max_beta: float = 0.999
 
     @cached_property
     def betas(self) -> torch.Tensor:
         """(T,) float64."""
         edges = torch.arange(self.num_train_timesteps + 1, dtype=torch.float64) / self.num_train_timesteps
         alpha_bar = torch.cos((edges + 0.008) / 1.008 * (math.pi / 2)) ** 2
-        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=self.max_beta)
+        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=_MAX_BETA)
 
     @cached_property
     def alpha_bar(self) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dakd.models.encoders import TimmEncoder
 from dakd.models.mamba_vision import MambaVision
+from dakd.models.resnet import BasicResNet
 from dakd.runtime.tensor_files import load_state, load_strict
 
 # File and Hugging Face repository of each MambaVision variant's ImageNet-1K weights.
@@ -23,7 +24,7 @@ PUBLIC_CHECKPOINTS = {
 }
 
 
-def load_public_checkpoint(encoder: nn.Module, path: str | Path) -> None:
+def load_public_checkpoint(encoder: MambaVision | BasicResNet | TimmEncoder, path: str | Path) -> None:
     """Loads a public checkpoint into an encoder, by name and strictly, except the classifier.
 
     encoder: MambaVision (a .pth.tar of nvidia/MambaVision-*), a ResNet or TimmEncoder (a .pth or .safetensors).
@@ -83,7 +84,7 @@ def _load_pickled_state(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise ValueError(f"{path} holds no state dict; wanted tensors by name, at the top or under 'state_dict'")
+        raise ValueError(f"{path} holds no state dict; expected tensors by name, at the top or under 'state_dict'")
     if content and all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return dict(content)

@@ -77,7 +77,8 @@ class SelfAttention(nn.Module):
         self.num_heads = max(1, channels // ATTENTION_HEAD_DIM)
         if channels % self.num_heads:
             raise ValueError(
-                f"a level with attention has {channels} channels; wanted a multiple of {ATTENTION_HEAD_DIM}"
+                f"a level with attention has {channels} channels, which {self.num_heads} heads cannot share; expected "
+                f"a multiple of {ATTENTION_HEAD_DIM}"
             )
         self.norm = group_norm(channels, norm_groups)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -129,7 +130,7 @@ class UNet(nn.Module):
         if not channels or any(level >= len(channels) for level in attention_levels):
             raise ValueError(
                 f"{len(channels)} levels of channels and attention on levels {tuple(attention_levels)}; "
-                "wanted at least one level, and attention on existing levels, counted from 0"
+                "expected at least one level, and attention on existing levels, counted from 0"
             )
         widths = list(channels)
         time_dim = 4 * widths[0]

@@ -35,7 +35,7 @@ def grey_image(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         raise ValueError(f"image cannot be read as an array: {error}") from error
     if array.dtype != np.uint8 or array.ndim != 2 or 0 in array.shape:
         raise ValueError(
-            f"image is {array.dtype} of shape {array.shape}; wanted uint8 grey values (H, W), not empty: take one "
+            f"image is {array.dtype} of shape {array.shape}; expected uint8 grey values (H, W), not empty: take one "
             "channel, and bring its values to 0..255 as the training images were"
         )
     return array
@@ -58,7 +58,7 @@ def read_image(path: str | Path) -> np.ndarray:
     with _any_size():
         sar, num_pages = read_grey(path), count_pages(path)
     if num_pages > 1:
-        raise BadFile(path, f"has {num_pages} pages; wanted one picture a file: split it")
+        raise BadFile(path, f"has {num_pages} pages; expected one picture a file: split it")
     return sar
 
 
@@ -85,7 +85,7 @@ def list_images(inputs: str | Path) -> tuple[list[Path], int]:
     files = sorted(path for path in inputs.iterdir() if path.is_file() and not path.name.startswith("."))
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
-        raise ValueError(f"no image in {inputs}; wanted files that end in {', '.join(IMAGE_SUFFIXES)}")
+        raise ValueError(f"no image in {inputs}; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return images, len(files) - len(images)
 
 

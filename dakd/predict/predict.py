@@ -12,6 +12,7 @@ names of the images that it wrote.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from dakd.config import Config
@@ -52,7 +53,8 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     student = Student.load(weights, device(), cfg.evaluate.scales)
     problem = None
     try:
-        predict_sources(student.predict, sources, out_dir)
+        # Whole, as `evaluate` takes them: the scores hold for these predictions.
+        predict_sources(partial(student.predict, tile=None), sources, out_dir)
     except BadImages as error:
         problem = error
     if is_main():

@@ -43,10 +43,11 @@ class Student(HubModel):
         scales: Sequence[float] = (1.0,),
     ) -> None:
         """Raises ValueError where the net has another number of classes than the table."""
-        inner = _uncompiled(net)
-        if isinstance(inner, StudentNet) and inner.num_classes != classes.num_classes:
+        # Any module may serve as the net; one that states no number of classes is checked at its first prediction.
+        num_classes = getattr(_uncompiled(net), "num_classes", classes.num_classes)
+        if num_classes != classes.num_classes:
             raise ValueError(
-                f"the net has {inner.num_classes} classes and the table {classes.num_classes}: "
+                f"the net has {num_classes} classes and the table {classes.num_classes}: "
                 f"{', '.join(classes.names)}; give each class of the net a name and a colour"
             )
         self.net = net
@@ -142,7 +143,7 @@ class Student(HubModel):
         with _in_eval_mode(self.net):
             logits = at_scales(self.net, self.scales)(to_student(image[None, None]))
         if logits.shape[1] != self.classes.num_classes:
-            raise ValueError(f"the net gives {logits.shape[1]} classes; wanted the table's {self.classes.num_classes}")
+            raise ValueError(f"the net gives {logits.shape[1]} classes; the table has {self.classes.num_classes}")
         return logits.float().softmax(dim=1)[0].cpu().numpy()
 
 

@@ -81,8 +81,9 @@ def _weights(start: int, stop: int, side: int, overlap: int) -> np.ndarray:
 
 def _check(tile: int, overlap: int) -> None:
     if not isinstance(tile, int) or tile < 2 * ALIGNMENT or tile % ALIGNMENT:
-        raise ValueError(f"tile is {tile!r} pixels; wanted a multiple of {ALIGNMENT} of at least {2 * ALIGNMENT}")
+        raise ValueError(f"tile is {tile!r} pixels; expected a multiple of {ALIGNMENT} of at least {2 * ALIGNMENT}")
     if not isinstance(overlap, int) or not 0 < overlap <= tile // 2 or overlap % ALIGNMENT:
         raise ValueError(
-            f"overlap is {overlap} pixels; wanted a multiple of {ALIGNMENT} above 0, at most half a tile ({tile // 2})"
+            f"overlap is {overlap} pixels; expected a multiple of {ALIGNMENT} above 0 and at most half a tile, "
+            f"{tile // 2}"
         )

@@ -1,4 +1,4 @@
-"""All randomness of the project, as pure functions of (seed, stream, position): never of rank, worker or world size.
+"""All randomness of the project's own code, as pure functions of (seed, stream, position): never of rank or worker.
 
 Two generators serve two places. On the host, `numpy_rng` gives numpy's Philox4x64: crops, flips, mosaics, orders, start
 noise and simulation. On the device, Philox4x32-10 (Salmon et al. 2011) in integer arithmetic gives timesteps and noise
@@ -56,10 +56,10 @@ def numpy_rng(seed: int, *ids: int, stream: Stream) -> np.random.Generator:
     Raises ValueError for more ids or ids out of range.
     """
     if len(ids) > _MAX_IDS:
-        raise ValueError(f"numpy_rng got {len(ids)} ids; wanted at most {_MAX_IDS}; combine some of them")
+        raise ValueError(f"numpy_rng got {len(ids)} ids; expected at most {_MAX_IDS}; combine some of them")
     for word in (seed, *ids):
         if not 0 <= int(word) < 2**64:
-            raise ValueError(f"numpy_rng got seed {seed} and ids {ids}; wanted integers from 0 to 2^64 - 1")
+            raise ValueError(f"numpy_rng got seed {seed} and ids {ids}; expected integers from 0 to 2^64 - 1")
     # The number of ids is part of the key, so that (5,) and (5, 0) differ; word 0 of the counter runs while drawing.
     key = np.array([seed, int(stream) | len(ids) << 32], dtype=np.uint64)
     counter = np.array([0, *ids, *[0] * (_MAX_IDS - len(ids))], dtype=np.uint64)
@@ -130,7 +130,7 @@ def philox_timesteps(seed: int, positions: Tensor, num_timesteps: int) -> Tensor
 def _draw(num_blocks: int, seed: int, sample_ids: Tensor, step: int | Tensor, stream: Stream) -> tuple[Tensor, ...]:
     """The four words of each block, (B, num_blocks) int64 each, for the counter described at the top of this file."""
     if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}; wanted an integer from 0 to 2^64 - 1")
+        raise ValueError(f"seed is {seed}; expected an integer from 0 to 2^64 - 1")
     if not 0 <= stream <= _MAX_DEVICE_STREAM:
         raise ValueError(f"stream is {int(stream)}; device streams run from 0 to {_MAX_DEVICE_STREAM}; use numpy_rng")
     ids = sample_ids.to(torch.int64).unsqueeze(1)

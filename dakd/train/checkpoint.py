@@ -26,7 +26,7 @@ from dakd.runtime.distributed import barrier, broadcast, is_main
 from dakd.runtime.files import file_hash, sync, write_json
 from dakd.runtime.runlog import say
 
-FORMAT = 1
+FORMAT = 2
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 
 
@@ -139,7 +139,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def load_latest(folder: Path, identity: dict) -> tuple[dict[str, Tensor], dict] | None:
-    """State and facts of the newest whole checkpoint, or None where there is none; a collective.
+    """State and facts of the newest intact checkpoint, or None if there is none; a collective.
 
     Rank 0 verifies and chooses for all. Damaged ones are named and renamed. Raises ValueError where every checkpoint
     is damaged, and where the newest whole one belongs to another experiment: every differing setting is named.

@@ -78,9 +78,6 @@ class DDPMTraining(TeacherTraining):
         options = reading_options(config.data)
         self.dataset = TeacherDataset([train], cfg.crop, flip=cfg.flip, seed=self.seed, labelled=True, **options)
 
-    def new_net(self) -> DDPM:
-        return DDPM.from_config(self.section.unet, self.label_channels)
-
     def build(self, is_new: bool) -> nn.Module:
         num_classes = self.classes.num_classes
         return DDPMLoss(self.new_net(), self.schedule, num_classes, self.seed, self.memory_format, self.sigma_data)

@@ -1,6 +1,6 @@
 """`--dry-run`: the resolved settings, parameters, FLOPs an image and a memory estimate, without training anything.
 
-Settings that a training would refuse are refused here too, without a look at the data. The nets are built on torch's
+Settings that a training would refuse are refused here too; the data are not read. The nets are built on torch's
 meta device, so even the largest allocate nothing.
 """
 
@@ -17,13 +17,12 @@ from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.diffusion.label_bits import num_bits
 from dakd.models.jointnet import SARJointNet
 from dakd.models.registry import build_student
-from dakd.models.rivals.ddpm import DDPM
-from dakd.models.unet import UNet
 from dakd.runtime.distributed import world_size
 from dakd.runtime.runlog import format_count
 from dakd.train.jointnet import freeze_for_stage
 from dakd.train.optim import decays_of
-from dakd.train.saross import check_loss
+from dakd.train.saross import StudentTraining, check_loss
+from dakd.train.teacher import TeacherTraining, net_of
 from dakd.train.zero import fitting_micro_batch, resolve_precision, zero_config
 
 # The part that a count on the meta device leaves out, by the student's name.
@@ -53,7 +52,7 @@ def describe_jointnet(config: Config) -> str:
     for stage in cfg.stages:
         cost = _cost_of_stage(stage, cfg, num_classes)
         lines.append(f"{stage.replace('stage', 'stage ')}   {_cost_line(cost)}")
-        lines += _memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, "bf16")
+        lines += _memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, TeacherTraining.precision_on_gpu)
     return "\n".join(lines)
 
 
@@ -62,12 +61,7 @@ def _cost_of_stage(stage: str, cfg: TrainJointNetConfig, num_classes: int) -> Co
     with torch.device("meta"):
         image, label = torch.empty(1, 1, *cfg.crop), torch.empty(1, label_channels, *cfg.crop)
         t = torch.zeros(1, dtype=torch.int64)
-        if stage == "stage1":
-            net: nn.Module = UNet.from_config(cfg.unet, 1, 1)
-        elif stage == "ddpm":
-            net = DDPM.from_config(cfg.unet, label_channels)
-        else:
-            net = SARJointNet.from_config(cfg.unet, num_classes)
+        net = net_of(stage, cfg, num_classes)
     if isinstance(net, SARJointNet):
         freeze_for_stage(net, int(stage[-1]))
     return measure(net, (image, t) if stage == "stage1" else (image, label, t))
@@ -87,7 +81,7 @@ def describe_saross(config: Config) -> str:
         dump_config(config),
         f"{STUDENT_KINDS[cfg.student.name].title}, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
         f"student   {_cost_line(cost)}{uncounted}",
-        *_memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, "autocast"),
+        *_memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, StudentTraining.precision_on_gpu),
     ]
     return "\n".join(lines)
 

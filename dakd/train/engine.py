@@ -4,8 +4,9 @@ A loss module's forward takes a batch and returns losses by sample, so that ZeRO
 computation. State leaves and enters by name, as full fp32 tensors: a checkpoint depends neither on the ZeRO stage nor
 on the number of ranks.
 
-DeepSpeed and not torch's FSDP2: these nets fit on one GPU, and what fills it are the optimizer's states (fp32 master,
-two moments, the averages). ZeRO-1 shards exactly those and leaves the forward pass alone. FSDP2 shards the parameters
+DeepSpeed and not torch's FSDP2: these nets fit on one GPU, and of what can be sharded the optimizer's states (fp32
+master, two moments, the averages) are the most; activations, which take more, are bounded by `micro_batch`. ZeRO-1
+shards exactly those states and leaves the forward pass alone. FSDP2 shards the parameters
 too, always, and has no counterpart of it. Larger nets need a JSON file with stage 2 or 3 or offload, and no other code.
 Everything that touches DeepSpeed lies here and in `zero`.
 """
@@ -78,7 +79,7 @@ class Engine:
         self.engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module, optimizer, decays_vectors),
-            config=deepspeed_config(engine, optimizer, precision, global_batch, micro_batch),
+            config=deepspeed_config(engine, optimizer, precision, micro_batch, self.accumulation),
         )
         self.module: nn.Module = self.engine.module
         # DeepSpeed takes its fp32 masters from weights that it has rounded to bf16 already: give them back in full.

@@ -63,7 +63,7 @@ class Noising:
         )
 
     def clean_image(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_0_hat that the image branch's output stands for."""
+        """x_0_hat, from the image branch's output."""
         return clean_image_at(output, x_t, t, self.schedule, self.sigma_data)
 
 
@@ -127,7 +127,7 @@ class StageTraining(TeacherTraining):
             self.start = stage_weights(config, f"stage{stage - 1}", cfg.init_from)
             if not self.start.exists():
                 raise ValueError(
-                    f"stage {stage} starts from {self.start}, which is absent; run --stage {stage - 1} first"
+                    f"stage {stage} starts from {self.start}, which does not exist; run --stage {stage - 1} first"
                 )
         super().__init__(config, train, stage=f"stage{stage}", total_steps=settings.steps, lr=settings.lr, b=b)
         if self.start is not None and (found := read_metadata(self.start).get("sigma_data")) != self.sigma_data:
@@ -160,11 +160,6 @@ class StageTraining(TeacherTraining):
                 labelled=self.is_labelled,
                 **reading_options(config.data),
             )
-
-    def new_net(self) -> UNet | SARJointNet:
-        if self.stage == 1:
-            return UNet.from_config(self.section.unet, 1, 1)
-        return SARJointNet.from_config(self.section.unet, self.classes.num_classes)
 
     def build(self, is_new: bool) -> nn.Module:
         net = self.new_net()

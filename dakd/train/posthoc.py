@@ -34,7 +34,7 @@ def power_of_length(length: float) -> float:
     length^2 = (g + 1) / ((g + 2)^2 (g + 3)), a cubic in g whose largest root is the power.
     """
     if not 0 < length <= 0.28:
-        raise ValueError(f"an average's length is {length}; wanted a number above 0 and at most 0.28")
+        raise ValueError(f"an average's length is {length}; expected a number above 0 and at most 0.28")
     t = length**-2
     return float(max(root.real for root in np.roots([1, 7, 16 - t, 12 - t]) if abs(root.imag) < 1e-6))
 
@@ -80,7 +80,7 @@ def reconstruct(training_folder: Path, weights: Path, length: float, out: Path, 
     step = max(steps) if step is None else step
     if step not in steps:
         raise ValueError(
-            f"{training_folder / FOLDER} has snapshots of steps {steps}; wanted one of step {step}. They are "
+            f"{training_folder / FOLDER} has snapshots of steps {steps}; expected one of step {step}. They are "
             "taken where optimizer.posthoc_every is set when the training starts"
         )
     used = [(path, facts) for path, facts in snapshots if facts["step"] <= step]

@@ -46,7 +46,7 @@ def distillation_loss(
         inter, intra = dist_relations((logits / cfg.temperature).softmax(1), (z / cfg.temperature).softmax(1))
         losses = DIST_INTER * inter + DIST_INTRA * intra
     else:
-        raise ValueError(f"kd_form is {cfg.kd_form}; wanted confidence, standardized or dist")
+        raise ValueError(f"kd_form is {cfg.kd_form}; expected confidence, standardized or dist")
     return torch.where(teacher_row < 0, 0, losses)
 
 
@@ -62,7 +62,7 @@ def kd_scale(cfg: StudentLossConfig) -> float:
 def check_kd_form(cfg: StudentLossConfig, num_classes: int, soft_range: float | None) -> list[float]:
     """The temperatures that the form softens the teacher by, for the check of its codes.
 
-    soft_range: the nats that code 255 stands for, None for logits. ValueError for a form that cannot serve.
+    soft_range: the nats that code 255 stands for, None for logits. ValueError for a form that does not work with these.
     """
     if cfg.kd_form == "standardized":
         if num_classes < 3:

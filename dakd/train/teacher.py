@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,10 +14,14 @@ from dakd.config import Config, TrainJointNetConfig
 from dakd.data.pictures import contact_sheet
 from dakd.data.records import BadRecord
 from dakd.data.shards import ShardSet
+from dakd.diffusion.label_bits import num_bits
 from dakd.diffusion.label_reading import LabelReading
 from dakd.diffusion.precondition import fine_detail
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
+from dakd.models.jointnet import SARJointNet
+from dakd.models.rivals.ddpm import DDPM
+from dakd.models.unet import UNet
 from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import say
 from dakd.runtime.tensor_files import load_strict
@@ -41,6 +43,15 @@ def stage_weights(config: Config, stage: str, kind: str) -> Path:
     return stage_folder(config, stage) / f"weights_{kind}.safetensors"
 
 
+def net_of(stage: str, section: TrainJointNetConfig, num_classes: int) -> UNet | SARJointNet | DDPM:
+    """A stage's net with fresh weights: `stage1` to `stage3`, or `ddpm`."""
+    if stage == "stage1":
+        return UNet.from_config(section.unet, 1, 1)
+    if stage == "ddpm":
+        return DDPM.from_config(section.unet, num_bits(num_classes))
+    return SARJointNet.from_config(section.unet, num_classes)
+
+
 class TeacherTraining(Training):
     """A training of images, alone or with their labels. A subclass sets `dataset` and `data`.
 
@@ -50,7 +61,7 @@ class TeacherTraining(Training):
     section: TrainJointNetConfig
     precision_on_gpu = "bf16"
     decays_vectors = True
-    kind: ClassVar[str]  # of net, in the weights' metadata
+    kind: str  # of net, in the weights' metadata
     is_labelled = True  # whether it trains on labels, and samples them
     label_channels: int  # of a sampled label
     reading: LabelReading  # of a sampled label
@@ -63,9 +74,9 @@ class TeacherTraining(Training):
         self.schedule = CosineSchedule(self.section.schedule.num_train_timesteps)
         self.sigma_data = resolve_sigma_data(self.section.sigma_data, train, config.data.on_bad_record)
 
-    @abstractmethod
-    def new_net(self) -> nn.Module:
+    def new_net(self) -> UNet | SARJointNet | DDPM:
         """The net with fresh weights."""
+        return net_of(self.label, self.section, self.classes.num_classes)
 
     def own_identity(self) -> dict:
         return {
@@ -119,7 +130,7 @@ class TeacherTraining(Training):
 
 
 class _WithBlankLabels(nn.Module):
-    """A net of images alone behind the interface of the joint one, for the sampler."""
+    """Gives a net of images alone the inputs and outputs of the joint one, for the sampler."""
 
     def __init__(self, net: nn.Module):
         super().__init__()

@@ -80,12 +80,12 @@ class Training(ABC):
 
     @property
     def sample_every(self) -> int:
-        """Optimizer steps between pictures that `draw` makes; 0 for none."""
+        """Optimizer steps between pictures that `draw` makes; 0 for none. Above 0, `draw` is implemented too."""
         return 0
 
     def draw(self, engine: Engine, step: int) -> None:
-        """Write a picture of samples; a collective. A training whose `sample_every` is 0 has none."""
-        return None
+        """Write a picture of samples, every `sample_every` steps; a collective."""
+        raise NotImplementedError(f"{type(self).__name__} sets sample_every and draws nothing")
 
     @cached_property
     def identity(self) -> dict:

@@ -54,20 +54,20 @@ def zero_config(path: str) -> dict:
     stage = tree.get("zero_optimization", {}).get("stage")
     if unknown or stage not in (1, 2, 3):
         raise ValueError(
-            f"{found} has stage {stage} and {sorted(unknown) or 'no other key'}; wanted only "
+            f"{found} has stage {stage} and {sorted(unknown) or 'no other key'}; expected only "
             "zero_optimization, with stage 1, 2 or 3: everything else is set in the YAML"
         )
     return tree
 
 
 def deepspeed_config(
-    engine: EngineConfig, optimizer: OptimizerConfig, precision: str, global_batch: int, micro_batch: int
+    engine: EngineConfig, optimizer: OptimizerConfig, precision: str, micro_batch: int, accumulation: int
 ) -> dict:
-    """The whole configuration that DeepSpeed wants: the file's ZeRO section, and the rest from the YAML's settings."""
+    """The whole configuration that DeepSpeed reads: the file's ZeRO section, and the rest from the YAML's settings."""
     config = zero_config(engine.deepspeed) | {
-        "train_batch_size": global_batch,
+        "train_batch_size": micro_batch * accumulation * distributed.world_size(),
         "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": global_batch // (micro_batch * distributed.world_size()),
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": float(optimizer.grad_clip),  # DeepSpeed's default would clip to 1.0
         # DeepSpeed refuses optimizers that are not its own, and under offload all but its compiled CPU Adam.
         "zero_allow_untested_optimizer": True,

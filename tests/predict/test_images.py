@@ -28,7 +28,7 @@ def test_equal_channels_are_one_image(tmp_path):
 
 def test_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(BadFile, match=r"'I;16'.*wanted 8-bit grey"):
+    with pytest.raises(BadFile, match=r"'I;16'.*expected 8-bit grey"):
         read_image(tmp_path / "a.png")
 
 
@@ -36,7 +36,7 @@ def test_colour_is_refused(tmp_path):
     pixels = np.repeat(GREY[..., None], 3, axis=-1)
     pixels[0, 0, 0] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    with pytest.raises(BadFile, match="wanted grey"):
+    with pytest.raises(BadFile, match="expected grey"):
         read_image(tmp_path / "a.png")
 
 
@@ -66,7 +66,7 @@ def test_files_of_one_stem_get_names_of_their_own():
     assert output_names(paths) == ["a.png", "a.jpg", "b"]
 
 
-def test_a_tiff_whose_pages_cannot_be_told_is_named(tmp_path):
+def test_a_tiff_whose_pages_cannot_be_counted_is_named(tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
     data = path.read_bytes()

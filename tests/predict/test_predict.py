@@ -79,7 +79,7 @@ def test_the_overlay_leaves_the_sea_as_it_was(images, tmp_path, dark_is_oil):
     assert laid.shape == (7, 11, 3) and (laid[0, 0] == 120).all() and laid[3, 4].max() > 120
 
 
-def test_bad_images_are_told_together_and_the_others_written(images, tmp_path, dark_is_oil):
+def test_bad_images_are_reported_together_and_the_others_written(images, tmp_path, dark_is_oil):
     with pytest.raises(BadImages) as caught:
         Student.load("w").predict_files(images, tmp_path / "out")
     assert [where.rpartition("/")[2] for where, _ in caught.value.failures] == ["cut.png", "photo.png"]
@@ -140,6 +140,17 @@ def test_images_are_seen_at_the_scales_that_are_evaluated(images, tmp_path, dark
     # The other class scores 0 at every scale, so that another scale can but raise oil's probability.
     fused, alone = oil([0.75, 1.0]), oil([1.0])
     assert (fused >= alone).all() and (fused > alone).any()
+
+
+def test_the_step_takes_images_whole_as_the_evaluation_does(images, tmp_path, dark_is_oil, monkeypatch):
+    monkeypatch.setattr("dakd.predict.student.is_large", lambda shape: True)
+    monkeypatch.setattr("dakd.predict.student.tiled", lambda *_: pytest.fail("taken in tiles"))
+    run_dir = tmp_path / "run"
+    (run_dir / "train_saross" / "real").mkdir(parents=True)
+    (run_dir / "train_saross" / "real" / "student.safetensors").touch()
+    settings = {"training_set": "real", "inputs": str(images / "slick.png")}
+    folder = predict(build_config({"name": "tiny", "run_dir": str(run_dir), "predict": settings}))
+    assert np.asarray(Image.open(folder / "slick_class.png")).shape == (7, 11)
 
 
 def test_the_last_call_of_each_student_is_recorded(images, tmp_path, dark_is_oil, monkeypatch):

@@ -61,7 +61,7 @@ def test_a_student_shows_its_classes_device_and_facts(file):
     (Image.new("I;16", (4, 4)), "I;16"),
     (Image.fromarray(np.dstack([np.zeros((4, 4), np.uint8)] * 2 + [np.full((4, 4), 90, np.uint8)])), "colour picture"),
     (torch.zeros(4, 4, dtype=torch.bfloat16), "cannot be read as an array"),
-    (None, "wanted uint8 grey values"),
+    (None, "expected uint8 grey values"),
 ])  # fmt: skip
 def test_an_image_that_is_not_8_bit_grey_is_refused(file, image, found):
     with pytest.raises(ValueError, match=found):
@@ -111,8 +111,12 @@ def test_a_table_of_another_number_of_classes_is_refused(file, sar):
     net = Student.load(file).net
     with pytest.raises(ValueError, match="the net has 5 classes and the table 2"):
         Student(net, SOS_CLASSES)
+    foreign = torch.nn.Conv2d(3, 5, 1)
+    foreign.num_classes = 5
+    with pytest.raises(ValueError, match="the net has 5 classes and the table 2"):
+        Student(foreign, SOS_CLASSES)
     bare = torch.nn.Conv2d(3, 5, 1)  # it does not say how many it has
-    with pytest.raises(ValueError, match="the net gives 5 classes; wanted the table's 2"):
+    with pytest.raises(ValueError, match="the net gives 5 classes; the table has 2"):
         Student(bare, SOS_CLASSES).predict(sar)
 
 
@@ -133,7 +137,7 @@ def test_what_predicts_is_saved_also_when_trained_further_replaced_or_compiled(f
     assert np.array_equal(Student.load(path).predict(sar).probability, compiled.predict(sar).probability)
 
 
-@pytest.mark.parametrize("device, message", [("gpu", "device is 'gpu'; wanted cpu, cuda"), ("cuda:99", "torch sees")])
+@pytest.mark.parametrize("device, message", [("gpu", "device is 'gpu'; expected cpu, cuda"), ("cuda:99", "torch sees")])
 def test_a_device_that_is_not_there_is_refused(file, device, message):
     with pytest.raises(ValueError, match=message):
         Student.load(file, device)

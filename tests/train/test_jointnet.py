@@ -408,7 +408,7 @@ def test_a_file_with_an_impossible_sigma_data_is_refused(trained, tmp_path):
     net, facts = load_teacher(stage_weights(trained, "stage3", "ema"))
     for wrong in (-1.0, 0, 9):
         save_weights(tmp_path / "teacher.safetensors", net.state_dict(), facts | {"sigma_data": wrong})
-        with pytest.raises(ValueError, match=rf"teacher\.safetensors.*sigma_data is {wrong}; wanted"):
+        with pytest.raises(ValueError, match=rf"teacher\.safetensors.*sigma_data is {wrong}; expected"):
             load_teacher(tmp_path / "teacher.safetensors")
 
 

@@ -37,7 +37,7 @@ def test_a_length_is_the_standard_deviation_of_its_profile(length):
 
 def test_a_length_that_no_profile_has_is_refused():
     for length in (0.0, 0.3):
-        with pytest.raises(ValueError, match=r"wanted a number above 0 and at most 0\.28"):
+        with pytest.raises(ValueError, match=r"expected a number above 0 and at most 0\.28"):
             power_of_length(length)
 
 

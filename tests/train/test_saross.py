@@ -131,7 +131,7 @@ def test_training_from_codes_follows_training_from_logits(trained, tmp_path):
 )
 def test_codes_are_refused_where_their_stated_error_is_too_large(tmp_path, loss):
     config = with_pairs(tmp_path, codec="logprob8", loss=loss)
-    with pytest.raises(ValueError, match=r"written for the temperature 2; .* wanted at most 0\.01"):
+    with pytest.raises(ValueError, match=r"written for the temperature 2; .* expected at most 0\.01"):
         StudentTraining(config, "real+synthetic")
     StudentTraining(config, "real")
     StudentTraining(with_pairs(tmp_path, codec="logprob8", loss=loss | {"hard_labels": True}), "real+synthetic")

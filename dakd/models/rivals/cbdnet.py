@@ -51,7 +51,7 @@ class CBDNet(StudentNet):
     @classmethod
     def from_config(cls, cfg: StudentConfig, num_classes: int) -> CBDNet:
         if cfg.encoder not in RESNETS:
-            raise ValueError(f"encoder of cbdnet is {cfg.encoder!r}; wanted {' or '.join(RESNETS)}")
+            raise ValueError(f"encoder of cbdnet is {cfg.encoder!r}; expected {' or '.join(RESNETS)}")
         return cls(build_resnet(cfg.encoder, cfg.encoder_options), num_classes)
 
     def rescale(self, image: Tensor) -> Tensor:

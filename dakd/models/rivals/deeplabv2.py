@@ -31,9 +31,9 @@ class DeepLabV2(StudentNet):
     ) -> None:
         super().__init__(num_classes, output_stride)
         if not rates or any(not isinstance(rate, int) or rate < 1 for rate in rates):
-            raise ValueError(f"rates of deeplabv2 are {rates}; wanted whole numbers of at least 1")
+            raise ValueError(f"rates of deeplabv2 are {rates}; expected whole numbers of at least 1")
         if output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride of deeplabv2 is {output_stride}; wanted 8, 16 or 32")
+            raise ValueError(f"output_stride of deeplabv2 is {output_stride}; expected 8, 16 or 32")
         self.encoder = build_smp_encoder(encoder, output_stride, "deeplabv2")
         channels = self.encoder.out_channels[-1]
         self.classifiers = nn.ModuleList(

@@ -107,8 +107,8 @@ def test_nets_are_built_as_their_authors_describe_them():
         (dict(name="pspnet", encoder="vgg11"), "pspnet with vgg11 .* cannot be built: .*dilated"),
         (dict(name="deeplabv2", encoder_options=dict(rate=3)), "known: rates, output_stride"),
         (dict(name="deeplabv2", encoder_options=dict(rates=[])), "rates of deeplabv2 are"),
-        (dict(name="deeplabv2", encoder_options=dict(output_stride=5)), "wanted 8, 16 or 32"),
-        (dict(name="cbdnet", encoder="resnet50"), "wanted resnet18 or resnet34"),
+        (dict(name="deeplabv2", encoder_options=dict(output_stride=5)), "expected 8, 16 or 32"),
+        (dict(name="cbdnet", encoder="resnet50"), "expected resnet18 or resnet34"),
         (dict(name="cbdnet", encoder_options=dict(depth=3)), "depth are unknown to resnet34; known: width"),
     ],
 )
@@ -119,7 +119,7 @@ def test_unknown_encoders_and_options_are_refused(settings, message):
 
 @pytest.mark.parametrize(("name", "num_classes"), [("linknet", 1), ("cbdnet", 1)])
 def test_one_class_is_refused(name, num_classes):
-    with pytest.raises(ValueError, match="num_classes is 1; wanted at least 2"), torch.device("meta"):
+    with pytest.raises(ValueError, match="num_classes is 1; expected at least 2"), torch.device("meta"):
         build_student(StudentConfig(name=name), num_classes)
 
 
@@ -131,10 +131,10 @@ def test_settings_of_saross_net_are_refused_with_another_net():
         build_config({"name": "a", "train_saross": {"student": {"name": "unett"}}})
 
 
-def test_a_batch_of_one_that_batch_norm_cannot_take_is_told_with_its_remedy():
+def test_a_batch_of_one_that_batch_norm_cannot_take_is_reported_with_its_remedy():
     with pytest.raises(ValueError, match=r"a batch of 1 image\(s\) of 64 x 64; set micro_batch to 2 or more"):
         small("deeplabv3plus").train()(torch.randn(1, 3, 64, 64))
-    with pytest.raises(ValueError, match=r"wanted \(B, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\)"):
         small("unet")(torch.randn(1, 1, 64, 64))
 
 

@@ -29,7 +29,10 @@ DETECTORS = (
 
 @runtime_checkable
 class Detector(Protocol):
-    """A module that is built as `Class(num_classes, **encoder_options)`; class 0 is the background."""
+    """A module that is built as `Class(num_classes, **encoder_options)`; class 0 is the background.
+
+    The cost that `--dry-run` prints leaves out a detector that is not torchvision's.
+    """
 
     def __call__(self, image: Tensor) -> list[dict[str, Tensor]]:
         """image (B, 3, H, W), ImageNet-normalised -> of each `boxes` (n, 4) x0 y0 x1 y1 in pixels, `labels` (n,) int64
@@ -63,7 +66,7 @@ def _users_class(name: str) -> type[nn.Module]:
         raise ValueError(f"detector {name!r} cannot be imported: {error}; give package.module:Class") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module) and issubclass(found, Detector)):
         raise ValueError(
-            f"detector {name!r} is {found!r:.100}; wanted a subclass of torch.nn.Module with a method training_loss "
+            f"detector {name!r} is {found!r:.100}; expected a subclass of torch.nn.Module with a method training_loss "
             "(dakd.models.rivals.sam_oil.detector.Detector describes it)"
         )
     return found

@@ -46,7 +46,7 @@ class SamMasks(nn.Module):
         """SAM's weights from a folder as transformers writes it; the adapter stays as it is."""
         _check_folder(folder)
         if not any(Path(folder).glob("*.safetensors")):
-            raise FileNotFoundError(f"no weights of SAM in {folder}; wanted model.safetensors next to config.json")
+            raise FileNotFoundError(f"no weights of SAM in {folder}; expected model.safetensors next to config.json")
         given, report = import_transformers().SamModel.from_pretrained(
             str(folder), local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
@@ -146,5 +146,5 @@ def _check_folder(folder: str | Path) -> dict:
         raise ValueError(f"{path} is not JSON; copy it again: {error}") from None
     if not isinstance(tree, dict) or tree.get("model_type") != "sam":
         found = tree.get("model_type") if isinstance(tree, dict) else type(tree).__name__
-        raise ValueError(f"{path} describes a model of type {found}; wanted sam (SamModel of transformers)")
+        raise ValueError(f"{path} describes a model of type {found}; expected sam (SamModel of transformers)")
     return tree

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from dakd.config import StudentConfig
 
 _LARGEST_CERTAINTY = 1 - 1e-6  # keeps the logarithms of the fusion finite
+_ADAPTER_CHANNELS = 64  # inner width of the adapter on SAM's embeddings
+_MIN_PIXELS, _MAX_OBJECTS = 4, 200  # of the labelled objects of an image that are learnt from
+_MAX_MASKS = 16  # objects of an image that the adapter learns from in a step
 
 
 class SamOil(StudentNet):
@@ -26,9 +29,7 @@ class SamOil(StudentNet):
     sam_config: SAM's sizes, as its config.json has them; its weights come in by `load_pretrained`.
     detector, detector_options: a detector's name, and keyword arguments of it (`build_detector`).
     min_score: of a detection that is kept.  order: class ids, the first of which wins a pixel that several claim; None:
-    the higher score wins.  adapter_channels: inner width of the adapter on SAM's embeddings.
-    min_pixels, max_objects: of the labelled objects that are learnt from.  max_masks: objects an image that the adapter
-    learns from in a step.  mask_loss: weight of the masks' loss against the detector's.
+    the higher score wins.
     """
 
     has_own_loss = True
@@ -41,24 +42,15 @@ class SamOil(StudentNet):
         detector_options: dict[str, Any] | None = None,
         *,
         min_score: float = 0.25,
-        min_pixels: int = 4,
-        max_objects: int = 200,
         order: Sequence[int] | None = None,
-        adapter_channels: int = 64,
-        max_masks: int = 16,
-        mask_loss: float = 1.0,
     ) -> None:
         super().__init__(num_classes, multiple=1)
         _check_order(order, num_classes)
         self.sam_config = sam_config
         self.min_score = min_score
         self.order = order
-        self.min_pixels = min_pixels
-        self.max_objects = max_objects
-        self.max_masks = max_masks
-        self.mask_loss_weight = mask_loss
         self.detector = build_detector(detector, num_classes, dict(detector_options or {}))
-        self.masks = SamMasks(sam_config, adapter_channels)
+        self.masks = SamMasks(sam_config, _ADAPTER_CHANNELS)
 
     @classmethod
     def from_config(cls, cfg: StudentConfig, num_classes: int) -> SamOil:
@@ -90,7 +82,7 @@ class SamOil(StudentNet):
         On the meta device, where nothing can be found, only the detector's and SAM's encoders run.
         """
         if image.is_meta:
-            return self._cost_alone(image)
+            return self._run_countable_part(image)
         if self.training:
             raise RuntimeError("SamOil finds objects in eval mode; call eval() first, or loss_of to train")
         embeddings, size = self.masks.embed(image), (image.shape[-2], image.shape[-1])
@@ -103,14 +95,13 @@ class SamOil(StudentNet):
         return fuse_masks(mask_logits, labels, scores, self.num_classes, self.order)
 
     def loss_of(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """(B,) each: `detector`, `mask` and their weighted sum `loss`, 0 for a sample without a labelled pixel.
+        """(B,) each: `detector`, `mask` and their sum `loss`, 0 for a sample without a labelled pixel.
 
         image: (B, 3, H, W).  label: (B, H, W) class ids; others (the ignored one) belong to no object.
         Objects are the connected components of each class but the sea. The mask loss is BCE + Dice of the mask that
-        SAM makes of an object's true box, a mean over at most `max_masks` objects, drawn where there are more.
+        SAM makes of an object's true box, a mean over at most 16 objects, drawn where there are more.
         """
-        limits = (self.min_pixels, self.max_objects)
-        objects = [objects_of(one, self.num_classes, *limits) for one in label.cpu().numpy()]
+        objects = [objects_of(one, self.num_classes, _MIN_PIXELS, _MAX_OBJECTS) for one in label.cpu().numpy()]
         boxes = [torch.as_tensor(one.boxes, device=image.device) for one in objects]
         labels = [torch.as_tensor(one.classes, device=image.device) for one in objects]
         targets = [{"boxes": b, "labels": c} for b, c in zip(boxes, labels)]
@@ -119,14 +110,14 @@ class SamOil(StudentNet):
         mask = torch.stack([self._mask_loss(*one) for one in zip(self.masks.embed(image), boxes, places)])
         is_labelled = (label < self.num_classes).flatten(1).any(1)
         detector, mask = (torch.where(is_labelled, losses, 0 * losses) for losses in (detector, mask))
-        return {"loss": detector + self.mask_loss_weight * mask, "detector": detector, "mask": mask}
+        return {"loss": detector + mask, "detector": detector, "mask": mask}
 
     def _mask_loss(self, embedding: Tensor, boxes: Tensor, places: Tensor) -> Tensor:
-        chosen = torch.randperm(len(boxes), device=boxes.device)[: self.max_masks]
+        chosen = torch.randperm(len(boxes), device=boxes.device)[:_MAX_MASKS]
         logits = self.masks(embedding, boxes[chosen], (places.shape[0], places.shape[1]))
         return mask_loss(logits, places == chosen[:, None, None] + 1)
 
-    def _cost_alone(self, image: Tensor) -> Tensor:
+    def _run_countable_part(self, image: Tensor) -> Tensor:
         self.masks.adapter(self.masks.embed(image))
         if isinstance(self.detector, TorchvisionDetector):
             self.detector.features(image)
@@ -158,7 +149,7 @@ def _sam_folder(folder: str | None) -> str:
 
 def _check_order(order: Sequence[int] | None, num_classes: int) -> None:
     if order is not None and (len(set(order)) != len(order) or not all(0 < one < num_classes for one in order)):
-        raise ValueError(f"sam_oil.order is {order}; wanted different class ids from 1 to {num_classes - 1}")
+        raise ValueError(f"sam_oil.order is {order}; expected different class ids from 1 to {num_classes - 1}")
 
 
 def fuse_masks(

@@ -146,7 +146,7 @@ def test_a_users_class_is_built_by_its_name():
     [
         ("fasterrcnn_resnet50", {}, "did you mean fasterrcnn_resnet50_fpn"),
         ("nowhere.at.all:Net", {}, "cannot be imported"),
-        ("os:system", {}, "wanted a subclass of torch.nn.Module"),
+        ("os:system", {}, "expected a subclass of torch.nn.Module"),
         ("HERE:NoLoss", {}, "with a method training_loss"),
         ("HERE:Missing", {}, "cannot be imported"),
         (NAME, {"num_classes": 3}, "may not set num_classes"),

@@ -92,7 +92,7 @@ def test_a_folder_that_is_no_sam_is_refused(sam_folder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     bert = json.dumps({"model_type": "bert"})
-    for content, message in (("{", "not JSON"), ("[]", "type list"), (bert, "type bert; wanted sam")):
+    for content, message in (("{", "not JSON"), ("[]", "type list"), (bert, "type bert; expected sam")):
         (other / "config.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_sam_config(other)

@@ -8,6 +8,7 @@ from torch import nn
 from dakd.config import StudentConfig
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 from dakd.models.registry import build_student
+from dakd.models.rivals.sam_oil import net as sam_oil_net
 from dakd.models.rivals.sam_oil.masks import SamMasks, read_sam_config
 from dakd.models.rivals.sam_oil.net import SamOil, fuse_masks, mask_loss
 from dakd.runtime.tensor_files import read_metadata
@@ -65,22 +66,21 @@ def test_boxes_become_masks_and_masks_one_class_map(sam_folder):
     assert unsure[25, 25] == 4 and torch.equal(unsure[2:20, 2:20], wanted[2:20, 2:20])
 
 
-def test_the_loss_is_on_the_objects_of_the_labels(sam_folder):
+def test_the_loss_is_on_the_objects_of_the_labels(sam_folder, monkeypatch):
     label = torch.zeros(3, 32, 32, dtype=torch.uint8)
     label[0, 2:6, 3:9] = 2
     label[0, 20:30, 20:30] = 1
     label[2] = IGNORE_INDEX
     label[2, 0, 0] = 77
     net = stand_in(sam_folder)
-    net.mask_loss_weight = 0.5
     losses = net.loss_of(torch.zeros(3, 3, 32, 32), label)
     found = [(t["boxes"].tolist(), t["labels"].tolist()) for t in net.detector.targets]
     assert found == [([[20, 20, 30, 30], [3, 2, 9, 6]], [1, 2]), ([], []), ([], [])]
     # The masks of the true boxes are these rectangles: what remains is what a logit of 4 lacks of certainty.
     assert losses["detector"].tolist() == [2, 0, 0] and losses["mask"][1:].tolist() == [0, 0]
     assert 0 < losses["mask"][0] < 0.5
-    torch.testing.assert_close(losses["loss"], losses["detector"] + 0.5 * losses["mask"])
-    net.max_masks = 1  # one of the two, drawn
+    torch.testing.assert_close(losses["loss"], losses["detector"] + losses["mask"])
+    monkeypatch.setattr(sam_oil_net, "_MAX_MASKS", 1)  # one of the two, drawn
     one = net.loss_of(torch.zeros(3, 3, 32, 32), label)
     assert torch.equal(one["detector"], losses["detector"]) and 0 < one["mask"][0] != losses["mask"][0]
 
@@ -147,8 +147,8 @@ def test_a_file_rebuilds_the_student_without_sams_folder(sam_folder, tiny_studen
     "settings, message",
     [
         ({"name": "sam_oil"}, "has no SAM; set train_saross.student.pretrained"),
-        ({"name": "sam_oil", "sam_oil": {"order": (1, 1)}}, "wanted different class ids from 1 to 4"),
-        ({"name": "sam_oil", "sam_oil": {"order": (5,)}}, "wanted different class ids from 1 to 4"),
+        ({"name": "sam_oil", "sam_oil": {"order": (1, 1)}}, "expected different class ids from 1 to 4"),
+        ({"name": "sam_oil", "sam_oil": {"order": (5,)}}, "expected different class ids from 1 to 4"),
         ({"name": "unet", "sam_oil": {"min_score": 0.5}}, "settings of the student sam_oil, found with unet"),
         ({"name": "sam_oil", "caft_ratio": 0.25}, "only SAROSS-Net has these settings"),
     ],
