@@ -194,7 +194,7 @@ def _fault(text: str) -> tuple[str, str]:
     """FAULT:JOB as (job, fault)."""
     fault, _, job = text.partition(":")
     if fault not in FAULTS or not job:
-        raise argparse.ArgumentTypeError(f"{text!r}: wanted FAULT:JOB, FAULT one of {', '.join(FAULTS)}")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FAULT:JOB, FAULT one of {', '.join(FAULTS)}")
     return job, fault
 
 

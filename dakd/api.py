@@ -87,5 +87,5 @@ def create_joint_net(num_classes: int = 5, **sizes: Unpack[UNetSizes]) -> SARJoi
     Raises ValueError for sizes that make no net.
     """
     if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; wanted at least 2")
+        raise ValueError(f"num_classes is {num_classes}; expected at least 2")
     return SARJointNet.from_config(validated(UNetConfig, sizes, "sizes of the joint net"), num_classes)

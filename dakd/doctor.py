@@ -105,7 +105,7 @@ def _backend_lines() -> list[str]:
     device = _device()
     lines = [f"backend of each operation on a {device.upper()} device:"]
     for entry in report(device):
-        # Variants for another kind of device are no alternative here.
+        # Variants for another kind of device are not alternatives here.
         reasons = {name: reason for name, reason in entry.reasons.items() if MADE_FOR.get(name, device) == device}
         why = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items())
         lines.append(f"  {entry.op:<22}{entry.chosen:<12}{why or 'the fastest variant'}")

@@ -135,7 +135,7 @@ def find_weights(name_or_path: str | Path, **download: Any) -> Path:
         return _in_folder(path)
     if not is_hub_id(name_or_path):
         raise FileNotFoundError(
-            f"no file or folder at {str(name_or_path)!r}, which is no hub id either; give a .safetensors file, a "
+            f"no file or folder at {str(name_or_path)!r}, and not a hub id either; give a .safetensors file, a "
             f"folder with {WEIGHTS_FILE}, or a hub id OWNER/NAME as a string"
         )
     repo_id = str(name_or_path)
@@ -169,7 +169,7 @@ def push_folder(
     if not (folder / WEIGHTS_FILE).is_file():
         raise ValueError(f"{folder} has no {WEIGHTS_FILE}; write it with save_pretrained first")
     if not is_hub_id(repo_id):
-        raise ValueError(f"{repo_id!r} is no hub id; wanted OWNER/NAME")
+        raise ValueError(f"{repo_id!r} is not a hub id; expected OWNER/NAME")
     hub = _import_hub(repo_id)
     api = hub.HfApi(token=token, library_name="dakd")
     with _in_plain_words(hub, repo_id, branch):
@@ -244,9 +244,9 @@ def _in_plain_words(hub: Any, repo_id: str, revision: str | None) -> Iterator[No
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repo_id} has no revision {revision}; give a branch, tag or commit of it") from error
     except errors.EntryNotFoundError as error:
-        raise ValueError(f"{at} has no {WEIGHTS_FILE}, so it is no model of dakd; give another id") from error
+        raise ValueError(f"{at} has no {WEIGHTS_FILE}, so it is not a dakd model; give another id") from error
     except errors.HFValidationError as error:
-        raise ValueError(f"{repo_id} is no valid hub id: {error}") from error
+        raise ValueError(f"{repo_id} is not a valid hub id: {error}") from error
     except Exception as error:  # of the network, of several libraries
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise RuntimeError(f"the hub refused {at} or did not answer: {reason:.300}") from error

@@ -49,7 +49,7 @@ def write_starter(
     dataset: folder, osd, sos or simulated.  root: the folder of the data.  classes: `NAME[:RRGGBB],...` in the order of
     the ids, for a folder.  sensor: palsar or sentinel, for sos.  preset: small or paper.  out: None takes NAME.yaml.
     The data are opened and some labels read, so that mistakes are found now and not in a later step.
-    Raises ValueError (found, wanted, remedy) for data or options that make no experiment, and if the file exists.
+    Raises ValueError (found, expected, remedy) for data or options that make no experiment, and if the file exists.
     """
     _check_name(name)
     path = out or Path(f"{name}.yaml")
@@ -79,7 +79,7 @@ def write_starter(
 
 def _check_name(name: str) -> None:
     if not name.strip() or name in (".", "..") or re.search(r"[/\\$\x00-\x1f\x7f]", name):
-        raise ValueError(f"the name is {name!r}; wanted a folder name without slash, dollar sign or control character")
+        raise ValueError(f"name is {name!r}; expected a folder name without slash, dollar or control characters")
 
 
 def _check_read_back(text: str, name: str, prepare: dict) -> None:
@@ -95,9 +95,9 @@ def parse_classes(text: str | None) -> dict[str, tuple[int, int, int]]:
     """`sea,oil:00ffff` as colours by name, in the order of the ids; ValueError for fewer than two or a bad colour."""
     entries = [entry.strip() for entry in (text or "").split(",") if entry.strip()]
     if len(entries) < 2:
-        raise ValueError(f"--classes is {text or 'missing'}; wanted at least two names, in the order of ids: sea,oil")
+        raise ValueError(f"--classes is {text or 'missing'}; expected at least two names, in the order of ids: sea,oil")
     if len(entries) > IGNORE_INDEX:
-        raise ValueError(f"--classes has {len(entries)} names; wanted at most {IGNORE_INDEX}")
+        raise ValueError(f"--classes has {len(entries)} names; expected at most {IGNORE_INDEX}")
     table: dict[str, tuple[int, int, int]] = {}
     given = {name.strip(): colour.strip() for name, _, colour in (entry.partition(":") for entry in entries)}
     if any(not name or "$" in name for name in given):
@@ -106,7 +106,7 @@ def parse_classes(text: str | None) -> dict[str, tuple[int, int, int]]:
         raise ValueError(f"--classes {text} names a class twice; give each id its own name")
     for name, colour in given.items():
         if colour and not re.fullmatch(r"#?[0-9A-Fa-f]{6}", colour):
-            raise ValueError(f"the colour of {name!r} is {colour!r}; wanted six hexadecimal digits, such as 00ffff")
+            raise ValueError(f"the colour of {name!r} is {colour!r}; expected six hexadecimal digits, such as 00ffff")
     taken = {_rgb(colour) for colour in given.values() if colour}
     for name, colour in given.items():
         table[name] = _rgb(colour) if colour else _free_colour(name, taken)
@@ -134,7 +134,7 @@ def _survey(cfg: PrepareConfig) -> _Facts:
         what = f"{cfg.root} is not a complete {cfg.dataset} dataset:"
         raise BadDataset(what, problems, "repair or remove these files")
     if "train" not in data.splits:
-        raise ValueError(f"{cfg.root} has the splits {', '.join(data.splits)}; wanted train/ with images/ and masks/")
+        raise ValueError(f"{cfg.root} has the splits {', '.join(data.splits)}; expected train/ with images/ and masks/")
     entries = data.entries("train")
     if all(entry.label_path is None for entry in entries):
         raise ValueError(
@@ -166,7 +166,7 @@ def _text(name: str, path: Path, prepare: dict, facts: _Facts, preset: str) -> s
     teacher_crop = min(student_crop, 256)
     if not student_crop:
         raise ValueError(
-            f"the shortest side of the images is {facts.shortest_side} pixels; wanted at least {_STRIDE}: remove or "
+            f"the shortest side of the images is {facts.shortest_side} pixels; expected at least {_STRIDE}: remove or "
             "enlarge these images"
         )
     blocks = [

@@ -264,7 +264,7 @@ def test_a_folder_takes_no_argument_of_a_push_that_is_none(tmp_path):
 
 
 def test_a_precision_or_device_that_there_is_not_is_refused(config):
-    with pytest.raises(ValueError, match="precision is 'fp16'; wanted auto, fp32 or bf16"):
+    with pytest.raises(ValueError, match="precision is 'fp16'; expected auto, fp32 or bf16"):
         dakd.load_teacher(file_of(config), precision="fp16")
     with pytest.raises(ValueError, match="device is 'tpu0'"):
         dakd.load_teacher(file_of(config), device="tpu0")

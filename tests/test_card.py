@@ -228,7 +228,7 @@ def test_a_card_of_someone_else_is_kept_and_no_other_is_written(run):
 
 
 def test_what_is_no_run_and_a_run_without_weights_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no run folder.*config.yaml; give"):
+    with pytest.raises(ValueError, match=r"not a run folder.*config.yaml; give"):
         write_cards(tmp_path)
     config = toy_config(tmp_path)
     save_config(config, tmp_path / "prepare")
@@ -245,7 +245,7 @@ def test_a_ddpm_has_a_card_and_a_stage_1_has_none(tmp_path):
     assert "teacher.sample(8, size=(16, 16), steps=3, seed=0)" in text
     path = tmp_path / "stage1.safetensors"
     save_weights(path, {"only": torch.zeros(1)}, {"kind": "unet"})
-    with pytest.raises(ValueError, match=r"holds unet; wanted a student or a teacher"):
+    with pytest.raises(ValueError, match=r"holds unet; expected a student or a teacher"):
         card_text(path)
 
 

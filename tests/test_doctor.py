@@ -78,4 +78,4 @@ def test_without_a_gpu_variants_for_gpus_are_not_missed(monkeypatch):
 def test_a_wrong_environment_variable_is_one_line(monkeypatch, capsys):
     monkeypatch.setenv("DAKD_BACKEND", "fastest")
     assert cli.main(["doctor"]) == 1
-    assert capsys.readouterr().err.startswith("dakd doctor: DAKD_BACKEND is 'fastest'; wanted one of auto, ")
+    assert capsys.readouterr().err.startswith("dakd doctor: DAKD_BACKEND is 'fastest'; expected one of auto, ")

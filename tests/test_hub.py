@@ -176,7 +176,7 @@ def test_a_hub_id_is_downloaded_with_the_options(hub):
         ("RepositoryNotFoundError", ValueError, "give a token"),
         ("RevisionNotFoundError", ValueError, "owner/model has no revision v1"),
         ("EntryNotFoundError", ValueError, "has no model.safetensors"),
-        ("HFValidationError", ValueError, "no valid hub id"),
+        ("HFValidationError", ValueError, "not a valid hub id"),
         (None, RuntimeError, "the hub refused owner/model at revision v1 or did not answer: timed out"),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_folder_is_pushed_and_nothing_else_of_it(folder, hub):
 def test_what_cannot_be_pushed_is_refused_before_the_hub_is_asked(folder, hub, tmp_path):
     with pytest.raises(ValueError, match=r"has no model.safetensors; write it with save_pretrained first"):
         push_folder(tmp_path, "me/model")
-    with pytest.raises(ValueError, match=r"'\./model' is no hub id; wanted OWNER/NAME"):
+    with pytest.raises(ValueError, match=r"'\./model' is not a hub id; expected OWNER/NAME"):
         push_folder(folder, "./model")
     assert hub.calls == []
 

@@ -76,12 +76,12 @@ def teacher_logits(folder: Path) -> tuple[list[np.ndarray], str]:
     """(K, 256, 256) float32 each, from a set in fp16; records of less than the size stand side by side."""
     shards = ShardSet(folder)
     if shards.index.codec != "fp16":
-        raise SystemExit(f"{folder} holds {shards.index.codec}; wanted logits, a set generated with codec fp16")
+        raise SystemExit(f"{folder} holds {shards.index.codec}; expected logits, a set generated with codec fp16")
     height, width = shards.size(0)
     rows, columns = -(-SIDE // height), -(-SIDE // width)
     count = min(NUM_RECORDS, len(shards) // (rows * columns))
     if not count:
-        raise SystemExit(f"{folder} has {len(shards)} records; wanted {rows * columns} to fill {SIDE} x {SIDE}")
+        raise SystemExit(f"{folder} has {len(shards)} records; expected {rows * columns} to fill {SIDE} x {SIDE}")
     records = []
     for first in range(0, count * rows * columns, rows * columns):
         tiles = [shards.read(first + place).soft_label for place in range(rows * columns)]

@@ -88,7 +88,7 @@ def shape_sizes(op: str, text: str) -> dict[str, int]:
     wanted = SHAPES[op]["tiny"].keys()
     sizes = {name: int(value) for name, _, value in (part.partition("=") for part in text.split(",")) if value}
     if sizes.keys() != wanted:
-        raise SystemExit(f"shape {text!r} of {op} has {', '.join(sizes) or 'no numbers'}; wanted {', '.join(wanted)}")
+        raise SystemExit(f"shape {text!r} of {op} has {', '.join(sizes) or 'no numbers'}; expected {', '.join(wanted)}")
     return sizes
 
 

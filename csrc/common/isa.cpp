@@ -24,7 +24,7 @@ Isa parse(const std::string& name) {
   if (name == "best" || name.empty()) return found;
   const Isa wanted = name == "portable" ? Isa::portable : name == "avx2" ? Isa::avx2 : Isa::avx512;
   if (name != "portable" && name != "avx2" && name != "avx512")
-    throw std::runtime_error("DAKD_CPU_ISA is '" + name + "'; wanted one of best, portable, avx2, avx512");
+    throw std::runtime_error("DAKD_CPU_ISA is '" + name + "'; expected one of best, portable, avx2, avx512");
   if (wanted > found) throw std::runtime_error("this processor has no " + name + "; set DAKD_CPU_ISA to best");
   return wanted;
 }

@@ -161,7 +161,7 @@ def captioned_rows(rows: dict[str, list[np.ndarray]], heads: Sequence[str]) -> I
     Small tiles are magnified by a whole number, and all are brought to one width.
     """
     if not rows:
-        raise ValueError("a figure has no rows; wanted at least one")
+        raise ValueError("a figure has no rows; expected at least one")
     font = ImageFont.load_default(15)
     first = next(iter(rows.values()))[0]
     scale = max(1, -(-_TILE // first.shape[1]))

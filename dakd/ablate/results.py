@@ -42,14 +42,14 @@ class SeedValues:
 class Line:
     """One row on one dataset.
 
-    done, wanted: seeds.  difference: its mIoU minus the reference row's.  seconds: of all its jobs.
+    done, expected: seeds.  difference: its mIoU minus the reference row's.  seconds: of all its jobs.
     """
 
     row: RowSpec
     dataset: str
     entries: dict[str, SeedValues]
     done: tuple[int, ...]
-    wanted: tuple[int, ...]
+    expected: tuple[int, ...]
     difference: Difference | None
     seconds: float
 

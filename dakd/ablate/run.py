@@ -95,7 +95,7 @@ def work(plan: TablePlan, store: JobStore, processes: int | None = None, first: 
 
 @contextmanager
 def _signals_as_preempted() -> Iterator[None]:
-    """Within the block SIGTERM and SIGUSR1 raise Preempted, unless a step handles them: a stop is no failure."""
+    """Within the block SIGTERM and SIGUSR1 raise Preempted, unless a step handles them: a stop is not a failure."""
     before: dict[int, Any] = {}
 
     def stop(number: int, _: object) -> None:

@@ -75,14 +75,14 @@ class TableSpec(Section):
     @model_validator(mode="after")
     def _fits(self) -> TableSpec:
         if bool(self.base) == bool(self.data):
-            raise ValueError("wanted either base (one configuration) or data (several by name)")
+            raise ValueError("expected either base (one configuration) or data (several by name)")
         names = [row.name for row in self.rows]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two rows are called {', '.join(sorted(twice))}; give each a name of its own")
         if self.reference is not None and self.reference not in names:
-            raise ValueError(f"reference {self.reference!r} is no row; rows: {', '.join(names)}")
+            raise ValueError(f"reference {self.reference!r} is not a row; rows: {', '.join(names)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds are {list(self.seeds)}; wanted different whole numbers of at least 0")
+            raise ValueError(f"seeds are {list(self.seeds)}; expected different whole numbers of at least 0")
         for measures in (self.measures, self.small_measures or ()):
             if twice := {name for name in measures if measures.count(name) > 1}:
                 raise ValueError(f"measures name {', '.join(sorted(twice))} twice; name each once")
@@ -131,7 +131,7 @@ def table_file(name: str | Path) -> Path:
 
 
 def load_table(path: str | Path) -> TableSpec:
-    """The validated table of a YAML file, or of one by name; ValueError naming what was found and wanted."""
+    """The validated table of a YAML file, or of one by name; ValueError naming what was found and expected."""
     path = table_file(path)
     try:
         tree = yaml.safe_load(path.read_text())

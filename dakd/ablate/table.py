@@ -55,9 +55,9 @@ def markdown(
         parts.append(plan.table.note.strip())
     parts.append("\n".join(f"- {line}" for line in facts(plan, lines, store)))
     missing = [
-        f"- {_title(line)}: seed {', '.join(str(seed) for seed in line.wanted if seed not in line.done)}"
+        f"- {_title(line)}: seed {', '.join(str(seed) for seed in line.expected if seed not in line.done)}"
         for line in lines
-        if line.done != line.wanted
+        if line.done != line.expected
     ]
     if missing:
         parts.append("Missing (the same command resumes the work):\n\n" + "\n".join(missing))
@@ -151,7 +151,7 @@ def _value(entry: SeedValues, line: Line) -> str:
         text += f" ± {entry.sd:.{entry.measure.digits}f}"
     if entry.interval is not None:
         text += f" [{', '.join(_plain(end, entry.measure) for end in entry.interval)}]"
-    return text if len(entry.values) == len(line.wanted) else f"{text} (n={len(entry.values)})"
+    return text if len(entry.values) == len(line.expected) else f"{text} (n={len(entry.values)})"
 
 
 def _plain(value: float | None, measure: TableMeasure) -> str:
@@ -184,7 +184,7 @@ def _csv(plan: TablePlan, lines: Sequence[Line]) -> str:
     writer.writerow(["data", "method", *heads, "measure", "unit", "mean", "sd", "seeds", "seeds_wanted", "paper"])
     for line in lines:
         for name, entry in line.entries.items():
-            numbers = [entry.mean, entry.sd, len(entry.values), len(line.wanted), entry.paper]
+            numbers = [entry.mean, entry.sd, len(entry.values), len(line.expected), entry.paper]
             writer.writerow([line.dataset, line.row.name, *line.row.head.values(), name, entry.measure.title, *numbers])
     return stream.getvalue()
 

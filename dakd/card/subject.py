@@ -68,7 +68,7 @@ def count_parameters(shapes: Mapping[str, Sequence[int]]) -> int:
 def read_config(run: Path, folder: Path | None = None) -> Config:
     """The configuration that a training's folder keeps, else the run's; ValueError where `run` is not a run folder."""
     if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is no run folder, for it has no config.yaml; give the folder of a run: runs/NAME")
+        raise ValueError(f"{run} is not a run folder: it has no config.yaml; give the folder of a run: runs/NAME")
     own = run if folder is None else folder
     return load_config((own if (own / "config.yaml").is_file() else run) / "config.yaml")
 
@@ -78,7 +78,7 @@ def refuse_unknown(metadata: Mapping, source: str) -> None:
     kind = metadata.get("kind")
     if kind != "student" and kind not in TITLES:
         raise ValueError(
-            f"{source} holds {kind or 'weights of unknown kind'}; wanted a student or a teacher of pairs: give a "
+            f"{source} holds {kind or 'weights of unknown kind'}; expected a student or a teacher of pairs: give a "
             "student.safetensors, or the weights of stage 2 or 3, or of ddpm"
         )
     try:
@@ -98,7 +98,7 @@ def read_json(path: Path) -> dict | None:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON; run the step that writes it again: {error}") from None
     if not isinstance(table, dict):
-        raise ValueError(f"{path} holds {type(table).__name__}; wanted a table; run the step that writes it again")
+        raise ValueError(f"{path} holds {type(table).__name__}; expected a table; run the step that writes it again")
     return table
 
 

@@ -41,7 +41,7 @@ def write_cards(run: str | Path, *, licence: str | None = None) -> list[Path]:
     Final weights are those of each student (train_saross/TRAINING_SET/) and of the teacher's last training. No card is
     written before the text of all of them is made; a second call replaces them.
     licence: of the weights: an identifier of the hub such as `cc-by-4.0`, another name, or a URL; None: not stated.
-    Raises ValueError where `run` is no run folder, where it has no final weights, and where a README.md is not dakd's.
+    Raises ValueError if `run` is not a run folder or has no final weights, and if a README.md there is not dakd's.
     """
     run = Path(run)
     cards = {weights.parent / CARD_FILE: weights for weights in final_weights(run)}

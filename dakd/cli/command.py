@@ -52,7 +52,7 @@ def positive(text: str) -> int:
     """The type of an argument that is a whole number above 0."""
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"found {number}, wanted at least 1")
+        raise argparse.ArgumentTypeError(f"found {number}, expected at least 1")
     return number
 
 

@@ -146,7 +146,7 @@ def _tile(text: str) -> int | str | None:
     if text == "auto":
         return text
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a multiple of 32, 0 or auto")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a multiple of 32, 0 or auto")
     return int(text) or None
 
 

@@ -8,7 +8,7 @@ overrides (`train_jointnet.stage1.steps=100`), expands `${VARIABLES}` of the env
 
 from __future__ import annotations
 
-from dakd.config.base import Byte, Fraction, NonNegative, Positive, Scale, Section, Size, validated, wanted
+from dakd.config.base import Byte, Fraction, NonNegative, Positive, Scale, Section, Size, expected, validated
 from dakd.config.evaluate import EvaluateConfig, FidelityConfig, PredictConfig
 from dakd.config.experiment import Config
 from dakd.config.generate import AuditConfig, Bounds, GateConfig, GenerateConfig, ShareBounds
@@ -75,7 +75,7 @@ __all__ = [
     "UNetConfig",
     "build_config",
     "dump_config",
+    "expected",
     "load_config",
     "validated",
-    "wanted",
 ]

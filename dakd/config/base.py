@@ -17,14 +17,14 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Size = tuple[Positive, Positive]  # (height, width) in pixels
 
 
-def wanted(text: str) -> WrapValidator:
-    """A validator for unions: one error that names the wanted values, not one error per type of the union."""
+def expected(text: str) -> WrapValidator:
+    """A validator for unions: one error that names the expected values, not one error per type of the union."""
 
     def check(value: object, validate: ValidatorFunctionWrapHandler) -> object:
         try:
             return validate(value)
         except ValidationError:
-            raise ValueError(f"wanted {text}") from None
+            raise ValueError(f"expected {text}") from None
 
     return WrapValidator(check)
 
@@ -39,7 +39,7 @@ class Section(BaseModel):
 
 
 def validated(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
-    """The values as a `model`; a ValueError lists all faults: found, wanted, and the nearest known name.
+    """The values as a `model`; a ValueError lists all faults: found, expected, and the nearest known name.
 
     source: the first line of the error.
     """

@@ -92,7 +92,7 @@ class GateConfig(Section):
             raise ValueError("agreement is bounded but there is no student; set student to a student's weights file")
         wanted = sum(quota.at_least or 0 for quota in self.quotas.values())
         if wanted > 1:
-            raise ValueError(f"quotas want at_least {wanted:.3g} of the images in all; wanted at most 1")
+            raise ValueError(f"quotas want at_least {wanted:.3g} of the images in all; expected at most 1")
         return self
 
 

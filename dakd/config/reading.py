@@ -23,7 +23,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The validated configuration of a YAML file with dotted overrides (`section.key=value`, values in YAML).
 
     path: a file, or the name of an experiment that comes with dakd, such as `demo`.
-    Raises ValueError naming the key, what was found and what was wanted.
+    Raises ValueError naming the key, what was found and what was expected.
     """
     found = find_file(path)
     if found is None and Path(path).is_dir():
@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     except _YAML_ERRORS as error:
         raise ValueError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds {type(tree).__name__}; wanted a mapping with sections prepare, balance, ...")
+        raise ValueError(f"{path} holds {type(tree).__name__}; expected a mapping with sections prepare, balance, ...")
     for override in overrides or []:
         _apply_override(tree, override)
     source = " with ".join([str(path), *([", ".join(overrides)] if overrides else [])])

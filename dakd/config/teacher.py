@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dakd.config.base import NonNegative, Positive, Section, Size, wanted
+from dakd.config.base import NonNegative, Positive, Section, Size, expected
 from dakd.config.training import EngineConfig, OptimizerConfig
 
 
@@ -14,7 +14,7 @@ class BalanceConfig(Section):
     """The balancing factor b of the mask's noisy input (paper, Eq. 1 and 4)."""
 
     b: Annotated[
-        Literal["auto"] | Annotated[float, Field(gt=0, le=4)], wanted('"auto" or a number above 0 and at most 4')
+        Literal["auto"] | Annotated[float, Field(gt=0, le=4)], expected('"auto" or a number above 0 and at most 4')
     ] = "auto"
     """Balancing factor: the scale of the mask's clean state, b (2 onehot - 1). "auto" computes it from the training
     set."""
@@ -120,7 +120,7 @@ class TrainJointNetConfig(Section):
 
     sigma_data: Annotated[
         Literal["auto"] | Annotated[float, Field(gt=0, le=8)] | None,
-        wanted('null, "auto" or a number above 0 and at most 8'),
+        expected('null, "auto" or a number above 0 and at most 8'),
     ] = None
     """Preconditioning of the image branch. With null its output is the clean image (paper). With a number the output is
     added to a share of the noisy image; the number is the standard deviation of the detail in images in [-1, 1]

@@ -29,7 +29,7 @@ def image_power(image: np.ndarray) -> float:
 def balancing_factor(mean_power_x: float, mean_power_y: float = 1.0) -> float:
     """b = sqrt(P(x_0) / P(y_0)), the paper's Eq. 4 and 20.  Both arguments are mean powers, > 0."""
     if not (mean_power_x > 0 and mean_power_y > 0):
-        raise ValueError(f"mean powers are {mean_power_x} (image) and {mean_power_y} (mask); wanted both above 0")
+        raise ValueError(f"mean powers are {mean_power_x} (image) and {mean_power_y} (mask); expected both above 0")
     return math.sqrt(mean_power_x / mean_power_y)
 
 
@@ -47,7 +47,7 @@ def computed_balance(run_dir: str | Path) -> float:
     """The balancing factor in the index of the run's training set."""
     path = Path(run_dir) / "prepare" / "train" / "index.json"
     if not path.is_file():
-        raise ValueError(f"b is computed from {path}, which is absent; run the prepare step first")
+        raise ValueError(f"b is computed from {path}, which does not exist; run the prepare step first")
     return float(json.loads(path.read_text())["balancing_factor"])
 
 

@@ -211,7 +211,7 @@ class _Tile(NamedTuple):
 def _items_of_share(num_real: int, share: float) -> int:
     """How many synthetic items make that share of all, together with `num_real` real ones."""
     if not 0 < share < 1:
-        raise ValueError(f"synthetic_share is {share}; wanted a number between 0 and 1, or none for every pair once")
+        raise ValueError(f"synthetic_share is {share}; expected a number between 0 and 1, or none for every pair once")
     return max(1, round(num_real * share / (1 - share)))
 
 
@@ -225,18 +225,18 @@ def _check_student_sources(
     if real is None and synthetic is None:
         raise ValueError("the student's dataset has neither real nor synthetic samples; give at least one")
     if real is not None and real.index.num_labelled != len(real):
-        raise ValueError(f"{real.folder}: {real.index.num_labelled} of {len(real)} samples have labels; wanted all")
+        raise ValueError(f"{real.folder}: {real.index.num_labelled} of {len(real)} samples have labels; expected all")
     if synthetic is None:
         return
     if synthetic.index.num_soft != len(synthetic):
         found = synthetic.index.num_soft
-        raise ValueError(f"{synthetic.folder}: {found} of {len(synthetic)} samples have soft labels; wanted all")
+        raise ValueError(f"{synthetic.folder}: {found} of {len(synthetic)} samples have soft labels; expected all")
     if real is not None and real.classes.names != synthetic.classes.names:
         raise ValueError(f"real classes {real.classes.names} differ from synthetic classes {synthetic.classes.names}")
     wanted = len(synthetic) if num_synthetic is None else num_synthetic
     if wanted > len(synthetic) or wanted < (_TILES if mosaic else 1):
         raise ValueError(
-            f"num_synthetic is {wanted} of {len(synthetic)} synthetic pairs; wanted at most all of them, "
+            f"num_synthetic is {wanted} of {len(synthetic)} synthetic pairs; expected at most all of them, "
             f"and at least {_TILES if mosaic else 1} (mosaic: {mosaic})"
         )
     if mosaic and (crop_size[0] % 2 or crop_size[1] % 2):

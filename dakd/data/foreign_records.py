@@ -51,7 +51,7 @@ def decode_foreign(key: str, members: Mapping[str, bytes | memoryview]) -> Sampl
     labels = [name for name in LABEL_MEMBERS if name in members]
     if len(images) != 1 or len(labels) > 1:
         found = ", ".join(members)
-        raise ValueError(f"record {key!r} has the members {found}; wanted one image ({', '.join(IMAGE_MEMBERS)}) "
+        raise ValueError(f"record {key!r} has the members {found}; expected one image ({', '.join(IMAGE_MEMBERS)}) "
                          f"and at most one label ({', '.join(LABEL_MEMBERS)})")  # fmt: skip
     sar = _decode_image(images[0], members[images[0]])
     label = _decode_label(labels[0], members[labels[0]]) if labels else None
@@ -60,7 +60,8 @@ def decode_foreign(key: str, members: Mapping[str, bytes | memoryview]) -> Sampl
     soft = read_npy(members["soft.npy"], "soft.npy") if "soft.npy" in members else None
     if soft is not None:
         if soft.ndim != 3 or soft.dtype.kind != "f" or soft.shape[1:] != sar.shape or not np.isfinite(soft).all():
-            raise ValueError(f"record {key!r}: soft.npy is {soft.dtype} {soft.shape}; wanted finite (K, *{sar.shape})")
+            found = f"{soft.dtype} {soft.shape}"
+            raise ValueError(f"record {key!r}: soft.npy is {found}; expected finite floats (K, *{sar.shape})")
         soft = soft.astype(np.float16)
     return Sample(key=key, sar=sar, label=label, soft_label=soft, meta=_decode_meta(members.get("json")))
 
@@ -72,12 +73,12 @@ def read_npy(data: bytes | memoryview, name: str) -> np.ndarray:
     """
     data = memoryview(data)
     if bytes(data[:6]) != b"\x93NUMPY" or len(data) < 12:
-        raise ValueError(f"{name} is no .npy file")
+        raise ValueError(f"{name} is not a .npy file")
     size, start = struct.unpack_from("<H", data, 8)[0], 10
     if data[6] > 1:
         size, start = struct.unpack_from("<I", data, 8)[0], 12
     if size > _MAX_HEADER_BYTES:
-        raise ValueError(f"{name} has a header of {size} bytes; wanted at most {_MAX_HEADER_BYTES}")
+        raise ValueError(f"{name} has a header of {size} bytes; expected at most {_MAX_HEADER_BYTES}")
     try:
         header = ast.literal_eval(bytes(data[start : start + size]).decode("latin1"))
         shape, dtype, order = header["shape"], np.dtype(header["descr"]), header["fortran_order"]
@@ -85,7 +86,7 @@ def read_npy(data: bytes | memoryview, name: str) -> np.ndarray:
         raise ValueError(f"{name} has a damaged header ({error!r:.200})") from None
     is_plain = isinstance(shape, tuple) and all(type(side) is int and side > 0 for side in shape)
     if not is_plain or dtype.kind not in "uif" or order is not False:
-        raise ValueError(f"{name} holds {header!r:.200}; wanted numbers, rows first")
+        raise ValueError(f"{name} holds {header!r:.200}; expected numbers, rows first")
     if math.prod(shape) * dtype.itemsize != len(data) - start - size:
         raise ValueError(f"{name} claims {shape} of {dtype}, but has {len(data) - start - size} bytes")
     return np.frombuffer(data[start + size :], dtype).reshape(shape)
@@ -110,7 +111,7 @@ def _decode_label(name: str, data: bytes | memoryview) -> np.ndarray:
     except BadFile as error:
         raise ValueError(f"{name} {error.reason}") from None
     if picture.mode not in ("L", "P"):
-        raise ValueError(f"{name} has the pixel type {picture.mode!r}; wanted class ids as grey values or a palette")
+        raise ValueError(f"{name} has the pixel type {picture.mode!r}; expected class ids as grey values or a palette")
     return np.array(picture)
 
 
@@ -122,12 +123,12 @@ def _check_picture(data: bytes | memoryview, name: str) -> None:
     except Exception as error:  # PIL's errors on damaged headers have no common base
         raise ValueError(f"{name} cannot be read as a picture ({error})") from None
     if not 0 < width * height <= MAX_PIXELS:
-        raise ValueError(f"{name} claims {width} x {height} pixels; wanted 1 to {MAX_PIXELS} in all")
+        raise ValueError(f"{name} claims {width} x {height} pixels; expected 1 to {MAX_PIXELS} in all")
 
 
 def _grey(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != 2:
-        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}; wanted uint8 (H, W)")
+        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}; expected uint8 (H, W)")
     return array
 
 

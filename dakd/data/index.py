@@ -3,7 +3,7 @@
 Next to each `shard-000000.tar` lies `shard-000000.json` (`ShardInfo`: its checksum, and where each record's bytes lie),
 and a folder has one `index.json` (`Index`: counts, class shares, fingerprint, balancing factor). Both may come from
 elsewhere, so they are strictly parsed: a file with another form is an error that names the file, the field, what was
-found and what was wanted.
+found and what was expected.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class ShardEntry(_Facts):
     def _lies_in_the_folder(cls, file: str) -> str:
         # No folder, no scheme, no command: a set never makes its reader look elsewhere or run anything.
         if not _TAR_NAME.fullmatch(file):
-            raise ValueError("wanted the name of a .tar in the folder of the index, without a folder")
+            raise ValueError("expected the name of a .tar in the folder of the index, without a folder")
         return file
 
     @field_validator("kept")
@@ -122,7 +122,7 @@ class ShardEntry(_Facts):
         last = 0
         for first, stop in kept or ():
             if not last <= first < stop:
-                raise ValueError("wanted ascending runs [first, stop)")
+                raise ValueError("expected ascending runs [first, stop)")
             last = stop
         return kept
 
@@ -174,14 +174,14 @@ def parse_index(text: str | bytes, path: str | Path) -> Index:
 def load_index(path: Path) -> Index:
     """The index in a file; ValueError where it is absent or cannot be used."""
     if not path.is_file():
-        raise ValueError(f"{path} is absent; run the step that writes it first")
+        raise ValueError(f"{path} does not exist; run the step that writes it first")
     return parse_index(path.read_bytes(), path)
 
 
 def load_sidecar(path: Path) -> ShardInfo:
     """The sidecar in a file; ValueError where it is absent or cannot be used."""
     if not path.is_file():
-        raise ValueError(f"{path} is absent, though the index names its shard; write the set again")
+        raise ValueError(f"{path} does not exist, though the index names its shard; write the set again")
     return _parse(ShardInfo, path.read_bytes(), path, "sidecar of a shard")
 
 
@@ -194,7 +194,7 @@ def _parse(model: type[_Model], text: str | bytes, path: str | Path, what: str) 
         reason = first["msg"].removeprefix("Value error, ")
         if where:  # else it is of the whole file
             reason = f"{where}: {reason}, found {first['input']!r:.80}"
-        raise ValueError(f"{path} is no {what} ({reason}); write the set again") from None
+        raise ValueError(f"{path} is not an intact {what} ({reason}); write the set again") from None
 
 
 def describe_shard(
@@ -258,7 +258,7 @@ class SetFacts(TypedDict, total=False):
 
     kind: "real" or "synthetic".  codec: of its soft labels.  provenance: JSON facts on where the set came from.
     kept: which records make the set, as ascending places within each shard's file by name (None for all of the file's);
-    a shard that is not named is no part of it. None takes every record of every shard that is there.
+    a shard that is not named is not part of it. None takes every record of every shard that is there.
     """
 
     kind: Required[str]
@@ -312,7 +312,7 @@ def gather_index(folder: Path, classes: ClassTable, **facts: Unpack[SetFacts]) -
         counts["ignored"] += sum(record.ignored_pixels for record in records)
         counts["bytes"] += shard.num_bytes
     if not lines:
-        raise ValueError(f"{folder} holds no records; wanted at least one shard with one sample")
+        raise ValueError(f"{folder} holds no records; expected at least one shard with one sample")
     # By key: the fingerprint must not depend on the packing into shards.
     lines.sort()
     _refuse_doubled_keys(folder, lines)

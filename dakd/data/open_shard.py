@@ -67,7 +67,7 @@ def read_spans(sidecar: Path, entry: ShardEntry) -> list[RecordSpan]:
     """
     info = load_sidecar(sidecar)
     if info.sha256 != entry.sha256:
-        raise ValueError(f"{sidecar} is of another tar than the index: sha256 {info.sha256}, wanted {entry.sha256}")
+        raise ValueError(f"{sidecar} is of another tar than the index: sha256 {info.sha256}, expected {entry.sha256}")
     runs = entry.kept or [(0, len(info.records))]
     if sum(stop - first for first, stop in runs) != entry.num_samples or runs[-1][1] > len(info.records):
         raise ValueError(
@@ -87,7 +87,7 @@ def read_spans(sidecar: Path, entry: ShardEntry) -> list[RecordSpan]:
 def _span_of(record: RecordInfo, num_bytes: int, sidecar: Path) -> RecordSpan:
     where, pixels = f"{sidecar}: record {record.key[:80]!r}", record.height * record.width
     if not 0 < pixels <= MAX_PIXELS:
-        raise ValueError(f"{where} is {record.height} x {record.width} pixels; wanted 1 to {MAX_PIXELS} in all")
+        raise ValueError(f"{where} is {record.height} x {record.width} pixels; expected 1 to {MAX_PIXELS} in all")
     members = sorted((offset, size, extension) for extension, (offset, size) in record.members.items())
     if not members:
         raise ValueError(f"{where} has no members; write the set again")
@@ -96,9 +96,9 @@ def _span_of(record: RecordInfo, num_bytes: int, sidecar: Path) -> RecordSpan:
             raise ValueError(f"{where}: {extension} lies at {offset} to {offset + size} of a tar of {num_bytes} bytes; "
                              "write it again")  # fmt: skip
         if extension in ("sar.u8", "label.u8") and size != pixels:
-            raise ValueError(f"{where}: {extension} has {size} bytes; wanted one a pixel, {pixels}")
+            raise ValueError(f"{where}: {extension} has {size} bytes; expected one a pixel, {pixels}")
         if extension == "json" and size > _MAX_JSON_BYTES:
-            raise ValueError(f"{where}: json has {size} bytes; wanted at most {_MAX_JSON_BYTES}")
+            raise ValueError(f"{where}: json has {size} bytes; expected at most {_MAX_JSON_BYTES}")
     for (offset, size, extension), (following, _, _) in pairwise(members):
         if not offset + size <= following <= offset + size + _HEADERS_BETWEEN:
             raise ValueError(f"{where}: {extension} overlaps the next member or lies apart; write the set again")

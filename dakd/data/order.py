@@ -34,7 +34,7 @@ class ShardOrder:
         self.counts, self.seed, self.window, self.stream = np.asarray(counts, np.int64), seed, window, stream
         if self.counts.ndim != 1 or window < 1 or (self.counts < 0).any() or not self.counts.sum():
             raise ValueError(
-                f"an order of {self.counts.size} shards in windows of {window}; wanted at least one record, no "
+                f"an order of {self.counts.size} shards in windows of {window}; expected at least one record, no "
                 "negative count and a window of at least one shard"
             )
         self.num_records = int(self.counts.sum())
@@ -44,7 +44,7 @@ class ShardOrder:
     def at(self, epoch: int, place: int) -> tuple[int, int]:
         """(shard, record in it) at a place in an epoch, 0 <= place < num_records; an epoch holds each record once."""
         if epoch < 0 or not 0 <= place < self.num_records:
-            raise ValueError(f"place {place} of epoch {epoch}; wanted 0 to {self.num_records - 1}, and epoch >= 0")
+            raise ValueError(f"place {place} of epoch {epoch}; expected 0 to {self.num_records - 1}, and epoch >= 0")
         ends = self._epoch(epoch).window_ends
         # "right": the place at which a window ends belongs to the next window.
         number = int(np.searchsorted(ends, place, side="right"))
@@ -124,7 +124,7 @@ def rank_positions(start: int, micro_batch: int, rank: int, world: int) -> list[
     if not 0 <= rank < world or micro_batch < 1 or start < 0:
         raise ValueError(
             f"rank {rank} of {world}, micro_batch {micro_batch}, start {start}; "
-            "wanted 0 <= rank < world, micro_batch >= 1, start >= 0"
+            "expected 0 <= rank < world, micro_batch >= 1, start >= 0"
         )
     # A rank owns the positions with its remainder, so any `start` is allowed, also one within a global batch.
     first = start + (rank - start) % world

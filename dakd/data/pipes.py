@@ -46,7 +46,7 @@ class PipeDataset:
     ) -> None:
         others = [source for source in sources if not source.startswith("pipe:")]
         if others or not sources:
-            raise ValueError(f"streams are {others or 'none'}; wanted pipe:COMMAND each; other sources have an index")
+            raise ValueError(f"streams are {others or 'none'}; expected pipe:COMMAND each; other sources have an index")
         self.sources, self.crop_size, self.classes = list(sources), crop_size, classes
         self.flip, self.seed, self.on_bad_record = flip, seed, on_bad_record
 

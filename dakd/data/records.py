@@ -37,7 +37,7 @@ class BadRecord(RuntimeError):
 
 def encode_record(sample: Sample, classes: ClassTable, codec: Codec | None) -> dict:
     if not _KEY_PATTERN.fullmatch(sample.key):
-        raise ValueError(f"sample key {sample.key!r} is not usable in a tar; wanted no dot, space or leading slash")
+        raise ValueError(f"sample key {sample.key!r} is not usable in a tar; expected no dot, space or leading slash")
     _check_arrays(sample, classes)
     height, width = sample.sar.shape
     facts = {"height": height, "width": width, "num_classes": classes.num_classes, "meta": sample.meta}
@@ -88,7 +88,7 @@ def _read_facts(data: bytes | memoryview) -> dict:
     counts = [facts.get(name) for name in ("height", "width", "num_classes")] if isinstance(facts, dict) else []
     is_sound = bool(counts) and all(type(count) is int and count > 0 for count in counts)
     if not is_sound or not isinstance(facts.get("meta"), dict):
-        raise ValueError(f"json says {str(facts)[:200]}; wanted height, width, num_classes and meta")
+        raise ValueError(f"json says {str(facts)[:200]}; expected height, width, num_classes and meta")
     return facts
 
 
@@ -130,7 +130,7 @@ def hard_label(sample: Sample) -> np.ndarray:
 def refuse_unknown_ids(key: str, counts: np.ndarray, classes: ClassTable) -> None:
     unknown = [int(value) for value in np.flatnonzero(counts) if classes.num_classes <= value != IGNORE_INDEX]
     if unknown:
-        raise ValueError(f"{key}: label holds {unknown}; wanted 0 to {classes.num_classes - 1}, or {IGNORE_INDEX}")
+        raise ValueError(f"{key}: label holds {unknown}; expected 0 to {classes.num_classes - 1}, or {IGNORE_INDEX}")
 
 
 def content_hash(sample: Sample) -> str:
@@ -153,11 +153,11 @@ def _digest(facts: dict, members: dict[str, bytes]) -> str:
 def _check_arrays(sample: Sample, classes: ClassTable) -> None:
     shape = sample.sar.shape
     if sample.sar.dtype != np.uint8 or len(shape) != 2 or 0 in shape:
-        raise ValueError(f"{sample.key}: image is {sample.sar.dtype} of shape {shape}; wanted uint8 (H, W), not empty")
+        raise ValueError(f"{sample.key}: image is {sample.sar.dtype} {shape}; expected uint8 (H, W), not empty")
     if sample.label is not None and (sample.label.shape != shape or sample.label.dtype != np.uint8):
         raise ValueError(
-            f"{sample.key}: label is {sample.label.dtype} of shape {sample.label.shape}; wanted uint8 {shape}"
+            f"{sample.key}: label is {sample.label.dtype} of shape {sample.label.shape}; expected uint8 {shape}"
         )
     wanted = (classes.num_classes, *shape)
     if sample.soft_label is not None and sample.soft_label.shape != wanted:
-        raise ValueError(f"{sample.key}: soft label has shape {sample.soft_label.shape}; wanted {wanted}")
+        raise ValueError(f"{sample.key}: soft label has shape {sample.soft_label.shape}; expected {wanted}")

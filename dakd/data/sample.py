@@ -8,7 +8,7 @@ import numpy as np
 
 # A pixel with this label takes part in no loss and in no metric.
 IGNORE_INDEX = 255
-# Of one image; more is no image to train on, but a damaged or hostile size.
+# Of one image; more is a damaged or hostile file, not an image to train on.
 MAX_PIXELS = 1 << 28
 
 
@@ -23,12 +23,12 @@ class ClassTable:
         if len(self.names) != len(self.colours):
             raise ValueError(f"class table has {len(self.names)} names and {len(self.colours)} colours; give one each")
         if not 2 <= len(self.names) <= IGNORE_INDEX:
-            raise ValueError(f"class table has {len(self.names)} classes; wanted 2 to {IGNORE_INDEX}")
+            raise ValueError(f"class table has {len(self.names)} classes; expected 2 to {IGNORE_INDEX}")
         for name, colour in zip(self.names, self.colours):
             # A table that the index cannot hold must not get as far as the shards.
             if not (isinstance(colour, tuple) and len(colour) == 3
                     and all(type(value) is int and 0 <= value <= 255 for value in colour)):  # fmt: skip
-                raise ValueError(f"the colour of {name} is {colour!r}; wanted three of 0 to 255, as (0, 0, 0)")
+                raise ValueError(f"the colour of {name} is {colour!r}; expected three of 0 to 255, as (0, 0, 0)")
         for what, entries in (("name", self.names), ("colour", self.colours)):
             if len(set(entries)) != len(entries):
                 raise ValueError(f"class table repeats a {what}: {entries}")

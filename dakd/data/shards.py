@@ -96,9 +96,9 @@ def write_shards(
     """
     folder = Path(folder)
     if not isinstance(shard_size, int) or shard_size < 1:
-        raise ValueError(f"shard_size is {shard_size}; wanted a whole number of samples, at least 1")
+        raise ValueError(f"shard_size is {shard_size}; expected a whole number of samples, at least 1")
     if not isinstance(classes, ClassTable):
-        raise TypeError(f"classes is a {type(classes).__name__}; wanted a dakd.ClassTable")
+        raise TypeError(f"classes is a {type(classes).__name__}; expected a dakd.ClassTable")
     get_codec(codec, temperature)  # refused before anything is written
     _refuse_full(folder, overwrite)
     aside = folder / ".partial"
@@ -132,7 +132,7 @@ def _write_set(
         num_samples += info.num_samples
         num_soft += info.num_soft
     if not num_samples:
-        raise ValueError("there are no samples to write; wanted at least one")
+        raise ValueError("there are no samples to write; expected at least one")
     kind, codec_used = ("synthetic", codec) if num_soft else ("real", None)
     write_index(folder, classes, kind=kind, codec=codec_used, provenance=provenance)
 
@@ -146,8 +146,8 @@ def _refuse_full(folder: Path, overwrite: bool) -> None:
 
 
 def _take_place(aside: Path, folder: Path) -> None:
-    """Move a whole set to its folder, the index last: a folder without one is no set."""
-    # The old index goes first: a kill from here on leaves a folder that is no set, never a mixture of two sets.
+    """Move a whole set to its folder, the index last: a folder without one is not a set."""
+    # The old index goes first: a kill from here on leaves a folder that is not a set, never a mixture of two sets.
     for path in [folder / "index.json", *folder.glob("shard-*.tar"), *folder.glob("shard-*.json")]:
         path.unlink(missing_ok=True)
     for path in sorted(aside.glob("shard-*")):
@@ -261,7 +261,7 @@ class ShardSet:
             opened.spans = read_spans(sidecar, entry)
         except FileNotFoundError:
             where = f"{self._source.place}/{entry.file}"
-            raise BadRecord(f"{where} is absent, though the index names it; fetch or write it again") from None
+            raise BadRecord(f"{where} does not exist, though the index names it; fetch or write it again") from None
         except ValueError as error:
             raise BadRecord(str(error)) from None
         self._open[shard] = opened
@@ -292,7 +292,7 @@ def verify(folder: str | Path) -> list[str]:
     for shard in shards.index.shards:
         path = shards.folder / shard.file
         if not path.is_file():
-            problems.append(f"{path}: absent")
+            problems.append(f"{path}: missing")
         elif (found := file_hash(path)) != shard.sha256:
             problems.append(f"{path}: sha256 is {found}, the index says {shard.sha256}")
         elif (sidecar := path.with_suffix(".json")).is_file():  # an absent one is made again from the tar

@@ -58,7 +58,7 @@ class Fp16Codec:
     def decode(self, data: bytes, shape: tuple[int, int, int]) -> tuple[np.ndarray, None]:
         expected = 2 * math.prod(shape)
         if len(data) != expected:
-            raise ValueError(f"soft label has {len(data)} bytes; wanted {expected} for float16 of shape {shape}")
+            raise ValueError(f"soft label has {len(data)} bytes; expected {expected} for float16 of shape {shape}")
         return np.frombuffer(data, "<f2").reshape(shape).astype(np.float16, copy=False), None
 
 
@@ -94,13 +94,13 @@ class LogProb8Codec:
             # Asked first: the library would allocate any size that a damaged frame claims.
             found = zstandard.get_frame_parameters(data).content_size
             if found != expected:
-                raise ValueError(f"soft label claims {found} bytes; wanted {expected} for codes of shape {shape}")
+                raise ValueError(f"soft label claims {found} bytes; expected {expected} for codes of shape {shape}")
             content = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
         except zstandard.ZstdError as error:
-            raise ValueError(f"soft label is no whole zstd frame of codes: {error}") from None
+            raise ValueError(f"soft label is not a whole zstd frame of codes: {error}") from None
         (soft_range,) = _HEADER.unpack_from(content)
         if not (math.isfinite(soft_range) and soft_range > 0):
-            raise ValueError(f"soft label has the range {soft_range}; wanted a positive number of nats")
+            raise ValueError(f"soft label has the range {soft_range}; expected a positive number of nats")
         return np.frombuffer(content, np.uint8, offset=_HEADER.size).reshape(shape).copy(), soft_range
 
 
@@ -141,7 +141,7 @@ def common_range(ranges: Iterable[float | None], where: str) -> float | None:
 def range_for(temperature: float) -> float:
     """R in nats for a temperature; ValueError unless that is a positive number."""
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature is {temperature}; wanted a positive number")
+        raise ValueError(f"temperature is {temperature}; expected a positive number")
     return RANGE_PER_TEMPERATURE * temperature
 
 
@@ -178,7 +178,7 @@ def check_temperature(soft_range: float | None, temperatures: Iterable[float], n
         if error > limit:
             raise ValueError(
                 f"soft labels were written for the temperature {soft_range / RANGE_PER_TEMPERATURE:.4g}; softened by "
-                f"{temperature:g} they may be off by {error:.3f}, wanted at most {limit:g}; generate them again for "
+                f"{temperature:g} they may be off by {error:.3f}, expected at most {limit:g}; generate them again for "
                 f"this temperature or with codec fp16"
             )
 
@@ -186,7 +186,7 @@ def check_temperature(soft_range: float | None, temperatures: Iterable[float], n
 def _check_logits(logits: np.ndarray) -> np.ndarray:
     logits = np.asarray(logits)
     if logits.ndim != 3 or not np.issubdtype(logits.dtype, np.floating):
-        raise ValueError(f"soft label is {logits.dtype} of shape {logits.shape}; wanted floating logits (K, H, W)")
+        raise ValueError(f"soft label is {logits.dtype} of shape {logits.shape}; expected floating logits (K, H, W)")
     if not np.isfinite(logits).all():
         raise ValueError("soft label holds NaN or infinite logits; the net that made it has diverged")
     return logits

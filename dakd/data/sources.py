@@ -123,7 +123,7 @@ class LocalFolder:
         """The path of a tar. FileNotFoundError where it is absent."""
         path = self.folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is absent")
+            raise FileNotFoundError(f"{path} does not exist")
         return path
 
     def open_tar(self, name: str, sha256: str) -> tuple[Path, int]:
@@ -236,7 +236,7 @@ def find_index(
     stamps = source.stamps() if classes is not None else {}
     if not stamps:
         raise ValueError(
-            f"{source.place} is no set of shards: {source.place}/index.json does not exist; "
+            f"{source.place} is not a set of shards: {source.place}/index.json does not exist; "
             "`dakd prepare`, `dakd generate` and dakd.write_shards write one"
         )
     home = _home(source, cache, json.dumps(stamps))

@@ -11,12 +11,12 @@ from typing import BinaryIO
 _MOST_EMPTY_READS = 16  # at the end of a file; a walk that asks more often would ask for ever
 _MAX_KEY = 1024  # characters
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own readers pass over these
-# Control characters, bytes that are no UTF-8 (surrogates, in tarfile's names), and ways out of the folder.
+# Control characters, bytes that are not UTF-8 (surrogates, in tarfile's names), and ways out of the folder.
 _NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|(^|/)\.{1,2}(/|$)|^/|//")
 
 
 class DamagedTar(ValueError):
-    """A tar that is no whole tar of records; the message names it and says why."""
+    """A tar that is not a whole tar of records; the message names it and says why."""
 
 
 def list_members(tar_path: str | Path) -> dict[str, dict[str, tuple[int, int]]]:
@@ -41,7 +41,7 @@ def list_members(tar_path: str | Path) -> dict[str, dict[str, tuple[int, int]]]:
             raise DamagedTar(f"{tar_path}: {error}") from None
         # All that the library is known to raise on damaged headers.
         except (tarfile.TarError, OSError, EOFError, ValueError, IndexError, OverflowError, RecursionError) as error:
-            raise DamagedTar(f"{tar_path} is no whole tar ({type(error).__name__}: {error}); write it again") from None
+            raise DamagedTar(f"{tar_path} is not a tar ({type(error).__name__}: {error}); write it again") from None
         # A tar ends with a block of zeros: one that was cut between two records looks whole but for that.
         num_blocks = (end + tarfile.BLOCKSIZE - 1) // tarfile.BLOCKSIZE
         stream.seek(num_blocks * tarfile.BLOCKSIZE)
@@ -54,12 +54,12 @@ def _add_member(members: dict, entry: tarfile.TarInfo, last_key: str | None, num
     """Note a member; returns the key of its record."""
     name = entry.name
     if not entry.isreg() or entry.issparse():
-        raise DamagedTar(f"member {name[:80]!r} is no plain file; wanted a WebDataset of files")
+        raise DamagedTar(f"member {name[:80]!r} is not a regular file; expected a WebDataset of files")
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     key = folder + slash + stem
     if len(key) > _MAX_KEY or not stem or not extension or _NOT_IN_KEYS.search(name):
-        raise DamagedTar(f"member {name[:80]!r} has no usable name; wanted KEY.EXTENSION, without a way elsewhere")
+        raise DamagedTar(f"member {name[:80]!r} has no usable name; expected KEY.EXTENSION, without a way elsewhere")
     if not 0 <= entry.size <= num_bytes - entry.offset_data:
         raise DamagedTar(f"member {name[:80]!r} claims {entry.size} bytes, more than follow; it is truncated")
     if key in members and key != last_key:

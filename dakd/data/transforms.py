@@ -68,7 +68,7 @@ def to_teacher(image: Tensor) -> Tensor:
 def to_student(image: Tensor) -> Tensor:
     """(B, 1, H, W) uint8 to (B, 3, H, W) float32: grey repeated, normalised by ImageNet's mean and deviation."""
     if image.ndim != 4 or image.shape[1] != 1:
-        raise ValueError(f"image has shape {tuple(image.shape)}; wanted (B, 1, H, W)")
+        raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, 1, H, W)")
     # torch.compile keeps constants itself, and would warn of the cache.
     statistics = _imagenet_statistics if torch.compiler.is_compiling() else _kept_statistics
     mean, std = statistics(image.device, torch.float32)

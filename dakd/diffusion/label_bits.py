@@ -22,7 +22,7 @@ def num_bits(num_classes: int) -> int:
 
 
 def to_bits(label: Tensor, num_classes: int) -> Tensor:
-    """(B, H, W) class ids to (B, n, H, W) fp32 of -1 and +1; without meaning where an id is no class."""
+    """(B, H, W) class ids to (B, n, H, W) fp32 of -1 and +1; without meaning where an id is not a class."""
     return 2 * _bit_planes(label, num_classes).float() - 1
 
 
@@ -39,7 +39,7 @@ def code_logits(y_hat: Tensor, num_classes: int) -> Tensor:
     """log p of each class, (B, K, H, W) fp32, normalised over the K classes; bits count as independent.
 
     y_hat: (B, n, H, W), an estimate of the bits' means: a bit is set with p = (y_hat + 1) / 2, kept MIN_PROBABILITY
-    away from 0 and 1. The likeliest class has the signs of y_hat; where these are no class's code, it differs from
+    away from 0 and 1. The likeliest class has the signs of y_hat; where these are not a class's code, it differs from
     them in the least certain bits.
     """
     limit = 1 - 2 * MIN_PROBABILITY

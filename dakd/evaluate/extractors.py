@@ -82,7 +82,7 @@ def _open_inception(weights: str | None, device: str | torch.device) -> Extracto
     path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
     if weights is not None or path.exists():
         remedy = "set evaluate.fidelity.weights to it" if weights is not None else f"remove {path}"
-        _refuse_other_files(path, f"wanted torch-fidelity's {INCEPTION_FILE}; {remedy}")
+        _refuse_other_files(path, f"expected torch-fidelity's {INCEPTION_FILE}; {remedy}")
     try:
         net = create_feature_extractor(
             "inception-v3-compat",
@@ -168,5 +168,5 @@ class SmallRandomConv(nn.Module):
 def _open_small(device: str | torch.device) -> Extractor:
     net = SmallRandomConv().to(device)
     digest = hashlib.sha256(b"".join(buffer.cpu().numpy().tobytes() for buffer in net.buffers())).hexdigest()
-    note = f"{SMALL} stands in for InceptionV3: random filters see only texture, and their numbers are no FID or KID."
+    note = f"{SMALL} stands in for InceptionV3: random filters see only texture, and their numbers are not FID or KID."
     return Extractor(SMALL, "small", digest, (2 * sum(_SMALL_WIDTHS),), lambda sar: (net(sar),), note)

@@ -66,7 +66,7 @@ def compare_fidelity(
         return {"absent": "evaluate.fidelity.extractor is none; set it to inception (or small)"}
     num_images = cfg.num_images or min(len(real), len(synthetic))
     if num_images < MIN_IMAGES:
-        return {"absent": f"{num_images} images of each set; wanted at least {MIN_IMAGES}"}
+        return {"absent": f"{num_images} images of each set; expected at least {MIN_IMAGES}"}
     size = synthetic.size(0)  # generated images have one size
     sets = [
         _cached_features(one, choose_windows(one, size, num_images, seed), size, seed, extractor, cache, name)

@@ -85,7 +85,7 @@ def clear_dead_claims(folder: Path) -> int:
 
 
 def _claims_in(folder: Path) -> list[Path]:
-    """The files whose names are shards' numbers: other files there, such as a tool's copy, are no claims."""
+    """The files whose names are shards' numbers: other files there, such as copies, are not claims."""
     return [path for path in sorted((folder / "claims").glob("[0-9]*")) if path.name.isdecimal()]
 
 

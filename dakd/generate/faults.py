@@ -103,14 +103,14 @@ def _check_shard(plan: GenerationPlan, shard: int, classes: ClassTable) -> Shard
     tar, sidecar = plan.tar(shard), plan.sidecar(shard)
     if not tar.exists():
         if sidecar.exists():
-            return Fault(f"{tar}: absent, though its sidecar is there", "sidecar", shard)
-        return Fault(f"{tar}: absent", "nothing", shard)
+            return Fault(f"{tar}: missing, though its sidecar is there", "sidecar", shard)
+        return Fault(f"{tar}: missing", "nothing", shard)
     try:
         derived = derive_sidecar(plan, shard, classes)
     except DAMAGE_ERRORS as error:
         return Fault(f"{tar}: {error}", "tar", shard)
     if not sidecar.exists():
-        return Fault(f"{sidecar}: absent, though its tar is there", "nothing", shard)
+        return Fault(f"{sidecar}: missing, though its tar is there", "nothing", shard)
     try:
         info = checked_sidecar(plan, shard)
     except DAMAGE_ERRORS as error:
@@ -140,7 +140,7 @@ def _find_doubles(shard: int, info: ShardInfo, first_keys: dict[str, str]) -> It
 def _check_measures(plan: GenerationPlan, gate: Gate, shard: int) -> Iterator[Fault]:
     path = gate.path(plan, shard)
     if not path.exists():
-        yield Fault(f"{path}: absent, though its shard is there", "nothing", shard)
+        yield Fault(f"{path}: missing, though its shard is there", "nothing", shard)
         return
     try:
         gate.read(plan, shard)
@@ -158,7 +158,7 @@ def _check_summaries(
     for name, content in wanted.items():
         path = plan.folder / name
         if not path.exists():
-            yield Fault(f"{path}: absent, though all shards are there", "summary")
+            yield Fault(f"{path}: missing, though all shards are there", "summary")
         elif _parse(path) != json.loads(json.dumps(content)):
             yield Fault(f"{path}: differs from the shards' sidecars", "summary")
 

@@ -95,7 +95,9 @@ def open_plan(config: Config) -> GenerationPlan:
     folder = config.run_path / "generate"
     path = folder / "provenance.json"
     if not path.exists():
-        raise ValueError(f"no set was begun in {folder}: {path.name} is absent; run generate without this option first")
+        raise ValueError(
+            f"{folder} holds no started set ({path.name} does not exist); run generate without this option first"
+        )
     provenance, num_samples = _read_provenance(path), config.generate.num_samples
     return GenerationPlan(folder, num_samples, num_samples, provenance["shard_size"], provenance)
 

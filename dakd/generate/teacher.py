@@ -124,7 +124,7 @@ class Teacher(HubModel):
             given["sampling_steps"] = steps
         cfg = validated(GenerateConfig, given, "settings of the pairs")
         if first < 0:
-            raise ValueError(f"first is {first}; wanted the index of a pair, 0 or more")
+            raise ValueError(f"first is {first}; expected the index of a pair, 0 or more")
         return self._stream(cfg, range(first, first + num))
 
     @classmethod
@@ -305,7 +305,7 @@ def _computed_as(cfg: GenerateConfig) -> Iterator[None]:
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"precision is {precision!r}; wanted auto, fp32 or bf16")
+        raise ValueError(f"precision is {precision!r}; expected auto, fp32 or bf16")
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32

@@ -143,7 +143,7 @@ def _named_by_environment() -> str | None:
     """The backend in DAKD_BACKEND; None for "auto"."""
     named = os.environ.get("DAKD_BACKEND") or "auto"
     if named not in ("auto", *BACKENDS):
-        raise RuntimeError(f"DAKD_BACKEND is {named!r}; wanted one of auto, {', '.join(BACKENDS)}")
+        raise RuntimeError(f"DAKD_BACKEND is {named!r}; expected one of auto, {', '.join(BACKENDS)}")
     return None if named == "auto" else named
 
 

@@ -85,20 +85,20 @@ def empty_sequence_like(x: Tensor) -> Tensor:
 def check_rank(op: str, name: str, tensor: Tensor, layout: str) -> None:
     """ValueError unless `tensor` has as many dimensions as `layout`, written like "(B, C, H, W)"."""
     if tensor.dim() != layout.count(",") + 1:
-        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; wanted {layout}")
+        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {layout}")
 
 
-def check_shape(op: str, name: str, tensor: Tensor, wanted: tuple[int, ...], layout: str) -> None:
-    """ValueError unless `tensor` has exactly the shape `wanted`, called `layout` in the message."""
-    if tuple(tensor.shape) != wanted:
-        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; wanted {layout} = {wanted}")
+def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...], layout: str) -> None:
+    """ValueError unless `tensor` has exactly the shape `expected`, called `layout` in the message."""
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {layout} = {expected}")
 
 
 def check_floating(op: str, **tensors: Tensor | None) -> None:
     """TypeError unless every tensor given has a floating dtype."""
     for name, tensor in tensors.items():
         if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; wanted a floating dtype; cast it")
+            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; expected a floating dtype; cast it")
 
 
 def check_same_dtype(op: str, **tensors: Tensor) -> None:
@@ -111,10 +111,10 @@ def check_same_dtype(op: str, **tensors: Tensor) -> None:
             )
 
 
-def check_dtype(op: str, name: str, tensor: Tensor, *wanted: torch.dtype) -> None:
+def check_dtype(op: str, name: str, tensor: Tensor, *expected: torch.dtype) -> None:
     """TypeError unless `tensor` has one of the dtypes."""
-    if tensor.dtype not in wanted:
-        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; wanted {' or '.join(str(dtype) for dtype in wanted)}")
+    if tensor.dtype not in expected:
+        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; expected {' or '.join(map(str, expected))}")
 
 
 def check_same_device(op: str, **tensors: Tensor | None) -> None:
@@ -131,11 +131,11 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
 def check_choice(op: str, name: str, value: str | None, *allowed: str | None) -> None:
     """ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{op}: {name} is {value!r}; wanted one of {', '.join(repr(choice) for choice in allowed)}")
+        raise ValueError(f"{op}: {name} is {value!r}; expected one of {', '.join(repr(choice) for choice in allowed)}")
 
 
 def seed_bits(op: str, seed: int) -> int:
     """The int64 with the bits of a seed, which goes up to 2^64 - 1: torch's schemas have no unsigned integers."""
     if seed < 0 or seed >= 2**64:
-        raise ValueError(f"{op}: seed is {seed}; wanted an integer from 0 to 2^64 - 1")
+        raise ValueError(f"{op}: seed is {seed}; expected an integer from 0 to 2^64 - 1")
     return seed - 2**64 if seed >= 2**63 else seed

@@ -130,7 +130,7 @@ def over_seeds(values: Sequence[float]) -> SeedSpread:
     """Mean and standard deviation (n - 1) of a score over trainings; ValueError for none and for a NaN."""
     values = [float(value) for value in values]
     if not values or any(math.isnan(value) for value in values):
-        raise ValueError(f"scores over seeds are {values}; wanted at least one, and none of them NaN")
+        raise ValueError(f"scores over seeds are {values}; expected at least one, and none of them NaN")
     return SeedSpread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
 
 
@@ -164,7 +164,7 @@ def _with_seeds(counts: np.ndarray) -> np.ndarray:
     counts = np.asarray(counts)
     counts = counts[None] if counts.ndim == 3 else counts
     if counts.ndim != 4 or counts.shape[2] != counts.shape[3] or not counts.shape[0] or not counts.shape[1]:
-        raise ValueError(f"counts have shape {counts.shape}; wanted (images, K, K) or (seeds, images, K, K)")
+        raise ValueError(f"counts have shape {counts.shape}; expected (images, K, K) or (seeds, images, K, K)")
     return counts
 
 
@@ -181,7 +181,7 @@ def _draw(
     A mean over seeds is NaN where the score of one seed is.
     """
     if num_resamples < 1:
-        raise ValueError(f"num_resamples is {num_resamples}; wanted at least 1")
+        raise ValueError(f"num_resamples is {num_resamples}; expected at least 1")
     num_images, num_classes = students[0].shape[1:3]
     rng = np.random.default_rng(seed)
     draws: list[list[np.ndarray]] = [[] for _ in students]
@@ -205,7 +205,7 @@ def _draw(
 def _summary(value: float, draws: np.ndarray, level: float) -> tuple[float | None, float | None, float | None]:
     """Value, low and high; None instead of NaN."""
     if not 0 < level < 1:
-        raise ValueError(f"the interval's level is {level}; wanted a share between 0 and 1")
+        raise ValueError(f"the interval's level is {level}; expected a share between 0 and 1")
     known = draws[~np.isnan(draws)]
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(known, [tail, 100 - tail]) if len(known) else (math.nan, math.nan)

@@ -1,8 +1,8 @@
 """Boundary IoU (Cheng et al. 2021): the IoU of the bands along the contours, which large areas cannot drown.
 
 The band of a mask is its pixels within d pixels (in a square of 2d+1) of a pixel outside it; d is a share of the
-image's diagonal. Unlike in that paper's code, the frame of the image is no contour: where it cuts off a slick or the
-sea, there is no outline to find. Neither is the rim of an unknown area, whose pixels are not counted.
+image's diagonal. Unlike in that paper's code, the frame of the image is not part of a contour: where it cuts off a
+slick or the sea, there is no outline to find. Neither is the rim of an unknown area, whose pixels are not counted.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ class BoundaryCounts:
         device: str | torch.device = "cpu",
     ) -> None:
         if not 0 < width < 1:
-            raise ValueError(f"the boundary's width is {width}; wanted a share of the diagonal between 0 and 1")
+            raise ValueError(f"the boundary's width is {width}; expected a share of the diagonal between 0 and 1")
         self.num_classes, self.width, self.ignore_index = num_classes, width, ignore_index
         self.counts = torch.zeros(num_classes, 2, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, target: Tensor) -> BoundaryCounts:
         """Count a batch; prediction, target: (B, H, W) integer class ids, ignored pixels in the target."""
         if prediction.shape != target.shape or prediction.ndim != 3:
-            raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}; wanted (B, H, W)")
+            found = f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}"
+            raise ValueError(f"{found}; expected (B, H, W) for both")
         distance = max(1, round(self.width * math.hypot(*prediction.shape[1:])))
         unknown = target == self.ignore_index
         for class_id in range(self.num_classes):

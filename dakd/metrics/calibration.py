@@ -27,7 +27,7 @@ class CalibrationCounts:
         self, num_bins: int = NUM_BINS, ignore_index: int = IGNORE_INDEX, device: str | torch.device = "cpu"
     ) -> None:
         if num_bins < 1:
-            raise ValueError(f"num_bins is {num_bins}; wanted at least 1")
+            raise ValueError(f"num_bins is {num_bins}; expected at least 1")
         self.num_bins, self.ignore_index = num_bins, ignore_index
         self.counts = torch.zeros(num_bins, 3, dtype=torch.int64, device=device)
 
@@ -36,7 +36,7 @@ class CalibrationCounts:
         if probabilities.ndim != 4 or probabilities[:, 0].shape != target.shape:
             raise ValueError(
                 f"probabilities are {tuple(probabilities.shape)}, target {tuple(target.shape)}; "
-                "wanted (B, K, H, W) and (B, H, W)"
+                "expected (B, K, H, W) and (B, H, W)"
             )
         target = target.to(probabilities.device)
         confidence, predicted = probabilities.max(dim=1)

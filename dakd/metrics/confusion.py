@@ -69,6 +69,6 @@ def sum_over_ranks(counts: Tensor) -> Tensor:
 def _check_ids(ids: Tensor, what: str, num_classes: int) -> None:
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= num_classes):
         raise ValueError(
-            f"{what} has class ids from {int(ids.min())} to {int(ids.max())}; wanted 0 to {num_classes - 1} or the "
+            f"{what} has class ids from {int(ids.min())} to {int(ids.max())}; expected 0 to {num_classes - 1} or the "
             f"ignore index; check the class table and the labels"
         )

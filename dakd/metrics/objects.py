@@ -37,9 +37,9 @@ class ObjectCounts:
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         if not 0 < coverage <= 1:
-            raise ValueError(f"coverage is {coverage}; wanted the share of an object's pixels, above 0 and at most 1")
+            raise ValueError(f"coverage is {coverage}; expected the share of an object's pixels, above 0 and at most 1")
         if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 1:
-            raise ValueError(f"object sizes are {list(sizes)}; wanted ascending pixel counts, at least one")
+            raise ValueError(f"object sizes are {list(sizes)}; expected ascending pixel counts, at least one")
         self.names = tuple(name for name in names if name in classes.names)
         self.unknown = tuple(name for name in names if name not in classes.names)
         self.sizes, self.coverage, self.ignore_index = tuple(sizes), coverage, ignore_index

@@ -99,7 +99,7 @@ def score(counts: np.ndarray, class_names: tuple[str, ...]) -> SegmentationScore
     counts = np.asarray(counts, dtype=np.int64)
     num_classes = len(class_names)
     if counts.shape != (num_classes, num_classes):
-        raise ValueError(f"counts have shape {counts.shape} for {num_classes} class names; wanted {(num_classes,) * 2}")
+        raise ValueError(f"counts have shape {counts.shape} for {num_classes} classes; expected {(num_classes,) * 2}")
     num_pixels = int(counts.sum())
     if num_pixels == 0:
         raise ValueError("no pixel was counted; the images are none, or their labels are the ignore index everywhere")
@@ -137,7 +137,7 @@ def pooled_score(counts: np.ndarray, name: str, class_names: Sequence[str] | Non
     counts = np.asarray(counts, dtype=np.float64)
     field, _, class_name = name.partition(":")
     if name not in POOLED_SCORES and not (class_name and field in _OF_ONE_CLASS):
-        raise ValueError(f"no score is called {name!r}; wanted {', '.join(POOLED_SCORES)}, or iou:NAME of a class")
+        raise ValueError(f"no score is called {name!r}; expected {', '.join(POOLED_SCORES)}, or iou:NAME of a class")
     if class_name and class_name not in (class_names or ()):
         raise ValueError(
             f"no class is called {class_name!r}; the names given are {', '.join(class_names or ('none',))}"

@@ -20,7 +20,7 @@ def build_skip_module(kind: str, c_hr: int, c_lr: int, *, ratio: float, num_head
     """One node of the triangle. kind: of `train_saross.student.skip_module`.  ratio: CAFT's inner width over c_hr."""
     kinds = get_args(SkipModule)
     if kind not in kinds:
-        raise ValueError(f"skip_module is {kind!r}; wanted one of {', '.join(kinds)}")
+        raise ValueError(f"skip_module is {kind!r}; expected one of {', '.join(kinds)}")
     if kind == "caft":
         return CAFT(c_hr, c_lr, round(c_hr * ratio), num_heads)
     return ConvSkip(c_hr, c_lr) if kind == "conv3x3" else PlainSkip()

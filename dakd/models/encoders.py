@@ -60,7 +60,7 @@ class TimmEncoder(nn.Module):
         with torch.device("meta"):
             strides = timm.create_model(name, features_only=True, **options).feature_info.reduction()
         if missing := [stride for stride in STRIDES if stride not in strides]:
-            raise ValueError(f"timm model {name!r} has maps at strides {strides}; wanted also {missing}: take another")
+            raise ValueError(f"timm model {name!r} has maps at strides {strides}; also expected {missing}; use another")
         indices = tuple(len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES)
         self.model = timm.create_model(name, features_only=True, out_indices=indices, **options)
         self.channels = tuple(self.model.feature_info.channels())

@@ -375,8 +375,8 @@ def _check_stage_numbers(
 ) -> None:
     for name, numbers in (("depths", depths), ("num_heads", num_heads), ("window_size", window_size)):
         if len(numbers) != 4 or min(numbers) < 1:
-            raise ValueError(f"{name} is {tuple(numbers)}; wanted four numbers of at least 1, one per stage")
+            raise ValueError(f"{name} is {tuple(numbers)}; expected four numbers of at least 1, one per stage")
     if dim < 1:
-        raise ValueError(f"dim is {dim}; wanted at least 1 channel")
+        raise ValueError(f"dim is {dim}; expected at least 1 channel")
     if not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path is {drop_path}; wanted a rate in [0, 1)")
+        raise ValueError(f"drop_path is {drop_path}; expected a rate in [0, 1)")

@@ -138,4 +138,4 @@ def _check_counts(encoder: nn.Module, decoder_channels: Sequence[int], num_heads
         ("num_heads", num_heads, 3),
     ):
         if len(numbers) != count:
-            raise ValueError(f"{name} is {tuple(numbers)}; wanted {count} numbers")
+            raise ValueError(f"{name} is {tuple(numbers)}; expected {count} numbers")

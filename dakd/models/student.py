@@ -36,7 +36,7 @@ class StudentNet(nn.Module, ABC):
     def __init__(self, num_classes: int, multiple: int) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; wanted at least 2")
+            raise ValueError(f"num_classes is {num_classes}; expected at least 2")
         self.num_classes = num_classes
         self.multiple = multiple
 
@@ -48,7 +48,7 @@ class StudentNet(nn.Module, ABC):
     def forward(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W) of any size, ImageNet-normalised -> logits (B, num_classes, H, W)."""
         if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(f"image has shape {tuple(image.shape)}; wanted (B, 3, H, W), a grey image repeated thrice")
+            raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, 3, H, W): repeat a grey image")
         height, width = image.shape[-2:]
         try:
             return self.segment(pad_to_multiple(image, self.multiple))[..., :height, :width]
@@ -89,7 +89,7 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """(B, C, H, W) padded at the bottom and right: mirrored, or the edge repeated on a side too short to mirror."""
     height, width = image.shape[-2:]
     if height < 1 or width < 1:
-        raise ValueError(f"image is {height} x {width} pixels; wanted at least one pixel")
+        raise ValueError(f"image is {height} x {width} pixels; expected at least one pixel")
     for pad, size in (((0, -width % multiple, 0, 0), width), ((0, 0, 0, -height % multiple), height)):
         if any(pad):
             image = F.pad(image, pad, mode="reflect" if max(pad) < size else "replicate")
@@ -111,7 +111,7 @@ class MultiScale(nn.Module):
     def __init__(self, model: nn.Module, scales: Sequence[float]) -> None:
         super().__init__()
         if not scales or min(scales) <= 0:
-            raise ValueError(f"scales are {tuple(scales)}; wanted one or more positive numbers, such as 0.5, 0.75, 1")
+            raise ValueError(f"scales are {tuple(scales)}; expected one or more positive numbers, such as 0.5, 0.75, 1")
         self.model = model
         self.scales = tuple(scales)
 

@@ -54,7 +54,7 @@ def device_of(name: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device is {str(name)!r}; wanted cpu, cuda, or cuda:N for GPU number N") from None
+        raise ValueError(f"device is {str(name)!r}; expected cpu, cuda, or cuda:N for GPU number N") from None
     if found.type == "cuda" and not (found.index or 0) < torch.cuda.device_count():
         seen = torch.cuda.device_count()
         raise ValueError(f"device is {str(name)!r}, and torch sees {seen} GPUs; use cpu, or run dakd doctor to see why")

@@ -55,5 +55,5 @@ def first_host(nodes: str) -> str:
     """The first name of a SLURM node list: of `gpu[003-006,9],login` it is gpu003."""
     match = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
     if match is None:
-        raise ValueError(f"SLURM_STEP_NODELIST is {nodes!r}; wanted names such as node[1-4]; set MASTER_ADDR yourself")
+        raise ValueError(f"SLURM_STEP_NODELIST is {nodes!r}; expected names such as node[1-4]; set MASTER_ADDR")
     return match.group(1) + (match.group(2) or "")

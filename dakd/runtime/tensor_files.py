@@ -39,7 +39,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the metadata of {path} are not JSON; write or copy it again: {error}") from None
     if not isinstance(metadata, dict):
-        raise ValueError(f"the metadata of {path} are a {type(metadata).__name__}; wanted settings by name")
+        raise ValueError(f"the metadata of {path} are a {type(metadata).__name__}; expected settings by name")
     return metadata
 
 
@@ -66,7 +66,7 @@ def refuse_misfit(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
         "missing": [name for name in wanted if name not in state_dict],
         "unexpected": [name for name in state_dict if name not in wanted],
         "of another shape": [
-            f"{name}: found {tuple(state_dict[name].shape)}, wanted {tuple(wanted[name].shape)}"
+            f"{name}: found {tuple(state_dict[name].shape)}, expected {tuple(wanted[name].shape)}"
             for name in wanted
             if name in state_dict and state_dict[name].shape != wanted[name].shape
         ],

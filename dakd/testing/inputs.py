@@ -120,7 +120,7 @@ def laid_out(op: str, inputs: dict, layout: str) -> dict:
     """The op's operands with its features laid out as `layout`: one of LAYOUTS, or "model", the models' own."""
     layout = MODEL_LAYOUT[op] if layout == "model" else layout
     if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; wanted one of model, {', '.join(LAYOUTS)}")
+        raise ValueError(f"layout is {layout!r}; expected one of model, {', '.join(LAYOUTS)}")
     return inputs | {name: _lay(inputs[name], layout) for name in FEATURES[op] if isinstance(inputs[name], Tensor)}
 
 

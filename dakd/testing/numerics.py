@@ -51,7 +51,7 @@ def measure_error(got: Tensor, exact: Tensor, *allowed: Tensor, factor: float = 
 
 def assert_within_budget(name: str, got: Tensor, exact: Tensor, *allowed: Tensor, factor: float = _FACTOR) -> None:
     """AssertionError unless the shape is right and `measure_error` finds no more than its budget."""
-    assert got.shape == exact.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(exact.shape)}"
+    assert got.shape == exact.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
     error, budget = measure_error(got, exact, *allowed, factor=factor)
     # Written so that a NaN fails.
     assert error <= budget, f"{name}: error {error:.3e} is over its budget {budget:.3e}"
@@ -76,7 +76,7 @@ def errors_beside_plain(
     errors = {}
     for name, (got, exact, *allowed) in _beside_plain(function, plain, inputs, differentiable).items():
         if got.shape != exact.shape:
-            raise ValueError(f"{name}: shape {tuple(got.shape)}, wanted {tuple(exact.shape)}")
+            raise ValueError(f"{name}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}")
         errors[name] = measure_error(got, exact, *allowed, factor=factor)
     return errors
 

@@ -29,8 +29,8 @@ def write(folder: Path, changes: dict | None = None) -> Path:
         ({"measures": ["miuo"]}, "did you mean miou"),
         ({"measures": []}, "measures"),
         ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows are called a"),
-        ({"reference": "none"}, "reference 'none' is no row"),
-        ({"seeds": [1, 1]}, "wanted different whole numbers"),
+        ({"reference": "none"}, "reference 'none' is not a row"),
+        ({"seeds": [1, 1]}, "expected different whole numbers"),
         ({"seeds": [-1]}, "at least 0"),
         ({"data": {"A": {"base": "x"}}}, "either base"),
         ({"rows": [{"name": "real", "paper": {"fid": 1.0}}]}, "paper's fid, which is not shown"),
@@ -94,7 +94,7 @@ def test_rows_seeds_and_bases_are_chosen_on_the_command_line(tmp_path):
     assert narrowed(table, [], [], None, "soft").reference == "soft" != table.reference
     with pytest.raises(ValueError, match="no row 'sofd'; near: soft"):
         narrowed(table, [], [], None, "sofd")
-    with pytest.raises(ValueError, match="reference 'real' is no row; rows: soft"):
+    with pytest.raises(ValueError, match="reference 'real' is not a row; rows: soft"):
         narrowed(table, ["soft"], [], None, "real")
     with pytest.raises(ValueError, match="no dataset X; it has a single dataset"):
         narrowed(table, [], ["X"], None)

@@ -40,7 +40,7 @@ def test_numbers_are_means_and_deviations_over_the_seeds(half_done):
     assert len(values) == 2 and real.entries["miou"].mean == pytest.approx(np.mean(values))
     assert real.entries["miou"].sd == pytest.approx(np.std(values, ddof=1))
     assert real.entries["miou"].paper == 70.5 and real.entries["f1"].paper is None
-    assert soft.done == (0,) and soft.wanted == (0, 1) and soft.entries["miou"].sd is None
+    assert soft.done == (0,) and soft.expected == (0, 1) and soft.entries["miou"].sd is None
 
 
 def test_differences_are_paired_over_images_and_seeds(half_done):

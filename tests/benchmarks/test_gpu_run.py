@@ -311,7 +311,7 @@ def test_missing_gpu_is_an_error_that_names_what_is_needed(tmp_path):
     ("arguments", "words"),
     [
         (["--device", "cpu"], "add --tiny"),
-        (["--device", "cpu", "--tiny", "--plant", "fire:job"], "wanted FAULT:JOB"),
+        (["--device", "cpu", "--tiny", "--plant", "fire:job"], "expected FAULT:JOB"),
         (["--device", "cpu", "--tiny", "--only", "train-step"], "no phase is called train-step; there are facts, "),
         (["--device", "cpu", "--tiny", "--second", "--variant", "_BLOCK"], "invalid choice: '_BLOCK' (choose from"),
     ],

@@ -122,7 +122,7 @@ def test_file_with_other_columns_is_left_alone(tmp_path):
 
 def test_shape_may_be_written_as_numbers():
     assert op_race.shape_sizes("depthwise_conv1d", "batch=2,channels=3,length=4") == dict(batch=2, channels=3, length=4)
-    with pytest.raises(SystemExit, match="wanted batch, channels, length"):
+    with pytest.raises(SystemExit, match="expected batch, channels, length"):
         op_race.shape_sizes("depthwise_conv1d", "batch=2")
 
 

@@ -66,7 +66,7 @@ def test_the_settings_of_the_help_are_known_keys():
 
 
 @pytest.mark.parametrize("error, status, message", [
-    (ValueError("found 1, wanted 2"), 1, "dakd balance: found 1, wanted 2\n"),
+    (ValueError("found 1, expected 2"), 1, "dakd balance: found 1, expected 2\n"),
     (RuntimeError("no"), 1, "dakd balance: no\n(DAKD_TRACEBACK=1 shows where it happened)\n"),
     (FileNotFoundError("no file"), 1, "dakd balance: no file\n(DAKD_TRACEBACK=1 shows where it happened)\n"),
     (KeyboardInterrupt(), 130, "dakd balance: stopped; the same command resumes the work\n"),

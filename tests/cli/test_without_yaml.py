@@ -56,7 +56,7 @@ def test_predict_takes_files_and_folders_without_a_yaml(student, images, tmp_pat
     (["--student", "s", "a.png"], "--out DIR"),
     (["--student", "s", "--config", "demo"], "not allowed with"),
     (["--config", "demo", "--out", "o"], "go with --student"),
-    (["--student", "s", "a.png", "--out", "o", "--tile", "big"], "found 'big', wanted a multiple of 32, 0 or auto"),
+    (["--student", "s", "a.png", "--out", "o", "--tile", "big"], "found 'big', expected a multiple of 32, 0 or auto"),
     ([], "one of the arguments --config --student is required"),
 ])  # fmt: skip
 def test_a_predict_that_names_too_much_or_too_little_is_status_2(argv, message, capsys):
@@ -182,7 +182,7 @@ def test_names_roots_and_classes_of_any_letters_are_read_as_they_were_given(
 def test_a_name_that_cannot_name_a_folder_is_refused(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["init", "--dataset", "simulated", "--", name]) == 1
-    assert "wanted a folder name" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "expected a folder name" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_root_that_a_yaml_would_expand_is_refused(tmp_path, monkeypatch, capsys):
@@ -193,18 +193,18 @@ def test_a_root_that_a_yaml_would_expand_is_refused(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("data, argv, message", [
-    ({}, ["--classes", "sea"], "wanted at least two names"),
+    ({}, ["--classes", "sea"], "expected at least two names"),
     ({}, ["--classes", "sea,sea :00ffff"], "names a class twice"),
     ({}, ["--classes", ":00ffff,oil"], "an empty name"),
-    ({}, ["--classes", ",".join(f"c{i}" for i in range(300))], "wanted at most 255"),
+    ({}, ["--classes", ",".join(f"c{i}" for i in range(300))], "expected at most 255"),
     ({}, ["--classes", "sea,oil", "--out", "."], "is a folder"),
     ({}, ["--classes", "sea,oil", "--root", ""], "give --root DIR"),
-    ({}, ["--classes", "sea,oil:blue"], "the colour of 'oil' is 'blue'; wanted six hexadecimal digits"),
+    ({}, ["--classes", "sea,oil:blue"], "the colour of 'oil' is 'blue'; expected six hexadecimal digits"),
     ({}, [], "--classes is missing"),
     ({"values": (0, 7)}, ["--classes", "sea,oil"], r"neither ids 0 to 1 nor class colours.*NAME:RRGGBB"),
     ({"values": (0, 255)}, ["--classes", "sea,oil"], "255 means unknown"),
-    ({"size": (20, 64)}, ["--classes", "sea,oil"], "shortest side of the images is 20 pixels; wanted at least 32"),
-    ({"splits": ("test",)}, ["--classes", "sea,oil"], "wanted train/"),
+    ({"size": (20, 64)}, ["--classes", "sea,oil"], "shortest side of the images is 20 pixels; expected at least 32"),
+    ({"splits": ("test",)}, ["--classes", "sea,oil"], "expected train/"),
 ])  # fmt: skip
 def test_init_refuses_data_that_make_no_experiment(data, argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

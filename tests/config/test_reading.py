@@ -99,12 +99,12 @@ def test_a_name_may_look_like_a_number(tmp_path):
 
 @pytest.mark.parametrize("b", [0, -1, 5, "much", float("nan"), None, [1]])
 def test_b_has_one_error_line(b):
-    assert explain(balance={"b": b}) == f'  balance.b: wanted "auto" or a number above 0 and at most 4 (found {b!r})'
+    assert explain(balance={"b": b}) == f'  balance.b: expected "auto" or a number above 0 and at most 4 (found {b!r})'
 
 
 @pytest.mark.parametrize("value", [0, -1, 9, "much", [1]])
 def test_sigma_data_has_one_error_line(value):
-    wanted = f'  train_jointnet.sigma_data: wanted null, "auto" or a number above 0 and at most 8 (found {value!r})'
+    wanted = f'  train_jointnet.sigma_data: expected null, "auto" or a number above 0 and at most 8 (found {value!r})'
     assert explain(train_jointnet={"sigma_data": value}) == wanted
     for allowed in (None, "auto", 0.12):
         assert build_config({"name": "x", "train_jointnet": {"sigma_data": allowed}})

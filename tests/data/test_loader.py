@@ -188,7 +188,7 @@ def test_impossible_mixes_are_refused(real_set, synthetic_set, options, message)
 def test_sets_in_the_wrong_place_are_refused(real_set, synthetic_set):
     with pytest.raises(ValueError, match="neither real nor synthetic"):
         student(None, None)
-    with pytest.raises(ValueError, match="have soft labels; wanted all"):
+    with pytest.raises(ValueError, match="have soft labels; expected all"):
         student(None, real_set)
     with pytest.raises(ValueError, match="0 of 10 samples have labels"):
         student(synthetic_set, None)

@@ -93,7 +93,7 @@ def test_damage_stops_with_a_reason_or_the_next_good_record_stands_in(copied, da
         bad, reason = {last.key}, "truncated"
     elif damage == "missing tar":
         tar.unlink()
-        reason = "absent"
+        reason = "does not exist"
     else:
         tar.with_suffix(".json").write_text('{"format": 2')
         reason = "sidecar"
@@ -145,7 +145,7 @@ def test_bytes_that_change_while_a_run_goes_on_are_found_when_they_are_read_agai
         copied.read(6)
 
 
-def test_what_is_passed_over_is_told_and_written_down(copied, tmp_path, capsys):
+def test_what_is_passed_over_is_reported_and_written_down(copied, tmp_path, capsys):
     keys = [flip_byte(copied, i) for i in (2, 9)]
     dataset = teacher(copied, on_bad_record="skip")
     batches = report_skipped(iter(make_loader(dataset, 13, 0, 1, 0)), tmp_path / "run")
@@ -212,7 +212,7 @@ def test_an_index_that_is_none_is_refused_by_name(copied, text):
         ("sar.u8", [-512, 320], r"records.0.members.sar.u8.0: .*, found -512"),
         ("sar.u8", [10**15, 320], "lies at"),
         ("sar.u8", [1536, 10**12], "lies at"),
-        ("sar.u8", [2048, 319], "wanted one a pixel"),
+        ("sar.u8", [2048, 319], "expected one a pixel"),
         ("sar.u8", ["1536", 320], r"records.0.members.sar.u8.0: .*, found '1536'"),
         ("json", [512, 1100], "overlaps"),
         ("json", [100, 120], "checksum"),

@@ -58,7 +58,7 @@ def test_fewer_streams_than_readers_are_refused_before_anything_starts(sources):
         make_loader(streamed(sources), 1, 0, 2, 0, 2)
 
 
-def test_a_cut_tar_and_a_failing_command_stop_or_are_told(sources, tmp_path, real_set):
+def test_a_cut_tar_and_a_failing_command_stop_or_are_reported(sources, tmp_path, real_set):
     cut = tmp_path / "cut.tar"
     cut.write_bytes((real_set.folder / "shard-000001.tar").read_bytes()[:6000])
     bad = [f"pipe:cat {cut}", "pipe:exit 3"]
@@ -72,7 +72,7 @@ def test_a_cut_tar_and_a_failing_command_stop_or_are_told(sources, tmp_path, rea
         take(make_loader(streamed(["pipe:exit 3"], on_bad_record="skip"), 1, 0, 1, 0), 1)
 
 
-def test_a_member_that_is_not_known_is_told_and_no_pickle_is_opened(tmp_path):
+def test_a_member_that_is_not_known_is_reported_and_no_pickle_is_opened(tmp_path):
     import io
     import pickle
     import tarfile
@@ -92,7 +92,7 @@ def test_a_member_that_is_not_known_is_told_and_no_pickle_is_opened(tmp_path):
 
 
 def test_only_commands_stream():
-    with pytest.raises(ValueError, match="wanted pipe:COMMAND"):
+    with pytest.raises(ValueError, match="expected pipe:COMMAND"):
         streamed(["s3://bucket/a.tar"])
     with pytest.raises(ValueError, match="streams"):
         build_config({"name": "a", "train_jointnet": {"stage1": {"steps": 1, "streams": ["/data/a.tar"]}}})

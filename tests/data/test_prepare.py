@@ -158,7 +158,7 @@ def test_all_bad_files_stand_in_one_report_and_nothing_is_written(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
-def test_bad_files_are_skipped_when_told_and_named_in_the_report(tmp_path):
+def test_bad_files_are_skipped_when_asked_and_named_in_the_report(tmp_path):
     settings = make_folder(tmp_path / "data")
     (tmp_path / "data" / "train" / "images" / "2.jpg").write_bytes(b"no picture")
     (tmp_path / "data" / "train" / "masks" / "3.png").unlink()
@@ -223,7 +223,7 @@ def test_black_and_white_masks_without_a_white_class_stop_with_the_remedy(tmp_pa
     assert not (tmp_path / "run" / "prepare").exists()
 
 
-def test_unknown_pixels_and_absent_classes_are_told(tmp_path):
+def test_unknown_pixels_and_absent_classes_are_reported(tmp_path):
     settings = make_folder(tmp_path / "data")
     settings["classes"]["ship"] = (1, 1, 1)
     path = tmp_path / "data" / "train" / "masks" / "0.png"

@@ -97,7 +97,7 @@ def test_osd_ids_outside_the_table_are_named(tmp_path):
     make_osd(tmp_path, labels_1d=True)
     save(tmp_path / "train" / "labels_1D" / "img_0002.png", np.full((10, 14), 9))
     dataset = osd(tmp_path)
-    with pytest.raises(BadFile, match=r"img_0002\.png: holds the ids \[9\]; wanted 0 to 4"):
+    with pytest.raises(BadFile, match=r"img_0002\.png: holds the ids \[9\]; expected 0 to 4"):
         dataset.read(dataset.entries("train")[1])
 
 
@@ -288,12 +288,12 @@ def test_colour_and_deep_pictures_are_refused_and_jpeg_grain_is_not(tmp_path):
     save(tmp_path / "grain.png", np.full((4, 4, 3), (100, 101, 102)))
     with pytest.raises(BadFile, match="is a colour picture"):
         read_grey(tmp_path / "colour.png")
-    with pytest.raises(BadFile, match="wanted 8-bit grey"):
+    with pytest.raises(BadFile, match="expected 8-bit grey"):
         read_grey(tmp_path / "deep.png")
     assert (read_grey(tmp_path / "grain.png") == 101).all()
 
 
-def test_a_pipe_called_a_picture_is_told_and_not_waited_for(tmp_path):
+def test_a_pipe_called_a_picture_is_reported_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(BadFile, match=r"a\.png: is no plain file"):
+    with pytest.raises(BadFile, match=r"a\.png: is not a regular file"):
         read_grey(tmp_path / "a.png")

@@ -167,7 +167,7 @@ def test_doubled_keys_are_refused_within_a_shard_and_across(tmp_path):
         write_index(tmp_path, OSD_CLASSES, kind="real")
 
 
-def test_verify_finds_a_flipped_bit_and_an_absent_shard(tmp_path):
+def test_verify_finds_a_flipped_bit_and_a_missing_shard(tmp_path):
     for i in range(3):
         write_shard(tmp_path, i, [sample(f"k{i}")], OSD_CLASSES)
     write_index(tmp_path, OSD_CLASSES, kind="real")
@@ -177,10 +177,10 @@ def test_verify_finds_a_flipped_bit_and_an_absent_shard(tmp_path):
     (tmp_path / "shard-000001.tar").write_bytes(damaged)
     (tmp_path / "shard-000002.tar").unlink()
     problems = verify(tmp_path)
-    assert len(problems) == 2 and "shard-000001.tar: sha256" in problems[0] and "absent" in problems[1]
+    assert len(problems) == 2 and "shard-000001.tar: sha256" in problems[0] and "missing" in problems[1]
 
 
-def test_a_record_that_the_sidecar_calls_otherwise_is_told(tmp_path):
+def test_a_record_that_the_sidecar_calls_otherwise_is_reported(tmp_path):
     """The bytes of a record have a checksum; its name in the sidecar has none but that of all names, in the index."""
     write_shard(tmp_path, 0, [sample("a"), sample("b")], OSD_CLASSES)
     write_index(tmp_path, OSD_CLASSES, kind="real")
@@ -194,7 +194,7 @@ def test_a_record_that_the_sidecar_calls_otherwise_is_told(tmp_path):
     assert [shards.read(i).key for i in range(2)] == ["a", "b"] and verify(tmp_path) == []
 
 
-def test_a_truncated_shard_is_told_when_read(tmp_path):
+def test_a_truncated_shard_is_reported_when_read(tmp_path):
     write_shard(tmp_path, 0, [sample("a"), sample("b")], OSD_CLASSES)
     write_index(tmp_path, OSD_CLASSES, kind="real")
     tar = tmp_path / "shard-000000.tar"
@@ -204,7 +204,7 @@ def test_a_truncated_shard_is_told_when_read(tmp_path):
 
 
 def test_a_folder_without_index_and_an_empty_one_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no set of shards"):
+    with pytest.raises(ValueError, match="not a set of shards"):
         ShardSet(tmp_path)
     with pytest.raises(ValueError, match="holds no records"):
         write_index(tmp_path, OSD_CLASSES, kind="real")
@@ -313,7 +313,7 @@ def test_a_set_that_fails_half_way_is_none_and_the_same_call_makes_it(tmp_path):
 
 
 @pytest.mark.parametrize("samples, settings, message", [
-    ([], {}, "wanted at least one"),
+    ([], {}, "expected at least one"),
     ([sample("a")], {"shard_size": 0}, "shard_size is 0"),
     ([sample("a"), sample("b"), sample("a")], {"shard_size": 2}, "keys twice"),
 ])  # fmt: skip
@@ -325,12 +325,12 @@ def test_a_set_that_cannot_be_is_refused(tmp_path, samples, settings, message):
 
 @pytest.mark.parametrize("colours", [("000000", "00ffff"), ((0, 0, 0), (0, 0, 256)), ((0, 0, 0), (0.5, 0, 0))])
 def test_colours_that_an_index_cannot_hold_are_refused_before_anything_is_written(colours):
-    with pytest.raises(ValueError, match=r"the colour of (sea|oil) is .*; wanted three of 0 to 255"):
+    with pytest.raises(ValueError, match=r"the colour of (sea|oil) is .*; expected three of 0 to 255"):
         ClassTable(("sea", "oil"), colours)
 
 
 def test_a_list_of_names_is_no_class_table_and_two_samples_of_one_key_are_named(tmp_path):
-    with pytest.raises(TypeError, match=r"classes is a list; wanted a dakd\.ClassTable"):
+    with pytest.raises(TypeError, match=r"classes is a list; expected a dakd\.ClassTable"):
         write_shards(tmp_path / "set", [sample("a")], ["sea", "oil"])
     with pytest.raises(ValueError, match="two samples have the key 'a'"):
         write_shards(tmp_path / "set", [sample("a"), sample("a")], OSD_CLASSES)

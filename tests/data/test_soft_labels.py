@@ -174,7 +174,7 @@ def test_hard_labels_of_codes_are_the_logits_own_wherever_a_class_leads_by_half_
     [
         (np.full((2, 1, 1), np.nan), "NaN or infinite"),
         (np.full((2, 1, 1), np.inf, np.float32), "NaN or infinite"),
-        (np.zeros((2, 1)), r"wanted floating logits \(K, H, W\)"),
+        (np.zeros((2, 1)), r"expected floating logits \(K, H, W\)"),
         (np.zeros((2, 1, 1), np.uint8), "soft label is uint8"),
     ],
 )
@@ -188,13 +188,13 @@ def test_codec_without_its_temperature_and_temperatures_that_are_none_are_refuse
     with pytest.raises(ValueError, match="no temperature"):
         get_codec("logprob8").encode(np.zeros((2, 1, 1)))
     for temperature in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="wanted a positive number"):
+        with pytest.raises(ValueError, match="expected a positive number"):
             get_codec("logprob8", temperature)
     with pytest.raises(ValueError, match="there are: fp16, logprob8"):
         get_codec("zip")
 
 
-def test_every_flipped_byte_and_every_truncation_of_codes_is_told():
+def test_every_flipped_byte_and_every_truncation_of_codes_is_reported():
     logits = piecewise_logits(3, seed=0, size=16)
     codec = LogProb8Codec(2.0)
     data = codec.encode(logits)
@@ -212,7 +212,7 @@ def test_every_flipped_byte_and_every_truncation_of_codes_is_told():
     for length in range(len(data)):
         with pytest.raises(ValueError, match="soft label"):
             codec.decode(data[:length], logits.shape)
-    with pytest.raises(ValueError, match="no whole zstd frame"):
+    with pytest.raises(ValueError, match="not a whole zstd frame"):
         codec.decode(data + b"x", logits.shape)
 
 
@@ -220,21 +220,21 @@ def test_every_flipped_byte_and_every_truncation_of_codes_is_told():
 def test_frames_that_claim_another_size_are_refused_before_anything_is_allocated(claimed):
     # The magic number, a descriptor (size in 8 bytes, one segment), the size, and an empty last block.
     frame = zstandard.FRAME_HEADER + b"\xe0" + claimed.to_bytes(8, "little") + b"\x01\0\0"
-    with pytest.raises(ValueError, match=f"claims {claimed} bytes; wanted 20"):
+    with pytest.raises(ValueError, match=f"claims {claimed} bytes; expected 20"):
         LogProb8Codec(2.0).decode(frame, (3, 2, 2))
 
 
 def test_frame_that_does_not_say_its_size_is_refused():
     stream = zstandard.ZstdCompressor().compressobj()
     frame = stream.compress(bytes(20)) + stream.flush()
-    with pytest.raises(ValueError, match="wanted 20 for codes"):
+    with pytest.raises(ValueError, match="expected 20 for codes"):
         LogProb8Codec(2.0).decode(frame, (3, 2, 2))
 
 
 @pytest.mark.parametrize("soft_range", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_ranges_in_the_bytes_are_refused(soft_range):
     data = zstandard.ZstdCompressor().compress(np.float64(soft_range).tobytes() + bytes(2))
-    with pytest.raises(ValueError, match="wanted a positive number of nats"):
+    with pytest.raises(ValueError, match="expected a positive number of nats"):
         LogProb8Codec().decode(data, (2, 1, 1))
 
 
@@ -264,7 +264,7 @@ def test_fp16_codec_keeps_logits_to_half_precision_and_clips():
     assert codec.decode(codec.encode(np.full((1, 1, 1), 1e9)), (1, 1, 1))[0].item() == 65504
     with pytest.raises(ValueError, match="diverged"):
         codec.encode(np.full((1, 1, 1), np.nan))
-    with pytest.raises(ValueError, match="wanted 8"):
+    with pytest.raises(ValueError, match="expected 8"):
         codec.decode(b"123", (1, 2, 2))
     with pytest.raises(ValueError, match="there are: fp16"):
         get_codec("zip")

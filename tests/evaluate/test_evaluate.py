@@ -100,7 +100,7 @@ def test_raw_weights_are_other_files(run_dir, config):
     assert list(find_students(run_dir, "raw")) == ["real"]
 
 
-def test_a_dataset_without_a_test_split_is_told_from_one_that_is_not_prepared(run_dir, config, grey_student):
+def test_a_dataset_without_a_test_split_is_distinguished_from_one_that_is_not_prepared(run_dir, config, grey_student):
     shutil.rmtree(run_dir / "prepare" / "test")
     with pytest.raises(ValueError, match=r"has no test split, only train; put labelled images into test/images"):
         evaluate(config, run_dir)

@@ -62,7 +62,7 @@ def test_numbers_of_the_small_extractor_bear_no_name_of_inceptions(sets, small, 
     assert list(found["metrics"]) == ["fd_small", "kd_small", "precision_small", "recall_small"]
     assert found["num_images"] == 24 and found["images_in_set"] == {"real": 26, "synthetic": 24}
     text = " ".join([*(str(row) for row in fidelity_rows(found)[1]), *fidelity_notes(found)])
-    rest = text.replace("no FID or KID", "")
+    rest = text.replace("not FID or KID", "")
     assert "Frechet distance (small-random-conv)" in rest
     assert not any(name in rest for name in ("FID", "KID", "IS,", "Inception score"))
     assert not found["is_standard"] and json.loads(json.dumps(found, allow_nan=False)) == found
@@ -213,7 +213,7 @@ def test_batches_and_ranks_do_not_matter(sets, small):
 
 def test_too_few_images_and_no_extractor_leave_it_absent(sets, small, tmp_path):
     few = write_images(tmp_path / "few", [slick(seed, 32) for seed in range(19)])
-    assert "19 images of each set; wanted at least 20" in compare((sets[0], few), small, tmp_path)["absent"]
+    assert "19 images of each set; expected at least 20" in compare((sets[0], few), small, tmp_path)["absent"]
     assert "extractor is none" in compare(sets, None, tmp_path)["absent"]
     with pytest.raises(ValueError, match="num_images"):
         build_config({"name": "a", "evaluate": {"fidelity": {"num_images": 19}}})

@@ -118,7 +118,7 @@ def test_a_bare_folder_of_sos_pairs_is_read_with_its_soft_masks(config, tmp_path
         LabelledFolder(asked, OSD_CLASSES)
 
 
-def test_what_is_wrong_with_a_folder_is_told_at_once(config, pictures):
+def test_what_is_wrong_with_a_folder_is_reported_at_once(config, pictures):
     save(pictures / "masks" / "h0.png", np.full((16, 20), 77, np.uint8))
     save(pictures / "masks" / "h1.png", np.zeros((9, 20), np.uint8))
     save(pictures / "images" / "h4.png", np.zeros((16, 20), np.uint8))
@@ -142,7 +142,7 @@ def test_a_folder_without_masks_or_without_anything_is_refused(config, pictures,
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadDataset, match="is empty"):
         LabelledFolder(asking(config, folder=str(tmp_path / "empty")), OSD_CLASSES)
-    with pytest.raises(ValueError, match=r"wanted images and labels_1D or labels"):
+    with pytest.raises(ValueError, match=r"expected images and labels_1D or labels"):
         LabelledFolder(asking(config, folder=str(pictures), dataset="osd"), OSD_CLASSES)
 
 

@@ -199,7 +199,7 @@ def test_the_command_audits_a_run(tmp_path, monkeypatch, capfd):
     (tmp_path / "run.yaml").write_text(dump_config(config))
     command = ["--config", str(tmp_path / "run.yaml"), "--audit"]
     assert run_step("generate", command) == 1
-    assert "is no set of shards" in capfd.readouterr().err
+    assert "is not a set of shards" in capfd.readouterr().err
     prepare(config, config.run_path)
     generate(config)
     assert run_step("generate", command) == 0

@@ -114,9 +114,9 @@ DAMAGES = {
     cut_a_sidecar: "shard-000001.json is damaged",
     write_a_list_for_a_sidecar: "shard-000001.json is damaged",
     write_numbers_for_records: "shard-000001.json is damaged",
-    lose_a_tar: "absent, though its sidecar is there",
-    lose_a_shard: "shard-000001.tar: absent",
-    lose_a_sidecar: "shard-000001.json: absent, though its tar is there",
+    lose_a_tar: "missing, though its sidecar is there",
+    lose_a_shard: "shard-000001.tar: missing",
+    lose_a_sidecar: "shard-000001.json: missing, though its tar is there",
 }
 
 
@@ -211,7 +211,7 @@ def test_commands_answer_with_a_status_and_a_list(command, capsys):
     lose_a_shard_number(folder, 3)
     assert run("--verify") == 1
     error = capsys.readouterr().err
-    assert "2 faults" in error and "shard-000001.tar: record" in error and "shard-000003.tar: absent" in error
+    assert "2 faults" in error and "shard-000001.tar: record" in error and "shard-000003.tar: missing" in error
     assert run("--repair") == 0 and run("--verify") == 0
 
 
@@ -238,7 +238,7 @@ def test_status_lists_the_shards_that_are_finished_being_made_and_missing(comman
 def test_status_of_a_set_that_was_never_begun_is_refused(command, capsys):
     run, folder = command
     shutil.rmtree(folder)
-    assert run("--status") == 1 and "no set was begun" in capsys.readouterr().err
+    assert run("--status") == 1 and "holds no started set" in capsys.readouterr().err
 
 
 def test_preview_draws_pairs_and_writes_no_shard(command):

@@ -254,13 +254,13 @@ def test_compiles_to_one_graph(backend, device):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(x=torch.zeros(2, 1, 2, 3).bfloat16()), TypeError, "x has dtype torch.bfloat16; wanted torch.float32 or"),
+        (dict(x=torch.zeros(2, 1, 2, 3).bfloat16()), TypeError, "x has dtype torch.bfloat16; expected torch.float32"),
         (dict(logits=torch.zeros(2, 2, 2, 3)), ValueError, "logits has shape"),
-        (dict(coefficients=torch.zeros(20, 2)), ValueError, r"wanted \(S, 3\)"),
-        (dict(step=torch.tensor([1, 2])), ValueError, r"step has shape \(2,\); wanted one element"),
+        (dict(coefficients=torch.zeros(20, 2)), ValueError, r"expected \(S, 3\)"),
+        (dict(step=torch.tensor([1, 2])), ValueError, r"step has shape \(2,\); expected one element"),
         (dict(label_update="hard"), ValueError, "label_update is 'hard'"),
         (dict(stochastic=True, sample_ids=None), ValueError, "give the"),
-        (dict(seed=2**64), ValueError, "seed is 18446744073709551616; wanted an integer from 0"),
+        (dict(seed=2**64), ValueError, "seed is 18446744073709551616; expected an integer from 0"),
         (dict(backend="mamba_ssm"), RuntimeError, "has no such variant"),
     ],
 )

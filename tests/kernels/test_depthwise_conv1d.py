@@ -347,9 +347,9 @@ def _check_strides(x):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(weight=torch.zeros(3, 4)), ValueError, r"weight has shape \(3, 4\); wanted \(D, 3\) = \(3, 3\)"),
+        (dict(weight=torch.zeros(3, 4)), ValueError, r"weight has shape \(3, 4\); expected \(D, 3\) = \(3, 3\)"),
         (dict(bias=torch.zeros(4)), ValueError, "bias has shape"),
-        (dict(x=torch.zeros(2, 3)), ValueError, r"wanted \(B, D, L\)"),
+        (dict(x=torch.zeros(2, 3)), ValueError, r"expected \(B, D, L\)"),
         (dict(x=torch.zeros(2, 3, 5, dtype=torch.int64)), TypeError, "x has dtype torch.int64"),
         (dict(activation="relu"), ValueError, "activation is 'relu'"),
         (dict(backend="mamba_ssm"), RuntimeError, "has no such variant; choose one of auto, "),

@@ -123,7 +123,7 @@ def test_an_instruction_set_is_chosen_for_a_while():
     with extension.using_cpu_isa("portable"):
         assert extension.cpu_isa() == "portable"
     assert extension.cpu_isa() == before
-    with pytest.raises(RuntimeError, match="wanted one of best, portable, avx2, avx512"):
+    with pytest.raises(RuntimeError, match="expected one of best, portable, avx2, avx512"):
         torch.ops.dakd_C.set_isa("sse9")
     assert extension.cpu_isa() == before
 
@@ -143,7 +143,7 @@ except RuntimeError as error:
 @needs_library
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("portable", "portable"), ("sse9", "DAKD_CPU_ISA is 'sse9'; wanted one of best, portable, avx2, avx512")],
+    [("portable", "portable"), ("sse9", "DAKD_CPU_ISA is 'sse9'; expected one of best, portable, avx2, avx512")],
 )
 def test_the_environment_names_the_instruction_set_and_a_wrong_name_fails_in_the_call(name, message):
     script = "\n".join(CALL.replace("BACKEND", repr(backend)) for backend in ("cpu", "auto"))

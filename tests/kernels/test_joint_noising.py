@@ -266,13 +266,13 @@ def test_compiles_to_one_graph(backend, device):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(image=torch.zeros(2, 1, 2, 3)), TypeError, "image has dtype torch.float32; wanted torch.uint8"),
+        (dict(image=torch.zeros(2, 1, 2, 3)), TypeError, "image has dtype torch.float32; expected torch.uint8"),
         (dict(image=torch.zeros(2, 3, 2, 3, dtype=torch.uint8)), ValueError, "image has shape"),
-        (dict(image=torch.zeros(2, 1, 0, 3, dtype=torch.uint8)), ValueError, "wanted at least one pixel"),
+        (dict(image=torch.zeros(2, 1, 0, 3, dtype=torch.uint8)), ValueError, "expected at least one pixel"),
         (dict(label=torch.zeros(2, 3, 2, dtype=torch.uint8)), ValueError, "label has shape"),
         (dict(positions=torch.zeros(3, dtype=torch.int64)), ValueError, r"positions has shape \(3,\)"),
-        (dict(tables=torch.zeros(1000, 3)), ValueError, r"wanted \(T, 2\)"),
-        (dict(seed=-1), ValueError, "seed is -1; wanted an integer from 0"),
+        (dict(tables=torch.zeros(1000, 3)), ValueError, r"expected \(T, 2\)"),
+        (dict(seed=-1), ValueError, "seed is -1; expected an integer from 0"),
         (dict(backend="mamba_ssm"), RuntimeError, "has no such variant"),
     ],
 )

@@ -363,7 +363,7 @@ def test_backward_keeps_the_inputs_alone(backend, device):
     ("change", "error", "message"),
     [
         (dict(delta=torch.zeros(2, 3, 4)), ValueError, "delta has shape"),
-        (dict(B=torch.zeros(2, 3, 5)), ValueError, r"B has shape \(2, 3, 5\); wanted \(B, N, L\) = \(2, 2, 5\)"),
+        (dict(B=torch.zeros(2, 3, 5)), ValueError, r"B has shape \(2, 3, 5\); expected \(B, N, L\) = \(2, 2, 5\)"),
         (dict(A=torch.zeros(4, 2)), ValueError, "A has shape"),
         (dict(D=torch.zeros(2)), ValueError, "D has shape"),
         (

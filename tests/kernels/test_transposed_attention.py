@@ -307,7 +307,7 @@ def test_backward_keeps_no_more_than_q_k_v_the_weights_and_two_small_matrices(ba
         (dict(num_heads=3), ValueError, "4 channels do not split into 3 heads"),
         (dict(k=torch.zeros(2, 4, 3, 2)), ValueError, "k has shape"),
         (dict(temperature=torch.zeros(2, 1, 1)), ValueError, "temperature has shape"),
-        (dict(out_weight=torch.zeros(4, 3)), ValueError, r"wanted \(C, R\) = \(3, 4\)"),
+        (dict(out_weight=torch.zeros(4, 3)), ValueError, r"expected \(C, R\) = \(3, 4\)"),
         (dict(v=torch.zeros(2, 4, 2, 3, dtype=torch.bfloat16)), TypeError, "v has dtype torch.bfloat16"),
         (dict(backend="cuda"), RuntimeError, "has no such variant"),
     ],

@@ -148,7 +148,7 @@ def test_pairs_of_other_images_are_refused():
         paired_bootstrap(images(4), images(5))
     with pytest.raises(ValueError, match="other images, or in another order"):
         paired_bootstrap(images(4), images(4)[::-1])
-    with pytest.raises(ValueError, match=r"wanted \(images, K, K\)"):
+    with pytest.raises(ValueError, match=r"expected \(images, K, K\)"):
         bootstrap(np.zeros((3, 3)))
 
 

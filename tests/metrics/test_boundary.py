@@ -80,5 +80,5 @@ def test_unknown_pixels_are_neither_counted_nor_a_contour():
 def test_bad_settings_and_shapes_are_refused():
     with pytest.raises(ValueError, match="between 0 and 1"):
         BoundaryCounts(2, width=0)
-    with pytest.raises(ValueError, match=r"wanted \(B, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, H, W\)"):
         BoundaryCounts(2).update(torch.zeros(3, 3), torch.zeros(3, 3))

@@ -58,5 +58,5 @@ def test_nothing_counted_and_bad_shapes_are_refused():
     counts.update(torch.full((1, 2, 2, 2), 0.5), torch.full((1, 2, 2), 255))
     with pytest.raises(ValueError, match="no pixel was counted"):
         counts.to_dict()
-    with pytest.raises(ValueError, match=r"wanted \(B, K, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, K, H, W\)"):
         counts.update(torch.zeros(2, 2, 2), torch.zeros(2, 2))

@@ -117,7 +117,7 @@ def test_an_empty_matrix_is_refused():
 
 
 def test_a_matrix_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"wanted \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"expected \(3, 3\)"):
         score(np.eye(2), ("a", "b", "c"))
 
 

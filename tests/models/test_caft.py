@@ -92,7 +92,7 @@ def test_skip_modules_are_built_by_name():
     assert isinstance(build_skip_module("conv3x3", 8, 8, ratio=0.5, num_heads=1), ConvSkip)
     assert isinstance(build_skip_module("none", 8, 8, ratio=0.5, num_heads=1), PlainSkip)
     assert build_skip_module("caft", 8, 6, ratio=0.5, num_heads=2).out_weight.shape == (8, 4)
-    with pytest.raises(ValueError, match="wanted one of caft, conv3x3, none"):
+    with pytest.raises(ValueError, match="expected one of caft, conv3x3, none"):
         build_skip_module("cafe", 8, 8, ratio=0.5, num_heads=1)
 
 

@@ -48,5 +48,5 @@ def test_plain_numbers_make_the_net_of_the_section_bit_for_bit(plain, from_confi
 
 @pytest.mark.parametrize("sizes", [dict(channels=()), dict(channels=(8, 16), attention_levels=(2,))])
 def test_a_unet_without_levels_or_with_attention_on_a_missing_one_is_refused(sizes):
-    with pytest.raises(ValueError, match="wanted at least one level"):
+    with pytest.raises(ValueError, match="expected at least one level"):
         UNet(1, 1, **sizes)

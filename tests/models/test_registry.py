@@ -79,7 +79,7 @@ def test_timm_encoders_give_four_maps_at_strides_4_to_32(name, options):
 
 @pytest.mark.slow
 def test_timm_models_without_a_pyramid_or_of_unknown_name_are_refused():
-    with pytest.raises(ValueError, match=r"wanted also \[4, 8, 32\]"):
+    with pytest.raises(ValueError, match=r"also expected \[4, 8, 32\]"):
         TimmEncoder("vit_tiny_patch16_224")
     with pytest.raises(ValueError, match=r"near names: .*resnet34"):
         TimmEncoder("resnet34x")

@@ -176,7 +176,7 @@ def test_sample_positions_reach_the_encoder_and_do_no_harm_without_drop_path():
 
 
 def test_wrong_inputs_and_settings_are_refused():
-    with pytest.raises(ValueError, match=r"wanted \(B, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\)"):
         small_net()(torch.randn(1, 1, 32, 32))
     with pytest.raises(ValueError, match="decoder_channels is"):
         small_net(decoder_channels=(8, 8, 8))

@@ -37,7 +37,7 @@ def test_one_scale_is_the_model_itself_and_none_is_refused():
     net = nn.Identity()
     assert at_scales(net, (1.0,)) is net
     for scales in ((), (0.5, 0.0)):
-        with pytest.raises(ValueError, match="wanted one or more positive numbers"):
+        with pytest.raises(ValueError, match="expected one or more positive numbers"):
             at_scales(net, scales)
 
 

@@ -69,7 +69,7 @@ def test_a_mismatch_lists_what_is_missing_unexpected_and_misshapen_and_changes_n
     message = str(caught.value)
     assert "old.safetensors do not fit Sequential" in message
     assert "1 missing:\n    1.bias" in message
-    assert "0.bias: found (4,), wanted (3,)" in message
+    assert "0.bias: found (4,), expected (3,)" in message
     assert "13 unexpected" in message and "extra09" in message and "extra10" not in message and "and 3 more" in message
     assert same(model.state_dict(), before)
 

@@ -121,7 +121,7 @@ def grey_values(picture: Image.Image, path: str | Path) -> np.ndarray:
     """(H, W) uint8 grey values of a decoded picture; BadFile, naming `path`, unless it is 8 bits deep and grey."""
     if picture.mode not in ("L", "RGB", "RGBA", "LA", "P", "1"):
         how = "scale it to 0..255 first, as gdal_translate -ot Byte -scale IN OUT does"
-        raise BadFile(path, f"has the pixel type {picture.mode!r}; wanted 8-bit grey: {how}")
+        raise BadFile(path, f"has the pixel type {picture.mode!r}; expected 8-bit grey: {how}")
     if picture.mode == "L":
         return np.array(picture)
     colours = np.array(picture.convert("RGB"))
@@ -129,7 +129,7 @@ def grey_values(picture: Image.Image, path: str | Path) -> np.ndarray:
     highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     difference = int((highest - lowest).max())
     if difference > _MAX_CHANNEL_DIFFERENCE:
-        raise BadFile(path, f"is a colour picture (channels differ by {difference}); wanted grey, one SAR channel")
+        raise BadFile(path, f"is a colour picture (channels differ by {difference}); expected grey, one SAR channel")
     return red.copy() if difference == 0 else colours.mean(axis=-1).round().astype(np.uint8)
 
 
@@ -150,7 +150,7 @@ def _decoded(picture: Image.Image) -> Image.Image:
 
 def _ask_picture(path: Path, question: Callable[[Image.Image], Any], data: bytes | None = None) -> Any:
     if data is None and path.exists() and not path.is_file():  # a pipe would be waited for
-        raise BadFile(path, "is no plain file; wanted a picture")
+        raise BadFile(path, "is not a regular file; expected a picture")
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as picture:
             return question(picture)

@@ -36,7 +36,7 @@ class OsdDataset(Dataset):
         if images is None or labels is None:
             inside = "" if folder == root else f"{split}/"
             raise ValueError(
-                f"{root} is not an OSD folder: wanted {inside}images and {inside}labels_1D or {inside}labels; "
+                f"{root} is not an OSD folder: expected {inside}images and {inside}labels_1D or {inside}labels; "
                 "set prepare.root to the folder that holds train and test"
             )
         self._add_split(split, list_pictures(images, stem), list_pictures(labels, stem), folder)
@@ -53,10 +53,10 @@ def read_ids(path: Path, classes: ClassTable) -> np.ndarray:
     array = np.array(open_picture(path))
     label = array if array.ndim == 2 else array[..., 0]
     if array.ndim == 3 and (array[..., :3] != label[..., None]).any():
-        raise BadFile(path, "holds colours; wanted class ids in one channel")
+        raise BadFile(path, "holds colours; expected class ids in one channel")
     unknown = np.setdiff1d(label, np.arange(classes.num_classes))
     if unknown.size:
-        raise BadFile(path, f"holds the ids {unknown[:10].tolist()}; wanted 0 to {classes.num_classes - 1}")
+        raise BadFile(path, f"holds the ids {unknown[:10].tolist()}; expected 0 to {classes.num_classes - 1}")
     return label.astype(np.uint8)
 
 

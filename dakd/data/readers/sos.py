@@ -57,7 +57,7 @@ class SosDataset(Dataset):
                 self._scan_sensor_folder(split, path)
         else:
             raise ValueError(
-                f"{path} is not an SOS folder: wanted train/ and test/ with {sensor}/ in each, or images/ and masks/ "
+                f"{path} is not an SOS folder: expected train/ and test/ with {sensor}/ in each, or images/ and masks/ "
                 "with train/ and val/ in each; set prepare.root to the folder that holds them"
             )
 

@@ -88,4 +88,4 @@ def _check(x: Tensor, y: Tensor, x0_pred: Tensor, logits: Tensor, coefficients: 
     contract.check_dtype(_OP, "coefficients", coefficients, torch.float32, torch.float64)
     contract.check_dtype(_OP, "step", step, torch.int64)
     if step.numel() != 1:
-        raise ValueError(f"{_OP}: step has shape {tuple(step.shape)}; wanted one element")
+        raise ValueError(f"{_OP}: step has shape {tuple(step.shape)}; expected one element")

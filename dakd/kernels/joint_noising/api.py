@@ -41,7 +41,7 @@ def joint_noising(
     contract.check_shape(_OP, "image", image, (batch, 1, height, width), "(B, 1, H, W)")
     contract.check_dtype(_OP, "image", image, torch.uint8)
     if height * width == 0:
-        raise ValueError(f"{_OP}: image has shape {tuple(image.shape)}; wanted at least one pixel")
+        raise ValueError(f"{_OP}: image has shape {tuple(image.shape)}; expected at least one pixel")
     if label is not None:
         contract.check_shape(_OP, "label", label, (batch, height, width), "(B, H, W)")
         contract.check_dtype(_OP, "label", label, torch.uint8, torch.int64)

@@ -1,7 +1,7 @@
 """The definition of joint_noising, in plain PyTorch.
 
 x_t = a x_0 + s eps_x,  y_t = a b y_0 + s eps_y,  with a, s = tables[t];
-x_0 = image / 127.5 - 1;  y_0 = 2 onehot - 1, or 0 for an id that is no class.
+x_0 = image / 127.5 - 1;  y_0 = 2 onehot - 1, or 0 for an id that is not a class.
 The noise comes from the streams IMAGE_NOISE and LABEL_NOISE at (seed, step = t, position).
 """
 
@@ -34,7 +34,7 @@ def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
 
 
 def _signed_onehot(label: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """(B, H, W) ids -> (B, K, H, W) of -1 and +1; 0 where the id is no class."""
+    """(B, H, W) ids -> (B, K, H, W) of -1 and +1; 0 where the id is not a class."""
     ids = torch.arange(num_classes, device=label.device)[:, None, None]
     label = label.unsqueeze(1).to(torch.int64)
     known = (label >= 0) & (label < num_classes)

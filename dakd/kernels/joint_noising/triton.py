@@ -1,7 +1,7 @@
 """joint_noising in Triton: timesteps, noise and both noisy inputs in one launch; the noise is never stored.
 
     x_t = a x_0 + s eps_x,   y_t = a b y_0 + s eps_y,   a, s = tables[t],   t = floor(T word / 2^32)
-    x_0 = image / 127.5 - 1;   y_0 = 2 onehot - 1, or 0 for an id that is no class
+    x_0 = image / 127.5 - 1;   y_0 = 2 onehot - 1, or 0 for an id that is not a class
 
 A program takes a run of pixels of one sample, draws the sample's t for itself and then all channels of its pixels; the
 first program of a sample writes t. A given t outside the table gives NaN. No gradient.

@@ -83,7 +83,7 @@ def seg_loss(
     contract.check_choice(_OP, "dice_samples", dice_samples, "real", "all", "none")
     contract.check_choice(_OP, "dice_form", dice_form, "soft", "generalized")
     if temperature <= 0:
-        raise ValueError(f"{_OP}: temperature is {temperature}; wanted a positive number")
+        raise ValueError(f"{_OP}: temperature is {temperature}; expected a positive number")
     # A code counts the steps of teacher_range / 255 below the largest logit.
     teacher_scale = 1.0 if teacher_range is None else -teacher_range / 255
     settings = (teacher_scale, temperature, ignore_index, dice_samples, dice_form, dice_smooth, backend)
@@ -94,7 +94,7 @@ def seg_loss(
 def _check_teacher_codes(teacher: Tensor | None, teacher_range: float | None) -> None:
     """TypeError or ValueError unless uint8 codes come with a positive range, and floats with none."""
     if teacher_range is not None and teacher_range <= 0:
-        raise ValueError(f"{_OP}: teacher_range is {teacher_range}; wanted a positive number")
+        raise ValueError(f"{_OP}: teacher_range is {teacher_range}; expected a positive number")
     if teacher is None:
         return
     if teacher.dtype != torch.uint8:

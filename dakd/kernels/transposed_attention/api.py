@@ -37,7 +37,7 @@ def transposed_attention(
     batch, inner, height, width = q.shape
     channels = residual.shape[1]
     if num_heads < 1 or inner % num_heads:
-        raise ValueError(f"{_OP}: {inner} channels do not split into {num_heads} heads; wanted a divisor of {inner}")
+        raise ValueError(f"{_OP}: {inner} channels do not split into {num_heads} heads; expected a divisor of {inner}")
     for name, tensor in (("k", k), ("v", v)):
         contract.check_shape(_OP, name, tensor, tuple(q.shape), "q's shape (B, R, H, W)")
     contract.check_shape(_OP, "residual", residual, (batch, channels, height, width), "(B, C, H, W)")
