@@ -84,7 +84,7 @@ class Worker:
                 self._make(shard)
             elif not self.plan.is_finished(shard):
                 self._adopt(shard)
-            # Another worker may have published the tar first, and not yet its sidecar: then there is a next visit.
+            # Another worker may have published the tar first, and not yet its sidecar: the next round measures it.
             if self.plan.is_finished(shard) and not self._is_settled(shard):
                 self._measure(shard)
         finally:
