@@ -16,10 +16,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar, Unpack
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dakd.data.balance import balancing_factor, image_power
 from dakd.data.foreign_records import is_label, is_soft_label
@@ -41,11 +49,41 @@ _TAR_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*\.tar", re.ASCII)
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Model = TypeVar("_Model", bound=BaseModel)
+_Item = TypeVar("_Item")
+
+
+# Parsing stops at the first fault: the errors of a hostile file would take a thousand times its size. Lists do so by
+# pydantic; of mappings and unknown fields it collects all faults, so these are checked here.
+_List = Annotated[list[_Item], Field(fail_fast=True)]
+
+
+def _checked_counts(sizes: dict[str, Any]) -> dict[str, int]:
+    for name, count in sizes.items():
+        if not _is_count(count):
+            raise ValueError(f"{name!r:.80} is {count!r:.80}, expected a number of images")
+    return sizes
+
+
+def _checked_places(members: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    for name, place in members.items():
+        if not (isinstance(place, list | tuple) and len(place) == 2 and all(map(_is_count, place))):
+            raise ValueError(f"{name!r:.80} is {place!r:.80}, expected its offset and its size in bytes")
+    return {name: tuple(place) for name, place in members.items()}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 class _Facts(BaseModel):
     # Strict: neither true nor "16" is a number. Infinity and NaN are written as Python's json writes them.
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", ser_json_inf_nan="constants")
+
+    @model_validator(mode="after")
+    def _has_no_other_field(self) -> Self:
+        if self.model_extra:
+            raise ValueError(f"the field {next(iter(self.model_extra))!r:.80} is unknown")
+        return self
 
 
 class RecordInfo(_Facts):
@@ -60,9 +98,9 @@ class RecordInfo(_Facts):
     height: _Count
     width: _Count
     crc32: _Count
-    members: dict[str, tuple[_Count, _Count]]
+    members: Annotated[dict[str, Any], AfterValidator(_checked_places)]
     sha256: _Sha256
-    class_pixels: list[_Count]
+    class_pixels: _List[_Count]
     ignored_pixels: _Count
     power: float
 
@@ -75,20 +113,20 @@ class ShardInfo(_Facts):
     facts: JSON facts that do not follow from the tar, such as how fast it was made.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1]
     file: str
     sha256: _Sha256
     num_bytes: _Count
     num_samples: _Count
     num_labelled: _Count
     num_soft: _Count
-    class_pixels: list[_Count]
+    class_pixels: _List[_Count]
     ignored_pixels: _Count
     power_sum: float
     soft_range: float | None
     provenance: dict[str, Any]
     facts: dict[str, Any] = {}
-    records: list[RecordInfo]
+    records: _List[RecordInfo]
 
     def to_json(self) -> str:
         """The content of its file."""
@@ -106,7 +144,7 @@ class ShardEntry(_Facts):
     sha256: _Sha256
     num_samples: _Count
     records_sha256: _Sha256
-    kept: list[tuple[_Count, _Count]] | None = None
+    kept: _List[tuple[_Count, _Count]] | None = None
 
     @field_validator("file")
     @classmethod
@@ -119,6 +157,8 @@ class ShardEntry(_Facts):
     @field_validator("kept")
     @classmethod
     def _ascends(cls, kept: list[tuple[int, int]] | None) -> list[tuple[int, int]] | None:
+        if kept == []:
+            raise ValueError("expected at least one run, or null for all records")
         last = 0
         for first, stop in kept or ():
             if not last <= first < stop:
@@ -136,7 +176,7 @@ class Index(_Facts):
     provenance: JSON facts on where the set comes from.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1]
     kind: str
     classes: ClassTable
     codec: str | None
@@ -145,14 +185,14 @@ class Index(_Facts):
     num_labelled: _Count
     num_soft: _Count
     num_bytes: _Count
-    sizes: dict[str, _Count]
-    class_pixels: list[_Count]
-    class_pixel_shares: list[float]
+    sizes: Annotated[dict[str, Any], AfterValidator(_checked_counts)]
+    class_pixels: _List[_Count]
+    class_pixel_shares: _List[float]
     ignored_pixels: _Count
     fingerprint: str
     mean_power: float
     balancing_factor: float
-    shards: Annotated[list[ShardEntry], Field(min_length=1)]
+    shards: Annotated[_List[ShardEntry], Field(min_length=1)]
     provenance: dict[str, Any]
 
     @model_validator(mode="after")
@@ -193,7 +233,9 @@ def _parse(model: type[_Model], text: str | bytes, path: str | Path, what: str) 
         where = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
         if where:  # else it is of the whole file
-            reason = f"{where}: {reason}, found {first['input']!r:.80}"
+            reason = f"{where}: {reason}"
+            names_the_value = first["type"] == "value_error" and isinstance(first["input"], dict)
+            reason += "" if names_the_value else f", found {first['input']!r:.80}"
         raise ValueError(f"{path} is not an intact {what} ({reason}); write the set again") from None
 
 
@@ -238,6 +280,7 @@ def describe_shard(
                 )
             )
     return ShardInfo(
+        format=1,
         file=file or tar_path.name,
         sha256=file_hash(tar_path),
         num_bytes=tar_path.stat().st_size,
@@ -253,34 +296,43 @@ def describe_shard(
     )
 
 
-class SetFacts(TypedDict, total=False):
-    """The facts of a set that its sidecars do not hold.
+def write_index(
+    folder: str | Path,
+    classes: ClassTable,
+    *,
+    kind: str,
+    codec: str | None = None,
+    provenance: dict | None = None,
+    kept: Mapping[str, Sequence[int] | None] | None = None,
+) -> Index:
+    """Gathers the sidecars of `folder` into index.json and returns it; see `gather_index`."""
+    index = gather_index(folder, classes, kind=kind, codec=codec, provenance=provenance, kept=kept)
+    save_index(folder, index)
+    return index
+
+
+def save_index(folder: str | Path, index: Index) -> None:
+    """Writes the index.json of a folder, whole or not at all."""
+    write_json(Path(folder) / "index.json", index.model_dump(mode="json"))
+
+
+def gather_index(
+    folder: str | Path,
+    classes: ClassTable,
+    *,
+    kind: str,
+    codec: str | None = None,
+    provenance: dict | None = None,
+    kept: Mapping[str, Sequence[int] | None] | None = None,
+) -> Index:
+    """The index of the sidecars of `folder`.
 
     kind: "real" or "synthetic".  codec: of its soft labels.  provenance: JSON facts on where the set came from.
     kept: which records make the set, as ascending places within each shard's file by name (None for all of the file's);
     a shard that is not named is not part of it. None takes every record of every shard that is there.
-    """
-
-    kind: Required[str]
-    codec: str | None
-    provenance: dict | None
-    kept: Mapping[str, Sequence[int] | None] | None
-
-
-def write_index(folder: str | Path, classes: ClassTable, **facts: Unpack[SetFacts]) -> Index:
-    """Gathers the sidecars of `folder` into index.json and returns it; see `gather_index`."""
-    folder = Path(folder)
-    index = gather_index(folder, classes, **facts)
-    write_json(folder / "index.json", index.model_dump(mode="json"))
-    return index
-
-
-def gather_index(folder: Path, classes: ClassTable, **facts: Unpack[SetFacts]) -> Index:
-    """The index of the sidecars of `folder`.
-
     Raises ValueError when there is no record, a key occurs twice, or soft labels are of different kinds.
     """
-    kept = facts.get("kept")
+    folder = Path(folder)
     names = sorted(path.name for path in folder.glob("shard-*.json")) if kept is None else sorted(kept)
     shards, lines, powers, soft_ranges = [], [], [], set()
     sizes, counts = Counter(), Counter()
@@ -318,9 +370,10 @@ def gather_index(folder: Path, classes: ClassTable, **facts: Unpack[SetFacts]) -
     _refuse_doubled_keys(folder, lines)
     power = math.fsum(powers) / len(lines)
     return Index(
-        kind=facts["kind"],
+        format=1,
+        kind=kind,
         classes=classes,
-        codec=facts.get("codec"),
+        codec=codec,
         soft_range=common_range(soft_ranges, str(folder)),
         num_samples=len(lines),
         num_labelled=counts["labelled"],
@@ -334,7 +387,7 @@ def gather_index(folder: Path, classes: ClassTable, **facts: Unpack[SetFacts]) -
         mean_power=power,
         balancing_factor=balancing_factor(power),
         shards=shards,
-        provenance=facts.get("provenance") or {},
+        provenance=provenance or {},
     )
 
 

@@ -68,7 +68,7 @@ def read_spans(sidecar: Path, entry: ShardEntry) -> list[RecordSpan]:
     info = load_sidecar(sidecar)
     if info.sha256 != entry.sha256:
         raise ValueError(f"{sidecar} is of another tar than the index: sha256 {info.sha256}, expected {entry.sha256}")
-    runs = entry.kept or [(0, len(info.records))]
+    runs = [(0, len(info.records))] if entry.kept is None else entry.kept
     if sum(stop - first for first, stop in runs) != entry.num_samples or runs[-1][1] > len(info.records):
         raise ValueError(
             f"{sidecar} lists {len(info.records)} records, the index {entry.num_samples} of this shard; write it again"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 # A pixel with this label takes part in no loss and in no metric.
 IGNORE_INDEX = 255
@@ -16,8 +18,9 @@ MAX_PIXELS = 1 << 28
 class ClassTable:
     """Names and RGB colours of the classes; the id of a class is its place in the table."""
 
-    names: tuple[str, ...]
-    colours: tuple[tuple[int, int, int], ...]
+    # In an index that comes from elsewhere, the first fault ends the parsing.
+    names: Annotated[tuple[str, ...], Field(fail_fast=True)]
+    colours: Annotated[tuple[tuple[int, int, int], ...], Field(fail_fast=True)]
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colours):
@@ -26,6 +29,8 @@ class ClassTable:
             raise ValueError(f"class table has {len(self.names)} classes; expected 2 to {IGNORE_INDEX}")
         for name, colour in zip(self.names, self.colours):
             # A table that the index cannot hold must not get as far as the shards.
+            if not isinstance(name, str) or not name or not name.isprintable():
+                raise ValueError(f"the class name {name!r} is not a text of printable characters; give another")
             if not (isinstance(colour, tuple) and len(colour) == 3
                     and all(type(value) is int and 0 <= value <= 255 for value in colour)):  # fmt: skip
                 raise ValueError(f"the colour of {name} is {colour!r}; expected three of 0 to 255, as (0, 0, 0)")

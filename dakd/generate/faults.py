@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dakd.data.index import ShardInfo, gather_index
+from dakd.data.index import ShardInfo
 from dakd.data.sample import ClassTable
 from dakd.generate.claims import clear_dead_claims
 from dakd.generate.gate import Gate, judge, next_round
 from dakd.generate.plan import GenerationPlan, Selection
 from dakd.generate.sidecar import DAMAGE_ERRORS, checked_sidecar, derive_sidecar, manifest_line
-from dakd.generate.summaries import describe_set, remove_summaries
+from dakd.generate.summaries import index_of, remove_summaries
 from dakd.runtime.files import left_overs
 
 
@@ -151,7 +151,7 @@ def _check_measures(plan: GenerationPlan, gate: Gate, shard: int) -> Iterator[Fa
 def _check_summaries(
     plan: GenerationPlan, gate: Gate | None, selection: Selection, classes: ClassTable, manifest: list[dict]
 ) -> Iterator[Fault]:
-    index = gather_index(plan.folder, classes, **describe_set(plan, gate, selection))
+    index = index_of(plan, gate, selection, classes)
     wanted: dict[str, Any] = {"index.json": index.model_dump(mode="json"), "manifest.jsonl": manifest}
     if gate is not None:
         wanted["verdicts.jsonl"] = [verdict.line for verdict in judge(plan, gate)]

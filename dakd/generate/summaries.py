@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from dakd.data.index import Index, SetFacts, load_index, write_index
+from dakd.data.index import Index, gather_index, load_index, save_index
 from dakd.data.pictures import contact_sheet
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
@@ -29,8 +30,7 @@ def write_summaries(plan: GenerationPlan, gate: Gate | None, selection: Selectio
     Raises ValueError where a sidecar belongs to another set.
     """
     index, sheet = _find_index(plan), plan.folder / "contact_sheet.png"
-    described = describe_set(plan, gate, selection)
-    wanted = (plan.num_samples, described["provenance"])
+    wanted = (plan.num_samples, _provenance(plan, gate, selection))
     is_same = index is not None and (index.num_samples, index.provenance) == wanted
     if is_same and sheet.exists():  # the sheet is the last file that is written
         return
@@ -39,7 +39,7 @@ def write_summaries(plan: GenerationPlan, gate: Gate | None, selection: Selectio
         (plan.folder / "verdicts.jsonl").unlink(missing_ok=True)
     else:
         _write_lines(plan.folder / "verdicts.jsonl", (verdict.line for verdict in judge(plan, gate)))
-    write_index(plan.folder, classes, **described)
+    save_index(plan.folder, index_of(plan, gate, selection, classes))
     shards = ShardSet(plan.folder)
     draw_sheet([shards.read(i) for i in range(min(_SHEET_PAIRS, len(shards)))], classes, sheet)
 
@@ -58,13 +58,18 @@ def remove_summaries(plan: GenerationPlan) -> None:
         (plan.folder / name).unlink(missing_ok=True)
 
 
-def describe_set(plan: GenerationPlan, gate: Gate | None, selection: Selection) -> SetFacts:
-    """The facts of this set for its index."""
-    provenance = plan.provenance
-    if gate is not None:
-        counted = {"num_candidates": selection.num_candidates, "refused": selection.refused}
-        provenance = provenance | {"gate": gate.facts | counted}
-    return {"kind": "synthetic", "codec": provenance["codec"], "provenance": provenance, "kept": selection.places}
+def index_of(plan: GenerationPlan, gate: Gate | None, selection: Selection, classes: ClassTable) -> Index:
+    """The index of the finished set, from its sidecars."""
+    provenance = _provenance(plan, gate, selection)
+    return gather_index(plan.folder, classes, kind="synthetic", codec=plan.provenance["codec"], provenance=provenance,
+                        kept=selection.places)  # fmt: skip
+
+
+def _provenance(plan: GenerationPlan, gate: Gate | None, selection: Selection) -> dict[str, Any]:
+    if gate is None:
+        return plan.provenance
+    counted = {"num_candidates": selection.num_candidates, "refused": selection.refused}
+    return plan.provenance | {"gate": gate.facts | counted}
 
 
 def manifest_lines(plan: GenerationPlan) -> Iterable[dict]:

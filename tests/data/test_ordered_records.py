@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from dakd.data.datasets import StudentDataset, TeacherDataset
+from dakd.data.index import Index, ShardInfo
 from dakd.data.loader import make_loader, report_skipped
 from dakd.data.ordered_records import OrderedRecords
 from dakd.data.records import BadRecord
@@ -191,12 +193,51 @@ def edit_index(folder: Path, changes: dict) -> None:
         ({"classes": {"names": ["a"]}}, "classes.colours: "),
         ({"num_labelled": 99}, "num_labelled 99"),
         ({"format": 7}, "format: Input should be 1, found 7"),
+        ({"entry": {"kept": []}}, "shards.0.kept: expected at least one run"),
+        ({"sizes": {"16x20": "13"}}, "sizes: '16x20' is '13', expected a number of images"),
+        ({"colour": "red"}, "the field 'colour' is unknown"),
     ],
 )
 def test_an_index_is_not_believed_without_a_look(copied, changes, message):
     edit_index(copied.folder, changes)
     with pytest.raises(ValueError, match=message):
         ShardSet(copied.folder)
+
+
+def test_an_index_without_its_format_is_refused(copied):
+    tree = json.loads((copied.folder / "index.json").read_text())
+    del tree["format"]
+    (copied.folder / "index.json").write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match="format: Field required"):
+        ShardSet(copied.folder)
+
+
+@pytest.mark.parametrize("field", ["shards", "sizes", "class_pixels", "class_pixel_shares", "classes", "kept", "other"])
+def test_the_first_fault_ends_the_parsing_of_an_index(copied, field):
+    # The errors of a small hostile file must not fill the memory.
+    tree = json.loads((copied.folder / "index.json").read_text())
+    many = [1.5, None] * 5000
+    if field == "classes":
+        tree["classes"] = {"names": many, "colours": many}
+    elif field == "kept":
+        tree["shards"][0]["kept"] = many
+    elif field == "other":
+        tree |= {str(i): value for i, value in enumerate(many)}
+    else:
+        tree[field] = dict(enumerate(many)) if field == "sizes" else many
+    with pytest.raises(ValidationError) as found:
+        Index.model_validate_json(json.dumps(tree))
+    assert found.value.error_count() <= 2
+
+
+def test_the_first_fault_ends_the_parsing_of_a_sidecar(copied):
+    path = copied.folder / "shard-000000.json"
+    good = json.loads(path.read_text())
+    one = good["records"][0] | {"members": dict.fromkeys(map(str, range(5000)), 1)}
+    for records in ([7] * 5000, [one] * 3):
+        with pytest.raises(ValidationError) as found:
+            ShardInfo.model_validate_json(json.dumps(good | {"records": records}))
+        assert found.value.error_count() == 1
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "nul", "[" * 100_000, '{"format": 2}', "\x00\xff"])
@@ -209,11 +250,11 @@ def test_an_index_that_is_none_is_refused_by_name(copied, text):
 @pytest.mark.parametrize(
     ("member", "span", "message"),
     [
-        ("sar.u8", [-512, 320], r"records.0.members.sar.u8.0: .*, found -512"),
+        ("sar.u8", [-512, 320], r"records.0.members: 'sar.u8' is \[-512, 320\], expected its offset"),
         ("sar.u8", [10**15, 320], "lies at"),
         ("sar.u8", [1536, 10**12], "lies at"),
         ("sar.u8", [2048, 319], "expected one a pixel"),
-        ("sar.u8", ["1536", 320], r"records.0.members.sar.u8.0: .*, found '1536'"),
+        ("sar.u8", ["1536", 320], r"records.0.members: 'sar.u8' is \['1536', 320\], expected its offset"),
         ("json", [512, 1100], "overlaps"),
         ("json", [100, 120], "checksum"),
     ],

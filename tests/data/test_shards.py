@@ -329,6 +329,12 @@ def test_colours_that_an_index_cannot_hold_are_refused_before_anything_is_writte
         ClassTable(("sea", "oil"), colours)
 
 
+@pytest.mark.parametrize("names", [(0, 1), ("sea", "\ud800"), ("sea", ""), ("sea", "a\nb")])
+def test_names_that_an_index_cannot_hold_are_refused_before_anything_is_written(names):
+    with pytest.raises(ValueError, match=r"the class name .* is not a text of printable characters"):
+        ClassTable(names, ((0, 0, 0), (0, 255, 255)))
+
+
 def test_a_list_of_names_is_no_class_table_and_two_samples_of_one_key_are_named(tmp_path):
     with pytest.raises(TypeError, match=r"classes is a list; expected a dakd\.ClassTable"):
         write_shards(tmp_path / "set", [sample("a")], ["sea", "oil"])
