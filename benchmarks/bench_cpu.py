@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rivals
 import roofline
 from lib.calls import compile_with, make_call
-from lib.plain_ops import count_launches
 from lib.race import Races
 from lib.table import COMPILED, EAGER, exit_status, make_rows
 from lib.timing import ratio, time_in_turns
+from lib.undispatched_ops import count_triton_launches
 
 from dakd.kernels import backend as backends
 from dakd.kernels import extension
@@ -184,7 +184,7 @@ def _count(only: str) -> list[str]:
             continue
         with torch.device("meta"):
             inputs = operands(op, "main", device="meta")
-        counts = {what: len(names) for what, names in count_launches(op, inputs).items()}
+        counts = {what: len(names) for what, names in count_triton_launches(op, inputs).items()}
         print(f"{'C7 ' + op:<44}{'launches':<17}{counts['forward']} forward (at most {forward}), "
               f"{counts['backward']} backward (at most {backward})")  # fmt: skip
         if counts["forward"] > forward or counts["backward"] > backward:

@@ -35,7 +35,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from lib.plain_ops import call_triton_on_meta, replaced  # noqa: E402
+from lib.undispatched_ops import call_triton_on_meta, replaced  # noqa: E402
 
 from dakd.kernels import backend, triton_runtime  # noqa: E402
 from dakd.testing.inputs import laid_out, operands  # noqa: E402

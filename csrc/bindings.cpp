@@ -34,7 +34,7 @@ void seg_loss_forward_cuda(const Tensor& logits, const Tensor& labels, const std
                            const std::optional<Tensor>& teacher_row, const std::optional<Tensor>& class_weights,
                            double teacher_scale, double temperature, int64_t ignore_index, std::string dice_samples,
                            bool is_generalized, double smooth, Tensor ce, Tensor kd, Tensor dice, Tensor num_invalid,
-                           Tensor coefficients, Tensor partials, Tensor tickets);
+                           Tensor coefficients, Tensor partials, Tensor arrivals);
 void seg_loss_backward_cuda(const Tensor& dce, const Tensor& dkd, const Tensor& ddice, const Tensor& coefficients,
                             const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& teacher,
                             const std::optional<Tensor>& teacher_row, const std::optional<Tensor>& class_weights,
@@ -91,12 +91,12 @@ STABLE_TORCH_LIBRARY(dakd_C, m) {
       "seg_loss_forward(Tensor logits, Tensor labels, Tensor? teacher, Tensor? teacher_row, Tensor? class_weights,"
       " float teacher_scale, float temperature, int ignore_index, str dice_samples, bool is_generalized, float smooth,"
       " Tensor(a!) ce, Tensor(b!) kd, Tensor(c!) dice, Tensor(d!) num_invalid, Tensor(e!) coefficients) -> ()");
-  // The blocks of a GPU leave partial sums and draw tickets.
+  // The blocks of a GPU leave partial sums and count their arrivals.
   m.def(
       "seg_loss_forward_blocks(Tensor logits, Tensor labels, Tensor? teacher, Tensor? teacher_row,"
       " Tensor? class_weights, float teacher_scale, float temperature, int ignore_index, str dice_samples,"
       " bool is_generalized, float smooth, Tensor(a!) ce, Tensor(b!) kd, Tensor(c!) dice, Tensor(d!) num_invalid,"
-      " Tensor(e!) coefficients, Tensor(f!) partials, Tensor(g!) tickets) -> ()");
+      " Tensor(e!) coefficients, Tensor(f!) partials, Tensor(g!) arrivals) -> ()");
   m.def(
       "seg_loss_backward(Tensor dce, Tensor dkd, Tensor ddice, Tensor coefficients, Tensor logits, Tensor labels,"
       " Tensor? teacher, Tensor? teacher_row, Tensor? class_weights, float teacher_scale, float temperature,"

@@ -108,7 +108,7 @@ def _backend_lines() -> list[str]:
         # Variants for another kind of device are not alternatives here.
         reasons = {name: reason for name, reason in entry.reasons.items() if MADE_FOR.get(name, device) == device}
         why = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items())
-        lines.append(f"  {entry.op:<22}{entry.chosen:<12}{why or 'the fastest variant'}")
+        lines.append(f"  {entry.op:<22}{entry.chosen:<12}{why or 'the first choice'}")
         if entry.remedy:
             lines.append(f"  {'':<22}{entry.remedy}")
     return lines

@@ -95,7 +95,7 @@ def parse_classes(text: str | None) -> dict[str, tuple[int, int, int]]:
     """`sea,oil:00ffff` as colours by name, in the order of the ids; ValueError for fewer than two or a bad colour."""
     entries = [entry.strip() for entry in (text or "").split(",") if entry.strip()]
     if len(entries) < 2:
-        raise ValueError(f"--classes is {text or 'missing'}; expected at least two names, in the order of ids: sea,oil")
+        raise ValueError(f"--classes is {text or 'missing'}; expected at least two names by id, such as sea,oil")
     if len(entries) > IGNORE_INDEX:
         raise ValueError(f"--classes has {len(entries)} names; expected at most {IGNORE_INDEX}")
     table: dict[str, tuple[int, int, int]] = {}

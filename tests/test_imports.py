@@ -106,7 +106,7 @@ def test_kernels_sampler_and_their_benchmarks_need_neither_pydantic_nor_the_data
         names = [found.name for area in (dakd.kernels, dakd.testing)
                  for found in pkgutil.walk_packages(area.__path__, area.__name__ + ".")]
         names += ["dakd.diffusion.sampler", "dakd.diffusion.schedule", "dakd.runtime.seeding", "lib.op_race",
-                  "lib.plain_ops", "roofline", "rivals", "compile_check"]
+                  "lib.undispatched_ops", "roofline", "rivals", "compile_check"]
         for name in names:
             import_module(name)
         print(*names)

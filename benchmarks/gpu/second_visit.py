@@ -127,7 +127,7 @@ def counters(text: str) -> list[tuple[str, str, str, str]]:
 
 
 def memcheck_phase(visit: Visit) -> Phase:
-    """compute-sanitizer over the kernels with tickets, at sizes that no block divides."""
+    """compute-sanitizer over the kernels with arrival counters, at sizes that no block divides."""
     tool = shutil.which("compute-sanitizer")
     absent = None if tool and visit.is_gpu else "compute-sanitizer watches GPUs" if not visit.is_gpu else (
         "compute-sanitizer is not on PATH")  # fmt: skip

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
-from lib.plain_ops import PlainOps, call_triton_on_meta, differentiate, replaced  # noqa: E402
+from lib.undispatched_ops import UndispatchedOps, call_triton_on_meta, differentiate, replaced  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
@@ -214,7 +214,7 @@ def _launch_recorded(work: Callable[[], object], *, backward: bool) -> None:
         for argument, leaf in zip(schema, leaves):
             if argument.name in wanted and isinstance(leaf, Tensor):
                 leaf.requires_grad_()
-        with PlainOps():
+        with UndispatchedOps():
             outputs = getattr(torch.ops.dakd, name)(*leaves)
             differentiate(outputs, [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad])
 

@@ -86,8 +86,10 @@ def main() -> None:
         torch.manual_seed(0)
         call = BENCHES[name]()
         calls = {side: [_with_backend(side, call)] for side in ("reference", "auto")}
-        references, default = races.race("model", name, "fp32", BENCHES[name].__doc__, calls)
-        print(f"{name}: {references.time_us / default.time_us:.2f} x the references")
+        rows = races.race("model", name, "fp32", BENCHES[name].__doc__, calls)
+        if len(rows) == len(calls):  # else the race has printed what failed
+            references, default = rows
+            print(f"{name}: {references.time_us / default.time_us:.2f} x the references")
 
 
 def _training_step(training: torch.nn.Module, batch) -> Call:

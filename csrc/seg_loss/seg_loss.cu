@@ -46,7 +46,7 @@ struct Arguments {
   int64_t num_teacher_rows, num_pixels, height, width;
   float *ce, *kd, *dice, *coefficients, *partials;
   int64_t* num_invalid;
-  unsigned long long* tickets;
+  unsigned long long* arrivals;
   const float *dce, *dkd, *ddice;
   int64_t dce_stride, dkd_stride, ddice_stride;
 };
@@ -293,7 +293,7 @@ __device__ void finish_sample(const Arguments& p, int64_t sample, const float* s
   for (int c = 0; c < K; ++c) to[1 + c] = offset[c], to[1 + K + c] = slope[c];
 }
 
-// Grid: one sample's blocks after those of another, all in x, for y ends at 65535. tickets: zeros before and after;
+// Grid: one sample's blocks after those of another, all in x, for y ends at 65535. arrivals: zeros before and after;
 // by sample, the blocks that have arrived; the samples that are done; the labels of no class.
 template <int K, int kPixels, bool kSoftDice>
 __global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_forward(const Arguments p) {
@@ -361,15 +361,15 @@ __global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_for
     partials[first_block * kSums + threadIdx.x] = total;
   }
   __threadfence();
-  // This block's partial sums are where all blocks see them; only now may its ticket be drawn.
+  // This block's partial sums are where all blocks see them; only now may its arrival be counted.
   __syncthreads();
   if (threadIdx.x == 0) {
     int invalid = 0;
     for (int w = 0; w < kWarps; ++w) invalid += invalid_of_warps[w];
     // Sums of integers are the same in any order.
-    if (invalid > 0) atomicAdd(p.tickets + num_samples + 1, static_cast<unsigned long long>(invalid));
+    if (invalid > 0) atomicAdd(p.arrivals + num_samples + 1, static_cast<unsigned long long>(invalid));
     __threadfence();
-    is_last = atomicAdd(p.tickets + sample, 1ull) == num_blocks - 1;
+    is_last = atomicAdd(p.arrivals + sample, 1ull) == num_blocks - 1;
     __threadfence();
   }
   // All threads learn whether theirs was the sample's last block.
@@ -392,11 +392,11 @@ __global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_for
     for (int w = 1; w < kWarps; ++w) totals[slot] += of_warps[w][slot];
   }
   finish_sample<K>(p, sample, totals);
-  p.tickets[sample] = 0;
+  p.arrivals[sample] = 0;
   __threadfence();
-  if (atomicAdd(p.tickets + num_samples, 1ull) == num_samples - 1) {
-    *p.num_invalid = static_cast<int64_t>(atomicExch(p.tickets + num_samples + 1, 0ull));
-    p.tickets[num_samples] = 0;
+  if (atomicAdd(p.arrivals + num_samples, 1ull) == num_samples - 1) {
+    *p.num_invalid = static_cast<int64_t>(atomicExch(p.arrivals + num_samples + 1, 0ull));
+    p.arrivals[num_samples] = 0;
   }
 }
 
@@ -532,7 +532,7 @@ void seg_loss_forward_cuda(const Tensor& logits, const Tensor& labels, const std
                            const std::optional<Tensor>& teacher_row, const std::optional<Tensor>& class_weights,
                            double teacher_scale, double temperature, int64_t ignore_index, std::string dice_samples,
                            bool is_generalized, double smooth, Tensor ce, Tensor kd, Tensor dice, Tensor num_invalid,
-                           Tensor coefficients, Tensor partials, Tensor tickets) {
+                           Tensor coefficients, Tensor partials, Tensor arrivals) {
   if (logits.size(0) == 0) return;
   const OnDeviceOf device(logits);
   Arguments p = arguments(logits, labels, teacher, teacher_row, class_weights, teacher_scale, temperature,
@@ -540,9 +540,9 @@ void seg_loss_forward_cuda(const Tensor& logits, const Tensor& labels, const std
   p.smooth = static_cast<float>(smooth), p.is_generalized = is_generalized;
   p.ce = mutable_data<float>(ce), p.kd = mutable_data<float>(kd), p.dice = mutable_data<float>(dice);
   p.num_invalid = mutable_data<int64_t>(num_invalid), p.partials = mutable_data<float>(partials);
-  p.tickets = reinterpret_cast<unsigned long long*>(mutable_data<int64_t>(tickets));
+  p.arrivals = reinterpret_cast<unsigned long long*>(mutable_data<int64_t>(arrivals));
   check(partials.is_contiguous() && partials.size(2) == num_loss_sums(logits.size(1)), kOp, "partials are too small");
-  check(tickets.numel() >= logits.size(0) + 2, kOp, "there are too few tickets");
+  check(arrivals.numel() >= logits.size(0) + 2, kOp, "there are too few arrival counters");
   const dim3 grid = grid_of(logits.size(0), partials.size(1), p);
   with_kernel(logits.size(1), dice_samples == "all", [&](auto count, auto pixels, auto has_soft_dice) {
     seg_loss_forward<decltype(count)::value, decltype(pixels)::value, decltype(has_soft_dice)::value>

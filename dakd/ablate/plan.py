@@ -174,7 +174,10 @@ def _reading(config: Config) -> dict[str, Any]:
 
 
 def _dump(section: Any, *without: str) -> dict:
-    """The section's settings; of the engine's only the precision: the others change speed and logs."""
+    """The section's settings; of the engine's only the precision: the others change speed and logs.
+
+    Defaults count too: a job that was made under another default is not this one.
+    """
     settings = section.model_dump(mode="json", exclude=set(without))
     engine = settings.pop("engine", {})
     return settings | ({"precision": engine["precision"]} if engine else {})

@@ -173,7 +173,8 @@ def experiment(
     """
     spec = table.datasets[dataset]
     lines = _settings(table, spec, row, small)
-    config = load_config(folder / spec.base, [*lines, *overrides, f"seed={seed}"])
+    # Both: a base with a generate.seed of its own would give every seed the same noise.
+    config = load_config(folder / spec.base, [*lines, *overrides, f"seed={seed}", f"generate.seed={seed}"])
     if config.evaluate.folder is not None or config.evaluate.student is not None:
         raise ValueError(
             "evaluate.folder and evaluate.student leave a table without scores: it shows each student on its test "

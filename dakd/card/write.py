@@ -56,7 +56,7 @@ def write_cards(run: str | Path, *, licence: str | None = None) -> list[Path]:
 def card_text(weights: Path, *, run: Path | None = None, licence: str | None = None) -> str:
     """The card of one weights file, from its metadata and, with `run`, from the run's configuration, data and scores.
 
-    Raises FileNotFoundError or ValueError where there are no weights of a student or a teacher, or no run folder.
+    Raises FileNotFoundError or ValueError if there are no weights of a student or a teacher, or no folder of a run.
     """
     weights = Path(weights)
     metadata = read_metadata(weights)

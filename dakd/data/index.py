@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -69,6 +70,10 @@ def _checked_places(members: dict[str, Any]) -> dict[str, tuple[int, int]]:
         if not (isinstance(place, list | tuple) and len(place) == 2 and all(map(_is_count, place))):
             raise ValueError(f"{name!r:.80} is {place!r:.80}, expected its offset and its size in bytes")
     return {name: tuple(place) for name, place in members.items()}
+
+
+def _class_table(table: Any) -> ClassTable:
+    return table if isinstance(table, ClassTable) else ClassTable.from_dict(table)
 
 
 def _is_count(value: Any) -> bool:
@@ -178,7 +183,7 @@ class Index(_Facts):
 
     format: Literal[1]
     kind: str
-    classes: ClassTable
+    classes: Annotated[ClassTable, BeforeValidator(_class_table)]
     codec: str | None
     soft_range: float | None
     num_samples: Annotated[int, Field(ge=1, lt=1 << 62)]
@@ -222,7 +227,12 @@ def load_sidecar(path: Path) -> ShardInfo:
     """The sidecar in a file; ValueError where it is absent or cannot be used."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist, though the index names its shard; write the set again")
-    return _parse(ShardInfo, path.read_bytes(), path, "sidecar of a shard")
+    return parse_sidecar(path.read_bytes(), path)
+
+
+def parse_sidecar(text: str | bytes, path: str | Path) -> ShardInfo:
+    """The content of a sidecar. Raises ValueError where it is not one that can be used."""
+    return _parse(ShardInfo, text, path, "sidecar of a shard")
 
 
 def _parse(model: type[_Model], text: str | bytes, path: str | Path, what: str) -> _Model:
@@ -230,6 +240,10 @@ def _parse(model: type[_Model], text: str | bytes, path: str | Path, what: str) 
         return model.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["loc"] == ("format",) and first["type"] != "missing":
+            raise ValueError(
+                f"{path} has the format {first['input']!r:.20}; this version reads 1; write the set again"
+            ) from None
         where = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
         if where:  # else it is of the whole file

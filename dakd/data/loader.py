@@ -18,7 +18,7 @@ from dakd.runtime.distributed import rank
 from dakd.runtime.stopping import ignore_stop_signals
 
 _PREFETCHED = 4  # batches that a reader works ahead
-_MOST_PRINTED = 10  # records that were passed over, on the console
+_MOST_PRINTED = 10  # skipped records, on the console
 
 AnyDataset = TeacherDataset | StudentDataset | PipeDataset
 
@@ -99,7 +99,7 @@ def make_loader(
 
 
 def report_skipped(batches: Iterator[Batch], folder: Path) -> Iterator[Batch]:
-    """Passes batches through, and reports the records that were passed over: prints the first few, writes all down.
+    """Passes batches through, and reports the records that were skipped: prints the first few, writes all down.
 
     Every rank writes lines {"positions", "reason"} to `bad_records-rankNNNNN.jsonl` in `folder`.
     """
@@ -112,7 +112,7 @@ def report_skipped(batches: Iterator[Batch], folder: Path) -> Iterator[Batch]:
             with open(path, "a") as stream:
                 stream.writelines(json.dumps({"positions": between, "reason": reason}) + "\n" for reason in reasons)
             for reason in reasons[: max(0, _MOST_PRINTED - num_printed)]:
-                print(f"rank {rank()}: passed over {reason}", flush=True)
+                print(f"rank {rank()}: skipped {reason}", flush=True)
             if num_printed < _MOST_PRINTED < num_printed + len(reasons):
                 print(f"rank {rank()}: there are more than {_MOST_PRINTED}; {path} lists them all", flush=True)
             num_printed += len(reasons)

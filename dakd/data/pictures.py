@@ -75,7 +75,7 @@ def contact_sheet(
 def image_grid(images: Sequence[np.ndarray], columns: int = 4, scale: int = 1) -> Image.Image:
     """Images (H, W) or (H, W, 3) uint8, not necessarily of one size, in rows of `columns`, magnified `scale` times."""
     if not len(images):
-        raise ValueError("a picture needs images, found none; expected at least one")
+        raise ValueError("a picture needs at least one image; found none")
     tiles = [_magnify(_as_rgb(image), scale) for image in images]
     height, width = (max(tile.shape[axis] for tile in tiles) for axis in (0, 1))
     columns = min(columns, len(tiles))

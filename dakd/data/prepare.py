@@ -89,9 +89,15 @@ def describe(report: dict) -> list[str]:
         sizes = ", ".join(f"{number} of {size}" for size, number in facts["sizes"].items())
         labels = _describe_labels(facts)
         lines.append(f"{split}: {facts['num_samples']} samples ({sizes})  {labels}  b {facts['balancing_factor']:.4f}")
+    return lines + notes(report)
+
+
+def notes(report: dict) -> list[str]:
+    """The remarks of report.json: classes without a pixel, repaired and skipped files."""
+    lines = []
+    if (facts := report["splits"].get("train")) and facts["num_labelled"]:
         absent = [name for name, share in facts["class_pixel_shares"].items() if share == 0]
-        if split == "train" and facts["num_labelled"] and absent:
-            lines.append(f"{split}: no pixel is of the class {', '.join(absent)}; it cannot be learnt")
+        lines += [f"train: no pixel is of the class {', '.join(absent)}; it cannot be learnt"] if absent else []
     if report["num_off_palette"]:
         files = ", ".join(f"{name} {count}" for name, count in report["off_palette"].items())
         lines.append(f"{report['num_off_palette']} label pixels took the nearest palette colour ({files})")

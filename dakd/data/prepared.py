@@ -45,5 +45,5 @@ def open_shards(place: str, cfg: DataConfig, classes: ClassTable | None = None) 
 
 
 def reading_options(cfg: DataConfig) -> dict:
-    """The settings of a dataset of `loader` that all trainings share."""
+    """The settings of a dataset of `datasets` that all trainings share."""
     return {"window": cfg.window_shards, "on_bad_record": cfg.on_bad_record}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
 # A pixel with this label takes part in no loss and in no metric.
 IGNORE_INDEX = 255
@@ -18,9 +16,8 @@ MAX_PIXELS = 1 << 28
 class ClassTable:
     """Names and RGB colours of the classes; the id of a class is its place in the table."""
 
-    # In an index that comes from elsewhere, the first fault ends the parsing.
-    names: Annotated[tuple[str, ...], Field(fail_fast=True)]
-    colours: Annotated[tuple[tuple[int, int, int], ...], Field(fail_fast=True)]
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colours):
@@ -59,7 +56,11 @@ class ClassTable:
 
     @classmethod
     def from_dict(cls, table: dict) -> ClassTable:
-        return cls(tuple(table["names"]), tuple(tuple(colour) for colour in table["colours"]))
+        """The table of `to_dict`. Raises ValueError for anything else."""
+        names, colours = (table.get(key) if isinstance(table, dict) else None for key in ("names", "colours"))
+        if not isinstance(names, list) or not isinstance(colours, list):
+            raise ValueError(f"class table is {table!r:.80}; expected a list of names and one of colours")
+        return cls(tuple(names), tuple(tuple(one) if isinstance(one, list) else one for one in colours))
 
 
 # Krestenitis et al. 2019; (the authors' generated masks use the same palette).

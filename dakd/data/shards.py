@@ -168,8 +168,8 @@ class ShardSet:
     def __init__(self, place: str | Path, cache: ShardCache | None = None, classes: ClassTable | None = None) -> None:
         """place: a folder, or the URL of one (see `sources.py`).  cache: for fetched shards and derived indexes.
 
-        classes: the class table of tars that come without an index; they are then indexed on first sight. None refuses
-        them.  Raises ValueError where there is no intact set.
+        classes: the class table of tars that come without an index; they are indexed when first opened. None refuses
+        them.  Raises ValueError if there is no intact set.
         """
         self._cache = cache or default_cache()
         self._source = open_source(place, self._cache)

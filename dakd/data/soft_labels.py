@@ -169,17 +169,17 @@ def kd_error(error_of_target: float, temperature: float, largest_spread: float) 
     return error_of_target * largest_spread / temperature
 
 
-def check_temperature(soft_range: float | None, temperatures: Iterable[float], num_classes: int, limit: float) -> None:
-    """ValueError where codes of a range state more than `limit` as their error at a temperature; logits serve any."""
+def check_temperature(soft_range: float | None, temperatures: Iterable[float], num_classes: int) -> None:
+    """ValueError if codes of a range may be off by more than MAX_TARGET_ERROR at a temperature; logits serve any."""
     if soft_range is None:
         return
     for temperature in temperatures:
         error = target_error(soft_range, temperature, num_classes)
-        if error > limit:
+        if error > MAX_TARGET_ERROR:
             raise ValueError(
                 f"soft labels were written for the temperature {soft_range / RANGE_PER_TEMPERATURE:.4g}; softened by "
-                f"{temperature:g} they may be off by {error:.3f}, expected at most {limit:g}; generate them again for "
-                f"this temperature or with codec fp16"
+                f"{temperature:g} they may be off by {error:.3f}, expected at most {MAX_TARGET_ERROR:g}; "
+                "generate them again for this temperature or with codec fp16"
             )
 
 

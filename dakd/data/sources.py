@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dakd.data.index import ShardEntry, describe_shard, write_index
+from dakd.data.index import ShardEntry, describe_shard, parse_sidecar, write_index
 from dakd.data.records import BadRecord
 from dakd.data.sample import ClassTable
 from dakd.runtime.files import file_hash, replacing, write_text
@@ -252,7 +252,7 @@ def find_index(
 def find_sidecar(
     source: LocalFolder | RemoteFolder, home: Path, entry: ShardEntry, classes: ClassTable, tar_path: Path
 ) -> Path:
-    """The sidecar of a shard, fetched or derived from the tar where it is absent.
+    """The sidecar of a shard: fetched, or derived from the tar where the store has none, or a damaged one.
 
     entry: the shard's entry in the index.  Raises BadRecord where the tar is not the one that the index names.
     """
@@ -262,11 +262,19 @@ def find_sidecar(
     sidecar = home / name
     if not sidecar.is_file():
         text = source.read_small(name)
-        if text is not None:
-            write_text(sidecar, text.decode(errors="replace"))
+        if text is not None and _is_sidecar(text):
+            write_text(sidecar, text.decode())
         else:
             _derive_sidecar(tar_path, entry.file, classes, sidecar, entry.sha256)
     return sidecar
+
+
+def _is_sidecar(text: bytes) -> bool:
+    try:
+        parse_sidecar(text, "a sidecar")
+    except ValueError:
+        return False
+    return True
 
 
 def _home(source: LocalFolder | RemoteFolder, cache: ShardCache, content: str) -> Path:

@@ -41,7 +41,8 @@ def list_members(tar_path: str | Path) -> dict[str, dict[str, tuple[int, int]]]:
             raise DamagedTar(f"{tar_path}: {error}") from None
         # All that the library is known to raise on damaged headers.
         except (tarfile.TarError, OSError, EOFError, ValueError, IndexError, OverflowError, RecursionError) as error:
-            raise DamagedTar(f"{tar_path} is not a tar ({type(error).__name__}: {error}); write it again") from None
+            reason = f"{type(error).__name__}: {error}"
+            raise DamagedTar(f"{tar_path} is not a whole tar ({reason}); write it again") from None
         # A tar ends with a block of zeros: one that was cut between two records looks whole but for that.
         num_blocks = (end + tarfile.BLOCKSIZE - 1) // tarfile.BLOCKSIZE
         stream.seek(num_blocks * tarfile.BLOCKSIZE)

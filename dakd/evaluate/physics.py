@@ -178,7 +178,7 @@ def compare_physics(
 ) -> dict:
     """All measures of two sets (JSON-serialisable), each with real, synthetic, distance, low, high and yardstick.
 
-    None stands where a set has no such number. `curves` holds the spectra and autocorrelations of both sets.
+    A number that a set does not have is None. `curves` holds the spectra and autocorrelations of both sets.
     """
     measures = list_measures(classes)
     sets = (real, synthetic)

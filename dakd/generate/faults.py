@@ -117,10 +117,10 @@ def _check_shard(plan: GenerationPlan, shard: int, classes: ClassTable) -> Shard
         return Fault(f"{sidecar}: {error}", "sidecar", shard)
     if info.sha256 != derived.sha256:
         return Fault(f"{tar}: sha256 is {derived.sha256}, its sidecar says {info.sha256}", "tar", shard)
-    wanted, found = derived.model_dump(), info.model_dump()
+    expected, found = derived.model_dump(), info.model_dump()
     # Where and how fast the shard was made does not follow from the tar.
-    found["facts"] = {key: found["facts"].get(key) for key in wanted["facts"]}
-    differing = [key for key in wanted if found[key] != wanted[key]]
+    found["facts"] = {key: found["facts"].get(key) for key in expected["facts"]}
+    differing = [key for key in expected if found[key] != expected[key]]
     if differing:
         return Fault(f"{sidecar}: {', '.join(differing)} differ from the content of the tar", "sidecar", shard)
     return info
@@ -152,10 +152,10 @@ def _check_summaries(
     plan: GenerationPlan, gate: Gate | None, selection: Selection, classes: ClassTable, manifest: list[dict]
 ) -> Iterator[Fault]:
     index = index_of(plan, gate, selection, classes)
-    wanted: dict[str, Any] = {"index.json": index.model_dump(mode="json"), "manifest.jsonl": manifest}
+    expected: dict[str, Any] = {"index.json": index.model_dump(mode="json"), "manifest.jsonl": manifest}
     if gate is not None:
-        wanted["verdicts.jsonl"] = [verdict.line for verdict in judge(plan, gate)]
-    for name, content in wanted.items():
+        expected["verdicts.jsonl"] = [verdict.line for verdict in judge(plan, gate)]
+    for name, content in expected.items():
         path = plan.folder / name
         if not path.exists():
             yield Fault(f"{path}: missing, though all shards are there", "summary")

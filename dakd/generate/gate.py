@@ -76,9 +76,9 @@ class Gate:
         path = self.path(plan, shard)
         try:
             content = json.loads(path.read_text())
-            wanted = content.pop("sha256")
+            expected = content.pop("sha256")
             samples = [GateMeasures(**one) for one in content["samples"]]
-            is_whole = _digest(content) == wanted and content["format"] == _FORMAT
+            is_whole = _digest(content) == expected and content["format"] == _FORMAT
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); run the same with --repair") from None
         if not is_whole:
@@ -270,7 +270,7 @@ class Quotas:
         ]
         if held.intersection(due):
             return []
-        missing = [name for name, wanted in self._wanted.items() if self._counts[name] < wanted]
+        missing = [name for name, expected in self._wanted.items() if self._counts[name] < expected]
         free = self.num_samples - self.num_kept
         if not due and not held.intersection(missing):
             # No free place may go to another image once each is needed for one that a class still lacks.

@@ -60,10 +60,10 @@ def manifest_line(info: ShardInfo) -> dict:
 
 
 def _refuse_other_samples(plan: GenerationPlan, shard: int, keys: list[str]) -> None:
-    wanted = plan.keys(shard)
-    if keys == wanted:
+    expected = plan.keys(shard)
+    if keys == expected:
         return
-    missing, added = sorted(set(wanted) - set(keys)), sorted(set(keys) - set(wanted))
+    missing, added = sorted(set(expected) - set(keys)), sorted(set(keys) - set(expected))
     doubled = sorted({key for key in keys if keys.count(key) > 1})
     found = [
         f"{what} {', '.join(names[:3])}{' and others' * (len(names) > 3)}"

@@ -1,6 +1,6 @@
 """The progress of a set: samples made, their rate, the time left, and the expected size on disk.
 
-`status` needs nothing of the teacher but its file's metadata, so a login node can ask while others generate.
+`status` needs no teacher, or of a set with a gate its file's metadata: a login node can ask while others generate.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def status(config: Config) -> str:
 
     A worker's rate is that of the finished shards. The claims of another host's dead workers count as work.
     """
-    plan, gate = open_plan(config), open_gate(config, teacher_classes(config))
+    plan = open_plan(config)
+    gate = open_gate(config, teacher_classes(config)) if config.generate.gate.enabled else None
     plan, selection = current_round(plan, gate)
     finished = plan.finished_shards()
     missing = sorted(set(range(plan.num_shards)) - set(finished))

@@ -30,8 +30,8 @@ def write_summaries(plan: GenerationPlan, gate: Gate | None, selection: Selectio
     Raises ValueError where a sidecar belongs to another set.
     """
     index, sheet = _find_index(plan), plan.folder / "contact_sheet.png"
-    wanted = (plan.num_samples, _provenance(plan, gate, selection))
-    is_same = index is not None and (index.num_samples, index.provenance) == wanted
+    expected = (plan.num_samples, _provenance(plan, gate, selection))
+    is_same = index is not None and (index.num_samples, index.provenance) == expected
     if is_same and sheet.exists():  # the sheet is the last file that is written
         return
     _write_lines(plan.folder / "manifest.jsonl", manifest_lines(plan), sort_keys=True)
@@ -92,5 +92,5 @@ def _find_index(plan: GenerationPlan) -> Index | None:
     """The set's index; None where there is none, or none that can be read."""
     try:
         return load_index(plan.folder / "index.json")
-    except ValueError:
+    except (FileNotFoundError, ValueError):  # another worker may remove it at any time
         return None

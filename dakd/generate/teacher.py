@@ -272,9 +272,9 @@ def _set_threads(cfg: GenerateConfig) -> None:
 
 
 @contextmanager
-def computed_deterministically(wanted: bool) -> Iterator[None]:
-    """Where wanted, let torch use only algorithms whose results are the same in every run."""
-    if not wanted:
+def computed_deterministically(deterministic: bool) -> Iterator[None]:
+    """If so, let torch use only algorithms whose results are the same in every run."""
+    if not deterministic:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used

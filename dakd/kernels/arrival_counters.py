@@ -1,4 +1,4 @@
-"""Zeroed counters from which a launch's blocks draw tickets: the last one to arrive adds up the results of all.
+"""Zeroed counters of a launch's blocks that have finished: the last one to arrive adds up the results of all.
 
 A kernel finds the counters at zero and resets them. Only integers are counted, so no result depends on the blocks'
 order.

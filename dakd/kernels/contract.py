@@ -43,7 +43,7 @@ def define_op(
         run(given, arguments[count], outputs, *arguments[count + 1 :])
         return outputs
 
-    @wraps(implementation)
+    @wraps(implementation)  # also gives the benchmarks the function without the guards, as __wrapped__
     def guarded(*arguments):
         if forward_ad._current_level >= 0:
             op = name.removesuffix("_backward")

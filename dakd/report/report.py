@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dakd.data.prepare import describe
+from dakd.data.prepare import notes
 from dakd.data.sample import ClassTable
 from dakd.evaluate.pairs import fidelity_notes, fidelity_rows, physics_note, physics_rows, statistics_rows
 from dakd.metrics.tables import format_cell
@@ -57,6 +57,7 @@ def write_report(run_dir: str | Path) -> Path:
     text = environment.get_template("page.html").render(
         name=yaml.safe_load(settings).get("name", run_dir.name) if settings else run_dir.name,
         sections=SECTIONS,
+        is_evaluated=(run_dir / "evaluate" / "table.json").is_file(),
         results=results(run_dir),
         others=other_evaluations(run_dir),
         shown=_shown_images(run_dir),
@@ -147,8 +148,7 @@ def _data(run_dir: Path) -> dict:
     balance = read_json(run_dir / "balance" / "balance.json") or {}
     return {
         "sets": _set_rows(sets) if sets else None,
-        # The table describes the splits; files that were repaired or left out are not in it.
-        "notes": describe(prepared | {"splits": {}}) if prepared is not None else [],
+        "notes": notes(prepared) if prepared is not None else [],
         "balance": [[name, f"{one:.6g}" if isinstance(one, float) else str(one)] for name, one in balance.items()],
         "sheet": _contact_sheet(run_dir / "prepare"),
         "classes": _legend(sets["train"]["classes"]) if "train" in sets else None,

@@ -145,7 +145,10 @@ def seg_loss(
     dice_smooth: float = 1.0,
     racing: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Real samples must stand first; after them, as many synthetic ones as the teacher has rows."""
+    """racing: real samples stand first; after them, as many synthetic ones as the teacher has rows."""
+    if not racing and teacher_row is not None:
+        order = torch.argsort((teacher_row >= 0).to(torch.uint8), stable=True)
+        logits, labels, teacher_row = logits[order], labels[order], teacher_row[order]
     num_classes, num_real = logits.shape[1], len(logits) - (0 if teacher is None else len(teacher))
     real, label = logits[:num_real], labels[:num_real].long()
     known = label != ignore_index
@@ -175,7 +178,10 @@ def seg_loss(
             dice = torch.cat([dice[:num_real], of_synthetic])
         ce = torch.cat([ce, kd[num_real:]])
         kd = torch.cat([kd[:num_real], distilled.mean((1, 2))])
-    return (ce, kd, dice) if racing else (ce, kd, dice, num_invalid)
+    if racing:
+        return ce, kd, dice
+    terms = (ce, kd, dice) if teacher_row is None else (term[order.argsort()] for term in (ce, kd, dice))
+    return *terms, num_invalid
 
 
 def _dice(p: Tensor, target: Tensor, form: str, smooth: float) -> Tensor:

@@ -27,9 +27,6 @@ from dakd.train.student_losses import boundary_loss, check_kd_form, distillation
 from dakd.train.training import Training, run_training
 from dakd.weights import STUDENT_FILES, save_student
 
-# Largest error that codes of soft labels may cause in a softened target.
-MAX_TARGET_ERROR = 0.01
-
 
 class StudentLoss(nn.Module):
     """The student's loss on a batch that may mix real and synthetic samples."""
@@ -174,7 +171,7 @@ def check_loss(cfg: TrainSarossConfig, num_classes: int, has_synthetic: bool, so
         temperatures = check_kd_form(cfg.loss, num_classes, soft_range)
         # Dice compares with the soft label as it is, at temperature 1.
         temperatures += [1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else []
-        check_temperature(soft_range, temperatures, num_classes, MAX_TARGET_ERROR)
+        check_temperature(soft_range, temperatures, num_classes)
 
 
 def student_folder(config: Config, training_set: TrainingSet) -> Path:

@@ -58,6 +58,8 @@ def test_a_cell_has_the_tables_the_rows_and_the_users_settings_in_that_order(tmp
     cell = experiment(table, row, "", 4, tmp_path, False, [])
     assert (cell.train_saross.steps, cell.balance.b, cell.seed, cell.generate_seed) == (5, 0.5, 4, 4)
     assert cell.prepare.simulation.seed == 0  # one dataset for all seeds
+    fixed = table.model_copy(update={"set": table.set | {"generate.seed": 5}})
+    assert [experiment(fixed, row, "", seed, tmp_path, False, []).generate_seed for seed in (0, 4)] == [0, 4]
     assert experiment(table, row, "", 4, tmp_path, True, []).train_saross.steps == 1
     assert experiment(table, row, "", 4, tmp_path, True, ["train_saross.steps=9"]).train_saross.steps == 9
     with pytest.raises(ValueError, match=r"balance\.x: unknown key"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from dakd.kernels import backend
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels"
 CONTESTANTS = {"eager", "autocast", "diffusers", "aot_eager", *backend.BACKENDS}
+
+
+@pytest.mark.slow
+def test_a_benchmark_finds_its_modules_as_a_script(tmp_path):
+    script = FOLDER / "bench_depthwise_conv1d.py"
+    done = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "--shape" in done.stdout, done.stderr
 
 
 @pytest.mark.slow

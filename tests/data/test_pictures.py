@@ -46,5 +46,5 @@ def test_contact_sheet_takes_soft_labels_missing_labels_and_mixed_sizes():
 
 
 def test_grid_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="needs images, found none"):
+    with pytest.raises(ValueError, match="needs at least one image; found none"):
         image_grid([])

@@ -230,6 +230,6 @@ def test_unknown_pixels_and_absent_classes_are_reported(tmp_path):
     mask = np.array(Image.open(path))
     mask[0] = 255  # 14 of 6 x 140 pixels
     Image.fromarray(mask).save(path)
-    train, absent, test = describe(prepare(config(**settings), tmp_path / "run").report)
+    train, test, absent = describe(prepare(config(**settings), tmp_path / "run").report)
     assert "ship 0.00%  (unknown: 1.67% of all)" in train and "unknown" not in test
     assert absent == "train: no pixel is of the class ship; it cannot be learnt"

@@ -74,6 +74,12 @@ def test_bytes_that_differ_from_the_index_are_not_taken(stored, cache):
         shards.read(7)
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff"])
+def test_a_damaged_sidecar_of_a_store_is_made_again_from_its_tar(real_set, stored, cache, text):
+    stored.pipe_file("/bucket/set/shard-000000.json", text)
+    assert np.array_equal(ShardSet(URL, cache).read(0).sar, real_set.read(0).sar)
+
+
 def test_a_set_that_has_changed_is_not_mixed_with_what_it_was(real_set, synthetic_set, stored, cache):
     before = ShardSet(URL, cache)
     before.read(0)
@@ -85,7 +91,7 @@ def test_a_set_that_has_changed_is_not_mixed_with_what_it_was(real_set, syntheti
     assert np.array_equal(before.read(1).sar, real_set.read(1).sar)
 
 
-def test_bare_tars_of_a_store_are_indexed_on_first_sight(real_set, stored, cache):
+def test_bare_tars_of_a_store_are_indexed_when_first_opened(real_set, stored, cache):
     for name in list(stored.store):
         if name.endswith(".json"):
             del stored.store[name]

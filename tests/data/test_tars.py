@@ -48,7 +48,7 @@ GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 LABEL = GREY % 5
 
 
-def test_a_set_that_others_wrote_with_webdataset_is_indexed_on_first_sight(tmp_path):
+def test_a_set_that_others_wrote_with_webdataset_is_indexed_when_first_opened(tmp_path):
     from webdataset.writer import TarWriter
 
     logits = np.random.default_rng(0).normal(size=(5, 6, 8)).astype(np.float32)

@@ -235,6 +235,12 @@ def test_status_lists_the_shards_that_are_finished_being_made_and_missing(comman
     assert lines[5].split()[1:] == [f"{tar_bytes / 1e3:.3g}kB", "of", f"{4 * tar_bytes / 1e3:.3g}kB"]
 
 
+def test_status_of_a_set_without_a_gate_asks_for_no_teacher(command, capsys, monkeypatch):
+    monkeypatch.setattr("dakd.generate.status.teacher_classes", lambda config: pytest.fail("the teacher was read"))
+    run, _ = command
+    assert run("--status") == 0 and "4 of 4 shards are finished" in capsys.readouterr().out
+
+
 def test_status_of_a_set_that_was_never_begun_is_refused(command, capsys):
     run, folder = command
     shutil.rmtree(folder)

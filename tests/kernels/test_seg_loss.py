@@ -86,6 +86,15 @@ def test_forward_and_gradient_match_plain_torch_at_small_shapes(shape, backend, 
     assert_matches_plain(backend, device, operands("seg_loss", shape) | dict(dice_samples="all"))
 
 
+@every_variant
+def test_real_and_synthetic_samples_in_the_order_of_a_loader_are_right(backend, device):
+    inputs = operands("seg_loss", dict(batch=5, synthetic=2, num_classes=3, height=5, width=7))
+    order = [3, 0, 4, 1, 2]
+    inputs |= {name: inputs[name][order] for name in ("logits", "labels", "teacher_row")}
+    assert inputs["teacher_row"].tolist() == [1, -1, 0, -1, -1]
+    assert_matches_plain(backend, device, inputs | dict(dice_samples="all"))
+
+
 @pytest.mark.parametrize(("backend", "device"), variants("seg_loss", without=("cuda",)))
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 6, 7, 8, 9, 19, 40])
 def test_any_number_of_classes_is_right(num_classes, backend, device):

@@ -13,6 +13,7 @@ from torture.damage import hashes
 from torture.trials import Findings
 
 from dakd.config import Config, ScheduleConfig, build_config
+from dakd.data.index import Index
 from dakd.data.sample import OSD_CLASSES
 from dakd.data.shards import ShardSet
 from dakd.generate.faults import find_faults
@@ -33,7 +34,7 @@ class UndisturbedSet:
 
     config: Config
     tars: dict[str, str]
-    index: dict
+    index: Index
     keys: list[str]
 
     @property

@@ -185,7 +185,7 @@ def _forward_kernel(
     teacher_row_ptr,
     weights_ptr,
     partials_ptr,
-    tickets_ptr,
+    arrivals_ptr,
     ce_ptr,
     kd_ptr,
     dice_ptr,
@@ -270,14 +270,14 @@ def _forward_kernel(
         _store_sums(partial_ptr + 2, overlap, K, K_BLOCK, IS_UNROLLED)
         _store_sums(partial_ptr + 2 + K, predicted, K, K_BLOCK, IS_UNROLLED)
         _store_sums(partial_ptr + 2 + 2 * K, actual, K, K_BLOCK, IS_UNROLLED)
-    done_ptr, num_invalid_ticket_ptr = tickets_ptr + num_samples, tickets_ptr + num_samples + 1
+    done_ptr, num_invalid_sum_ptr = arrivals_ptr + num_samples, arrivals_ptr + num_samples + 1
     # Atomic sums of integers are the same in any order.
     num_invalid = tl.sum(invalid).to(tl.int64)
-    tl.atomic_add(num_invalid_ticket_ptr, num_invalid, mask=num_invalid > 0)
-    # All threads' stores must come before the ticket, which one thread draws; it releases them to the last program.
+    tl.atomic_add(num_invalid_sum_ptr, num_invalid, mask=num_invalid > 0)
+    # All threads' stores must come before one thread counts the arrival, which releases them to the last program.
     tl.debug_barrier()
-    if tl.atomic_add(tickets_ptr + sample, 1, sem="acq_rel") == num_programs - 1:
-        tl.store(tickets_ptr + sample, 0)
+    if tl.atomic_add(arrivals_ptr + sample, 1, sem="acq_rel") == num_programs - 1:
+        tl.store(arrivals_ptr + sample, 0)
         total = _sum_partials(partials_ptr, num_programs, 1, 1, K)
         total_weight = tl.sum(_sum_partials(partials_ptr + 1, num_programs, 1, 1, K))
         inverse_weight = tl.where(total_weight > 0, 1 / tl.where(total_weight > 0, total_weight, 1.0), 0.0)
@@ -304,7 +304,7 @@ def _forward_kernel(
         tl.store(coefficients_ptr + 1 + classes, offset, mask=classes < K)
         tl.store(coefficients_ptr + 1 + K + classes, slope, mask=classes < K)
         if tl.atomic_add(done_ptr, 1, sem="acq_rel") == num_samples - 1:
-            tl.store(num_invalid_ptr, tl.atomic_xchg(num_invalid_ticket_ptr, 0))
+            tl.store(num_invalid_ptr, tl.atomic_xchg(num_invalid_sum_ptr, 0))
             tl.store(done_ptr, 0)
 
 

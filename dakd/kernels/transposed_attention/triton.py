@@ -14,9 +14,9 @@ Backward   1  dM = dy v^T over one split of the pixels, and from the same dy  dv
 
 Sums over pixels are split over programs and added in a fixed order: results repeat bit for bit. In the second launches
 many programs add the partial sums of a head, in the forward pass each up to P for its own rows; the last to finish (an
-integer ticket, which the launch before has set to zero) continues alone, with little left to do: W P forward, the
-softmax's gradient backward. These small matrices are fp32; products with q, k, v and dy run on the tensor cores in
-the features' dtype (for fp16, E does in TF32, whose range it needs) and add up in fp32.
+integer counter of arrivals, which the launch before has zeroed) continues alone, with little left to do:
+W P forward, the softmax's gradient backward. These small matrices are fp32; products with q, k, v and dy run on the
+tensor cores in the features' dtype (for fp16, E does in TF32, whose range it needs) and add up in fp32.
 
 NCHW and channels_last are read and written as they lie. Inputs whose H and W do not merge into one axis are copied.
 """
@@ -60,10 +60,10 @@ def forward(operands: Operands, outputs: Outputs) -> None:
     num_tiles = triton.cdiv(width, block_d)
     num_splits, chunk = _split(q, num_pixels, batch * num_heads * num_tiles**2, block_p)
     partial = products.new_empty((num_splits, *products.shape))
-    ticket = torch.empty(batch * num_heads, dtype=torch.int32, device=q.device)
+    arrivals = torch.empty(batch * num_heads, dtype=torch.int32, device=q.device)
     triton_runtime.launch(
         _gram_kernel, (num_splits, batch * num_heads, num_tiles**2),
-        q_flat, k_flat, partial, ticket, num_pixels, chunk, *q_flat.stride(), *k_flat.stride(),
+        q_flat, k_flat, partial, arrivals, num_pixels, chunk, *q_flat.stride(), *k_flat.stride(),
         NUM_HEADS=num_heads, WIDTH=width, BLOCK_D=block_d, BLOCK_P=block_p, **precision,
         num_warps=8 if block_d >= 64 else 4, num_stages=2 if is_wide else 3,
     )  # fmt: skip
@@ -74,7 +74,7 @@ def forward(operands: Operands, outputs: Outputs) -> None:
     attention = products.new_empty((batch * num_heads, width, width))
     triton_runtime.launch(
         _fold_kernel, (triton.cdiv(width, block_i), batch * num_heads),
-        partial, ticket, products, attention, temperature.contiguous(), out_weight, folded,
+        partial, arrivals, products, attention, temperature.contiguous(), out_weight, folded,
         num_splits, channels, *out_weight.stride(),
         NUM_HEADS=num_heads, WIDTH=width, BLOCK_D=block_d, BLOCK_I=block_i, BLOCK_S=block_s,
         BLOCK_C=min(_block(channels), 64 if is_wide else 128, max(16, 8192 // block_d)),
@@ -115,10 +115,10 @@ def backward(
     tiles = triton.cdiv(channels, block_c), triton.cdiv(inner, block_j)
     num_splits, chunk = _split(q, num_pixels, batch * tiles[0] * tiles[1], block_p)
     partial = products.new_empty((num_splits, batch, channels, inner))
-    ticket = torch.empty(batch * num_heads, dtype=torch.int32, device=q.device)
+    arrivals = torch.empty(batch * num_heads, dtype=torch.int32, device=q.device)
     triton_runtime.launch(
         _dfold_kernel, (num_splits, tiles[0] * tiles[1], batch),
-        dy_flat, v_flat, folded, dv_flat, partial, ticket, num_pixels, chunk, channels,
+        dy_flat, v_flat, folded, dv_flat, partial, arrivals, num_pixels, chunk, channels,
         *dy_flat.stride(), *v_flat.stride(), *dv_flat.stride(),
         NUM_HEADS=num_heads, BLOCK_HEADS=triton.next_power_of_2(num_heads), INNER=inner, HAS_DV=is_fused,
         BLOCK_C=block_c, BLOCK_J=block_j, BLOCK_P=block_p, **precision, num_warps=8, num_stages=3,
@@ -137,7 +137,7 @@ def backward(
     dtemperature_parts, dweight_parts = products.new_empty(heads[0]), products.new_empty((batch, channels, inner))
     triton_runtime.launch(
         _dattention_kernel, (num_slices, batch * num_heads),
-        partial, ticket, products, temperature.contiguous(), out_weight,
+        partial, arrivals, products, temperature.contiguous(), out_weight,
         dattention, dweight_parts, dtemperature_parts, scaled, radial,
         num_splits, batch, channels, *out_weight.stride(),
         NUM_HEADS=num_heads, WIDTH=width, BLOCK_D=block_d, BLOCK_I=min(block_d, block_i),
@@ -186,7 +186,7 @@ def _flat(x: Tensor) -> Tensor:
 
 @triton.jit
 def _gram_kernel(
-    q_ptr, k_ptr, partial_ptr, ticket_ptr, num_pixels, chunk,
+    q_ptr, k_ptr, partial_ptr, arrivals_ptr, num_pixels, chunk,
     q_stride_b, q_stride_c, q_stride_p, k_stride_b, k_stride_c, k_stride_p,
     NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, AS_FLOAT: tl.constexpr,
 ):  # fmt: skip
@@ -215,7 +215,7 @@ def _gram_kernel(
         else:
             gram = tl.dot(q, tl.trans(k), gram)
     if (split == 0) & (tl.program_id(2) == 0):
-        tl.store(ticket_ptr + head, 0)
+        tl.store(arrivals_ptr + head, 0)
     partial_ptr += (split * tl.num_programs(1) + head) * (WIDTH + 2) * WIDTH
     tl.store(partial_ptr + i[:, None] * WIDTH + j[None, :], gram, mask=is_i[:, None] & is_j[None, :])
     tl.store(partial_ptr + WIDTH * WIDTH + i, tl.sum(q_square, 1), mask=is_i & (tile_j == 0))
@@ -243,17 +243,17 @@ def _attend_again(products_ptr, temperature, i, j, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _is_last(ticket_ptr, num_programs):
-    """Whether all other programs of this ticket have come here before; what they stored can then be read."""
+def _is_last(arrivals_ptr, num_programs):
+    """Whether all other programs of this counter have come here before; what they stored can then be read."""
     tl.debug_barrier()
-    arrived = tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu")
+    arrived = tl.atomic_add(arrivals_ptr, 1, sem="acq_rel", scope="gpu")
     tl.debug_barrier()
     return arrived == num_programs - 1
 
 
 @triton.jit
 def _fold_kernel(
-    partial_ptr, ticket_ptr, products_ptr, attention_ptr, temperature_ptr, weight_ptr, folded_ptr,
+    partial_ptr, arrivals_ptr, products_ptr, attention_ptr, temperature_ptr, weight_ptr, folded_ptr,
     num_splits, channels, weight_stride_c, weight_stride_r,
     NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
@@ -292,7 +292,7 @@ def _fold_kernel(
     tl.store(products_ptr + WIDTH * WIDTH + i, n_square_rows, mask=is_i)
     tl.store(products_ptr + (WIDTH + 1) * WIDTH + j, m_square_row, mask=is_j & (tl.program_id(0) == 0))
     tl.store(attention_ptr + entries, attention, mask=inside)
-    if _is_last(ticket_ptr + head, tl.num_programs(0)):
+    if _is_last(arrivals_ptr + head, tl.num_programs(0)):
         k = tl.arange(0, BLOCK_K)
         weight_ptr += h * WIDTH * weight_stride_r
         folded_ptr += batch * channels * (NUM_HEADS * WIDTH) + h * WIDTH
@@ -402,7 +402,7 @@ def _apply_kernel(
 
 @triton.jit
 def _dfold_kernel(
-    dy_ptr, v_ptr, folded_ptr, dv_ptr, partial_ptr, ticket_ptr, num_pixels, chunk, channels,
+    dy_ptr, v_ptr, folded_ptr, dv_ptr, partial_ptr, arrivals_ptr, num_pixels, chunk, channels,
     dy_stride_b, dy_stride_c, dy_stride_p, v_stride_b, v_stride_r, v_stride_p, dv_stride_b, dv_stride_r, dv_stride_p,
     NUM_HEADS: tl.constexpr, BLOCK_HEADS: tl.constexpr, INNER: tl.constexpr, HAS_DV: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_P: tl.constexpr, AS_FLOAT: tl.constexpr,
@@ -442,14 +442,14 @@ def _dfold_kernel(
             )
     if (split == 0) & (tl.program_id(1) == 0):
         h = tl.arange(0, BLOCK_HEADS)
-        tl.store(ticket_ptr + batch * NUM_HEADS + h, tl.zeros([BLOCK_HEADS], tl.int32), mask=h < NUM_HEADS)
+        tl.store(arrivals_ptr + batch * NUM_HEADS + h, tl.zeros([BLOCK_HEADS], tl.int32), mask=h < NUM_HEADS)
     partial_ptr += (split * tl.num_programs(2) + batch) * channels * INNER
     tl.store(partial_ptr + c[:, None] * INNER + j[None, :], dfolded, mask=is_c[:, None] & is_j[None, :])
 
 
 @triton.jit
 def _dattention_kernel(
-    partial_ptr, ticket_ptr, products_ptr, temperature_ptr, weight_ptr,
+    partial_ptr, arrivals_ptr, products_ptr, temperature_ptr, weight_ptr,
     dattention_ptr, dweight_ptr, dtemperature_ptr, scaled_ptr, radial_ptr,
     num_splits, num_batch, channels, weight_stride_c, weight_stride_r,
     NUM_HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -487,7 +487,7 @@ def _dattention_kernel(
         dattention = tl.dot(tl.trans(weight), dfolded, input_precision=PRECISION)
         slices = dattention_ptr + (tl.program_id(0) * num_heads + head) * WIDTH * WIDTH
         tl.store(slices + i[:, None] * WIDTH + j[None, :], dattention, mask=is_i[:, None] & is_j)
-    if _is_last(ticket_ptr + head, num_slices):
+    if _is_last(arrivals_ptr + head, num_slices):
         dtemperature = tl.zeros([BLOCK_I], tl.float32)
         radial_k = tl.zeros([BLOCK_D], tl.float32)
         scaled_ptr += head * WIDTH * WIDTH

@@ -27,7 +27,7 @@ _FREE = (
 )  # fmt: skip
 
 
-class PlainOps(TorchDispatchMode):
+class UndispatchedOps(TorchDispatchMode):
     """Within it, the project's ops run their registered functions by `backend`, also on meta and fake tensors.
 
     around: given "OP" or "OP_backward", returns a context in which that function runs.
@@ -45,7 +45,8 @@ class PlainOps(TorchDispatchMode):
         arguments = [self.backend if parameter == "backend" else value for parameter, value in zip(parameters, args)]
         ops = importlib.import_module(f"dakd.kernels.{name.removesuffix('_backward')}.ops")
         with self.around(name):
-            # Without the wrapper that switches autocast off: meta tensors have no autocast.
+            # Without the wrapper that switches autocast off: meta tensors have no autocast. _init_fn is what torch
+            # calls the registered function, and __wrapped__ is what `contract.define_op` wraps in it.
             return getattr(ops, name)._init_fn.__wrapped__(*arguments)
 
 
@@ -72,7 +73,7 @@ def call_triton_on_meta(op: str, inputs: dict, around: Callable[[str], AbstractC
     """One forward and, where the op has one, one backward pass of the Triton variant on meta tensors."""
     public = getattr(importlib.import_module(f"dakd.kernels.{op}"), op)
     backends.load.cache_clear()
-    with replaced(triton_runtime, "why_not", lambda device_type: None), PlainOps("triton", around):
+    with replaced(triton_runtime, "why_not", lambda device_type: None), UndispatchedOps("triton", around):
         leaves = with_gradients(inputs, DIFFERENTIABLE[op])
         outputs = public(**leaves, backend="triton")
         differentiate(outputs, [leaves[name] for name in DIFFERENTIABLE[op] if leaves[name] is not None])
@@ -86,7 +87,7 @@ def differentiate(outputs, wanted: list[Tensor]) -> None:
         torch.autograd.grad(outputs, wanted, [torch.empty_like(output) for output in outputs], allow_unused=True)
 
 
-def count_launches(op: str, inputs: dict) -> dict[str, list[str]]:
+def count_triton_launches(op: str, inputs: dict) -> dict[str, list[str]]:
     """The names of the launches of a forward and of a backward pass by Triton, on meta tensors."""
     names: dict[str, list[str]] = {}
     active: list[_LaunchCounter] = []
