@@ -52,7 +52,6 @@ _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Model = TypeVar("_Model", bound=BaseModel)
 _Item = TypeVar("_Item")
 
-
 # Parsing stops at the first fault: the errors of a hostile file would take a thousand times its size. Lists do so by
 # pydantic; of mappings and unknown fields it collects all faults, so these are checked here.
 _List = Annotated[list[_Item], Field(fail_fast=True)]
