@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from dakd.kernels import extension, triton_runtime
-from dakd.kernels.backend import MADE_FOR, report
+from dakd.kernels.backend import report
 from dakd.shipped import extra_remedy, is_installed
 
 # (distribution, module, purpose, the command that installs it)
@@ -105,10 +105,7 @@ def _backend_lines() -> list[str]:
     device = _device()
     lines = [f"backend of each operation on a {device.upper()} device:"]
     for entry in report(device):
-        # Variants for another kind of device are not alternatives here.
-        reasons = {name: reason for name, reason in entry.reasons.items() if MADE_FOR.get(name, device) == device}
-        why = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items())
-        lines.append(f"  {entry.op:<22}{entry.chosen:<12}{why or 'the first choice'}")
+        lines.append(f"  {entry.op:<22}{entry.chosen:<12}{entry.better(device) or 'the first choice'}")
         if entry.remedy:
             lines.append(f"  {'':<22}{entry.remedy}")
     return lines

@@ -53,6 +53,11 @@ class BackendChoice(NamedTuple):
     reasons: dict[str, str]
     remedy: str
 
+    def better(self, device_type: str) -> str:
+        """Why better variants that are made for this kind of device cannot run, in a line; empty if there are none."""
+        own = {name: why for name, why in self.reasons.items() if MADE_FOR.get(name, device_type) == device_type}
+        return "; ".join(f"not {name}: {why}" for name, why in own.items())
+
 
 # Cached: the choice is made, and logged, once for each op, device and dtype.
 @cache
@@ -66,9 +71,8 @@ def load(
     """
     if requested == "auto":
         choice = choose(op, device_type, dtype, num_classes)
-        better = "; ".join(f"{name}: {reason}" for name, reason in choice.reasons.items())
         where = f"{device_type} in {str(dtype).removeprefix('torch.')}"
-        logger.info("%s: %s on %s (%s)", op, choice.chosen, where, better or "no faster variant exists")
+        logger.info("%s: %s on %s (%s)", op, choice.chosen, where, choice.better(device_type) or "the first choice")
         requested = choice.chosen
     reason = why_not(op, requested, device_type, dtype, num_classes)
     if reason is not None:

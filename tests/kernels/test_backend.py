@@ -34,12 +34,16 @@ def two_variants(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("two_variants")
-def test_auto_says_once_what_it_took_and_why_nothing_better(caplog):
+@pytest.mark.parametrize(
+    "made_for, why", [("cpu", "not mamba_ssm: mamba-ssm runs only on CUDA"), ("cuda", "the first choice")]
+)
+def test_auto_says_once_what_it_took_and_why_nothing_better_for_the_device(made_for, why, caplog, monkeypatch):
+    monkeypatch.setitem(backend.MADE_FOR, "mamba_ssm", made_for)
     inputs = operands("selective_scan", "tiny")
     with caplog.at_level(logging.INFO, logger="dakd.kernels"):
         selective_scan(**inputs)
         selective_scan(**inputs)
-    assert caplog.messages == ["selective_scan: reference on cpu in float32 (mamba_ssm: mamba-ssm runs only on CUDA)"]
+    assert caplog.messages == [f"selective_scan: reference on cpu in float32 ({why})"]
 
 
 @pytest.mark.usefixtures("two_variants")
