@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from dakd.ablate.measures import Source, measure_of
-from dakd.config import Config, Positive, Section, TrainingSet, load_config
+from dakd.config import Config, Positive, Section, TrainingSet, load_config, plain_message
 from dakd.shipped import find_file, not_found
 
 Number = float | int
@@ -159,7 +159,7 @@ def build_table(tree: Any, source: str) -> TableSpec:
         lines = []
         for detail in error.errors():
             where = ".".join(str(part) for part in detail["loc"])
-            lines.append(f"  {where + ': ' if where else ''}{detail['msg'].removeprefix('Value error, ')}")
+            lines.append(f"  {where + ': ' if where else ''}{plain_message(detail)}")
         raise ValueError(f"{source} is not a valid table:\n" + "\n".join(lines)) from None
 
 

@@ -8,7 +8,18 @@ overrides (`train_jointnet.stage1.steps=100`), expands `${VARIABLES}` of the env
 
 from __future__ import annotations
 
-from dakd.config.base import Byte, Fraction, NonNegative, Positive, Scale, Section, Size, expected, validated
+from dakd.config.base import (
+    Byte,
+    Fraction,
+    NonNegative,
+    Positive,
+    Scale,
+    Section,
+    Size,
+    expected,
+    plain_message,
+    validated,
+)
 from dakd.config.evaluate import EvaluateConfig, FidelityConfig, PredictConfig
 from dakd.config.experiment import Config
 from dakd.config.generate import AuditConfig, Bounds, GateConfig, GenerateConfig, ShareBounds
@@ -77,5 +88,6 @@ __all__ = [
     "dump_config",
     "expected",
     "load_config",
+    "plain_message",
     "validated",
 ]

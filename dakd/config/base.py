@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -57,11 +58,19 @@ def _explain(detail: Mapping[str, Any], root: type[BaseModel]) -> str:
         nearest = difflib.get_close_matches(str(detail["loc"][-1]), names, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys here: {', '.join(names)}"
         return f"{where}: unknown key; {hint}"
-    message = detail["msg"].removeprefix("Value error, ")
+    message = plain_message(detail)
+    if detail["type"] == "literal_error":
+        nearest = difflib.get_close_matches(str(detail["input"]), re.findall(r"'([^']+)'", detail["msg"]), n=1)
+        message += f"; did you mean {nearest[0]!r}?" if nearest else ""
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):
         # The message is about a whole section, which would be long to print, and already names the value found.
         return f"{where}: {message}" if where else message
     return f"{where}: {message} (found {detail['input']!r})"
+
+
+def plain_message(detail: Mapping[str, Any]) -> str:
+    """One error of pydantic in the words of this package."""
+    return detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
 
 
 def _known_keys(root: type[BaseModel], location: tuple) -> list[str]:

@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from dakd.config import plain_message
 from dakd.data.balance import balancing_factor, image_power
 from dakd.data.foreign_records import is_label, is_soft_label
 from dakd.data.records import (
@@ -244,7 +245,7 @@ def _parse(model: type[_Model], text: str | bytes, path: str | Path, what: str) 
                 f"{path} has the format {first['input']!r:.20}; this version reads 1; write the set again"
             ) from None
         where = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = plain_message(first)
         if where:  # else it is of the whole file
             reason = f"{where}: {reason}"
             names_the_value = first["type"] == "value_error" and isinstance(first["input"], dict)

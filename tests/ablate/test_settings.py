@@ -85,7 +85,7 @@ DATA = {"A": {"base": str(TOY)}, "B": {"base": str(TOY)}, "A to B": {"base": str
     [
         (["--data", "A to B"], "dataset 'A to B' is tested on 'B'; name that one too: --data 'B'"),
         (["--seeds", "1", "1"], "the chosen part of the table is not a valid table:\n  seeds are [1, 1]"),
-        (["--runs", "0"], "the table with --runs 0 is not a valid table:\n  runs: Input should be greater than 0"),
+        (["--runs", "0"], "the table with --runs 0 is not a valid table:\n  runs: must be greater than 0"),
     ],
 )
 def test_a_choice_that_makes_no_sense_is_refused_in_a_line(tmp_path, capsys, options, message):

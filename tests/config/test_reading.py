@@ -75,7 +75,7 @@ def test_a_bare_off_turns_wandb_off(tmp_path):
     path = write(tmp_path, "name: a\ntrain_saross: {engine: {wandb: off}}\n")
     config = load_config(path, ["train_jointnet.engine.wandb=off"])
     assert config.train_jointnet.engine.wandb == config.train_saross.engine.wandb == "off"
-    with pytest.raises(ValueError, match=r"engine\.wandb: Input should be 'off', 'auto', 'online' or 'offline'"):
+    with pytest.raises(ValueError, match=r"engine\.wandb: must be 'off', 'auto', 'online' or 'offline'"):
         load_config(path, ["train_jointnet.engine.wandb=on"])
 
 
@@ -94,7 +94,8 @@ def test_an_override_that_is_no_yaml_and_a_folder_are_refused(tmp_path):
 
 def test_a_name_may_look_like_a_number(tmp_path):
     assert load_config(write(tmp_path, "name: 2024")).name == "2024"
-    assert "name: Input should be a valid string" in explain(name=True)
+    assert "name: must be a valid string" in explain(name=True)
+    assert "; did you mean 'unet'? (found 'unett')" in explain(train_saross={"student": {"name": "unett"}})
 
 
 @pytest.mark.parametrize("b", [0, -1, 5, "much", float("nan"), None, [1]])
