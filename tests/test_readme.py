@@ -35,6 +35,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_row_of_a_table_has_a_line_of_its_own(name):
+    rules = [line.strip() for line in TEXTS[name].splitlines() if re.search(r"\|\s*:?---", line)]
+    assert all(re.fullmatch(r"(\|\s*:?-+:?\s*)+\|", line) for line in rules)
+
+
 def test_there_is_an_example_for_each_kind_of_user():
     used = [name for snippet in SNIPPETS for name in re.findall(r"dakd\.(\w+)", snippet)]
     assert len(SNIPPETS) == 4 and set(used) <= set(dakd.__all__)
