@@ -26,7 +26,7 @@ from dakd.runtime.distributed import device, is_main
 from dakd.runtime.runlog import say
 from dakd.runtime.tensor_files import load_strict
 from dakd.train.engine import Engine
-from dakd.train.training import Training
+from dakd.train.training import Training, is_due
 
 # Every stage has its own order and noise. The offsets are part of every result: append, never renumber.
 _SEED_OFFSETS = {"stage1": 1, "stage2": 2, "stage3": 3, "ddpm": 4}
@@ -86,10 +86,6 @@ class TeacherTraining(Training):
             "sigma_data": self.sigma_data,
         }
 
-    @property
-    def sample_every(self) -> int:
-        return self.section.engine.sample_every
-
     def weights_file(self, kind: str) -> Path:
         return stage_weights(self.config, self.label, kind)
 
@@ -99,7 +95,9 @@ class TeacherTraining(Training):
             self.weights_file, self.identity | {"kind": self.kind, "classes": self.classes.to_dict()}
         )
 
-    def draw(self, engine: Engine, step: int) -> None:
+    def after_step(self, engine: Engine, step: int) -> None:
+        if not is_due(self.section.engine.sample_every, step, self.total_steps):
+            return
         weights = engine.net_weights("ema")
         if is_main():
             self.draw_pairs(weights, self.folder / "samples" / f"step-{step:08d}.png")

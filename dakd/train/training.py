@@ -78,14 +78,8 @@ class Training(ABC):
     def finish(self, engine: Engine) -> None:
         """Write the final weights; a collective."""
 
-    @property
-    def sample_every(self) -> int:
-        """Optimizer steps between pictures that `draw` makes; 0 for none. Above 0, `draw` is implemented too."""
-        return 0
-
-    def draw(self, engine: Engine, step: int) -> None:
-        """Write a picture of samples, every `sample_every` steps; a collective."""
-        raise NotImplementedError(f"{type(self).__name__} sets sample_every and draws nothing")
+    def after_step(self, engine: Engine, step: int) -> None:  # noqa: B027 (a hook: not every training has one)
+        """Called after each step and its checkpoint, on all ranks: the teachers' trainings draw pictures here."""
 
     @cached_property
     def identity(self) -> dict:
@@ -201,9 +195,9 @@ def _train_steps(training: Training, engine: Engine, first_step: int, listener: 
             since_s, since_step = now_s, step
         is_leaving = step < total_steps and stop_reason(result.stop_votes) is not None
         # Before the checkpoint: a run that resumes from that one has the snapshot.
-        if _is_due(section.optimizer.posthoc_every, step, total_steps):
+        if is_due(section.optimizer.posthoc_every, step, total_steps):
             _write_snapshot(training, engine, step)
-        if is_leaving or _is_due(settings.checkpoint_every, step, total_steps):
+        if is_leaving or is_due(settings.checkpoint_every, step, total_steps):
             # Before the checkpoint, so that the log is never behind the step that a resume starts from.
             log.flush()
             facts = _checkpoint_facts(training, step, lr)
@@ -211,12 +205,11 @@ def _train_steps(training: Training, engine: Engine, first_step: int, listener: 
         if is_leaving:
             log.close()
             _stop_if_requested(training, step, result.stop_votes)
-        if _is_due(training.sample_every, step, total_steps):
-            training.draw(engine, step)
+        training.after_step(engine, step)
     log.close()
 
 
-def _is_due(every: int, step: int, total_steps: int) -> bool:
+def is_due(every: int, step: int, total_steps: int) -> bool:
     """Whether something is due that happens every so many steps, 0 for never, and after the last one."""
     return every > 0 and (step % every == 0 or step == total_steps)
 
