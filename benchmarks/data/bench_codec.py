@@ -28,7 +28,7 @@ from lib.timing import time_in_turns
 from dakd.config import SimulationConfig
 from dakd.data.shards import ShardSet
 from dakd.data.simulate import blur, simulate
-from dakd.data.soft_labels import CODECS, MAX_TARGET_ERROR, get_codec, target_error
+from dakd.data.soft_labels import CODECS, MAX_TARGET_ERROR, get_codec, range_for, target_error
 
 SIDE, NUM_RECORDS = 256, 16
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -97,7 +97,8 @@ def _check_errors(logits: list[np.ndarray]) -> list[str]:
     for temperature in TEMPERATURES:
         codec = get_codec("logprob8", temperature)
         error = max(_target_error(record, codec, temperature) for record in logits)
-        bound = target_error(codec.range, temperature, len(logits[0]))
+        num_classes = len(logits[0])
+        bound = target_error(range_for(temperature, num_classes), temperature, num_classes)
         print(f"error   of targets softened by {temperature:g}: {error:.5f}, bound {bound:.5f}")
         failures += [] if error <= min(bound, MAX_TARGET_ERROR) else [f"error {error:.5f} at temperature {temperature}"]
     return failures

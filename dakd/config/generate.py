@@ -132,7 +132,7 @@ class GenerateConfig(Section):
 
     codec: Literal["fp16", "logprob8"] = "fp16"
     """Format of the stored soft labels. "fp16" logits serve any temperature; "logprob8" codes take a quarter of the
-    bytes, and the softened target is off by at most 0.01 at `temperature`."""
+    bytes, and the softened target is off by at most 0.01 at `temperature` (a little more beyond ten classes)."""
 
     temperature: Annotated[float, Field(gt=0)] | None = None
     """Temperature that soft labels are stored for. null takes the student's, train_saross.loss.temperature."""

@@ -5,8 +5,9 @@
 
 A softmax depends only on differences of logits, so the gap to the largest one, the log-probability's without its
 normalisation, is all that a student needs. The range R in nats goes with the temperature T that the student softens
-by: a wide range costs resolution (a step is R / 255), a narrow one cuts off what e^(-R / T) still counts. Codes are
-read as they are: the student's loss takes them with R (`kernels/seg_loss`), and so does `likeliest_class`.
+by: a wide range costs resolution (a step is R / 255), a narrow one cuts off what e^(-R / T) still counts, in each of
+the other classes: so the range grows with their number. Codes are read as they are: the student's loss takes them with
+R (`kernels/seg_loss`), and so does `likeliest_class`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Protocol
 import numpy as np
 
 # R / T of codes. Up to ten classes, what the steps cost (0.0090) and what the clipping does stay below 0.01 together.
+# More classes take the range of the least error (see `range_for`): 0.0101 for 12, 0.0107 for 20, 0.0132 for 255.
 RANGE_PER_TEMPERATURE = 9.2
 MAX_TARGET_ERROR = 0.01
 
@@ -74,18 +76,21 @@ class LogProb8Codec:
     name = "logprob8"
 
     def __init__(self, temperature: float | None = None) -> None:
-        self.range = None if temperature is None else range_for(temperature)
+        if temperature is not None:
+            check_is_temperature(temperature)
+        self.temperature = temperature
 
     def encode(self, logits: np.ndarray) -> bytes:
-        if self.range is None:
+        if self.temperature is None:
             raise ValueError("codec logprob8 has no temperature; give the one that the student will soften by")
         logits = _check_logits(logits)
+        soft_range = range_for(self.temperature, len(logits))
         # In single precision at least; a gap that overflows even that is infinite, and clipped as it should be.
         with np.errstate(over="ignore"):
             gap = np.subtract(logits.max(axis=0), logits, dtype=np.promote_types(logits.dtype, np.float32))
-            gap *= _MAX_CODE / self.range
+            gap *= _MAX_CODE / soft_range
         np.rint(np.minimum(gap, _MAX_CODE, out=gap), out=gap)
-        content = _HEADER.pack(self.range) + gap.astype(np.uint8).tobytes()
+        content = _HEADER.pack(soft_range) + gap.astype(np.uint8).tobytes()
         return _zstandard().ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(content)
 
     def decode(self, data: bytes, shape: tuple[int, int, int]) -> tuple[np.ndarray, float]:
@@ -138,11 +143,25 @@ def common_range(ranges: Iterable[float | None], where: str) -> float | None:
 # --- the stated error -------------------------------------------------------------------------------------------------
 
 
-def range_for(temperature: float) -> float:
-    """R in nats for a temperature; ValueError unless that is a positive number."""
+def range_for(temperature: float, num_classes: int) -> float:
+    """R in nats for a temperature; ValueError unless that is a positive number.
+
+    Beyond ten classes R / T is ln(1020 (K - 1)): where the error that the steps add, 1 / 1020 for each nat, is what the
+    clipping of K - 1 classes, (K - 1) e^(-R / T), loses, so that their sum is least.
+    """
+    check_is_temperature(temperature)
+    return max(RANGE_PER_TEMPERATURE, math.log(4 * _MAX_CODE * max(1, num_classes - 1))) * temperature
+
+
+def check_is_temperature(temperature: float) -> None:
+    """ValueError unless it is a positive number."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}; expected a positive number")
-    return RANGE_PER_TEMPERATURE * temperature
+
+
+def max_target_error(num_classes: int) -> float:
+    """What codes may cost a softened target: 0.01, and beyond ten classes 0.1 % more than the least there is."""
+    return max(MAX_TARGET_ERROR, 1.001 * target_error(range_for(1.0, num_classes), 1.0, num_classes))
 
 
 def target_error(soft_range: float, temperature: float, num_classes: int) -> float:
@@ -170,15 +189,16 @@ def kd_error(error_of_target: float, temperature: float, largest_spread: float) 
 
 
 def check_temperature(soft_range: float | None, temperatures: Iterable[float], num_classes: int) -> None:
-    """ValueError if codes of a range may be off by more than MAX_TARGET_ERROR at a temperature; logits serve any."""
+    """ValueError if codes of a range may be off by more than `max_target_error` at a temperature; logits serve any."""
     if soft_range is None:
         return
+    allowed = max_target_error(num_classes)
     for temperature in temperatures:
         error = target_error(soft_range, temperature, num_classes)
-        if error > MAX_TARGET_ERROR:
+        if error > allowed:
             raise ValueError(
-                f"soft labels were written for the temperature {soft_range / RANGE_PER_TEMPERATURE:.4g}; softened by "
-                f"{temperature:g} they may be off by {error:.3f}, expected at most {MAX_TARGET_ERROR:g}; "
+                f"soft labels were written for the temperature {soft_range / range_for(1.0, num_classes):.4g}; "
+                f"softened by {temperature:g} they may be off by {error:.4f}, expected at most {allowed:.4f}; "
                 "generate them again for this temperature or with codec fp16"
             )
 

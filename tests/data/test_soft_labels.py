@@ -23,13 +23,13 @@ from dakd.data.loader import make_loader
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, describe_shard, write_index, write_shard
 from dakd.data.soft_labels import (
-    MAX_TARGET_ERROR,
     LogProb8Codec,
     check_temperature,
     fp16_target_error,
     get_codec,
     kd_error,
     likeliest_class,
+    max_target_error,
     range_for,
     target_error,
 )
@@ -70,7 +70,8 @@ def piecewise_logits(num_classes: int, seed: int, size: int = 64) -> np.ndarray:
 
 @st.composite
 def any_logits(draw) -> np.ndarray:
-    num_classes, scale = draw(st.integers(2, 10)), draw(st.sampled_from([0.0, 1e-3, 0.1, 1.0, 5.0, 30.0, 1e4, 1e37]))
+    num_classes = draw(st.sampled_from([2, 3, 5, 10, 11, 12, 20, 255]))
+    scale = draw(st.sampled_from([0.0, 1e-3, 0.1, 1.0, 5.0, 30.0, 1e4, 1e37]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     logits = rng.normal(0, 1, (num_classes, 4, 8)) * scale + draw(st.sampled_from([0.0, -50.0, 1000.0]))
     if draw(st.booleans()):  # ties, and gaps that lie on the edges of steps
@@ -82,24 +83,45 @@ def any_logits(draw) -> np.ndarray:
 @given(logits=any_logits(), temperature=st.sampled_from(TEMPERATURES), written_for=st.sampled_from(TEMPERATURES))
 def test_softened_targets_from_codes_are_off_by_no_more_than_stated(logits, temperature, written_for):
     codec = LogProb8Codec(written_for)
-    bound = target_error(codec.range, temperature, len(logits))
+    bound = target_error(range_for(written_for, len(logits)), temperature, len(logits))
     of_a_class, variation = errors(logits, decoded(logits, codec), temperature)
     assert of_a_class <= variation + ROUNDING and variation <= bound + ROUNDING
     if temperature == written_for:
-        assert bound <= MAX_TARGET_ERROR
+        assert bound <= max_target_error(len(logits))
+
+
+def test_the_range_grows_with_the_classes_and_its_error_is_the_least_there_is():
+    assert [range_for(2.0, num_classes) for num_classes in (1, 2, 10)] == [18.4] * 3  # as files hold it
+    assert range_for(1.0, 11) < range_for(1.0, 12) < range_for(1.0, 255)
+    for num_classes in (11, 12, 20, 255):
+        least = min(target_error(9 + step / 100, 1.0, num_classes) for step in range(400))
+        stated = target_error(range_for(1.0, num_classes), 1.0, num_classes)
+        assert stated == pytest.approx(least, rel=1e-4) and stated < max_target_error(num_classes) < 0.0134
+    assert max_target_error(10) == 0.01 and max_target_error(12) == pytest.approx(0.01013, abs=1e-5)
+
+
+@pytest.mark.parametrize("num_classes", [10, 11, 12, 20, 255])
+def test_a_student_takes_codes_at_the_temperature_that_they_were_written_for(num_classes):
+    for temperature in (0.3, 1.0, 2.0, 7.0):
+        codec = LogProb8Codec(temperature)
+        logits = np.random.default_rng(0).normal(0, 3, (num_classes, 2, 2)).astype(np.float32)
+        soft_range = codec.decode(codec.encode(logits), logits.shape)[1]
+        check_temperature(soft_range, [temperature], num_classes)
+        with pytest.raises(ValueError, match=f"were written for the temperature {temperature:g}; softened by"):
+            check_temperature(soft_range, [temperature / 2], num_classes)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_stated_error_is_not_much_more_than_what_the_worst_logits_have(temperature):
     """Two classes half a step apart at the same height, and one cut off at the range: each attains its part."""
-    codec = LogProb8Codec(temperature)
-    step = codec.range / 255
+    codec, soft_range = LogProb8Codec(temperature), range_for(temperature, 4)
+    step = soft_range / 255
     halfway = np.array([0.0, -0.499 * step]).reshape(2, 1, 1)
     cut = np.array([0.0, -1e3, -1e3, -1e3]).reshape(4, 1, 1)
     of_steps = errors(halfway, decoded(halfway, codec), temperature)[1]
     of_clipping = errors(cut, decoded(cut, codec), temperature)[1]
-    assert of_steps > 0.4 * (target_error(codec.range, temperature, 2) - 1e-4)
-    assert of_clipping > 0.9 * (target_error(codec.range, temperature, 4) - target_error(codec.range, temperature, 1))
+    assert of_steps > 0.4 * (target_error(soft_range, temperature, 2) - 1e-4)
+    assert of_clipping > 0.9 * (target_error(soft_range, temperature, 4) - target_error(soft_range, temperature, 1))
 
 
 @settings(max_examples=100, deadline=None)
@@ -124,17 +146,17 @@ def test_distillation_loss_from_codes_is_off_by_no_more_than_stated(logits, seed
     exact = seg_loss(student, labels, torch.from_numpy(logits)[None].double(), row, **options).kd
     coded = seg_loss(student, labels, codes, row, teacher_range=soft_range, **options).kd
     spread = float((student.amax(1) - student.amin(1)).max())
-    stated = kd_error(target_error(codec.range, temperature, num_classes), temperature, spread)
+    stated = kd_error(target_error(soft_range, temperature, num_classes), temperature, spread)
     assert abs(float(exact - coded)) <= stated + ROUNDING
 
 
 def test_codes_are_half_a_step_from_the_gaps_and_saturate_beyond_the_range():
     logits = np.random.default_rng(0).normal(0, 6, (5, 16, 16)).astype(np.float32)
-    codec = LogProb8Codec(2.0)
+    codec, soft_range = LogProb8Codec(2.0), range_for(2.0, 5)
     gap, back = logits.max(axis=0) - logits, -decoded(logits, codec)
-    inside = gap <= codec.range
-    assert np.abs(gap - back)[inside].max() <= codec.range / 510 * (1 + 1e-5)
-    assert (~inside).any() and (back[~inside] == codec.range).all()
+    inside = gap <= soft_range
+    assert np.abs(gap - back)[inside].max() <= soft_range / 510 * (1 + 1e-5)
+    assert (~inside).any() and (back[~inside] == soft_range).all()
     assert (back.min(axis=0) == 0).all()
 
 
@@ -158,13 +180,13 @@ def test_codes_of_drawn_regions_take_less_than_half_of_half_precision(num_classe
 
 def test_hard_labels_of_codes_are_the_logits_own_wherever_a_class_leads_by_half_a_step():
     logits = np.random.default_rng(3).normal(0, 1, (5, 64, 64)).astype(np.float32)
-    codec = LogProb8Codec(4.0)
+    codec, soft_range = LogProb8Codec(4.0), range_for(4.0, 5)
     found = likeliest_class(codec.decode(codec.encode(logits), logits.shape)[0])
     first, second = np.sort(logits, axis=0)[[-1, -2]]
-    leads = first - second > codec.range / 510 * (1 + 1e-5)
+    leads = first - second > soft_range / 510 * (1 + 1e-5)
     assert found.dtype == np.uint8 and (found == likeliest_class(logits))[leads].all()
     behind = first - np.take_along_axis(logits, found[None].astype(np.int64), 0)[0]
-    assert behind.max() <= codec.range / 510 * (1 + 1e-5)
+    assert behind.max() <= soft_range / 510 * (1 + 1e-5)
     tie = np.zeros((3, 1, 1), np.float32)
     assert likeliest_class(codec.decode(codec.encode(tie), tie.shape)[0]).item() == 0
 
@@ -303,12 +325,12 @@ def exact(tmp_path_factory) -> ShardSet:
 
 
 def test_range_stands_in_the_index_in_the_sidecars_and_in_the_tar_alone(coded, exact):
-    assert coded.index.codec == "logprob8" and coded.index.soft_range == range_for(2.0)
+    assert coded.index.codec == "logprob8" and coded.index.soft_range == range_for(2.0, 5)
     assert exact.index.soft_range is None
     sample = coded.read(3)
-    assert sample.soft_label.dtype == np.uint8 and sample.soft_range == range_for(2.0)
+    assert sample.soft_label.dtype == np.uint8 and sample.soft_range == range_for(2.0, 5)
     assert sample.soft_label.flags.writeable
-    assert describe_shard(coded.folder / "shard-000000.tar", OSD_CLASSES).soft_range == range_for(2.0)
+    assert describe_shard(coded.folder / "shard-000000.tar", OSD_CLASSES).soft_range == range_for(2.0, 5)
 
 
 def test_set_with_several_ranges_or_codecs_is_refused(tmp_path):
@@ -335,11 +357,11 @@ def test_batches_carry_codes_as_they_are_stored_and_one_range(coded):
     by_key = {coded.key(i): coded.read(i).soft_label for i in range(len(coded))}
     dataset = student(coded, flip=False, mosaic=False)
     batch = dataset.batch(list(range(4)))
-    assert batch.teacher.dtype == torch.uint8 and batch.teacher_range == range_for(2.0)
+    assert batch.teacher.dtype == torch.uint8 and batch.teacher_range == range_for(2.0, 5)
     for key, codes in zip(batch.keys, batch.teacher):
         assert np.array_equal(codes.numpy(), by_key[key])
     mosaic = student(coded, flip=False, mosaic=True).batch([0])
-    assert mosaic.teacher.dtype == torch.uint8 and mosaic.teacher_range == range_for(2.0)
+    assert mosaic.teacher.dtype == torch.uint8 and mosaic.teacher_range == range_for(2.0, 5)
 
 
 def test_batch_that_mixes_ranges_or_codecs_is_refused(coded, exact, tmp_path):
@@ -386,7 +408,7 @@ def test_student_trained_from_codes_has_the_losses_of_logits_within_the_stated_e
         modules.append(StudentLoss(net, cfg, 0, torch.contiguous_format))
     optimizers = [torch.optim.SGD(module.parameters(), lr=0.05) for module in modules]
     largest = max(float(np.abs(pair.soft_label).max()) for pair in make_pairs())
-    of_targets = target_error(range_for(2.0), 2.0, 5) + fp16_target_error(largest, 2.0)
+    of_targets = target_error(range_for(2.0, 5), 2.0, 5) + fp16_target_error(largest, 2.0)
     for batches in itertools.islice(zip(*sources), 8):
         assert batches[0].keys == batches[1].keys
         spreads = []
@@ -407,8 +429,8 @@ def test_student_trained_from_codes_has_the_losses_of_logits_within_the_stated_e
 
 
 def test_training_at_another_temperature_is_refused_with_the_error_that_it_would_have():
-    check_temperature(range_for(2.0), [2.0], 5)
+    check_temperature(range_for(2.0, 5), [2.0], 5)
     check_temperature(None, [0.5, 8.0], 5)
     for temperature in (1.0, 4.0):
         with pytest.raises(ValueError, match=r"for the temperature 2; softened by \d they may be off by 0\.0\d\d"):
-            check_temperature(range_for(2.0), [2.0, temperature], 5)
+            check_temperature(range_for(2.0, 5), [2.0, temperature], 5)

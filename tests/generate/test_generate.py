@@ -261,7 +261,8 @@ def test_soft_labels_are_codes_for_the_students_temperature_where_asked_and_a_se
     shards = ShardSet(generate(config))
     sample = shards.read(0)
     assert sample.soft_label.dtype == np.uint8 and shards.index.codec == "logprob8"
-    assert sample.soft_range == shards.index.soft_range == range_for(config.train_saross.loss.temperature)
+    temperature, num_classes = config.train_saross.loss.temperature, shards.classes.num_classes
+    assert sample.soft_range == shards.index.soft_range == range_for(temperature, num_classes)
     for settings in ({"codec": "fp16"}, {"codec": "logprob8", "temperature": 5.0}):
         with pytest.raises(ValueError, match=r"was made with another (codec|temperature)"):
             generate(with_teacher(tmp_path / "run", num_samples=3, **settings))
