@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from dakd.config import PrepareConfig, build_config, validated
+from dakd.config import PrepareConfig, build_config, parse_yaml, validated
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 from dakd.runtime.files import write_text
@@ -84,7 +84,7 @@ def _check_name(name: str) -> None:
 
 def _check_read_back(text: str, name: str, prepare: dict) -> None:
     """ValueError if the YAML, read again, has other values than those given; then nothing is written."""
-    config = build_config(yaml.safe_load(text), f"the YAML of {name}")
+    config = build_config(parse_yaml(text).tree, f"the YAML of {name}")
     if config.name != name or config.prepare.root != prepare.get("root") or "${" in (config.prepare.root or ""):
         raise ValueError(f"{prepare.get('root')!r} cannot be written in a YAML; move the data to a plainer path")
     if config.prepare.classes is not None and list(config.prepare.classes.items()) != list(prepare["classes"].items()):

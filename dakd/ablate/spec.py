@@ -7,21 +7,33 @@ own configuration, so that all rows have the same budget unless a row changes it
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from dakd.ablate.measures import Source, measure_of
-from dakd.config import Config, Positive, Section, TrainingSet, load_config, plain_message
+from dakd.config import (
+    Config,
+    Positive,
+    Section,
+    TrainingSet,
+    Written,
+    expected,
+    load_config,
+    read_yaml,
+    validated,
+    yaml_problem,
+)
 from dakd.shipped import find_file, not_found
 
 Number = float | int
 # By measure; or by dataset and measure, where a table has several datasets.
-PaperNumbers = Annotated[dict[str, Number | dict[str, Number]], Field(default_factory=dict)]
+PaperNumbers = Annotated[
+    dict[str, Annotated[Number | dict[str, Number], expected("a number, or numbers by measure")]],
+    Field(default_factory=dict),
+]
 Settings = Annotated[dict[str, Any], Field(default_factory=dict)]  # by dotted key
 
 
@@ -133,12 +145,12 @@ def table_file(name: str | Path) -> Path:
 def load_table(path: str | Path) -> TableSpec:
     """The validated table of a YAML file, or of one by name; ValueError naming what was found and expected."""
     path = table_file(path)
+    file = read_yaml(path)
     try:
-        tree = yaml.safe_load(path.read_text())
-        _refuse_half_characters(tree, set())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
-    return build_table(tree, str(path))
+        _refuse_half_characters(file.tree, set())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML: {yaml_problem(error)}") from None
+    return build_table(file.tree, str(path), file.written)
 
 
 def _refuse_half_characters(tree: Any, seen: set[int]) -> None:
@@ -151,16 +163,9 @@ def _refuse_half_characters(tree: Any, seen: set[int]) -> None:
             _refuse_half_characters(part, seen)
 
 
-def build_table(tree: Any, source: str) -> TableSpec:
-    """Validate a plain mapping; ValueError that lists the errors of all keys."""
-    try:
-        return TableSpec.model_validate(tree)
-    except ValidationError as error:
-        lines = []
-        for detail in error.errors():
-            where = ".".join(str(part) for part in detail["loc"])
-            lines.append(f"  {where + ': ' if where else ''}{plain_message(detail)}")
-        raise ValueError(f"{source} is not a valid table:\n" + "\n".join(lines)) from None
+def build_table(tree: Any, source: str, written: Written = lambda _: None) -> TableSpec:
+    """Validate a plain mapping; ValueError that lists the errors of all keys.  written: see `dakd.config.validated`."""
+    return validated(TableSpec, tree, f"{source} is not a valid table", written)
 
 
 def experiment(
@@ -210,12 +215,12 @@ def _with_one_set_of_scenes(config: Config) -> Config:
     return config.model_copy(update={"prepare": config.prepare.model_copy(update={"simulation": simulation})})
 
 
-def _settings(table: TableSpec, spec: DataSpec, row: RowSpec | None, small: bool) -> list[str]:
+def _settings(table: TableSpec, spec: DataSpec, row: RowSpec | None, small: bool) -> list[tuple[str, Any]]:
     """Overrides: the table's, the dataset's and the row's settings; with --small, then those for small experiments."""
     parts = [table, spec, *([row] if row is not None else [])]
     layers = [part.set for part in parts] + [part.small for part in parts if small]
     # Not merged by key: a later layer may replace a whole section of which an earlier one sets a key.
-    return [f"{key}={json.dumps(value)}" for layer in layers for key, value in layer.items()]
+    return [(key, value) for layer in layers for key, value in layer.items()]
 
 
 def without_absent(table: TableSpec) -> tuple[TableSpec, dict[str, str]]:

@@ -17,8 +17,6 @@ from dakd.config.base import (
     Section,
     Size,
     expected,
-    plain_message,
-    validated,
 )
 from dakd.config.evaluate import EvaluateConfig, FidelityConfig, PredictConfig
 from dakd.config.experiment import Config
@@ -45,6 +43,8 @@ from dakd.config.teacher import (
     UNetConfig,
 )
 from dakd.config.training import DataConfig, EngineConfig, OptimizerConfig
+from dakd.config.validation import Written, plain_fault, validated
+from dakd.config.yaml_text import parse_yaml, read_yaml, yaml_problem
 
 __all__ = [
     "STUDENT_KINDS",
@@ -84,10 +84,14 @@ __all__ = [
     "TrainSarossConfig",
     "TrainingSet",
     "UNetConfig",
+    "Written",
     "build_config",
     "dump_config",
     "expected",
     "load_config",
-    "plain_message",
+    "parse_yaml",
+    "plain_fault",
+    "read_yaml",
     "validated",
+    "yaml_problem",
 ]

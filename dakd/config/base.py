@@ -1,15 +1,19 @@
-"""The base class of all sections, number types with bounds, and validation whose one error lists all faults."""
+"""The base class of all sections, and number types with bounds."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
-Model = TypeVar("Model", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -38,47 +42,28 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_keep_their_defaults(cls, tree: Any) -> Any:
+        """A section within this one changes only the settings that it names; one that is empty changes none.
 
-def validated(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
-    """The values as a `model`; a ValueError lists all faults: found, expected, and the nearest known name.
-
-    source: the first line of the error.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = [f"  {_explain(detail, model)}" for detail in error.errors()]
-        raise ValueError(f"{source}:\n" + "\n".join(lines)) from None
-
-
-def _explain(detail: Mapping[str, Any], root: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        names = _known_keys(root, detail["loc"][:-1])
-        nearest = difflib.get_close_matches(str(detail["loc"][-1]), names, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys here: {', '.join(names)}"
-        return f"{where}: unknown key; {hint}"
-    message = plain_message(detail)
-    if detail["type"] == "literal_error":
-        nearest = difflib.get_close_matches(str(detail["input"]), re.findall(r"'([^']+)'", detail["msg"]), n=1)
-        message += f"; did you mean {nearest[0]!r}?" if nearest else ""
-    if detail["type"] == "value_error" and isinstance(detail["input"], dict):
-        # The message is about a whole section, which would be long to print, and already names the value found.
-        return f"{where}: {message}" if where else message
-    return f"{where}: {message} (found {detail['input']!r})"
+        Its default may differ from its class's: `train_saross.optimizer.lr_decay` is poly, the class says constant.
+        """
+        if not isinstance(tree, dict):
+            return tree
+        full = dict(tree)
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, Section) and name in tree:
+                if tree[name] is None:
+                    del full[name]
+                elif isinstance(tree[name], dict):
+                    full[name] = _own_values(field.default) | tree[name]
+        return full
 
 
-def plain_message(detail: Mapping[str, Any]) -> str:
-    """One error of pydantic in the words of this package."""
-    return detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
-
-
-def _known_keys(root: type[BaseModel], location: tuple) -> list[str]:
-    model: Any = root
-    for part in location:
-        if get_origin(model) is dict:  # a map of sections by free names
-            model = get_args(model)[-1]
-        else:
-            field = getattr(model, "model_fields", {}).get(part)
-            model = field.annotation if field else None
-    return sorted(getattr(model, "model_fields", {}))
+def _own_values(default: Section) -> dict[str, Any]:
+    """The values in which a section's default differs from its class's."""
+    fields = type(default).model_fields
+    if any(field.is_required() for field in fields.values()) or default != type(default)():
+        return {name: value for name, value in default if value != fields[name].default}
+    return {}

@@ -11,21 +11,19 @@ import inspect
 import textwrap
 from collections.abc import Iterator, Sequence
 from functools import cache
-from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic.fields import FieldInfo
 
-from dakd.config.base import Section, Size
+from dakd.config.base import Section
 from dakd.config.experiment import Config
-from dakd.config.prepare import SceneSide
+from dakd.config.kinds import any_of, kind
 
 REQUIRED = "required"
 WIDTH = 100  # columns of the text
 _WIDEST = 40  # columns of a value that has another one on its line
 _MOST_HINTS = 5
-_NOUNS = {int: "whole number", float: "number", str: "text"}
 
 
 class Setting(NamedTuple):
@@ -146,7 +144,7 @@ def _find(key: str) -> _Node:
             return node
     nearest = _nearest(key)
     known = ", ".join(child.key for child in _children(_ROOT))
-    hint = f"did you mean {_any_of(nearest)}?" if nearest else f"sections and settings at the top: {known}"
+    hint = f"did you mean {any_of(nearest)}?" if nearest else f"sections and settings at the top: {known}"
     raise ValueError(f"no setting or section is called {key!r}; {hint}")
 
 
@@ -193,73 +191,8 @@ def _defaults() -> dict[str, Any]:
 
 
 def _setting(node: _Node) -> Setting:
-    kind = _kind(node.field.annotation, node.field.metadata)
-    return Setting(node.key, kind, _yaml(_defaults()[node.key]), _one_line(node.field.description))
-
-
-# --- types in words ---------------------------------------------------------------------------------------------------
-
-
-def _kind(annotation: Any, metadata: Sequence[Any] = (), many: bool = False) -> str:
-    """A type in words.  metadata: its bounds.  many: in the plural, as the things in a list."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        inner = [one for extra in arguments[1:] for one in getattr(extra, "metadata", [extra])]
-        return _kind(arguments[0], [*inner, *metadata], many)
-    if origin is Literal:
-        return f"{'words' if many else 'one'} of {', '.join(map(str, arguments))}"
-    if origin in (Union, UnionType):
-        return _union(arguments)
-    if origin is tuple:
-        return _tuple(annotation, arguments, metadata, many)
-    if origin is dict:
-        value = arguments[1]
-        return f"map{'s' * many} of names to {'values' if value is Any else _kind(value, many=True)}"
-    if annotation is bool:
-        return "true or false"
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return f"{{{', '.join(annotation.model_fields)}}}"
-    return _NOUNS.get(annotation, "value") + "s" * many + _bounds(metadata)
-
-
-def _union(arguments: Sequence[Any]) -> str:
-    others = [one for one in arguments if one is not type(None)]
-    null = ["null"] * (len(others) < len(arguments))
-    if len(others) == 1:
-        return " or ".join([_kind(others[0]), *null])
-    words = [str(word) for one in others if get_origin(one) is Literal for word in get_args(one)]
-    words += ["true", "false"] * (bool in others)
-    words += [_kind(one) for one in others if get_origin(one) is not Literal and one is not bool]
-    return _any_of([*words, *null])
-
-
-def _tuple(annotation: Any, arguments: Sequence[Any], metadata: Sequence[Any], many: bool) -> str:
-    if annotation == Size:
-        return "[height, width] in pixels"
-    if annotation == tuple[SceneSide, SceneSide]:
-        return f"[height, width] in pixels, each{_bounds(get_args(SceneSide)[1].metadata)}"
-    count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
-    if least := _limit(metadata, "min_length"):
-        count = f"{least} or more "
-    return f"list{'s' * many} of {count}{_kind(arguments[0], many=True)}"
-
-
-def _bounds(metadata: Sequence[Any]) -> str:
-    if pattern := next((one.pattern for one in metadata if getattr(one, "pattern", None)), None):
-        return f" matching {pattern}"
-    if _limit(metadata, "min_length"):
-        return ", not empty"
-    ge, gt, le, lt = (_limit(metadata, name) for name in ("ge", "gt", "le", "lt"))
-    low, high = (gt if ge is None else ge), (lt if le is None else le)
-    if low is not None and high is not None:
-        return f" in {'(' if ge is None else '['}{low:g}, {high:g}{')' if le is None else ']'}"
-    if low is not None:
-        return f" {'>' if ge is None else '>='} {low:g}"
-    return "" if high is None else f" {'<' if le is None else '<='} {high:g}"
-
-
-def _limit(metadata: Sequence[Any], name: str) -> float | None:
-    return next((limit for one in metadata if (limit := getattr(one, name, None)) is not None), None)
+    words = kind(node.field.annotation, node.field.metadata)
+    return Setting(node.key, words, _yaml(_defaults()[node.key]), _one_line(node.field.description))
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -290,11 +223,6 @@ def _paragraphs(node: _Node) -> list[str]:
     """The description of a section, by paragraphs: the text of its field, or else its class's docstring."""
     text = (node.field.description if node.field else None) or inspect.cleandoc(node.model.__doc__ or "")
     return [_one_line(paragraph) for paragraph in text.split("\n\n") if paragraph.strip()]
-
-
-def _any_of(words: Sequence[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _one_line(text: str | None) -> str:

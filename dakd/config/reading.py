@@ -5,24 +5,27 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dakd.config.base import validated
 from dakd.config.experiment import Config
+from dakd.config.overrides import Overridden, Override
+from dakd.config.validation import validated
+from dakd.config.yaml_text import read_yaml
 from dakd.shipped import find_file, not_found
 
-# The parser also raises errors of Python, for bad bytes, dates and numbers.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 _MAX_VALUES = 10_000
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """The validated configuration of a YAML file with dotted overrides (`section.key=value`, values in YAML).
+def load_config(path: str | Path, overrides: Sequence[Override] | None = None) -> Config:
+    """The validated configuration of a YAML file with dotted overrides over it.
 
     path: a file, or the name of an experiment that comes with dakd, such as `demo`.
+    overrides: `section.key=value`, where a text setting takes the value as it is typed and any other one reads it as
+    YAML; or (section.key, value).
     Raises ValueError naming the key, what was found and what was expected.
     """
     found = find_file(path)
@@ -30,17 +33,20 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ValueError(f"{path} is a folder; give the YAML file of one experiment")
     if found is None:
         raise ValueError(not_found(path, "configuration"))
-    path = found
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except _YAML_ERRORS as error:
-        raise ValueError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds {type(tree).__name__}; expected a mapping with sections prepare, balance, ...")
+    path, file = found, read_yaml(found)
+    if not isinstance(file.tree, dict):
+        kind = "nothing" if file.tree is None else f"a {type(file.tree).__name__}"
+        raise ValueError(f"{path} holds {kind}; expected sections prepare, balance, ...; see dakd config show demo")
+    values = Overridden(file)
+    name = file.written(("name",))
+    if name is not None and name[1] == "a number":
+        values.tree["name"] = name[0]  # a name may look like a number: 2024
     for override in overrides or []:
-        _apply_override(tree, override)
-    source = " with ".join([str(path), *([", ".join(overrides)] if overrides else [])])
-    return build_config(_expand_variables(tree, source=str(path)), source=source)
+        values.apply(override)
+    shown = ", ".join(one if isinstance(one, str) else f"{one[0]}={one[1]!r:.80}" for one in overrides or [])
+    source = f"{path} with {shown}" if shown else str(path)
+    tree = _expand_variables(values.tree, source=str(path))
+    return validated(Config, tree, f"{source} is not a valid configuration", values.written)
 
 
 def build_config(tree: dict, source: str = "configuration") -> Config:
@@ -51,27 +57,6 @@ def build_config(tree: dict, source: str = "configuration") -> Config:
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _apply_override(tree: dict, override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise ValueError(f"override {override!r} is not of the form section.key=value, without spaces")
-    node = tree
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ValueError(f"override {override!r}: {parent!r} is a value, not a section")
-    try:
-        node[last] = yaml.safe_load(value)
-    except _YAML_ERRORS as error:
-        problem = getattr(error, "problem", None) or "it cannot be read"
-        raise ValueError(f"override {override!r}: the value is not valid YAML ({problem}); quote it") from None
-
-
-def _yaml_problem(error: Exception) -> str:
-    return "it nests too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _expand_variables(tree: Any, source: str) -> Any:

@@ -26,7 +26,7 @@ class UNetConfig(Section):
     The default is the usual unconditional 256-pixel U-Net, 113.67 M parameters (inferred).
     """
 
-    channels: tuple[Positive, ...] = (128, 128, 256, 256, 512, 512)
+    channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (128, 128, 256, 256, 512, 512)
     """Channels of each level, from the full resolution down; each further level halves the resolution."""
 
     blocks_per_level: Positive = 2
@@ -42,7 +42,8 @@ class UNetConfig(Section):
     def _levels_exist(self) -> UNetConfig:
         if any(level >= len(self.channels) for level in self.attention_levels):
             raise ValueError(
-                f"attention_levels {self.attention_levels} name a level beyond the last, {len(self.channels) - 1}"
+                f"attention_levels are {list(self.attention_levels)}, but channels has the levels 0 to "
+                f"{len(self.channels) - 1}; leave out the others, or give each level its channels"
             )
         return self
 

@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from dakd.config import plain_message
+from dakd.config import plain_fault
 from dakd.data.balance import balancing_factor, image_power
 from dakd.data.foreign_records import is_label, is_soft_label
 from dakd.data.records import (
@@ -244,12 +244,7 @@ def _parse(model: type[_Model], text: str | bytes, path: str | Path, what: str) 
             raise ValueError(
                 f"{path} has the format {first['input']!r:.20}; this version reads 1; write the set again"
             ) from None
-        where = ".".join(map(str, first["loc"]))
-        reason = plain_message(first)
-        if where:  # else it is of the whole file
-            reason = f"{where}: {reason}"
-            names_the_value = first["type"] == "value_error" and isinstance(first["input"], dict)
-            reason += "" if names_the_value else f", found {first['input']!r:.80}"
+        reason = plain_fault(first, model) if text.strip() else "it is empty"
         raise ValueError(f"{path} is not an intact {what} ({reason}); write the set again") from None
 
 

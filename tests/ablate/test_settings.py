@@ -10,7 +10,7 @@ from ablate_worlds import SOFT, TABLE, TOY, plan_of
 
 from dakd.ablate.plan import make_plan
 from dakd.ablate.run import JobStore
-from dakd.ablate.spec import TableSpec, without_absent
+from dakd.ablate.spec import TableSpec, experiment, load_table, without_absent
 from dakd.ablate.table import facts
 from dakd.cli import run_step
 
@@ -101,3 +101,24 @@ def test_a_table_of_costs_says_of_what_and_over_how_many_passes(tmp_path):
     plan = plan_of({"name": "real"}, measures=["more_params"], runs=7)
     assert "costs: of one image of 32x32; time: the mean of 7 passes" in facts(plan, [], JobStore(tmp_path))
     assert not any(line.startswith("costs") for line in facts(plan_of({"name": "real"}), [], JobStore(tmp_path)))
+
+
+@pytest.mark.parametrize("value, message", [("2024", 'prepare.root: must be text (found 2024; quote'),
+                                            ("null", None), ("0012", None), ('"no"', None)])  # fmt: skip
+def test_a_tables_text_settings_are_those_of_its_yaml(tmp_path, value, message):
+    tree = yaml.safe_dump(TABLE | {"set": {}, "rows": [{"name": "a"}], "reference": None})
+    (tmp_path / "table.yaml").write_text(tree.replace("set: {}", f"set:\n  prepare.root: {value}"))
+    table = load_table(tmp_path / "table.yaml")
+    if message is None:
+        root = experiment(table, table.rows[0], "", 0, tmp_path, False, []).prepare.root
+        assert root == {"null": None, '"no"': "no"}.get(value, value)
+        return
+    with pytest.raises(ValueError) as caught:
+        experiment(table, table.rows[0], "", 0, tmp_path, False, [])
+    assert message in str(caught.value)
+
+
+def test_a_tables_key_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "table.yaml").write_text("title: a\nset: {seed: 1}\nset: {seed: 2}\n")
+    with pytest.raises(ValueError, match=r"table.yaml is not valid YAML: line 3, .* key 'set' is in line 2 already"):
+        load_table(tmp_path / "table.yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dakd.config import Config, build_config, dump_config, load_config
+from dakd.config.explain import settings
 
 
 def write(tmp_path, text):
@@ -53,7 +54,7 @@ def test_absent_file_and_malformed_override_are_refused(tmp_path):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ValueError, match=r"section\.key=value"):
         load_config(write(tmp_path, "name: a"), ["generate.size"])
-    with pytest.raises(ValueError, match="is a value, not a section"):
+    with pytest.raises(ValueError, match="name is the value 'a', not a section"):
         load_config(write(tmp_path, "name: a"), ["name.x=3"])
 
 
@@ -94,7 +95,9 @@ def test_an_override_that_is_no_yaml_and_a_folder_are_refused(tmp_path):
 
 def test_a_name_may_look_like_a_number(tmp_path):
     assert load_config(write(tmp_path, "name: 2024")).name == "2024"
-    assert "name: must be a valid string" in explain(name=True)
+    assert load_config(write(tmp_path, "name: 007")).name == "007"
+    assert load_config(write(tmp_path, "name: 1.50")).name == "1.50"
+    assert "name: must be text (found True" in explain(name=True)
     assert "; did you mean 'unet'? (found 'unett')" in explain(train_saross={"student": {"name": "unett"}})
 
 
@@ -135,7 +138,7 @@ DOUBLING = b"a: &a [x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (i, i, i - 1, i -
         (b"[" * 5000, "nests too deeply"),
         (b"a: &a [*a]", "an alias .* leads into itself"),
         (DOUBLING, "unfolds"),
-        (b"seed: 2024-99-99", "is not valid YAML: month"),
+        (b"seed: !!timestamp 2024-99-99", "is not valid YAML: month"),
         (b"!!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
     ids=["bytes", "depth", "loop", "growth", "date", "code"],
@@ -145,3 +148,138 @@ def test_files_made_to_break_a_parser_are_refused(tmp_path, data, message):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"x\.yaml .*{message}"):
         load_config(path)
+
+
+@pytest.mark.parametrize("text", ["/data/scenes 2021 #1", "2021-01-01", "0012", "007", "1:30", "1e3", "1.50", "no",
+                                  "yes", "None", "~", "[a", "a: b", "*a", "!a", "a=b", "'a", '"', " a"])  # fmt: skip
+def test_an_override_of_a_text_setting_is_the_text_that_is_typed(tmp_path, text):
+    path = write(tmp_path, "name: a")
+    config = load_config(path, [f"prepare.root={text}", f"name={text}", f"train_saross.engine.deepspeed={text}"])
+    assert config.prepare.root == config.name == config.train_saross.engine.deepspeed == text
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+def test_null_is_no_text_and_quotation_marks_make_it_one(tmp_path):
+    path = write(tmp_path, "name: a\nprepare: {root: r}")
+    assert load_config(path, ["prepare.root=null"]).prepare.root is None
+    assert load_config(path, ['prepare.root="null"']).prepare.root == "null"
+    assert load_config(path, ["name=null"]).name == "null"  # a name cannot be null
+    assert load_config(path, ["prepare.root='a b'"]).prepare.root == "a b"
+
+
+@pytest.mark.parametrize("key, way", [("prepare.root", "prepare.root=null for none"), ("seed", "seed=null for none"),
+                                      ("name", "name='\"\"' for an empty text")])  # fmt: skip
+def test_an_override_without_a_value_is_refused(tmp_path, key, way):
+    with pytest.raises(ValueError, match="has no value; write") as caught:
+        load_config(write(tmp_path, "name: a"), [f"{key}="])
+    assert way in str(caught.value)
+
+
+@pytest.mark.parametrize("text, meaning", [("no", "true or false"), ("2024", "a number"), ("1.50", "a number"),
+                                           ("0x1F", "a number"), ("On", "true or false")])  # fmt: skip
+def test_a_files_value_that_yaml_reads_as_no_text_is_to_be_quoted(tmp_path, text, meaning):
+    with pytest.raises(ValueError) as caught:
+        load_config(write(tmp_path, f"name: a\nprepare:\n  root: {text}\n"))
+    wanted = f'prepare.root: must be text (found {text}, which YAML reads as {meaning}; quote it: root: "{text}")'
+    assert wanted in str(caught.value)
+    assert load_config(write(tmp_path, f"name: a\nprepare:\n  root: \"{text}\"\n")).prepare.root == text
+
+
+@pytest.mark.parametrize("text", ["0012", "2021-01-01", "1:30", "1e3"])
+def test_dates_and_leading_zeros_are_text_in_a_file(tmp_path, text):
+    assert load_config(write(tmp_path, f"name: a\nprepare: {{root: {text}}}")).prepare.root == text
+    assert load_config(write(tmp_path, "name: a\nseed: 0012"), ["generate.seed=010"]).seed == 12  # no octal numbers
+
+
+@pytest.mark.parametrize("text, message", [
+    ("name: a\nseed: 1\nseed: 2\n", "line 3, column 1: the key 'seed' is in line 2 already"),
+    ("name: a\nbalance:\n  b: 1\n  b: 1\n", "line 4, column 3: the key 'b' is in line 3 already"),
+    ("name: a\nprepare: {max_samples: 1, 'max_samples': 1}", "the key 'max_samples' is in line 2 already"),
+    ("name: a\nbalance: &a {b: 1, b: 2}\n", "the key 'b' is in line 2 already"),
+    ("name: a\nprepare: {<<: {root: r}, <<: {root: s}}", "the key '<<' is in line 2 already"),
+    ("name: a\nprepare: {classes: {1: [0, 0, 0], 0x1: [1, 1, 1]}}", "the key '0x1' is in line 2 already"),
+])  # fmt: skip
+def test_a_key_that_is_there_twice_is_refused_with_both_lines(tmp_path, text, message):
+    with pytest.raises(ValueError) as caught:
+        load_config(write(tmp_path, text))
+    assert message in str(caught.value) and "c.yaml" in str(caught.value)
+    with pytest.raises(ValueError, match="the key 'num_test' is in line 1 already"):
+        load_config(write(tmp_path, "name: a"), ["prepare.simulation={num_test: 1, num_test: 2}"])
+
+
+def test_a_merged_key_may_be_overridden(tmp_path):
+    text = "name: a\ntrain_saross: {engine: &e {wandb: offline, threads: 2}}\n"
+    text += "train_jointnet: {engine: {<<: *e, threads: 3}}"
+    config = load_config(write(tmp_path, text))
+    assert config.train_jointnet.engine.wandb == "offline" and config.train_jointnet.engine.threads == 3
+    assert config.train_saross.engine.threads == 2
+
+
+def test_an_override_reaches_one_of_the_places_that_share_an_anchor(tmp_path):
+    text = "name: a\ntrain_saross: {engine: &e {threads: 2}}\ntrain_jointnet: {engine: *e}"
+    config = load_config(write(tmp_path, text), ["train_saross.engine.threads=5"])
+    assert config.train_saross.engine.threads == 5 and config.train_jointnet.engine.threads == 2
+
+
+def test_an_empty_section_has_the_defaults_of_a_section_that_is_left_out(tmp_path):
+    sections = [key for key in Config.model_fields if key not in ("name", "run_dir", "seed")]
+    config = load_config(write(tmp_path, "name: a\n" + "".join(f"{key}:\n  # nothing\n" for key in sections)))
+    assert config == Config(name="a")
+    assert load_config(write(tmp_path, "name: a\ntrain_saross: {optimizer: , engine: }")) == config
+    assert load_config(write(tmp_path, "name: a\nprepare:\n"), ["prepare.shard_size=3"]).prepare.shard_size == 3
+
+
+def test_a_section_keeps_the_defaults_that_it_does_not_name(tmp_path):
+    """train_saross.optimizer.lr_decay is poly, though the class of the section says constant."""
+    config = load_config(write(tmp_path, "name: a\ntrain_saross: {optimizer: {lr: 1.0e-3}}"))
+    assert config.train_saross.optimizer.lr_decay == "poly" and config.train_saross.optimizer.lr == 1e-3
+    config = load_config(write(tmp_path, "name: a"), ["train_jointnet.stage3.steps=7"])
+    assert config.train_jointnet.stage3.lr == 1e-5 and config.train_jointnet.stage3.steps == 7
+    config = load_config(write(tmp_path, "name: a"), ["train_jointnet.stage2.lr=1e-3"])
+    assert config.train_jointnet.stage2.steps == 250_000
+
+
+@pytest.mark.parametrize("data, message", [
+    (b"name: x\n\tseed: 3", "line 2, column 1: .*indent with spaces"),
+    ("name: é".encode("latin1"), r"byte 6 \(0xe9\) is not UTF-8; save the file as UTF-8"),
+    (b"\x89PNG\r\n\x1a\n\0\0", "save the file as UTF-8"),
+    (b"name: \0", "control character"),
+    (b"name: *x", "quote a text that begins with"),
+    (b"name: a: b", "line 1, column 8: "),
+    (b"# x\n" * 300_000, "has 1200000 bytes; expected YAML of at most"),
+    (b"", "holds nothing; expected sections"),
+    (b"- 1", "holds a list; expected sections"),
+], ids=str)  # fmt: skip
+def test_a_file_that_is_no_yaml_is_refused_in_one_line_with_the_place_and_a_remedy(tmp_path, data, message):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", ["\ufeffname: ä\r\nseed: 3\r\n".encode(), "name: ä\nseed: 3".encode("utf-16")])
+def test_files_of_other_editors_are_read(tmp_path, data):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(data)
+    assert load_config(path).name == "ä" and load_config(path).seed == 3
+
+
+WRONG = [None, True, -1, 1.5, "x", [], [1, "a"], {}, {"a": 1}, [[1]], {1: 2}, float("nan")]
+
+
+@pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.key)
+def test_every_setting_refuses_wrong_values_in_plain_words_and_under_its_own_key(setting):
+    foreign = ("valid", "Input", "instance", "dictionary", "tuple", "parse", "integer", "[key]", "literal", "Field",
+               "String", "boolean", "function-")  # fmt: skip
+    for value in WRONG:
+        tree: object = value
+        for part in reversed(setting.key.split(".")):
+            tree = {part: tree}
+        try:
+            build_config({"name": "a"} | tree)
+        except ValueError as error:
+            for line in str(error).splitlines()[1:]:
+                assert [word for word in foreign if word in line] == [], line
+                assert line.strip().startswith(".".join(setting.key.split(".")[:2])), line
+                assert "found" in line or "unknown key" in line or "has no" in line or "set " in line, line
