@@ -15,6 +15,7 @@ from dakd.data.datasets import StudentDataset, TeacherDataset
 from dakd.data.order import PositionBatches
 from dakd.data.pipes import PipeDataset, PipeReaders
 from dakd.runtime.distributed import rank
+from dakd.runtime.files import open_to_append
 from dakd.runtime.stopping import ignore_stop_signals
 
 _PREFETCHED = 4  # batches that a reader works ahead
@@ -109,7 +110,7 @@ def report_skipped(batches: Iterator[Batch], folder: Path) -> Iterator[Batch]:
         if reasons:
             between = [int(batch.positions[0]), int(batch.positions[-1])]
             folder.mkdir(parents=True, exist_ok=True)
-            with open(path, "a") as stream:
+            with open_to_append(path) as stream:
                 stream.writelines(json.dumps({"positions": between, "reason": reason}) + "\n" for reason in reasons)
             for reason in reasons[: max(0, _MOST_PRINTED - num_printed)]:
                 print(f"rank {rank()}: skipped {reason}", flush=True)

@@ -25,7 +25,7 @@ from typing import Any
 from dakd.data.index import ShardEntry, describe_shard, parse_sidecar, write_index
 from dakd.data.records import BadRecord
 from dakd.data.sample import ClassTable
-from dakd.runtime.files import file_hash, replacing, write_text
+from dakd.runtime.files import file_hash, open_to_append, replacing, write_text
 
 _ATTEMPTS = 3  # a fetch may fail, and another process may evict a shard before it is opened
 # The errors that the library and the decoders raise on a damaged tar.
@@ -64,7 +64,7 @@ class ShardCache:
         # 256 lock files for any number of shards: two names that share one only wait for each other.
         lock = self.folder / "locks" / hashlib.sha256(name.encode()).hexdigest()[:2]
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with open(lock, "w") as stream:
+        with open_to_append(lock) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 

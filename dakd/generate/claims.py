@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from dakd.data.publish import publish
-from dakd.runtime.files import is_alive, written_aside
+from dakd.runtime.files import is_alive, open_to_append, written_aside
 
 
 class Claims:
@@ -45,8 +45,8 @@ class Claims:
     def beat(self, shard: int) -> None:
         """Show that the shard makes progress."""
         # A file that grows shows progress without any clock.
-        with open(self._path(shard), "ab") as stream:
-            stream.write(b".")
+        with open_to_append(self._path(shard)) as stream:
+            stream.write(".")
 
     def release(self, shard: int) -> None:
         self._path(shard).unlink(missing_ok=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 @contextmanager
@@ -41,6 +43,32 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         yield aside
     finally:
         aside.unlink(missing_ok=True)
+
+
+def open_to_append(path: str | Path) -> TextIO:
+    """Open a file of a predictable name to append to it and to read it; it is made where it is missing.
+
+    Raises ValueError for anything but a plain file: in a folder that others can write to, a link planted under that
+    name would let us change a file elsewhere, and a pipe would hold us up.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if Path(path).is_symlink():
+            raise _not_plain(path, "a symbolic link") from None
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise _not_plain(path, "a folder" if error.errno == errno.EISDIR else "a socket") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_plain(path, "a pipe or a device")
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "a+")
+
+
+def _not_plain(path: str | Path, found: str) -> ValueError:
+    return ValueError(f"{path} is {found}; expected a plain file that dakd made itself; remove it and run this again")
 
 
 def left_overs(folder: str | Path) -> list[Path]:

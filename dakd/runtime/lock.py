@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dakd.runtime.distributed import is_main
+from dakd.runtime.files import open_to_append
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -28,14 +29,14 @@ def locked(folder: Path) -> Iterator[int | None]:
 
     Yields the lock's file descriptor, None on other ranks: a child process that is given it (`pass_fds`) holds the lock
     too, and on its own should its parent be killed.
-    Raises RuntimeError naming the owner where another process holds it.
+    Raises RuntimeError naming the owner where another process holds it, ValueError where the lock is no plain file.
     """
     if not is_main():
         yield None
         return
     folder.mkdir(parents=True, exist_ok=True)
-    # a+: opening the file must not empty the record of a process that holds the lock.
-    with open(folder / ".lock", "a+") as stream:
+    # Opening the file must not empty the record of a process that holds the lock.
+    with open_to_append(folder / ".lock") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -44,6 +45,7 @@ def locked(folder: Path) -> Iterator[int | None]:
             if error.errno not in _NO_LOCKS:
                 raise
             _trust_record(folder, _read(stream))
+        _refuse_foreign_content(folder / ".lock", stream)
         _write(stream, {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())})
         try:
             yield stream.fileno()
@@ -63,6 +65,13 @@ def _trust_record(folder: Path, owner: dict | None) -> None:
         )
     if _start_of(owner["pid"]) == owner["started"]:
         raise _refusal(folder, owner)
+
+
+def _refuse_foreign_content(path: Path, stream: TextIO) -> None:
+    """A second name of somebody's file (a hard link) is not emptied; a copy of a run by such links is no danger."""
+    found = os.fstat(stream.fileno())
+    if found.st_nlink > 1 and found.st_size and _read(stream) is None:
+        raise ValueError(f"{path} is another name of a file that is no lock; expected a lock of dakd; remove that name")
 
 
 def _refusal(folder: Path, owner: dict | None) -> RuntimeError:

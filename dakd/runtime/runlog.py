@@ -19,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from dakd.config import Config, dump_config
 from dakd.runtime.distributed import is_main
-from dakd.runtime.files import sync, write_text
+from dakd.runtime.files import open_to_append, sync, write_text
 from dakd.shipped import extra_remedy
 
 REPORT_INTERVAL_S = 30.0
@@ -115,7 +115,7 @@ class RunLog:
         if not self.active:
             return
         record = {"step": step, "images_seen": images_seen, **values, "images_per_s": round(images_per_s, 3)}
-        with open(self._path, "a") as stream:
+        with open_to_append(self._path) as stream:
             stream.write(json.dumps(record) + "\n")
         if self._wandb is not None:
             self._wandb.log({f"{self.label}/{name}": value for name, value in record.items()})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 import pytest
 
-from dakd.runtime.files import file_hash, replacing, write_json, write_text
+from dakd.runtime import files
+from dakd.runtime.files import file_hash, is_alive, open_to_append, replacing, write_json, write_text
 
 
 def test_a_file_is_replaced_as_a_whole_and_its_folder_made(tmp_path):
@@ -34,3 +36,35 @@ def test_hash_is_the_sha256_of_the_bytes(tmp_path):
     path = tmp_path / "bytes"
     path.write_bytes(bytes(range(256)) * 9000)
     assert file_hash(path) == hashlib.sha256(bytes(range(256)) * 9000).hexdigest()
+
+
+def test_what_is_appended_comes_after_what_is_there_and_can_be_read(tmp_path):
+    for word in ("one", "two"):
+        with open_to_append(tmp_path / "log") as stream:
+            stream.write(word)
+            stream.seek(0)
+            assert stream.read().endswith(word)
+    assert (tmp_path / "log").read_text() == "onetwo"
+
+
+@pytest.mark.parametrize("kind", ["symbolic link", "pipe", "folder"])
+def test_a_log_under_whose_name_something_else_was_planted_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "log"
+    if kind == "symbolic link":
+        path.symlink_to(tmp_path / "elsewhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(ValueError, match=rf"log is a {kind}.*; expected a plain file"):
+        open_to_append(path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_process_is_alive_even_if_it_may_not_be_signalled(monkeypatch):
+    def refuse(pid, number):
+        raise PermissionError
+
+    assert is_alive(os.getpid()) and not is_alive(2**22 + 1) and not is_alive(1 << 70)
+    monkeypatch.setattr(files.os, "kill", refuse)
+    assert is_alive(1)

@@ -81,3 +81,34 @@ def test_another_error_of_the_file_system_is_not_hidden(tmp_path, monkeypatch):
     without_locks(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match="no locks available"), locked(tmp_path):
         pass
+
+
+def test_a_lock_that_is_a_planted_link_is_refused_and_its_target_stays_as_it_was(tmp_path):
+    target = tmp_path / "precious"
+    for content in ("kept", None):
+        if content:
+            target.write_text(content)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / ".lock").symlink_to(target)
+        message = r"\.lock is a symbolic link; expected a plain file.*remove it"
+        with pytest.raises(ValueError, match=message), locked(tmp_path / "run"):
+            pass
+        assert target.exists() == bool(content) and (not content or target.read_text() == content)
+        (tmp_path / "run" / ".lock").unlink()
+        target.unlink(missing_ok=True)
+
+
+def test_a_lock_that_is_a_second_name_of_a_file_is_refused_and_the_file_stays_as_it_was(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    os.link(tmp_path / "precious", tmp_path / ".lock")
+    with pytest.raises(ValueError, match="another name of a file that is no lock"), locked(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_a_run_that_was_copied_by_hard_links_is_locked_as_any(tmp_path):
+    with locked(tmp_path / "run"):
+        pass
+    os.link(tmp_path / "run" / ".lock", tmp_path / "copy")
+    with locked(tmp_path / "run"):
+        pass
