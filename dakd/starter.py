@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 
 import yaml
-from PIL import Image
 
 from dakd.config import PrepareConfig, build_config, parse_yaml, validated
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
+from dakd.data.readers.read_picture import picture_size
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 from dakd.runtime.files import write_text
 
@@ -156,8 +156,7 @@ def _read_some_labels(data: Dataset, entries: list[SampleFiles]) -> None:
 
 
 def _shortest_side(entry: SampleFiles) -> int:
-    with Image.open(entry.image_path) as picture:  # reads only the header of the file
-        return min(picture.size)
+    return min(picture_size(entry.image_path))
 
 
 def _text(name: str, path: Path, prepare: dict, facts: _Facts, preset: str) -> str:

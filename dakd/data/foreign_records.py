@@ -11,7 +11,6 @@ Members are decoded explicitly, by their extension; nothing else is opened, and 
 from __future__ import annotations
 
 import ast
-import io
 import json
 import math
 import struct
@@ -19,10 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from dakd.data.readers.base import BadFile, open_picture, read_grey
-from dakd.data.sample import MAX_PIXELS, Sample
+from dakd.data.readers.bad_file import BadFile
+from dakd.data.readers.read_picture import open_picture, read_grey
+from dakd.data.sample import Sample
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "image.png", "sar.png", "sar.npy")
 LABEL_MEMBERS = ("label.png", "mask.png", "seg.png", "label.npy")
@@ -95,7 +94,6 @@ def read_npy(data: bytes | memoryview, name: str) -> np.ndarray:
 def _decode_image(name: str, data: bytes | memoryview) -> np.ndarray:
     if name.endswith(".npy"):
         return _grey(read_npy(data, name), name)
-    _check_picture(data, name)
     try:
         return read_grey(Path(name), bytes(data))
     except BadFile as error:
@@ -105,7 +103,6 @@ def _decode_image(name: str, data: bytes | memoryview) -> np.ndarray:
 def _decode_label(name: str, data: bytes | memoryview) -> np.ndarray:
     if name.endswith(".npy"):
         return _grey(read_npy(data, name), name)
-    _check_picture(data, name)
     try:
         picture = open_picture(Path(name), bytes(data))
     except BadFile as error:
@@ -113,17 +110,6 @@ def _decode_label(name: str, data: bytes | memoryview) -> np.ndarray:
     if picture.mode not in ("L", "P"):
         raise ValueError(f"{name} has the pixel type {picture.mode!r}; expected class ids as grey values or a palette")
     return np.array(picture)
-
-
-def _check_picture(data: bytes | memoryview, name: str) -> None:
-    """Refuse a picture by the size in its first bytes, before memory is taken for it."""
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            width, height = picture.size
-    except Exception as error:  # PIL's errors on damaged headers have no common base
-        raise ValueError(f"{name} cannot be read as a picture ({error})") from None
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ValueError(f"{name} claims {width} x {height} pixels; expected 1 to {MAX_PIXELS} in all")
 
 
 def _grey(array: np.ndarray, name: str) -> np.ndarray:

@@ -6,8 +6,7 @@ All images that cannot be read are reported at the end, when the others are writ
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,9 @@ import numpy as np
 import torch.distributed as dist
 from PIL import Image
 
-from dakd.data.readers.base import IMAGE_SUFFIXES, BadFile, count_pages, grey_values, read_grey
+from dakd.data.readers.bad_file import BadFile
+from dakd.data.readers.base import IMAGE_SUFFIXES
+from dakd.data.readers.read_picture import MAX_SCENE_PIXELS, grey_values, read_grey
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
 from dakd.runtime.distributed import barrier, rank, world_size
 from dakd.runtime.runlog import progress, say
@@ -29,6 +30,11 @@ def grey_image(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         return _in_words(lambda: read_image(image))
     if isinstance(image, Image.Image):
         return _in_words(lambda: grey_values(image, "the picture"))
+    if np.ma.is_masked(image):
+        raise ValueError(
+            f"image hides {np.ma.count_masked(image)} of its pixels by a mask; expected a value in every pixel: cut it "
+            "to its valid part, or fill the others (image.filled(VALUE))"
+        )
     try:
         array = np.asarray(image)
     except (TypeError, RuntimeError) as error:  # of tensors that numpy cannot hold
@@ -49,27 +55,11 @@ def _in_words(read: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """(H, W) uint8 grey values of a PNG, JPEG, TIFF or BMP of any size.
+    """(H, W) uint8 grey values of a PNG, JPEG, TIFF or BMP, read as images of a dataset are, but of whole scenes too.
 
-    Taken: 8-bit grey, and 8-bit colour whose channels are equal but for JPEG's errors (their mean is taken; an alpha
-    channel is dropped). Raises BadFile for other depths, colour pictures, several pages and unreadable files.
+    Raises BadFile for all that the table in `dakd.data.readers.read_picture` refuses.
     """
-    path = Path(path)
-    with _any_size():
-        sar, num_pages = read_grey(path), count_pages(path)
-    if num_pages > 1:
-        raise BadFile(path, f"has {num_pages} pages; expected one picture a file: split it")
-    return sar
-
-
-@contextmanager
-def _any_size() -> Iterator[None]:
-    """Lets PIL open scenes of 400 million pixels, which it would refuse as an attack."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    return read_grey(Path(path), max_pixels=MAX_SCENE_PIXELS)
 
 
 def list_images(inputs: str | Path) -> tuple[list[Path], int]:

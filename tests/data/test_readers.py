@@ -11,8 +11,8 @@ from PIL import Image
 
 from dakd.config import PrepareConfig, SimulationConfig
 from dakd.data.readers import BadFile, open_dataset
-from dakd.data.readers.base import read_grey
 from dakd.data.readers.osd import decode_palette
+from dakd.data.readers.read_picture import read_grey
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 
 RNG = np.random.default_rng(0)

@@ -20,7 +20,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 
 import dakd
-from dakd.data.readers.base import BadFile
+from dakd.data.readers import BadFile
 
 OURS = str(Path(dakd.__file__).parent)
 # Limits of one reading: its CPU time, the wall clock's time, which counts waiting too, and memory.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dakd.data.readers.base import BadFile
+from dakd.data.readers import BadFile
 from dakd.predict.images import list_images, output_names, read_image
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -28,7 +28,7 @@ def test_equal_channels_are_one_image(tmp_path):
 
 def test_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(BadFile, match=r"'I;16'.*expected 8-bit grey"):
+    with pytest.raises(BadFile, match=r"1 channel of 16-bit.*expected 8-bit grey"):
         read_image(tmp_path / "a.png")
 
 

@@ -61,6 +61,7 @@ def test_a_student_shows_its_classes_device_and_facts(file):
     (Image.new("I;16", (4, 4)), "I;16"),
     (Image.fromarray(np.dstack([np.zeros((4, 4), np.uint8)] * 2 + [np.full((4, 4), 90, np.uint8)])), "colour picture"),
     (torch.zeros(4, 4, dtype=torch.bfloat16), "cannot be read as an array"),
+    (np.ma.masked_less(np.arange(16, dtype=np.uint8).reshape(4, 4), 4), "hides 4 of its pixels by a mask"),
     (None, "expected uint8 grey values"),
 ])  # fmt: skip
 def test_an_image_that_is_not_8_bit_grey_is_refused(file, image, found):

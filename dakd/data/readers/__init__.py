@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dakd.config import PrepareConfig
-from dakd.data.readers.base import BadDataset, BadFile, Dataset, SampleFiles
+from dakd.data.readers.bad_file import BadFile
+from dakd.data.readers.base import BadDataset, Dataset, SampleFiles
 
 __all__ = ["BadDataset", "BadFile", "Dataset", "SampleFiles", "open_dataset"]
 

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from dakd.data.readers.bad_file import BadFile
+from dakd.data.readers.read_picture import read_grey
 from dakd.data.sample import ClassTable, Sample
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_MAX_CHANNEL_DIFFERENCE = 8  # grey values; what JPEG's colour coding may do to a grey picture
-_LISTED = 50
-
-
-class BadFile(Exception):
-    """One file that cannot be used: its path and the reason."""
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = Path(path), reason
+_LISTED, _LONG = 50, 100  # files; characters of a reason
 
 
 class BadDataset(ValueError):
-    """A dataset that cannot be used as it is; the message lists its bad files."""
+    """A dataset that cannot be used as it is; the message lists its bad files, and a long reason once."""
 
     def __init__(self, what: str, problems: list[BadFile], remedy: str) -> None:
-        lines = [f"  {problem}" for problem in problems[:_LISTED]]
+        lines, said = [], set()
+        for problem in problems[:_LISTED]:
+            lines.append(f"  {problem.path}: the same" if problem.reason in said else f"  {problem}")
+            said |= {problem.reason} if len(problem.reason) > _LONG else set()
         if len(problems) > _LISTED:
             lines.append(f"  ... and {len(problems) - _LISTED} more")
         super().__init__("\n".join([what, *lines, remedy]))
@@ -107,56 +100,6 @@ class Dataset:
             self._problems.append(BadFile(where, f"the split {split!r} is empty"))
         mates = labels or {}
         self._entries[split] = [SampleFiles(key, images[key], mates.get(key)) for key in sorted(images, key=_natural)]
-
-
-def read_grey(path: Path, data: bytes | None = None) -> np.ndarray:
-    """(H, W) uint8 grey values of a picture; BadFile unless it is whole, 8 bits deep and grey.
-
-    data: the file's content, where it lies in no file of its own.
-    """
-    return grey_values(open_picture(path, data), path)
-
-
-def grey_values(picture: Image.Image, path: str | Path) -> np.ndarray:
-    """(H, W) uint8 grey values of a decoded picture; BadFile, naming `path`, unless it is 8 bits deep and grey."""
-    if picture.mode not in ("L", "RGB", "RGBA", "LA", "P", "1"):
-        how = "scale it to 0..255 first, as gdal_translate -ot Byte -scale IN OUT does"
-        raise BadFile(path, f"has the pixel type {picture.mode!r}; expected 8-bit grey: {how}")
-    if picture.mode == "L":
-        return np.array(picture)
-    colours = np.array(picture.convert("RGB"))
-    red, green, blue = (colours[..., channel] for channel in range(3))
-    highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    difference = int((highest - lowest).max())
-    if difference > _MAX_CHANNEL_DIFFERENCE:
-        raise BadFile(path, f"is a colour picture (channels differ by {difference}); expected grey, one SAR channel")
-    return red.copy() if difference == 0 else colours.mean(axis=-1).round().astype(np.uint8)
-
-
-def open_picture(path: Path, data: bytes | None = None) -> Image.Image:
-    """A picture, decoded to its end; BadFile when it is absent, damaged or truncated.  data: see `read_grey`."""
-    return _ask_picture(path, _decoded, data)
-
-
-def count_pages(path: Path) -> int:
-    """How many pictures a file holds; BadFile as above."""
-    return _ask_picture(path, lambda picture: getattr(picture, "n_frames", 1))
-
-
-def _decoded(picture: Image.Image) -> Image.Image:
-    picture.load()
-    return picture
-
-
-def _ask_picture(path: Path, question: Callable[[Image.Image], Any], data: bytes | None = None) -> Any:
-    if data is None and path.exists() and not path.is_file():  # a pipe would be waited for
-        raise BadFile(path, "is not a regular file; expected a picture")
-    try:
-        with Image.open(path if data is None else io.BytesIO(data)) as picture:
-            return question(picture)
-    # What the library's parsers stumble over in damaged files has no common base.
-    except Exception as error:
-        raise BadFile(path, f"cannot be read as a picture ({error})") from error
 
 
 def find_folder(parent: Path, *names: str) -> Path | None:

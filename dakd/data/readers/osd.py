@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dakd.data.readers.base import BadFile, Dataset, find_folder, list_pictures, open_picture, require_root, stem
+from dakd.data.readers.bad_file import BadFile
+from dakd.data.readers.base import Dataset, find_folder, list_pictures, require_root, stem
+from dakd.data.readers.read_picture import open_picture
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES, ClassTable
 
 

@@ -15,16 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dakd.data.readers.base import (
-    BadFile,
-    Dataset,
-    SampleFiles,
-    find_folder,
-    list_pictures,
-    read_grey,
-    require_root,
-    stem,
-)
+from dakd.data.readers.bad_file import BadFile
+from dakd.data.readers.base import Dataset, SampleFiles, find_folder, list_pictures, require_root, stem
+from dakd.data.readers.read_picture import read_grey
 from dakd.data.sample import SOS_CLASSES
 
 _NUM_CHECKED = 64  # training images that the polarity is checked on

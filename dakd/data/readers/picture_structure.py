@@ -1,0 +1,152 @@
+"""How a file stores its picture, by the file's own header: depth, channels, pages, no-data.
+
+PIL hides some of it: 16-bit colours come out as their high bytes, unmarked bands are dropped, int8 is read as uint8.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from PIL import TiffImagePlugin
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_MAX_PAGES = 1000  # that are counted
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers that state depth, size and channels
+_JPEG_ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a body
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# Tags of TIFF 6.0; the last one is GDAL's.
+_SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _EXTRA, _FORMAT, _NODATA = (
+    254, 258, 262, 274, 277, 338, 339, 42113
+)  # fmt: skip
+_REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType: an overview, a transparency mask
+_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # channels of colour by PhotometricInterpretation; else one
+_NUMBERS = {1: "unsigned", 2: "signed", 3: "float", 4: "unsigned", 5: "complex", 6: "complex"}  # by SampleFormat
+_OTHERS = (
+    (b"GIF8", "a GIF"),
+    (b"RIFF", "a WebP"),
+    (b"\0\0\0\x0cjP", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"%!PS", "PostScript"),
+    (b"%PDF", "a PDF"),
+    (b"\x89HDF", "HDF5 or NetCDF"),
+    (b"CDF", "NetCDF"),
+    (b"\x93NUMPY", "a numpy array"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself (git lfs pull fetches it)"),
+)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Facts of a header.
+
+    bits: per sample, the largest.  numbers: "unsigned", "signed", "float" or "complex".  channels: samples per pixel.
+    num_unmarked: those of them that are neither colour nor marked as transparency.  num_pages: pictures at full size.
+    is_inverted: white is stored as 0.  has_mask: a page says which pixels are hidden.  nodata: the value that means
+    "no data", or None.  orientation: 1 unless a viewer should turn the picture.
+    """
+
+    format: str
+    bits: int = 8
+    channels: int = 1
+    numbers: str = "unsigned"
+    num_unmarked: int = 0
+    num_pages: int = 1
+    is_inverted: bool = False
+    has_mask: bool = False
+    nodata: float | None = None
+    orientation: int = 1
+
+    def __str__(self) -> str:
+        plural = "s" if self.channels > 1 else ""
+        return f"{self.format} with {self.channels} channel{plural} of {self.bits}-bit {self.numbers} numbers"
+
+
+def read_structure(stream: BinaryIO) -> Structure:
+    """The structure of the picture that begins at byte 0 of a stream.
+
+    ValueError, saying what it holds, unless it is a PNG, JPEG, TIFF or BMP; damaged ones raise various errors.
+    """
+    stream.seek(0)
+    head = stream.read(32)
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return Structure("PNG", bits=head[24], channels=_PNG_CHANNELS[head[25]])
+    if head.startswith(b"\xff\xd8"):
+        return _jpeg(stream)
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return _tiff(stream, head[:16] if b"+" in head[:4] else head[:8])  # BigTIFF or not
+    if head.startswith(b"BM"):
+        return Structure("BMP")
+    found = next((name for start, name in _OTHERS if head.startswith(start)), "something else")
+    names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    raise ValueError(f"it is empty; expected {names}" if not head else f"it holds {found}; expected {names}")
+
+
+def _jpeg(stream: BinaryIO) -> Structure:
+    stream.seek(2)
+    while stream.read(1) == b"\xff":
+        marker = b"\xff"
+        while marker == b"\xff":  # any number of fill bytes
+            marker = stream.read(1)
+        if marker[0] in _JPEG_ALONE:
+            continue
+        (length,) = struct.unpack(">H", stream.read(2))
+        body = stream.read(length - 2)
+        if marker[0] in _JPEG_FRAMES:
+            return Structure("JPEG", bits=body[0], channels=body[5])
+    return Structure("JPEG")  # damaged, or with padding that PIL knows: its decoder decides
+
+
+def _tiff(stream: BinaryIO, head: bytes) -> Structure:
+    """Overviews are no pages of their own."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2(head)
+    first, kinds, seen, place = None, [], set(), directory.next
+    while place and place not in seen and len(kinds) < _MAX_PAGES:
+        seen.add(place)
+        stream.seek(place)
+        directory.load(stream)
+        kinds.append(_number(directory.get(_SUBFILE, 0)))
+        first, place = first or _first_page(directory), directory.next
+    if first is None:
+        raise ValueError("it has no page")
+    num_pages = sum(not kind & (_REDUCED | _MASK) for kind in kinds)
+    # Where an overview comes first, PIL would decode it in place of the picture.
+    num_pages = max(num_pages, 1) + (kinds[0] & _REDUCED)
+    has_mask = any(kind & _MASK for kind in kinds)
+    return Structure("TIFF", num_pages=num_pages, has_mask=has_mask, **first)
+
+
+def _first_page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> dict:
+    photometric, extra = _number(tags.get(_PHOTOMETRIC, 0)), _numbers(tags.get(_EXTRA, ()))
+    channels = _number(tags.get(_SAMPLES, 1))
+    num_marked = sum(kind in (1, 2) for kind in extra)  # transparency
+    return {
+        "bits": max(_numbers(tags.get(_BITS, 1))),
+        "channels": channels,
+        "numbers": _NUMBERS.get(max(_numbers(tags.get(_FORMAT, 1))), "unsigned"),
+        "num_unmarked": max(0, channels - _COLOURS.get(photometric, 1) - num_marked),
+        "is_inverted": photometric == 0,
+        "nodata": _nodata(tags.get(_NODATA)),
+        "orientation": _number(tags.get(_ORIENTATION, 1)),
+    }
+
+
+def _numbers(value) -> tuple[int, ...]:
+    return tuple(map(int, value)) if isinstance(value, tuple | list) else (int(value),)
+
+
+def _number(value) -> int:
+    return _numbers(value)[0]
+
+
+def _nodata(text) -> float | None:
+    """GDAL writes it as text; nan cannot be the value of an 8-bit pixel."""
+    try:
+        value = float(str(text).strip().strip("\0"))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,303 @@
+"""The one reader of pictures: of images, for prepare, evaluate, predict and Python, and of masks, not yet decoded.
+
+What is not listed as taken is refused with a remedy. Nothing is scaled, turned, averaged over bands or cut to a page.
+
+| picture | as an image | as a mask |
+|---|---|---|
+| 8-bit grey | taken | opened |
+| 1-bit, 2-bit or 4-bit grey | taken, black 0 and white 255 | opened |
+| grey TIFF with white as 0, up to 8 bits | taken, inverted as the tag demands | opened, inverted |
+| RGB of 8 bits, channels equal but for JPEG's errors | taken, their mean | opened |
+| palette of greys | taken, the greys of the palette | opened |
+| RGB or palette with colours | refused: one SAR channel | opened |
+| alpha channel or transparent colour, all opaque | taken without it | opened |
+| alpha channel or transparent colour, some pixels hidden | refused with their share: no value there | opened |
+| alpha channel with values between 0 and 255 | refused: a second band | opened |
+| TIFF with bands that are neither colour nor alpha | refused: one band | refused |
+| TIFF with a transparency mask | refused: no value there | refused |
+| TIFF with pixels of its no-data value | refused with their share: no value there | opened |
+| TIFF with overviews | taken, the full size | opened |
+| 16-bit grey, 32-bit integers, floats | refused: one scale for the dataset | opened |
+| 16-bit grey TIFF with white as 0 | refused: one scale for the dataset | refused |
+| 16-bit RGB or grey with alpha | refused: one scale for the dataset | refused |
+| 12-bit JPEG, 64-bit floats | refused: one scale for the dataset | refused |
+| signed 8-bit numbers | refused: one scale for the dataset | refused |
+| complex numbers | refused: amplitude, then one scale | refused |
+| CMYK, YCbCr, LAB | refused: convert to grey | opened |
+| several pages or frames | refused with their number | refused |
+| EXIF orientation other than 1 | refused: turn image and mask alike | refused |
+| gamma or ICC profile | taken, the values as stored | opened |
+| PNG, JPEG, TIFF or BMP under another's suffix | taken | opened |
+| GIF, WebP, JPEG 2000 or others under any suffix | refused: convert it | refused |
+| truncated or damaged | refused | refused |
+| more pixels than a record holds | refused: tiles; `predict` takes eight times as many | refused |
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile
+
+from dakd.data.readers.bad_file import BadFile
+from dakd.data.readers.picture_structure import FORMATS, Structure, read_structure
+from dakd.data.sample import MAX_PIXELS
+
+MAX_SCENE_PIXELS = 8 * MAX_PIXELS  # of an image to predict, which no record has to hold
+_MAX_CHANNEL_DIFFERENCE = 8  # grey values; what JPEG's colour coding may do to a grey picture
+_GREY_MODES = ("L", "1", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa")
+_COLOUR_MODES = ("RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_ONE_BAND = "gdal_translate -b 1 IN OUT"
+_SCALE = (
+    "bring all images of the dataset to 0..255 with one scale, gdal_translate -ot Byte -scale LO HI 0 255 IN OUT, with "
+    "LO and HI from the sensor's calibration, such as -35 and 0 for dB (with each image's own minimum and maximum, one "
+    "bright ship would squeeze the sea)"
+)
+_ONE_SCALE = f"expected 8-bit grey: {_SCALE}"
+_IDS = f"expected 8 bits a channel, or one channel of class ids: {_ONE_BAND}"
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A kind of header that PIL reads with loss or not at all: what is said of an image and of a mask, if anything."""
+
+    applies: Callable[[Structure], bool]
+    of_image: str
+    of_mask: str | None
+
+
+_REFUSALS = (
+    _Refusal(lambda s: s.numbers == "complex", f"expected its amplitude as 8-bit grey: take it, and {_SCALE}", _IDS),
+    _Refusal(lambda s: s.num_unmarked > 0, f"expected one channel: {_ONE_BAND}", f"expected one channel: {_ONE_BAND}"),
+    _Refusal(lambda s: s.bits > 8 and s.channels > 1, _ONE_SCALE, _IDS),
+    _Refusal(lambda s: s.bits > 8 and s.is_inverted, _ONE_SCALE, "and white as 0; expected black as 0"),
+    _Refusal(lambda s: (s.bits, s.numbers) == (8, "signed"), _ONE_SCALE, "expected unsigned numbers"),
+    _Refusal(lambda s: s.bits not in (1, 2, 4, 8, 16, 32), _ONE_SCALE, f"{_IDS} -ot Byte"),
+    _Refusal(lambda s: s.bits > 8, _ONE_SCALE, None),
+)
+
+
+def read_grey(path: Path, data: bytes | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """(H, W) uint8 grey values of an image; BadFile unless it is whole and the table above takes it.
+
+    data: the file's content, where it lies in no file of its own.
+    """
+    structure = _structure(path, data)
+    _refuse_structure(structure, path, is_mask=False)
+    return _grey(_decode(path, data, structure, max_pixels), path, structure.nodata)
+
+
+def grey_values(picture: Image.Image, path: str | Path) -> np.ndarray:
+    """(H, W) uint8 grey values of a PIL picture; BadFile, naming `path`, unless the table above takes it.
+
+    Where PIL still knows the picture's file, the header counts too.
+    """
+    structure = _known_structure(picture)
+    if structure is not None:
+        _refuse_structure(structure, path, is_mask=False)
+        _refuse_pages(_num_pages(picture, structure), path, ", or take the copy() of one page")
+        _refuse_turned(structure.orientation, path)
+    with _in_words(path), _strict_pil():
+        _refuse_turned(picture.getexif().get(ExifTags.Base.Orientation, 1), path)
+        return _grey(picture, path, None if structure is None else structure.nodata)
+
+
+def open_picture(path: Path, data: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A mask as a picture, decoded to its end, with the values of its file; BadFile where the table refuses a mask.
+
+    Grey values of 1, 2 and 4 bits are stretched to 0..255; `stored_values` undoes it.  data: see `read_grey`.
+    """
+    structure = _structure(path, data)
+    _refuse_structure(structure, path, is_mask=True)
+    picture = _decode(path, data, structure, max_pixels)
+    picture.info["stored_bits"] = structure.bits
+    return picture
+
+
+def stored_values(picture: Image.Image) -> np.ndarray:
+    """The values of a picture of `open_picture` as its file stores them: 0 to 3 where grey has 2 bits, not 0 to 255."""
+    values, bits = np.array(picture), picture.info.get("stored_bits", 8)
+    return values // (255 // (2**bits - 1)) if picture.mode == "L" and bits < 8 else values
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height by the header alone; BadFile when it cannot be read."""
+    with _in_words(path), _strict_pil(), Image.open(path, formats=FORMATS) as picture:
+        return picture.size
+
+
+# --- before the pixels are decoded ------------------------------------------------------------------------------------
+
+
+def _structure(path: Path, data: bytes | None) -> Structure:
+    if data is None and path.exists() and not path.is_file():  # a pipe would be waited for
+        raise BadFile(path, "is not a regular file; expected a picture")
+    with _in_words(path), open(path, "rb") if data is None else io.BytesIO(data) as stream:
+        return read_structure(stream)
+
+
+def _known_structure(picture: Image.Image) -> Structure | None:
+    """That of the file or stream that a picture was opened from; one made or changed in memory has none."""
+    file, stream = getattr(picture, "filename", ""), getattr(picture, "fp", None)
+    try:
+        if file:
+            return _structure(Path(os.fsdecode(file)), None)
+        if stream is None or stream.closed:
+            return None
+        place = stream.tell()
+        structure = read_structure(stream)
+        stream.seek(place)
+        return structure
+    except (BadFile, ValueError):  # moved, or of a format that PIL alone knows
+        return None
+
+
+def _refuse_structure(structure: Structure, path: str | Path, is_mask: bool) -> None:
+    for refusal in _REFUSALS:
+        words = refusal.of_mask if is_mask else refusal.of_image
+        if words and refusal.applies(structure):
+            raise BadFile(path, f"is a {structure}; {words}")
+    if structure.has_mask:
+        raise BadFile(path, f"hides pixels by a mask of its own; {_no_values('gdal_translate -mask none IN OUT')}")
+
+
+def _refuse_pages(num_pages: int, path: str | Path, otherwise: str = "") -> None:
+    if num_pages > 1:
+        raise BadFile(path, f"has {num_pages} pages; expected one picture a file: split it{otherwise}")
+
+
+def _refuse_turned(orientation: int, path: str | Path) -> None:
+    if orientation in range(2, 9):  # others mean nothing
+        raise BadFile(
+            path,
+            f"has the EXIF orientation {orientation}, by which viewers turn it; expected 1: turn the pixels or remove "
+            "the tag (exiftool -Orientation= FILE), so that image and mask lie alike",
+        )
+
+
+def _num_pages(picture: Image.Image, structure: Structure) -> int:
+    """PIL would count a TIFF's overviews too."""
+    return max(structure.num_pages, 1 if structure.format == "TIFF" else getattr(picture, "n_frames", 1))
+
+
+def _no_values(how_to_show: str) -> str:
+    return (
+        "expected a value in every pixel: cut the image to its valid part (gdal_translate -srcwin X Y WIDTH HEIGHT IN "
+        f"OUT), or, if what is hidden are greys too, show them: {how_to_show}"
+    )
+
+
+# --- the pixels -------------------------------------------------------------------------------------------------------
+
+
+def _decode(path: Path, data: bytes | None, structure: Structure, max_pixels: int) -> Image.Image:
+    source = path if data is None else io.BytesIO(data)
+    with _in_words(path), _strict_pil(), Image.open(source, formats=FORMATS) as picture:
+        width, height = picture.size
+        if not 0 < width * height <= max_pixels:
+            raise BadFile(
+                path,
+                f"claims {width} x {height} pixels; expected 1 to {max_pixels} in all: cut it into tiles with "
+                "gdal_retile.py",
+            )
+        _refuse_pages(_num_pages(picture, structure), path)
+        _refuse_turned(structure.orientation, path)  # PIL would turn a TIFF and forget it
+        picture.load()
+        _refuse_turned(picture.getexif().get(ExifTags.Base.Orientation, 1), path)
+        return picture
+
+
+def _grey(picture: Image.Image, path: str | Path, nodata: float | None) -> np.ndarray:
+    if picture.mode not in _GREY_MODES:
+        remedy = _ONE_SCALE
+        if picture.mode in _COLOUR_MODES:
+            remedy = "expected 8-bit grey: convert it, magick IN -colorspace Gray OUT"
+        raise BadFile(path, f"has the pixel type {picture.mode!r}; {remedy}")
+    picture.load()
+    _refuse_hidden(picture, path)
+    grey = np.array(picture) if picture.mode == "L" else _channels_to_grey(np.array(picture.convert("RGB")), path)
+    if nodata is not None and (share := float((grey == nodata).mean())):
+        how = _no_values("gdal_translate -a_nodata none IN OUT")
+        raise BadFile(path, f"holds its no-data value {nodata:g} in {_percent(share)} of its pixels; {how}")
+    return grey
+
+
+def _channels_to_grey(colours: np.ndarray, path: str | Path) -> np.ndarray:
+    red, green, blue = (colours[..., channel] for channel in range(3))
+    highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    difference = int((highest - lowest).max())
+    if difference > _MAX_CHANNEL_DIFFERENCE:
+        raise BadFile(
+            path,
+            f"is a colour picture (channels differ by {difference}); expected grey, one SAR channel: take the one that "
+            f"the others were trained on, such as {_ONE_BAND}",
+        )
+    return red.copy() if difference == 0 else colours.mean(axis=-1).round().astype(np.uint8)
+
+
+def _refuse_hidden(picture: Image.Image, path: str | Path) -> None:
+    alpha = _alpha(picture)
+    if alpha is None or alpha.min() == 255:
+        return
+    if ((alpha > 0) & (alpha < 255)).any():
+        found = f"its transparency holds the values {alpha.min()} to {alpha.max()}, as a second band would"
+        raise BadFile(path, f"{found}; expected one channel: {_ONE_BAND}")
+    share = _percent(float((alpha == 0).mean()))
+    raise BadFile(path, f"hides {share} of its pixels by transparency (alpha 0); {_no_values(_ONE_BAND)}")
+
+
+def _alpha(picture: Image.Image) -> np.ndarray | None:
+    """(H, W) uint8, 0 where a pixel is hidden; None where there is no transparency."""
+    if picture.getbands()[-1] in ("A", "a"):
+        return np.array(picture.getchannel(len(picture.getbands()) - 1))
+    return np.array(picture.convert("RGBA").getchannel("A")) if "transparency" in picture.info else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.0005 else "less than 0.1 %"
+
+
+# --- PIL --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _in_words(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except BadFile:
+        raise
+    # What the library's parsers stumble over in damaged files has no common base.
+    except Exception as error:
+        raise BadFile(path, f"cannot be read as a picture ({str(error) or type(error).__name__})") from error
+
+
+class _StrictPil:
+    """Global switches of PIL while pictures are read: sizes are checked here, and truncation is an error."""
+
+    def __init__(self) -> None:
+        self._lock, self._num_readers, self._before = threading.Lock(), 0, (None, False)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:  # several threads: the first one sets, the last one restores
+            if self._num_readers == 0:
+                self._before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+            self._num_readers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_readers -= 1
+                if self._num_readers == 0:
+                    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+
+
+_strict_pil = _StrictPil()

@@ -1,0 +1,327 @@
+"""Every row of the table of pictures: what is taken has its file's values, what is not is refused with its remedy."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, PngImagePlugin
+
+from dakd.data.readers import BadDataset, BadFile, read_picture
+from dakd.data.readers.read_picture import grey_values, open_picture, picture_size, read_grey, stored_values
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
+OTHER = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
+DEEP = RNG.integers(500, 4000, (6, 8), dtype=np.uint16)
+SOLID = np.full_like(GREY, 255)
+HIDDEN = np.where(np.arange(48).reshape(6, 8) < 12, 0, 255).astype(np.uint8)
+COLOURS = np.stack([GREY, OTHER, GREY], -1)
+ONE_SCALE = "expected 8-bit grey: bring all images of the dataset to 0..255 with one scale.*one bright ship"
+
+
+def saved(format: str, picture: Image.Image | np.ndarray, **options) -> bytes:
+    stream = io.BytesIO()
+    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(stream, format, **options)
+    return stream.getvalue()
+
+
+def png(array: np.ndarray, depth: int, kind: int) -> bytes:
+    """A PNG of any depth.  kind: the colour type.  array: (H, W) or (H, W, channels), packed where it has few bits."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = array.reshape(len(array), -1).astype(">u2" if depth == 16 else np.uint8)
+    if depth < 8:
+        bits = np.unpackbits(rows[..., None], axis=-1)[..., 8 - depth :].reshape(len(rows), -1)
+        rows, width = np.packbits(bits, axis=-1), array.shape[1]
+    width = array.shape[1]
+    body = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, len(array), depth, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def tiff(array: np.ndarray, photometric: int = 1, pages: tuple[int, ...] = (0,), extra: tuple = (), **tags) -> bytes:
+    """An uncompressed little-endian TIFF.  pages: the tag NewSubfileType of each.  tags: t42113=b"0" and the like."""
+    if array.ndim == 2:
+        array = array[..., None]
+    height, width, channels = array.shape
+    kind = {"u": 1, "i": 2, "f": 3, "c": 6}[array.dtype.kind]
+    pixels, data, links = array.tobytes(), b"II*\0", []
+    data += struct.pack("<I", 8 + len(pixels)) + pixels
+    for subfile in pages:
+        entries, tail = {254: (4, [subfile]), 256: (4, [width]), 257: (4, [height]),
+                         258: (3, [array.dtype.itemsize * 8] * channels), 259: (3, [1]), 262: (3, [photometric]),
+                         273: (4, [8]), 277: (3, [channels]), 278: (4, [height]), 279: (4, [len(pixels)]),
+                         339: (3, [kind] * channels)}, b""  # fmt: skip
+        if extra:
+            entries[338] = (3, list(extra))
+        for name, value in tags.items():
+            entries[int(name[1:])] = (2, list(value + b"\0")) if isinstance(value, bytes) else (3, [value])
+        start = len(data) + 2 + 12 * len(entries) + 4
+        directory = struct.pack("<H", len(entries))
+        for tag, (type_, values) in sorted(entries.items()):
+            packed = struct.pack(f"<{len(values)}{ {2: 'B', 3: 'H', 4: 'I'}[type_] }", *values)
+            if len(packed) > 4:
+                place, tail = struct.pack("<I", start + len(tail)), tail + packed + bytes(len(packed) % 2)
+            else:
+                place = packed.ljust(4, b"\0")
+            directory += struct.pack("<HHI", tag, type_, len(values)) + place
+        data += directory
+        links.append(len(data))
+        data += bytes(4) + tail
+        if len(links) < len(pages):
+            data = data[: links[-1]] + struct.pack("<I", len(data)) + data[links[-1] + 4 :]
+    return data
+
+
+def twelve_bits(data: bytes) -> bytes:
+    place = data.index(b"\xff\xc0") + 4
+    return data[:place] + b"\x0c" + data[place + 1 :]
+
+
+def with_palette(ids: np.ndarray, *colours: int, **options) -> bytes:
+    picture = Image.fromarray(ids, "P")
+    picture.putpalette(colours)
+    return saved("PNG", picture, **options)
+
+
+def turned(format: str) -> bytes:
+    exif = Image.Exif()
+    exif[274] = 6
+    return saved(format, GREY, exif=exif)
+
+
+def profiled() -> bytes:
+    info = PngImagePlugin.PngInfo()
+    info.add(b"gAMA", struct.pack(">I", 100000))
+    return saved("PNG", GREY, icc_profile=b"a profile", pnginfo=info)
+
+
+def two_frames(format: str) -> bytes:
+    return saved(format, GREY, save_all=True, append_images=[Image.fromarray(OTHER)])
+
+
+BITS = GREY % 2
+UNUSED = int(np.setdiff1d(np.arange(256), GREY)[0])
+GRAIN = np.stack([GREY, GREY, GREY + (GREY < 255)], -1)  # what JPEG makes of a grey picture
+
+
+def bands(*arrays: np.ndarray) -> np.ndarray:
+    return np.stack(arrays, -1)
+
+
+# By row of the table: files, and what an image of it gives, values or words of the refusal; then the same for a mask.
+ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
+    "8-bit grey": ([png(GREY, 8, 0), tiff(GREY), *(saved(name, GREY) for name in ("PNG", "TIFF", "BMP"))], GREY, None),
+    "1-bit, 2-bit or 4-bit grey": (
+        [png(BITS, 1, 0), png(BITS * 3, 2, 0), png(BITS * 15, 4, 0),
+         saved("TIFF", Image.fromarray(BITS * 255).convert("1"))],
+        BITS * 255, None,
+    ),
+    "grey TIFF with white as 0, up to 8 bits": ([tiff(255 - GREY, photometric=0)], GREY, None),
+    "RGB of 8 bits, channels equal but for JPEG's errors": (
+        [saved("PNG", GRAIN), tiff(GRAIN, photometric=2)], GRAIN.mean(-1).round().astype(np.uint8), None,
+    ),
+    "palette of greys": ([with_palette(BITS, 9, 9, 9, 200, 200, 200)], np.array([9, 200], np.uint8)[BITS], None),
+    "RGB or palette with colours": (
+        [saved("PNG", COLOURS), with_palette(BITS, 0, 0, 0, 0, 255, 255)],
+        "is a colour picture .*expected grey, one SAR channel", None,
+    ),
+    "alpha channel or transparent colour, all opaque": (
+        [saved("PNG", bands(GREY, SOLID)), saved("TIFF", bands(GREY, SOLID)), saved("PNG", bands(*[GREY] * 3, SOLID)),
+         saved("PNG", GREY, transparency=UNUSED)],
+        GREY, None,
+    ),
+    "alpha channel or transparent colour, some pixels hidden": (
+        [saved("PNG", bands(GREY, HIDDEN)), saved("PNG", bands(GREY, GREY, GREY, HIDDEN)),
+         tiff(bands(GREY, HIDDEN), extra=(1,)), tiff(bands(GREY, HIDDEN), extra=(2,)),
+         saved("PNG", HIDDEN, transparency=0), with_palette(HIDDEN // 255, 0, 0, 0, 9, 9, 9, transparency=0)],
+        r"hides 25\.0 % of its pixels by transparency .*gdal_translate -b 1", None,
+    ),
+    "alpha channel with values between 0 and 255": (
+        [saved("PNG", bands(GREY, OTHER)), saved("TIFF", bands(GREY, OTHER))],
+        "as a second band would; expected one channel: gdal_translate -b 1", None,
+    ),
+    "TIFF with bands that are neither colour nor alpha": (
+        [tiff(bands(GREY, OTHER), extra=(0,)), tiff(bands(GREY, OTHER)), tiff(bands(*[GREY] * 5), extra=(0,) * 4),
+         tiff(bands(GREY, GREY, GREY, OTHER), photometric=2, extra=(0,))],
+        "expected one channel: gdal_translate -b 1", "expected one channel",
+    ),
+    "TIFF with a transparency mask": (
+        [tiff(GREY, pages=(0, 4))], "hides pixels by a mask of its own; .*-mask none", "by a mask of its own",
+    ),
+    "TIFF with pixels of its no-data value": (
+        [tiff(HIDDEN, t42113=b"0"), tiff(HIDDEN, t42113=b"0.0 ")],
+        r"no-data value 0 in 25\.0 % of its pixels; .*-a_nodata none", None,
+    ),
+    "TIFF with overviews": ([tiff(GREY, pages=(0, 1, 1)), tiff(GREY, pages=(0, 1), t42113=b"nan")], GREY, None),
+    "16-bit grey, 32-bit integers, floats": (
+        [png(DEEP, 16, 0), *(tiff(DEEP.astype(name)) for name in ("u2", "i2", "u4", "i4", "f4"))], ONE_SCALE, None,
+    ),
+    "16-bit grey TIFF with white as 0": ([tiff(DEEP, photometric=0)], ONE_SCALE, "expected black as 0"),
+    "16-bit RGB or grey with alpha": (
+        [png(bands(DEEP, DEEP, DEEP), 16, 2), png(bands(DEEP, DEEP), 16, 4), png(bands(*[DEEP] * 4), 16, 6),
+         tiff(bands(DEEP, DEEP, DEEP), photometric=2), tiff(bands(DEEP, DEEP), extra=(2,))],
+        ONE_SCALE, "expected 8 bits a channel, or one channel",
+    ),
+    "12-bit JPEG, 64-bit floats": (
+        [twelve_bits(saved("JPEG", GREY)), tiff(DEEP.astype("f8"))], ONE_SCALE, "expected 8 bits",
+    ),
+    "signed 8-bit numbers": ([tiff(GREY.astype("i1"))], ONE_SCALE, "expected unsigned numbers"),
+    "complex numbers": (
+        [tiff(DEEP.astype("c8"))], "expected its amplitude as 8-bit grey: .*one scale", "expected 8 bits",
+    ),
+    "CMYK, YCbCr, LAB": (
+        [saved("JPEG", Image.fromarray(GREY).convert("CMYK")), saved("TIFF", Image.fromarray(COLOURS).convert("YCbCr")),
+         saved("TIFF", Image.new("LAB", (8, 6)))],
+        "expected 8-bit grey: convert it, magick IN -colorspace Gray OUT", None,
+    ),
+    "several pages or frames": (
+        [two_frames("TIFF"), two_frames("PNG"), two_frames("MPO"), tiff(GREY, pages=(0, 0))],
+        "has 2 pages; expected one picture a file", "has 2 pages",
+    ),
+    "EXIF orientation other than 1": (
+        [turned("JPEG"), turned("PNG"), turned("TIFF")],
+        "EXIF orientation 6, .*exiftool -Orientation= FILE", "EXIF orientation 6",
+    ),
+    "gamma or ICC profile": ([profiled()], GREY, None),
+    "PNG, JPEG, TIFF or BMP under another's suffix": ([saved("TIFF", GREY), saved("BMP", GREY)], GREY, None),
+    "GIF, WebP, JPEG 2000 or others under any suffix": (
+        [saved("GIF", GREY), two_frames("GIF"), saved("WEBP", GREY), saved("JPEG2000", GREY),
+         b"%!PS-Adobe-3.0 EPSF-3.0\n", b"version https://git-lfs.github.com/spec/v1\n", b""],
+        "expected PNG, JPEG, TIFF or BMP", "expected PNG, JPEG, TIFF or BMP",
+    ),
+    "truncated or damaged": (
+        [saved("PNG", GREY)[:60], saved("TIFF", GREY)[:30], tiff(GREY)[:40], saved("JPEG", GREY)[:-9],
+         saved("BMP", GREY)[:-9]],
+        "cannot be read as a picture", "cannot be read as a picture",
+    ),
+}  # fmt: skip
+SIZE_ROW = "more pixels than a record holds"
+
+
+def documented() -> list[tuple[str, str, str]]:
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", read_picture.__doc__, re.MULTILINE)
+    return rows[1:]  # below the heading
+
+
+def test_the_table_has_the_rows_that_are_tried_here():
+    assert [name for name, _, _ in documented()] == [*ROWS, SIZE_ROW]
+    for name, image, mask in documented()[:-1]:
+        _, of_image, of_mask = ROWS[name]
+        assert image.startswith("refused") == isinstance(of_image, str), name
+        assert mask.startswith("refused") == (of_mask is not None), name
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_an_image_of_each_row_is_taken_with_its_values_or_refused_with_a_remedy(tmp_path, name):
+    contents, expected, _ = ROWS[name]
+    path = tmp_path / "a.png"
+    for content in contents:
+        path.write_bytes(content)
+        for read in (lambda: read_grey(path), lambda c=content: read_grey(path, c)):
+            if isinstance(expected, str):
+                with pytest.raises(BadFile, match=rf"(?s)a\.png: .*{expected}"):
+                    read()
+            else:
+                assert np.array_equal(read(), expected)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_mask_of_each_row_is_opened_or_refused(tmp_path, name):
+    contents, _, refusal = ROWS[name]
+    path = tmp_path / "a.png"
+    for content in contents:
+        path.write_bytes(content)
+        if refusal is None:
+            assert open_picture(path).size == (8, 6)
+        else:
+            with pytest.raises(BadFile, match=rf"(?s)a\.png: .*{refusal}"):
+                open_picture(path)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if isinstance(row[1], str)])
+def test_python_refuses_the_same_files_as_pil_pictures(tmp_path, name):
+    """PIL hides what the header says, and a decoded picture leads to its file, but no longer to its bytes."""
+    path = tmp_path / "a.png"
+    for content in ROWS[name][0]:
+        path.write_bytes(content)
+        for source, is_decoded in ((path, False), (path, True), (io.BytesIO(content), False)):
+            try:
+                picture = Image.open(source)
+                if is_decoded:
+                    picture.load()
+            except (OSError, SyntaxError):
+                continue
+            if picture.format not in (*read_picture.FORMATS, "MPO"):
+                continue  # the first frame of a GIF is a picture like any other
+            with pytest.raises(BadFile, match="the picture: "):
+                grey_values(picture, "the picture")
+
+
+@pytest.mark.parametrize(("bits", "stretched"), [(1, 255), (2, 85), (4, 17)])
+def test_grey_of_few_bits_is_stretched_as_an_image_and_kept_as_ids_of_a_mask(tmp_path, bits, stretched):
+    path, ids = tmp_path / "a.png", GREY % 2**bits
+    path.write_bytes(png(ids, bits, 0))
+    assert np.array_equal(read_grey(path), ids * stretched)
+    assert np.array_equal(stored_values(open_picture(path)), ids)
+
+
+def test_deep_masks_keep_their_values(tmp_path):
+    path = tmp_path / "a.png"
+    for content in ROWS["16-bit grey, 32-bit integers, floats"][0]:
+        path.write_bytes(content)
+        assert np.array_equal(stored_values(open_picture(path)), DEEP)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(GREY, 8, 0).replace(struct.pack(">II", 8, 6), struct.pack(">II", 50_000, 40_000)))
+    data = bytearray(path.read_bytes())
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    path.write_bytes(data)
+    for read in (read_grey, open_picture):
+        with pytest.raises(BadFile, match=r"claims 50000 x 40000 pixels; expected 1 to 268435456 .*gdal_retile"):
+            read(path)
+    with pytest.raises(BadFile, match="claims 50000 x 40000"):
+        read_grey(path, max_pixels=10**9)
+    assert picture_size(path) == (50_000, 40_000)
+
+
+def test_pils_own_switches_are_set_while_files_are_read_and_restored_by_the_last_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "whole.png")
+    noise = RNG.integers(0, 256, (64, 64), dtype=np.uint8)
+    (tmp_path / "cut.jpg").write_bytes(saved("JPEG", noise)[:1500])
+    errors: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            for _ in range(20):
+                read_grey(tmp_path / "whole.png")
+                with pytest.raises(BadFile, match="truncated"):
+                    read_grey(tmp_path / "cut.jpg")
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and Image.MAX_IMAGE_PIXELS == 10 and ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_a_dataset_says_a_long_reason_once(tmp_path):
+    reason = "holds " + "many words " * 20
+    problems = [BadFile(f"{name}.png", reason if name < "c" else "short") for name in "abcd"]
+    lines = str(BadDataset("what", problems, "remedy")).splitlines()[1:-1]
+    assert lines == [f"  a.png: {reason}", "  b.png: the same", "  c.png: short", "  d.png: short"]
