@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from dakd.ablate.plan import Cell, Job, TablePlan
 from dakd.ablate.run import JobStore
 from dakd.ablate.spec import RowSpec
 from dakd.metrics.bootstrap import Difference, over_seeds, paired_bootstrap
+from dakd.runtime.files import parse_json
 
 _RESULT_FILES = {"cost": "cost.json", "pairs": "evaluate/generation.json"}
 
@@ -85,7 +86,8 @@ def read_results(cell: Cell, store: JobStore) -> dict[str, dict]:
     for source, job in cell.jobs.items():
         if store.is_done(job):
             file = _RESULT_FILES.get(source, f"evaluate/{cell.row.training_set}.json")
-            results[source] = json.loads((store.folder_of(job) / file).read_text())
+            path = store.folder_of(job) / file
+            results[source] = parse_json(path.read_bytes(), path, _remedy(store, job))
     return results
 
 
@@ -116,8 +118,15 @@ def _image_counts(cell: Cell, store: JobStore) -> tuple[np.ndarray, np.ndarray] 
     path = store.folder_of(job) / "evaluate" / f"{cell.row.training_set}.images.npz" if job is not None else None
     if path is None or not store.is_done(job) or not path.is_file():
         return None
-    with np.load(path) as arrays:
-        return arrays["counts"], arrays["keys"]
+    try:
+        with np.load(path) as arrays:
+            return arrays["counts"], arrays["keys"]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); {_remedy(store, job)}") from None
+
+
+def _remedy(store: JobStore, job: Job) -> str:
+    return f"remove {store.folder_of(job)}, and the job is done again"
 
 
 def _seconds(cells: Sequence[Cell], store: JobStore) -> float:

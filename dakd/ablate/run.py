@@ -7,7 +7,6 @@ again by the next call; jobs that build on it are left out, and all others are d
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import signal
@@ -29,7 +28,7 @@ from dakd.data.prepare import prepare
 from dakd.evaluate.evaluate import evaluate
 from dakd.generate.generate import generate
 from dakd.pipeline import UNDER_DEEPSPEED, Stopped, finish_step, fitting_processes, step_command
-from dakd.runtime.files import write_json, write_text
+from dakd.runtime.files import read_json, write_json, write_text
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import format_duration, say
 from dakd.runtime.stopping import Preempted
@@ -62,7 +61,7 @@ class JobStore:
     def record(self, job: Job) -> dict | None:
         """The commit, device and seconds of a job that is done; None before."""
         path = self.folder_of(job) / _DONE
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path, f"remove {path.parent}, and the job is done again")
 
     def is_done(self, job: Job) -> bool:
         return (self.folder_of(job) / _DONE).is_file()
@@ -173,7 +172,8 @@ def _time_kept(folder: Path) -> Iterator[None]:
 
 def _spent(folder: Path) -> float:
     path = folder / _SPENT
-    return json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+    spent = read_json(path, f"remove {path}")
+    return spent["seconds"] if spent is not None else 0.0
 
 
 def _do_here(step: str, options: Sequence[str], config: Config) -> None:

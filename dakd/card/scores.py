@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dakd.card.sections import bullets, plain, table
-from dakd.card.subject import Subject, read_json
+from dakd.card.subject import Subject
+from dakd.runtime.files import read_json
 
 
 def find_scores(model: Subject) -> dict | str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from dakd.config import STUDENT_KINDS, Config, StudentConfig, load_config
 from dakd.data.sample import ClassTable
+from dakd.runtime.files import read_json
 
 TITLES = {"jointnet": "SAR-JointNet", "ddpm": "DDPM"}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -87,19 +87,6 @@ def refuse_unknown(metadata: Mapping, source: str) -> None:
             StudentConfig.model_validate(metadata["student"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the metadata of {source} are not whole; write or copy it again: {error!r:.300}") from error
-
-
-def read_json(path: Path) -> dict | None:
-    """A JSON table of the run; None where the file is absent, ValueError where it is damaged."""
-    try:
-        table = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON; run the step that writes it again: {error}") from None
-    if not isinstance(table, dict):
-        raise ValueError(f"{path} holds {type(table).__name__}; expected a table; run the step that writes it again")
-    return table
 
 
 def trained_on(model: Subject, folder: str) -> dict | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import dakd
 from dakd.cli.command import Command, HelpfulParser
+from dakd.cli.errors import message_of
 from dakd.cli.steps import STEP_COMMANDS
 from dakd.cli.tools import TOOL_COMMANDS
 from dakd.runtime.slurm import set_rank_from_slurm
@@ -107,11 +108,10 @@ def _run(command: Command, argv: list[str], local_rank: int | None) -> int:
     except BrokenPipeError:  # `dakd config show demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # whatever it is: a traceback is no message
         if os.environ.get("DAKD_TRACEBACK"):
             raise
-        hint = "" if isinstance(error, ValueError) else "\n(DAKD_TRACEBACK=1 shows where it happened)"
-        return _fail(command, f"{error}{hint}", FAILED)
+        return _fail(command, message_of(error), FAILED)
 
 
 def _fail(command: Command, message: str, status: int) -> int:

@@ -6,7 +6,6 @@ With masks in {-1, +1} the mask's power is exactly 1, so b is the RMS of the tra
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from dakd.config import Config
 from dakd.runtime.distributed import is_main
-from dakd.runtime.files import write_json
+from dakd.runtime.files import read_json, write_json
 from dakd.runtime.runlog import say
 
 
@@ -46,9 +45,13 @@ def resolve_balance(b: float | str, run_dir: str | Path) -> float:
 def computed_balance(run_dir: str | Path) -> float:
     """The balancing factor in the index of the run's training set."""
     path = Path(run_dir) / "prepare" / "train" / "index.json"
-    if not path.is_file():
+    index = read_json(path, f"remove {path.parents[1]} and run prepare again")
+    if index is None:
         raise ValueError(f"b is computed from {path}, which does not exist; run the prepare step first")
-    return float(json.loads(path.read_text())["balancing_factor"])
+    b = index["balancing_factor"]
+    if not isinstance(b, int | float) or not 0 < b < math.inf:
+        raise ValueError(f"{path} has the balancing_factor {b!r:.80}; expected a number above 0; run prepare again")
+    return float(b)
 
 
 def balance(config: Config) -> float:

@@ -26,7 +26,7 @@ from dakd.data.prepared import prepare_settings
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
 from dakd.data.sample import Sample
 from dakd.data.shards import write_index, write_shard
-from dakd.runtime.files import write_json
+from dakd.runtime.files import read_json, write_json
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import progress, say
 
@@ -284,8 +284,8 @@ def _reusable(folder: Path, settings: dict, rebuild: bool = False) -> PrepareRes
 
 def _find_report(folder: Path) -> dict | None:
     path = folder / "report.json"
-    if path.is_file():
-        return json.loads(path.read_text())
+    if (report := read_json(path, f"remove {folder} and run prepare again")) is not None:
+        return report
     if folder.exists():
         raise ValueError(
             f"{folder} exists without report.json, so prepare did not make it; remove it or take another run"

@@ -33,7 +33,7 @@ class ClassTable:
                 raise ValueError(f"the colour of {name} is {colour!r}; expected three of 0 to 255, as (0, 0, 0)")
         for what, entries in (("name", self.names), ("colour", self.colours)):
             if len(set(entries)) != len(entries):
-                raise ValueError(f"class table repeats a {what}: {entries}")
+                raise ValueError(f"class table repeats a {what}: {entries}; give each class its own")
 
     @property
     def num_classes(self) -> int:
@@ -42,8 +42,12 @@ class ClassTable:
     def id_of(self, name: str) -> int:
         """The id of the class called `name`; ValueError when there is none."""
         if name not in self.names:
-            raise ValueError(f"no class is called {name!r}; the table has {', '.join(self.names)}")
+            raise ValueError(self.no_class(name))
         return self.names.index(name)
+
+    def no_class(self, name: object) -> str:
+        """The message that there is no class of that name."""
+        return f"no class is called {name!r}; the table has {', '.join(self.names)}"
 
     def palette(self) -> np.ndarray:
         """(256, 3) uint8 colours by id; ids outside the table, the ignore index among them, are mid-grey."""

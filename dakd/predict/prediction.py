@@ -12,6 +12,7 @@ from PIL import Image
 
 from dakd.data.pictures import class_map, overlay, save_png
 from dakd.data.sample import ClassTable
+from dakd.runtime.named import Named
 
 OVERLAY_ALPHA = 0.45
 
@@ -34,9 +35,10 @@ class Prediction:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the pixels that each class has, by name."""
+        """The share of the pixels that each class has, by name; a name that no class has raises KeyError with them."""
         counts = np.bincount(self.label.ravel(), minlength=self.classes.num_classes)
-        return {name: float(count / self.label.size) for name, count in zip(self.classes.names, counts)}
+        shares = {name: float(count / self.label.size) for name, count in zip(self.classes.names, counts)}
+        return Named(shares, self.classes.no_class)
 
     def overlay(self, alpha: float = OVERLAY_ALPHA) -> Image.Image:
         """The image with every class but the first laid over it in its colour, `alpha` strong (0 to 1)."""

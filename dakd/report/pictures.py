@@ -38,10 +38,13 @@ def thumbnail(path: Path) -> Picture:
 
 
 def _embed(path: Path, max_side: int, shrunk_format: str, **options: int) -> Picture:
-    with Image.open(path) as opened:
-        if max(opened.size) <= max_side and opened.format == "PNG":
-            return Picture(path.stem, opened.width, _data_uri("PNG", path.read_bytes()))
-        image = opened.convert("RGB")
+    try:
+        with Image.open(path) as opened:
+            if max(opened.size) <= max_side and opened.format == "PNG":
+                return Picture(path.stem, opened.width, _data_uri("PNG", path.read_bytes()))
+            image = opened.convert("RGB")
+    except Exception as error:  # PIL's errors on damaged pictures have no common base
+        raise ValueError(f"{path} cannot be read as a picture ({error}); run the step that draws it again") from None
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, format=shrunk_format, optimize=True, **options)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
+from dakd.config import read_yaml
 from dakd.data.prepare import notes
 from dakd.data.sample import ClassTable
 from dakd.evaluate.pairs import fidelity_notes, fidelity_rows, physics_note, physics_rows, statistics_rows
@@ -43,8 +43,24 @@ def write_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"no run folder at {run_dir}; run the steps first")
+    try:
+        text = _page(run_dir)
+    except (TypeError, AttributeError, LookupError, ArithmeticError, TemplateError) as error:
+        if isinstance(error, ValueError):  # it names a file
+            raise
+        raise ValueError(
+            f"a file of results in {run_dir} is not one that this version writes ({type(error).__name__}: {error}); "
+            "run the steps again that wrote them: dakd evaluate first"
+        ) from None
+    path = run_dir / "report" / "index.html"
+    write_text(path, text)
+    return path
+
+
+def _page(run_dir: Path) -> str:
     config = run_dir / "config.yaml"
-    settings = config.read_text() if config.is_file() else None
+    settings = config.read_text(errors="replace") if config.is_file() else None
+    tree = read_yaml(config).tree if settings is not None else None
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -54,8 +70,8 @@ def write_report(run_dir: str | Path) -> Path:
         keep_trailing_newline=True,
     )
     environment.globals |= {"cells": _cells}
-    text = environment.get_template("page.html").render(
-        name=yaml.safe_load(settings).get("name", run_dir.name) if settings else run_dir.name,
+    return environment.get_template("page.html").render(
+        name=tree.get("name", run_dir.name) if isinstance(tree, dict) else run_dir.name,
         sections=SECTIONS,
         is_evaluated=(run_dir / "evaluate" / "table.json").is_file(),
         results=results(run_dir),
@@ -68,9 +84,6 @@ def write_report(run_dir: str | Path) -> Path:
         data=_data(run_dir),
         settings=settings,
     )
-    path = run_dir / "report" / "index.html"
-    write_text(path, text)
-    return path
 
 
 def _shown_images(run_dir: Path) -> dict | None:

@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from dakd.runtime.named import Named
+
+REMEDY = "run the step that writes it again, or copy it again"
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -104,10 +108,32 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file; None where there is no such file."""
+def read_json(path: str | Path, remedy: str = REMEDY) -> Named | None:
+    """The table, a mapping of names to values, in a JSON file; None where there is no such file.
+
+    remedy: for the messages.  Raises ValueError that names the file where it is empty, damaged or holds another thing;
+    so does a name in it that is not there.
+    """
     path = Path(path)
-    return json.loads(path.read_text()) if path.is_file() else None
+    return parse_json(path.read_bytes(), path, remedy) if path.is_file() else None
+
+
+def parse_json(text: str | bytes, path: str | Path, remedy: str = REMEDY) -> Named:
+    """The table of a JSON text.  path: where it comes from, for the messages (see `read_json`)."""
+    if not text.strip():
+        raise ValueError(f"{path} is empty; expected JSON; {remedy}")
+
+    def named(values: dict) -> Named:
+        return Named(values, lambda name: f"{path} has no {name!r}; {remedy}")
+
+    try:
+        table = json.loads(text, object_hook=named)
+    except (ValueError, RecursionError) as error:
+        reason = "it nests too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is not JSON ({reason}); {remedy}") from None
+    if not isinstance(table, Named):
+        raise ValueError(f"{path} holds a {type(table).__name__}; expected names and values in braces; {remedy}")
+    return table
 
 
 def sync(path: Path) -> None:

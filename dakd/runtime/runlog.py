@@ -151,7 +151,7 @@ def drop_records_after(path: Path, step: int) -> None:
     """Keep the records of steps up to `step`; a last line that a kill cut short is dropped too."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines()
+    lines = _lines(path)
     kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= step]
     if len(kept) != len(lines):
         write_text(path, "".join(line + "\n" for line in kept))
@@ -161,13 +161,18 @@ def read_records(path: Path) -> list[dict]:
     """The records of a metrics.jsonl, in order; an unfinished last line is left out."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if _step_of(line) is not None]
+    return [json.loads(line) for line in _lines(path) if _step_of(line) is not None]
+
+
+def _lines(path: Path) -> list[str]:
+    # Bytes that are not UTF-8, after a disk's fault, make their line one that is left out.
+    return path.read_text(errors="replace").splitlines()
 
 
 def _step_of(line: str) -> int | None:
     try:
         return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import signal
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dakd.runtime.files import write_json
+from dakd.runtime.files import parse_json, write_json
 
 REASONS = ("SIGTERM", "SIGUSR1", "time limit", "request")
 STOP_MARGIN_S = 300.0  # for the running step and its checkpoint, before the end of a SLURM job
@@ -127,7 +126,10 @@ def write_requeue_marker(folder: Path, reason: str, step: int, total_steps: int)
 
 def read_requeue_markers(step_folder: Path) -> list[dict]:
     """The contents of the markers below the folder of a pipeline step."""
-    return [json.loads(path.read_text()) for path in sorted(step_folder.glob(f"*/{MARKER_FILE}"))]
+    return [
+        parse_json(path.read_bytes(), path, "remove it and start the step again")
+        for path in sorted(step_folder.glob(f"*/{MARKER_FILE}"))
+    ]
 
 
 def remove_requeue_markers(step_folder: Path) -> None:

@@ -8,7 +8,6 @@ explained where it is done.
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from dakd.config import EngineConfig, OptimizerConfig
 from dakd.runtime import distributed
+from dakd.runtime.files import parse_json
 from dakd.shipped import config_folder, extra_remedy, find_file, not_found
 
 MASTER = "master"  # the fp32 weights; other states are named as in the optimizer
@@ -49,9 +49,10 @@ def zero_config(path: str) -> dict:
     found = find_file(path, "deepspeed", ".json") or (in_checkout if in_checkout.is_file() else None)
     if found is None:
         raise ValueError(not_found(path, "DeepSpeed configuration", "deepspeed", ".json"))
-    tree = json.loads(found.read_text())
+    tree = parse_json(found.read_bytes(), found, 'expected {"zero_optimization": {"stage": 1}}')
     unknown = set(tree) - {"zero_optimization"}
-    stage = tree.get("zero_optimization", {}).get("stage")
+    section = tree.get("zero_optimization", {})
+    stage = section.get("stage") if isinstance(section, dict) else None
     if unknown or stage not in (1, 2, 3):
         raise ValueError(
             f"{found} has stage {stage} and {sorted(unknown) or 'no other key'}; expected only "

@@ -14,12 +14,13 @@ from tiny_students import TINY_MAMBA_STUDENT
 from torch import Tensor, nn
 
 from dakd.config import StudentConfig, build_config
-from dakd.data.sample import SOS_CLASSES, Sample
+from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, Sample
 from dakd.data.shards import write_index, write_shard
 from dakd.data.transforms import to_student
 from dakd.models.registry import build_student
 from dakd.predict.images import BadImages
 from dakd.predict.predict import predict
+from dakd.predict.prediction import Prediction
 from dakd.predict.student import Student
 from dakd.report.report import write_report
 from dakd.weights import save_student
@@ -194,3 +195,11 @@ def test_a_saved_student_predicts_any_size(tmp_path):
         logits = student.net(to_student(torch.as_tensor(sar)[None, None]))[0].numpy()
     assert probabilities.shape == (2, 37, 45)
     assert (np.array(Image.open(tmp_path / "out" / "a_class.png")) == logits.argmax(axis=0)).all()
+
+
+def test_the_share_of_a_class_that_there_is_not_is_an_error_with_the_classes():
+    prediction = Prediction(np.zeros((2, 2), np.uint8), np.full((5, 2, 2), 0.2, np.float32), OSD_CLASSES)
+    assert prediction.shares["sea"] == 1.0
+    with pytest.raises(KeyError) as caught:
+        prediction.shares["Oil"]
+    assert str(caught.value) == "no class is called 'Oil'; the table has sea, oil, look-alike, ship, land"
