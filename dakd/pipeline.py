@@ -19,14 +19,17 @@ import torch
 
 from dakd.config import Config
 from dakd.runtime.distributed import free_port
+from dakd.runtime.family import dying_with_this_process
 from dakd.runtime.runlog import format_duration, say
 from dakd.runtime.stopping import (
+    BROKEN_PIPE,
     ENDED_BY_SIGNAL,
     REQUEST_FILE,
     Preempted,
     read_requeue_markers,
     remove_requeue_markers,
     request_stop,
+    stop_signals,
 )
 from dakd.shipped import extra_remedy
 
@@ -75,6 +78,8 @@ def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequenc
         raise Preempted(f"stopped in {step}{where}; the same command resumes the work")
     if was_signalled:
         raise Stopped(f"stopped during {step}; the same command resumes the work")
+    if code == BROKEN_PIPE:
+        raise RuntimeError(f"stopped during {step}: what read its output has ended; the same command resumes the work")
     if code in ENDED_BY_SIGNAL:
         raise RuntimeError(f"stopped during {step}; the same command resumes the work")
     if code != 0:
@@ -93,25 +98,35 @@ def run_command(
     """Run a step. Returns its exit status, and whether this process received a signal to stop while it ran.
 
     request: the file of a stop request, for a training. DeepSpeed's launcher passes no SIGTERM on to its ranks and dies
-    of SIGUSR1, so a first SIGTERM or SIGUSR1 becomes that file, and the training ends at a checkpoint. A second one,
-    SIGINT, and a signal during any other step go to all processes of the step, which have a process group of their own.
+    of SIGUSR1, so a first SIGTERM, SIGUSR1 or SIGHUP becomes that file, and the training ends at a checkpoint. A second
+    one, SIGINT, and a signal during any other step go to all processes of the step, which have a process group of their
+    own. Should this process be killed, the step gets SIGTERM from the kernel, and its ranks see their launcher end.
     """
-    step = subprocess.Popen(command, env=step_environment(), start_new_session=True, pass_fds=pass_fds)
+    step = subprocess.Popen(
+        command, env=step_environment(), start_new_session=True, pass_fds=pass_fds, preexec_fn=dying_with_this_process()
+    )
     received: list[int] = []
 
     def pass_on(number: int, _: object) -> None:
         received.append(number)
         if request is None or number == signal.SIGINT or len(received) > 1:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(step.pid, signal.SIGTERM if number == signal.SIGUSR1 else number)
+            end(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    def end(number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(step.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (*stop_signals(), signal.SIGINT)}
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return step.wait(timeout=0.2), bool(received)
             if received and request is not None and not request.exists():
-                request_stop(request.parent)  # again and again: a training that is just starting removes an older one
+                try:
+                    request_stop(request.parent)  # again and again: a training that just starts removes an older one
+                except (OSError, ValueError):  # a full disk, or no run folder yet: the signal itself does it then
+                    request = None
+                    end(signal.SIGTERM)
     finally:
         if received and request is not None:
             request.unlink(missing_ok=True)

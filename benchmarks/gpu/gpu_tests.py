@@ -12,7 +12,7 @@ import threading
 
 from lib.device import ROOT, seconds_given
 
-from dakd.runtime.stopping import die_with_parent
+from dakd.runtime.family import die_with_parent
 from gpu.visit import LOG, Visit
 from gpu.workers import Job, Phase, Wrong
 

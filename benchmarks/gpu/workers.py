@@ -21,7 +21,7 @@ import torch
 from lib.device import UNTIL_VARIABLE
 from lib.timing import reason
 
-from dakd.runtime.stopping import die_with_parent
+from dakd.runtime.family import die_with_parent
 
 # A job needs at least this much time to start; a killed one gets this long to be gone.
 _LEAST_S, _GONE_S = 3.0, 5.0

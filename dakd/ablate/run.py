@@ -31,7 +31,7 @@ from dakd.pipeline import UNDER_DEEPSPEED, Stopped, finish_step, fitting_process
 from dakd.runtime.files import read_json, write_json, write_text
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import format_duration, say
-from dakd.runtime.stopping import Preempted
+from dakd.runtime.stopping import Preempted, stop_signals
 from dakd.shipped import code_version
 from dakd.train.jointnet import train_jointnet
 from dakd.train.saross import train_saross
@@ -86,7 +86,7 @@ def work(plan: TablePlan, store: JobStore, processes: int | None = None, first: 
                 continue
             names = ", ".join(job.name for job in ready)
             if ready and names != reported:
-                say(f"ablate: waiting for other workers, or steps that have outlived theirs: {names}")
+                say(f"ablate: waiting for other workers, or for the checkpoints of killed ones: {names}")
                 reported = names
             time.sleep(_POLL_S)
     return unfinished
@@ -94,14 +94,14 @@ def work(plan: TablePlan, store: JobStore, processes: int | None = None, first: 
 
 @contextmanager
 def _signals_as_preempted() -> Iterator[None]:
-    """Within the block SIGTERM and SIGUSR1 raise Preempted, unless a step handles them: a stop is not a failure."""
+    """Within the block a signal to stop raises Preempted, unless a step handles them: a stop is not a failure."""
     before: dict[int, Any] = {}
 
     def stop(number: int, _: object) -> None:
         raise Preempted(f"stopped by {signal.Signals(number).name}; the same command resumes the work")
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:
@@ -123,7 +123,7 @@ def _visit(job: Job, store: JobStore, processes: int | None, unfinished: Unfinis
         try:
             # Not the lock of the job's folder: the steps lock that themselves.
             descriptor = stack.enter_context(locked(store.folder / "locks" / job.name))
-        except RuntimeError:  # held by another worker, or by a step that has outlived its worker
+        except RuntimeError:  # held by another worker, or by a step that writes its last checkpoint
             return False
         try:
             # Another worker may have finished it just before this one got the lock.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import itertools
 import logging
@@ -23,7 +24,7 @@ from dakd.runtime.stopping import (
     PREEMPTED,
     WRONG_ARGUMENTS,
     Preempted,
-    die_with_parent,
+    end_with_launcher,
     is_rank_0,
 )
 
@@ -115,7 +116,8 @@ def _run(command: Command, argv: list[str], local_rank: int | None) -> int:
 
 
 def _fail(command: Command, message: str, status: int) -> int:
-    print(f"dakd {command.name}: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a closed terminal
+        print(f"dakd {command.name}: {message}", file=sys.stderr, flush=True)
     return status
 
 
@@ -129,5 +131,5 @@ def _process_arguments() -> list[str]:
     """The arguments of this process, which also takes its rank from its launcher, before torch is imported."""
     set_rank_from_slurm()
     if "RANK" in os.environ:
-        die_with_parent()  # one of several processes: it ends with its launcher
+        end_with_launcher()
     return sys.argv[1:]

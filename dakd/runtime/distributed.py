@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from dakd.runtime.slurm import set_rank_from_slurm
-from dakd.runtime.stopping import die_with_parent
+from dakd.runtime.stopping import end_with_launcher
 
 # How long ranks wait for one that hangs, or that writes a large checkpoint to a slow file system.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -70,7 +70,7 @@ def init_process_group() -> None:
         return
     set_rank_from_slurm()
     if "RANK" in os.environ:
-        die_with_parent()
+        end_with_launcher()
     else:
         # torch and DeepSpeed read these variables, in a world of one too.
         os.environ.update(

@@ -77,7 +77,7 @@ def _refuse_foreign_content(path: Path, stream: TextIO) -> None:
 def _refusal(folder: Path, owner: dict | None) -> RuntimeError:
     return RuntimeError(
         f"{folder} is being written by {'another process' if owner is None else _name(owner)}; wait for it, or stop it "
-        "(a launcher that was killed may have left its ranks running)"
+        "(the ranks of a launcher that was killed write a checkpoint before they end)"
     )
 
 

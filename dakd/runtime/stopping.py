@@ -1,16 +1,17 @@
 """How a process ends: exit statuses, a training's stop at the end of a step on request, a rank's with its launcher.
 
-A stop request is SIGTERM, SIGUSR1, the end of the allotted time, or a file in the run folder (`dakd stop RUN`), for
-launchers that pass no signal on. A rank that receives one only remembers it, and votes to stop in its next step. The
-ranks add up their votes in the sum that every step takes anyhow, so all of them stop after the same step, with its
-checkpoint. Standard library only: a rank listens before it imports torch, which takes seconds.
+A stop request is SIGTERM, SIGUSR1, SIGHUP (a closed terminal), the end of the launcher, of what reads the output, or of
+the allotted time, or a file in the run folder (`dakd stop RUN`), for launchers that pass no signal on. A rank that
+receives one only remembers it, and votes to stop in its next step. The ranks add up their votes in the sum that every
+step takes anyhow, so all of them stop after the same step, with its checkpoint. Standard library only: a rank listens
+before it imports torch, which takes seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
+import select
 import signal
 import sys
 import threading
@@ -19,14 +20,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dakd.runtime.family import call_when_launcher_ends, die_with_parent
 from dakd.runtime.files import parse_json, write_json
 
-REASONS = ("SIGTERM", "SIGUSR1", "time limit", "request")
+_LAUNCHER_ENDED, _OUTPUT_CLOSED = "end of the launcher", "closed output"
+REASONS = (_LAUNCHER_ENDED, "SIGTERM", "SIGUSR1", "SIGHUP", _OUTPUT_CLOSED, "time limit", "request")
 STOP_MARGIN_S = 300.0  # for the running step and its checkpoint, before the end of a SLURM job
 REQUEST_FILE, MARKER_FILE = "stop.json", "requeue.json"
-_SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _listener: StopListener | None = None
+_ends_with_launcher = _watches_output = False
 
 # Exit statuses that dakd returns, or reads from the processes of its steps.
 FAILED = 1
@@ -77,12 +79,18 @@ def stop_reason(votes: Sequence[float]) -> str | None:
     return next((reason for reason, count in zip(REASONS, votes) if count), None)
 
 
+def stop_signals() -> tuple[int, ...]:
+    """The signals that ask for a stop: SIGHUP comes from a closed terminal, and is none of them under `nohup`."""
+    hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGTERM, signal.SIGUSR1, *hang_up)
+
+
 @contextmanager
 def listen_for_stop(run_path: Path) -> Iterator[StopListener]:
-    """Until the block ends, SIGTERM and SIGUSR1 are stop requests instead of ending the process.
+    """Until the block ends, SIGTERM, SIGUSR1 and SIGHUP are stop requests instead of ending the process.
 
-    Within another such block the outer listener serves. A request file that is older than the block is removed, and so
-    is one that came too late to be needed.
+    So are the end of a rank's launcher and of what reads its output. Within another such block the outer listener
+    serves. A request file that is older than the block is removed, and so is one that came too late to be needed.
     """
     global _listener
     if _listener is not None:
@@ -91,16 +99,46 @@ def listen_for_stop(run_path: Path) -> Iterator[StopListener]:
     listener = _listener = StopListener(run_path)
     before = {}
     if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
-        for number, name in _SIGNALS.items():
+        for number in stop_signals():
+            name = signal.Signals(number).name
             before[number] = signal.signal(number, lambda *_, name=name: listener.reasons.add(name))
+    if _ends_with_launcher:
+        die_with_parent(signal.SIGTERM)
+    _watch_output()
     _remove_request(listener.request_file)
     try:
         yield listener
     finally:
         _listener = None
         _remove_request(listener.request_file)
+        if _ends_with_launcher:
+            die_with_parent()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _watch_output() -> None:
+    """Once a process: a training that prints to a closed terminal or pipe stops at a checkpoint, in place of failing.
+
+    Its own print would otherwise be what ends it, steps after the last checkpoint.
+    """
+    global _watches_output
+    if _watches_output:
+        return
+    _watches_output = True
+    outputs = select.poll()
+    for descriptor in (1, 2):
+        outputs.register(descriptor, 0)  # 0: only what cannot be written to any more
+
+    def watch() -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor, _ in outputs.poll():
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+        if _listener is not None:
+            _listener.reasons.add(_OUTPUT_CLOSED)
+
+    threading.Thread(target=watch, name="dakd-output-watch", daemon=True).start()
 
 
 def _remove_request(request_file: Path) -> None:
@@ -144,24 +182,36 @@ def remove_requeue_markers(step_folder: Path) -> None:
 def ignore_stop_signals(_: int = 0) -> None:
     """In a reader process: stop with the rank that reads from it, not by the signals that are meant for the rank.
 
-    SLURM and process groups send them to all. The second SIGTERM, which the rank itself sends, is obeyed.
+    SLURM, terminals and process groups send them to all. The second SIGTERM, which the rank itself sends, is obeyed.
     """
+    die_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def die_with_parent() -> None:
-    """Ask the kernel (Linux) to end this process when the one that started it ends, however it ends.
+def end_with_launcher() -> None:
+    """In a rank: end when the launcher ends; a training first writes a checkpoint, as after a stop request."""
+    global _ends_with_launcher
+    if not _ends_with_launcher:
+        _ends_with_launcher = True
+        die_with_parent(signal.SIGKILL if _listener is None else signal.SIGTERM)
+        call_when_launcher_ends(_end)
 
-    A rank that outlives its launcher would keep writing where the next run of the same command writes.
-    """
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended in between
-            with contextlib.suppress(OSError):
-                os.kill(os.getpid(), signal.SIGKILL)
+
+def _end() -> None:
+    with contextlib.suppress(OSError, ValueError):  # a closed pipe
+        print(f"dakd: the launcher of rank {os.environ.get('RANK', '0')} has ended; the rank ends too",
+              file=sys.stderr, flush=True)  # fmt: skip
+    if _listener is None:
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        _listener.reasons.add(_LAUNCHER_ENDED)
+    # A rank that waits for one that is gone takes no step, and would hold the run's lock for hours.
+    time.sleep(STOP_MARGIN_S)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_rank_0() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
+    """Whether this process prints and writes; a RANK that is no number is refused where a rank is needed."""
+    return os.environ.get("RANK", "").strip() in ("", "0")

@@ -97,11 +97,12 @@ def test_the_command_says_that_it_was_stopped(monkeypatch, capsys):
 
 
 def test_a_step_keeps_its_jobs_lock_when_the_worker_is_killed(tmp_path):
-    """So the next worker waits for what the orphan does, in place of writing into the same folder, or failing at it."""
+    """So the next worker waits while the orphan writes its checkpoint, in place of writing into the same folder."""
+    checkpointing = [sys.executable, "-c", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP[2]]
     code = (
         "from dakd.pipeline import finish_step\nfrom dakd.runtime.lock import locked\nimport pathlib\n"
         f"with locked(pathlib.Path({str(tmp_path)!r})) as lock:\n"
-        f"    finish_step('prepare', {SLEEP!r}, pathlib.Path({str(tmp_path)!r}), (lock,))\n"
+        f"    finish_step('prepare', {checkpointing!r}, pathlib.Path({str(tmp_path)!r}), (lock,))\n"
     )
     worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert worker.stdout.readline() == "started\n"

@@ -120,7 +120,7 @@ def wait_until(condition, what):
 
 def test_a_process_ends_with_its_parent_however_that_ends(tmp_path):
     child = (
-        "import os, time, pathlib; from dakd.runtime.stopping import die_with_parent; die_with_parent(); "
+        "import os, time, pathlib; from dakd.runtime.family import die_with_parent; die_with_parent(); "
         f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()) + ' '); time.sleep(60)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
