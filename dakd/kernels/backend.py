@@ -5,7 +5,8 @@ A variant of op OP called NAME is the module dakd/kernels/OP/NAME.py. All but th
 it. A variant lists its dtypes in DTYPES and its numbers of classes in NUM_CLASSES, if it does not take all. For Triton,
 which must not be imported where it is not installed, `triton_runtime` answers for all rooms.
 Ops call `load` inside their implementation, never in traced code: a log call or an import probe breaks a full graph.
-The environment variable DAKD_BACKEND names the variant that "auto" takes in every room that has it.
+The environment variable DAKD_BACKEND names the variant that "auto" takes in every room that has it; there it runs, or
+the call is an error, as if the caller had named it.
 """
 
 from __future__ import annotations
@@ -76,10 +77,9 @@ def load(
         requested = choice.chosen
     reason = why_not(op, requested, device_type, dtype, num_classes)
     if reason is not None:
-        usable = [name for name in variants(op) if why_not(op, name, device_type, dtype, num_classes) is None]
+        usable = _usable(op, device_type, dtype, num_classes)
         raise RuntimeError(
-            f"{op}: backend {requested!r} cannot run on {device_type}: {reason}; "
-            f"choose one of auto, {', '.join(usable)}"
+            f"{op}: backend {requested!r} cannot run on {device_type}: {reason}; choose one of auto, {usable}"
         )
     return importlib.import_module(f"dakd.kernels.{op}.{requested}")
 
@@ -87,9 +87,17 @@ def load(
 def choose(
     op: str, device_type: str, dtype: torch.dtype = torch.float32, num_classes: int | None = None
 ) -> BackendChoice:
-    """The variant that "auto" takes for `op` on this kind of device, and why none better."""
+    """The variant that "auto" takes for `op` on this kind of device, and why none better.
+
+    RuntimeError where DAKD_BACKEND names a variant of the op that cannot run there.
+    """
     named = _named_by_environment()
-    if named in variants(op) and why_not(op, named, device_type, dtype, num_classes) is None:
+    if named in variants(op):
+        if reason := why_not(op, named, device_type, dtype, num_classes):
+            raise RuntimeError(
+                f"DAKD_BACKEND is {named!r}, which cannot run {op} on {device_type}: {reason}; "
+                f"unset DAKD_BACKEND, or set it to one of auto, {_usable(op, device_type, dtype, num_classes)}"
+            )
         return BackendChoice(op, named, {"others": f"DAKD_BACKEND={named}"}, "")
     reasons, remedy = {}, ""
     for name in variants(op):
@@ -137,6 +145,10 @@ def variants(op: str) -> list[str]:
         raise RuntimeError(f"no op is called {op!r}; there are {', '.join(OPS)}")
     order = dict.fromkeys((*FIRST.get(op, ()), *BACKENDS))
     return [name for name in order if importlib.util.find_spec(f"dakd.kernels.{op}.{name}")]
+
+
+def _usable(op: str, device_type: str, dtype: torch.dtype, num_classes: int | None) -> str:
+    return ", ".join(name for name in variants(op) if why_not(op, name, device_type, dtype, num_classes) is None)
 
 
 def _remedy(op: str, name: str) -> str:

@@ -59,6 +59,38 @@ def test_a_named_backend_that_cannot_run_is_an_error_with_the_reason_and_the_alt
         selective_scan(**inputs, backend="fastest")
 
 
+@pytest.mark.parametrize("name", backend.BACKENDS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_variant_that_the_environment_names_runs_or_is_refused_wherever_a_room_has_it(monkeypatch, device, name):
+    monkeypatch.setenv("DAKD_BACKEND", name)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for op in backend.OPS:
+        if name not in backend.variants(op):
+            monkeypatch.delenv("DAKD_BACKEND")
+            usual = backend.choose(op, device).chosen
+            monkeypatch.setenv("DAKD_BACKEND", name)
+            assert backend.choose(op, device).chosen == usual
+        elif reason := backend.why_not(op, name, device):
+            for call in (backend.choose, lambda op, device: backend.load.__wrapped__(op, "auto", device)):
+                with pytest.raises(RuntimeError) as refused:
+                    call(op, device)
+                assert f"DAKD_BACKEND is {name!r}, which cannot run {op} on {device}: {reason}; unset" in str(refused)
+        else:
+            assert backend.choose(op, device).chosen == name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_triton_that_the_environment_asks_for_without_a_gpu_is_an_error_of_the_call(monkeypatch):
+    monkeypatch.setenv("DAKD_BACKEND", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    backend.load.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match=r"DAKD_BACKEND is 'triton'.*set it to one of auto, (cpu, )?reference"):
+            selective_scan(**operands("selective_scan", "tiny"))
+    finally:
+        backend.load.cache_clear()
+
+
 def test_every_op_has_a_reference_and_a_place_in_the_report():
     choices = backend.report("cpu")
     assert [choice.op for choice in choices] == list(backend.OPS)
