@@ -75,6 +75,12 @@ def slick(
     return np.clip((sea - step * label) * speckle, 0, 255).round().astype(np.uint8), label
 
 
+def write_test_images(run_dir: Path, num: int) -> None:
+    """The test split, of two sizes, each image with more wrong pixels than the one before; ten make an interval."""
+    held_out = [scene(f"test-{i}", 10 + i, size=(16, 20) if i < 3 else (9, 13), wrong=8 * i) for i in range(num)]
+    write_set(run_dir / "prepare" / "test", held_out)
+
+
 @pytest.fixture
 def config(tmp_path):
     return build_config(
@@ -87,8 +93,7 @@ def run_dir(config):
     """Prepared and generated sets, two students' files, curves and sample grids."""
     run_dir = config.run_path
     write_set(run_dir / "prepare" / "train", [scene(f"train-{i}", i) for i in range(4)])
-    held_out = [scene(f"test-{i}", 10 + i, size=(16, 20) if i < 3 else (9, 13), wrong=8 * i) for i in range(5)]
-    write_set(run_dir / "prepare" / "test", held_out)
+    write_test_images(run_dir, 5)
     write_set(run_dir / "generate", [scene(f"syn-{i}", 20 + i, soft=True) for i in range(3)])
     for name in ("real+synthetic", "real"):
         folder = run_dir / "train_saross" / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ class TableMeasure:
         return None if low is None or high is None else (low, high)
 
     def _scaled(self, value: Any) -> float | None:
-        return self.scale * float(value) if isinstance(value, int | float) else None
+        return self.scale * float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _node(result: Any, path: str) -> Any:
@@ -63,6 +64,7 @@ def _scores() -> dict[str, TableMeasure]:
         title = f"{name}s found" if name == "ship" else "slicks found"
         table[f"found_{name}"] = TableMeasure(f"{title}, %", "student", f"objects.per_class.{name}.recall", 100)
     table["boundary_miou"] = TableMeasure("boundary mIoU", "student", "boundary_iou.mean", 100)
+    table["inner_boundary_miou"] = TableMeasure("inner boundary mIoU", "student", "inner_boundary_iou.mean", 100)
     table["ece"] = TableMeasure("ECE, %", "student", "calibration.ece", 100, better="down")
     return table
 

@@ -49,7 +49,8 @@ def markdown(
     if plan.table.reference is not None:
         parts.append(
             f"Difference: mIoU minus that of \"{plan.table.reference}\" with the same seed, over the same images; in "
-            "brackets the 95 % interval of a paired bootstrap over the images, means over the seeds."
+            "brackets the 95 % interval of a paired bootstrap over the images, means over the seeds: what other "
+            "test images would change. It leaves out what other seeds would change."
         )
     if plan.table.note:
         parts.append(plan.table.note.strip())
@@ -92,7 +93,7 @@ def facts(plan: TablePlan, lines: Sequence[Line], store: JobStore) -> list[str]:
     """Lines with the facts that a reader needs to judge the numbers: seeds, budget, commits, devices."""
     records = [record for record in (store.record(job) for job in plan.jobs) if record is not None]
     configs = {job.config.name: job.config for job in plan.jobs}
-    said = [f"seeds {', '.join(str(seed) for seed in plan.table.seeds)}; ± is the standard deviation over them"]
+    said = [_about_seeds(plan.table.seeds)]
     for config in configs.values():
         said.append(f"{config.name}: {budget(config, plan.table.sources)}")
     if "cost" in plan.table.sources:
@@ -105,6 +106,16 @@ def facts(plan: TablePlan, lines: Sequence[Line], store: JobStore) -> list[str]:
     said.append(f"{len(records)} of {len(plan.jobs)} jobs are done; they took {_total(records)}")
     said.append("last column: time of all steps that a line needs, including those that lines share")
     return said
+
+
+def _about_seeds(seeds: Sequence[int]) -> str:
+    named = ", ".join(str(seed) for seed in seeds)
+    if len(seeds) == 1:
+        return f"seed {named}: one training a row, so that no number here shows what other seeds would change"
+    return (
+        f"seeds {named}; ± is the standard deviation (n - 1) over these {len(seeds)} trainings, scored on the same "
+        "images: other images would change a score too, which it leaves out"
+    )
 
 
 def _image_counts_of_pairs(plan: TablePlan, store: JobStore) -> list[str]:
@@ -161,11 +172,12 @@ def _plain(value: float | None, measure: TableMeasure) -> str:
 def _difference_text(line: Line, reference: str | None) -> str:
     if line.row.name == reference or line.difference is None:
         return "-"
-    numbers = (line.difference.value, line.difference.low, line.difference.high)
-    if None in numbers:
+    value, low, high = line.difference.value, line.difference.low, line.difference.high
+    if value is None:
         return "-"
-    value, low, high = (100 * number for number in numbers)
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    if low is None or high is None:
+        return f"{100 * value:+.2f} (no interval: {line.difference.num_images} images)"
+    return f"{100 * value:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -224,7 +236,7 @@ def _latex(plan: TablePlan, lines: Sequence[Line]) -> str:
 
 
 def _best_cells(plan: TablePlan, lines: Sequence[Line], header: Sequence[str]) -> list[tuple[int, int]]:
-    """(column, line) of our best mean of each measure in each dataset."""
+    """(column, line) of our best means of each measure in each dataset."""
     best, place = [], 1 + len(plan.table.rows[0].head) + bool(plan.table.data)
     for name in plan.table.measures:
         measure = measure_of(name)
@@ -236,7 +248,11 @@ def _best_cells(plan: TablePlan, lines: Sequence[Line], header: Sequence[str]) -
             }
             if measure.better is not None and len(means) > 1:
                 pick = max if measure.better == "up" else min
-                best.append((place, pick(means, key=lambda number: means[number])))
+                shown = {number: _plain(mean, measure) for number, mean in means.items()}
+                winner = shown[pick(means, key=lambda number: means[number])]
+                # Equal digits are a tie: all of them, or none where nothing differs.
+                tied = [number for number, text in shown.items() if text == winner]
+                best += [(place, number) for number in tied if len(tied) < len(shown)]
         place += 2 if place + 1 < len(header) and header[place + 1] == "paper" else 1
     return best
 

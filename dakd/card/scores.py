@@ -66,13 +66,22 @@ def _student_details(scores: Mapping) -> dict[str, str]:
         if one["value"] is not None:
             field, _, label = name.partition(":")
             title = {"miou": "mIoU", "f1": "Mean F1"}.get(field) or f"IoU of {plain(label)}"
-            interval = f"{100 * one['level']:g} % interval {100 * one['low']:.2f} to {100 * one['high']:.2f}"
-            facts[title] = f"{100 * one['value']:.2f}, {interval} ({one['num_resamples']} resamples of the images)"
+            facts[title] = f"{100 * one['value']:.2f}{_interval_over_images(one)}"
     if (mean := scores.get("boundary_iou", {}).get("mean")) is not None:
-        facts["Mean boundary IoU"] = f"{100 * mean:.2f}"
+        facts["Mean boundary IoU (Cheng et al. 2021)"] = f"{100 * mean:.2f}"
+    if (mean := scores.get("inner_boundary_iou", {}).get("mean")) is not None:
+        facts["Mean inner boundary IoU (without the image's frame)"] = f"{100 * mean:.2f}"
     if (error := scores.get("calibration", {}).get("ece")) is not None:
         facts["Expected calibration error"] = f"{100 * error:.2f}"
     return facts
+
+
+def _interval_over_images(one: Mapping) -> str:
+    """Nothing where there are too few images or resamples for one."""
+    if one["low"] is None:
+        return ""
+    ends = f"{100 * one['level']:g} % interval {100 * one['low']:.2f} to {100 * one['high']:.2f}"
+    return f", {ends} over {one['num_images']} images ({one['num_resamples']} resamples), other seeds not included"
 
 
 def _teacher_scores(scores: Mapping) -> Iterator[str]:

@@ -39,7 +39,7 @@ from dakd.runtime.runlog import say
 class Evaluation:
     """scores: by the student's name.  generation: the comparison of the pairs, or None without a synthetic set.
 
-    details: by the student's name: objects, boundary_iou, calibration, bootstrap (None without resamples).
+    details: by the student's name: objects, boundary_iou, inner_boundary_iou, calibration, bootstrap (None without).
     """
 
     scores: dict[str, SegmentationScores]

@@ -53,6 +53,11 @@ class Features:
     def __len__(self) -> int:
         return len(self.pooled)
 
+    @property
+    def num_images(self) -> int:
+        """Of which the windows are: a few large images give many windows, and still no interval."""
+        return len(np.unique(self.groups))
+
 
 def compare_fidelity(
     cfg: FidelityConfig, seed: int, real: ShardSet, synthetic: ShardSet, extractor: Extractor | None, cache: Path
@@ -108,13 +113,16 @@ def score_features(real: Features, synthetic: Features, extractor: Extractor, se
         "recall": f"recall{name}",
     }
     limits = {"fd": (0, math.inf), "kd": (-math.inf, math.inf), "precision": (0, 1), "recall": (0, 1)}
+    num_images = min(one.num_images for one in (real, synthetic))
     metrics = {
-        keys[one]: _entry(titles[one], values[one], drawn[one], limits[one]) | extras.get(one, {}) for one in titles
+        keys[one]: _entry(titles[one], values[one], drawn[one], limits[one], num_images) | extras.get(one, {})
+        for one in titles
     }
     if extractor.is_standard:
         for splits, key in ((IS_SPLITS, "inception_score"), (1, "inception_score_1_split")):
             title = f"IS, {splits} split{'s' if splits > 1 else ''}"
-            metrics[key] = _entry(title, inception_score(synthetic, splits), drawn[f"is{splits}"], (1, math.inf))
+            value, own = inception_score(synthetic, splits), drawn[f"is{splits}"]
+            metrics[key] = _entry(title, value, own, (1, math.inf), synthetic.num_images)
             metrics[key]["real"] = inception_score(real, splits)
     return {"metrics": metrics, "halves": _compare_halves(real, synthetic, seed)}
 
@@ -271,8 +279,8 @@ def split_groups(groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
     return np.flatnonzero(is_first), np.flatnonzero(~is_first)
 
 
-def _entry(title: str, value: float, drawn: list[float], limits: tuple[float, float]) -> dict:
-    interval = recentred_interval(value, drawn, *limits)
+def _entry(title: str, value: float, drawn: list[float], limits: tuple[float, float], num_images: int) -> dict:
+    interval = recentred_interval(value, drawn, *limits, num_images=num_images)
     ends = {"low": None, "high": None, "bias": None} if interval is None else vars(interval)
     return {"title": title, "value": value, **ends}
 

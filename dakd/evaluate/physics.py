@@ -81,6 +81,7 @@ class Measure:
     """value: the number of one set, or None.  distance: between two sets; NaN where one has no such measure.
 
     has_it: (N,) bool, the images that have it.  highest: the largest distance there can be.
+    is_share: whether images that do not have it bear on it too, as those without oil do on the share of oil.
     """
 
     title: str
@@ -89,6 +90,7 @@ class Measure:
     distance: Callable[[Summary, Summary], float]
     has_it: Callable[[SetMeasures], np.ndarray]
     highest: float = math.inf
+    is_share: bool = False
 
 
 # --- one image, one set -----------------------------------------------------------------------------------------------
@@ -192,7 +194,11 @@ def compare_physics(
     for key, measure in measures.items():
         distance = measure.distance(*wholes)
         drawn = [measure.distance(*pair) for pair in zip(*resampled)]
-        interval = recentred_interval(distance, drawn, lowest=0, highest=measure.highest)
+        num_images = [int(measure.has_it(one).sum()) for one in sets]
+        bearing = min(num_images)
+        if measure.is_share:
+            bearing = min(sum(num_images), *map(len, sets))
+        interval = recentred_interval(distance, drawn, 0, measure.highest, num_images=bearing)
         values = [measure.value(one) if measure.value else math.nan for one in wholes]
         table[key] = {
             "title": measure.title,
@@ -203,7 +209,7 @@ def compare_physics(
             "low": _rounded(interval.low if interval else math.nan),
             "high": _rounded(interval.high if interval else math.nan),
             "yardstick": _rounded(_mean(measure.distance(*pair) for pair in halves)),
-            "num_images": [int(measure.has_it(one).sum()) for one in sets],
+            "num_images": num_images,
         }
     return {
         "num_images": {"real": len(real), "synthetic": len(synthetic)},
@@ -287,6 +293,7 @@ def _share(name: str, number: int) -> Measure:
         lambda one, other: abs(percent(one) - percent(other)),
         lambda measures: measures.histogram[:, number].any(axis=1),
         highest=100,
+        is_share=True,
     )
 
 

@@ -14,6 +14,7 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_student
 from dakd.metrics import BoundaryCounts, CalibrationCounts, ObjectCounts, bootstrap, format_table, paired_bootstrap
+from dakd.metrics.bootstrap import FEW_IMAGES, MIN_IMAGES
 from dakd.metrics.confusion import ConfusionMatrix, count_pairs, sum_over_ranks
 from dakd.metrics.scores import mean_iou
 from dakd.metrics.tables import percent
@@ -31,6 +32,7 @@ class DetailCounts:
     classes: ClassTable
     objects: ObjectCounts
     boundary: BoundaryCounts
+    inner_boundary: BoundaryCounts
     calibration: CalibrationCounts
 
     @classmethod
@@ -42,6 +44,7 @@ class DetailCounts:
             classes,
             ObjectCounts(classes, object_classes),
             BoundaryCounts(classes.num_classes, device=device),
+            BoundaryCounts(classes.num_classes, device=device, frame=False),
             CalibrationCounts(device=device),
         )
 
@@ -49,6 +52,7 @@ class DetailCounts:
         """Count a batch: logits (B, K, H, W), their argmax (B, H, W), and B labels (H, W)."""
         target = torch.as_tensor(np.stack(labels), device=logits.device)
         self.boundary.update(prediction, target)
+        self.inner_boundary.update(prediction, target)
         self.calibration.update(logits.float().softmax(dim=1), target)
         for one, label in zip(prediction.cpu().numpy(), labels):
             self.objects.update(one, label)
@@ -56,13 +60,15 @@ class DetailCounts:
     def all_reduce(self) -> None:
         self.objects.all_reduce(self.boundary.counts.device)
         self.boundary.all_reduce()
+        self.inner_boundary.all_reduce()
         self.calibration.all_reduce()
 
     def to_dict(self) -> dict:
-        """objects, boundary_iou, calibration: JSON-serialisable."""
+        """objects, boundary_iou, inner_boundary_iou, calibration: JSON-serialisable."""
         return {
             "objects": self.objects.to_dict(),
             "boundary_iou": self.boundary.to_dict(self.classes.names),
+            "inner_boundary_iou": self.inner_boundary.to_dict(self.classes.names),
             "calibration": self.calibration.to_dict(),
         }
 
@@ -184,37 +190,37 @@ def bootstrap_students(
 
 
 def detail_rows(tables: dict[str, dict]) -> tuple[list[str], list[list[str | float | None]]]:
-    """Header and rows in percent: mIoU with its interval, mean boundary IoU, ECE, recall of each class's objects.
+    """Header and rows in percent: mIoU with its interval, mean boundary IoUs, ECE, recall of each class's objects.
 
     tables: by student, as they are written.
     """
     looked_for = next(iter(tables.values()))["objects"]["per_class"]
-    header = ["student", "mIoU (95 %)", "boundary IoU", "ECE", *(f"{name} found" for name in looked_for)]
+    header = ["student", "mIoU (95 %)", "boundary IoU", "inner", "ECE", *(f"{name} found" for name in looked_for)]
     rows: list[list[str | float | None]] = []
     for name, table in tables.items():
         recalls = [percent(one["recall"]) for one in table["objects"]["per_class"].values()]
-        boundary, ece = percent(table["boundary_iou"]["mean"]), percent(table["calibration"]["ece"])
-        rows.append([name, with_interval(table), boundary, ece, *recalls])
+        boundaries = [percent(table[kind]["mean"]) for kind in ("boundary_iou", "inner_boundary_iou")]
+        rows.append([name, with_interval(table), *boundaries, percent(table["calibration"]["ece"]), *recalls])
     return header, rows
 
 
 def with_interval(table: dict, score: str = "miou") -> str | None:
-    """Such as "74.86 [72.10, 77.31]"; the mIoU alone where no interval was made."""
+    """Such as "74.86 [72.10, 77.31]"; the number alone where it has no interval."""
     found = (table["bootstrap"] or {}).get("scores", {}).get(score)
     if found is None:
         return f"{100 * table['miou']:.2f}" if score == "miou" else None
-    return None if found["value"] is None else f"{100 * found['value']:.2f} {_bracket(found)}"
+    return None if found["value"] is None else f"{100 * found['value']:.2f}{_bracket(found)}"
 
 
-def difference_rows(tables: dict[str, dict]) -> list[list[str | float]]:
+def difference_rows(tables: dict[str, dict]) -> list[list[str | None]]:
     """Rows: the two students, score, difference with interval, and p; none without a second student."""
-    rows: list[list[str | float]] = []
+    rows: list[list[str | None]] = []
     for name, table in tables.items():
         difference = (table["bootstrap"] or {}).get("difference")
         for score, gap in (difference["scores"] if difference else {}).items():
             if gap["value"] is not None:
-                shown = f"{100 * gap['value']:+.2f} {_bracket(gap)}"
-                rows.append([f"{name} minus {difference['to']}", score_name(score), shown, f"{gap['p']:.3f}"])
+                shown = f"{100 * gap['value']:+.2f}{_bracket(gap)}"
+                rows.append([f"{name} minus {difference['to']}", score_name(score), shown, _p_value(gap["p"])])
     return rows
 
 
@@ -226,17 +232,52 @@ def score_name(score: str) -> str:
 
 def format_details(tables: dict[str, dict]) -> str:
     """The tables of details and differences as text, with the classes that are absent."""
-    parts = [format_table(*detail_rows(tables))]
+    note = "(boundary IoU as Cheng et al. 2021 have it; inner: without the contours along the image's frame)"
+    parts = [format_table(*detail_rows(tables)) + "\n" + note]
     gaps = difference_rows(tables)
     if gaps:
         parts.append(format_table(DIFFERENCE_HEADER, gaps))
     first = next(iter(tables.values()))
-    if first["bootstrap"] and (share := first["bootstrap"]["scores"]["miou"]["incomplete"]):
-        parts.append(f"{100 * share:.1f} % of the resamples lack a class and are scored over the others")
+    parts += bootstrap_notes(first["bootstrap"])
     if absent := first["objects"]["absent"]:
         parts.append(f"no object in the truth: {', '.join(absent)}")
     return "\n\n".join(parts)
 
 
+def bootstrap_notes(tables: dict | None) -> list[str]:
+    """Sentences on what the intervals of a student's scores do not show; tables: of `bootstrap_students`, or None."""
+    if not tables:
+        return []
+    scores, notes = tables["scores"], []
+    pooled = scores["miou"]
+    if pooled["low"] is None:
+        notes.append(f"no intervals and no p: {_why_none(pooled)}")
+    elif pooled["num_images"] < FEW_IMAGES:
+        notes.append(
+            f"{pooled['num_images']} images are few: the intervals are too narrow and p is too small (see "
+            f"dakd/metrics/bootstrap.py); expected at least {FEW_IMAGES}"
+        )
+    for name, one in scores.items():
+        if one["value"] is not None and one["low"] is None and pooled["low"] is not None:
+            notes.append(f"no interval of {score_name(name)}: {_why_none(one)}")
+    if pooled["incomplete"] and pooled["low"] is not None:
+        notes.append(f"{100 * pooled['incomplete']:.1f} % of the resamples lack a class and are scored over the others")
+    return notes
+
+
+def _why_none(interval: dict) -> str:
+    found, what = interval["num_images"], "with the class" if ":" in interval["score"] else "with counted pixels"
+    if found < MIN_IMAGES:
+        return f"{found} image{'' if found == 1 else 's'} {what}; expected at least {MIN_IMAGES}"
+    return f"{interval['num_resamples']} resamples; set evaluate.bootstrap to at least 40"
+
+
 def _bracket(interval: dict) -> str:
-    return f"[{100 * interval['low']:.2f}, {100 * interval['high']:.2f}]"
+    """With a space before it; empty where there is no interval."""
+    low, high = interval["low"], interval["high"]
+    return "" if low is None or high is None else f" [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _p_value(p: float | None) -> str | None:
+    """Never 0: a finite number of resamples cannot show that."""
+    return None if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"

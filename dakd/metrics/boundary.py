@@ -1,8 +1,10 @@
 """Boundary IoU (Cheng et al. 2021): the IoU of the bands along the contours, which large areas cannot drown.
 
 The band of a mask is its pixels within d pixels (in a square of 2d+1) of a pixel outside it; d is a share of the
-image's diagonal. Unlike in that paper's code, the frame of the image is not part of a contour: where it cuts off a
-slick or the sea, there is no outline to find. Neither is the rim of an unknown area, whose pixels are not counted.
+image's diagonal. As in that paper and its code, all that lies beyond the image is outside: where the frame cuts off a
+slick or the sea, the pixels along it are in the band. A student finds those easily, so the number is higher than that
+of `frame=False`, the inner boundary IoU, whose contours end at the frame, where there is no outline to find. Not from
+the paper, whose masks have no unknown pixels: the rim of an unknown area is no contour, and its pixels are not counted.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ class BoundaryCounts:
     """counts: (K, 2) int64, pooled over a test set: pixels in both bands, and in at least one.
 
     width: d as a share of the image's diagonal (at least one pixel).
+    frame: whether the image's frame is part of the contours, as in the paper; False is the inner boundary IoU.
     """
 
     def __init__(
@@ -30,10 +33,11 @@ class BoundaryCounts:
         width: float = WIDTH,
         ignore_index: int = IGNORE_INDEX,
         device: str | torch.device = "cpu",
+        frame: bool = True,
     ) -> None:
         if not 0 < width < 1:
             raise ValueError(f"the boundary's width is {width}; expected a share of the diagonal between 0 and 1")
-        self.num_classes, self.width, self.ignore_index = num_classes, width, ignore_index
+        self.num_classes, self.width, self.ignore_index, self.frame = num_classes, width, ignore_index, frame
         self.counts = torch.zeros(num_classes, 2, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, target: Tensor) -> BoundaryCounts:
@@ -44,8 +48,8 @@ class BoundaryCounts:
         distance = max(1, round(self.width * math.hypot(*prediction.shape[1:])))
         unknown = target == self.ignore_index
         for class_id in range(self.num_classes):
-            truth = band(target == class_id, distance, unknown)
-            guess = band((prediction == class_id) & ~unknown, distance, unknown)
+            truth = band(target == class_id, distance, unknown, self.frame)
+            guess = band((prediction == class_id) & ~unknown, distance, unknown, self.frame)
             counts = torch.stack([(truth & guess).sum(), (truth | guess).sum()])
             self.counts[class_id] += counts.to(self.counts.device)
         return self
@@ -71,10 +75,17 @@ class BoundaryCounts:
         }
 
 
-def band(mask: Tensor, distance: int, unknown: Tensor | None = None) -> Tensor:
-    """(B, H, W) bool: the pixels of `mask` within `distance` of one outside it; `unknown` pixels are not outside."""
+def band(mask: Tensor, distance: int, unknown: Tensor | None = None, frame: bool = True) -> Tensor:
+    """(B, H, W) bool: the pixels of `mask` within `distance` of one outside it.
+
+    unknown: pixels that are not outside.  frame: whether all beyond the image is.
+    """
     outside = ~mask if unknown is None else ~(mask | unknown)
-    return mask & _any_within(_any_within(outside, distance, 1), distance, 2)
+    near = _any_within(_any_within(outside, distance, 1), distance, 2)
+    if frame:
+        near[:, :distance] = near[:, -distance:] = True
+        near[..., :distance] = near[..., -distance:] = True
+    return mask & near
 
 
 def _any_within(mask: Tensor, distance: int, dim: int) -> Tensor:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from dakd.evaluate.students import DIFFERENCE_HEADER, detail_rows, difference_rows, score_name, with_interval
+from dakd.evaluate.students import (
+    DIFFERENCE_HEADER,
+    bootstrap_notes,
+    detail_rows,
+    difference_rows,
+    score_name,
+    with_interval,
+)
 from dakd.metrics.scores import SegmentationScores, score
 from dakd.metrics.tables import iou_rows, oil_rows, percent, score_rows
 from dakd.report.charts import COLOURS, bar_chart, reliability_chart
@@ -63,6 +70,7 @@ def _intervals(students: dict[str, dict]) -> dict | None:
     names = list(bootstrap["scores"])
     return {
         "facts": bootstrap["scores"][names[0]],
+        "notes": bootstrap_notes(bootstrap),
         "header": ["student", *map(score_name, names)],
         "rows": [[student, *(with_interval(one, name) for name in names)] for student, one in students.items()],
         "difference_header": DIFFERENCE_HEADER,
@@ -72,12 +80,14 @@ def _intervals(students: dict[str, dict]) -> dict | None:
 
 def _boundary(students: dict[str, dict]) -> dict:
     first = next(iter(students.values()))
-    rows = [
-        [student, percent(one["boundary_iou"]["mean"]),
-         *(percent(one["boundary_iou"]["per_class"].get(name)) for name in first["shares"])]
-        for student, one in students.items()
-    ]  # fmt: skip
-    return {"width": first["boundary_iou"]["width"], "header": ["student", "mean", *first["shares"]], "rows": rows}
+    names, rows = list(first["shares"]), {}
+    for kind in ("boundary_iou", "inner_boundary_iou"):
+        tables = {student: one[kind] for student, one in students.items()}
+        rows[kind] = [
+            [student, percent(one["mean"]), *(percent(one["per_class"].get(name)) for name in names)]
+            for student, one in tables.items()
+        ]
+    return {"width": first["boundary_iou"]["width"], "header": ["student", "mean", *names], "rows": rows}
 
 
 def _objects(students: dict[str, dict]) -> dict | None:

@@ -17,7 +17,7 @@ REAL = {"name": "real & plain", "head": {"b": "-"}, "paper": {"miou": 70.5}}
 WITH_B = SOFT | {"head": {"b": "x_1"}}
 
 
-def counts(seed: int, right: int = 90, images: int = 6) -> np.ndarray:
+def counts(seed: int, right: int = 90, images: int = 12) -> np.ndarray:
     """(N, 2, 2) of images of 200 pixels, the same truth for every seed of the students."""
     rng = np.random.default_rng(seed)
     hits = rng.integers(right - 10, right + 10, size=(images, 2))
@@ -61,6 +61,8 @@ def test_a_half_finished_table_shows_what_is_missing_and_the_forms_agree(half_do
     assert head in text and f"{real.entries['miou'].mean:.2f} ± {real.entries['miou'].sd:.2f} | 70.50" in text
     assert f"{soft.entries['miou'].mean:.2f} (n=1)" in text and "- soft: seed 1" in text
     assert "- student-1: it broke" in text and "- SAM: set SAM_ROOT to run it" in text
+    assert "± is the standard deviation (n - 1) over these 2 trainings, scored on the same images" in text
+    assert "other images would change a score too" in text and "leaves out what other seeds would change" in text
     assert f"of {len(plan.jobs)} jobs are done" in text and "commit abc" in text and "measured on a CPU" in text
     with (tmp_path / "out" / "table.csv").open() as file:
         records = {(record["method"], record["measure"]): record for record in csv.DictReader(file)}
@@ -107,3 +109,23 @@ def test_as_many_other_test_images_are_not_compared_either(tmp_path):
     assert collect(plan, store)[1].difference.value == 0
     np.savez(next(tmp_path.glob("*/evaluate/real+synthetic.images.npz")), counts=counts(0), keys=np.arange(6) + 9)
     assert collect(plan, store)[1].difference is None
+
+
+def test_one_seed_claims_no_spread_and_few_images_no_interval(tmp_path):
+    plan, store = plan_of(REAL, WITH_B, reference="real & plain"), JobStore(tmp_path / "store")
+    write_scores(store, plan, "real & plain", 0, counts(0, images=4))
+    write_scores(store, plan, "soft", 0, counts(5, right=80, images=4))
+    text = write_table(plan, store, tmp_path / "out").read_text()
+    assert "±" not in text and "seed 0: one training a row, so that no number here shows" in text
+    difference = collect(plan, store)[1].difference
+    assert f"{100 * difference.value:+.2f} (no interval: 4 images)" in text
+
+
+def test_equal_numbers_are_both_the_best_and_a_column_of_equals_has_none(tmp_path):
+    third = SOFT | {"name": "third", "head": {"b": "x"}}
+    plan, store = plan_of(REAL, WITH_B, third), JobStore(tmp_path / "store")
+    for row, right in (("real & plain", 80), ("soft", 90), ("third", 90)):
+        write_scores(store, plan, row, 0, counts(0, right))
+    write_table(plan, store, tmp_path / "out")
+    rows = (tmp_path / "out" / "table.tex").read_text().split(r"\midrule")[1].splitlines()[1:4]
+    assert [row.count(r"\textbf{") for row in rows] == [0, 2, 2]

@@ -27,7 +27,7 @@ from dakd.evaluate.pairs import fidelity_notes, fidelity_rows
 from dakd.evaluate.windows import choose_windows
 
 torch_fidelity = import_torch_fidelity()
-SMALL = FidelityConfig(extractor="small", bootstrap=20)
+SMALL = FidelityConfig(extractor="small", bootstrap=40)
 SIZE = (32, 32)
 
 
@@ -143,7 +143,7 @@ def test_scores_of_inception_have_their_names_intervals_and_both_splits():
     isc = pytest.importorskip("torch_fidelity.metric_isc")
     inception = Extractor("inception-v3-compat", "", "0", (16, 1008), lambda sar: (sar,))
     real, synthetic = fake_features(40, 16, 0), fake_features(40, 16, 1, shift=0.5)
-    found = score_features(real, synthetic, inception, 0, 20)["metrics"]
+    found = score_features(real, synthetic, inception, 0, 40)["metrics"]
     names = ["fid", "kid", "precision", "recall", "inception_score", "inception_score_1_split"]
     assert list(found) == names
     for key, splits in (("inception_score", 10), ("inception_score_1_split", 1)):
@@ -233,7 +233,7 @@ def test_the_text_says_that_few_images_make_fid_large():
 
 
 def inception(weights=None) -> FidelityConfig:
-    return FidelityConfig(extractor="inception", weights=weights and str(weights), bootstrap=20)
+    return FidelityConfig(extractor="inception", weights=weights and str(weights), bootstrap=40)
 
 
 def test_weights_that_are_absent_damaged_or_another_nets_are_refused(tmp_path):

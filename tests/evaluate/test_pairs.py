@@ -14,7 +14,7 @@ from dakd.evaluate.pairs import compare_pairs, format_pairs
 
 @pytest.fixture
 def comparison(config, tmp_path):
-    config = config.model_copy(update={"evaluate": EvaluateConfig(fidelity={"extractor": "small", "bootstrap": 20})})
+    config = config.model_copy(update={"evaluate": EvaluateConfig(fidelity={"extractor": "small", "bootstrap": 40})})
     real = write_images(tmp_path / "real", [slick(seed, 32) for seed in range(24)])
     synthetic = write_images(tmp_path / "synthetic", [slick(seed, 32, looks=4.0) for seed in range(100, 120)])
     extractor = open_extractor(config.evaluate.fidelity, "cpu")
@@ -28,7 +28,7 @@ def test_the_text_shows_every_number_with_its_interval_and_n(comparison, tmp_pat
     assert re.search(rf"equivalent looks of the sea, dB( +{number}){{3}} +{interval} +{number}", text)
     assert re.search(rf"Frechet distance \(small-random-conv\) +{number} +{interval} +20\n", text)
     assert "24 real and 20 synthetic images of 32x32 pixels" in text
-    assert "between two halves of the real images" in text and "20 resamples" in text
+    assert "between two halves of the real images" in text and "40 resamples" in text
     assert len(list((tmp_path / "run" / "evaluate" / "features").glob("*.npz"))) == 2
 
 

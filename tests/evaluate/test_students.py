@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from evaluate_worlds import write_test_images
 
 from dakd.config import build_config
 from dakd.data.sample import OSD_CLASSES, Sample
@@ -86,7 +87,7 @@ def test_details_are_those_of_every_image_alone(run_dir, config, grey_student):
     evaluate(config, run_dir)
     held_out, table = ShardSet(run_dir / "prepare" / "test"), written(run_dir, "real")
     objects = ObjectCounts(OSD_CLASSES, ("ship", "oil"), (16, 64, 256, 1024))
-    boundary, calibration = BoundaryCounts(5), CalibrationCounts()
+    boundary, inner, calibration = BoundaryCounts(5), BoundaryCounts(5, frame=False), CalibrationCounts()
     for index in range(len(held_out)):
         sample = held_out.read(index)
         rgb = torch.as_tensor(sample.sar)[None, None].expand(1, 3, *sample.sar.shape).float() / 255
@@ -95,9 +96,11 @@ def test_details_are_those_of_every_image_alone(run_dir, config, grey_student):
             logits = grey_student((rgb - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
         objects.update(logits.argmax(1)[0].numpy(), sample.label)
         boundary.update(logits.argmax(1), torch.as_tensor(sample.label)[None])
+        inner.update(logits.argmax(1), torch.as_tensor(sample.label)[None])
         calibration.update(logits.softmax(1), torch.as_tensor(sample.label)[None])
     assert table["objects"] == objects.to_dict() and table["objects"]["num_images"] == 5
     assert table["boundary_iou"] == boundary.to_dict(OSD_CLASSES.names)
+    assert table["inner_boundary_iou"] == inner.to_dict(OSD_CLASSES.names) != table["boundary_iou"]
     assert table["calibration"]["ece"] == pytest.approx(calibration.to_dict()["ece"], abs=1e-5)
     assert table["calibration"]["num_pixels"] == table["num_pixels"]
 
@@ -114,6 +117,7 @@ def test_counts_by_image_are_written_with_their_keys(run_dir, config, grey_stude
 
 
 def test_intervals_and_differences_follow_from_the_counts_by_image(run_dir, config, grey_student):
+    write_test_images(run_dir, 12)
     evaluate(config, run_dir)
     with np.load(run_dir / "evaluate" / "real.images.npz") as arrays:
         counts = arrays["counts"]
@@ -127,6 +131,7 @@ def test_intervals_and_differences_follow_from_the_counts_by_image(run_dir, conf
 
 
 def test_the_table_shows_intervals_objects_and_what_is_absent(run_dir, config, grey_student):
+    write_test_images(run_dir, 12)
     table = evaluate(config, run_dir).table
     one = written(run_dir, "real")
     interval = one["bootstrap"]["scores"]["miou"]
@@ -164,13 +169,36 @@ def test_intervals_of_a_class_that_no_image_has_are_none():
 
 
 def test_resamples_that_lack_a_class_are_reported():
-    counts = np.zeros((4, 2, 2), np.int64)
-    counts[:, 0, 0], counts[0, 1, 1] = 9, 3  # oil in one image of four
+    text, bootstrapped = shown_of(12)
+    share = bootstrapped["scores"]["miou"]["incomplete"]
+    assert 0 < share < 1 and f"{100 * share:.1f} % of the resamples lack a class" in text
+    assert "no interval of IoU of oil: 1 image with the class; expected at least 10" in text
+    assert "12 images are few: the intervals are too narrow" in text and "are few" not in shown_of(30)[0]
+
+
+def test_one_image_has_scores_and_says_why_it_has_no_interval():
+    text, _ = shown_of(1)
+    assert "no intervals and no p: 1 image with counted pixels; expected at least 10" in text
+    assert "[" not in text and "better minus real" in text
+    gap = next(line for line in text.splitlines() if line.startswith("better minus real"))
+    assert gap.split()[-1] == "-"  # no p
+
+
+def test_no_p_is_shown_as_zero_however_many_resamples_there_are():
+    text, bootstrapped = shown_of(40, num_resamples=10_000)
+    assert 0 < bootstrapped["difference"]["scores"]["miou"]["p"] < 0.0005
+    assert "<0.001" in text and "0.000" not in text
+
+
+def shown_of(num_images: int, num_resamples: int = 50) -> tuple[str, dict]:
+    """The text of two students on images of which one has oil, the second better in each, and its intervals."""
+    counts = np.zeros((num_images, 3, 3), np.int64)
+    counts[:, 0, 0], counts[:, 0, 2], counts[0, 1, 1] = 8, 1, 3
+    better = counts.copy()
+    better[:, 0, 0], better[:, 0, 2] = 9, 0
     details = DetailCounts.empty(OSD_CLASSES, ("ship", "oil"))
     logits = torch.zeros(1, 5, 8, 8)
     details.update(logits, logits.argmax(1), [np.zeros((8, 8), np.uint8)])
-    bootstrapped = bootstrap_students({"real": counts}, ("sea", "oil"), 50, 0)["real"]
-    share = bootstrapped["scores"]["miou"]["incomplete"]
-    assert 0 < share < 1
-    text = format_details({"real": {"miou": 1.0, "bootstrap": bootstrapped} | details.to_dict()})
-    assert f"{100 * share:.1f} % of the resamples lack a class" in text
+    made = bootstrap_students({"real": counts, "better": better}, ("sea", "oil", "land"), num_resamples, 0)
+    shown = {name: {"miou": 1.0, "bootstrap": one} | details.to_dict() for name, one in made.items()}
+    return format_details(shown), made["better"]

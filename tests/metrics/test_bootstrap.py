@@ -137,10 +137,36 @@ def test_resamples_without_a_rare_class_are_reported():
     counts[0, 2, 2] = 5  # ships in one image of twenty
     interval = bootstrap(counts, num_resamples=4000)
     assert interval.incomplete == pytest.approx((1 - 1 / 20) ** 20, abs=0.03)
-    assert bootstrap(counts, "iou:ship", NAMES).low == 1.0  # of the resamples that have ships
+    ships = bootstrap(counts, "iou:ship", NAMES)  # the one image with ships says nothing about others
+    assert (ships.value, ships.low, ships.high, ships.num_images) == (1.0, None, None, 1)
     absent = bootstrap(counts[1:], "iou:ship", NAMES)
     assert (absent.value, absent.low, absent.high) == (None, None, None)
     assert paired_bootstrap(counts[1:], counts[1:], "iou:ship", NAMES).p is None
+
+
+@pytest.mark.parametrize("num", [1, 2, 9])
+def test_few_images_have_neither_an_interval_nor_a_p(num):
+    better, worse = images(num, errors=0.01), images(num, errors=0.4)
+    alone, difference = bootstrap(better), paired_bootstrap(better, worse)
+    assert alone.value > 0.8 and difference.value > 0.1
+    assert (alone.low, alone.high, alone.num_images) == (None, None, num)
+    assert (difference.low, difference.high, difference.p) == (None, None, None)
+    assert paired_bootstrap(images(10, errors=0.01), images(10, errors=0.4)).p == pytest.approx(2 / 1001)
+
+
+def test_images_without_a_counted_pixel_and_without_the_class_do_not_count():
+    counts = images(20)
+    counts[8:] = 0  # all unknown
+    assert (bootstrap(counts).num_images, bootstrap(counts).low) == (8, None)
+    guessed = images(20)
+    guessed[:, 2], guessed[:, :, 2] = 0, 0
+    guessed[:11, 0, 2] = 4  # ships are predicted in eleven images, and there are none
+    assert bootstrap(guessed, "iou:ship", NAMES).num_images == 11
+
+
+def test_resamples_of_which_none_lies_in_the_tails_make_no_interval():
+    assert bootstrap(images(), num_resamples=39).low is None and bootstrap(images(), num_resamples=40).low is not None
+    assert paired_bootstrap(images(errors=0.01), images(errors=0.4), num_resamples=39).p is None
 
 
 def test_pairs_of_other_images_are_refused():
@@ -172,10 +198,17 @@ def test_weights_are_resamples():
 
 def test_an_interval_lies_about_the_estimate_and_has_the_bias():
     drawn = np.linspace(10, 20, 1001)
-    found = recentred_interval(5.0, drawn, confidence=0.9)
+    found = recentred_interval(5.0, drawn, confidence=0.9, num_images=40)
     assert (found.low, found.high, found.bias) == pytest.approx((0.5, 9.5, 10))
-    assert recentred_interval(5.0, drawn, lowest=2, highest=9, confidence=0.9).low == 2
-    assert recentred_interval(5.0, [math.nan, 4.0]) is None and recentred_interval(math.nan, drawn) is None
+    assert recentred_interval(5.0, drawn, lowest=2, highest=9, confidence=0.9, num_images=40).low == 2
+    assert recentred_interval(math.nan, drawn, num_images=40) is None
+
+
+def test_a_distance_of_few_images_or_few_resamples_has_no_interval():
+    drawn = [float(number) for number in range(40)]
+    assert recentred_interval(20.0, drawn, num_images=10) is not None
+    assert recentred_interval(20.0, drawn, num_images=9) is recentred_interval(20.0, drawn[1:], num_images=10) is None
+    assert recentred_interval(20.0, [math.nan, *drawn[1:]], num_images=10) is None
 
 
 def test_intervals_of_a_frechet_distance_cover_its_expectation_at_n():
@@ -188,7 +221,7 @@ def test_intervals_of_a_frechet_distance_cover_its_expectation_at_n():
         drawn = [frechet_distance(x, y, *pair) for pair in zip(*weights)]
         one = torch.ones(size, dtype=torch.float64)
         estimates.append(frechet_distance(x, y, one, one))
-        moved.append(recentred_interval(estimates[-1], drawn, lowest=0))
+        moved.append(recentred_interval(estimates[-1], drawn, lowest=0, num_images=size))
         plain.append(np.quantile(drawn, [0.025, 0.975]))
     wanted = np.mean(estimates)
     covered = np.mean([one.low <= wanted <= one.high for one in moved])

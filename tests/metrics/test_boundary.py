@@ -1,4 +1,4 @@
-"""Boundary IoU against scipy's erosion and bands drawn by hand."""
+"""Boundary IoU against the paper's definition, pixel by pixel, scipy's erosion, and bands drawn by hand."""
 
 from __future__ import annotations
 
@@ -12,19 +12,50 @@ from scipy import ndimage
 from dakd.metrics.boundary import BoundaryCounts, band
 
 
-def eroded_band(mask: np.ndarray, distance: int) -> np.ndarray:
-    """As the authors do it, the frame apart: the mask without its erosion by a square, pixel by pixel."""
-    return mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=distance, border_value=1)
+def eroded_band(mask: np.ndarray, distance: int, frame: bool) -> np.ndarray:
+    """As the authors' code does it: the mask without its erosion by a square; all beyond the frame is 0 there."""
+    return mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=distance, border_value=int(not frame))
 
 
+def boundary_iou_by_definition(truth: np.ndarray, guess: np.ndarray, share: float = 0.02) -> float:
+    """Cheng et al. 2021, Eq. 1: |(G_d and G) and (P_d and P)| / |(G_d and G) or (P_d and P)|, from pixel coordinates.
+
+    G_d: the pixels within d of G's contour, the edge between its pixels and all others, those beyond the image too.
+    """
+    distance = max(1, round(share * math.hypot(*truth.shape)))
+
+    def near(mask: np.ndarray) -> set[tuple[int, int]]:
+        inside = set(zip(*map(list, np.nonzero(mask))))
+        steps = [(i, j) for i in range(-distance, distance + 1) for j in range(-distance, distance + 1)]
+        return {(y, x) for y, x in inside if any((y + i, x + j) not in inside for i, j in steps)}
+
+    of_truth, of_guess = near(truth), near(guess)
+    return len(of_truth & of_guess) / len(of_truth | of_guess)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (90, 50), (64, 64)])
+def test_boundary_iou_is_the_papers_with_slicks_that_the_frame_cuts(size):
+    rng = np.random.default_rng(size[0])
+    smooth = [ndimage.gaussian_filter(rng.normal(size=size), 6) for _ in range(2)]
+    truth, guess = smooth[0] > 0, smooth[0] + 0.5 * smooth[1] > 0
+    assert truth[0].any() and not truth[0].all()
+    labels = [torch.as_tensor(one[None].astype(np.uint8)) for one in (guess, truth)]
+    found = BoundaryCounts(2).update(*labels).to_dict(("sea", "oil"))["per_class"]
+    assert found["oil"] == boundary_iou_by_definition(truth, guess)
+    assert found["sea"] == boundary_iou_by_definition(~truth, ~guess)
+    inner = BoundaryCounts(2, frame=False).update(*labels).to_dict(("sea", "oil"))["per_class"]
+    assert inner["oil"] != found["oil"]
+
+
+@pytest.mark.parametrize("frame", [True, False])
 @pytest.mark.parametrize("distance", [1, 2, 5])
 @pytest.mark.parametrize("shape", [(1, 9), (9, 1), (24, 31)])
-def test_bands_are_what_erosion_leaves(shape, distance):
+def test_bands_are_what_erosion_leaves(shape, distance, frame):
     rng = np.random.default_rng(0)
     masks = np.stack([ndimage.uniform_filter(rng.random(shape), 5) > 0.5 - shift for shift in (0.0, 0.05, 0.1, 0.6)])
-    expected = np.stack([eroded_band(mask, distance) for mask in masks])
-    assert (band(torch.as_tensor(masks), distance).numpy() == expected).all()
-    assert not expected[3].any() and (min(shape) == 1 or expected[1].any())
+    expected = np.stack([eroded_band(mask, distance, frame) for mask in masks])
+    assert (band(torch.as_tensor(masks), distance, frame=frame).numpy() == expected).all()
+    assert expected[3].any() == frame and (min(shape) == 1 or expected[1].any())
 
 
 def test_pooled_counts_follow_from_scipys_bands():
@@ -37,7 +68,7 @@ def test_pooled_counts_follow_from_scipys_bands():
     assert distance == 3
     for class_id in range(3):
         pairs = [
-            (eroded_band(t == class_id, distance), eroded_band(g == class_id, distance)) for t, g in zip(truth, guess)
+            [eroded_band(one == class_id, distance, True) for one in pair] for pair in zip(truth, guess)
         ]
         assert counts.counts[class_id].tolist() == [
             sum((a & b).sum() for a, b in pairs),
@@ -63,7 +94,10 @@ def test_an_error_at_the_rim_costs_more_than_in_plain_iou():
 
 
 def test_classes_without_a_contour_are_named_and_left_out():
-    table = BoundaryCounts(3).update(torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)).to_dict(("sea", "oil", "ship"))
+    everywhere, names = torch.zeros(1, 8, 8), ("sea", "oil", "ship")
+    table = BoundaryCounts(3).update(everywhere, everywhere).to_dict(names)
+    assert table["absent"] == ["oil", "ship"] and table["per_class"] == {"sea": 1.0}  # along the frame
+    table = BoundaryCounts(3, frame=False).update(everywhere, everywhere).to_dict(names)
     assert table["absent"] == ["sea", "oil", "ship"] and table["mean"] is None and table["per_class"] == {}
 
 
@@ -73,7 +107,7 @@ def test_unknown_pixels_are_neither_counted_nor_a_contour():
     guess = torch.zeros(1, 12, 12, dtype=torch.uint8)
     guess[0, :, 6:] = 1
     guess[0, 3, 10] = 0
-    counts = BoundaryCounts(2).update(guess, truth).counts
+    counts = BoundaryCounts(2, frame=False).update(guess, truth).counts
     assert counts.tolist() == [[12, 12], [12, 12]]  # one column on either side of the true contour
 
 

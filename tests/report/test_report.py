@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from evaluate_worlds import write_test_images
 from PIL import Image
 
 from dakd.evaluate.evaluate import evaluate
@@ -102,6 +103,7 @@ def test_files_that_prepare_repaired_or_left_out_are_named(run_dir):
 
 
 def test_certainty_objects_outlines_and_confidence_are_shown(run_dir, config, grey_student):
+    write_test_images(run_dir, 12)
     evaluate(config, run_dir)
     text = write_report(run_dir).read_text()
     parse(text)
