@@ -139,7 +139,7 @@ def _survey(cfg: PrepareConfig) -> _Facts:
     if all(entry.label_path is None for entry in entries):
         raise ValueError(
             f"the {len(entries)} images in {cfg.root} have no masks, and students learn from masks; put masks/ next "
-            "to images/, each mask with the stem of its image"
+            f"to images/, each mask with the stem of its image (not read: {', '.join(data.unread()) or 'nothing'})"
         )
     _read_some_labels(data, entries)
     return _Facts(len(entries), min(map(_shortest_side, entries)), "test" in data.splits)

@@ -93,11 +93,15 @@ def describe(report: dict) -> list[str]:
 
 
 def notes(report: dict) -> list[str]:
-    """The remarks of report.json: classes without a pixel, repaired and skipped files."""
+    """The remarks of report.json: classes without a pixel; unread, repaired and skipped files."""
     lines = []
     if (facts := report["splits"].get("train")) and facts["num_labelled"]:
         absent = [name for name, share in facts["class_pixel_shares"].items() if share == 0]
         lines += [f"train: no pixel is of the class {', '.join(absent)}; it cannot be learnt"] if absent else []
+    if report["unread"]:
+        are_missing = any(facts["num_labelled"] < facts["num_samples"] for facts in report["splits"].values())
+        hint = f"; what is read: {report['layout']}" if are_missing else ""
+        lines.append(f"not read: {', '.join(report['unread'])}{hint}")
     if report["num_off_palette"]:
         files = ", ".join(f"{name} {count}" for name, count in report["off_palette"].items())
         lines.append(f"{report['num_off_palette']} label pixels took the nearest palette colour ({files})")
@@ -252,6 +256,8 @@ def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally)
         "splits": splits,
         "num_off_palette": sum(tally.off_palette.values()),
         "off_palette": tally.off_palette,
+        "layout": dataset.layout,
+        "unread": dataset.unread(),
         "skipped": [{"path": str(problem.path), "reason": problem.reason} for problem in tally.problems],
     }
     write_json(folder / "report.json", report)

@@ -155,6 +155,8 @@ class LabelledFolder:
             )
         if problems:
             say(f"{self.folder}: {len(problems)} bad files are left out")
+        if unread := dataset.unread():
+            say(f"{self.folder}: not read: {', '.join(unread)}")
         return usable, digest.hexdigest(), problems
 
 

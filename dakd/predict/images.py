@@ -15,8 +15,8 @@ import torch.distributed as dist
 from PIL import Image
 
 from dakd.data.readers.bad_file import BadFile
-from dakd.data.readers.base import IMAGE_SUFFIXES
 from dakd.data.readers.read_picture import MAX_SCENE_PIXELS, grey_values, read_grey
+from dakd.data.readers.unread import IMAGE_SUFFIXES, contents, is_hidden, list_unread
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
 from dakd.runtime.distributed import barrier, rank, world_size
 from dakd.runtime.runlog import progress, say
@@ -62,21 +62,22 @@ def read_image(path: str | Path) -> np.ndarray:
     return read_grey(Path(path), max_pixels=MAX_SCENE_PIXELS)
 
 
-def list_images(inputs: str | Path) -> tuple[list[Path], int]:
-    """The image files of a file or folder (not its sub-folders) by name, and how many other files lie there.
+def list_images(inputs: str | Path) -> tuple[list[Path], list[str]]:
+    """The image files of a file or folder by name, and the other files and the sub-folders that lie there, in words.
 
     Raises ValueError where there is no such file or folder, or no image in it.
     """
     inputs = Path(inputs)
     if inputs.is_file():
-        return [inputs], 0
+        return [inputs], []
     if not inputs.is_dir():
         raise ValueError(f"no file or folder at {inputs}; give an image or a folder of images")
-    files = sorted(path for path in inputs.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in inputs.iterdir() if not path.is_dir() and not is_hidden(path))
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
-        raise ValueError(f"no image in {inputs}; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-    return images, len(files) - len(images)
+        expected = f"files that end in {', '.join(IMAGE_SUFFIXES)}, not in sub-folders"
+        raise ValueError(f"no image in {inputs}; expected {expected}; found {contents(inputs)}")
+    return images, list_unread(inputs, images)
 
 
 def output_names(paths: list[Path]) -> list[str]:
@@ -113,9 +114,9 @@ def file_sources(inputs: Sequence[str | Path], out_dir: str | Path) -> list[Sour
     for place in (Path(one).expanduser() for one in inputs):
         if place.is_dir() and place.resolve() == Path(out_dir).resolve():
             raise ValueError(f"inputs and outputs are one folder, {out_dir}; give another folder for the outputs")
-        found, num_others = list_images(place)
-        if num_others:
-            say(f"{place}: {num_others} files are not images by their names and are left out")
+        found, unread = list_images(place)
+        if unread:
+            say(f"{place}: not read: {', '.join(unread)}")
         paths |= dict.fromkeys(found)
     names = output_names(list(paths))
     if doubled := sorted(name for name, count in Counter(names).items() if count > 1):

@@ -47,15 +47,22 @@ def test_several_pages_are_refused(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
-def test_files_that_are_not_images_are_counted(tmp_path):
-    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.png"):
+def test_files_and_folders_beside_the_images_are_named(tmp_path):
+    (tmp_path / "more.png").mkdir()
+    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.png", "._a.jpg", "Thumbs.db", "more.png/c.png", "x.tif.gz"):
         (tmp_path / name).touch()
-    images, num_others = list_images(tmp_path)
-    assert [path.name for path in images] == ["a.jpg", "b.PNG"] and num_others == 1
+    (tmp_path / "gone.tif").symlink_to(tmp_path / "nowhere")  # it is reported when it is read
+    images, unread = list_images(tmp_path)
+    assert [path.name for path in images] == ["a.jpg", "b.PNG", "gone.tif"]
+    assert unread == ["more.png/ (1 file)", "notes.txt", "x.tif.gz"]
 
 
 def test_nothing_to_predict_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no image in"):
+    (tmp_path / "s1").mkdir()
+    for name in ("s1/a.png", "a.jp2", "b.jp2", "c.jp2", "d.jp2"):
+        (tmp_path / name).touch()
+    found = r"found \*\.jp2 \(4 files, such as a\.jp2\), s1/ \(1 file\)"
+    with pytest.raises(ValueError, match=rf"no image in .*expected files that end in \.png.*sub-folders; {found}"):
         list_images(tmp_path)
     with pytest.raises(ValueError, match="no file or folder"):
         list_images(tmp_path / "absent")

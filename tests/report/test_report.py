@@ -97,9 +97,11 @@ def test_names_are_escaped(run_dir, config, grey_student):
 
 def test_files_that_prepare_repaired_or_left_out_are_named(run_dir):
     report = {"splits": {}, "num_off_palette": 7, "off_palette": {"a.png": 7}, "skipped": ["b.png: is truncated"]}
+    report |= {"layout": "images/", "unread": ["annotations/ (2 files)"]}
     write_json(run_dir / "prepare" / "report.json", report)
     text = write_report(run_dir).read_text()
     assert "7 label pixels took the nearest palette colour" in text and "1 bad files were skipped" in text
+    assert "not read: annotations/ (2 files)" in text
 
 
 def test_certainty_objects_outlines_and_confidence_are_shown(run_dir, config, grey_student):

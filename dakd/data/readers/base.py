@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,9 @@ import numpy as np
 
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.read_picture import read_grey
+from dakd.data.readers.unread import IMAGE_SUFFIXES, contents, is_hidden, list_unread
 from dakd.data.sample import ClassTable, Sample
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _LISTED, _LONG = 50, 100  # files; characters of a reason
 
 
@@ -47,8 +49,10 @@ class Dataset:
     """
 
     classes: ClassTable
+    layout: str = ""  # which folders are read, for messages
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path | None = None) -> None:
+        self._root, self._searched = root, []
         self._entries: dict[str, list[SampleFiles]] = {}
         self._problems: list[BadFile] = []
 
@@ -66,6 +70,14 @@ class Dataset:
     def problems(self) -> list[BadFile]:
         """Faults of the structure, in the order of the splits."""
         return list(self._problems)
+
+    def unread(self) -> list[str]:
+        """The files and folders below the root that no split has, in few words; see `list_unread`."""
+        if self._root is None:
+            return []
+        entries = [entry for split in self._entries.values() for entry in split]
+        read = {entry.image_path for entry in entries} | {entry.label_path for entry in entries if entry.label_path}
+        return list_unread(self._root, read | {problem.path for problem in self._problems}, self._searched)
 
     def check(self) -> None:
         """ValueError when the labels as a whole cannot mean what the settings say; nothing to check by default."""
@@ -89,17 +101,49 @@ class Dataset:
     def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
         raise TypeError(f"{type(self).__name__} reads no labels")
 
-    def _add_split(self, split: str, images: dict[str, Path], labels: dict[str, Path] | None, where: Path) -> None:
-        """Pairs {key: path}; labels None means that the split has none. Notes missing mates and emptiness."""
-        if labels is not None:
-            lonely, orphaned = images.keys() - labels.keys(), labels.keys() - images.keys()
-            self._problems += [BadFile(images[key], "has no label file") for key in sorted(lonely)]
-            self._problems += [BadFile(labels[key], "has no image file") for key in sorted(orphaned)]
-            images = {key: path for key, path in images.items() if key in labels}
+    def _add_split(
+        self, split: str, images: dict[str, Path], labels: dict[str, Path] | None, where: Path, labels_in: Path | None
+    ) -> None:
+        """Pairs {key: path}; labels None means that the split has none. Notes missing mates and emptiness.
+
+        where, labels_in: the folders that were searched.
+        """
+        labels_in = labels_in or where
+        self._searched += [where, labels_in]
         if not images:
-            self._problems.append(BadFile(where, f"the split {split!r} is empty"))
+            self._problems.append(BadFile(where, self._why_empty(split, where)))
+        elif labels is not None:
+            labels = _with_keys_of(images, labels)
+            lonely, orphaned = images.keys() - labels.keys(), labels.keys() - images.keys()
+            if len(lonely) == len(images):
+                self._problems.append(BadFile(labels_in, _why_unpaired(split, images, labels, labels_in)))
+            else:
+                self._problems += [BadFile(images[key], "has no label file") for key in sorted(lonely)]
+                self._problems += [BadFile(labels[key], "has no image file") for key in sorted(orphaned)]
+            images = {key: path for key, path in images.items() if key in labels}
         mates = labels or {}
         self._entries[split] = [SampleFiles(key, images[key], mates.get(key)) for key in sorted(images, key=_natural)]
+
+    def _why_empty(self, split: str, where: Path) -> str:
+        expected = f"expected files that end in {', '.join(IMAGE_SUFFIXES)}, not in sub-folders"
+        return f"the split {split!r} is empty; {expected}; found {contents(where)}; what is read: {self.layout}"
+
+
+def _with_keys_of(images: dict[str, Path], labels: dict[str, Path]) -> dict[str, Path]:
+    """The labels under the keys of their images, where these differ only in upper and lower case, one from one."""
+    lonely, orphaned = images.keys() - labels.keys(), labels.keys() - images.keys()
+    counts = [Counter(key.casefold() for key in keys) for keys in (lonely, orphaned)]
+    mates = {key.casefold(): key for key in lonely if all(count[key.casefold()] == 1 for count in counts)}
+    return {mates.get(key.casefold(), key) if key in orphaned else key: path for key, path in labels.items()}
+
+
+def _why_unpaired(split: str, images: dict[str, Path], labels: dict[str, Path], labels_in: Path) -> str:
+    if not labels:
+        return f"the split {split!r} has {len(images)} images and no label; found here: {contents(labels_in)}"
+    return (
+        f"no label of the split {split!r} belongs to an image by its name: the images are called "
+        f"{min(images.values()).name} and so on, the labels {min(labels.values()).name}; give both the same names"
+    )
 
 
 def find_folder(parent: Path, *names: str) -> Path | None:
@@ -117,7 +161,7 @@ def list_pictures(folder: Path, key: Callable[[Path], str | None]) -> dict[str, 
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        name = key(path) if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") else None
+        name = key(path) if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path) else None
         if name is None:
             continue
         if name in found:
@@ -127,8 +171,8 @@ def list_pictures(folder: Path, key: Callable[[Path], str | None]) -> dict[str, 
 
 
 def stem(path: Path) -> str:
-    """A file's name without its suffix, fit to be a sample's key."""
-    return re.sub(r"[\s.]", "_", path.stem)
+    """A file's name without its suffix, fit to be a sample's key; the same however a system composes its accents."""
+    return re.sub(r"[\s.]", "_", unicodedata.normalize("NFC", path.stem))
 
 
 def require_root(root: str | None, what: str) -> Path:

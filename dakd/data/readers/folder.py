@@ -4,6 +4,8 @@
     ROOT/images/* and ROOT/{masks,labels}/*                                       everything is the train split
     ROOT/{train,test,val}/* or ROOT/*                                             images without masks
 
+training, testing, valid and validation are other names of the splits.
+
 A mask has the stem of its image and holds class ids (255 = unknown) or the colours of the table. Without masks the data
 serves only the teacher's first stage.
 """
@@ -19,20 +21,25 @@ from dakd.data.readers.base import Dataset, find_folder, list_pictures, require_
 from dakd.data.readers.read_picture import open_picture
 from dakd.data.sample import IGNORE_INDEX, ClassTable
 
-_SPLITS = ("train", "test", "val")
+_SPLITS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
 _MASK_FOLDERS = ("masks", "mask", "labels", "label")
 
 
 class FolderDataset(Dataset):
     """classes: {name: (r, g, b)} in the order of the ids."""
 
+    layout = (
+        "images/ or image/ with masks/, mask/, labels/ or label/ beside it, or images without masks, in the root or in "
+        "its train/, test/ and val/ (training/, testing/, valid/ or validation/)"
+    )
+
     def __init__(self, root: str, classes: dict[str, tuple[int, int, int]]) -> None:
-        super().__init__()
+        path = require_root(root, "folder")
+        super().__init__(path)
         self.classes = ClassTable(tuple(classes), tuple(tuple(colour) for colour in classes.values()))
         self._palette = {_pack(np.array(colour)): i for i, colour in enumerate(self.classes.colours)}
         self._values: set[int] = set()  # of the masks of ids that were read since the last check_labels
-        path = require_root(root, "folder")
-        splits = {split: folder for split in _SPLITS if (folder := find_folder(path, split))}
+        splits = {split: folder for split, names in _SPLITS.items() if (folder := find_folder(path, *names))}
         for split, folder in splits.items() or [("train", path)]:
             self._scan(split, folder)
 
@@ -52,7 +59,7 @@ class FolderDataset(Dataset):
         if masks and not images:
             raise ValueError(f"{folder} has {masks.name}/ but no images/; put the images there")
         labels = list_pictures(masks, stem) if masks else None
-        self._add_split(split, list_pictures(images or folder, stem), labels, folder)
+        self._add_split(split, list_pictures(images or folder, stem), labels, images or folder, masks)
 
     def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
         picture = open_picture(path)

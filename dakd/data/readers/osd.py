@@ -23,10 +23,11 @@ class OsdDataset(Dataset):
     """
 
     classes = OSD_CLASSES
+    layout = "images/ with labels_1D/ or labels/ beside it, in train/ and test/"
 
     def __init__(self, root: str, splits: tuple[str, ...] = ("train", "test")) -> None:
-        super().__init__()
         path = require_root(root, "osd")
+        super().__init__(path)
         for split in splits:
             self._scan(split, find_folder(path, split), path)
         if not splits:
@@ -41,7 +42,7 @@ class OsdDataset(Dataset):
                 f"{root} is not an OSD folder: expected {inside}images and {inside}labels_1D or {inside}labels; "
                 "set prepare.root to the folder that holds train and test"
             )
-        self._add_split(split, list_pictures(images, stem), list_pictures(labels, stem), folder)
+        self._add_split(split, list_pictures(images, stem), list_pictures(labels, stem), images, labels)
 
     def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
         if path.parent.name.lower() == "labels_1d":

@@ -33,11 +33,15 @@ class SosDataset(Dataset):
     """
 
     classes = SOS_CLASSES
+    layout = (
+        "SENSOR/ with sat/, image/ or images/ and gt/, label/, labels/, mask/ or masks/, or with N_sat and N_mask, in "
+        "train/ and test/; or SENSOR_N in images/ and masks/, in train/ and val/ of each"
+    )
 
     def __init__(self, root: str, sensor: str | None, polarity: str = "oil_is_white", threshold: int = 128) -> None:
-        super().__init__()
-        self._sensor, self._polarity, self._threshold = sensor, polarity, threshold
         path = require_root(root, "sos")
+        super().__init__(path)
+        self._sensor, self._polarity, self._threshold = sensor, polarity, threshold
         if sensor is None:
             self._scan_pairs("all", path)
             return
@@ -67,9 +71,10 @@ class SosDataset(Dataset):
         if images and masks:
             pictures, labels = list_pictures(images, _number), list_pictures(masks, _number)
         else:
+            images = masks = folder
             pictures = list_pictures(folder, lambda path: _ending(path, "_sat"))
             labels = list_pictures(folder, lambda path: _ending(path, "_mask"))
-        self._add_split(split, pictures, labels, folder)
+        self._add_split(split, pictures, labels, images, masks)
 
     def _scan_images_and_masks(self, root: Path, images: Path, masks: Path) -> None:
         def key(path: Path) -> str | None:
@@ -80,7 +85,7 @@ class SosDataset(Dataset):
             pictures, labels = find_folder(images, *names), find_folder(masks, *names)
             if pictures is None or labels is None:
                 raise ValueError(f"{root}: images/ and masks/ need {' or '.join(names)}/ in each for the {split} split")
-            self._add_split(split, list_pictures(pictures, key), list_pictures(labels, key), pictures)
+            self._add_split(split, list_pictures(pictures, key), list_pictures(labels, key), pictures, labels)
 
     def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
         white = read_grey(path) >= self._threshold
