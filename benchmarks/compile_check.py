@@ -152,6 +152,7 @@ class Usage(NamedTuple):
     tensor_core: int
     wide_loads: int
     wide_stores: int
+    byte_stores: int
 
 
 class Versions(NamedTuple):
@@ -381,6 +382,7 @@ def _usages(compiled: list[Compiled]) -> Iterator[tuple[Compiled, Usage]]:
                 tensor_core=len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCMMA|QGMMA)\b", body)),
                 wide_loads=len(re.findall(r"\b(?:LDG|LD)\.E\S*\.128|\bLDGSTS\S*\.128", body)),
                 wide_stores=len(re.findall(r"\b(?:STG|ST)\.E\S*\.128", body)),
+                byte_stores=len(re.findall(r"\b(?:STG|ST)\.E\S*\.U8", body)),
             )
 
 
@@ -413,6 +415,9 @@ def over_the_bars(name: str, arch: int, usage: Usage) -> Iterator[str]:
         yield f"sm_{arch} {name}: spills {usage.spill_bytes} bytes"
     if usage.registers > limit:
         yield f"sm_{arch} {name}: {usage.registers} registers; at most {limit}"
+    # No output has numbers of one byte: a compiler has cut wider ones to pieces.
+    if usage.byte_stores:
+        yield f"sm_{arch} {name}: {usage.byte_stores} stores of one byte"
     if usage.shared_bytes > MAX_SHARED.get(arch, MAX_SHARED[90]):
         yield f"sm_{arch} {name}: {usage.shared_bytes} bytes of shared memory; at most {MAX_SHARED.get(arch)}"
     is_apply = name.startswith("transposed_attention.") and "apply" in name and "bf16" in name
@@ -421,11 +426,11 @@ def over_the_bars(name: str, arch: int, usage: Usage) -> Iterator[str]:
 
 
 def _print_table(found: dict[str, dict[str, Usage]]) -> None:
-    print(f"{'arch':<8}{'regs':>6}{'spill':>7}{'shared':>9}{'tensor':>8}{'ld128':>7}{'st128':>7}  kernel")
+    print(f"{'arch':<8}{'regs':>6}{'spill':>7}{'shared':>9}{'tensor':>8}{'ld128':>7}{'st128':>7}{'st8':>5}  kernel")
     for name in sorted(found):
         for arch, usage in sorted(found[name].items(), key=lambda item: int(item[0])):
             numbers = f"{usage.registers:>6}{usage.spill_bytes:>7}{usage.shared_bytes:>9}{usage.tensor_core:>8}"
-            print(f"sm_{arch:<5}{numbers}{usage.wide_loads:>7}{usage.wide_stores:>7}  {name}")
+            print(f"sm_{arch:<5}{numbers}{usage.wide_loads:>7}{usage.wide_stores:>7}{usage.byte_stores:>5}  {name}")
 
 
 def compare(

@@ -18,13 +18,16 @@ constexpr const char* kOp = "seg_loss";
 constexpr int kThreads = 128, kWarps = kThreads / 32;
 
 // Blocks a multiprocessor that the compiler is to make room for. By itself (0) it spills for the sake of more where a
-// thread's numbers are few. Where they are many, four fit only on Hopper and before.
+// thread's numbers are few. Where they are many, four of the backward kernel fit only on Hopper and before.
+constexpr int kForwardBlocks = 3;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kBlocksOfMany = 0;
+constexpr int kBackwardBlocksOfMany = 0;
 #else
-constexpr int kBlocksOfMany = 4;
+constexpr int kBackwardBlocksOfMany = 4;
 #endif
-constexpr int min_blocks(int num_classes, int num_pixels) { return num_classes * num_pixels >= 40 ? kBlocksOfMany : 3; }
+constexpr int backward_blocks(int num_classes, int num_pixels) {
+  return num_classes * num_pixels >= 40 ? kBackwardBlocksOfMany : 3;
+}
 
 // How a thread finds the numbers of its adjacent pixels: side by side in each class (planar), or the classes side by
 // side in each pixel (packed, channels_last), both from a multiple of 16 bytes on; or one by one.
@@ -70,26 +73,32 @@ __device__ __forceinline__ __half rounded<__half>(float x) {
   return __float2half_rn(x);
 }
 
-// As many bytes at a time as N numbers that begin on a multiple of their size (at most 16) allow.
+// N numbers, moved as many bytes at a time as their alignment (a multiple of their size, at most 16) allows. Words and
+// numbers are copied into each other: through a union of both, nvcc 13.0 stored most of a packet byte by byte, and some
+// bytes of two-byte numbers wrongly.
 template <typename Number, int N>
 struct Packet {
-  static constexpr int kBytes = N * sizeof(Number), kWord = kBytes % 16 == 0 ? 16 : kBytes % 8 == 0 ? 8 : 4;
-  struct alignas(kWord) Word {
-    unsigned char bytes[kWord];
+  static constexpr int kBytes = N * sizeof(Number), kMove = kBytes % 16 == 0 ? 16 : kBytes % 8 == 0 ? 8 : 4;
+  static constexpr int kNumbers = kMove / sizeof(Number);
+  struct alignas(kMove) Move {
+    uint32_t words[kMove / 4];
   };
-  union {
-    Word words[kBytes / kWord];
-    Number numbers[N];
-  };
+  Number numbers[N];
 
-  __device__ Packet() {}
   __device__ __forceinline__ void read(const Number* from) {
 #pragma unroll
-    for (int i = 0; i < kBytes / kWord; ++i) words[i] = reinterpret_cast<const Word*>(from)[i];
+    for (int i = 0; i < N / kNumbers; ++i) {
+      const Move move = reinterpret_cast<const Move*>(from)[i];
+      memcpy(numbers + i * kNumbers, &move, kMove);
+    }
   }
   __device__ __forceinline__ void write(Number* to) const {
 #pragma unroll
-    for (int i = 0; i < kBytes / kWord; ++i) reinterpret_cast<Word*>(to)[i] = words[i];
+    for (int i = 0; i < N / kNumbers; ++i) {
+      Move move;
+      memcpy(&move, numbers + i * kNumbers, kMove);
+      reinterpret_cast<Move*>(to)[i] = move;
+    }
   }
 };
 
@@ -296,7 +305,7 @@ __device__ void finish_sample(const Arguments& p, int64_t sample, const float* s
 // Grid: one sample's blocks after those of another, all in x, for y ends at 65535. arrivals: zeros before and after;
 // by sample, the blocks that have arrived; the samples that are done; the labels of no class.
 template <int K, int kPixels, bool kSoftDice>
-__global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_forward(const Arguments p) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks) seg_loss_forward(const Arguments p) {
   constexpr int kSums = num_loss_sums(K);
   constexpr Fixed<K> count;
   const unsigned num_blocks = p.blocks_per_sample, first_block = blockIdx.x % num_blocks;
@@ -402,7 +411,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_for
 
 // Grid: as above.
 template <int K, int kPixels, bool kSoftDice>
-__global__ void __launch_bounds__(kThreads, min_blocks(K, kPixels)) seg_loss_backward(const Arguments p) {
+__global__ void __launch_bounds__(kThreads, backward_blocks(K, kPixels)) seg_loss_backward(const Arguments p) {
   constexpr Fixed<K> count;
   const int64_t sample = blockIdx.x / p.blocks_per_sample, row = teacher_row(p, sample);
   const Range<kPixels> range(blockIdx.x % p.blocks_per_sample, p.num_pixels);
