@@ -98,6 +98,23 @@ def gn_silu(races: Races, shapes: Sequence[tuple[int, int, int, int]] = ()) -> l
     return rows
 
 
+def gn_silu_candidate(races: Races) -> list[Row]:
+    """The forward pass of blocks/fused_norm.py against eager torch, on a GPU."""
+    from blocks import fused_norm
+
+    rows = []
+    for shape in ((2, 8, 8, 8),) if races.is_tiny else roofline.NORMS:
+        norm = _made(races, lambda: nn.GroupNorm(min(32, shape[1]), shape[1]))  # noqa: B023
+        inputs = [_map(races, *shape) for _ in range(_SETS)]
+        made = {EAGER: lambda x, norm=norm: F.silu(norm(x)),
+                "fused": lambda x, norm=norm: fused_norm.norm_silu(x, norm)}  # fmt: skip
+        calls = {name: [make_call(call, dict(x=x), ("x",), "forward") for x in inputs] for name, call in made.items()}
+        least = roofline.group_norm_silu(*shape).forward_bytes
+        rows += races.race("gn_silu", str(shape), "bf16", "forward", calls, least_bytes=least,
+                           facts=lambda *_: dict(layout="channels_last"))  # fmt: skip
+    return rows
+
+
 def residual_block(races: Races, shape: tuple[int, int, int, int] | None = None) -> list[Row]:
     """The U-Net's block at its widest level, compiled on its own, as a user would compile a net by regions."""
     from dakd.models.unet import ResBlock
@@ -129,7 +146,7 @@ def encoder(races: Races) -> list[Row]:
 
     calls = {EAGER: [forward]}
     if races.is_gpu:
-        calls["dakd"] = [_captured(forward)]
+        calls["dakd"] = [captured(forward)]
     flop = None if races.is_tiny else 2 * 15.0e9 * size  # 15.0 GMAC an image, as published
 
     def facts(name: str, timing) -> dict:
@@ -143,7 +160,7 @@ def encoder(races: Races) -> list[Row]:
     return races.race("encoder", what, "bf16", "forward", calls, flop=flop, facts=facts)
 
 
-def _captured(call: Callable[[], object]) -> Callable[[], object]:
+def captured(call: Callable[[], object]) -> Callable[[], object]:
     """The call as a CUDA graph, which is captured when it is first asked for: if that fails, the others are timed."""
     graphs: list[Callable[[], None]] = []
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 
 from lib.device import ROOT, seconds_given
 
@@ -26,12 +27,12 @@ _TINY = ("tests/kernels/test_backend.py",)
 
 def phase(visit: Visit, limit_s: float) -> Phase:
     absent = None if importlib.util.find_spec("pytest") else "pytest is not installed"
-    return Phase(PHASE, limit_s, [Job("gpu tests", lambda: _tests(visit), limit_s, absent)])
+    return Phase(PHASE, limit_s, [Job("gpu tests", lambda: run_tests(visit), limit_s, absent)])
 
 
-def _tests(visit: Visit) -> str:
+def run_tests(visit: Visit, files: Sequence[str] = _FILES, choice: str = _CHOICE) -> str:
     """Runs pytest verbosely: if it is stopped, the log names every test that ended."""
-    chosen = ["-m", "not slow", *_TINY] if visit.is_tiny else ["-m", "gpu", "-k", _CHOICE, *_FILES]
+    chosen = ["-m", "not slow", *_TINY] if visit.is_tiny else ["-m", "gpu", "-k", choice, *files]
     workers = ["-n", str(_WORKERS)] if importlib.util.find_spec("xdist") and not visit.is_tiny else []
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider",
                "--continue-on-collection-errors", *workers, *chosen]  # fmt: skip

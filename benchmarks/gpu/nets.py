@@ -1,17 +1,21 @@
-"""Phases 4 to 6: a sampling step of the teacher and its kernels, the sampling loop, and training steps of both nets."""
+"""Phases of nets: a sampling step of the teacher and its kernels, the sampling loop, training steps, and candidates."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from functools import partial
 
 import roofline
 import torch
 import torch.nn.functional as F
 from lib.calls import gpu_events
+from lib.device import synchronise
 from lib.nets import NUM_CLASSES, joint_net, noisy_pair, teacher_side, unet_config
 from lib.table import Row
 
+from dakd.kernels import triton_runtime
 from gpu.visit import Visit
 from gpu.workers import Job, Phase, Wrong
 
@@ -53,6 +57,135 @@ def loop_phase(visit: Visit) -> Phase:
 def train_phase(visit: Visit) -> Phase:
     jobs = [Job(f"train {name}", _train_job(visit, name), 50) for name in ("stage3", "student", "stage2")]
     return Phase("train", 60 if visit.is_gpu else 150, jobs)
+
+
+def candidates_phase(visit: Visit) -> Phase:
+    """What a faster U-Net could gain: GroupNorm + SiLU and the biases by kernels of our own (blocks/fused_norm.py)."""
+    absent = triton_runtime.why_not(visit.device)
+    jobs = [
+        Job("fused norms in a step", lambda: _fused_step(visit), 50, absent),
+        Job("fused norm alone", lambda: _fused_norm(visit), 20, absent),
+    ]
+    return Phase("candidates", 70 if visit.is_gpu else 120, jobs)
+
+
+def training_families_phase(visit: Visit) -> Phase:
+    trainings = ("stage3", "channels_last"), ("stage3", "contiguous"), ("student", "channels_last")
+    jobs = [Job(f"families of {name} {layout}", partial(_training_families, visit, name, layout), 30)
+            for name, layout in trainings]  # fmt: skip
+    return Phase("families", 45 if visit.is_gpu else 120, jobs)
+
+
+def compiled_step_phase(visit: Visit, limit_s: float) -> Phase:
+    """Last: how long the compiler takes is not known."""
+    return Phase("compile", limit_s, [Job("a step with compiled blocks", lambda: _compiled_step(visit), limit_s)])
+
+
+def _fused_step(visit: Visit) -> str:
+    """The step with candidates' kernels: held to the net in fp32, then raced, each net as one captured graph."""
+    from blocks.bench_blocks import captured
+    from blocks.fused_norm import fuse
+
+    plain, fast = _nets(visit)
+    fused = fuse(joint_net(visit.is_tiny, visit.device, _BF16).eval())
+    size, side = _size(visit)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # of the net in fp32
+    given = noisy_pair(2, side, visit.device, torch.float32)
+    with torch.no_grad():
+        exact = joint_net(visit.is_tiny, visit.device).eval()(*given)
+        half = tuple(value.to(_BF16) if value.is_floating_point() else value for value in given)
+        errors = [max(float((a.float() - b).norm() / b.norm()) for a, b in zip(net(*half), exact))
+                  for net in (plain, fused)]  # fmt: skip
+    visit.fact("candidates", "relative error of a step in bf16, plain", f"{errors[0]:.3g}")
+    visit.fact("candidates", "relative error of a step in bf16, fused norms", f"{errors[1]:.3g}")
+    if not errors[1] <= 1.5 * errors[0]:
+        raise Wrong(f"fused norms are off by {errors[1]:.3g}, the plain net in bf16 by {errors[0]:.3g}")
+    parts = []
+    for batch in (size, 1):
+        x, y, t = noisy_pair(batch, side, visit.device, _BF16)
+
+        def step_of(net, x=x, y=y, t=t):
+            @torch.no_grad()
+            def step() -> object:
+                return net(x, y, t)
+
+            return captured(step) if visit.is_gpu else step
+
+        steps = {"eager": plain, "channels_last": fast, "fused norms": fused}
+        flop = batch * roofline.jointnet_flop(unet_config(visit.is_tiny), NUM_CLASSES, (side, side))
+
+        def facts(name: str, timing, batch=batch) -> dict:
+            return dict(layout="contiguous" if name == "eager" else "channels_last", note="one captured graph",
+                        images_per_s=batch / (timing.best_us * 1e-6 * 200))  # fmt: skip
+
+        rows = visit.races("nets").race("unet_step", f"B {batch}, {side}x{side}", "bf16", "forward",
+                                        {name: [step_of(net)] for name, net in steps.items()}, flop=flop, facts=facts)
+        parts.append(in_words(rows))
+    x, y, t = noisy_pair(size, side, visit.device, _BF16)
+    with torch.no_grad():
+        parts.append(_add_families(visit, "teacher's step, fused norms", f"B {size}, {side}x{side}", "channels_last",
+                                   lambda: fused(x, y, t)))  # fmt: skip
+    return "; ".join(parts)
+
+
+def _fused_norm(visit: Visit) -> str:
+    from blocks.bench_blocks import gn_silu_candidate
+
+    return in_words(gn_silu_candidate(visit.races("races", seconds=0.2)))
+
+
+def _training_families(visit: Visit, name: str, layout: str) -> str:
+    """Where a training step's time goes on the GPU, and how much of the step the GPU works."""
+    from models.bench_training_step import engine_step
+
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    step, shape = engine_step(visit.races("nets"), name, memory_format)
+    times_s = [_timed(visit, step) for _ in range(5)]
+    found = _add_families(visit, f"training step, {name}", shape, layout, step)
+    visit.fact("families", f"a step of {name}, {layout}, without the profiler", f"{1e3 * min(times_s):.1f}", "ms")
+    return f"{1e3 * min(times_s):.0f} ms a step, of which the GPU works {found}"
+
+
+def _timed(visit: Visit, step: Callable[[], object]) -> float:
+    synchronise(visit.device)
+    start = time.perf_counter()
+    step()
+    synchronise(visit.device)
+    return time.perf_counter() - start
+
+
+def _compiled_step(visit: Visit) -> str:
+    """The step whose residual blocks torch.compile has compiled one by one, in both layouts, as captured graphs."""
+    from blocks.bench_blocks import captured
+
+    from dakd.models.unet import ResBlock
+
+    torch._dynamo.config.recompile_limit = 256
+    size, side = _size(visit)
+    x, y, t = noisy_pair(size, side, visit.device, _BF16)
+    calls, parts = {}, []
+    for layout in ("channels_last", "contiguous"):
+        net = joint_net(visit.is_tiny, visit.device, _BF16).eval()
+        net = net.to(memory_format=torch.channels_last) if layout == "channels_last" else net
+        for module in net.modules():
+            if isinstance(module, ResBlock):
+                module.compile(dynamic=False, backend="aot_eager" if visit.is_tiny else "inductor")
+
+        @torch.no_grad()
+        def step(net=net) -> object:
+            return net(x, y, t)
+
+        start = time.perf_counter()
+        step()
+        synchronise(visit.device)
+        parts.append(f"{layout} compiled in {time.perf_counter() - start:.0f} s")
+        calls = {f"compile, {layout}": [captured(step) if visit.is_gpu else step]}
+        flop = size * roofline.jointnet_flop(unet_config(visit.is_tiny), NUM_CLASSES, (side, side))
+        rows = visit.races("nets").race("unet_step", f"B {size}, {side}x{side}", "bf16", "forward", calls, flop=flop,
+                                        facts=lambda *_, layout=layout: dict(
+                                            layout=layout, note="compiled blocks, one captured graph"))  # fmt: skip
+        parts.append(in_words(rows))
+    return ", ".join(parts)
 
 
 def _nets(visit: Visit) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -97,26 +230,31 @@ def _profile(visit: Visit) -> str:
 
         for _ in range(2):
             step()
-        sums = _sums_by_kernel(_events(visit, step))
-        if not sums:
-            raise RuntimeError("the profiler has seen no kernel")
-        total_us = sum(time_us for _, time_us in sums.values())
-        cells = dict(net="teacher's step", shape=f"B {size}, {side}x{side}", layout=layout)
-        by_family: dict[str, list] = {}
-        for kernel, (launches, time_us) in sums.items():
-            family = by_family.setdefault(family_of(kernel), [0, 0.0])
-            family[0] += launches
-            family[1] += time_us
-        for family, (launches, time_us) in sorted(by_family.items(), key=lambda item: -item[1][1]):
-            visit.add("families", **cells, family=family, kernel="all", launches=launches, time_us=time_us,
-                    share=time_us / total_us)  # fmt: skip
-            print(f"{layout:<15}{family:<26}{launches:>5} launches{time_us:>11.1f} us{time_us / total_us:>8.1%}")
-        for kernel, (launches, time_us) in sorted(sums.items(), key=lambda item: -item[1][1])[:_TOP_KERNELS]:
-            visit.add("families", **cells, family=family_of(kernel), kernel=kernel[:200], launches=launches,
-                    time_us=time_us, share=time_us / total_us)  # fmt: skip
-        first, (_, most_us) = max(by_family.items(), key=lambda item: item[1][1])
-        parts.append(f"{layout} {total_us / 1e3:.2f} ms, {first} {most_us / total_us:.0%}")
+        parts.append(_add_families(visit, "teacher's step", f"B {size}, {side}x{side}", layout, step))
     return "; ".join(parts)
+
+
+def _add_families(visit: Visit, net: str, shape: str, layout: str, step: Callable[[], object]) -> str:
+    """Keeps the kernels of one step, summed by family, and the longest ones; in words, their time and first family."""
+    sums = _sums_by_kernel(_events(visit, step))
+    if not sums:
+        raise RuntimeError("the profiler has seen no kernel")
+    total_us = sum(time_us for _, time_us in sums.values())
+    cells = dict(net=net, shape=shape, layout=layout)
+    by_family: dict[str, list] = {}
+    for kernel, (launches, time_us) in sums.items():
+        family = by_family.setdefault(family_of(kernel), [0, 0.0])
+        family[0] += launches
+        family[1] += time_us
+    for family, (launches, time_us) in sorted(by_family.items(), key=lambda item: -item[1][1]):
+        visit.add("families", **cells, family=family, kernel="all", launches=launches, time_us=time_us,
+                  share=time_us / total_us)  # fmt: skip
+        print(f"{layout:<15}{family:<26}{launches:>5} launches{time_us:>11.1f} us{time_us / total_us:>8.1%}")
+    for kernel, (launches, time_us) in sorted(sums.items(), key=lambda item: -item[1][1])[:_TOP_KERNELS]:
+        visit.add("families", **cells, family=family_of(kernel), kernel=kernel[:200], launches=launches,
+                  time_us=time_us, share=time_us / total_us)  # fmt: skip
+    first, (_, most_us) = max(by_family.items(), key=lambda item: item[1][1])
+    return f"{layout} {total_us / 1e3:.2f} ms, {first} {most_us / total_us:.0%}"
 
 
 def family_of(kernel: str) -> str:

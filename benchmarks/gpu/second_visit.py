@@ -1,4 +1,4 @@
-"""The second visit: checks again what the first one left open; counters, memory errors, the pipeline, constants."""
+"""The second visit: takes up what the first one left open; counters, memory errors, the pipeline, constants."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from lib.device import RESULTS, ROOT, device_slug, seconds_given
 from lib.table import read_rows
 
 from dakd.kernels import backend
-from gpu import cases, correctness, races
+from gpu import cases, correctness, gpu_tests, races
 from gpu.visit import Visit
 from gpu.workers import Job, Phase, Wrong
 
@@ -62,10 +63,46 @@ CONSTANTS = (
 def recheck_phase(visit: Visit, words: tuple[str, ...]) -> Phase:
     """The jobs of the first visit's check that did not end well, or those whose names have one of `words`."""
     words = words or (("depthwise_conv1d",) if visit.is_tiny else unsettled_jobs(_first_results(visit)))
-    if not words:
+    jobs = correctness.phase(visit, words).jobs if words else []
+    if files := failed_test_files(_first_results(visit)):
+        jobs.append(Job("gpu tests", lambda: gpu_tests.run_tests(visit, files), 40))
+    if not jobs:
         return Phase("recheck", 10, [Job("recheck", lambda: None, 10, "the first visit left nothing to check again")])
-    found = correctness.phase(visit, words)
-    return Phase("recheck", 25 if visit.is_gpu else 120, found.jobs, found.workers)
+    return Phase("recheck", 35 if visit.is_gpu else 120, jobs, workers=4)
+
+
+def failed_test_files(folder: Path) -> tuple[str, ...]:
+    """The files of the tests that failed in the first visit."""
+    path = folder / "facts.csv"
+    if not path.exists():
+        return ()
+    with path.open() as file:
+        names = [row["value"] for row in csv.DictReader(file) if row["name"] == "failed test"]
+    return tuple(dict.fromkeys(name.partition("::")[0] for name in names))
+
+
+def races_phase(visit: Visit) -> Phase:
+    """The ops' races that the first visit did not end, or whose training passes were timed by Python's launches."""
+    done = _captured_races(_first_results(visit))
+    chosen = [case for case in cases.raced(visit.is_tiny) if visit.is_tiny or _race_key(case) not in done]
+    jobs = [Job(f"race {case.op} {case.shape} {case.layout} {' '.join(case.options)}".strip(),
+                partial(races.race, visit, case), 20) for case in chosen]  # fmt: skip
+    return Phase("races", 50 if visit.is_gpu else 120, jobs)
+
+
+def _race_key(case: cases.Case) -> tuple[str, str, str]:
+    named = case.words[case.words.index("--shape") + 1]
+    return case.op, named, case.layout + (" eta=1" if "--stochastic" in case.options else "")
+
+
+def _captured_races(folder: Path) -> set[tuple[str, str, str]]:
+    """The races of which every row was replayed from a graph, by op, shape and layout."""
+    by_race: dict[tuple[str, str, str], bool] = {}
+    for row in read_rows(folder):
+        if row["op"] in backend.OPS:
+            key = (row["op"], row["shape"], row["layout"] + (" eta=1" if row["what"].endswith("eta=1") else ""))
+            by_race[key] = by_race.get(key, True) and row["method"] == "graph"
+    return {key for key, is_captured in by_race.items() if is_captured}
 
 
 def unsettled_jobs(folder: Path) -> tuple[str, ...]:
@@ -84,7 +121,7 @@ def counters_phase(visit: Visit) -> Phase:
     tool = shutil.which("ncu")
     absent = None if tool and visit.is_gpu else "ncu counts on GPUs" if not visit.is_gpu else "ncu is not on PATH"
     ops = farthest(_first_results(visit))
-    return Phase("counters", 35, [Job(f"counters {op}", _count_job(visit, op), 20, absent) for op in ops])
+    return Phase("counters", 30, [Job(f"counters {op}", _count_job(visit, op), 20, absent) for op in ops])
 
 
 def farthest(folder: Path) -> list[str]:
@@ -157,7 +194,7 @@ def _memcheck_job(op: str):
 
 def pipeline_phase(visit: Visit) -> Phase:
     """Train the teacher, generate pairs and verify the shards, through the command line."""
-    limit_s = 100 if visit.is_gpu else 300
+    limit_s = 95 if visit.is_gpu else 300
     return Phase("pipeline", limit_s, [Job("pipeline", lambda: _pipeline(visit), limit_s)])
 
 
@@ -200,7 +237,7 @@ def variants_phase(visit: Visit, names: tuple[str, ...]) -> Phase:
         if not names or constant.name in names
         for value in offered(constant)
     ]
-    return Phase("variants", 30, jobs)
+    return Phase("variants", 25, jobs)
 
 
 def offered(constant: Constant) -> tuple[int, ...]:

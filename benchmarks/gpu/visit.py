@@ -28,7 +28,8 @@ COUNTER_COLUMNS = (*_HEAD, "op", "kernel", "metric", "unit", "value")
 # All files of a visit. With the log at most eight: no more may come back from a lent host.
 FIRST_TABLES = {"facts": FACT_COLUMNS, "correct": CHECK_COLUMNS, "races": COLUMNS, "nets": COLUMNS,
                 "families": FAMILY_COLUMNS}  # fmt: skip
-SECOND_TABLES = {"facts": FACT_COLUMNS, "correct": CHECK_COLUMNS, "races": COLUMNS, "counters": COUNTER_COLUMNS}
+SECOND_TABLES = {"facts": FACT_COLUMNS, "correct": CHECK_COLUMNS, "races": COLUMNS, "nets": COLUMNS,
+                 "families": FAMILY_COLUMNS, "counters": COUNTER_COLUMNS}  # fmt: skip
 LOG = "log.txt"
 
 

@@ -2,7 +2,8 @@
 
 On a GPU a turn is one pass over all buffer sets, between two events ("events": the time that a Python program sees).
 Calls that Python may not launch as fast as the GPU runs them are also captured into a CUDA graph and replayed ("graph":
-the time of the GPU alone). On a CPU a turn is one call; with one thread its CPU time counts, which other processes disturb less.
+the time of the GPU alone). On a CPU a turn is one call; with one thread its CPU time counts, which other processes
+disturb less.
 """
 
 from __future__ import annotations
@@ -193,8 +194,8 @@ class _GpuRunner:
 
     def _capture(self) -> None:
         """Leaves `graph` None if a contestant cannot be captured, because it reads values on the host."""
-        # A graph of autograd that waits for the collector still holds the inputs' nodes on the stream of the warm-up, and
-        # a capture that meets them fails.
+        # A graph of autograd that waits for the collector still holds the inputs' nodes on the warm-up's stream, and a
+        # capture that meets them fails.
         gc.collect()
         graph = torch.cuda.CUDAGraph()
         try:

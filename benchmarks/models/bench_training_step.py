@@ -55,13 +55,11 @@ def measure_training(
     races: Races, name: str, steps: int = _STEPS, contestants: Sequence[str] = (EAGER, "dakd")
 ) -> list[Row]:
     """Times `steps` steps of stage2, stage3 or the student by each contestant, and keeps their rows."""
-    size = 2 if races.is_tiny else 16
+    given, precision, side = _given(races, name)
+    size = len(given.keys)
     if name == "student":
-        side, precision = (32 if races.is_tiny else 512), "autocast"
-        given, flop = student_batch(size, side, races.device), _student_flop(races, side)
+        flop = _student_flop(races, side)
     else:
-        side, precision = teacher_side(races.is_tiny), "bf16"
-        given = batch(size, side, races.device)
         flop = jointnet_flop(unet_config(races.is_tiny), NUM_CLASSES, (side, side), stage=int(name[-1]))
     rows = []
     for contestant in contestants:
@@ -90,6 +88,25 @@ def measure_training(
     return rows
 
 
+def engine_step(
+    races: Races, name: str, memory_format: torch.memory_format = torch.channels_last
+) -> tuple[Callable[[], None], str]:
+    """The engine's step of stage2, stage3 or the student, and its shape in words."""
+    given, precision, side = _given(races, name)
+    step = _engine_steps(_module(name, races, memory_format), given, precision, races.device)
+    return step, f"B {len(given.keys)}, {side}x{side}"
+
+
+def _given(races: Races, name: str) -> tuple[Batch, str, int]:
+    """A training's batch, its precision and the side of its images."""
+    size = 2 if races.is_tiny else 16
+    if name == "student":
+        side = 32 if races.is_tiny else 512
+        return student_batch(size, side, races.device), "autocast", side
+    side = teacher_side(races.is_tiny)
+    return batch(size, side, races.device), "bf16", side
+
+
 def _student_flop(races: Races, side: int) -> float:
     """Three times a forward pass; scans and attention cores are not counted."""
     with torch.device("meta"):
@@ -97,15 +114,15 @@ def _student_flop(races: Races, side: int) -> float:
     return 3 * 2 * measure(net.eval(), (image,)).macs
 
 
-def _module(name: str, races: Races) -> nn.Module:
+def _module(name: str, races: Races, memory_format: torch.memory_format = torch.channels_last) -> nn.Module:
     if name == "student":
         with torch.device(races.device):
             net = build_student(student_config(races.is_tiny), NUM_CLASSES)
-        return StudentLoss(net, StudentLossConfig(), 0, torch.channels_last).to(races.device)
+        return StudentLoss(net, StudentLossConfig(), 0, memory_format).to(races.device)
     net = joint_net(races.is_tiny, races.device)
     freeze_for_stage(net, int(name[-1]))
     noising = Noising(CosineSchedule(), B_FACTOR, NUM_CLASSES, seed=0)
-    return JointLoss(net, noising, 1.0, torch.channels_last)
+    return JointLoss(net, noising, 1.0, memory_format)
 
 
 def _timed(step: Callable[[], None], device: str) -> float:

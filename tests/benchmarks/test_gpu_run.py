@@ -198,9 +198,10 @@ def test_phases_fit_into_the_visit(visit):
     made = [*(phase(visit) for phase in phases), gpu_tests.phase(visit, 30)]
     facts_s = 25  # more only where the extension has to be built
     assert facts_s + sum(phase.limit_s for phase in made[1:]) <= gpu_run.FIRST_S
-    phases = (second_visit.counters_phase, second_visit.memcheck_phase, second_visit.pipeline_phase)
+    phases = (nets.candidates_phase, second_visit.pipeline_phase, second_visit.races_phase,
+              nets.training_families_phase, second_visit.counters_phase, second_visit.memcheck_phase)  # fmt: skip
     later = [second_visit.recheck_phase(visit, ("seg_loss",)), *(phase(visit) for phase in phases),
-             second_visit.variants_phase(visit, ())]  # fmt: skip
+             second_visit.variants_phase(visit, ()), nets.compiled_step_phase(visit, 35)]  # fmt: skip
     assert 15 + sum(phase.limit_s for phase in later) <= gpu_run.SECOND_S
     for phase in (*made, *later):
         assert len({job.name for job in phase.jobs}) == len(phase.jobs) > 0
@@ -248,6 +249,35 @@ def test_the_second_visit_rechecks_what_the_first_left_unsettled(tmp_path):
     assert {job.name for job in second_visit.recheck_phase(visit, ("seg_loss",)).jobs} == {
         f"seg_loss {name} {what}" for name in ("cpu", "reference") for what in ("bf16", "fp32", "repeats")
     }
+
+
+def test_the_second_visit_runs_the_files_of_failed_tests_again(tmp_path):
+    visit = Visit("cpu", True, tmp_path)
+    visit.start_tables(FIRST_TABLES)
+    assert second_visit.failed_test_files(tmp_path) == second_visit.failed_test_files(tmp_path / "nowhere") == ()
+    for name in ("tests/kernels/test_b.py::test_x[1]", "tests/kernels/test_a.py::test_y", "tests/kernels/test_b.py::z"):
+        visit.fact("tests", "failed test", name)
+    assert second_visit.failed_test_files(tmp_path) == ("tests/kernels/test_b.py", "tests/kernels/test_a.py")
+
+
+def test_the_second_visit_races_again_what_was_not_replayed_from_graphs(tmp_path):
+    visit = Visit("cpu", True, tmp_path)
+    visit.start_tables(FIRST_TABLES)
+    cells = dict(op="ddim_step", shape="main", layout="channels_last", contestant="triton", time_us=1.0)
+    visit.add("races", **cells, what="forward", method="graph")
+    visit.add("races", **cells | dict(shape="batch 64"), what="forward eta=1", method="graph")
+    seg_loss = cells | dict(op="seg_loss")
+    visit.add("races", **seg_loss, what="forward", method="graph")
+    visit.add("races", **seg_loss, what="forward+backward", method="events")
+    assert second_visit._captured_races(tmp_path) == {
+        ("ddim_step", "main", "channels_last"), ("ddim_step", "batch 64", "channels_last eta=1")
+    }  # fmt: skip
+    main = cases.Case("ddim_step", "main", cases.SHAPES["ddim_step"]["main"], "bf16", "channels_last")
+    assert second_visit._race_key(main) == ("ddim_step", "main", "channels_last")
+    further = [case for case in cases.raced() if case.options]
+    assert [second_visit._race_key(case)[1:] for case in further] == [
+        ("batch=64,num_classes=5,height=256,width=256", "channels_last eta=1")
+    ]
 
 
 def test_counters_are_taken_of_the_ops_farthest_from_their_floor(tmp_path):

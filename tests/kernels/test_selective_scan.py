@@ -256,8 +256,8 @@ def test_triton_stays_exact_over_many_steps(backend, device):
     wide = {name: value.double() for name, value in inputs.items()}
     exact = numerics.forward_and_gradients(partial(selective_scan, backend="reference"), wide, WRT)
     eager = numerics.forward_and_gradients(partial(selective_scan, backend="reference"), inputs, WRT)
-    # A GPU's quick exp2 is off by up to two units in the last place where eager's exp is off by one, and to one side: over
-    # 65,536 steps that adds up (2.2 budgets were measured for dA on an H200).
+    # A GPU's quick exp2 is off by up to two units in the last place where eager's exp is off by one, and to one side:
+    # over 65,536 steps that adds up (2.2 budgets were measured for dA on an H200).
     factor = 6.0 if device == "cuda" else 2.0
     for name in exact:
         numerics.assert_within_budget(name, results[name], exact[name], eager[name], factor=factor)
