@@ -19,11 +19,12 @@ from dakd.data.order import PositionBatches
 from dakd.data.ordered_records import OnBadRecord
 from dakd.data.records import BadRecord, decode_record
 from dakd.data.sample import ClassTable, Sample
+from dakd.data.tars import stream_members
 from dakd.data.transforms import crop_and_flip
 from dakd.runtime.seeding import Stream, numpy_rng
 
 # The errors that webdataset and the decoders raise on a failing command, a truncated tar or a damaged record.
-_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, AssertionError, tarfile.TarError)
+_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, AssertionError, RecursionError, tarfile.TarError)
 
 
 class PipeDataset:
@@ -115,7 +116,9 @@ def _read_stream(source: str) -> Iterator[Sample | str]:
     from webdataset import tariterators
 
     try:
-        files = tariterators.tar_file_expander(tariterators.url_opener([{"url": source}]))
+        (opened,) = tariterators.url_opener([{"url": source}])
+        members_of = stream_members(opened["stream"], source)
+        files = ({"fname": name, "data": data, "__url__": source} for name, data in members_of)
         for record in tariterators.group_by_keys(files):
             members = {name: data for name, data in record.items() if not name.startswith("__")}
             try:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
+from dakd.data.sample import IGNORE_INDEX, MAX_PIXELS, ClassTable, Sample
 from dakd.data.soft_labels import Codec, get_codec, likeliest_class
 
 try:
@@ -87,6 +87,8 @@ def _read_facts(data: bytes | memoryview) -> dict:
         raise ValueError(f"json cannot be read ({error})") from None
     counts = [facts.get(name) for name in ("height", "width", "num_classes")] if isinstance(facts, dict) else []
     is_sound = bool(counts) and all(type(count) is int and count > 0 for count in counts)
+    # Bounded before memory is taken for what the counts claim.
+    is_sound = is_sound and counts[0] * counts[1] <= MAX_PIXELS and counts[2] <= IGNORE_INDEX
     if not is_sound or not isinstance(facts.get("meta"), dict):
         raise ValueError(f"json says {str(facts)[:200]}; expected height, width, num_classes and meta")
     return facts

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from dakd.runtime.named import Named
 
+_MAX_JSON_BYTES = 1 << 28
 REMEDY = "run the step that writes it again, or copy it again"
 
 
@@ -115,7 +116,11 @@ def read_json(path: str | Path, remedy: str = REMEDY) -> Named | None:
     so does a name in it that is not there.
     """
     path = Path(path)
-    return parse_json(path.read_bytes(), path, remedy) if path.is_file() else None
+    if not path.is_file():
+        return None
+    if (num_bytes := path.stat().st_size) > _MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {num_bytes} bytes; expected JSON of at most {_MAX_JSON_BYTES}; {remedy}")
+    return parse_json(path.read_bytes(), path, remedy)
 
 
 def parse_json(text: str | bytes, path: str | Path, remedy: str = REMEDY) -> Named:

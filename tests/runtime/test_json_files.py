@@ -26,6 +26,14 @@ def test_a_damaged_file_is_refused_by_its_name_with_the_reason_and_the_remedy(tm
     assert message.startswith(f"{path} ") and reason in message and message.endswith("; run evaluate again")
 
 
+def test_a_file_far_too_large_is_refused_unread(tmp_path):
+    path = tmp_path / "table.json"
+    with open(path, "wb") as stream:
+        stream.truncate(1 << 33)
+    with pytest.raises(ValueError, match="has 8589934592 bytes; expected JSON of at most 268435456"):
+        read_json(path)
+
+
 def test_a_name_that_is_not_there_is_an_error_that_names_the_file(tmp_path):
     path = tmp_path / "table.json"
     write_json(path, {"a": {"b": 1}, "c": [{"d": 2}]})
