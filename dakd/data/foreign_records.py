@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dakd.data.readers.bad_file import BadFile
-from dakd.data.readers.read_picture import open_picture, read_grey
+from dakd.data.readers.read_picture import open_picture, read_grey, stored_values
 from dakd.data.sample import Sample
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "image.png", "sar.png", "sar.npy")
@@ -109,7 +109,7 @@ def _decode_label(name: str, data: bytes | memoryview) -> np.ndarray:
         raise ValueError(f"{name} {error.reason}") from None
     if picture.mode not in ("L", "P"):
         raise ValueError(f"{name} has the pixel type {picture.mode!r}; expected class ids as grey values or a palette")
-    return np.array(picture)
+    return stored_values(picture)
 
 
 def _grey(array: np.ndarray, name: str) -> np.ndarray:

@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
+from dakd.config import build_config
+from dakd.data.foreign_records import decode_foreign
+from dakd.data.prepare import prepare
 from dakd.data.readers import BadDataset, BadFile, read_picture
 from dakd.data.readers.read_picture import grey_values, open_picture, picture_size, read_grey, stored_values
+from dakd.data.sample import ClassTable
+from dakd.evaluate.inputs import LabelledFolder
+from dakd.predict.images import grey_image, read_image
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
@@ -125,7 +131,10 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
          saved("TIFF", Image.fromarray(BITS * 255).convert("1"))],
         BITS * 255, None,
     ),
-    "grey TIFF with white as 0, up to 8 bits": ([tiff(255 - GREY, photometric=0)], GREY, None),
+    "1-bit TIFF with white as 0": (
+        [saved("TIFF", Image.fromarray(BITS * 255).convert("1"), tiffinfo={262: 0})], BITS * 255, None,
+    ),
+    "grey TIFF with white as 0, 2 to 8 bits": ([tiff(255 - GREY, photometric=0)], GREY, "set the tag to 1"),
     "RGB of 8 bits, channels equal but for JPEG's errors": (
         [saved("PNG", GRAIN), tiff(GRAIN, photometric=2)], GRAIN.mean(-1).round().astype(np.uint8), None,
     ),
@@ -165,7 +174,7 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
     "16-bit grey, 32-bit integers, floats": (
         [png(DEEP, 16, 0), *(tiff(DEEP.astype(name)) for name in ("u2", "i2", "u4", "i4", "f4"))], ONE_SCALE, None,
     ),
-    "16-bit grey TIFF with white as 0": ([tiff(DEEP, photometric=0)], ONE_SCALE, "expected black as 0"),
+    "16-bit grey TIFF with white as 0": ([tiff(DEEP, photometric=0)], ONE_SCALE, "set the tag to 1"),
     "16-bit RGB or grey with alpha": (
         [png(bands(DEEP, DEEP, DEEP), 16, 2), png(bands(DEEP, DEEP), 16, 4), png(bands(*[DEEP] * 4), 16, 6),
          tiff(bands(DEEP, DEEP, DEEP), photometric=2), tiff(bands(DEEP, DEEP), extra=(2,))],
@@ -325,3 +334,41 @@ def test_a_dataset_says_a_long_reason_once(tmp_path):
     problems = [BadFile(f"{name}.png", reason if name < "c" else "short") for name in "abcd"]
     lines = str(BadDataset("what", problems, "remedy")).splitlines()[1:-1]
     assert lines == [f"  a.png: {reason}", "  b.png: the same", "  c.png: short", "  d.png: short"]
+
+
+REFUSED = {
+    "16-bit RGB": (".png", png(bands(DEEP, DEEP, DEEP), 16, 2), ONE_SCALE),
+    "two pages": (".tif", two_frames("TIFF"), "has 2 pages"),
+    "CMYK": (".jpg", ROWS["CMYK, YCbCr, LAB"][0][0], "convert it, magick IN -colorspace Gray OUT"),
+    "second band": (".tif", tiff(bands(GREY, OTHER), extra=(0,)), "expected one channel"),
+    "hidden": (".png", saved("PNG", bands(GREY, HIDDEN)), r"hides 25\.0 %"),
+    "turned": (".jpg", turned("JPEG"), "EXIF orientation 6"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_prepare_evaluate_and_predict_refuse_alike(tmp_path, name):
+    suffix, content, words = REFUSED[name]
+    image = tmp_path / "data" / "images" / f"a{suffix}"
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    image.write_bytes(content)
+    Image.fromarray(BITS).save(tmp_path / "data" / "masks" / "a.png")
+    classes = {"sea": (0, 0, 0), "oil": (0, 255, 255)}
+    root = str(tmp_path / "data")
+    settings = {"dataset": "folder", "root": root, "classes": classes}
+    config = build_config({"name": "a", "run_dir": str(tmp_path), "prepare": settings, "evaluate": {"folder": root}})
+    with pytest.raises(BadDataset, match=rf"(?s)a\{suffix}: .*{words}"):
+        prepare(config)
+    with pytest.raises(BadDataset, match=rf"(?s)a\{suffix}: .*{words}"):
+        LabelledFolder(config, ClassTable(tuple(classes), tuple(classes.values())))
+    with pytest.raises(BadFile, match=rf"(?s)a\{suffix}: .*{words}"):
+        read_image(image)
+    for given in (image, str(image)):
+        with pytest.raises(ValueError, match=words):
+            grey_image(given)
+
+
+def test_a_mask_of_few_bits_in_a_tar_has_the_ids_that_it_stores():
+    sample = decode_foreign("a", {"png": png(GREY, 8, 0), "mask.png": png(GREY % 4, 2, 0)})
+    assert np.array_equal(sample.sar, GREY) and np.array_equal(sample.label, GREY % 4)

@@ -35,7 +35,8 @@ def picture(suffix: str, mode: str = "L", side: int = 12) -> bytes:
 
 PICTURES = [(suffix, picture(suffix, mode)) for suffix, mode in
             (("png", "L"), ("png", "RGB"), ("png", "P"), ("png", "I;16"), ("png", "1"), ("jpg", "L"), ("jpg", "RGB"),
-             ("tif", "L"), ("tif", "RGB"), ("tif", "F"), ("bmp", "L"), ("bmp", "P"))]  # fmt: skip
+             ("tif", "L"), ("tif", "RGB"), ("tif", "F"), ("tif", "LA"), ("tif", "CMYK"), ("jpg", "CMYK"), ("png", "LA"),
+             ("bmp", "L"), ("bmp", "P"))]  # fmt: skip
 
 
 @fuzzed

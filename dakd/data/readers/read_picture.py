@@ -6,7 +6,8 @@ What is not listed as taken is refused with a remedy. Nothing is scaled, turned,
 |---|---|---|
 | 8-bit grey | taken | opened |
 | 1-bit, 2-bit or 4-bit grey | taken, black 0 and white 255 | opened |
-| grey TIFF with white as 0, up to 8 bits | taken, inverted as the tag demands | opened, inverted |
+| 1-bit TIFF with white as 0 | taken, inverted as the tag demands | opened, inverted |
+| grey TIFF with white as 0, 2 to 8 bits | taken, inverted as the tag demands | refused: are ids inverted too? |
 | RGB of 8 bits, channels equal but for JPEG's errors | taken, their mean | opened |
 | palette of greys | taken, the greys of the palette | opened |
 | RGB or palette with colours | refused: one SAR channel | opened |
@@ -61,6 +62,10 @@ _SCALE = (
     "bright ship would squeeze the sea)"
 )
 _ONE_SCALE = f"expected 8-bit grey: {_SCALE}"
+_BLACK_AS_0 = (
+    "its tag PhotometricInterpretation says that 0 is white; expected that 0 is black, as ids need it: where the "
+    "values are ids as they are, set the tag to 1 (tiffset -s 262 1 FILE)"
+)
 _IDS = f"expected 8 bits a channel, or one channel of class ids: {_ONE_BAND}"
 
 
@@ -69,7 +74,7 @@ class _Refusal:
     """A kind of header that PIL reads with loss or not at all: what is said of an image and of a mask, if anything."""
 
     applies: Callable[[Structure], bool]
-    of_image: str
+    of_image: str | None
     of_mask: str | None
 
 
@@ -77,7 +82,8 @@ _REFUSALS = (
     _Refusal(lambda s: s.numbers == "complex", f"expected its amplitude as 8-bit grey: take it, and {_SCALE}", _IDS),
     _Refusal(lambda s: s.num_unmarked > 0, f"expected one channel: {_ONE_BAND}", f"expected one channel: {_ONE_BAND}"),
     _Refusal(lambda s: s.bits > 8 and s.channels > 1, _ONE_SCALE, _IDS),
-    _Refusal(lambda s: s.bits > 8 and s.is_inverted, _ONE_SCALE, "and white as 0; expected black as 0"),
+    _Refusal(lambda s: s.bits > 8 and s.is_inverted, _ONE_SCALE, _BLACK_AS_0),
+    _Refusal(lambda s: s.bits > 1 and s.is_inverted, None, _BLACK_AS_0),
     _Refusal(lambda s: (s.bits, s.numbers) == (8, "signed"), _ONE_SCALE, "expected unsigned numbers"),
     _Refusal(lambda s: s.bits not in (1, 2, 4, 8, 16, 32), _ONE_SCALE, f"{_IDS} -ot Byte"),
     _Refusal(lambda s: s.bits > 8, _ONE_SCALE, None),
