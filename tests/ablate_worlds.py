@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from dakd.ablate.plan import TablePlan, make_plan
 from dakd.ablate.run import JobStore
 from dakd.ablate.spec import TableSpec
 from dakd.metrics.scores import score
+from dakd.runtime.sealed import write_json
 
 TOY = Path(__file__).parent / "ablate" / "toy.yaml"
 TABLE = {
@@ -43,9 +43,9 @@ def write_scores(store: JobStore, plan: TablePlan, row: str, seed: int, counts: 
         place = store.folder_of(job)
         place.mkdir(parents=True, exist_ok=True)
         record = {"job": job.name, "commit": "abc", "device": "a CPU", "seconds": 10.0}
-        (place / "job.json").write_text(json.dumps(record))
+        write_json(place / "job.json", record)
     folder = store.folder_of(cell.jobs["student"]) / "evaluate"
     folder.mkdir(exist_ok=True)
     name = cell.row.training_set
-    (folder / f"{name}.json").write_text(json.dumps(score(counts.sum(axis=0), CLASSES).to_dict()))
+    write_json(folder / f"{name}.json", score(counts.sum(axis=0), CLASSES).to_dict())
     np.savez(folder / f"{name}.images.npz", counts=counts, keys=np.arange(len(counts)).astype(str))

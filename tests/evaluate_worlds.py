@@ -16,7 +16,8 @@ from dakd.config import build_config, dump_config
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, ClassTable, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from dakd.runtime.files import write_json, write_text
+from dakd.runtime.files import write_text
+from dakd.runtime.sealed import write_json
 
 GREY_OF_CLASS = (100, 20, 60, 250, 180)
 

@@ -13,7 +13,7 @@ from dakd.ablate.plan import Cell, Job, TablePlan
 from dakd.ablate.run import JobStore
 from dakd.ablate.spec import RowSpec
 from dakd.metrics.bootstrap import Difference, over_seeds, paired_bootstrap
-from dakd.runtime.files import parse_json
+from dakd.runtime.sealed import read_json, refuse_unlisted
 
 _RESULT_FILES = {"cost": "cost.json", "pairs": "evaluate/generation.json"}
 
@@ -87,7 +87,9 @@ def read_results(cell: Cell, store: JobStore) -> dict[str, dict]:
         if store.is_done(job):
             file = _RESULT_FILES.get(source, f"evaluate/{cell.row.training_set}.json")
             path = store.folder_of(job) / file
-            results[source] = parse_json(path.read_bytes(), path, _remedy(store, job))
+            results[source] = read_json(path, _remedy(store, job))
+            if results[source] is None:
+                raise ValueError(f"{path} does not exist, though its job is done; {_remedy(store, job)}")
     return results
 
 
@@ -119,6 +121,7 @@ def _image_counts(cell: Cell, store: JobStore) -> tuple[np.ndarray, np.ndarray] 
     if path is None or not store.is_done(job) or not path.is_file():
         return None
     try:
+        refuse_unlisted(path)
         with np.load(path) as arrays:
             return arrays["counts"], arrays["keys"]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:

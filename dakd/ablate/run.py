@@ -28,9 +28,10 @@ from dakd.data.prepare import prepare
 from dakd.evaluate.evaluate import evaluate
 from dakd.generate.generate import generate
 from dakd.pipeline import UNDER_DEEPSPEED, Stopped, finish_step, fitting_processes, step_command
-from dakd.runtime.files import read_json, write_json, write_text
+from dakd.runtime.files import write_text
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import format_duration, say
+from dakd.runtime.sealed import read_json, write_json
 from dakd.runtime.stopping import Preempted, stop_signals
 from dakd.shipped import code_version
 from dakd.train.jointnet import train_jointnet

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dakd.card.sections import bullets, plain, table
 from dakd.card.subject import Subject
-from dakd.runtime.files import read_json
+from dakd.runtime.sealed import read_json
 
 
 def find_scores(model: Subject) -> dict | str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dakd.config import STUDENT_KINDS, Config, StudentConfig, load_config
 from dakd.data.sample import ClassTable
-from dakd.runtime.files import read_json
+from dakd.runtime.sealed import read_json
 
 TITLES = {"jointnet": "SAR-JointNet", "ddpm": "DDPM"}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -13,8 +13,8 @@ import numpy as np
 
 from dakd.config import Config
 from dakd.runtime.distributed import is_main
-from dakd.runtime.files import read_json, write_json
 from dakd.runtime.runlog import say
+from dakd.runtime.sealed import read_json, write_json
 
 
 def image_power(image: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from dakd.data.index import RecordInfo, ShardEntry, load_sidecar, records_digest
 from dakd.data.records import BadRecord
 from dakd.data.sample import MAX_PIXELS
+from dakd.runtime.sealed import Changed
 
 _MAX_JSON_BYTES = 1 << 24
 _HEADERS_BETWEEN = 1 << 16  # bytes between two members of a record: padding and headers, no other record
@@ -65,7 +66,13 @@ def read_spans(sidecar: Path, entry: ShardEntry) -> list[RecordSpan]:
 
     entry: the shard's entry in the index.  Raises ValueError where the sidecar is absent, damaged or of another tar.
     """
-    info = load_sidecar(sidecar)
+    try:
+        info = load_sidecar(sidecar)
+    except Changed:
+        raise ValueError(
+            f"{sidecar} has changed: it is not the sidecar that dakd wrote; "
+            "remove it, and it is made again from its tar"
+        ) from None
     if info.sha256 != entry.sha256:
         raise ValueError(f"{sidecar} is of another tar than the index: sha256 {info.sha256}, expected {entry.sha256}")
     runs = [(0, len(info.records))] if entry.kept is None else entry.kept

@@ -26,9 +26,9 @@ from dakd.data.prepared import prepare_settings
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
 from dakd.data.sample import Sample
 from dakd.data.shards import write_index, write_shard
-from dakd.runtime.files import read_json, write_json
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import progress, say
+from dakd.runtime.sealed import read_json, write_json
 
 _NUM_PICTURES = 16
 _MAX_SHEET_SIDE = 256  # pixels; larger images are shown smaller
@@ -296,7 +296,7 @@ def _find_report(folder: Path) -> dict | None:
         raise ValueError(
             f"{folder} exists without report.json, so prepare did not make it; remove it or take another run"
         )
-    return None
+    return report
 
 
 def _refuse_other_settings(folder: Path, report: dict, settings: dict) -> None:

@@ -31,8 +31,9 @@ from dakd.evaluate.students import (
 from dakd.metrics import SegmentationScores, format_scores
 from dakd.models.student import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
-from dakd.runtime.files import file_hash, replacing, write_json, write_text
+from dakd.runtime.files import file_hash, replacing, write_text
 from dakd.runtime.runlog import say
+from dakd.runtime.sealed import write_json
 
 
 @dataclass(frozen=True)

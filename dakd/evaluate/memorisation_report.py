@@ -13,7 +13,8 @@ from dakd.data.shards import ShardSet
 from dakd.data.transforms import pad
 from dakd.evaluate.neighbours import FLIP_NAMES, FLIPS, MEASURES, Neighbours, Window
 from dakd.metrics.tables import format_table
-from dakd.runtime.files import replacing, write_json, write_text
+from dakd.runtime.files import replacing, write_text
+from dakd.runtime.sealed import write_json
 
 NUM_PICTURES = 12  # of the most suspicious pairs
 _SIDE = 160  # pixels; smaller images are magnified to about this side in the picture

@@ -18,7 +18,7 @@ from dakd.data.pictures import colourise, overlay
 from dakd.data.shards import ShardSet
 from dakd.evaluate.inputs import LabelledFolder
 from dakd.evaluate.students import StudentEvaluation, labels_of, predict_classes, stack_images
-from dakd.runtime.files import write_json
+from dakd.runtime.sealed import write_json
 
 MAX_SIDE = 480  # pixels; larger pictures are shrunk, for the report carries them all
 NUM_EXTREMES = 3  # best and worst images

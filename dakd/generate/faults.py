@@ -19,6 +19,7 @@ from dakd.generate.plan import GenerationPlan, Selection
 from dakd.generate.sidecar import DAMAGE_ERRORS, checked_sidecar, derive_sidecar, manifest_line
 from dakd.generate.summaries import index_of, remove_summaries
 from dakd.runtime.files import left_overs
+from dakd.runtime.sealed import parse_sealed
 
 
 class Fault(NamedTuple):
@@ -159,17 +160,19 @@ def _check_summaries(
         path = plan.folder / name
         if not path.exists():
             yield Fault(f"{path}: missing, though all shards are there", "summary")
-        elif _parse(path) != json.loads(json.dumps(content)):
+        elif not _holds(path, content):
             yield Fault(f"{path}: differs from the shards' sidecars", "summary")
 
 
-def _parse(path: Path) -> object:
-    """The content of a summary; None where it is not JSON."""
+def _holds(path: Path, content: Any) -> bool:
+    """Whether a summary, sealed or of lines, has this content."""
+    text = path.read_bytes()
     try:
-        text = path.read_text()
-        return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+        is_sealed = path.suffix == ".json"
+        found = parse_sealed(text, path) if is_sealed else [json.loads(line) for line in text.splitlines()]
     except ValueError:
-        return None
+        return False
+    return found == json.loads(json.dumps(content))
 
 
 def _remove_measures(plan: GenerationPlan, shard: int) -> list[str]:

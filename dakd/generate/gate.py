@@ -26,6 +26,7 @@ from dakd.generate.gate_measures import GateMeasures, Labeller, held_classes, me
 from dakd.generate.plan import GenerationPlan, Selection, keep_first, sample_key
 from dakd.generate.sidecar import checked_sidecar
 from dakd.runtime import distributed
+from dakd.runtime.sealed import Changed, parse_sealed, seal
 
 _FORMAT = 1
 # A round makes at least this share more than there is: rounds stay few however rare a class is.
@@ -69,20 +70,21 @@ class Gate:
             before_each()
             samples.append(measure(sample, self.classes, self.cfg, self._student)._asdict())
         content = {"format": _FORMAT, "shard": info.sha256, "measuring": self._hash, "samples": samples}
-        return publish_text(self.path(plan, shard), json.dumps(content | {"sha256": _digest(content)}) + "\n")
+        return publish_text(self.path(plan, shard), seal(json.dumps(content)))
 
     def read(self, plan: GenerationPlan, shard: int) -> list[GateMeasures]:
         """The measures of a shard's samples; ValueError where the file is damaged or of another shard."""
         path = self.path(plan, shard)
         try:
-            content = json.loads(path.read_text())
-            expected = content.pop("sha256")
+            content = parse_sealed(path.read_bytes(), path)
             samples = [GateMeasures(**one) for one in content["samples"]]
-            is_whole = _digest(content) == expected and content["format"] == _FORMAT
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            is_known = content["format"] == _FORMAT
+        except Changed:
+            raise ValueError(f"{path} is damaged (its bytes have changed); run the same with --repair") from None
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error}); run the same with --repair") from None
-        if not is_whole:
-            raise ValueError(f"{path} is damaged (its bytes have changed); run the same with --repair")
+        if not is_known:
+            raise ValueError(f"{path} has the format {content['format']!r:.20}; run the same with --repair")
         if content["measuring"] != self._hash or content["shard"] != checked_sidecar(plan, shard).sha256:
             raise ValueError(f"{path} measures another {plan.tar(shard).name}; run the same with --repair")
         return samples

@@ -18,6 +18,7 @@ from dakd.config import Config
 from dakd.data.index import load_sidecar
 from dakd.data.publish import publish_text
 from dakd.data.shards import shard_name
+from dakd.runtime.sealed import Changed, parse_sealed, seal
 
 
 @dataclass(frozen=True)
@@ -112,16 +113,18 @@ def record_provenance(plan: GenerationPlan) -> None:
     if not path.exists():  # a user may have removed it: then the shards must agree
         for sidecar in sorted(plan.folder.glob("shard-*.json")):
             refuse_other_provenance(sidecar, load_sidecar(sidecar).provenance, plan)
-    publish_text(path, json.dumps(plan.provenance, indent=1) + "\n")
+    publish_text(path, seal(json.dumps(plan.provenance, indent=1)))
     refuse_other_provenance(path, _read_provenance(path), plan)
 
 
 def _read_provenance(path: Path) -> dict:
     """ValueError with the remedy where the file is damaged."""
     try:
-        provenance = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it: the shards hold the same facts") from None
+        provenance = parse_sealed(path.read_bytes(), path)
+    except Changed:
+        raise ValueError(
+            f"{path} is damaged (its bytes have changed); remove it: the shards hold the same facts"
+        ) from None
     if not isinstance(provenance, dict) or "shard_size" not in provenance:
         raise ValueError(f"{path} is damaged (no shard_size); remove it: the shards hold the same facts")
     return provenance

@@ -10,6 +10,7 @@ from dakd.data.index import ShardInfo, describe_shard, load_sidecar, pixel_share
 from dakd.data.records import read_members
 from dakd.data.sample import ClassTable
 from dakd.generate.plan import GenerationPlan, refuse_other_provenance, sample_key
+from dakd.runtime.sealed import Changed
 
 # What reading a damaged tar or sidecar raises.
 DAMAGE_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, tarfile.TarError)
@@ -46,6 +47,8 @@ def checked_sidecar(plan: GenerationPlan, shard: int) -> ShardInfo:
     try:
         info = load_sidecar(path)
         keys = [record.key for record in info.records]
+    except Changed:
+        raise ValueError(f"{path} is damaged (its bytes have changed); run the same with --repair") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); run the same with --repair") from None
     refuse_other_provenance(path, info.provenance, plan)

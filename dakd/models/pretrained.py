@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dakd.models.encoders import TimmEncoder
 from dakd.models.mamba_vision import MambaVision
 from dakd.models.resnet import BasicResNet
-from dakd.runtime.tensor_files import load_state, load_strict
+from dakd.runtime.tensor_files import load_foreign_state, load_strict
 
 # File and Hugging Face repository of each MambaVision variant's ImageNet-1K weights.
 PUBLIC_CHECKPOINTS = {
@@ -43,7 +43,7 @@ def read_public_checkpoint(path: str | Path, encoder: nn.Module) -> dict[str, Te
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(_where_to_get(path) if isinstance(encoder, MambaVision) else _absent(path, encoder))
-    return load_state(path) if path.suffix == ".safetensors" else _load_pickled_state(path)
+    return load_foreign_state(path) if path.suffix == ".safetensors" else _load_pickled_state(path)
 
 
 def load_without_classifier(

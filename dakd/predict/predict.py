@@ -21,8 +21,9 @@ from dakd.predict.images import BadImages, Source, file_sources, predict_sources
 from dakd.predict.prediction import file_part
 from dakd.predict.student import Student
 from dakd.runtime.distributed import device, init_if_many, is_main
-from dakd.runtime.files import file_hash, write_json
+from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import say
+from dakd.runtime.sealed import write_json
 from dakd.weights import STUDENT_FILES
 
 

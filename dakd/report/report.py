@@ -20,7 +20,8 @@ from dakd.report import pictures
 from dakd.report.charts import COLOURS, Line, line_chart
 from dakd.report.scores import other_evaluations, results
 from dakd.report.training import student_trainings, teacher_trainings
-from dakd.runtime.files import read_json, write_text
+from dakd.runtime.files import write_text
+from dakd.runtime.sealed import read_json
 
 SECTIONS = {
     "results": "Results on held-out images",

@@ -17,7 +17,7 @@ from dakd.evaluate.students import (
 from dakd.metrics.scores import SegmentationScores, score
 from dakd.metrics.tables import iou_rows, oil_rows, percent, score_rows
 from dakd.report.charts import COLOURS, bar_chart, reliability_chart
-from dakd.runtime.files import read_json
+from dakd.runtime.sealed import read_json
 
 
 def results(run_dir: Path) -> dict | None:

@@ -12,11 +12,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from dakd.runtime.named import Named
 
-_MAX_JSON_BYTES = 1 << 28
 REMEDY = "run the step that writes it again, or copy it again"
 
 
@@ -105,26 +104,12 @@ def write_text(path: str | Path, text: str) -> None:
         aside.write_text(text)
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def read_json(path: str | Path, remedy: str = REMEDY) -> Named | None:
-    """The table, a mapping of names to values, in a JSON file; None where there is no such file.
-
-    remedy: for the messages.  Raises ValueError that names the file where it is empty, damaged or holds another thing;
-    so does a name in it that is not there.
-    """
-    path = Path(path)
-    if not path.is_file():
-        return None
-    if (num_bytes := path.stat().st_size) > _MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {num_bytes} bytes; expected JSON of at most {_MAX_JSON_BYTES}; {remedy}")
-    return parse_json(path.read_bytes(), path, remedy)
-
-
 def parse_json(text: str | bytes, path: str | Path, remedy: str = REMEDY) -> Named:
-    """The table of a JSON text.  path: where it comes from, for the messages (see `read_json`)."""
+    """The table, a mapping of names to values, of a JSON text.
+
+    path: where it comes from, remedy: what to do, for the messages.  Raises ValueError that names the file where it is
+    empty, damaged or holds another thing; so does a name in it that is not there.
+    """
     if not text.strip():
         raise ValueError(f"{path} is empty; expected JSON; {remedy}")
 

@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dakd.runtime.family import call_when_launcher_ends, die_with_parent
-from dakd.runtime.files import parse_json, write_json
+from dakd.runtime.files import parse_json
+from dakd.runtime.sealed import write_json
 
 _LAUNCHER_ENDED, _OUTPUT_CLOSED = "end of the launcher", "closed output"
 REASONS = (_LAUNCHER_ENDED, "SIGTERM", "SIGUSR1", "SIGHUP", _OUTPUT_CLOSED, "time limit", "request")

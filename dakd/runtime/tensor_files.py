@@ -1,7 +1,8 @@
-"""Tensors on disk: safetensors with JSON metadata, written whole or not at all, and loaded into a net strictly."""
+"""Tensors on disk: safetensors with JSON metadata and checksums, written whole or not at all, loaded strictly."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,39 +15,93 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dakd.runtime.files import replacing
+from dakd.runtime.sealed import Changed, parse_sealed, refuse_unlisted, remedy, seal
 
 _METADATA_KEY = "dakd"
+_DIGEST_KEY = "tensors_sha256"
 _NUM_LISTED = 10
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
     """Writes tensors and JSON-serialisable metadata to `path`: to a file next to it first, which is then renamed.
 
-    A reader sees the old file or the new one, never a part. The folder is created where it is missing.
+    A reader sees the old file or the new one, never a part. The folder is created where it is missing. The metadata
+    hold the checksum of the tensors, and their own. ValueError for tensors with values that are not finite.
     """
     # Tied or sliced tensors share memory, which the format refuses: each is written as a copy of its own.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
+    _refuse_non_finite(tensors, f"the weights for {path}", "nothing was written; train again at a lower rate")
+    text = seal(json.dumps(metadata | {_DIGEST_KEY: _digest(tensors)}))
     with replacing(path) as aside:
-        save_file(tensors, aside, metadata={_METADATA_KEY: json.dumps(metadata)})
+        save_file(tensors, aside, metadata={_METADATA_KEY: text})
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata that `save_weights` wrote, without reading the tensors; {} for a file of another origin."""
-    with _readable(path), safe_open(str(path), framework="pt") as file:
-        text = (file.metadata() or {}).get(_METADATA_KEY, "{}")
-    try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the metadata of {path} are not JSON; write or copy it again: {error}") from None
-    if not isinstance(metadata, dict):
-        raise ValueError(f"the metadata of {path} are a {type(metadata).__name__}; expected settings by name")
+    """The metadata that `save_weights` wrote, without reading the tensors; {} for a file of another origin.
+
+    ValueError where they are not as they were written.
+    """
+    metadata = _stored_metadata(path)
+    metadata.pop(_DIGEST_KEY, None)
     return metadata
 
 
 def load_state(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name; FileNotFoundError or ValueError where there is none to read."""
+    """The tensors that `save_weights` wrote, by name.
+
+    FileNotFoundError where there is no file; ValueError where its tensors or metadata are not as they were written,
+    where its folder's manifest lists another file, and where a value is not finite.
+    """
+    expected = _stored_metadata(path).get(_DIGEST_KEY)
+    if expected is None:
+        raise ValueError(
+            f"{path} holds no checksum of its tensors, so dakd did not write it; give weights that dakd wrote, or "
+            "write these again with dakd.runtime.tensor_files.save_weights"
+        )
+    tensors = load_foreign_state(path)
+    if (found := _digest(tensors)) != expected:
+        raise Changed(
+            f"{path} has changed since dakd wrote it: its tensors have the sha256 {found[:12]}, expected "
+            f"{expected[:12]}; {remedy(path)}"
+        )
+    refuse_unlisted(Path(path))
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def load_foreign_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of any origin, by name, on the CPU; the errors of `load_state`."""
     with _readable(path):
-        return load_file(str(path), device=str(device))
+        tensors = load_file(str(path))
+    _refuse_non_finite(tensors, str(path), "train or copy the weights again")
+    return tensors
+
+
+def _stored_metadata(path: str | Path) -> dict[str, Any]:
+    with _readable(path), safe_open(str(path), framework="pt") as file:
+        text = (file.metadata() or {}).get(_METADATA_KEY)
+    if text is None:
+        return {}
+    return parse_sealed(text.encode("utf-8", "surrogatepass"), path)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of contiguous CPU tensors with their names, dtypes and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{json.dumps(name)} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _refuse_non_finite(tensors: Mapping[str, Tensor], source: str, what_to_do: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            count = tensor.numel() - int(tensor.float().isfinite().sum())
+            raise ValueError(
+                f"{source}: {count} of {tensor.numel()} values in {name} are not finite (NaN or infinity); "
+                f"expected finite numbers; {what_to_do}"
+            )
 
 
 def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
@@ -70,6 +125,11 @@ def refuse_misfit(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
             for name in wanted
             if name in state_dict and state_dict[name].shape != wanted[name].shape
         ],
+        "of another dtype": [
+            f"{name}: found {state_dict[name].dtype}, expected {wanted[name].dtype}"
+            for name in wanted
+            if name in state_dict and not _can_stand_for(state_dict[name].dtype, wanted[name].dtype)
+        ],
     }
     if any(problems.values()):
         lists = "\n".join(_listed(problem, names) for problem, names in problems.items() if names)
@@ -77,6 +137,11 @@ def refuse_misfit(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
             f"weights of {source} do not fit {type(model).__name__}; "
             f"build the model with the settings that the weights were made with\n{lists}"
         )
+
+
+def _can_stand_for(found: torch.dtype, expected: torch.dtype) -> bool:
+    """Whether weights of one dtype may be loaded as another: floating numbers of any usual precision, else the same."""
+    return found == expected or (found in _FLOATS and expected in _FLOATS)
 
 
 def _listed(problem: str, names: list[str]) -> str:

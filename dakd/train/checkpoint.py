@@ -9,7 +9,6 @@ renamed when it is on the disk. A checkpoint whose bytes have changed since is n
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -23,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dakd.runtime.distributed import barrier, broadcast, is_main
-from dakd.runtime.files import file_hash, sync, write_json
+from dakd.runtime.files import file_hash, sync
 from dakd.runtime.runlog import say
+from dakd.runtime.sealed import Changed, parse_sealed, write_json
 
 FORMAT = 2
 _TENSORS, _FACTS = "state.safetensors", "state.json"
@@ -53,7 +53,7 @@ def write_state(target: Path, tensors: dict[str, Tensor], facts: dict) -> None:
         # Tensors, facts with their checksum, folder, name: each is on the disk before the next one refers to it.
         sync(aside / _TENSORS)
         facts = {"format": FORMAT, "versions": _versions(), **facts, "sha256": file_hash(aside / _TENSORS)}
-        write_json(aside / _FACTS, {**facts, "facts_sha256": _hash_of(facts)})
+        write_json(aside / _FACTS, facts)
         sync(aside)
         # A folder cannot be renamed over one that holds files.
         _remove(target)
@@ -70,12 +70,11 @@ def verified_facts(target: Path) -> dict:
     Raises Damaged where they have not, and ValueError for another format.
     """
     try:
-        facts = json.loads((target / _FACTS).read_bytes())
-        checksum = facts.pop("facts_sha256", None)
-    except (OSError, ValueError, AttributeError) as error:
+        facts = _facts_of(target)
+    except Changed:
+        raise Damaged(f"{target / _FACTS} has another checksum than it was written with") from None
+    except (OSError, ValueError) as error:
         raise Damaged(f"{target / _FACTS} cannot be read: {error}") from None
-    if checksum != _hash_of(facts):
-        raise Damaged(f"{target / _FACTS} has another checksum than it was written with")
     if facts["format"] != FORMAT:
         raise ValueError(f"{target} has format {facts['format']}; this version reads {FORMAT}")
     try:
@@ -101,8 +100,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _hash_of(facts: dict) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _facts_of(target: Path) -> dict:
+    return parse_sealed((target / _FACTS).read_bytes(), target / _FACTS)
 
 
 def _remove(path: Path) -> None:
@@ -156,7 +155,7 @@ def load_latest(folder: Path, identity: dict) -> tuple[dict[str, Tensor], dict] 
         raise ValueError(error)
     if chosen is None:
         return None
-    return load_tensors(Path(chosen)), json.loads((Path(chosen) / _FACTS).read_text())
+    return load_tensors(Path(chosen)), _facts_of(Path(chosen))
 
 
 def _choose(folder: Path, identity: dict) -> Path | None:

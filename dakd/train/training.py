@@ -23,6 +23,7 @@ from dakd.data.sample import ClassTable
 from dakd.runtime import distributed
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import RunLog, save_config, say
+from dakd.runtime.sealed import read_manifest, remove_manifest, write_manifest
 from dakd.runtime.seeding import seed_everything, seed_step
 from dakd.runtime.stopping import (
     MARKER_FILE,
@@ -32,12 +33,14 @@ from dakd.runtime.stopping import (
     stop_reason,
     write_requeue_marker,
 )
-from dakd.runtime.tensor_files import load_strict
+from dakd.runtime.tensor_files import load_state, load_strict
 from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint, step_of, write_state
 from dakd.train.engine import Engine
 from dakd.train.optim import POSTHOC_LENGTHS, learning_rate, optimizer_identity
 from dakd.train.posthoc import FOLDER as POSTHOC
 from dakd.train.zero import fitting_micro_batch, resolve_precision
+
+WEIGHTS = ("raw", "ema")  # the kinds of final weights
 
 
 class Training(ABC):
@@ -121,6 +124,18 @@ class Training(ABC):
         last_step = step_of(checkpoints[-1]) if checkpoints else 0
         return last_step >= self.total_steps and self.weights_file("ema").exists()
 
+    def has_whole_weights(self) -> bool:
+        """Whether both weights files are those that `finish` wrote; what is wrong is said."""
+        try:
+            if read_manifest(self.folder) is None:  # the writer was killed before it had finished
+                return False
+            for kind in WEIGHTS:
+                load_state(self.weights_file(kind))
+        except (ValueError, OSError) as error:
+            say(f"{self.label}: the final weights are written again from the last checkpoint: {error}")
+            return False
+        return True
+
 
 def run_training(training: Training) -> None:
     """Train to the last step; the same call again resumes from the newest checkpoint, or finds nothing left to do.
@@ -142,7 +157,7 @@ def _run(training: Training, listener: StopListener) -> None:
     first_step = saved[1]["step"] if saved else 0
     if distributed.is_main():
         (training.folder / MARKER_FILE).unlink(missing_ok=True)
-    if distributed.broadcast(training.is_done()):
+    if distributed.broadcast(distributed.is_main() and training.is_done() and training.has_whole_weights()):
         say(f"{training.label}: {first_step} steps are done; nothing to do")
         return
     _stop_if_requested(training, first_step, distributed.all_reduce_sum(listener.votes(section.engine.max_hours)))
@@ -167,8 +182,17 @@ def _run(training: Training, listener: StopListener) -> None:
         engine.restore(saved[0], first_step, lambda: _batches(training, first_step))
     del saved  # a copy of all states, which would fill the host while training
     _train_steps(training, engine, first_step, listener)
-    training.finish(engine)
+    _finish(training, engine)
     engine.close()
+
+
+def _finish(training: Training, engine: Engine) -> None:
+    """Write the final weights and their manifest; a collective."""
+    if distributed.is_main():
+        remove_manifest(training.folder)
+    training.finish(engine)
+    if distributed.is_main():
+        write_manifest(training.folder, map(training.weights_file, WEIGHTS))
 
 
 def _train_steps(training: Training, engine: Engine, first_step: int, listener: StopListener) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import signal
 
@@ -12,6 +11,7 @@ from ablate_worlds import SOFT, plan_of
 from dakd.ablate import run
 from dakd.ablate.run import JobStore, work
 from dakd.runtime.lock import locked
+from dakd.runtime.sealed import write_json
 from dakd.runtime.stopping import Preempted
 
 
@@ -81,7 +81,7 @@ def test_a_job_of_another_worker_is_left_to_it(tmp_path, done_steps, monkeypatch
     def finish_elsewhere(_):
         waits.append(1)
         (store.folder_of(prepare)).mkdir(parents=True, exist_ok=True)
-        (store.folder_of(prepare) / "job.json").write_text(json.dumps({"seconds": 1}))
+        write_json(store.folder_of(prepare) / "job.json", {"seconds": 1})
 
     monkeypatch.setattr(run.time, "sleep", finish_elsewhere)
     with locked(store.folder / "locks" / prepare.name):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from sealed_edits import content_of, reseal
 
 from dakd.data.datasets import StudentDataset, TeacherDataset
 from dakd.data.index import Index, ShardInfo
@@ -170,9 +171,9 @@ def digest_of(records: list[dict]) -> str:
 
 def edit_index(folder: Path, changes: dict) -> None:
     path = folder / "index.json"
-    index = json.loads(path.read_text())
+    index = content_of(path)
     index["shards"][0] |= changes.get("entry", {})
-    path.write_text(json.dumps(index | {name: value for name, value in changes.items() if name != "entry"}))
+    reseal(path, index | {name: value for name, value in changes.items() if name != "entry"})
 
 
 @pytest.mark.parametrize(
@@ -205,9 +206,9 @@ def test_an_index_is_not_believed_without_a_look(copied, changes, message):
 
 
 def test_an_index_without_its_format_is_refused(copied):
-    tree = json.loads((copied.folder / "index.json").read_text())
+    tree = content_of(copied.folder / "index.json")
     del tree["format"]
-    (copied.folder / "index.json").write_text(json.dumps(tree))
+    reseal(copied.folder / "index.json", tree)
     with pytest.raises(ValueError, match="format: Field required"):
         ShardSet(copied.folder)
 
@@ -215,7 +216,7 @@ def test_an_index_without_its_format_is_refused(copied):
 @pytest.mark.parametrize("field", ["shards", "sizes", "class_pixels", "class_pixel_shares", "classes", "kept", "other"])
 def test_the_first_fault_ends_the_parsing_of_an_index(copied, field):
     # The errors of a small hostile file must not fill the memory.
-    tree = json.loads((copied.folder / "index.json").read_text())
+    tree = content_of(copied.folder / "index.json")
     many = [1.5, None] * 5000
     if field == "classes":
         tree["classes"] = {"names": many, "colours": many}
@@ -232,7 +233,7 @@ def test_the_first_fault_ends_the_parsing_of_an_index(copied, field):
 
 def test_the_first_fault_ends_the_parsing_of_a_sidecar(copied):
     path = copied.folder / "shard-000000.json"
-    good = json.loads(path.read_text())
+    good = content_of(path)
     one = good["records"][0] | {"members": dict.fromkeys(map(str, range(5000)), 1)}
     for records in ([7] * 5000, [one] * 3):
         with pytest.raises(ValidationError) as found:
@@ -261,9 +262,9 @@ def test_an_index_that_is_none_is_refused_by_name(copied, text):
 )
 def test_a_sidecar_cannot_make_a_reader_look_outside_a_record(copied, member, span, message):
     path = copied.folder / "shard-000000.json"
-    tree = json.loads(path.read_text())
+    tree = content_of(path)
     tree["records"][0]["members"][member] = span
-    path.write_text(json.dumps(tree))
+    reseal(path, tree)
     edit_index(copied.folder, {"entry": {"records_sha256": digest_of(tree["records"])}})  # of one hand with it
     with pytest.raises(BadRecord, match=message):
         ShardSet(copied.folder).read(0)
@@ -272,9 +273,9 @@ def test_a_sidecar_cannot_make_a_reader_look_outside_a_record(copied, member, sp
 @pytest.mark.parametrize(("height", "width"), [(2**20, 2**20), (-16, -20), (0, 320), (16.0, 20), (True, 320)])
 def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(copied, height, width):
     path = copied.folder / "shard-000000.json"
-    tree = json.loads(path.read_text())
+    tree = content_of(path)
     tree["records"][0] |= {"height": height, "width": width}
-    path.write_text(json.dumps(tree))
+    reseal(path, tree)
     with pytest.raises(BadRecord, match=r"pixels|records.0.height: .*, found (-16|16.0|True)"):
         ShardSet(copied.folder).read(0)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sealed_edits import content_of
 
 from dakd.config import build_config
 from dakd.data.prepare import describe, prepare, resize_sample
@@ -50,7 +50,7 @@ def test_run_folder_gets_shards_indexes_a_sheet_and_a_report(tmp_path):
     assert len(train) == 12 and len(ShardSet(result.splits["test"])) == 5
     assert [shard.num_samples for shard in train.index.shards] == [5, 5, 2]
     assert verify(result.splits["train"]) == []
-    assert json.loads((result.folder / "report.json").read_text()) == result.report
+    assert content_of(result.folder / "report.json") == result.report
     assert train.index.kind == "real" and train.index.sizes == {"24x32": 12}
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sealed_edits import content_of, reseal
 
 from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES, ClassTable, Sample
@@ -123,7 +124,7 @@ def test_fingerprint_depends_on_the_samples_alone(tmp_path):
 def test_a_sidecar_can_be_made_again_from_the_tar(real_set):
     tar = real_set.folder / "shard-000001.tar"
     again = describe_shard(tar, OSD_CLASSES)
-    assert again.model_dump(mode="json") == json.loads(tar.with_suffix(".json").read_text())
+    assert again.model_dump(mode="json") == content_of(tar.with_suffix(".json"))
     assert again.sha256 == file_hash(tar)
 
 
@@ -185,7 +186,9 @@ def test_a_record_that_the_sidecar_calls_otherwise_is_reported(tmp_path):
     write_shard(tmp_path, 0, [sample("a"), sample("b")], OSD_CLASSES)
     write_index(tmp_path, OSD_CLASSES, kind="real")
     sidecar = tmp_path / "shard-000000.json"
-    sidecar.write_text(sidecar.read_text().replace('"key":"b"', '"key":"c"'))
+    content = content_of(sidecar)
+    content["records"][1]["key"] = "c"
+    reseal(sidecar, content)
     with pytest.raises(BadRecord, match=r"shard-000000.json has changed: its records' names and places"):
         ShardSet(tmp_path).key(0)
     assert len(verify(tmp_path)) == 1 and "shard-000000.json has changed" in verify(tmp_path)[0]

@@ -19,6 +19,7 @@ from torch import nn
 
 from dakd.config import StudentLossConfig
 from dakd.data.datasets import StudentDataset
+from dakd.data.index import save_index
 from dakd.data.loader import make_loader
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, describe_shard, write_index, write_shard
@@ -376,7 +377,7 @@ def test_batch_that_mixes_ranges_or_codecs_is_refused(coded, exact, tmp_path):
                 shutil.copy(source.folder / f"shard-000000.{suffix}", mixed / f"shard-{shard:06d}.{suffix}")
         count = sum(entry.num_samples for entry in entries)
         index = one.index.model_copy(update={"shards": entries, "num_samples": count, "num_soft": count})
-        (mixed / "index.json").write_text(index.model_dump_json())
+        save_index(mixed, index)
         with pytest.raises(ValueError, match="a batch mixes soft labels of different kinds"):
             student(ShardSet(mixed), mosaic=False).batch(list(range(count)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
@@ -10,6 +9,7 @@ import time
 import fsspec
 import numpy as np
 import pytest
+from sealed_edits import reseal
 
 from dakd.data.datasets import TeacherDataset
 from dakd.data.loader import make_loader
@@ -158,7 +158,7 @@ def test_a_pipe_is_no_set_and_no_index_can_make_one(real_set, tmp_path):
     with pytest.raises(ValueError, match="is a pipe"):
         ShardSet("pipe:touch /tmp/planted")
     planted = {"shards": [{"file": f"pipe:touch {tmp_path}/planted.tar", "num_samples": 13}]}
-    (tmp_path / "index.json").write_text(json.dumps(real_set.index.model_dump(mode="json") | planted))
+    reseal(tmp_path / "index.json", real_set.index.model_dump(mode="json") | planted)
     with pytest.raises(ValueError, match="without a folder"):
         ShardSet(tmp_path)
     assert not (tmp_path / "planted.tar").exists()

@@ -12,6 +12,7 @@ from fuzz.mutations import mutated_bytes, mutated_tree, tar_with_a_planted_membe
 from fuzz.verdict import fuzzed, judge
 from hypothesis import given
 from hypothesis import strategies as st
+from sealed_edits import content_of, reseal
 
 from dakd.data.datasets import StudentDataset
 from dakd.data.loader import make_loader
@@ -117,8 +118,7 @@ def test_values_and_bytes_of_an_index(good, tmp_path, data):
     folder = copy_of(good, tmp_path)
     file = folder / data.draw(st.sampled_from((INDEX, SIDECAR)))
     if data.draw(st.integers(0, 3)):
-        tree = data.draw(mutated_tree(json.loads(file.read_text()), values=PLANTED))
-        file.write_text(json.dumps(tree))
+        reseal(file, data.draw(mutated_tree(content_of(file), values=PLANTED)))
     else:
         file.write_bytes(data.draw(mutated_bytes(file.read_bytes())))
     outcome = judge("indexes", lambda: read_all(folder, good), folder.name, TAR, "record")
@@ -132,7 +132,7 @@ def test_values_and_bytes_of_an_index(good, tmp_path, data):
 @given(data=st.data())
 def test_what_a_sidecar_says_of_one_record(good, tmp_path, data):
     folder = copy_of(good, tmp_path)
-    tree = json.loads((folder / SIDECAR).read_text())
+    tree = content_of(folder / SIDECAR)
     number = data.draw(st.integers(0, len(tree["records"]) - 1))
     name = data.draw(st.sampled_from(("key", "height", "width", "crc32", "members")))
     written = tree["records"][number][name]
@@ -145,7 +145,7 @@ def test_what_a_sidecar_says_of_one_record(good, tmp_path, data):
         changed = changed.get(name) if isinstance(changed, dict) else changed
     is_same = json.dumps(changed, sort_keys=True) == json.dumps(written, sort_keys=True)
     tree["records"][number][name] = changed
-    (folder / SIDECAR).write_text(json.dumps(tree))
+    reseal(folder / SIDECAR, tree)
 
     def read() -> str:
         outcome = read_all(folder, good)

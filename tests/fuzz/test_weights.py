@@ -19,6 +19,7 @@ from dakd.data.sample import OSD_CLASSES
 from dakd.models.jointnet import SARJointNet
 from dakd.models.pretrained import load_public_checkpoint
 from dakd.models.registry import build_student
+from dakd.runtime.sealed import parse_sealed, seal
 from dakd.runtime.tensor_files import save_weights
 from dakd.train.checkpoint import load_latest, save_checkpoint
 from dakd.weights import load_student, load_teacher, save_student
@@ -54,7 +55,8 @@ def ddpm(tmp_path_factory) -> bytes:
 def with_metadata(data: bytes, change) -> bytes:
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
-    header["__metadata__"]["dakd"] = json.dumps(change(json.loads(header["__metadata__"]["dakd"])))
+    facts = parse_sealed(header["__metadata__"]["dakd"].encode(), "the fixture")
+    header["__metadata__"]["dakd"] = seal(json.dumps(change(facts)))
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
 

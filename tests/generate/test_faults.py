@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import yaml
+from sealed_edits import content_of, reseal
 
 from dakd.cli import run_step
 from dakd.data.shards import ShardSet
@@ -58,6 +59,11 @@ def flip_a_bit_of_a_sidecar(folder):
     sidecar.write_text(sidecar.read_text().replace('"num_soft":3', '"num_soft":2'))
 
 
+def write_a_sidecar_with_another_number(folder):
+    sidecar = folder / "shard-000001.json"
+    reseal(sidecar, content_of(sidecar) | {"num_soft": 2})
+
+
 def cut_a_sidecar(folder):
     sidecar = folder / "shard-000001.json"
     sidecar.write_text(sidecar.read_text()[:500])
@@ -69,7 +75,7 @@ def write_a_list_for_a_sidecar(folder):
 
 def write_numbers_for_records(folder):
     sidecar = folder / "shard-000001.json"
-    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"records": [1, 2, 3]}))
+    reseal(sidecar, content_of(sidecar) | {"records": [1, 2, 3]})
 
 
 def lose_a_tar(folder):
@@ -110,7 +116,8 @@ DAMAGES = {
     lose_a_sample: "lacks synthetic-00000005",
     double_a_sample: "shard-000001.tar: ",
     take_another_shard: "lacks synthetic-00000003",
-    flip_a_bit_of_a_sidecar: "num_soft differ from the content of the tar",
+    flip_a_bit_of_a_sidecar: "shard-000001.json is damaged (its bytes have changed)",
+    write_a_sidecar_with_another_number: "num_soft differ from the content of the tar",
     cut_a_sidecar: "shard-000001.json is damaged",
     write_a_list_for_a_sidecar: "shard-000001.json is damaged",
     write_numbers_for_records: "shard-000001.json is damaged",
@@ -154,9 +161,9 @@ def test_a_summary_that_is_absent_or_wrong_is_found_and_derived_again(copy_of_se
 
 def test_an_index_with_one_other_number_is_found(copy_of_set):
     config, folder = copy_of_set
-    index = json.loads((folder / "index.json").read_text())
+    index = content_of(folder / "index.json")
     index["shards"][0]["num_samples"] += 1
-    (folder / "index.json").write_text(json.dumps(index))
+    reseal(folder / "index.json", index)
     with pytest.raises(ValueError, match=r"index\.json: differs"):
         verify(config)
 

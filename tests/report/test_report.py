@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from evaluate_worlds import write_test_images
 from PIL import Image
+from sealed_edits import content_of, reseal
 
 from dakd.evaluate.evaluate import evaluate
 from dakd.report.report import write_report
-from dakd.runtime.files import write_json
+from dakd.runtime.sealed import write_json
 
 VOID = {"meta", "img", "br"}
 
@@ -98,7 +99,7 @@ def test_names_are_escaped(run_dir, config, grey_student):
 def test_files_that_prepare_repaired_or_left_out_are_named(run_dir):
     report = {"splits": {}, "num_off_palette": 7, "off_palette": {"a.png": 7}, "skipped": ["b.png: is truncated"]}
     report |= {"layout": "images/", "unread": ["annotations/ (2 files)"]}
-    write_json(run_dir / "prepare" / "report.json", report)
+    reseal(run_dir / "prepare" / "report.json", report)
     text = write_report(run_dir).read_text()
     assert "7 label pixels took the nearest palette colour" in text and "1 bad files were skipped" in text
     assert "not read: annotations/ (2 files)" in text
@@ -140,7 +141,7 @@ def test_distances_to_the_real_images_are_shown_with_their_curves(run_dir, confi
     one = {"title": "FID", "value": 41.25, "low": 39.5, "high": 43.0}
     fidelity = {"metrics": {"fid": one}, "num_images": 30, "resamples": 20, "confidence": 0.95, "note": ""}
     fidelity["halves"] = {"num_images": 15, "real": 1.0, "synthetic": 2.0}
-    write_json(path, json.loads(path.read_text()) | {"fidelity": fidelity})
+    reseal(path, content_of(path) | {"fidelity": fidelity})
     text = write_report(run_dir).read_text()
     assert "<td>FID</td><td>41.25</td><td>39.5 to 43</td><td>30</td>" in text and "not measured" not in text
 
@@ -152,7 +153,7 @@ def test_the_same_run_gives_the_same_bytes(run_dir, config, grey_student):
 
 def test_folders_beside_the_runs_images_are_shown(run_dir, config, grey_student):
     evaluate(config, run_dir)
-    other = json.loads((run_dir / "evaluate" / "table.json").read_text())
+    other = content_of(run_dir / "evaluate" / "table.json")
     other |= {"folder": "/data/harbour", "num_images": 77, "skipped": ["a.png: is truncated"]}
     write_json(run_dir / "evaluate" / "harbour" / "table.json", other)
     text = write_report(run_dir).read_text()

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from dakd.runtime import files
-from dakd.runtime.files import file_hash, is_alive, open_to_append, replacing, write_json, write_text
+from dakd.runtime.files import file_hash, is_alive, open_to_append, replacing, write_text
 
 
 def test_a_file_is_replaced_as_a_whole_and_its_folder_made(tmp_path):
@@ -24,7 +24,7 @@ def test_a_file_is_replaced_as_a_whole_and_its_folder_made(tmp_path):
 
 def test_a_writer_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
+    write_text(path, '{"a": 1}')
     with pytest.raises(RuntimeError), replacing(path) as aside:
         aside.write_text("{ha")
         raise RuntimeError("killed")

@@ -7,8 +7,9 @@ import pickle
 
 import pytest
 
-from dakd.runtime.files import read_json, write_json
+from dakd.runtime.files import parse_json
 from dakd.runtime.named import MissingName, Named
+from dakd.runtime.sealed import read_json, write_json
 
 
 @pytest.mark.parametrize("data, reason", [
@@ -21,7 +22,7 @@ def test_a_damaged_file_is_refused_by_its_name_with_the_reason_and_the_remedy(tm
     path = tmp_path / "table.json"
     path.write_bytes(data)
     with pytest.raises(ValueError) as caught:
-        read_json(path, "run evaluate again")
+        parse_json(path.read_bytes(), path, "run evaluate again")
     message = str(caught.value)
     assert message.startswith(f"{path} ") and reason in message and message.endswith("; run evaluate again")
 
@@ -49,11 +50,11 @@ def test_a_name_that_is_not_there_is_an_error_that_names_the_file(tmp_path):
 def test_files_of_other_editors_are_read_and_absent_ones_are_none(tmp_path):
     path = tmp_path / "table.json"
     path.write_bytes(b'\r\n{"a":\r\n1}\r\n')
-    assert read_json(path) == {"a": 1}
+    assert parse_json(path.read_bytes(), path) == {"a": 1}
     path.write_text('{"a": "ä"}', encoding="utf-16")
-    assert read_json(path) == {"a": "ä"}
+    assert parse_json(path.read_bytes(), path) == {"a": "ä"}
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
-    assert read_json(path) == {"a": 1}
+    assert parse_json(path.read_bytes(), path) == {"a": 1}
     assert read_json(tmp_path / "none.json") is None and read_json(tmp_path) is None
 
 

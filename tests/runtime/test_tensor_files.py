@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dakd.runtime import tensor_files
+from dakd.runtime.sealed import seal
 
 
 def same(one: dict, other: dict) -> bool:
@@ -80,9 +81,61 @@ def test_a_fitting_state_is_loaded():
     assert same(target.state_dict(), source.state_dict())
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "[" * 5000])
+@pytest.mark.parametrize("text", ["{", "[1]", seal("{,"), seal('{"a": ' + "[" * 5000)])
 def test_metadata_that_are_no_settings_are_refused(tmp_path, text):
     path = tmp_path / "w.safetensors"
     save_file({"a": torch.ones(2)}, path, metadata={"dakd": text})
-    with pytest.raises(ValueError, match=r"the metadata of .*w\.safetensors are"):
+    with pytest.raises(ValueError, match=r"w\.safetensors (does not end with|is not JSON)"):
         tensor_files.read_metadata(path)
+
+
+def test_every_flipped_bit_of_a_weights_file_is_noticed_or_of_no_meaning(tmp_path):
+    path = tmp_path / "w.safetensors"
+    state = {"a": torch.arange(3.0), "steps": torch.tensor(7)}
+    tensor_files.save_weights(path, state, {"b": 0.5})
+    whole = path.read_bytes()
+    num_read = 0
+    for place in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            found, metadata = tensor_files.load_state(path), tensor_files.read_metadata(path)
+        except (ValueError, FileNotFoundError) as error:
+            assert "w.safetensors" in str(error)
+            continue
+        num_read += 1  # spaces of the header that are no part of any value
+        assert same(found, state) and metadata == {"b": 0.5}
+    assert num_read <= 16
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, value):
+    state = {"good": torch.ones(2), "net.bad": torch.tensor([1.0, value, value])}
+    with pytest.raises(ValueError, match=r"w\.safetensors: 2 of 3 values in net\.bad are not finite"):
+        tensor_files.save_weights(tmp_path / "w.safetensors", state, {})
+    assert list(tmp_path.iterdir()) == []
+    save_file(state, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match=r"foreign\.safetensors: 2 of 3 values in net\.bad are not finite"):
+        tensor_files.load_foreign_state(tmp_path / "foreign.safetensors")
+
+
+def test_weights_without_a_checksum_are_refused(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"w\.safetensors holds no checksum of its tensors, so dakd did not write it"):
+        tensor_files.load_state(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_weights_of_another_dtype_are_refused_by_name(dtype):
+    state = nn.Linear(2, 3).state_dict()
+    state["bias"] = state["bias"].to(dtype)
+    with pytest.raises(ValueError, match=rf"1 of another dtype:\n    bias: found {dtype}, expected torch.float32"):
+        tensor_files.load_strict(nn.Linear(2, 3), state, "w.safetensors")
+
+
+def test_weights_of_a_lower_precision_are_loaded():
+    state = {name: tensor.bfloat16() for name, tensor in nn.Linear(2, 3).state_dict().items()}
+    target = nn.Linear(2, 3)
+    tensor_files.load_strict(target, state, "w.safetensors")
+    assert torch.equal(target.weight, state["weight"].float())

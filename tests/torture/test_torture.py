@@ -17,6 +17,7 @@ from torture.pair_sets import compare_finished, make_undisturbed_set
 from torture.trials import Findings, Trials
 
 from dakd.data import publish as publishing
+from dakd.runtime.sealed import seal
 from dakd.train import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +73,7 @@ def test_a_checkpoint_that_is_written_in_place_is_seen(tmp_path, monkeypatch):
         target.mkdir(parents=True, exist_ok=True)
         checkpoint.save_file(tensors, target / "state.safetensors")
         facts = {"format": checkpoint.FORMAT, **facts, "sha256": checkpoint.file_hash(target / "state.safetensors")}
-        (target / "state.json").write_text(json.dumps({**facts, "facts_sha256": checkpoint._hash_of(facts)}))
+        (target / "state.json").write_text(seal(json.dumps(facts)))
 
     monkeypatch.setattr(checkpoint, "write_state", in_place)
     rows = walks_until(tmp_path, lambda row: row.total.accepted > 0)
