@@ -27,7 +27,7 @@ ROWS = [
     {"kernels"},
     {"runtime"},
     {"config"},
-    {"shipped"},
+    {"names", "shipped"},
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 TOP_LEVEL = {

@@ -1,25 +1,32 @@
 """The images to predict: found, named, and read like training images; predicted and written one by one.
 
-All images that cannot be read are reported at the end, when the others are written.
+All images that cannot be predicted are reported at the end, when the others are written.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from PIL import Image
 
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.read_picture import MAX_SCENE_PIXELS, grey_values, read_grey
 from dakd.data.readers.unread import IMAGE_SUFFIXES, contents, is_hidden, list_unread
-from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
+from dakd.data.records import BadRecord
+from dakd.data.sample import ClassTable
+from dakd.names import file_part, hashed, unique_names
+from dakd.predict.prediction import OVERLAY_ALPHA, Prediction, output_endings
 from dakd.runtime.distributed import barrier, rank, world_size
 from dakd.runtime.runlog import progress, say
+from dakd.runtime.stopping import Preempted
+
+_NUM_SHOWN = 10  # names that differ; predict.json has all
 
 
 def grey_image(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
@@ -80,48 +87,81 @@ def list_images(inputs: str | Path) -> tuple[list[Path], list[str]]:
     return images, list_unread(inputs, images)
 
 
-def output_names(paths: list[Path]) -> list[str]:
-    """A name for each file's outputs: its stem, or its whole name where two files share a stem."""
-    stems = Counter(path.stem for path in paths)
-    return [path.name if stems[path.stem] > 1 else path.stem for path in paths]
-
-
 class BadImages(ValueError):
     """Images that could not be predicted. failures: (where, reason) of each; all others were written."""
 
     def __init__(self, failures: list[tuple[str, str]], num_images: int) -> None:
         self.failures = failures
-        lines = "\n".join(f"  {where}: {reason}" for where, reason in failures)
+        lines = "\n".join(f"  {_shown(where)}: {reason}" for where, reason in failures)
         done = num_images - len(failures)
         super().__init__(f"{len(failures)} of {num_images} images could not be predicted ({done} were):\n{lines}")
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image to predict: the name of its outputs, where it comes from, how to read its (H, W) uint8 grey values."""
+    """An image to predict.
 
-    name: str
+    where: where it comes from, unlike that of any other.  title: what its outputs are named after.
+    read: gives its (H, W) uint8 grey values.  choices: names for its outputs, from the plainest to the most specific.
+    name: the one of them that was taken.
+    """
+
     where: str
+    title: str
     read: Callable[[], np.ndarray]
+    choices: tuple[str, ...]
+    name: str = ""
 
 
 def file_sources(inputs: Sequence[str | Path], out_dir: str | Path) -> list[Source]:
-    """The images of files and folders.
+    """The images of files and folders, each once.
 
-    Raises ValueError where there is none, where outputs would lie among the inputs or two would have one name.
+    Raises ValueError where there is none, and where outputs would lie among the inputs.
     """
-    paths: dict[Path, None] = {}  # in their order, each once
+    paths: dict[Path, None] = {}  # in their order
     for place in (Path(one).expanduser() for one in inputs):
         if place.is_dir() and place.resolve() == Path(out_dir).resolve():
             raise ValueError(f"inputs and outputs are one folder, {out_dir}; give another folder for the outputs")
         found, unread = list_images(place)
         if unread:
             say(f"{place}: not read: {', '.join(unread)}")
-        paths |= dict.fromkeys(found)
-    names = output_names(list(paths))
-    if doubled := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise ValueError(f"two images are called {', '.join(doubled)}; predict their folders one by one")
-    return [Source(name, str(path), lambda path=path: read_image(path)) for name, path in zip(names, paths)]
+        paths |= dict.fromkeys(Path(os.path.abspath(path)) for path in found)
+    return [_file_source(path) for path in paths]
+
+
+def _file_source(path: Path) -> Source:
+    stem, name = path.stem, path.name
+    # Of a.png alone the stem; beside a.tif the whole name; beside A.png its digits; from two folders those of the path.
+    choices = (file_part(stem), file_part(name), hashed(stem, name), hashed(stem, str(path)))
+    return Source(str(path), stem, lambda: read_image(path), choices)
+
+
+def key_source(key: str, read: Callable[[], np.ndarray]) -> Source:
+    """The image of a record of a shard."""
+    return Source(key, key.replace("/", "_"), read, (file_part(key), hashed(key)))
+
+
+def name_sources(
+    sources: list[Source], classes: ClassTable, out_dir: str | Path, earlier: Mapping[str, str] | None = None
+) -> list[Source]:
+    """The sources, each with a name under which no other has a file; says which had to differ from their titles.
+
+    earlier: where the predictions that stay in the folder come from, by name; these names stay theirs.
+    """
+    earlier, out_dir = earlier or {}, Path(out_dir).resolve()
+    names_of = {where: name for name, where in earlier.items()}
+    own, endings = {source.where for source in sources}, output_endings(classes)
+    taken = [name + ending for name, where in earlier.items() if where not in own for ending in endings]
+    # A picture that lies in the folder of the outputs is not written over.
+    taken += [path.name for path in (Path(source.where) for source in sources) if path.parent == out_dir]
+    choices = [(names_of[source.where],) if source.where in names_of else source.choices for source in sources]
+    named = [replace(one, name=name) for one, name in zip(sources, unique_names(choices, endings, taken))]
+    differing = [source for source in named if source.name != source.title]
+    for source in differing[:_NUM_SHOWN]:
+        say(f"{_shown(source.where)}: its outputs are called {source.name}_..., for the plain name is taken or unsafe")
+    if len(differing) > _NUM_SHOWN:
+        say(f"and {len(differing) - _NUM_SHOWN} more names that differ from their images'")
+    return named
 
 
 def predict_sources(
@@ -130,23 +170,45 @@ def predict_sources(
     out_dir: str | Path,
     overlay_alpha: float = OVERLAY_ALPHA,
 ) -> None:
-    """Predict and write images one by one; rank r takes sources i with i % world == r. Raises BadImages at the end."""
+    """Predict and write images one by one; rank r takes sources i with i % world == r. Raises BadImages at the end.
+
+    sources: with names.  An image whose reading, prediction or writing fails costs no other; it leaves no file.
+    """
     out_dir = Path(out_dir)
     if out_dir.is_file():
         raise ValueError(f"{out_dir} is a file; give a folder for the predictions")
     out_dir.mkdir(parents=True, exist_ok=True)
     own, failures = sources[rank() :: world_size()], []
     for source in progress(own, len(own), "predict"):
+        prediction = None
         try:
-            sar = source.read()
-        except BadFile as error:
-            failures.append((source.where, error.reason))
-            continue
-        predict(sar).save(out_dir, source.name, overlay_alpha)
+            prediction = predict(source.read())
+            prediction.save(out_dir, source.name, overlay_alpha)
+        except Preempted:
+            raise
+        except Exception as error:  # of any class: the others are to be written, and no rank to wait for this one
+            failures.append((source.where, _reason(error)))
+            if prediction is not None:
+                for ending in output_endings(prediction.classes):
+                    (out_dir / f"{source.name}{ending}").unlink(missing_ok=True)
     failures = _of_all_ranks(failures)
     barrier()
     if failures:
         raise BadImages(failures, len(sources))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BadFile):
+        return error.reason
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"too little memory for it; take it in tiles (dakd.Student.predict_files), or cut it in parts ({error})"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, ValueError | OSError | BadRecord) else f"{type(error).__name__}: {text}"
+
+
+def _shown(text: str) -> str:
+    """The text itself, or as Python writes it where it has control characters or bytes that are no text."""
+    return text if text.isprintable() else repr(text)
 
 
 def _of_all_ranks(failures: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dakd.data.pictures import class_map, overlay, save_png
 from dakd.data.sample import ClassTable
+from dakd.names import MAX_BYTES, file_part, hashed, is_file_part, unique_names
 from dakd.runtime.named import Named
 
 OVERLAY_ALPHA = 0.45
@@ -49,15 +51,19 @@ class Prediction:
         return class_map(self.label, self.classes)
 
     def save(self, folder: str | Path, name: str, alpha: float = OVERLAY_ALPHA) -> None:
-        """Write NAME_class.png, NAME_overlay.png and NAME_probability_CLASS.png, each file whole or not at all."""
-        folder = Path(folder)
-        save_png(self.class_map(), folder / f"{name}_class.png")
-        save_png(self.overlay(alpha), folder / f"{name}_overlay.png")
-        parts = [file_part(class_name) for class_name in self.classes.names]
-        for class_id, (part, one) in enumerate(zip(parts, self.probability)):
-            own = f"{part}_{class_id}" if parts.count(part) > 1 else part  # `a/b` and `a_b` are two classes
-            grey = Image.fromarray((255 * one).round().astype(np.uint8))
-            save_png(grey, folder / f"{name}_probability_{own}.png")
+        """Write NAME_class.png, NAME_overlay.png and NAME_probability_CLASS.png, each file whole or not at all.
+
+        Raises ValueError for a name that leaves the folder or that not every file system takes.
+        """
+        if not is_file_part(name):
+            raise ValueError(
+                f"name is {name!r}; expected the start of a file's name, such as 'scene_1': no slash or other special "
+                f"character, no dot or space at its ends, at most {MAX_BYTES} bytes"
+            )
+        greys = ((255 * one).round().astype(np.uint8) for one in self.probability)
+        pictures = chain([self.class_map(), self.overlay(alpha)], map(Image.fromarray, greys))
+        for ending, picture in zip(output_endings(self.classes), pictures):
+            save_png(picture, Path(folder) / f"{name}{ending}")
 
     def __repr__(self) -> str:
         height, width = self.label.shape
@@ -70,6 +76,7 @@ class Prediction:
         return content.getvalue()
 
 
-def file_part(text: str) -> str:
-    """The text with everything but letters, digits, dash and underscore replaced by an underscore."""
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in text)
+def output_endings(classes: ClassTable) -> list[str]:
+    """What follows NAME in the files of a prediction: class map, overlay, then each class by its id."""
+    parts = unique_names([(file_part(name), hashed(name)) for name in classes.names])
+    return ["_class.png", "_overlay.png", *(f"_probability_{part}.png" for part in parts)]

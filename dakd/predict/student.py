@@ -17,7 +17,7 @@ from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
 from dakd.hub import HubModel, local_weights
 from dakd.models.student import StudentNet, at_scales
-from dakd.predict.images import file_sources, grey_image, predict_sources
+from dakd.predict.images import file_sources, grey_image, name_sources, predict_sources
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
 from dakd.predict.tiles import TILE, is_large, tiled
 from dakd.runtime.distributed import device_of
@@ -105,10 +105,12 @@ class Student(HubModel):
     ) -> list[str]:
         """Predict image files and folders of images, and write each one's files (`Prediction.save`) to `out_dir`.
 
-        Returns the names of the outputs. Raises BadImages, a ValueError, at the end when some images could not be read;
-        the others are written.
+        Returns the names of the outputs, in the order of the images: the stem of each image's file name, and another
+        one where two images would share a file or the stem is no safe name. Raises BadImages, a ValueError, at the end
+        when some images could not be predicted; the others are written.
         """
         sources = file_sources([inputs] if isinstance(inputs, str | Path) else inputs, out_dir)
+        sources = name_sources(sources, self.classes, out_dir)
         predict_sources(partial(self.predict, tile=tile), sources, out_dir, overlay_alpha)
         return [source.name for source in sources]
 

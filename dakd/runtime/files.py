@@ -42,7 +42,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename works only within one file system. The suffix keeps it out of searches for
     # *.tar or *.json; host, process and token keep writers apart.
-    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    start = path.name.encode(errors="surrogateescape")[:100].decode(errors="ignore")  # 255 bytes are for the whole
+    aside = path.with_name(f".{start}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield aside
     finally:

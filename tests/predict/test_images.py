@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from dakd.data.readers import BadFile
-from dakd.predict.images import list_images, output_names, read_image
+from dakd.predict.images import list_images, read_image
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
@@ -66,11 +64,6 @@ def test_nothing_to_predict_is_an_error(tmp_path):
         list_images(tmp_path)
     with pytest.raises(ValueError, match="no file or folder"):
         list_images(tmp_path / "absent")
-
-
-def test_files_of_one_stem_get_names_of_their_own():
-    paths = [Path("a.png"), Path("a.jpg"), Path("b.png")]
-    assert output_names(paths) == ["a.png", "a.jpg", "b"]
 
 
 def test_a_tiff_whose_pages_cannot_be_counted_is_named(tmp_path):
