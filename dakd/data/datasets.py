@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dakd.config import DataConfig
 from dakd.data.batch import Batch, BatchBuilder, PackedBatch
+from dakd.data.degenerate import refuse_unknown_labels
 from dakd.data.order import interleave
 from dakd.data.ordered_records import OnBadRecord, OrderedRecords
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
@@ -52,6 +53,7 @@ class TeacherDataset:
                     f"{source.folder} has labels for {source.index.num_labelled} of {len(source)} samples; "
                     "stages 2 and 3 need all (only stage 1 takes images without labels)"
                 )
+            refuse_unknown_labels(source.index, str(source.folder))
         self.sources, self.crop_size, self.flip, self.seed, self.labelled = sources, crop_size, flip, seed, labelled
         self.records = OrderedRecords(sources, seed, window, on_bad_record=on_bad_record)
 
@@ -226,6 +228,8 @@ def _check_student_sources(
         raise ValueError("the student's dataset has neither real nor synthetic samples; give at least one")
     if real is not None and real.index.num_labelled != len(real):
         raise ValueError(f"{real.folder}: {real.index.num_labelled} of {len(real)} samples have labels; expected all")
+    if real is not None:
+        refuse_unknown_labels(real.index, str(real.folder))
     if synthetic is None:
         return
     if synthetic.index.num_soft != len(synthetic):

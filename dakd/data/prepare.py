@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from dakd.config import Config, PrepareConfig
+from dakd.data.degenerate import notes_on_set, refuse_flat_images, refuse_unknown_labels
 from dakd.data.pictures import contact_sheet
 from dakd.data.prepared import prepare_settings
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
@@ -53,6 +55,7 @@ class _Tally:
 
     problems: list[BadFile] = field(default_factory=list)
     off_palette: dict[str, int] = field(default_factory=dict)
+    num_flat: Counter[str] = field(default_factory=Counter)  # images of one grey, by split
 
 
 def prepare(cfg: Config, run_dir: str | Path | None = None, rebuild: bool = False) -> PrepareResult:
@@ -93,11 +96,10 @@ def describe(report: dict) -> list[str]:
 
 
 def notes(report: dict) -> list[str]:
-    """The remarks of report.json: classes without a pixel; unread, repaired and skipped files."""
+    """The remarks of report.json: classes without a pixel, images of one grey; unread, repaired and skipped files."""
     lines = []
-    if (facts := report["splits"].get("train")) and facts["num_labelled"]:
-        absent = [name for name, share in facts["class_pixel_shares"].items() if share == 0]
-        lines += [f"train: no pixel is of the class {', '.join(absent)}; it cannot be learnt"] if absent else []
+    for split, facts in report["splits"].items():
+        lines += notes_on_set(split, facts)
     if report["unread"]:
         are_missing = any(facts["num_labelled"] < facts["num_samples"] for facts in report["splits"].values())
         hint = f"; what is read: {report['layout']}" if are_missing else ""
@@ -207,6 +209,7 @@ def _read_all(
             tally.off_palette[f"{split}/{entry.label_path.name}"] = off_palette
         if cfg.resize is not None:
             sample = resize_sample(sample, cfg.resize)
+        tally.num_flat[split] += int(sample.sar.min() == sample.sar.max())
         if place in shown:
             pictures.append(sample)
         yield sample
@@ -245,11 +248,15 @@ def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally)
     splits = {}
     for split in dataset.splits:
         index = write_index(folder / split, dataset.classes, kind="real", provenance={"settings": settings})
+        where, num_flat = f"{split} of the dataset at {settings['root']}", tally.num_flat[split]
+        refuse_unknown_labels(index, where)
+        if split == "train":
+            refuse_flat_images(num_flat, index.num_samples, where)
         shares = dict(zip(dataset.classes.names, index.class_pixel_shares))
         kept = {"num_samples", "num_labelled", "num_bytes", "sizes", "fingerprint", "mean_power", "balancing_factor"}
         unknown = index.ignored_pixels / max(1, index.ignored_pixels + sum(index.class_pixels))
         facts = index.model_dump(mode="json", include=kept)
-        splits[split] = facts | {"class_pixel_shares": shares, "unknown_share": unknown}
+        splits[split] = facts | {"class_pixel_shares": shares, "unknown_share": unknown, "num_flat": num_flat}
     report = {
         "settings": settings,
         "settings_sha256": _fingerprint(settings),

@@ -14,7 +14,8 @@ from dakd.data.batch import Batch
 from dakd.data.datasets import StudentDataset, TeacherDataset
 from dakd.data.loader import make_loader
 from dakd.data.order import rank_positions
-from dakd.data.sample import IGNORE_INDEX
+from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES, Sample
+from dakd.data.shards import ShardSet, write_index, write_shard
 
 
 def teacher(real_set, **options) -> TeacherDataset:
@@ -243,3 +244,15 @@ def test_batches_of_reader_processes_stay_as_they_are_while_more_are_taken(real_
     kept = take(make_loader(dataset, 2, 0, 1, 0, 2), 40)
     for batch in kept:
         assert_equal(batch, dataset.batch(batch.positions.tolist()))
+
+
+def test_a_set_whose_every_label_is_unknown_trains_neither_students_nor_the_joint_stages(tmp_path):
+    image, label = np.eye(16, dtype=np.uint8), np.full((16, 16), IGNORE_INDEX, np.uint8)
+    samples = [Sample(f"a{i}", image, label=label) for i in range(4)]
+    write_shard(tmp_path, 0, samples, OSD_CLASSES)
+    write_index(tmp_path, OSD_CLASSES, kind="real")
+    unknown = ShardSet(tmp_path)
+    for make in (lambda: student(unknown, None), lambda: teacher(unknown)):
+        with pytest.raises(ValueError, match="every pixel of its 4 labels is unknown"):
+            make()
+    assert len(teacher(unknown, labelled=False).records) == 4

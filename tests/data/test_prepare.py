@@ -206,11 +206,12 @@ def test_resize_averages_the_image_and_picks_labels_without_mixing(tmp_path):
 
 def test_images_without_masks_are_prepared_for_the_first_stage(tmp_path):
     (tmp_path / "data").mkdir()
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "data" / "a.png")
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "data" / "a.png")
     classes = {"sea": (0, 0, 0), "oil": (0, 255, 255)}
     result = prepare(config(dataset="folder", root=str(tmp_path / "data"), classes=classes), tmp_path / "run")
     assert list(result.splits) == ["train"] and ShardSet(result.splits["train"]).index.num_labelled == 0
-    assert describe(result.report) == ["train: 1 samples (1 of 8x8)  no labels (they serve stage 1 only)  b 1.0000"]
+    facts = "train: 1 samples (1 of 8x8)  no labels (they serve stage 1 only)  b 0.9990"
+    assert describe(result.report) == [facts, "train: one image; what holds for it may hold for no other"]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -233,3 +234,51 @@ def test_unknown_pixels_and_absent_classes_are_reported(tmp_path):
     train, test, absent = describe(prepare(config(**settings), tmp_path / "run").report)
     assert "ship 0.00%  (unknown: 1.67% of all)" in train and "unknown" not in test
     assert absent == "train: no pixel is of the class ship; it cannot be learnt"
+
+
+def repaint(root: Path, folder: str, value: int, split: str = "*", shape=(10, 14)) -> None:
+    """One value in all pixels of all images or masks."""
+    for path in root.glob(f"{split}/{folder}/*"):
+        Image.fromarray(np.full(shape, value, np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_masks_of_nothing_but_unknown_are_refused_before_any_training(tmp_path, split):
+    settings = make_folder(tmp_path / "data")
+    repaint(tmp_path / "data", "masks", 255, split)
+    with pytest.raises(ValueError, match=f"^{split} of the dataset at .*: every pixel of its 6 labels is unknown"):
+        prepare(config(**settings), tmp_path)
+    assert not (tmp_path / "prepare").exists() and not (tmp_path / "prepare.partial").exists()
+
+
+def test_one_labelled_pixel_is_a_label(tmp_path):
+    settings = make_folder(tmp_path / "data")
+    repaint(tmp_path / "data", "masks", 255)
+    for split in ("train", "test"):
+        mask = np.full((10, 14), 255, np.uint8)
+        mask[3, 4] = 1
+        Image.fromarray(mask).save(tmp_path / "data" / split / "masks" / "0.png")
+    report = prepare(config(**settings), tmp_path).report
+    assert report["splits"]["train"]["class_pixel_shares"] == {"sea": 0.0, "oil": 1.0}
+    lines = "\n".join(describe(report))
+    assert "no pixel is of the class sea" in lines and "every labelled pixel is oil" in lines
+
+
+@pytest.mark.parametrize("grey", [0, 127, 255])
+def test_images_of_one_grey_are_refused_and_few_among_others_are_told(tmp_path, grey):
+    settings = make_folder(tmp_path / "data")
+    Image.fromarray(np.full((10, 14), grey, np.uint8)).save(tmp_path / "data" / "train" / "images" / "0.jpg")
+    report = prepare(config(**settings), tmp_path / "some").report
+    assert "train: 1 of 6 images have one grey in all pixels" in "\n".join(describe(report))
+    repaint(tmp_path / "data", "images", grey, "train")
+    with pytest.raises(ValueError, match="each of its 6 images has one grey in all pixels"):
+        prepare(config(**settings), tmp_path / "all")
+
+
+def test_images_close_to_the_middle_grey_are_told_for_b_would_be_next_to_nothing(tmp_path):
+    settings = make_folder(tmp_path / "data", count=1)
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "data").glob("*/images/*"):
+        Image.fromarray(rng.integers(126, 130, (10, 14)).astype(np.uint8)).save(path)
+    lines = "\n".join(describe(prepare(config(**settings), tmp_path).report))
+    assert "train: b is 0.00" in lines and "train: one image" in lines
