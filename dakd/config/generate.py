@@ -22,7 +22,7 @@ class Bounds(Section):
     @model_validator(mode="after")
     def _in_order(self) -> Bounds:
         if self.is_set and self.low > self.high:
-            raise ValueError(f"at_least {self.at_least} is above at_most {self.at_most}")
+            raise ValueError(f"at_least {self.at_least} is above at_most {self.at_most}; change one of them")
         return self
 
     @property
@@ -89,7 +89,11 @@ class GateConfig(Section):
     @model_validator(mode="after")
     def _can_be_met(self) -> GateConfig:
         if self.agreement.is_set and self.student is None:
-            raise ValueError("agreement is bounded but there is no student; set student to a student's weights file")
+            raise ValueError(
+                f"agreement is bounded ({self.agreement.at_least} to {self.agreement.at_most}) but there is no "
+                "student; set "
+                "student to a student's weights file"
+            )
         wanted = sum(quota.at_least or 0 for quota in self.quotas.values())
         if wanted > 1:
             raise ValueError(f"quotas want at_least {wanted:.3g} of the images in all; expected at most 1")

@@ -19,11 +19,14 @@ def kind(annotation: Any, metadata: Sequence[Any] = (), many: bool = False) -> s
         inner = [one for extra in arguments[1:] for one in getattr(extra, "metadata", [extra])]
         return kind(arguments[0], [*inner, *metadata], many)
     if origin is Literal:
-        return f"{'words' if many else 'one'} of {', '.join(map(str, arguments))}"
+        words = ", ".join(map(str, arguments))
+        return f"{'words' if many else 'one'} of {words}" if len(arguments) > 1 else words
     if origin in (Union, UnionType):
         return _union(arguments)
     if origin is tuple:
         return _tuple(annotation, arguments, metadata, many)
+    if origin is list:
+        return f"list{'s' * many} of {kind(arguments[0], many=True)}{_bounds(metadata)}"
     if origin is dict:
         value = arguments[1]
         return f"map{'s' * many} of names to {'values' if value is Any else kind(value, many=True)}"

@@ -28,7 +28,7 @@ class Overridden:
         else:
             key, separator, text = override.partition("=")
             if not separator or not key.strip():
-                raise ValueError(f"override {override!r} is not of the form section.key=value, without spaces")
+                raise ValueError(f"override {override!r} is not a setting; expected section.key=value, without spaces")
             document = _read(override, tuple(key.strip().split(".")), text)
         self._set(tuple(key.strip().split(".")), document, key)
 

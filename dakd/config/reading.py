@@ -77,7 +77,10 @@ def _expand_variables(tree: Any, source: str) -> Any:
     try:
         return expand(tree)
     except RecursionError:
-        raise ValueError(f"{source} nests too deeply, or an alias (*name) leads into itself") from None
+        raise ValueError(
+            f"{source} nests too deeply, or an alias (*name) leads into itself; write it flatter, without "
+            "aliases"
+        ) from None
 
 
 def _environment_value(match: re.Match) -> str:

@@ -117,7 +117,10 @@ def _quoted(detail: Mapping[str, Any], place: Place, written: Written) -> str | 
     if isinstance(value, dict | list | tuple):
         return None
     last = f"{place.key[-1]}: " if isinstance(place.key[-1], str) else ""
-    if (as_written := written(place.key)) is None:
+    as_written = written(place.key)
+    if as_written is None and value is None:
+        return None
+    if as_written is None:
         return f"found {shown(value)}; quote the text, as in {last}\"...\""
     text, meaning = as_written
     return f"found {text or 'nothing'}, which YAML reads as {meaning}; quote it: {last}\"{text}\""
@@ -170,6 +173,8 @@ def _inner(annotation: Any, part: Any) -> tuple[Any, Sequence[Any]] | None:
         return fields[part].annotation, fields[part].metadata
     if origin is dict and isinstance(part, str) and part != "[key]":
         return arguments[1], ()
+    if origin is list and isinstance(part, int):
+        return arguments[0], ()
     if origin is tuple and isinstance(part, int) and arguments:
         return arguments[0 if arguments[-1] is Ellipsis else min(part, len(arguments) - 1)], ()
     return None

@@ -236,7 +236,10 @@ def _check_student_sources(
         found = synthetic.index.num_soft
         raise ValueError(f"{synthetic.folder}: {found} of {len(synthetic)} samples have soft labels; expected all")
     if real is not None and real.classes.names != synthetic.classes.names:
-        raise ValueError(f"real classes {real.classes.names} differ from synthetic classes {synthetic.classes.names}")
+        raise ValueError(
+            f"real classes {real.classes.names} differ from synthetic classes {synthetic.classes.names}; generate "
+            "the pairs with a teacher of the real set"
+        )
     wanted = len(synthetic) if num_synthetic is None else num_synthetic
     if wanted > len(synthetic) or wanted < (_TILES if mosaic else 1):
         raise ValueError(

@@ -72,7 +72,7 @@ def read_npy(data: bytes | memoryview, name: str) -> np.ndarray:
     """
     data = memoryview(data)
     if bytes(data[:6]) != b"\x93NUMPY" or len(data) < 12:
-        raise ValueError(f"{name} is not a .npy file")
+        raise ValueError(f"{name} is not a .npy file; write it with numpy.save")
     size, start = struct.unpack_from("<H", data, 8)[0], 10
     if data[6] > 1:
         size, start = struct.unpack_from("<I", data, 8)[0], 12
@@ -82,12 +82,12 @@ def read_npy(data: bytes | memoryview, name: str) -> np.ndarray:
         header = ast.literal_eval(bytes(data[start : start + size]).decode("latin1"))
         shape, dtype, order = header["shape"], np.dtype(header["descr"]), header["fortran_order"]
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{name} has a damaged header ({error!r:.200})") from None
+        raise ValueError(f"{name} has a damaged header ({error!r:.200}); write it with numpy.save") from None
     is_plain = isinstance(shape, tuple) and all(type(side) is int and side > 0 for side in shape)
     if not is_plain or dtype.kind not in "uif" or order is not False:
         raise ValueError(f"{name} holds {header!r:.200}; expected numbers, rows first")
     if math.prod(shape) * dtype.itemsize != len(data) - start - size:
-        raise ValueError(f"{name} claims {shape} of {dtype}, but has {len(data) - start - size} bytes")
+        raise ValueError(f"{name} claims {shape} of {dtype}, but has {len(data) - start - size} bytes; write it again")
     return np.frombuffer(data[start + size :], dtype).reshape(shape)
 
 
@@ -124,5 +124,5 @@ def _decode_meta(data: bytes | memoryview | None) -> dict:
     try:
         meta = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"json cannot be read ({error})") from None
+        raise ValueError(f"json cannot be read ({error}); write the record again") from None
     return meta if isinstance(meta, dict) else {"json": meta}

@@ -117,7 +117,10 @@ class OrderedRecords:
                 return found.read(memoryview(bytearray(found.length)))
             except BadRecord as next_error:
                 error = next_error
-        raise BadRecord(f"no good record follows within {most} places; the last reason: {error}")
+        raise BadRecord(
+            f"no good record follows within {most} places; write the shards again; the last reason: "
+            f"{error}"
+        )
 
 
 class _Found(NamedTuple):

@@ -66,7 +66,10 @@ def decode_record(key: str, members: Mapping[str, bytes | memoryview], *, foreig
         return decode_foreign(key, members)
     missing = [extension for extension in ("json", "sar.u8") if extension not in members]
     if missing:
-        raise ValueError(f"record {key!r} lacks {' and '.join(missing)}; it has {', '.join(sorted(members))}")
+        raise ValueError(
+            f"record {key!r} lacks {' and '.join(missing)}; it has {', '.join(sorted(members))}; write it "
+            "again"
+        )
     facts = _read_facts(members["json"])
     height, width = facts["height"], facts["width"]
     sar = np.frombuffer(members["sar.u8"], np.uint8).reshape(height, width)
@@ -84,7 +87,7 @@ def _read_facts(data: bytes | memoryview) -> dict:
     try:
         facts = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"json cannot be read ({error})") from None
+        raise ValueError(f"json cannot be read ({error}); write the record again") from None
     counts = [facts.get(name) for name in ("height", "width", "num_classes")] if isinstance(facts, dict) else []
     is_sound = bool(counts) and all(type(count) is int and count > 0 for count in counts)
     # Bounded before memory is taken for what the counts claim.
@@ -100,7 +103,7 @@ def check_digest(key: str, members: dict[str, bytes]) -> None:
     wanted = facts.pop("sha256", None)
     found = _digest(facts, {name: data for name, data in members.items() if name != "json"})
     if found != wanted:
-        raise ValueError(f"record {key!r} has sha256 {found} and says {wanted}; its bytes have changed")
+        raise ValueError(f"record {key!r} has sha256 {found} and says {wanted}; its bytes have changed; write it again")
 
 
 def read_members(fileno: int, members: Mapping[str, tuple[int, int]], path: Path) -> dict[str, bytes]:

@@ -238,12 +238,21 @@ class ShardSet:
         try:
             members = {extension: buffer[start : start + size] for extension, start, size in span.members}
             if members_crc(members) != span.crc32:
-                raise ValueError("its checksum differs from the one that was written; its bytes have changed")
+                raise ValueError(
+                    "its checksum differs from the one that was written: its bytes have changed; fetch or write the "
+                    "set again"
+                )
             sample = decode_record(span.key, members)
             if sample.sar.shape != (span.height, span.width):
-                raise ValueError(f"is of {sample.sar.shape} pixels, in the index of {(span.height, span.width)}")
+                raise ValueError(
+                    f"is of {sample.sar.shape} pixels, in the index of {(span.height, span.width)}; write the set "
+                    "again"
+                )
             if sample.soft_label is not None and len(sample.soft_label) != self.classes.num_classes:
-                raise ValueError(f"has logits of {len(sample.soft_label)} classes, the set {self.classes.num_classes}")
+                raise ValueError(
+                    f"has logits of {len(sample.soft_label)} classes, the set {self.classes.num_classes}; write the "
+                    "set again"
+                )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadRecord(f"{opened.path}: record {span.key!r}: {error}") from None
         return sample

@@ -102,7 +102,7 @@ class LogProb8Codec:
                 raise ValueError(f"soft label claims {found} bytes; expected {expected} for codes of shape {shape}")
             content = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
         except zstandard.ZstdError as error:
-            raise ValueError(f"soft label is not a whole zstd frame of codes: {error}") from None
+            raise ValueError(f"soft label is not a whole zstd frame of codes ({error}); write it again") from None
         (soft_range,) = _HEADER.unpack_from(content)
         if not (math.isfinite(soft_range) and soft_range > 0):
             raise ValueError(f"soft label has the range {soft_range}; expected a positive number of nats")
@@ -208,7 +208,10 @@ def _check_logits(logits: np.ndarray) -> np.ndarray:
     if logits.ndim != 3 or not np.issubdtype(logits.dtype, np.floating):
         raise ValueError(f"soft label is {logits.dtype} of shape {logits.shape}; expected floating logits (K, H, W)")
     if not np.isfinite(logits).all():
-        raise ValueError("soft label holds NaN or infinite logits; the net that made it has diverged")
+        raise ValueError(
+            "soft label holds NaN or infinite logits: the net that made it has diverged; train it again with a "
+            "lower lr"
+        )
     return logits
 
 

@@ -184,7 +184,10 @@ class RemoteFolder:
             found = file_hash(aside)
             if sha256 in (None, found):
                 return
-        raise DamagedFetch(f"{self.url}/{name} has sha256 {found}, its index says {sha256}; it is damaged there")
+        raise DamagedFetch(
+            f"{self.url}/{name} has sha256 {found}, its index says {sha256}; it is damaged there; upload it "
+            "again"
+        )
 
     def _file_system(self) -> tuple[Any, str]:
         """fsspec's file system, of this process, and the folder's path in it."""
@@ -196,7 +199,7 @@ class RemoteFolder:
         except ImportError as error:
             raise ValueError(f"{self.url} needs a package that is not installed: {error}") from None
         except ValueError as error:
-            raise ValueError(f"{self.url} cannot be opened: {error}") from None
+            raise ValueError(f"{self.url} cannot be opened ({error}); check the address") from None
 
     def _asked(self, ask: Callable[[Any, str], Any], **answers: Any) -> Any:
         """What the store answers; `absent` where it has no such file, if given."""
@@ -209,7 +212,10 @@ class RemoteFolder:
                 raise
             except (OSError, TimeoutError) as error:
                 if attempt == _ATTEMPTS - 1:
-                    raise RuntimeError(f"{self.url} does not answer: {type(error).__name__}: {error}") from error
+                    raise RuntimeError(
+                        f"{self.url} does not answer: {type(error).__name__}: {error}; check the address and the "
+                        "network"
+                    ) from error
                 time.sleep(2.0**attempt)
         raise AssertionError("the last attempt returns or raises")
 
@@ -237,7 +243,7 @@ def find_index(
     if not stamps:
         raise ValueError(
             f"{source.place} is not a set of shards: {source.place}/index.json does not exist; "
-            "`dakd prepare`, `dakd generate` and dakd.write_shards write one"
+            "write one with `dakd prepare`, `dakd generate` or dakd.write_shards"
         )
     home = _home(source, cache, json.dumps(stamps))
     if not (home / "index.json").is_file():

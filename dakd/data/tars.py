@@ -102,7 +102,10 @@ def _add_member(members: dict, entry: tarfile.TarInfo, last_key: str | None, num
     if len(key) > _MAX_KEY or not stem or not extension or _NOT_IN_KEYS.search(name):
         raise DamagedTar(f"member {name[:80]!r} has no usable name; expected KEY.EXTENSION, without a way elsewhere")
     if not 0 <= entry.size <= num_bytes - entry.offset_data:
-        raise DamagedTar(f"member {name[:80]!r} claims {entry.size} bytes, more than follow; it is truncated")
+        raise DamagedTar(
+            f"member {name[:80]!r} claims {entry.size} bytes, more than follow: it is truncated; write it "
+            "again"
+        )
     if key in members and key != last_key:
         raise DamagedTar(f"the members of record {key!r} lie apart; write it as one, as webdataset's TarWriter does")
     places = members.setdefault(key, {})
@@ -119,7 +122,10 @@ class _CheckedHeader(tarfile.TarInfo):
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0:
-            raise DamagedTar(f"member {header.name[:80]!r} claims {header.size} bytes; the header is damaged")
+            raise DamagedTar(
+                f"member {header.name[:80]!r} claims {header.size} bytes; the header is damaged; write it "
+                "again"
+            )
         if header.type in _WITH_TEXT and header.size > _MAX_HEADERS:
             raise DamagedTar(
                 f"a name or attribute has {header.size} bytes; expected at most {_MAX_HEADERS}: write it with plain "
@@ -148,7 +154,7 @@ class _Ending:
         if not data and size:
             self._left -= 1
             if self._left < 0:
-                raise DamagedTar("its headers lead beyond its end; it is truncated or damaged")
+                raise DamagedTar("its headers lead beyond its end: it is truncated or damaged; write it again")
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

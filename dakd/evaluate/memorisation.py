@@ -77,7 +77,10 @@ def audit_sets(
     one another.  enl_class: the class whose windows the ENL is measured in.
     """
     if len(train) < 2:
-        raise ValueError(f"{train.folder} has {len(train)} image; the audit wants at least 2, to compare them")
+        raise ValueError(
+            f"{train.folder} has {len(train)} image; expected at least 2, to compare them with one "
+            "another"
+        )
     size = synthetic.size(0)
     kept = evenly(range(len(synthetic)), cfg.max_samples)
     queries = {

@@ -45,7 +45,7 @@ def grey_image(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
     try:
         array = np.asarray(image)
     except (TypeError, RuntimeError) as error:  # of tensors that numpy cannot hold
-        raise ValueError(f"image cannot be read as an array: {error}") from error
+        raise ValueError(f"image cannot be read as an array ({error}); give uint8 grey values (H, W)") from error
     if array.dtype != np.uint8 or array.ndim != 2 or 0 in array.shape:
         raise ValueError(
             f"image is {array.dtype} of shape {array.shape}; expected uint8 grey values (H, W), not empty: take one "

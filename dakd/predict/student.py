@@ -145,7 +145,10 @@ class Student(HubModel):
         with _in_eval_mode(self.net):
             logits = at_scales(self.net, self.scales)(to_student(image[None, None]))
         if logits.shape[1] != self.classes.num_classes:
-            raise ValueError(f"the net gives {logits.shape[1]} classes; the table has {self.classes.num_classes}")
+            raise ValueError(
+                f"the net gives {logits.shape[1]} classes; the table has {self.classes.num_classes}; give the table "
+                "of its training set"
+            )
         return logits.float().softmax(dim=1)[0].cpu().numpy()
 
 

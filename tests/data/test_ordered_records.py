@@ -183,14 +183,14 @@ def edit_index(folder: Path, changes: dict) -> None:
         ({"entry": {"file": "/etc/passwd"}}, "without a folder"),
         ({"entry": {"file": "pipe:touch /tmp/planted"}}, "without a folder"),
         ({"entry": {"file": "s3://elsewhere/a.tar"}}, "without a folder"),
-        ({"entry": {"num_samples": -5}}, "shards.0.num_samples: .* greater than or equal to 0, found -5"),
-        ({"entry": {"num_samples": 10**30}}, "shards.0.num_samples: .* less than 4611686018427387904, found 10"),
+        ({"entry": {"num_samples": -5}}, r"shards.0.num_samples: .* greater than or equal to 0 \(found -5"),
+        ({"entry": {"num_samples": 10**30}}, r"shards.0.num_samples: .* less than 4611686018427387904 \(found 10"),
         ({"entry": {"num_samples": 6}}, "counts 13 samples, its shards 14"),
-        ({"entry": {"sha256": "x"}}, "shards.0.sha256: .*, found 'x'"),
-        ({"entry": {"records_sha256": None}}, "shards.0.records_sha256: .*, found None"),
+        ({"entry": {"sha256": "x"}}, r"shards.0.sha256: .* \(found 'x'"),
+        ({"entry": {"records_sha256": None}}, r"shards.0.records_sha256: .* \(found None"),
         ({"entry": {"kept": [[3, 1]]}}, "ascending runs"),
-        ({"shards": []}, "shards: .* at least 1 item"),
-        ({"shards": ["a"]}, "shards.0: .*, found 'a'"),
+        ({"shards": []}, "shards: expected list of .*, not empty"),
+        ({"shards": ["a"]}, r"shards.0: .* \(found 'a'"),
         ({"classes": {"names": ["a"]}}, "classes: class table is .* expected a list of names and one of colours"),
         ({"num_labelled": 99}, "num_labelled 99"),
         ({"format": 7}, "has the format 7; this version reads 1"),
@@ -209,7 +209,7 @@ def test_an_index_without_its_format_is_refused(copied):
     tree = content_of(copied.folder / "index.json")
     del tree["format"]
     reseal(copied.folder / "index.json", tree)
-    with pytest.raises(ValueError, match="format: Field required"):
+    with pytest.raises(ValueError, match="format: missing; expected 1"):
         ShardSet(copied.folder)
 
 
@@ -276,7 +276,7 @@ def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(copied, height,
     tree = content_of(path)
     tree["records"][0] |= {"height": height, "width": width}
     reseal(path, tree)
-    with pytest.raises(BadRecord, match=r"pixels|records.0.height: .*, found (-16|16.0|True)"):
+    with pytest.raises(BadRecord, match=r"pixels|records.0.height: .* \(found (-16|16.0|True)"):
         ShardSet(copied.folder).read(0)
 
 

@@ -64,7 +64,10 @@ class Dataset:
     def entries(self, split: str) -> list[SampleFiles]:
         """The entries of a split, sorted by key; ValueError for a split that is not there."""
         if split not in self._entries:
-            raise ValueError(f"the dataset has no split {split!r}; it has {', '.join(self._entries) or 'none'}")
+            raise ValueError(
+                f"the dataset has no split {split!r}; expected one of "
+                f"{', '.join(self._entries) or 'none'}"
+            )
         return self._entries[split]
 
     def problems(self) -> list[BadFile]:
