@@ -159,6 +159,8 @@ def _check_arrays(sample: Sample, classes: ClassTable) -> None:
     shape = sample.sar.shape
     if sample.sar.dtype != np.uint8 or len(shape) != 2 or 0 in shape:
         raise ValueError(f"{sample.key}: image is {sample.sar.dtype} {shape}; expected uint8 (H, W), not empty")
+    if np.ma.is_masked(sample.sar):
+        raise ValueError(f"{sample.key}: a mask hides pixels of the image; expected a value in each: cut or fill it")
     if sample.label is not None and (sample.label.shape != shape or sample.label.dtype != np.uint8):
         raise ValueError(
             f"{sample.key}: label is {sample.label.dtype} of shape {sample.label.shape}; expected uint8 {shape}"

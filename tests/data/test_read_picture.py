@@ -17,7 +17,8 @@ from dakd.data.foreign_records import decode_foreign
 from dakd.data.prepare import prepare
 from dakd.data.readers import BadDataset, BadFile, read_picture
 from dakd.data.readers.read_picture import grey_values, open_picture, picture_size, read_grey, stored_values
-from dakd.data.sample import ClassTable
+from dakd.data.sample import ClassTable, Sample
+from dakd.data.shards import write_shards
 from dakd.evaluate.inputs import LabelledFolder
 from dakd.predict.images import grey_image, read_image
 
@@ -372,3 +373,9 @@ def test_prepare_evaluate_and_predict_refuse_alike(tmp_path, name):
 def test_a_mask_of_few_bits_in_a_tar_has_the_ids_that_it_stores():
     sample = decode_foreign("a", {"png": png(GREY, 8, 0), "mask.png": png(GREY % 4, 2, 0)})
     assert np.array_equal(sample.sar, GREY) and np.array_equal(sample.label, GREY % 4)
+
+
+def test_a_sample_whose_image_hides_pixels_is_not_written(tmp_path):
+    sample = Sample("a", np.ma.masked_less(GREY, 9))
+    with pytest.raises(ValueError, match="a: a mask hides pixels of the image"):
+        write_shards(tmp_path / "set", [sample], ClassTable(("sea", "oil"), ((0, 0, 0), (255, 255, 255))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -164,3 +165,23 @@ def test_many_unread_things_are_counted(tmp_path):
         (tmp_path / f"folder{i:02}").mkdir()
     found = list_unread(tmp_path, ())
     assert found[0] == "*/ (40 folders, such as folder00/)" and len(found) == 31 and found[-1] == "and 11 more"
+
+
+@pytest.mark.parametrize("ending", ["_mask", "_Label", "-gt", "_seg"])
+def test_masks_among_the_images_are_not_read_as_images(tmp_path, ending):
+    write(tmp_path, "a.png", f"a{ending}.png", "b.png")
+    with pytest.raises(ValueError, match=rf"a{ending}\.png has the name of a mask of a\.png .*the masks into masks/"):
+        folder(tmp_path)
+
+
+def test_a_folder_that_cannot_be_entered_is_named(tmp_path, monkeypatch):
+    write(tmp_path, "a.png", "locked/a.png")
+    scandir = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "locked":  # permissions do not hold root back
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert list_unread(tmp_path, [tmp_path / "a.png"]) == ["locked/ (Permission denied)"]

@@ -16,6 +16,7 @@ from dakd.data.readers.read_picture import read_grey
 from dakd.data.readers.unread import IMAGE_SUFFIXES, contents, is_hidden, list_unread
 from dakd.data.sample import ClassTable, Sample
 
+_MASK_ENDING = re.compile(r"[_-](mask|label|gt|seg|annotation)s?$", re.IGNORECASE)
 _LISTED, _LONG = 50, 100  # files; characters of a reason
 
 
@@ -115,7 +116,9 @@ class Dataset:
         self._searched += [where, labels_in]
         if not images:
             self._problems.append(BadFile(where, self._why_empty(split, where)))
-        elif labels is not None:
+        elif labels is None:
+            _refuse_masks_among(images)
+        else:
             labels = _with_keys_of(images, labels)
             lonely, orphaned = images.keys() - labels.keys(), labels.keys() - images.keys()
             if len(lonely) == len(images):
@@ -138,6 +141,16 @@ def _with_keys_of(images: dict[str, Path], labels: dict[str, Path]) -> dict[str,
     counts = [Counter(key.casefold() for key in keys) for keys in (lonely, orphaned)]
     mates = {key.casefold(): key for key in lonely if all(count[key.casefold()] == 1 for count in counts)}
     return {mates.get(key.casefold(), key) if key in orphaned else key: path for key, path in labels.items()}
+
+
+def _refuse_masks_among(images: dict[str, Path]) -> None:
+    for key, path in images.items():
+        image = images.get(_MASK_ENDING.sub("", key))
+        if image not in (None, path):
+            raise ValueError(
+                f"{path} has the name of a mask of {image.name} beside it and would be read as an image; put the masks "
+                "into masks/ beside images/, each with the name of its image"
+            )
 
 
 def _why_unpaired(split: str, images: dict[str, Path], labels: dict[str, Path], labels_in: Path) -> str:

@@ -82,7 +82,6 @@ _REFUSALS = (
     _Refusal(lambda s: s.numbers == "complex", f"expected its amplitude as 8-bit grey: take it, and {_SCALE}", _IDS),
     _Refusal(lambda s: s.num_unmarked > 0, f"expected one channel: {_ONE_BAND}", f"expected one channel: {_ONE_BAND}"),
     _Refusal(lambda s: s.bits > 8 and s.channels > 1, _ONE_SCALE, _IDS),
-    _Refusal(lambda s: s.bits > 8 and s.is_inverted, _ONE_SCALE, _BLACK_AS_0),
     _Refusal(lambda s: s.bits > 1 and s.is_inverted, None, _BLACK_AS_0),
     _Refusal(lambda s: (s.bits, s.numbers) == (8, "signed"), _ONE_SCALE, "expected unsigned numbers"),
     _Refusal(lambda s: s.bits not in (1, 2, 4, 8, 16, 32), _ONE_SCALE, f"{_IDS} -ot Byte"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def _suffix(path: Path) -> str:
 
 def _count(folder: Path) -> str:
     try:
-        kinds = [path.is_dir() for path in folder.iterdir() if not is_hidden(path)]
+        with os.scandir(folder) as found:  # it knows the kinds of a million files without asking for each
+            kinds = [entry.is_dir() for entry in found if not is_hidden(Path(entry.name))]
     except OSError as error:  # not ours to enter
         return f"{error.strerror}"
     numbers = ((len(kinds) - sum(kinds), "file"), (sum(kinds), "folder"))
