@@ -15,7 +15,7 @@ ROOMS = sorted(path.name for path in (ROOT / "dakd" / "kernels").iterdir() if (p
 ROWS = [
     {"__main__"},
     {"cli"},
-    {"ablate", "doctor"},
+    {"ablate", "doctor", "verify"},
     {"api"},
     {"pipeline", "report"},
     {"train", "generate", "evaluate", "predict"},

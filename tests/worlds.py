@@ -273,3 +273,39 @@ def generate_pairs(tree: dict) -> str:
     from dakd.generate.generate import generate
 
     return str(generate(build_config(tree)))
+
+
+def finished_run(folder: Path, seed: int = 0) -> Config:
+    """A toy run with every kind of file that later steps believe; its nets are untrained, their weights from `seed`."""
+    import torch
+
+    from dakd.data.balance import balance
+    from dakd.data.sample import OSD_CLASSES
+    from dakd.evaluate.evaluate import evaluate
+    from dakd.models.registry import build_student
+    from dakd.predict.predict import predict
+    from dakd.runtime.runlog import save_config
+    from dakd.runtime.sealed import files_of, write_manifest
+    from dakd.train.checkpoint import save_checkpoint
+    from dakd.train.saross import student_folder
+    from dakd.weights import save_student
+
+    tree = with_pairs(folder).model_dump(mode="json")
+    tree["evaluate"] |= {"num_pictures": 2, "bootstrap": 20}
+    tree["train_saross"]["training_sets"] = ["real"]
+    config = build_config(tree)
+    teacher = teacher_file(with_teacher(config.run_path)).parent
+    torch.manual_seed(seed)
+    student, settings = student_folder(config, "real"), config.train_saross.student
+    for name in ("student", "student_raw"):
+        net = build_student(settings, OSD_CLASSES.num_classes)
+        save_student(student / f"{name}.safetensors", net, settings, OSD_CLASSES, {"seed": seed})
+    state = {"master/a": torch.arange(6.0)}
+    save_checkpoint(student / "checkpoints", 4, state, {"identity": {}, "position": 16}, keep=2)
+    for place in (teacher, student):
+        write_manifest(place, files_of(place))
+    balance(config)
+    evaluate(config)
+    predict(config)
+    save_config(config, student)
+    return config

@@ -207,6 +207,24 @@ def _doctor(_: argparse.Namespace) -> None:
     print(diagnose())
 
 
+def _verify(args: argparse.Namespace) -> int:
+    from dakd.verify import accept, format_found, verify_run
+
+    if args.accept:
+        accept(args.path)
+        print(f"{args.path}: its checksum now fits its content")
+        return 0
+    found = verify_run(args.path)
+    print(format_found(args.path, found))
+    return int(any(one.state in ("damaged", "missing") for one in found))
+
+
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN", type=Path, help="the run folder (runs/NAME), or with --accept a file")
+    parser.add_argument("--accept", action="store_true",
+                        help="give a .json or .safetensors file that you edited a checksum that fits")  # fmt: skip
+
+
 TOOL_COMMANDS = (
     Command("init", "write the YAML of an experiment on your own data", _init, _init_options, resumes=False),
     Command("sample", "sample pairs from a teacher's weights file; no experiment is needed", _sample, _sample_options,
@@ -218,6 +236,8 @@ TOOL_COMMANDS = (
             _ablate_options),
     Command("doctor", "list the installed software and the backend that each operation will use", _doctor,
             resumes=False),
+    Command("verify", "check every file of a run against its checksum, and name the command that repairs it", _verify,
+            _verify_options, resumes=False),
     Command("ema", "make a moving average of any length from the weight snapshots of a training", _ema,
             _ema_options, resumes=False),
     Command("stop", "ask the training in a run folder to write a checkpoint and end", _stop, _stop_options,

@@ -14,7 +14,7 @@ import numpy as np
 from dakd.config import Config
 from dakd.runtime.distributed import is_main
 from dakd.runtime.runlog import say
-from dakd.runtime.sealed import read_json, write_json
+from dakd.runtime.sealed import read_json, remove_manifest, write_json, write_manifest
 
 
 def image_power(image: np.ndarray) -> float:
@@ -60,6 +60,9 @@ def balance(config: Config) -> float:
     b = resolve_balance(config.balance.b, config.run_path)
     if is_main():
         facts = {"b": b, "configured": config.balance.b, "computed": computed}
-        write_json(config.run_path / "balance" / "balance.json", facts)
+        folder = config.run_path / "balance"
+        remove_manifest(folder)
+        write_json(folder / "balance.json", facts)
+        write_manifest(folder, [folder / "balance.json"])
     say(f"balance: b = {b:.4f} ({'computed' if config.balance.b == 'auto' else 'configured'}); computed {computed:.4f}")
     return b

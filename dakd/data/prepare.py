@@ -30,7 +30,7 @@ from dakd.data.sample import Sample
 from dakd.data.shards import write_index, write_shard
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import progress, say
-from dakd.runtime.sealed import read_json, write_json
+from dakd.runtime.sealed import files_of, read_json, write_json, write_manifest
 
 _NUM_PICTURES = 16
 _MAX_SHEET_SIDE = 256  # pixels; larger images are shown smaller
@@ -180,6 +180,7 @@ def _build(cfg: PrepareConfig, seed: int, settings: dict, folder: Path) -> dict:
     _refuse_bad_files(cfg, tally, folder, dataset.splits)
     report = _write_report(folder, dataset, settings, tally)
     _sheet(pictures, dataset).save(folder / "contact_sheet.png")
+    write_manifest(folder, files_of(folder))
     return report
 
 

@@ -33,7 +33,7 @@ from dakd.models.student import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.files import file_hash, replacing, write_text
 from dakd.runtime.runlog import say
-from dakd.runtime.sealed import write_json
+from dakd.runtime.sealed import files_of, remove_manifest, write_json, write_manifest
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,12 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
         generation = compare_pairs(cfg, run_dir, pair_sets["real"], synthetic, extractor, agreement)
     evaluation = _summarise(cfg, results, generation, held_out)
     if is_main():
+        remove_manifest(out_dir)
         _write(cfg, out_dir, evaluation, students, held_out)
         _write_image_counts(out_dir, results, held_out)
         folder, num_pictures = out_dir / "pictures", cfg.evaluate.num_pictures
         write_pictures(folder, held_out, results, open_one, pair_sets, num_pictures, device())
+        write_manifest(out_dir, files_of(out_dir, folder))
         say(f"\n{evaluation.table}\n")
     barrier()
     return evaluation

@@ -212,7 +212,7 @@ def _read_features(path: Path, windows: Sequence[RandomWindow]) -> Features | No
         with np.load(path) as file:
             arrays = {name: torch.from_numpy(file[name]) for name in file.files}
         return Features(arrays["pooled"], arrays.get("logits"), groups_of(windows))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile):
         return None
 
 

@@ -28,7 +28,7 @@ from dakd.predict.student import Student
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main
 from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import say
-from dakd.runtime.sealed import read_json, write_json
+from dakd.runtime.sealed import files_of, read_json, remove_manifest, write_json, write_manifest
 from dakd.weights import STUDENT_FILES
 
 
@@ -71,6 +71,7 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     sources = name_sources(sources, student.classes, out_dir, earlier)
     barrier()  # every rank has read the record before it is replaced
     if is_main():
+        remove_manifest(out_dir)
         if before and not is_same:
             _remove_predictions(out_dir, before)
         # Before the pictures too: a call that is killed must not leave them under another student's record.
@@ -89,6 +90,7 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
         written = [name for name, where in names.items() if where not in failed]
         kept = {name: where for name, where in (earlier | names).items() if where not in failed}
         write_json(out_dir / "predict.json", record | {"images": written, "sources": kept, "failed": failed})
+        write_manifest(out_dir, files_of(out_dir))
     if problem:
         raise problem
     say(f"predictions of the student trained on {training_set}: {out_dir}")

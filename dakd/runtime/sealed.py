@@ -106,6 +106,12 @@ def write_manifest(folder: str | Path, files: Iterable[Path]) -> None:
     write_json(folder / MANIFEST, {"files": listed})
 
 
+def files_of(*folders: Path) -> list[Path]:
+    """The files in folders that a manifest may list: not those in their sub-folders, hidden ones and the manifest."""
+    found = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    return [path for path in found if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")]
+
+
 def read_manifest(folder: str | Path) -> dict[str, str] | None:
     """The hashes that a folder's manifest lists, by file; None where there is none."""
     path = Path(folder) / MANIFEST

@@ -42,6 +42,7 @@ def test_run_folder_gets_shards_indexes_a_sheet_and_a_report(tmp_path):
     assert result.folder == tmp_path / "prepare" and not result.is_reused
     assert sorted(path.name for path in result.folder.iterdir()) == [
         "contact_sheet.png",
+        "manifest.json",
         "report.json",
         "test",
         "train",

@@ -1,0 +1,138 @@
+"""`dakd verify`: each kind of damage to each kind of file is found, named with its repair, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from worlds import finished_run
+
+from dakd.cli.main import main
+from dakd.runtime.sealed import read_json, write_json
+from dakd.verify import verify_run
+from dakd.weights import load_student
+
+FILES = {  # one of each kind, with the command that makes it again
+    "prepare/train/index.json": "dakd prepare",
+    "prepare/train/shard-000000.tar": "dakd prepare",
+    "prepare/train/shard-000000.json": "made again from its tar",
+    "prepare/report.json": "dakd prepare",
+    "prepare/contact_sheet.png": "dakd prepare",
+    "balance/balance.json": "dakd balance",
+    "generate/index.json": "dakd generate",
+    "generate/shard-000000.tar": "--repair",
+    "train_jointnet/stage3/weights_ema.safetensors": "dakd train_jointnet",
+    "train_saross/real/student.safetensors": "dakd train_saross",
+    "train_saross/real/checkpoints/step-00000004/state.json": "dakd train_saross",
+    "train_saross/real/checkpoints/step-00000004/state.safetensors": "dakd train_saross",
+    "evaluate/real.json": "dakd evaluate",
+    "evaluate/table.txt": "dakd evaluate",
+    "evaluate/real.images.npz": "dakd evaluate",
+    "evaluate/pictures/index.json": "dakd evaluate",
+    "predict/real/predict.json": "dakd predict",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("verify")).run_path
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "renamed run")
+
+
+def states(run) -> dict[str, str]:
+    return {str(one.path.relative_to(run)): one.state for one in verify_run(run) if one.state != "ok"}
+
+
+def flip(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_finished_run_is_whole_wherever_it_was_copied_to_and_nothing_is_written(run, capsys):
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")}
+    assert main(["verify", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" ok")
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_an_emptied_file_and_a_lost_one_are_found_with_their_repair(run, name, capsys):
+    path = run / name
+    whole = path.read_bytes()
+    for damage in (lambda: flip(path), lambda: path.write_bytes(b""), lambda: path.write_bytes(whole[:-1])):
+        damage()
+        assert main(["verify", str(run)]) == 1
+        printed = capsys.readouterr().out
+        assert f"damaged     {name}: " in printed and FILES[name] in printed.partition("to repair:")[2]
+        path.write_bytes(whole)
+    path.unlink()
+    found = states(run)
+    expected = "unfinished" if name == "generate/index.json" else "missing"
+    in_a_checkpoint = "checkpoints" in name
+    assert in_a_checkpoint or expected in found.values(), found
+
+
+def test_whole_files_of_another_run_are_found(run, tmp_path):
+    other = finished_run(tmp_path / "other", seed=1).run_path
+    for name in FILES:
+        if (other / name).read_bytes() == (run / name).read_bytes() or "checkpoints" in name:
+            continue
+        whole = (run / name).read_bytes()
+        shutil.copy(other / name, run / name)
+        assert "damaged" in states(run).values(), name
+        (run / name).write_bytes(whole)
+    assert (other / "train_saross/real/student.safetensors").read_bytes() != (
+        run / "train_saross/real/student.safetensors"
+    ).read_bytes()
+
+
+def test_a_run_in_progress_says_what_is_not_finished(run, capsys):
+    (run / "train_saross" / "real" / "manifest.json").unlink()
+    (run / "evaluate" / ".table.json.host.1.abcd.tmp").write_text("{")
+    (run / "generate" / "index.json").unlink()
+    assert main(["verify", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "unfinished  train_saross/real: its step has not finished" in printed
+    assert "unfinished  generate: generate has not finished" in printed and "3 unfinished" in printed
+
+
+def test_files_that_no_step_writes_are_listed_and_no_fault(run, capsys):
+    (run / "evaluate" / "notes.docx").write_text("mine")
+    assert main(["verify", str(run)]) == 0
+    assert "unexpected  evaluate/notes.docx" in capsys.readouterr().out
+
+
+def test_an_edit_of_ones_own_can_be_accepted(run, capsys):
+    path = run / "evaluate" / "table.json"
+    path.write_text(path.read_text().replace('"num_images": 4', '"num_images": 5'))
+    with pytest.raises(ValueError, match="dakd verify --accept"):
+        read_json(path)
+    assert main(["verify", "--accept", str(path)]) == 0
+    assert read_json(path)["num_images"] == 5 and states(run) == {}
+    weights = run / "train_saross" / "real" / "student.safetensors"
+    shutil.copy(weights.with_name("student_raw.safetensors"), weights)
+    with pytest.raises(ValueError, match="is not the file that its step wrote here"):
+        load_student(weights)
+    assert main(["verify", "--accept", str(weights)]) == 0
+    load_student(weights)
+    assert states(run) == {}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "foreign.json"])
+def test_a_file_that_dakd_did_not_write_is_not_accepted(run, name, capsys):
+    (run / name).write_text('{"a": 1}')
+    assert main(["verify", "--accept", str(run / name)]) == 1
+    assert "expected a .json" in capsys.readouterr().err or json.loads((run / name).read_text()) == {"a": 1}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    write_json(tmp_path / "a.json", {})
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "is not a run folder: found none of config.yaml, prepare" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "none")]) == 1
