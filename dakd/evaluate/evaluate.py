@@ -3,7 +3,8 @@
 Writes `evaluate/NAME.json` and `evaluate/NAME.images.npz` (counts by image) for each student,
 `evaluate/generation.json`, `evaluate/table.json`, `evaluate/table.txt` and the pictures of the report. Images of
 another folder (`evaluate.folder`), or a student from elsewhere (`evaluate.student`), get a folder of their own in
-`evaluate/`, named after the folder or the student; the run's own evaluation stays as it is.
+`evaluate/`, named after the folder or the student, and with digits of a hash where other inputs have that name; the
+run's own evaluation stays as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dakd.config import Config
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet
 from dakd.evaluate.extractors import open_extractor
-from dakd.evaluate.inputs import LabelledFolder, choose_students, open_images, open_student, out_folder
+from dakd.evaluate.inputs import LabelledFolder, choose_students, inputs_of, open_images, open_student, out_folder
 from dakd.evaluate.pairs import compare_pairs, format_pairs
 from dakd.evaluate.pictures import write_pictures
 from dakd.evaluate.students import (
@@ -152,7 +153,7 @@ def _write(
         write_json(folder / "generation.json", evaluation.generation)
     else:
         (folder / "generation.json").unlink(missing_ok=True)
-    write_json(folder / "table.json", facts | {"students": tables})
+    write_json(folder / "table.json", facts | {"inputs": inputs_of(cfg, students), "students": tables})
     write_text(folder / "table.txt", evaluation.table + "\n")
 
 

@@ -6,6 +6,7 @@ The images are a prepared split, or labelled images of any folder, read as `prep
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -20,8 +21,10 @@ from dakd.data.readers.sos import SosDataset
 from dakd.data.records import content_hash
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet, open_split
+from dakd.names import file_part, hashed, same_file, unique_names
 from dakd.runtime.distributed import device
 from dakd.runtime.runlog import progress, say
+from dakd.runtime.sealed import read_json
 from dakd.runtime.tensor_files import read_metadata
 from dakd.weights import STUDENT_FILES, load_student
 
@@ -35,7 +38,8 @@ def find_students(run_dir: Path, weights: str = "ema") -> dict[str, Path]:
     weights: "ema" or "raw". Raises ValueError where there is none.
     """
     file = STUDENT_FILES[weights]
-    found = {path.parent.name: path for path in sorted((run_dir / "train_saross").glob(f"*/{file}"))}
+    paths = sorted((run_dir / "train_saross").glob(f"*/{file}"))
+    found = dict(zip(_student_names([path.parent.name for path in paths]), paths))
     if not found:
         raise ValueError(f"no student at {run_dir}/train_saross/*/{file}; run the step train_saross first")
     names = [*(name for name in _ORDER if name in found), *(name for name in found if name not in _ORDER)]
@@ -56,7 +60,19 @@ def choose_students(cfg: Config, run_dir: Path) -> dict[str, Path]:
     path = Path(cfg.evaluate.student).expanduser()
     if not path.is_file():
         raise ValueError(f"no weights file at {path}; set evaluate.student to a student.safetensors")
-    return {path.resolve().parent.name if path.name in STUDENT_FILES.values() else path.stem: path}
+    title = path.resolve().parent.name if path.name in STUDENT_FILES.values() else path.stem
+    return {_student_names([title])[0]: path}
+
+
+def _student_names(titles: list[str]) -> list[str]:
+    """Names that the students' files can have, different from one another and from those of other files."""
+    # Of tables and of pictures, as `evaluate.py` and `pictures.py` write them.
+    taken = ("table.json", "generation.json", "image.json", "truth.json")
+    names = unique_names([(file_part(title), hashed(title)) for title in titles], [".json"], taken)
+    for title, name in zip(titles, names):
+        if title != name:
+            say(f"the student {title!r} is called {name}, for its own name is taken or no safe name of a file")
+    return names
 
 
 def open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardSet | LabelledFolder:
@@ -70,16 +86,42 @@ def open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardS
     return LabelledFolder(cfg, ClassTable.from_dict(metadata["classes"]))
 
 
+def inputs_of(cfg: Config, students: dict[str, Path]) -> dict[str, str | None] | None:
+    """What is evaluated besides the run's own, JSON-serialisable; None for its own students on its own images."""
+    if cfg.evaluate.folder is None and cfg.evaluate.student is None:
+        return None
+    folder = None if cfg.evaluate.folder is None else str(Path(cfg.evaluate.folder).expanduser().resolve())
+    student = None if cfg.evaluate.student is None else str(next(iter(students.values())).resolve())
+    return {"folder": folder, "student": student, "split": cfg.evaluate.split}
+
+
 def out_folder(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
-    """The folder of the tables: RUN/evaluate for the run's own students on its own images, else one below it."""
-    folder = run_dir / "evaluate"
-    if cfg.evaluate.folder is not None:
-        folder /= Path(cfg.evaluate.folder).expanduser().resolve().name
-    elif cfg.evaluate.student is not None:
-        folder /= next(iter(students))
-    if folder.name == "pictures":
-        raise ValueError(f"{folder} holds the report's pictures; give the folder that is evaluated another name")
-    return folder
+    """The folder of the tables: RUN/evaluate for the run's own students on its own images, else one below it.
+
+    The latter is named after the folder or the student. Where that name is no safe one or has the tables of others, it
+    ends in digits of a hash, the same in every call with these inputs.
+    """
+    own, inputs = run_dir / "evaluate", inputs_of(cfg, students)
+    if inputs is None:
+        return own
+    title = next(iter(students)) if inputs["folder"] is None else Path(inputs["folder"]).name
+    name = file_part(title)
+    if not _is_free(own / name, inputs):
+        name = hashed(title, json.dumps(inputs, sort_keys=True))
+    if name != title:
+        say(f"the tables go to {own / name}, for the name {title!r} has others or is no safe name of a folder")
+    return own / name
+
+
+def _is_free(folder: Path, inputs: dict[str, str | None]) -> bool:
+    """Whether a folder has no tables, or those of the same inputs; not where it would take the place of files."""
+    if same_file(folder.name) == "pictures" or folder.suffix.lower() in (".json", ".npz", ".txt") or folder.is_file():
+        return False
+    try:
+        table = read_json(folder / "table.json")
+    except (ValueError, OSError):  # damaged: nobody's; this evaluation replaces it
+        return True
+    return table is None or table.get("inputs") == inputs
 
 
 def open_student(path: Path, classes: ClassTable) -> torch.nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from dakd.evaluate.evaluate import evaluate
 from dakd.evaluate.inputs import LabelledFolder
 from dakd.evaluate.students import evaluate_student
 from dakd.models.registry import build_student
+from dakd.names import is_file_part
+from dakd.runtime.sealed import read_json
 from dakd.weights import save_student
 
 
@@ -146,10 +149,52 @@ def test_a_folder_without_masks_or_without_anything_is_refused(config, pictures,
         LabelledFolder(asking(config, folder=str(pictures), dataset="osd"), OSD_CLASSES)
 
 
-def test_a_folder_called_like_the_reports_pictures_is_refused(run_dir, config, grey_file, pictures):
-    other = pictures.rename(pictures.with_name("pictures"))
-    with pytest.raises(ValueError, match="give the folder that is evaluated another name"):
-        evaluate(asking(config, folder=str(other)), run_dir)
+@pytest.mark.parametrize("name", ["pictures", "Pictures", "real.json", "table.txt", "real.images.npz", "nul", "a\nb"])
+def test_a_folder_that_is_called_like_other_outputs_gets_a_name_of_its_own(name, run_dir, config, grey_file, pictures):
+    asked = asking(config, folder=str(pictures.rename(pictures.with_name(name))))
+    evaluate(asked, run_dir)
+    evaluate(asked, run_dir)
+    evaluate(config, run_dir)
+    (table,) = (run_dir / "evaluate").glob("*/table.json")
+    assert is_file_part(table.parent.name) and table.parent.name.startswith(f"{name.replace(chr(10), '_')}~"[:3])
+    assert (run_dir / "evaluate" / "real.json").is_file() and (
+        run_dir / "evaluate" / "pictures" / "index.json"
+    ).exists()
+
+
+def test_two_folders_of_one_name_and_two_students_on_one_folder_have_their_own_tables(
+    run_dir, config, grey_file, pictures, tmp_path
+):
+    other = shutil.copytree(pictures, tmp_path / "another" / "harbour")
+    save(other / "images" / "h2.png", np.full((16, 20), 9, np.uint8))
+    students = [tmp_path / name / "best.safetensors" for name in ("one", "two")]
+    for path in students:
+        path.parent.mkdir()
+        path.write_text(path.parent.name)
+    calls = [{"folder": str(folder)} for folder in (pictures, other)]
+    calls += [{"student": str(path)} for path in students]
+    calls += [{"folder": str(pictures), "student": str(path)} for path in students]
+    calls += [{"folder": str(pictures / ".." / "harbour")}]  # the first again
+    for call in calls:
+        evaluate(asking(config, **call), run_dir)
+    tables = {path.parent.name: read_json(path)["inputs"] for path in (run_dir / "evaluate").glob("*/table.json")}
+    assert len(tables) == 6 and tables["harbour"] == {"folder": str(pictures), "student": None, "split": "test"}
+    assert {(one["folder"], one["student"]) for one in tables.values()} == {
+        (call.get("folder"), call.get("student")) for call in calls[:-1]
+    }
+
+
+@pytest.mark.parametrize("name", ["table", "Generation", "truth", "image", "NUL"])
+def test_a_student_called_like_a_table_or_a_picture_gets_a_name_of_its_own(name, run_dir, config, grey_file, tmp_path):
+    path = tmp_path / "elsewhere" / f"{name}.safetensors"
+    path.parent.mkdir()
+    path.touch()
+    evaluate(asking(config, student=str(path)), run_dir)
+    (folder,) = (run_dir / "evaluate").iterdir()
+    (student,) = read_json(folder / "table.json")["students"]
+    assert student.startswith(f"{name}~") and read_json(folder / f"{student}.json")["student"] == student
+    files = read_json(folder / "pictures" / "index.json")["images"][0]["files"]
+    assert len({one.lower() for one in files.values()}) == len(files) == 3
 
 
 def test_one_weights_file_and_one_folder_need_no_run(tmp_path, pictures, capsys):
