@@ -13,6 +13,7 @@ from dakd.config.prepare import PrepareConfig
 from dakd.config.student import TrainSarossConfig
 from dakd.config.teacher import BalanceConfig, TrainJointNetConfig
 from dakd.config.training import DataConfig
+from dakd.names import MAX_BYTES
 
 
 class Config(Section):
@@ -46,9 +47,23 @@ class Config(Section):
 
     @field_validator("name", mode="before")
     @classmethod
-    def _number_is_a_name(cls, value: object) -> object:
-        """YAML reads a name such as 2024 as a number."""
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    def _is_text(cls, value: object) -> object:
+        """A number has lost how it was typed: 007 would be 7."""
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError(f'expected text, found a number; give it in quotes: "{value}"')
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder(cls, name: str) -> str:
+        """It is the run's folder in runs/."""
+        outside = {"/", "\\"}.intersection(name) or name.strip(". ") != name
+        if outside or not name.isprintable() or len(name.encode(errors="replace")) > MAX_BYTES:
+            raise ValueError(
+                f"expected a folder's name: no slash or control character, no dot or space at its ends, at most "
+                f"{MAX_BYTES} bytes; set run_dir for a run in another place"
+            )
+        return name
 
     @property
     def soft_label_temperature(self) -> float:

@@ -98,7 +98,15 @@ def test_a_name_may_look_like_a_number(tmp_path):
     assert load_config(write(tmp_path, "name: 007")).name == "007"
     assert load_config(write(tmp_path, "name: 1.50")).name == "1.50"
     assert "name: must be text (found True" in explain(name=True)
+    assert load_config(write(tmp_path, "name: a"), ["name=007"]).name == "007"
+    assert 'name: expected text, found a number; give it in quotes: "7" (found 7)' in explain(name=7)
+    assert 'name: expected text, found a number; give it in quotes: "1.5"' in explain(name=1.5)
     assert "; did you mean 'unet'? (found 'unett')" in explain(train_saross={"student": {"name": "unett"}})
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", ".", "..", " ", "a ", "a.", "a\nb", "x" * 300])
+def test_a_name_that_would_leave_the_folder_of_runs_is_refused(name):
+    assert "name: expected a folder's name" in explain(name=name)
 
 
 @pytest.mark.parametrize("b", [0, -1, 5, "much", float("nan"), None, [1]])
@@ -154,8 +162,10 @@ def test_files_made_to_break_a_parser_are_refused(tmp_path, data, message):
                                   "yes", "None", "~", "[a", "a: b", "*a", "!a", "a=b", "'a", '"', " a"])  # fmt: skip
 def test_an_override_of_a_text_setting_is_the_text_that_is_typed(tmp_path, text):
     path = write(tmp_path, "name: a")
-    config = load_config(path, [f"prepare.root={text}", f"name={text}", f"train_saross.engine.deepspeed={text}"])
-    assert config.prepare.root == config.name == config.train_saross.engine.deepspeed == text
+    config = load_config(
+        path, [f"prepare.root={text}", f"predict.inputs={text}", f"train_saross.engine.deepspeed={text}"]
+    )
+    assert config.prepare.root == config.predict.inputs == config.train_saross.engine.deepspeed == text
     assert load_config(write(tmp_path, dump_config(config))) == config
 
 
@@ -182,7 +192,7 @@ def test_a_files_value_that_yaml_reads_as_no_text_is_to_be_quoted(tmp_path, text
         load_config(write(tmp_path, f"name: a\nprepare:\n  root: {text}\n"))
     wanted = f'prepare.root: must be text (found {text}, which YAML reads as {meaning}; quote it: root: "{text}")'
     assert wanted in str(caught.value)
-    assert load_config(write(tmp_path, f"name: a\nprepare:\n  root: \"{text}\"\n")).prepare.root == text
+    assert load_config(write(tmp_path, f'name: a\nprepare:\n  root: "{text}"\n')).prepare.root == text
 
 
 @pytest.mark.parametrize("text", ["0012", "2021-01-01", "1:30", "1e3"])
