@@ -18,6 +18,7 @@ _REMEDIES = {
     errno.EPERM: "change its permissions (ls -l shows them), or give another path",
     errno.EROFS: "give a path on a disk that can be written",
     errno.EISDIR: "a folder lies where a file is expected: move it away, or give another path",
+    errno.EEXIST: "a file lies where a folder is to be made: move it away, or give another path",
     errno.ENOTDIR: "a file lies where a folder is expected: move it away, or give another path",
     errno.ENOENT: "check the path, or run the step that writes it first",
     errno.EMFILE: "allow more open files (ulimit -n 4096), or set fewer num_workers",

@@ -32,6 +32,7 @@ def no_json() -> Exception:
     (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a.tar"), ["/a.tar: no space left", "free some space"]),
     (PermissionError(errno.EACCES, "Permission denied", "/a"), ["/a: permission denied", "change its permissions"]),
     (IsADirectoryError(errno.EISDIR, "Is a directory", "/a"), ["/a: is a directory", "move it away"]),
+    (FileExistsError(errno.EEXIST, "File exists", "/a"), ["/a: file exists", "move it away"]),
     (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/a/b"), ["/a/b: not a directory", "move it away"]),
     (FileNotFoundError(errno.ENOENT, "No such file", "/a"), ["/a: no such file", "check the path"]),
     (OSError(errno.EMFILE, "Too many open files", "/a"), ["/a: too many open files", "ulimit -n"]),
