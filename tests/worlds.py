@@ -135,22 +135,22 @@ def teacher_file(config: Config) -> Path:
     return config.run_path / "train_jointnet" / "stage3" / "weights_ema.safetensors"
 
 
-def with_pairs(folder: Path, codec: str = "fp16", **train: object) -> Config:
+def with_pairs(folder: Path, codec: str = "fp16", seed: int = 0, **train: object) -> Config:
     """A toy run with a prepared training set and eight synthetic pairs of 64 x 64, written for temperature 2.
 
-    train: settings of train_saross.
+    seed: of the pairs, and, if not 0, of the simulated scenes.  train: settings of train_saross.
     """
     from dakd.data.prepare import prepare
     from dakd.data.sample import Sample
     from dakd.data.shards import ShardSet, write_index, write_shard
 
     tree = toy_config(folder / "run").model_dump(mode="json")
-    tree["prepare"]["simulation"]["size"] = [64, 64]
+    tree["prepare"]["simulation"] |= {"size": [64, 64], "seed": seed or None}
     tree["train_saross"] |= train
     config = build_config(tree)
     prepare(config, config.run_path)
     classes = ShardSet(config.run_path / "prepare" / "train").classes
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     pairs = [
         Sample(
             f"pair-{i}",
@@ -276,7 +276,10 @@ def generate_pairs(tree: dict) -> str:
 
 
 def finished_run(folder: Path, seed: int = 0) -> Config:
-    """A toy run with every kind of file that later steps believe; its nets are untrained, their weights from `seed`."""
+    """A toy run with every kind of file that later steps believe. Its nets are untrained.
+
+    seed: of weights and data.
+    """
     import torch
 
     from dakd.data.balance import balance
@@ -290,7 +293,7 @@ def finished_run(folder: Path, seed: int = 0) -> Config:
     from dakd.train.saross import student_folder
     from dakd.weights import save_student
 
-    tree = with_pairs(folder).model_dump(mode="json")
+    tree = with_pairs(folder, seed=seed).model_dump(mode="json")
     tree["evaluate"] |= {"num_pictures": 2, "bootstrap": 20}
     tree["train_saross"]["training_sets"] = ["real"]
     config = build_config(tree)

@@ -76,6 +76,22 @@ def test_bytes_of_a_weights_file(request, tmp_path, kind, data):
 
 @fuzzed
 @given(data=st.data())
+@pytest.mark.parametrize("kind", ["student", "teacher", "ddpm"])
+def test_values_of_a_weights_file(request, tmp_path, kind, data):
+    """Bytes of the tensors, which any net would take: a file with one other value must be refused."""
+    original, file = request.getfixturevalue(kind), tmp_path / "weights.safetensors"
+    (length,) = struct.unpack_from("<Q", original)
+    content = bytearray(original)
+    for place in data.draw(st.lists(st.integers(8 + length, len(original) - 1), min_size=1, max_size=4)):
+        content[place] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    load = load_student if kind == "student" else load_teacher
+    outcome = judge("weights, values", lambda: load(file) and None, file.name)
+    assert outcome == ("read" if bytes(content) == original else "refused")
+
+
+@fuzzed
+@given(data=st.data())
 def test_header_of_a_weights_file(student, tmp_path, data):
     file = tmp_path / "weights.safetensors"
     file.write_bytes(data.draw(safetensors_with_a_lying_header(student)))

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torture import damaged_shards, full_disk, generation, preparing, training, walks
+from torture import believed_files, damaged_shards, full_disk, generation, preparing, training, walks
 from torture.trials import Trials
 
 from dakd.shipped import code_version
@@ -37,6 +37,7 @@ FAMILIES: dict[str, Callable[[Path, random.Random, Callable[[int], int]], list[T
         *damaged_shards.damage_shards(folder / "shards", chance, many(40)),
         *walks.damage_walks(folder / "checkpoints", chance, many(64)),
     ],
+    "believed": lambda folder, chance, many: believed_files.damage_believed_files(folder, chance, many(20)),
     "disk": lambda folder, chance, many: full_disk.fill(folder, chance, many),
     "hang": lambda folder, chance, many: [
         generation.hang(folder / "generate", chance, many(15)),

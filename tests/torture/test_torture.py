@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torture import generation, run, walks
+from torture import believed_files, generation, run, walks
 from torture.pair_sets import compare_finished, make_undisturbed_set
 from torture.trials import Findings, Trials
 
 from dakd.data import publish as publishing
+from dakd.runtime import sealed
 from dakd.runtime.sealed import seal
 from dakd.train import checkpoint
 
@@ -34,7 +35,7 @@ def test_its_short_form_loses_doubles_and_accepts_nothing():
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:-1]
-    assert len(rows) == 17
+    assert len(rows) == 32
     assert all(int(tried) == int(survived) > 0 for _, _, tried, survived, *_ in rows)
     assert all(int(count) == 0 for *_, lost, doubled, accepted, _ in rows for count in (lost, doubled, accepted))
 
@@ -112,6 +113,18 @@ def test_a_generated_tar_that_differs_is_seen(tmp_path):
     found = compare_finished(config, undisturbed)
     assert found.accepted == 1
     assert any("is not the tar that an undisturbed worker made" in problem for problem in found.problems)
+
+
+@pytest.mark.slow
+def test_an_edited_number_that_is_believed_is_seen(tmp_path, monkeypatch):
+    def unchecked(text, path, how=""):
+        return text[: text.rindex(b",")] + b"}"
+
+    monkeypatch.setattr(sealed, "unseal", unchecked)
+    monkeypatch.setattr(sealed, "refuse_unlisted", lambda path, how="": None)
+    rows = believed_files.damage_believed_files(tmp_path, random.Random(0), 2)
+    row = next(row for row in rows if (row.work, row.fault) == ("reports, scores and predictions", "a number edited"))
+    assert row.survived == 0 and row.total.accepted == 2
 
 
 def test_a_fault_that_was_not_survived_fails_the_run(monkeypatch, capsys, tmp_path):

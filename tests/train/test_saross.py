@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from fixed_logits import FixedLogits
@@ -86,6 +88,27 @@ def test_resume_is_bitwise_equal_to_the_uninterrupted_run(trained, tmp_path):
     for file in ("student.safetensors", "student_raw.safetensors"):
         resumed, straight = (load_state(student_folder(c, "real+synthetic") / file) for c in (config, trained))
         assert all(torch.equal(resumed[name], value) for name, value in straight.items())
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "emptied", "killed before its manifest"])
+def test_final_weights_that_are_damaged_are_written_again_from_the_last_checkpoint(trained, tmp_path, damage, capfd):
+    shutil.copytree(trained.run_path, tmp_path / "run")
+    config = trained.model_copy(update={"run_dir": str(tmp_path / "run")})
+    folder = student_folder(config, "real")
+    weights, manifest = folder / "student.safetensors", folder / "manifest.json"
+    whole, listed = weights.read_bytes(), manifest.read_bytes()
+    if damage == "flipped bit":
+        weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 64]) + whole[-8:])
+    elif damage == "emptied":
+        weights.write_bytes(b"")
+    else:
+        manifest.unlink()
+    train_saross(config, ("real",))
+    assert weights.read_bytes() == whole and manifest.read_bytes() == listed
+    said = capfd.readouterr().out
+    assert ("written again from the last checkpoint" in said) == (damage != "killed before its manifest")
+    train_saross(config, ("real",))
+    assert "nothing to do" in capfd.readouterr().out
 
 
 def test_autocast_training_follows_fp32(trained, tmp_path):
