@@ -62,7 +62,8 @@ def next_command(run: Path, found: Found) -> str:
     if step is None:
         return f"copy {place} again, or run any step of the experiment again"
     config = run / "config.yaml"
-    options = f"--config {shlex.quote(str(config))} run_dir={shlex.quote(str(run))}"
+    config_name = shlex.quote(str(config)) if config.is_file() else "EXPERIMENT.yaml"
+    options = f"--config {config_name} run_dir={shlex.quote(str(run))}"
     if step == "prepare":
         if parts[-1].startswith("shard-") and parts[-1].endswith(".json"):
             return f"rm -f {place}  # it is made again from its tar"

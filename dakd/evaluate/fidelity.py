@@ -192,9 +192,10 @@ def _cached_features(
 ) -> Features:
     # The windows follow from the seed, the set, their number and size (see windows.py).
     facts = [shard_set.fingerprint, extractor.identity, list(size), seed, len(windows)]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    text = json.dumps(facts)
+    digest = hashlib.sha256(text.encode()).hexdigest()
     path = cache / f"{label}-{len(windows)}-{digest[:16]}.npz"
-    kept = _read_features(path, windows) if is_main() else None
+    kept = _read_features(path, windows, text) if is_main() else None
     if broadcast(kept is not None):
         # Only rank 0 computes the numbers; the others need no features.
         return kept or Features(torch.empty(len(windows), 0), None, groups_of(windows))
@@ -202,15 +203,17 @@ def _cached_features(
     if is_main():
         arrays = {"pooled": made.pooled} | ({} if made.logits is None else {"logits": made.logits})
         with replacing(path) as aside, open(aside, "wb") as stream:
-            np.savez(stream, **{name: array.numpy() for name, array in arrays.items()})
+            np.savez(stream, facts=text, **{name: array.numpy() for name, array in arrays.items()})
     return made
 
 
-def _read_features(path: Path, windows: Sequence[RandomWindow]) -> Features | None:
-    """The features in a file; None where there is no file, or a damaged one."""
+def _read_features(path: Path, windows: Sequence[RandomWindow], facts: str) -> Features | None:
+    """The features in a file; None where there is no file, a damaged one, or one of other facts under this name."""
     try:
         with np.load(path) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+            if str(file["facts"]) != facts:
+                return None
+            arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "facts"}
         return Features(arrays["pooled"], arrays.get("logits"), groups_of(windows))
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile):
         return None

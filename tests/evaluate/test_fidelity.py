@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from urllib.error import URLError
@@ -196,6 +197,12 @@ def test_features_are_kept_and_made_again_for_other_sets_seeds_and_damaged_files
     for path in tmp_path.glob("*.npz"):
         path.write_bytes(path.read_bytes()[:100])
     assert compare(sets, extractor, tmp_path) == first and sum(calls) == 168
+    for path in tmp_path.glob("*.npz"):
+        path.write_bytes(b"")
+    assert compare(sets, extractor, tmp_path) == first and sum(calls) == 216
+    real, synthetic = (next(tmp_path.glob(f"{name}-*.npz")) for name in ("real", "synthetic"))
+    shutil.copy(real, synthetic)  # whole features, of other images
+    assert compare(sets, extractor, tmp_path) == first and sum(calls) == 240
 
 
 def test_a_stated_number_of_images_is_taken_of_both(sets, small, tmp_path):
