@@ -1,6 +1,7 @@
 """All steps, one after the other, each in a process of its own: the trainings and the generation under `deepspeed`.
 
-Every step can be repeated, so the same command resumes after a stop.
+Every step can be repeated, so the same command resumes after a stop. Before the first one the whole experiment is
+checked (see check.py): what a later step would refuse is refused at once.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def run_pipeline(
     Raises RuntimeError naming the step that failed, and Preempted where one was asked to stop.
     """
     processes = processes or fitting_processes(config, torch.cuda.device_count())
+    _refuse_what_a_step_would_refuse(config, processes)
     seconds = {}
     for number, step in enumerate(steps, 1):
         say(f"\n=== {number}/{len(steps)} {step} ===")
@@ -60,6 +62,18 @@ def run_pipeline(
         say("\n" + table.read_text().rstrip())
     say("\ntime: " + ", ".join(f"{step} {format_duration(spent)}" for step, spent in seconds.items()))
     say(f"report: {config.run_path / 'report' / 'index.html'}")
+
+
+def _refuse_what_a_step_would_refuse(config: Config, processes: int) -> None:
+    """ValueError with every finding of `dakd check` that a later step would end with; warnings are printed."""
+    from dakd.check import check, format_findings  # the nets: a table's jobs run steps and need none of them
+
+    findings = check(config, processes)
+    refused, warnings = ([one for one in findings if one.level == level] for level in ("refused", "warn"))
+    if warnings:
+        say(format_findings(warnings))
+    if refused:
+        raise ValueError(f"{len(refused)} finding(s) that a step would refuse:\n{format_findings(refused)}")
 
 
 def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequence[int] = ()) -> None:

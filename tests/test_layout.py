@@ -18,6 +18,7 @@ ROWS = [
     {"ablate", "doctor", "verify"},
     {"api"},
     {"pipeline", "report"},
+    {"check"},
     {"train", "generate", "evaluate", "predict"},
     {"hub"},
     {"card", "starter"},

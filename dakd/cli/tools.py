@@ -190,6 +190,35 @@ def _ema_options(parser: argparse.ArgumentParser) -> None:
                         help="the safetensors file to write")  # fmt: skip
 
 
+def _check(args: argparse.Namespace) -> int:
+    import torch
+
+    from dakd.check import check, format_findings, is_refused
+    from dakd.pipeline import fitting_processes
+
+    arguments = list(args.arguments)
+    config = load_config(args.config or arguments.pop(0), arguments)
+    processes = args.processes or fitting_processes(config, torch.cuda.device_count())
+    findings = check(config, processes)
+    print(format_findings(findings))
+    return int(is_refused(findings))
+
+
+def _check_options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "dakd check CONFIG [section.key=value ...] [--processes N]"
+    parser.add_argument("arguments", nargs="*", metavar="CONFIG | section.key=value",
+                        help="an experiment's YAML, or the name of one of dakd's, and settings that override it")
+    parser.add_argument("--config", metavar="FILE", help="the experiment, as the steps take it")
+    parser.add_argument("--processes", type=positive, default=None, metavar="N",
+                        help="ranks of each training (default: one per GPU, or 1)")  # fmt: skip
+    parser.epilog = "Prints ok, warn or refused for each finding; exit status 1 where a step would refuse one."
+
+
+def _check_check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.config is None and not args.arguments:
+        parser.error("give an experiment: dakd check CONFIG")
+
+
 def _stop(args: argparse.Namespace) -> None:
     from dakd.runtime.stopping import request_stop
 
@@ -234,6 +263,8 @@ TOOL_COMMANDS = (
     Command("card", "write a model card next to the final weights of a run", _card, _card_options, resumes=False),
     Command("ablate", "run a table of experiments and compare it with the paper, or resume one", _ablate,
             _ablate_options),
+    Command("check", "look at a whole experiment before its first costly step: what would a step refuse?", _check,
+            _check_options, check=_check_check, resumes=False),
     Command("doctor", "list the installed software and the backend that each operation will use", _doctor,
             resumes=False),
     Command("verify", "check every file of a run against its checksum, and name the command that repairs it", _verify,

@@ -85,6 +85,15 @@ def prepare(cfg: Config, run_dir: str | Path | None = None, rebuild: bool = Fals
     return _result(folder, report, is_reused=False)
 
 
+def found_report(cfg: Config) -> dict | None:
+    """The report of the run's prepared set; None where there is none, ValueError where other settings made it."""
+    folder = cfg.run_path / "prepare"
+    found = _find_report(folder)
+    if found is not None:
+        _refuse_other_settings(folder, found, prepare_settings(cfg))
+    return found
+
+
 def describe(report: dict) -> list[str]:
     """report.json in a few lines for people."""
     lines = []

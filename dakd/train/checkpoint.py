@@ -158,6 +158,17 @@ def load_latest(folder: Path, identity: dict) -> tuple[dict[str, Tensor], dict] 
     return load_tensors(Path(chosen)), _facts_of(Path(chosen))
 
 
+def check_identity(folder: Path, identity: dict) -> None:
+    """ValueError where the newest checkpoint belongs to another experiment; its tensors are not read."""
+    for path in reversed(list_checkpoints(folder)):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one: the training takes the one before it
+            found = json.loads((path / _FACTS).read_bytes())["identity"]
+            break
+    else:
+        return
+    _refuse_another_experiment(path, found, identity)
+
+
 def _choose(folder: Path, identity: dict) -> Path | None:
     damaged = []
     for path in reversed(list_checkpoints(folder)):

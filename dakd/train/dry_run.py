@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dakd.config import STUDENT_KINDS, Config, EngineConfig, OptimizerConfig, TrainJointNetConfig, dump_config
+from dakd.config import (
+    STUDENT_KINDS,
+    Config,
+    EngineConfig,
+    OptimizerConfig,
+    TrainJointNetConfig,
+    TrainSarossConfig,
+    dump_config,
+)
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.diffusion.label_bits import num_bits
 from dakd.models.jointnet import SARJointNet
@@ -50,13 +58,14 @@ def describe_jointnet(config: Config) -> str:
     title = "DDPM" if cfg.generator == "ddpm" else "SAR-JointNet"
     lines = [dump_config(config), f"{title}, {num_classes} classes, crop {cfg.crop[0]} x {cfg.crop[1]}"]
     for stage in cfg.stages:
-        cost = _cost_of_stage(stage, cfg, num_classes)
+        cost = cost_of_stage(stage, cfg, num_classes)
         lines.append(f"{stage.replace('stage', 'stage ')}   {_cost_line(cost)}")
         lines += _memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, TeacherTraining.precision_on_gpu)
     return "\n".join(lines)
 
 
-def _cost_of_stage(stage: str, cfg: TrainJointNetConfig, num_classes: int) -> Cost:
+def cost_of_stage(stage: str, cfg: TrainJointNetConfig, num_classes: int) -> Cost:
+    """Of a stage's net at the training crop; ValueError for settings of which no net can be built."""
     label_channels = num_bits(num_classes) if stage == "ddpm" else num_classes
     with torch.device("meta"):
         image, label = torch.empty(1, 1, *cfg.crop), torch.empty(1, label_channels, *cfg.crop)
@@ -72,10 +81,7 @@ def describe_saross(config: Config) -> str:
     cfg, num_classes = config.train_saross, num_classes_of(config)
     micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, world_size())
     check_loss(cfg, num_classes, any("synthetic" in name for name in cfg.training_sets))
-    with torch.device("meta"):
-        net = build_student(cfg.student, num_classes)
-        image = torch.empty(1, 3, *cfg.crop)
-    cost = measure(net.eval(), (image,))
+    cost = cost_of_student(cfg, num_classes)
     uncounted = UNCOUNTED.get(cfg.student.name, "")
     lines = [
         dump_config(config),
@@ -84,6 +90,14 @@ def describe_saross(config: Config) -> str:
         *_memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, StudentTraining.precision_on_gpu),
     ]
     return "\n".join(lines)
+
+
+def cost_of_student(cfg: TrainSarossConfig, num_classes: int) -> Cost:
+    """Of the student at the training crop; ValueError or RuntimeError where none can be built."""
+    with torch.device("meta"):
+        net = build_student(cfg.student, num_classes)
+        image = torch.empty(1, 3, *cfg.crop)
+    return measure(net.eval(), (image,))
 
 
 def num_classes_of(config: Config) -> int:

@@ -181,6 +181,14 @@ class StageTraining(TeacherTraining):
         return super().own_identity() | own
 
 
+def training_of_stage(config: Config, stage: str) -> TeacherTraining:
+    """The training `stage1` to `stage3`, or `ddpm`, of a run whose set is prepared, as the step sets it up."""
+    train = open_prepared(config, "train")
+    if stage == "ddpm":
+        return DDPMTraining(config, train)
+    return StageTraining(config, int(stage[-1]), train, resolve_balance(config.balance.b, config.run_path))
+
+
 def train_jointnet(config: Config, stages: tuple[int, ...] = (1, 2, 3)) -> None:
     """Train the teacher: the given stages of SAR-JointNet in order, or DDPM, its rival, where that is the generator.
 

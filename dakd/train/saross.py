@@ -116,8 +116,7 @@ class StudentTraining(Training):
         synthetic = self.dataset.synthetic
         soft_range = None if synthetic is None else synthetic.index.soft_range
         check_loss(self.section, self.classes.num_classes, synthetic is not None, soft_range)
-        if self.section.batch_norm == "sync" and device().type != "cuda":
-            raise ValueError("batch_norm is sync, which torch supports only on GPUs; set it to local or frozen")
+        check_batch_norm(self.section)
         self.total_steps, self.lr, self.seed = student_steps(config), self.section.optimizer.lr, config.seed
         sources = (self.dataset.real, self.dataset.synthetic)
         self.data = [source.fingerprint for source in sources if source is not None]
@@ -157,6 +156,12 @@ class StudentTraining(Training):
                 load_strict(net, weights, "the training engine")
                 facts = self.identity | {"weights": kind}
                 save_student(self.weights_file(kind), net, self.section.student, self.classes, facts)
+
+
+def check_batch_norm(cfg: TrainSarossConfig) -> None:
+    """ValueError where the device has no batch norm of that kind."""
+    if cfg.batch_norm == "sync" and device().type != "cuda":
+        raise ValueError("batch_norm is sync, which torch supports only on GPUs; set it to local or frozen")
 
 
 def check_loss(cfg: TrainSarossConfig, num_classes: int, has_synthetic: bool, soft_range: float | None = None) -> None:

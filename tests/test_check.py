@@ -1,0 +1,190 @@
+"""`dakd check`: all that a step would refuse, found before the first of them, and nothing written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from worlds import toy_config
+
+import dakd.check
+from dakd.check import Finding, check, format_findings, is_refused
+from dakd.cli import main
+from dakd.config import Config, build_config
+from dakd.data.prepare import prepare
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nets_measured_once():
+    """The same nets are measured for nearly every test, which takes a second or two."""
+    known: dict[str, object] = {}
+
+    def once(measure):
+        def measured(*arguments):
+            key = f"{measure.__name__} {arguments}"
+            known[key] = known[key] if key in known else measure(*arguments)
+            return known[key]
+
+        return measured
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("cost_of_stage", "cost_of_student"):
+            patch.setattr(dakd.check, name, once(getattr(dakd.check, name)))
+        yield
+
+
+def toy(tmp_path, **changes) -> Config:
+    """An experiment that every step accepts, with settings of sections changed: section__key=value."""
+    tree = toy_config(tmp_path / "run").model_dump(mode="json")
+    tree["train_jointnet"]["crop"] = tree["generate"]["size"] = [32, 32]
+    for key, value in changes.items():
+        node, *path = key.split("__")
+        place = tree
+        for name in (node, *path)[:-1]:
+            place = place[name]
+        place[(node, *path)[-1]] = value
+    return build_config(tree)
+
+
+def refusals(config: Config) -> dict[str, str]:
+    """By topic, joined."""
+    texts: dict[str, str] = {}
+    for finding in check(config):
+        if finding.level == "refused":
+            texts[finding.topic] = f"{texts.get(finding.topic, '')}{finding.text}\n"
+    return texts
+
+
+def folder(root, splits=("train", "test"), count=6, mask_value=1, size=(32, 32)) -> dict:
+    """The settings of a dataset with masks of two classes."""
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for name in ("images", "masks"):
+            (root / split / name).mkdir(parents=True)
+        for i in range(count):
+            mask = np.zeros(size, np.uint8)
+            mask[4:9] = mask_value
+            Image.fromarray(rng.integers(0, 255, size).astype(np.uint8)).save(root / split / "images" / f"{i}.png")
+            Image.fromarray(mask).save(root / split / "masks" / f"{i}.png")
+    return {"dataset": "folder", "root": str(root), "classes": {"sea": [0, 0, 0], "oil": [0, 255, 255]}}
+
+
+def test_an_experiment_that_runs_is_refused_nothing_and_nothing_is_written(tmp_path):
+    findings = check(toy(tmp_path))
+    assert not is_refused(findings) and list(tmp_path.iterdir()) == []
+    topics = {finding.topic for finding in findings if finding.level == "ok"}
+    assert {"data", "teacher", "generate", "student", "memory", "disk", "backend", "run folder"} <= topics
+
+
+def test_all_faults_are_found_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    config = toy(
+        tmp_path,
+        run_dir=str(tmp_path / "file"),
+        train_jointnet__crop=[31, 31],
+        train_jointnet__stage1__extra_images=[str(tmp_path / "absent")],
+        generate__size=[33, 33],
+        generate__capture=True,
+        generate__audit={"student": str(tmp_path / "absent.safetensors")},
+        train_saross__batch_norm="sync",
+        train_saross__loss__class_weights=[1.0, 2.0],
+        evaluate__folder=str(tmp_path / "absent"),
+        evaluate__student=str(tmp_path / "absent.safetensors"),
+        predict__inputs=str(tmp_path / "absent"),
+    )
+    found = refusals(config)
+    assert set(found) == {
+        "run folder", "backend", "teacher", "extra images", "generate", "student", "training sets", "evaluate",
+        "predict",
+    }  # fmt: skip
+    assert "is a file" in found["run folder"] and "must be multiples of" in found["teacher"]
+    assert "sync" in found["student"] and "2 values for 5 classes" in found["training sets"]
+    assert "evaluate.folder" in found["evaluate"] and "evaluate.student" in found["evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"train_saross__loss__dice_samples": "all"}, "softened by 1 they may be off"),
+        ({"train_saross__loss__kd_form": "confidence"}, "softened by 1 they may be off"),
+        ({"train_saross__loss__kd_form": "standardized"}, "needs the teacher's logits"),
+        ({"generate__temperature": 5.0}, "for the temperature 5; softened by 2"),
+        ({"train_saross__num_synthetic": 99}, "num_synthetic is 99 of 7"),
+        ({"generate__num_samples": 3, "train_saross__mosaic": True}, "at least 4"),
+        ({"train_saross__synthetic": "nowhere"}, "nowhere"),
+    ],
+)
+def test_students_that_the_generated_pairs_would_not_fit_are_found_before_these_are_made(tmp_path, changes, what):
+    assert what in refusals(toy(tmp_path, generate__codec="logprob8", **changes))["training sets"]
+
+
+@pytest.mark.parametrize("num_classes", [10, 11, 12, 40])
+def test_codes_of_many_classes_are_fine(tmp_path, num_classes):
+    classes = {f"class {i}": [i, 255 - i, i] for i in range(num_classes)}
+    data = folder(tmp_path / "data") | {"classes": classes}
+    assert refusals(toy(tmp_path, prepare=data, generate__codec="logprob8", evaluate__object_classes=[])) == {}
+
+
+def test_the_data_are_looked_at(tmp_path):
+    data = folder(tmp_path / "data")
+    assert refusals(toy(tmp_path, prepare=data)) == {}
+    (tmp_path / "data" / "train" / "masks" / "3.png").write_bytes(b"no picture")
+    assert "3.png" in refusals(toy(tmp_path, prepare=data))["data"]
+    texts = [finding.text for finding in check(toy(tmp_path, prepare=data | {"on_bad_file": "skip"}))]
+    assert any("3.png" in text for text in texts)
+    assert not is_refused(check(toy(tmp_path, prepare=data | {"on_bad_file": "skip"})))
+
+
+def test_a_dataset_that_is_absent_or_lacks_a_split_is_refused_and_small_images_are_told(tmp_path):
+    absent = folder(tmp_path / "a") | {"root": str(tmp_path / "absent")}
+    assert "absent" in refusals(toy(tmp_path, prepare=absent))["data"]
+    only_train = toy(tmp_path, prepare=folder(tmp_path / "b", splits=("train",)))
+    assert "evaluate.split is test, which the dataset lacks" in refusals(only_train)["data"]
+    small = check(toy(tmp_path, prepare=folder(tmp_path / "c", size=(20, 40))))
+    assert any("crop 32x32 is larger than images of 20x40" in finding.text for finding in small)
+
+
+def test_a_run_that_was_made_with_other_settings_is_refused(tmp_path):
+    config = toy(tmp_path)
+    prepare(config)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert refusals(config) == {}
+    assert "made with other settings (shard_size" in refusals(toy(tmp_path, prepare__shard_size=3))["data"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_is_too_small_and_memory_that_is_are_found(tmp_path):
+    config = toy(tmp_path, generate__num_samples=10**12)
+    assert "GiB free" in refusals(config)["disk"]
+
+
+def test_a_backend_that_cannot_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAKD_BACKEND", "causal_conv1d")
+    assert "DAKD_BACKEND is 'causal_conv1d'" in refusals(toy(tmp_path))["backend"]
+
+
+def test_the_command_prints_a_table_and_ends_with_1_where_something_would_be_refused(tmp_path, capsys):
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy(tmp_path).model_dump(mode="json")))
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("ok       run folder ")
+    assert main(["check", "predict.inputs=/nowhere", "--config", str(path)]) == 1
+    assert "\nrefused  predict " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as wrong:
+        main(["check"])
+    assert wrong.value.code == 2
+
+
+def test_the_pipeline_refuses_before_its_first_step(tmp_path, capsys):
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy(tmp_path).model_dump(mode="json")))
+    assert main(["pipeline", "--config", str(path), "predict.inputs=/nowhere", "evaluate.folder=/neither"]) == 1
+    error = capsys.readouterr().err
+    assert "2 finding(s) that a step would refuse" in error and "/nowhere" in error and "/neither" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_further_lines_of_a_finding_are_indented():
+    text = format_findings([Finding("data", "warn", "two\nlines"), Finding("run folder", "ok", "one")])
+    assert text.splitlines()[1] == " " * 21 + "lines"
