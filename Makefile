@@ -28,7 +28,7 @@ OTHER_TESTS := test_api.py test_readme.py::test_a_snippet_runs_as_it_stands cli 
 # gpu-run uses the Python that is there: a GPU host may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-slow test-all lint bench-cpu bench-data fuzz torture compile-check wheel-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
+.PHONY: help venv demo test test-slow test-all lint bench-cpu bench-data fuzz torture mutants compile-check wheel-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
 
 help:
 	@echo "make demo         the whole pipeline on simulated images, with a table and a report; 8 to 14 minutes on two AMD EPYC cores"
@@ -38,6 +38,7 @@ help:
 	@echo "make test-slow    the slow tests; make test-all runs both"
 	@echo "make fuzz         18,000 damaged inputs: each must be read right, skipped or refused; 3 minutes"
 	@echo "make torture      650 faults: kills, damaged files, full disks, hangs, races, jumping clocks; 15 minutes"
+	@echo "make mutants      96 faults put into the source, one at a time: the tests must notice each; 10 minutes"
 	@echo "make bench-cpu    every op on this CPU against eager torch and torch.compile, one thread"
 	@echo "make bench-data   the codecs of soft labels, and the loader against webdataset"
 	@echo "make compile-check  compiles every GPU kernel for three architectures; needs nvcc, no GPU"
@@ -79,6 +80,10 @@ fuzz: venv
 # ARGS="--only train --scale 0.1 --seed 3" runs a part; the table in results/ is of a whole run.
 torture: venv
 	$(BIN)/python tests/torture/run.py $(or $(ARGS),--out benchmarks/results/torture.md)
+
+# ARGS="--only metrics" tries a part; the table in tests/README.md is of a whole run.
+mutants: venv
+	$(BIN)/python tests/mutants/run.py $(or $(ARGS),--out tests/README.md)
 
 lint: venv
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from worlds import toy_config
 
 from dakd.cli import COMMANDS, STEPS, build_parser, main, run_step
 from dakd.data.shards import ShardSet
-from dakd.pipeline import step_command, step_environment
+from dakd.pipeline import fitting_processes, step_command, step_environment
 from dakd.runtime.distributed import free_port
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
@@ -249,3 +250,9 @@ def test_all_steps_run_on_real_images(tmp_path, monkeypatch):
         assert run_step(step, ["--config", str(path)]) == 0
     assert "oil" in (tmp_path / "run" / "evaluate" / "table.txt").read_text()
     assert (tmp_path / "run" / "report" / "index.html").exists()
+
+
+def test_processes_share_the_batches_of_both_trainings():
+    batches = {"train_jointnet": SimpleNamespace(global_batch=6), "train_saross": SimpleNamespace(global_batch=4)}
+    found = [fitting_processes(SimpleNamespace(**batches), available) for available in (0, 1, 2, 3, 8)]
+    assert found == [1, 1, 2, 2, 2]

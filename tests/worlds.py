@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dakd.config import Config, build_config
+from dakd.runtime import distributed
 
 
 def toy_config(run_dir: Path, **train: object) -> Config:
@@ -312,3 +314,21 @@ def finished_run(folder: Path, seed: int = 0) -> Config:
     predict(config)
     save_config(config, student)
     return config
+
+
+def use_collectives(late_file: str) -> list:
+    """What the collectives give this rank; the last rank writes `late_file` late, before a barrier."""
+    distributed.init_process_group()
+    rank = distributed.rank()
+    if rank:
+        time.sleep(0.3)
+        Path(late_file).write_text("")
+    distributed.barrier()
+    is_there = Path(late_file).exists()  # before another collective waits
+    return [
+        distributed.all_reduce_sum([1.0 + rank, 1.0]),
+        distributed.all_gather_number(7.0 + rank),
+        distributed.all_gather_text(f"rank {rank}" * rank),
+        distributed.broadcast({"from": rank}),
+        is_there,
+    ]

@@ -53,6 +53,16 @@ def test_the_first_of_two_writers_wins_and_the_second_leaves_nothing(tmp_path):
     assert (again.sha256, again.model_dump(mode="json")["records"]) == (sidecar["sha256"], sidecar["records"])
 
 
+def test_the_bytes_are_on_the_disk_before_they_have_their_name_and_the_name_before_the_sidecar(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(publishing, "sync", lambda path: synced.append((path.suffix, names(tmp_path))))
+    with written_aside(tmp_path / "a.json") as aside:
+        aside.write_text("{}")
+        assert publish(aside, tmp_path / "a.json")
+    assert [suffix for suffix, _ in synced] == [".tmp", ""]
+    assert "a.json" not in synced[0][1] and "a.json" in synced[1][1]
+
+
 def test_a_link_that_was_made_and_reported_as_failed_counts_as_made(tmp_path, monkeypatch):
     real_link = os.link
 

@@ -257,3 +257,12 @@ def test_tabulated_and_captured_steps_of_a_whole_net_equal_the_loop_and_never_sy
 def test_capture_on_a_cpu_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"only CUDA devices can capture a step.*set generate\.capture=false"):
         PairSampler(toy_net, CosineSchedule(), 7, b=0.5, capture=True)
+
+
+def test_each_sample_has_a_start_of_its_own_that_depends_on_seed_and_index_alone():
+    x, y = start_noise(3, range(4), (4, 4), 2)
+    assert len({sample.numpy().tobytes() for sample in (*x, *y[:, :1], *y[:, 1:])}) == 12
+    for number in (2, 0):
+        own = start_noise(3, [number], (4, 4), 2)
+        assert torch.equal(own[0][0], x[number]) and torch.equal(own[1][0], y[number])
+    assert not torch.equal(start_noise(4, [0], (4, 4), 2)[0][0], x[0])

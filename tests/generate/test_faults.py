@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -139,6 +140,15 @@ def test_damage_is_found_named_and_repaired(copy_of_set, whole_set, damage):
     verify(config)
     assert tars(folder) == tars(whole_set / "generate")
     assert ShardSet(folder).index == ShardSet(whole_set / "generate").index
+
+
+def test_a_sample_with_the_arrays_of_another_is_named(copy_of_set):
+    config, folder = copy_of_set
+    rewrite(folder, lambda some: [some[0], replace(some[1], sar=some[0].sar, soft_label=some[0].soft_label), some[2]])
+    (folder / "shard-000001.json").unlink()
+    generate(config)  # derives the sidecar from the tar
+    with pytest.raises(ValueError, match="synthetic-00000004 is a copy of synthetic-00000003"):
+        verify(config)
 
 
 @pytest.mark.parametrize("name", ["index.json", "manifest.jsonl"])

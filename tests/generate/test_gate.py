@@ -163,6 +163,13 @@ def test_a_full_set_honours_every_quota_and_so_do_its_beginnings_nearly(seed):
         assert counts["land"] <= 0.1 * num + slack
 
 
+@pytest.mark.parametrize("most, least, number", [(0.25, None, 2), (None, 0.25, 3)])
+def test_a_largest_share_is_rounded_down_and_a_least_one_up(most, least, number):
+    offered = [{"oil"}, set()] * 20 if least is None else [set(), set(), set(), {"oil"}] * 10
+    kept = filled({"oil": share(least, most)}, 10, offered)
+    assert sum("oil" in offered[place] for place in kept) == number
+
+
 def test_a_candidate_that_serves_two_quotas_counts_for_both_and_places_are_held_free_for_each():
     quotas = {"ship": share(0.5), "oil": share(0.5)}
     assert filled(quotas, 4, [{"ship", "oil"}, {"sea"}, {"sea"}, {"ship", "oil"}, {"sea"}]) == [0, 1, 3, 4]

@@ -223,7 +223,7 @@ def test_a_claim_is_stale_when_its_owner_is_dead_or_stands_still(tmp_path):
     assert claims.take(4) and not Claims(tmp_path, patience_s=60).take(4)
     path.write_text(f"{socket.gethostname()} {dead.pid}\n...")
     assert claims.take(4)
-    for content in ("another-host 1\n", ""):
+    for content in (f"another-host {dead.pid}\n", ""):  # a number means nothing on another host
         path.write_text(content)
         assert not claims.take(4)
         time.sleep(0.06)

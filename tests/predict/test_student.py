@@ -211,3 +211,10 @@ def test_a_prediction_shows_itself_in_a_notebook(tmp_path):
     assert shown.size == (8, 4) and (np.asarray(shown) == np.asarray(prediction.overlay())).all()
     assert (np.asarray(prediction.overlay())[:, 2:] == 100).all()
     assert (np.asarray(prediction.overlay())[:, :2] != 100).any()
+
+
+def test_probabilities_are_rounded_to_the_nearest_grey(tmp_path):
+    classes = ClassTable(("sea", "oil"), ((0, 0, 0), (255, 255, 255)))
+    sea = np.array([[0.997, 0.9985, 1.0]], np.float32)
+    Prediction(np.zeros((1, 3), np.uint8), np.stack([sea, 1 - sea]), classes).save(tmp_path, "a")
+    assert np.array(Image.open(tmp_path / "a_probability_sea.png")).tolist() == [[254, 255, 255]]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 
 import torch
+from worlds import use_collectives
 
 from dakd.runtime import distributed
+from dakd.testing.distributed import run_world
 
 
 def test_lone_process_is_rank_0_of_1(monkeypatch):
@@ -43,3 +45,12 @@ def test_free_ports_can_be_listened_on():
     port = distributed.free_port()
     with socket.create_server(("127.0.0.1", port)) as server:
         assert server.getsockname()[1] == port
+
+
+def test_sums_texts_numbers_and_barriers_reach_all_ranks(tmp_path):
+    (tmp_path / "results").mkdir()
+    found = run_world(use_collectives, 2, tmp_path / "results", str(tmp_path / "late"))
+    assert found[0] == found[1]
+    sums, numbers, texts, sent, was_late_file_there = found[0]
+    assert sums == [3.0, 2.0] and numbers == [7.0, 8.0] and texts == ["", "rank 1"]
+    assert sent == {"from": 0} and was_late_file_there

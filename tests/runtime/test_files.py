@@ -32,6 +32,14 @@ def test_a_writer_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_the_bytes_are_on_the_disk_before_the_name_stands_for_them(tmp_path, monkeypatch):
+    done, real_replace = [], os.replace
+    monkeypatch.setattr(files, "sync", lambda path: done.append(("sync", path.read_text())))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append(("replace", paths[0].name)), real_replace(*paths)))
+    write_text(tmp_path / "a.txt", "one")
+    assert [what for what, _ in done] == ["sync", "replace"] and done[0][1] == "one"
+
+
 def test_hash_is_the_sha256_of_the_bytes(tmp_path):
     path = tmp_path / "bytes"
     path.write_bytes(bytes(range(256)) * 9000)

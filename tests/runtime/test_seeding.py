@@ -15,6 +15,7 @@ from dakd.runtime.seeding import (
     philox_timesteps,
     philox_uniform,
     seed_everything,
+    seed_step,
 )
 
 
@@ -128,3 +129,11 @@ def test_seed_everything_repeats_initialisation():
         seed_everything(3)
         weights.append((torch.nn.Linear(3, 3).weight.clone(), np.random.rand()))
     assert torch.equal(weights[0][0], weights[1][0]) and weights[0][1] == weights[1][1]
+
+
+def test_every_step_of_every_rank_has_a_seed_of_its_own():
+    drawn = []
+    for place in ((3, 1, 0), (3, 2, 0), (3, 1, 1), (4, 1, 0), (3, 1, 0)):
+        seed_step(*place)
+        drawn.append(torch.rand(1).item())
+    assert drawn[4] == drawn[0] and len(set(drawn[:4])) == 4

@@ -51,6 +51,15 @@ def test_what_a_killed_writer_left_is_not_a_checkpoint_and_is_removed(tmp_path):
     assert not any(leftover.exists() for leftover in leftovers)
 
 
+def test_each_file_is_on_the_disk_before_the_next_one_refers_to_it(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(checkpoint, "sync", lambda path: synced.append((path.name, sorted(os.listdir(tmp_path)))))
+    save(tmp_path, 1)
+    aside = f".step-00000001.{os.getpid()}"
+    assert [name for name, _ in synced] == ["state.safetensors", aside, tmp_path.name]
+    assert [there for _, there in synced] == [[aside], [aside], ["step-00000001"]]
+
+
 def test_no_checkpoint_is_none(tmp_path):
     assert load_latest(tmp_path / "absent", IDENTITY) is None
 
