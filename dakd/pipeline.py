@@ -21,6 +21,7 @@ import torch
 from dakd.config import Config
 from dakd.runtime.distributed import free_port
 from dakd.runtime.family import dying_with_this_process
+from dakd.runtime.place import PLACE_VARIABLES, refuse_launcher
 from dakd.runtime.runlog import format_duration, say
 from dakd.runtime.stopping import (
     BROKEN_PIPE,
@@ -49,6 +50,7 @@ def run_pipeline(
 
     Raises RuntimeError naming the step that failed, and Preempted where one was asked to stop.
     """
+    refuse_launcher("pipeline")
     processes = processes or fitting_processes(config, torch.cuda.device_count())
     _refuse_what_a_step_would_refuse(config, processes)
     seconds = {}
@@ -164,8 +166,11 @@ def step_command(step: str, config_file: Path, overrides: list[str], processes: 
 
 
 def step_environment() -> dict[str, str]:
-    """This process's environment; without a GPU it says so to DeepSpeed's launcher, which would look for one."""
-    environment = dict(os.environ)
+    """This process's environment without its own place among ranks, which a step would take for its own.
+
+    Without a GPU it says so to DeepSpeed's launcher, which would look for one.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in PLACE_VARIABLES}
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     environment.setdefault("PYTHONUNBUFFERED", "1")

@@ -13,6 +13,7 @@ from dakd.ablate.run import JobStore, Unfinished, work
 from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, table_file, without_absent
 from dakd.ablate.table import write_table
 from dakd.pipeline import Stopped
+from dakd.runtime.place import refuse_launcher
 from dakd.runtime.slurm import array_task
 from dakd.runtime.stopping import Preempted
 from dakd.shipped import find_file, not_found
@@ -44,6 +45,7 @@ def _run(args: argparse.Namespace) -> int:
     store, folder = JobStore(args.store), args.out or Path("runs/ablate") / file.stem
     unfinished = Unfinished()
     if not args.status:
+        refuse_launcher("ablate")
         print(f"ablate: {len(plan.cells)} cells, {len(plan.jobs)} jobs, {_num_done(plan, store)} of them done")
         place, count = array_task()
         unfinished = work(plan, store, args.processes, first=place * len(plan.jobs) // count)

@@ -16,6 +16,7 @@ from dakd.cli.command import Command, HelpfulParser
 from dakd.cli.errors import message_of
 from dakd.cli.steps import STEP_COMMANDS
 from dakd.cli.tools import TOOL_COMMANDS
+from dakd.runtime.place import check_place
 from dakd.runtime.slurm import set_rank_from_slurm
 from dakd.runtime.stopping import (
     BROKEN_PIPE,
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done.  1: an error, reported in one message.  2: a wrong command line.  85: a training that ended after a stop
     request.  130: Ctrl-C.
     """
-    argv = _process_arguments() if argv is None else list(argv)
+    is_process, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     # Options of a launcher (--local_rank) come before the command's name.
     before = list(itertools.takewhile(lambda argument: argument.startswith("-"), argv))
     parser = _top_parser()
@@ -52,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dakd: no command is called {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
         parser.print_help()
         return WRONG_ARGUMENTS
-    return _run(COMMANDS[name], rest[1:], general.local_rank)
+    return _run(COMMANDS[name], rest[1:], general.local_rank, is_process)
 
 
 def run_step(name: str, argv: Sequence[str] | None = None) -> int:
     """One command as a script (`launch/STEP.py`).  argv: the arguments after its name; None takes the script's."""
-    return _run(COMMANDS[name], _process_arguments() if argv is None else list(argv), None)
+    return _run(COMMANDS[name], list(sys.argv[1:] if argv is None else argv), None, argv is None)
 
 
 def build_parser(name: str) -> argparse.ArgumentParser:
@@ -87,7 +88,8 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(command: Command, argv: list[str], local_rank: int | None) -> int:
+def _run(command: Command, argv: list[str], local_rank: int | None, is_process: bool) -> int:
+    """is_process: whether the whole process is this command's, and ends with its launcher."""
     parser = build_parser(command.name)
     # Settings may stand before and after options; argparse can mix them only where there are no subcommands.
     args = parser.parse_args(argv) if command.is_group else parser.parse_intermixed_args(argv)
@@ -96,8 +98,10 @@ def _run(command: Command, argv: list[str], local_rank: int | None) -> int:
     local_rank = local_rank if local_rank is not None else getattr(args, "local_rank", None)
     if local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
-    _set_up_logging()
     try:
+        if is_process:
+            _take_place()
+        _set_up_logging()
         status = command.run(args) or 0
         sys.stdout.flush()  # a closed pipe shows here, within the `try`
         return status
@@ -127,9 +131,9 @@ def _set_up_logging() -> None:
     logging.getLogger("dakd").setLevel(logging.INFO if is_rank_0() else logging.WARNING)
 
 
-def _process_arguments() -> list[str]:
-    """The arguments of this process, which also takes its rank from its launcher, before torch is imported."""
+def _take_place() -> None:
+    """Take the rank from the launcher, before torch is imported."""
     set_rank_from_slurm()
+    check_place()
     if "RANK" in os.environ:
         end_with_launcher()
-    return sys.argv[1:]

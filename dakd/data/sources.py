@@ -26,6 +26,7 @@ from dakd.data.index import ShardEntry, describe_shard, parse_sidecar, write_ind
 from dakd.data.records import BadRecord
 from dakd.data.sample import ClassTable
 from dakd.runtime.files import file_hash, open_to_append, replacing, write_text
+from dakd.runtime.waiting import saying_after
 
 _ATTEMPTS = 3  # a fetch may fail, and another process may evict a shard before it is opened
 # The errors that the library and the decoders raise on a damaged tar.
@@ -65,7 +66,8 @@ class ShardCache:
         lock = self.folder / "locks" / hashlib.sha256(name.encode()).hexdigest()[:2]
         lock.parent.mkdir(parents=True, exist_ok=True)
         with open_to_append(lock) as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            with saying_after(f"waits for another process that fetches {name} to the same cache (lock {lock})"):
+                fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
     def _evict(self, keep: Path) -> None:

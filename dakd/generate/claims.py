@@ -51,6 +51,11 @@ class Claims:
     def release(self, shard: int) -> None:
         self._path(shard).unlink(missing_ok=True)
 
+    def owner(self, shard: int) -> str:
+        """Who has claimed a shard: `process PID on HOST`."""
+        host, _, pid = _read(self._path(shard)).split(b"\n")[0].decode(errors="replace").partition(" ")
+        return f"process {pid} on {host}" if pid else "an unknown process"
+
     def is_stale(self, shard: int) -> bool:
         """Whether nobody is making a shard, as far as this worker knows from what it has seen so far."""
         try:

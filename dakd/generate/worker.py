@@ -23,6 +23,7 @@ from dakd.runtime.slurm import array_task
 from dakd.shipped import code_version
 
 _POLL_S = 0.5
+_WORD_S = 60.0
 
 
 class Share(NamedTuple):
@@ -48,6 +49,7 @@ class Worker:
         self.plan, self.gate, self.maker, self.share, self.progress = plan, gate, maker, share, progress
         self._claims = Claims(plan.folder, maker.cfg.claim_patience_s)
         self._damaged: dict[int, str] = {}
+        self._next_word_s = 0.0
 
     def run(self) -> None:
         """Return when every shard is there, and measured where there is a gate.
@@ -64,12 +66,24 @@ class Worker:
         while waiting := [shard for shard in waiting if not self._is_settled(shard)]:
             # Not `any`: each pass looks at every claim, so that the patience with all of them runs at once.
             if not sum(self._visit(shard) for shard in waiting):
+                self._tell_of_wait(waiting)
                 time.sleep(_POLL_S)
         if self._damaged:
             lines = "\n".join(f"  {what}" for what in self._damaged.values())
             raise ValueError(
                 f"{len(self._damaged)} of {self.plan.num_shards} shards are damaged, all others are there; run the "
                 f"same with --repair to put them into quarantine and make them again\n{lines}"
+            )
+
+    def _tell_of_wait(self, waiting: list[int]) -> None:
+        """Say, now and then, whose shards this worker waits for."""
+        now = time.monotonic()
+        if now >= self._next_word_s:
+            self._next_word_s = now + _WORD_S
+            owner = self._claims.owner(waiting[0])
+            say(
+                f"generate: waits for {len(waiting)} shards of other workers, such as {waiting[0]:06d} of {owner}; "
+                f"makes each whose claim has not changed for {self._claims.patience_s:g} s (generate.claim_patience_s)"
             )
 
     def _is_settled(self, shard: int) -> bool:

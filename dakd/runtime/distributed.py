@@ -17,23 +17,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dakd.runtime.place import check_place, hint_about_slurm, number, refuse_mpi, seconds
+from dakd.runtime.rendezvous import meet
 from dakd.runtime.slurm import set_rank_from_slurm
 from dakd.runtime.stopping import end_with_launcher
+from dakd.runtime.waiting import saying_after
 
 # How long ranks wait for one that hangs, or that writes a large checkpoint to a slow file system.
-COLLECTIVE_TIMEOUT = timedelta(hours=2)
+COLLECTIVE_S = 7200.0  # DAKD_COLLECTIVE_S is another limit
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    return number("RANK", 0)
 
 
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return number("WORLD_SIZE", 1, 1)
 
 
 def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return number("LOCAL_RANK", 0)
 
 
 def is_main() -> bool:
@@ -65,21 +68,34 @@ def init_process_group() -> None:
     """Join the process group, in a world of one too (DeepSpeed wants a group); a second call does nothing.
 
     NCCL on GPUs, gloo on CPUs.
+    Raises ValueError where a launcher's variables contradict one another, and RuntimeError where ranks do not come
+    within DAKD_RENDEZVOUS_S.
     """
     if dist.is_initialized():
         return
     set_rank_from_slurm()
+    check_place()
+    refuse_mpi()
     if "RANK" in os.environ:
         end_with_launcher()
-    else:
-        # torch and DeepSpeed read these variables, in a world of one too.
+    elif hint := hint_about_slurm():
+        print(f"dakd: {hint}", flush=True)
+    if world_size() == 1:
+        # torch and DeepSpeed read these variables, in a world of one too. What another launcher has left in them may
+        # name a host that is gone.
         os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
-        )
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
+        )  # fmt: skip
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    timeout = timedelta(seconds=seconds("DAKD_COLLECTIVE_S", COLLECTIVE_S))
+    store = meet(timeout) if world_size() > 1 else dist.HashStore()
+    backend = "nccl" if on_gpu else "gloo"
+    with saying_after(f"rank {rank()} of {world_size()} connects to the others by {backend}; DAKD_COLLECTIVE_S allows "
+                      f"{timeout.total_seconds():g} s"):  # fmt: skip
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
     # Destroyed when the process ends and not before: DeepSpeed caches the group, and a second one would confuse it.
     atexit.register(shut_down)
 
@@ -87,6 +103,8 @@ def init_process_group() -> None:
 def init_if_many() -> None:
     """Join the process group where a launcher started several processes; a lone process needs none."""
     set_rank_from_slurm()
+    check_place()
+    refuse_mpi()
     if world_size() > 1:
         init_process_group()
 
@@ -144,7 +162,7 @@ def limit_threads(threads: int) -> None:
 
     Two ranks that each start a thread a core slow one another down several times over.
     """
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    ranks_here = number("LOCAL_WORLD_SIZE", world_size(), 1)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, available // max(1, ranks_here)))
 

@@ -9,37 +9,66 @@ import os
 import re
 from collections.abc import Mapping, MutableMapping
 
+from dakd.runtime.place import PLACE_VARIABLES, number
+
+_OF_A_TASK = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
+
 
 def set_rank_from_slurm(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from those of an `srun` step.
 
     Where RANK is set nothing changes: `deepspeed` and `torchrun` may themselves run under srun. A batch script is no
     task of a step, though SLURM numbers it too, and neither is a step of one task.
+    Raises ValueError where the variables of a step of several tasks are not all there, or contradict one another.
     """
-    world = int(environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    for name in PLACE_VARIABLES:
+        if name in environ and not environ[name].strip():
+            del environ[name]  # `export RANK=` unsets it for a person
+    world = number("SLURM_STEP_NUM_TASKS", 1, environ=environ)
     if "RANK" in environ or "SLURM_PROCID" not in environ or world < 2:
         return
-    local_world = tasks_of_node(environ["SLURM_STEP_TASKS_PER_NODE"], int(environ["SLURM_NODEID"]))
+    absent = [name for name in _OF_A_TASK if not environ.get(name)]
+    if absent:
+        raise _refusal(world, f"{', '.join(absent)} not set", "all variables of a task of srun")
+    rank = number("SLURM_PROCID", 0, environ=environ)
+    if rank >= world:
+        raise _refusal(world, f"SLURM_PROCID is {rank}", "SLURM_PROCID below it")
+    node, tasks = number("SLURM_NODEID", 0, environ=environ), environ["SLURM_STEP_TASKS_PER_NODE"]
+    try:
+        local_world = tasks_of_node(tasks, node)
+    except (ValueError, IndexError):
+        found = f"SLURM_STEP_TASKS_PER_NODE is {tasks!r}, and SLURM_NODEID is {node}"
+        raise _refusal(world, found, "the tasks of this node, such as 8(x2)") from None
     own_gpu_alone = local_world > 1 and len(environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")) == 1
-    environ["RANK"] = environ["SLURM_PROCID"]
+    place = 64 * number("SLURM_JOB_ID", 0, environ=environ) + number("SLURM_STEP_ID", 0, environ=environ)
+    local_rank = number("SLURM_LOCALID", 0, environ=environ)
+    host = first_host(environ["SLURM_STEP_NODELIST"])
+    environ["RANK"] = str(rank)
     environ["WORLD_SIZE"] = str(world)
     # With --gpus-per-task a task sees only its own GPU, as number 0.
-    environ["LOCAL_RANK"] = "0" if own_gpu_alone else environ["SLURM_LOCALID"]
+    environ["LOCAL_RANK"] = "0" if own_gpu_alone else str(local_rank)
     environ["LOCAL_WORLD_SIZE"] = str(local_world)
-    environ.setdefault("MASTER_ADDR", first_host(environ["SLURM_STEP_NODELIST"]))
+    environ.setdefault("MASTER_ADDR", host)
     # Steps that share a host have ports of their own, outside the range that the kernel hands out.
-    place = 64 * int(environ["SLURM_JOB_ID"]) + int(environ.get("SLURM_STEP_ID") or 0)
     environ.setdefault("MASTER_PORT", str(15000 + place % 15000))
+    environ["DAKD_PLACE_FROM"] = "srun"  # for messages
+
+
+def _refusal(world: int, found: str, expected: str) -> ValueError:
+    return ValueError(
+        f"SLURM_STEP_NUM_TASKS is {world}, and {found}; expected {expected}; start with srun, or to run alone: "
+        "unset SLURM_PROCID SLURM_STEP_NUM_TASKS"
+    )
 
 
 def array_task(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """The number of this task of a job array, from 0, and how many tasks the array has; (0, 1) outside one."""
     if "SLURM_ARRAY_TASK_ID" not in environ:
         return 0, 1
-    first = int(environ.get("SLURM_ARRAY_TASK_MIN", 0))
-    step = int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
-    task = (int(environ["SLURM_ARRAY_TASK_ID"]) - first) // step
-    return task, max(int(environ.get("SLURM_ARRAY_TASK_COUNT", 1)), task + 1)
+    first = number("SLURM_ARRAY_TASK_MIN", 0, environ=environ)
+    step = number("SLURM_ARRAY_TASK_STEP", 1, 1, environ)
+    task = max(0, number("SLURM_ARRAY_TASK_ID", first, environ=environ) - first) // step
+    return task, max(number("SLURM_ARRAY_TASK_COUNT", 1, environ=environ), task + 1)
 
 
 def tasks_of_node(counts: str, node: int) -> int:

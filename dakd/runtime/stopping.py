@@ -22,6 +22,7 @@ from pathlib import Path
 
 from dakd.runtime.family import call_when_launcher_ends, die_with_parent
 from dakd.runtime.files import parse_json
+from dakd.runtime.place import number
 from dakd.runtime.sealed import write_json
 
 _LAUNCHER_ENDED, _OUTPUT_CLOSED = "end of the launcher", "closed output"
@@ -56,7 +57,7 @@ class StopListener:
         self.reasons: set[str] = set()
         self._since_s = time.monotonic()
         # Wall-clock time is read once: a clock that jumps later moves no deadline.
-        end = float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
+        end = number("SLURM_JOB_END_TIME", 0) or float("inf")
         self._job_left_s = max(0.0, end - time.time())
 
     def votes(self, max_hours: float | None) -> list[float]:
@@ -84,6 +85,11 @@ def stop_signals() -> tuple[int, ...]:
     """The signals that ask for a stop: SIGHUP comes from a closed terminal, and is none of them under `nohup`."""
     hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
     return (signal.SIGTERM, signal.SIGUSR1, *hang_up)
+
+
+def received_request() -> str | None:
+    """Why this rank was asked to stop, for one that waits and takes no step; None where it was not."""
+    return next(iter(_listener.reasons), None) if _listener is not None else None
 
 
 @contextmanager

@@ -158,7 +158,9 @@ def test_a_kill_before_any_touch_of_a_file_leaves_whole_files_and_the_next_worke
     assert 40 < count < 999
 
 
-def test_a_worker_that_hangs_is_overtaken_and_replaces_nothing_when_it_resumes(new_set, tmp_path, whole_set):
+def test_a_worker_that_hangs_is_overtaken_and_replaces_nothing_when_it_resumes(
+    new_set, tmp_path, whole_set, capsys
+):
     config = new_set(tmp_path / "run", claim_patience_s=0.3)
     claims = tmp_path / "run" / "generate" / "claims"
 
@@ -176,6 +178,8 @@ def test_a_worker_that_hangs_is_overtaken_and_replaces_nothing_when_it_resumes(n
         time.sleep(0.01)
     os.waitid(os.P_PID, hung.pid, os.WSTOPPED | os.WNOWAIT)
     generate(config)
+    owner = f"process {hung.pid} on {socket.gethostname()}"
+    assert f"waits for 1 shards of other workers, such as 000000 of {owner}" in capsys.readouterr().out
     assert_equals_the_whole_set(config, whole_set)
     before = [path.stat().st_ino for path in sorted((tmp_path / "run" / "generate").glob("shard-*"))]
     os.kill(hung.pid, signal.SIGCONT)
