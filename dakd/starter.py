@@ -40,6 +40,7 @@ def write_starter(
     *,
     classes: str | None = None,
     sensor: str | None = None,
+    mask_values: str = "auto",
     preset: str = "small",
     out: Path | None = None,
     overwrite: bool = False,
@@ -47,7 +48,8 @@ def write_starter(
     """Write the YAML of an experiment and return its path.
 
     dataset: folder, osd, sos or simulated.  root: the folder of the data.  classes: `NAME[:RRGGBB],...` in the order of
-    the ids, for a folder.  sensor: palsar or sentinel, for sos.  preset: small or paper.  out: None takes NAME.yaml.
+    the ids, for a folder.  sensor: palsar or sentinel, for sos.  mask_values: see prepare.mask_values.
+    preset: small or paper.  out: None takes NAME.yaml.
     The data are opened and some labels read, so that mistakes are found now and not in a later step.
     Raises ValueError (found, expected, remedy) for data or options that make no experiment, and if the file exists.
     """
@@ -70,6 +72,8 @@ def write_starter(
         raise ValueError(f"dataset {dataset} has its own class table; remove --classes, or choose folder")
     if sensor is not None:
         prepare["sensor"] = sensor
+    if mask_values != "auto":
+        prepare["mask_values"] = mask_values
     facts = _survey(validated(PrepareConfig, prepare, "options of the data"))
     text = _text(name, path, prepare, facts, preset)
     _check_read_back(text, name, prepare)
@@ -147,10 +151,10 @@ def _survey(cfg: PrepareConfig) -> _Facts:
 
 def _read_some_labels(data: Dataset, entries: list[SampleFiles]) -> None:
     """ValueError if a label cannot be read with these classes, or if the labels suggest another meaning of them."""
+    data.label_meaning("train")
     try:
         for entry in islice(entries, _NUM_LABELS_READ):
             data.read(entry)
-        data.check_labels("train")
     except BadFile as error:
         raise ValueError(f"{error} (dakd init: --classes NAME:RRGGBB,... gives the colours of masks)") from error
 
@@ -199,6 +203,8 @@ def _prepare_block(prepare: dict, facts: _Facts) -> str:
     if "classes" in prepare:
         lines.append("  classes:  # ids in this order; masks hold ids (255: unknown) or these colours")
         lines += [f"    {_quoted(name)}: {list(colour)}" for name, colour in prepare["classes"].items()]
+    if "mask_values" in prepare:
+        lines.append(f"  mask_values: {prepare['mask_values']}")
     if not facts.has_test:
         lines.append("  # There is no test split; evaluate needs labelled images in test/images and test/masks.")
     lines.append("  # resize: [256, 256]  # resize every image to (height, width)")

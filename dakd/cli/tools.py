@@ -20,6 +20,7 @@ def _init(args: argparse.Namespace) -> None:
         args.root,
         classes=args.classes,
         sensor=args.sensor,
+        mask_values=args.mask_values,
         preset=args.preset,
         out=args.out,
         overwrite=args.overwrite,
@@ -35,6 +36,8 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", metavar="NAME[:RRGGBB],...",
                         help="for folder: class names in the order of their ids, with colours if masks hold colours")
     parser.add_argument("--sensor", choices=("palsar", "sentinel"), help="for sos: the sensor whose images are read")
+    parser.add_argument("--mask-values", choices=("auto", "ids", "colours", "palette", "binary"), default="auto",
+                        help="meaning of the masks' values (default: auto; see: dakd config explain prepare)")
     parser.add_argument("--preset", choices=("small", "paper"), default="small",
                         help="small nets for a CPU or a first look, or the paper's nets for GPUs (default: small)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="the YAML file to write (default: NAME.yaml)")

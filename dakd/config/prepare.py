@@ -68,6 +68,14 @@ class PrepareConfig(Section):
     """Class names and their RGB colours, in the order of the class ids; masks hold ids or these colours. Required for
     "folder", unused by the others."""
 
+    mask_values: Literal["auto", "ids", "colours", "palette", "binary"] = "auto"
+    """Meaning of the values of masks, decided once per split. "auto" takes the class colours where all masks hold them,
+    else ids (255: unknown), and stops where both or neither is certain. "ids": the stored numbers; the bits of a 1-bit
+    picture are 0 and 1. "colours": what the pixels show, by the palette if there is one. "palette": palette pictures by
+    colour, others by id. "binary": two classes; black is 0, white is 255 or 1. In SOS, "ids" takes 0 and 1, "auto" too
+    where all masks hold them, and all others the threshold.
+    """
+
     resize: Size | None = None
     """Size that every image is brought to: images by area average, labels by nearest neighbour. null keeps the sizes.
     """

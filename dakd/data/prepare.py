@@ -26,6 +26,7 @@ from dakd.data.degenerate import notes_on_set, refuse_flat_images, refuse_unknow
 from dakd.data.pictures import contact_sheet
 from dakd.data.prepared import prepare_settings
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
+from dakd.data.readers.label_meaning import refuse_contradiction
 from dakd.data.sample import Sample
 from dakd.data.shards import write_index, write_shard
 from dakd.runtime.lock import locked
@@ -179,18 +180,28 @@ def _build(cfg: PrepareConfig, seed: int, settings: dict, folder: Path) -> dict:
     tally = _Tally(problems=dataset.problems())
     if all(dataset.entries(split) for split in dataset.splits):
         dataset.check()
+    meanings = _label_meanings(dataset)
     pictures: list[Sample] = []
     for split in dataset.splits:
         entries = _pick(dataset.entries(split), cfg.max_samples)
         shown = set(_pick(range(len(entries)), math.ceil(_NUM_PICTURES / len(dataset.splits))))
         samples = _read_all(dataset, split, entries, cfg, tally, pictures, shown)
         _write_split(folder / split, samples, dataset, cfg)
-        dataset.check_labels(split)
     _refuse_bad_files(cfg, tally, folder, dataset.splits)
-    report = _write_report(folder, dataset, settings, tally)
+    report = _write_report(folder, dataset, settings, tally, meanings)
     _sheet(pictures, dataset).save(folder / "contact_sheet.png")
     write_manifest(folder, files_of(folder))
     return report
+
+
+def _label_meanings(dataset: Dataset) -> dict[str, dict]:
+    """The facts of each split's labels, which are decided here, before any is packed, and said."""
+    found = {split: dataset.label_meaning(split) for split in dataset.splits}
+    found = {split: meaning for split, meaning in found.items() if meaning is not None}
+    for split, meaning in found.items():
+        say(f"prepare: {meaning.describe(split)}")
+    refuse_contradiction(found)
+    return {split: meaning.facts for split, meaning in found.items()}
 
 
 def _pick(entries: list | range, count: int | None) -> list:
@@ -254,10 +265,11 @@ def _refuse_bad_files(cfg: PrepareConfig, tally: _Tally, folder: Path, splits: t
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
-def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally) -> dict:
+def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally, meanings: dict[str, dict]) -> dict:
     splits = {}
     for split in dataset.splits:
-        index = write_index(folder / split, dataset.classes, kind="real", provenance={"settings": settings})
+        provenance = {"settings": settings, "mask_values": meanings.get(split)}
+        index = write_index(folder / split, dataset.classes, kind="real", provenance=provenance)
         where, num_flat = f"{split} of the dataset at {settings['root']}", tally.num_flat[split]
         refuse_unknown_labels(index, where)
         if split == "train":
@@ -266,7 +278,12 @@ def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally)
         kept = {"num_samples", "num_labelled", "num_bytes", "sizes", "fingerprint", "mean_power", "balancing_factor"}
         unknown = index.ignored_pixels / max(1, index.ignored_pixels + sum(index.class_pixels))
         facts = index.model_dump(mode="json", include=kept)
-        splits[split] = facts | {"class_pixel_shares": shares, "unknown_share": unknown, "num_flat": num_flat}
+        splits[split] = facts | {
+            "class_pixel_shares": shares,
+            "unknown_share": unknown,
+            "num_flat": num_flat,
+            "mask_values": meanings.get(split),
+        }
     report = {
         "settings": settings,
         "settings_sha256": _fingerprint(settings),

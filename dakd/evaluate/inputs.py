@@ -179,6 +179,8 @@ class LabelledFolder:
             )
         problems, usable, digest = dataset.problems(), [], hashlib.sha256()
         if entries:
+            if meaning := dataset.label_meaning(split):
+                say(f"{self.folder}: {meaning.describe(split)}")
             dataset.check()
         for entry in progress(entries, len(entries), f"read {self.folder.name}"):
             try:
@@ -187,7 +189,6 @@ class LabelledFolder:
                 problems.append(problem)
             else:
                 usable.append(entry)
-        dataset.check_labels(split)
         if not usable or (problems and not may_skip):
             raise BadDataset(
                 f"{self.folder} has {len(problems)} problem(s) and {len(usable)} usable images:",
@@ -209,11 +210,15 @@ def _open(cfg: Config, folder: Path, student_classes: ClassTable) -> Dataset:
     if kind == "auto":
         kind = "folder" if settings.dataset == "simulated" else settings.dataset
     if kind == "osd":
-        return OsdDataset(str(folder), tuple(name for name in ("train", "test") if find_folder(folder, name)))
+        return OsdDataset(
+            str(folder),
+            tuple(name for name in ("train", "test") if find_folder(folder, name)),
+            settings.mask_values,
+        )
     if kind == "sos":
         return _open_sos(settings, folder)
     own = dict(zip(student_classes.names, student_classes.colours))
-    return FolderDataset(str(folder), settings.classes or own)
+    return FolderDataset(str(folder), settings.classes or own, settings.mask_values)
 
 
 def _open_sos(settings: PrepareConfig, folder: Path) -> Dataset:
@@ -226,4 +231,4 @@ def _open_sos(settings: PrepareConfig, folder: Path) -> Dataset:
             "to the one folder that holds the images and masks"
         )
     sensor = settings.sensor if has_splits else None
-    return SosDataset(str(folder), sensor, settings.polarity, settings.mask_threshold)
+    return SosDataset(str(folder), sensor, settings.polarity, settings.mask_threshold, settings.mask_values)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from dakd.config import PrepareConfig, SimulationConfig
 from dakd.data.readers import BadFile, open_dataset
-from dakd.data.readers.osd import decode_palette
 from dakd.data.readers.read_picture import read_grey
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 
@@ -87,17 +86,29 @@ def test_osd_labels_come_from_ids_or_from_colours(tmp_path, labels_1d):
     assert sample.meta["off_palette"] == 0
 
 
-def test_off_palette_colours_go_to_the_nearest_class_and_are_counted():
-    colours = np.array([[[0, 0, 0], [10, 250, 250], [250, 3, 1], [150, 80, 2], [0, 150, 0], [0, 153, 0]]])
-    label, num_off = decode_palette(colours.astype(np.uint8), OSD_CLASSES)
-    assert label.tolist() == [[0, 1, 2, 3, 4, 4]] and num_off == 4
+def test_off_palette_colours_go_to_the_nearest_class_and_are_counted_up_to_one_percent(tmp_path):
+    colours = np.zeros((20, 30, 3), np.uint8)
+    colours[0, :6] = [[0, 0, 0], [10, 250, 250], [250, 3, 1], [150, 80, 2], [0, 150, 0], [0, 153, 0]]
+    wanted = np.zeros((20, 30), np.uint8)
+    wanted[0, :6] = [0, 1, 2, 3, 4, 4]
+    for split in ("train", "test"):
+        save(tmp_path / split / "images" / "a.jpg", grey((20, 30)))
+        save(tmp_path / split / "labels" / "a.png", colours)
+    dataset = osd(tmp_path)
+    sample = dataset.read(dataset.entries("train")[0])
+    assert np.array_equal(sample.label, wanted) and sample.meta["off_palette"] == 4
+    colours[1, :3] = (10, 250, 250)
+    save(tmp_path / "train" / "labels" / "a.png", colours)
+    dataset = osd(tmp_path)
+    with pytest.raises(BadFile, match=r"holds 4 value\(s\) that are neither ids 0 to 4 nor class colours"):
+        dataset.read(dataset.entries("train")[0])
 
 
 def test_osd_ids_outside_the_table_are_named(tmp_path):
     make_osd(tmp_path, labels_1d=True)
     save(tmp_path / "train" / "labels_1D" / "img_0002.png", np.full((10, 14), 9))
     dataset = osd(tmp_path)
-    with pytest.raises(BadFile, match=r"img_0002\.png: holds the ids \[9\]; expected 0 to 4"):
+    with pytest.raises(BadFile, match=r"img_0002\.png: holds 1 value\(s\) that are neither ids 0 to 4 .*\(9, 9, 9\)"):
         dataset.read(dataset.entries("train")[1])
 
 
@@ -162,8 +173,9 @@ def test_sos_threshold_and_polarity_are_settings(tmp_path):
     make_sos(tmp_path, "original")
     label = sos_pair()[2]
     for options, wanted in (
-        ({"mask_threshold": 201}, np.zeros_like(label)),
-        ({"mask_threshold": 90}, np.ones_like(label)),
+        ({"mask_threshold": 91}, label),
+        ({"mask_threshold": 201, "mask_values": "binary"}, np.zeros_like(label)),
+        ({"mask_threshold": 90, "mask_values": "binary"}, np.ones_like(label)),
         ({"polarity": "oil_is_black"}, 1 - label),
     ):
         dataset = sos(tmp_path, **options)

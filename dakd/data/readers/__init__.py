@@ -21,11 +21,11 @@ def open_dataset(cfg: PrepareConfig, seed: int = 0) -> Dataset:
     if cfg.dataset == "osd":
         from dakd.data.readers.osd import OsdDataset
 
-        return OsdDataset(cfg.root)
+        return OsdDataset(cfg.root, mask_values=cfg.mask_values)
     if cfg.dataset == "sos":
         from dakd.data.readers.sos import SosDataset
 
-        return SosDataset(cfg.root, cfg.sensor, cfg.polarity, cfg.mask_threshold)
+        return SosDataset(cfg.root, cfg.sensor, cfg.polarity, cfg.mask_threshold, cfg.mask_values)
     from dakd.data.readers.folder import FolderDataset
 
-    return FolderDataset(cfg.root, cfg.classes)
+    return FolderDataset(cfg.root, cfg.classes, cfg.mask_values)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dakd.data.readers.bad_file import BadFile
+from dakd.data.readers.label_meaning import LabelMeaning
 from dakd.data.readers.read_picture import read_grey
 from dakd.data.readers.unread import IMAGE_SUFFIXES, contents, is_hidden, list_unread
 from dakd.data.sample import ClassTable, Sample
@@ -41,6 +42,7 @@ class SampleFiles:
     key: str
     image_path: Path
     label_path: Path | None
+    split: str = ""
 
 
 class Dataset:
@@ -86,15 +88,18 @@ class Dataset:
     def check(self) -> None:
         """ValueError when the labels as a whole cannot mean what the settings say; nothing to check by default."""
 
-    def check_labels(self, split: str) -> None:
-        """ValueError when the labels read since the last call, those of `split`, hint at another meaning."""
+    def label_meaning(self, split: str) -> LabelMeaning | None:
+        """What the values of the split's labels mean, by all of them; None where nothing is to be decided.
+
+        ValueError when they have several meanings; the message names the settings that decide.
+        """
 
     def read(self, entry: SampleFiles) -> Sample:
         """The sample of an entry; BadFile when the image or label is damaged, or they do not fit together."""
         sar = read_grey(entry.image_path)
         if entry.label_path is None:
             return Sample(entry.key, sar, meta={"source": entry.image_path.name})
-        label, facts = self._read_label(entry.label_path)
+        label, facts = self._read_label(entry)
         if label.shape != sar.shape:
             name, label_size, size = entry.image_path.name, _size(label), _size(sar)
             raise BadFile(
@@ -102,7 +107,7 @@ class Dataset:
             )
         return Sample(entry.key, sar, label, meta={"source": entry.image_path.name, **facts})
 
-    def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
+    def _read_label(self, entry: SampleFiles) -> tuple[np.ndarray, dict]:
         raise TypeError(f"{type(self).__name__} reads no labels")
 
     def _add_split(
@@ -128,7 +133,9 @@ class Dataset:
                 self._problems += [BadFile(labels[key], "has no image file") for key in sorted(orphaned)]
             images = {key: path for key, path in images.items() if key in labels}
         mates = labels or {}
-        self._entries[split] = [SampleFiles(key, images[key], mates.get(key)) for key in sorted(images, key=_natural)]
+        self._entries[split] = [
+            SampleFiles(key, images[key], mates.get(key), split) for key in sorted(images, key=_natural)
+        ]
 
     def _why_empty(self, split: str, where: Path) -> str:
         expected = f"expected files that end in {', '.join(IMAGE_SUFFIXES)}, not in sub-folders"

@@ -248,7 +248,7 @@ def _channels_to_grey(colours: np.ndarray, path: str | Path) -> np.ndarray:
 
 
 def _refuse_hidden(picture: Image.Image, path: str | Path) -> None:
-    alpha = _alpha(picture)
+    alpha = alpha_of(picture)
     if alpha is None or alpha.min() == 255:
         return
     if ((alpha > 0) & (alpha < 255)).any():
@@ -258,7 +258,7 @@ def _refuse_hidden(picture: Image.Image, path: str | Path) -> None:
     raise BadFile(path, f"hides {share} of its pixels by transparency (alpha 0); {_no_values(_ONE_BAND)}")
 
 
-def _alpha(picture: Image.Image) -> np.ndarray | None:
+def alpha_of(picture: Image.Image) -> np.ndarray | None:
     """(H, W) uint8, 0 where a pixel is hidden; None where there is no transparency."""
     if picture.getbands()[-1] in ("A", "a"):
         return np.array(picture.getchannel(len(picture.getbands()) - 1))

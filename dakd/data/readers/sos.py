@@ -5,7 +5,8 @@
     {images,masks}/{train,val}/SENSOR_N.png                                             val serves as the test split
 
 Folder names may be in any case. Masks are grey with soft edges: they are cut at a threshold. Which side is oil is a
-setting, because published scripts disagree; it is checked once against the images, where oil is the darker side.
+setting, because published scripts disagree; it is checked against the images of each split, where oil is the darker
+side. Masks of 0 and 1 alone are read by these, since no pixel of them would reach the threshold.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.base import Dataset, SampleFiles, find_folder, list_pictures, require_root, stem
+from dakd.data.readers.label_meaning import LabelMeaning
 from dakd.data.readers.read_picture import read_grey
 from dakd.data.sample import SOS_CLASSES
+from dakd.runtime.runlog import progress
 
 _NUM_CHECKED = 64  # training images that the polarity is checked on
 _SUFFIX = re.compile(r"_(sat|mask|gt|label|image)$", re.IGNORECASE)
@@ -30,6 +33,7 @@ class SosDataset(Dataset):
 
     sensor: palsar or sentinel; None takes the root itself, with images and masks in it, as the one split "all".
     polarity: oil_is_white or oil_is_black.  threshold: greys from it on are white.
+    mask_values: ids takes 1 for white, auto does so where the masks of a split hold 0 and 1 alone.
     """
 
     classes = SOS_CLASSES
@@ -38,10 +42,18 @@ class SosDataset(Dataset):
         "train/ and test/; or SENSOR_N in images/ and masks/, in train/ and val/ of each"
     )
 
-    def __init__(self, root: str, sensor: str | None, polarity: str = "oil_is_white", threshold: int = 128) -> None:
+    def __init__(
+        self,
+        root: str,
+        sensor: str | None,
+        polarity: str = "oil_is_white",
+        threshold: int = 128,
+        mask_values: str = "auto",
+    ) -> None:
         path = require_root(root, "sos")
         super().__init__(path)
-        self._sensor, self._polarity, self._threshold = sensor, polarity, threshold
+        self._sensor, self._polarity, self._threshold, self._setting = sensor, polarity, threshold, mask_values
+        self._meanings: dict[str, LabelMeaning] = {}
         if sensor is None:
             self._scan_pairs("all", path)
             return
@@ -87,17 +99,72 @@ class SosDataset(Dataset):
                 raise ValueError(f"{root}: images/ and masks/ need {' or '.join(names)}/ in each for the {split} split")
             self._add_split(split, list_pictures(pictures, key), list_pictures(labels, key), pictures, labels)
 
-    def _read_label(self, path: Path) -> tuple[np.ndarray, dict]:
-        white = read_grey(path) >= self._threshold
-        is_oil = white if self._polarity == "oil_is_white" else ~white
-        return is_oil.astype(np.uint8), {"sensor": self._sensor}
+    def label_meaning(self, split: str) -> LabelMeaning:
+        if split not in self._meanings:
+            self._meanings[split] = self._decide(split)
+        return self._meanings[split]
+
+    def _read_label(self, entry: SampleFiles) -> tuple[np.ndarray, dict]:
+        grey = read_grey(entry.label_path)
+        self._refuse_other_values(entry.label_path, grey, self.label_meaning(entry.split).reading)
+        return self._is_oil(grey, self.label_meaning(entry.split).reading).astype(np.uint8), {"sensor": self._sensor}
+
+    def _is_oil(self, grey: np.ndarray, reading: str) -> np.ndarray:
+        white = grey == 1 if reading == "ids" else grey >= self._threshold
+        return white if self._polarity == "oil_is_white" else ~white
+
+    def _decide(self, split: str) -> LabelMeaning:
+        """By the greys of all masks: 0 and 1 would all lie on one side of the threshold."""
+        counts, num_files = np.zeros(256, np.int64), 0
+        for entry in progress(self.entries(split), len(self.entries(split)), f"mask values of {split}"):
+            try:
+                counts += np.bincount(read_grey(entry.label_path).ravel(), minlength=256)
+            except BadFile:  # reported when the sample is read
+                continue
+            num_files += 1
+        reading = "ids" if self._setting == "ids" else "threshold"
+        if self._setting == "auto":
+            reading = "ids" if counts[1] and not counts[2:].any() else "threshold"
+            self._refuse_one_side(split, np.flatnonzero(counts), reading)
+        facts = {"setting": self._setting, "reading": reading, "pixel_types": {"grey": num_files}, "classes": {}}
+        is_oil = self._is_oil(np.arange(256), reading)
+        for name, side in zip(self.classes.names, (~is_oil, is_oil)):
+            if num := int(counts[side].sum()):
+                values = np.flatnonzero(side & (counts > 0))
+                text = str(values[0]) if len(values) == 1 else f"{values[0]}..{values[-1]}"
+                facts["classes"][name] = {"pixels": num, "values": [text]}
+        return LabelMeaning(self.classes, reading, facts=facts)
+
+    def _refuse_one_side(self, split: str, values: np.ndarray, reading: str) -> None:
+        """ValueError for masks of several greys that are all black or all white by the threshold."""
+        if reading == "ids" or len(values) < 2 or values[0] < self._threshold <= values[-1]:
+            return
+        where = self.entries(split)[0].label_path.parent
+        side = "white" if values[0] >= self._threshold else "black"
+        raise ValueError(
+            f"the masks of the split {split!r} hold the greys {values[0]} to {values[-1]}, so that by the threshold "
+            f"{self._threshold} every pixel would be {side} ({where}); expected greys on both sides: set "
+            "prepare.mask_threshold between the two, or prepare.mask_values to ids where they are 0 and 1"
+        )
+
+    def _refuse_other_values(self, path: Path, grey: np.ndarray, reading: str) -> None:
+        """BadFile for a mask that is unlike the others of its split: ids beside greys, or the reverse."""
+        highest = int(grey.max())
+        if reading == "ids" and highest > 1:
+            raise BadFile(path, f"holds the grey {highest}; expected 0 and 1, as the other masks or mask_values say")
+        if reading == "threshold" and self._setting == "auto" and highest == 1:
+            raise BadFile(path, "holds only 0 and 1, unlike other masks of the split; save all alike, black and white")
 
     def check(self) -> None:
-        """Oil damps the waves, so it is the darker side: averaged over up to 64 images that hold both sides.
+        """Oil damps the waves, so it is the darker side: averaged over up to 64 images of a split that hold both sides.
 
         ValueError, naming both means and the setting to flip, when it is the brighter one.
         """
-        entries = self.entries(self.splits[0])
+        for split in self.splits:
+            self._check_polarity(split)
+
+    def _check_polarity(self, split: str) -> None:
+        entries = self.entries(split)
         step = max(1, len(entries) // _NUM_CHECKED)
         means = [pair for entry in entries[::step] if (pair := self._means(entry)) is not None]
         if not means:
@@ -107,7 +174,8 @@ class SosDataset(Dataset):
             other = "oil_is_black" if self._polarity == "oil_is_white" else "oil_is_white"
             raise ValueError(
                 f"with polarity {self._polarity!r} oil would be the brighter side (mean grey {oil:.1f}, sea {sea:.1f}, "
-                f"over {len(means)} images), but oil is dark in SAR; set prepare.polarity to {other}"
+                f"over {len(means)} images of the split {split!r}), but oil is dark in SAR; set prepare.polarity to "
+                f"{other}"
             )
 
     def _means(self, entry: SampleFiles) -> tuple[float, float] | None:

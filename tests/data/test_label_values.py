@@ -1,0 +1,403 @@
+"""The meaning of mask values: decided once per split, by colours before ids; what is not certain is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dakd.config import build_config
+from dakd.data.prepare import prepare
+from dakd.data.readers import BadDataset
+from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
+from dakd.data.shards import ShardSet
+from dakd.evaluate.inputs import LabelledFolder
+
+THREE = {"sea": [0, 0, 0], "oil": [0, 255, 255], "land": [0, 153, 0]}
+TWO = {"sea": [0, 0, 0], "oil": [0, 255, 255]}
+WHITE_OIL = {"oil": [255, 255, 255], "sea": [0, 0, 0]}
+IDS = np.zeros((24, 32), np.uint8)
+IDS[4:10, 4:12] = 1
+IDS[14:20, 20:30] = 2
+OIL = np.minimum(IDS, 1) * (IDS != 2)
+SAR = np.add.outer(np.arange(24), np.arange(32)).astype(np.uint8)  # no constant picture, which would be refused
+EMPTY = np.zeros_like(IDS)
+
+
+def palette_picture(values: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
+    picture = Image.fromarray(values.astype(np.uint8), "P")
+    picture.putpalette([channel for colour in colours for channel in colour])
+    return picture
+
+
+def coloured(ids: np.ndarray, classes: dict) -> Image.Image:
+    return Image.fromarray(np.array(list(classes.values()), np.uint8)[ids])
+
+
+def big_endian_tiff(values: np.ndarray) -> bytes:
+    """16-bit grey, the most significant byte first."""
+    height, width = values.shape
+    entries = [(256, 3, width), (257, 3, height), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
+               (278, 3, height), (279, 4, 2 * values.size)]  # fmt: skip
+    data = values.astype(">u2").tobytes()
+    fields = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", one, 0) if kind == 3 else struct.pack(">I", one))
+        for tag, kind, one in entries
+    )
+    head = b"MM\0*" + struct.pack(">I", 8 + len(data))
+    return head + data + struct.pack(">H", len(entries)) + fields + struct.pack(">I", 0)
+
+
+def write(root: Path, *masks: Image.Image | bytes, split: str = "train", suffix: str = "png") -> Path:
+    for number, mask in enumerate(masks):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True, exist_ok=True)
+        path = root / split / "masks" / f"{number}.{suffix}"
+        path.write_bytes(mask) if isinstance(mask, bytes) else mask.save(path)
+        Image.fromarray(SAR).save(root / split / "images" / f"{number}.png")
+    return root
+
+
+def prepared(root: Path, classes: dict, **settings) -> ShardSet:
+    tree = {"dataset": "folder", "root": str(root), "classes": classes} | settings
+    result = prepare(build_config({"name": "x", "prepare": tree}), root.with_name(f"{root.name} run"), rebuild=True)
+    return ShardSet(result.splits["train"])
+
+
+def labels(root: Path, classes: dict, **settings) -> list[np.ndarray]:
+    shards = prepared(root, classes, **settings)
+    return [shards.read(index).label for index in range(len(shards))]
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+FORMS: dict[str, Callable[[], Image.Image]] = {
+    "8-bit grey": lambda: Image.fromarray(IDS),
+    "grey with alpha": lambda: Image.fromarray(np.stack([IDS, np.full_like(IDS, 255)], -1), "LA"),
+    "grey RGB": lambda: Image.fromarray(np.repeat(IDS[..., None], 3, -1)),
+    "grey RGBA": lambda: Image.fromarray(
+        np.concatenate([np.repeat(IDS[..., None], 3, -1), 255 + 0 * IDS[..., None]], -1)
+    ),
+    "16-bit grey": lambda: Image.fromarray(IDS.astype(np.uint16)),
+    "a foreign palette": lambda: palette_picture(IDS, (7, 7, 7), (8, 8, 8), (9, 9, 9)),
+    "a palette in the order of the ids": lambda: palette_picture(IDS, *map(tuple, THREE.values())),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ids_are_ids_in_every_pixel_type(tmp_path, form):
+    (read,) = labels(write(tmp_path / "data", FORMS[form]()), THREE)
+    assert np.array_equal(read, IDS)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32", "big-endian"])
+def test_ids_are_ids_in_tiffs_of_other_numbers(tmp_path, dtype):
+    mask = big_endian_tiff(IDS) if dtype == "big-endian" else Image.fromarray(IDS.astype(dtype))
+    (read,) = labels(write(tmp_path / "data", mask, suffix="tif"), THREE)
+    assert np.array_equal(read, IDS)
+
+
+def test_greys_of_two_bits_are_the_stored_ids(tmp_path):
+    import zlib
+
+    rows = b"".join(b"\0" + np.packbits(np.stack([row >> 1, row & 1], -1).ravel()).tobytes() for row in IDS)
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", 32, 24, 2, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    data = b"".join(struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
+    (read,) = labels(write(tmp_path / "data", b"\x89PNG\r\n\x1a\n" + data), THREE)
+    assert np.array_equal(read, IDS)
+
+
+def test_floats_that_are_no_whole_numbers_and_numbers_beyond_the_table_are_named(tmp_path):
+    half = IDS.astype(np.float32)
+    half[0, 0], half[0, 1] = 0.5, np.nan
+    with pytest.raises(BadDataset, match=r"0\.tif: holds 0\.5, nan in 2 pixels; expected whole numbers"):
+        labels(write(tmp_path / "half", Image.fromarray(half), suffix="tif"), THREE)
+    for name, values in (("negative", -IDS.astype(np.int32)), ("large", 300 * IDS.astype(np.int32))):
+        with pytest.raises(BadDataset, match="neither ids 0 to 2 nor class colours"):
+            labels(write(tmp_path / name, Image.fromarray(values), suffix="tif"), THREE)
+
+
+def test_unknown_pixels_among_ids_stay_unknown(tmp_path):
+    mask = IDS.copy()
+    mask[0] = IGNORE_INDEX
+    (read,) = labels(write(tmp_path / "data", Image.fromarray(mask)), THREE)
+    assert np.array_equal(read, mask)
+
+
+def test_ids_from_one_are_refused_with_the_remedy(tmp_path):
+    data = write(tmp_path / "data", Image.fromarray(IDS + 1), Image.fromarray(np.maximum(IDS, 1)))
+    for choice in ("stop", "skip"):
+        with pytest.raises(ValueError, match=r"the values 1 to 3 and no 0.*subtract 1 from all masks"):
+            labels(data, THREE, on_bad_file=choice)
+
+
+def test_stretched_ids_and_jpegs_of_ids_are_refused(tmp_path):
+    stretched = Image.fromarray(np.array([0, 127, 255], np.uint8)[IDS])
+    with pytest.raises(BadDataset, match=r"neither ids 0 to 2 nor class colours: \(127, 127, 127\)"):
+        labels(write(tmp_path / "stretched", stretched), THREE)
+    # Most masks have no meaning, so that the rest is not believed either.
+    several = write(tmp_path / "several", stretched, stretched, Image.fromarray(EMPTY))
+    with pytest.raises(BadDataset, match="no usable sample in train"):
+        labels(several, THREE, on_bad_file="skip")
+    with pytest.raises(BadDataset, match="is a JPEG, whose compression changes ids"):
+        labels(write(tmp_path / "jpeg", Image.fromarray(IDS), suffix="jpg"), THREE, mask_values="ids")
+
+
+# --- colours ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_palette_of_the_class_colours_in_another_order_is_read_by_its_colours(tmp_path):
+    other = palette_picture(np.array([2, 0, 1])[IDS], *[tuple(THREE[name]) for name in ("oil", "land", "sea")])
+    empty = Image.fromarray(EMPTY)
+    data = write(tmp_path / "data", other, coloured(IDS, THREE), empty)
+    read = labels(data, THREE)
+    assert [np.array_equal(one, wanted) for one, wanted in zip(read, (IDS, IDS, EMPTY))] == [True] * 3
+
+
+def test_bits_are_black_and_white(tmp_path):
+    bits = Image.fromarray(OIL.astype(bool))
+    (read,) = labels(write(tmp_path / "white first", bits), WHITE_OIL)
+    assert np.array_equal(read, 1 - OIL)
+    (read,) = labels(write(tmp_path / "no white", bits), TWO)  # black is sea by colour, so white is oil
+    assert np.array_equal(read, OIL)
+    for classes in (THREE, {"oil": [0, 255, 255], "sea": [0, 0, 0]}):
+        data = write(tmp_path / f"{len(classes)} classes", bits)
+        with pytest.raises(ValueError, match=r"hold black and white in 1-bit pictures.*prepare\.mask_values to ids"):
+            labels(data, classes)
+        (read,) = labels(data, classes, mask_values="ids")
+        assert np.array_equal(read, OIL)
+
+
+def test_empty_masks_take_the_meaning_of_black_or_of_the_other_split(tmp_path):
+    data = write(tmp_path / "data", Image.fromarray(EMPTY))
+    assert (labels(data, WHITE_OIL)[0] == 1).all()
+    # The other split holds ids, so that 0 is the first class here too.
+    write(data, Image.fromarray(OIL), split="test")
+    assert (labels(data, WHITE_OIL)[0] == 0).all()
+    write(data, Image.fromarray(255 * OIL), split="test")
+    assert (labels(data, WHITE_OIL)[0] == 1).all()
+
+
+def test_splits_in_which_a_value_means_two_classes_are_refused(tmp_path):
+    data = write(tmp_path / "data", Image.fromarray(OIL))
+    write(data, Image.fromarray(255 * OIL), split="test")
+    with pytest.raises(ValueError, match=r"the value 0 would mean 'oil' in the masks of 'train' and 'sea' in those of"):
+        labels(data, WHITE_OIL)
+
+
+def test_nearly_black_class_colours_are_colours_unless_they_are_other_ids(tmp_path):
+    mask = Image.fromarray(OIL)
+    (read,) = labels(write(tmp_path / "data", mask), {"sea": [0, 0, 0], "oil": [1, 1, 1]})
+    assert np.array_equal(read, OIL)
+    classes = {"oil": [1, 1, 1], "sea": [0, 0, 0], "land": [9, 9, 9]}
+    with pytest.raises(ValueError, match="numbers that are ids and class colours, of other classes"):
+        labels(tmp_path / "data", classes)
+    for other, wanted in (([0, 1, 9], 1 - OIL), ([0, 1, 2], OIL)):  # the other split tells which
+        write(tmp_path / "data", Image.fromarray(np.array(other, np.uint8)[IDS]), split="test")
+        assert np.array_equal(labels(tmp_path / "data", classes)[0], wanted)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_colours_beside_those_of_the_table_are_named(tmp_path, suffix):
+    pixels = np.array(coloured(IDS, THREE))
+    pixels[3, 3] = (0, 128, 128)  # smoothed, or JPEG's
+    with pytest.raises(BadDataset, match=r"neither ids 0 to 2 nor class colours: \(\d"):
+        labels(write(tmp_path / "data", Image.fromarray(pixels), suffix=suffix), THREE)
+
+
+# --- what has two meanings --------------------------------------------------------------------------------------------
+
+CYAN, GREEN, BLACK, WHITE, GREY = (0, 255, 255), (0, 153, 0), (0, 0, 0), (255, 255, 255), (9, 9, 9)
+DOUBTFUL = {
+    "0/255 of three classes": ([Image.fromarray(255 * OIL)], "hold only 0 and 255, and 255 means unknown"),
+    "a palette that agrees in part": ([palette_picture(IDS, BLACK, CYAN, GREY)], "only 2 of 3 colours in use"),
+    "a palette of other order and one more colour": (
+        [palette_picture(IDS, CYAN, BLACK, GREY)], "the value 0 shows the colour of 'oil', whose id is 1"),
+    "a black and white palette": ([palette_picture(OIL, BLACK, WHITE)], "the palette is black and white"),
+    "a palette of one colour": ([palette_picture(IDS, BLACK, BLACK, BLACK)], "several values in use show one colour"),
+    "palettes that differ": (
+        [palette_picture(OIL, BLACK, (200, 0, 0)), palette_picture(OIL, BLACK, (0, 0, 200))], "palettes that differ"),
+    "a palette of other order beside ids": (
+        [palette_picture(IDS, BLACK, GREEN, CYAN), Image.fromarray(IDS)], "fit the class table in part"),
+    "colours beside ids": ([coloured(IDS, THREE), Image.fromarray(IDS)], "contradict each other"),
+    "bits beside ids": ([Image.fromarray(OIL.astype(bool)), Image.fromarray(IDS)], "hold black and white in 1-bit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DOUBTFUL)
+def test_masks_of_two_meanings_are_refused_with_files_values_and_choices(tmp_path, case):
+    masks, reason = DOUBTFUL[case]
+    with pytest.raises(ValueError, match=reason) as error:
+        labels(write(tmp_path / "data", *masks), THREE)
+    text = str(error.value)
+    assert "0.png" in text and "'train'" in text and "set prepare.mask_values to ids" in text
+    assert not (tmp_path / "data run" / "prepare").exists()
+
+
+def test_white_among_ids_is_refused_where_white_is_a_class(tmp_path):
+    mask = IDS.copy()
+    mask[0] = 255
+    classes = THREE | {"foam": [255, 255, 255]}
+    data = write(tmp_path / "data", Image.fromarray(mask))
+    with pytest.raises(ValueError, match="255, which may be unknown or 'foam'"):
+        labels(data, classes)
+    assert np.array_equal(labels(data, classes, mask_values="ids")[0], mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "refusal"),
+    [
+        (Image.fromarray(np.dstack([np.array(coloured(IDS, THREE)), 255 * (IDS > 0)]).astype(np.uint8)), 660),
+        (Image.fromarray(np.dstack([IDS, 255 - IDS]).astype(np.uint8), "LA"), 108),  # translucent
+    ],
+)
+def test_transparent_pixels_are_refused(tmp_path, mask, refusal):
+    with pytest.raises(BadDataset, match=rf"has {refusal} transparent pixels, which show no class"):
+        labels(write(tmp_path / "data", mask), THREE)
+
+
+@pytest.mark.parametrize("hidden", ["palette", "grey", "RGB", "16-bit"])
+def test_a_transparent_colour_is_refused_only_where_it_occurs(tmp_path, hidden):
+    picture, used, free = {
+        "palette": (palette_picture(IDS, BLACK, CYAN, GREEN), bytes([0]), bytes([255, 255, 255, 0])),
+        "grey": (Image.fromarray(IDS), 0, 9),
+        "RGB": (coloured(IDS, THREE), (0, 0, 0), (1, 2, 3)),
+        "16-bit": (Image.fromarray(IDS.astype(np.uint16)), 0, 9),
+    }[hidden]
+    for place, value in (("used", used), ("free", free)):
+        file = write(tmp_path / place, picture) / "train" / "masks" / "0.png"
+        picture.save(file, transparency=value)
+    with pytest.raises(BadDataset, match="has 660 transparent pixels"):
+        labels(tmp_path / "used", THREE)
+    assert np.array_equal(labels(tmp_path / "free", THREE)[0], IDS)
+
+
+# --- the setting ------------------------------------------------------------------------------------------------------
+
+
+def test_the_setting_decides_what_is_doubtful(tmp_path):
+    other = palette_picture(np.array([2, 0, 1])[IDS], CYAN, GREEN, BLACK)
+    data = write(tmp_path / "data", other, Image.fromarray(IDS))
+    assert [one.tolist() for one in labels(data, THREE, mask_values="palette")] == [IDS.tolist()] * 2
+    raw = labels(data, THREE, mask_values="ids")
+    assert np.array_equal(raw[0], np.array(other)) and np.array_equal(raw[1], IDS)
+    with pytest.raises(BadDataset, match=r"not read by prepare\.mask_values colours: \(1, 1, 1\)"):
+        labels(data, THREE, mask_values="colours")
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_binary_takes_zero_for_black_by_the_class_colours(tmp_path, white):
+    data = write(tmp_path / "data", Image.fromarray((white * OIL).astype(np.uint8)), Image.fromarray(EMPTY))
+    for classes, wanted in ((TWO, OIL), (WHITE_OIL, 1 - OIL), ({"a": [1, 2, 3], "b": [4, 5, 6]}, OIL)):
+        assert np.array_equal(labels(data, classes, mask_values="binary")[0], wanted)
+    with pytest.raises(ValueError, match="mask_values is binary and there are 3 classes"):
+        labels(data, THREE, mask_values="binary")
+    write(data, *[Image.fromarray((value * OIL).astype(np.uint8)) for value in (1, 255)])
+    with pytest.raises(ValueError, match="hold 1 and 255, which would both be white"):
+        labels(data, TWO, mask_values="binary")
+
+
+def test_the_decision_is_said_and_written_and_part_of_the_settings(tmp_path, capsys):
+    data = write(tmp_path / "data", palette_picture(np.array([2, 0, 1])[IDS], CYAN, GREEN, BLACK))
+    shards = prepared(data, THREE)
+    line = "train masks (1 palette): read as palette colours of the class table: sea 660 px ((0,0,0)), oil 48 px"
+    assert line in capsys.readouterr().out
+    facts = shards.index.provenance["mask_values"]
+    assert facts["reading"] == "palette" and facts["classes"]["land"] == {"pixels": 60, "values": ["(0,153,0)"]}
+    report = json.loads((shards.folder.parent / "report.json").read_text())
+    assert report["splits"]["train"]["mask_values"] == facts and report["settings"]["mask_values"] == "auto"
+    config = {"dataset": "folder", "root": str(data), "classes": THREE, "mask_values": "ids"}
+    with pytest.raises(ValueError, match="mask_values: 'auto' then, 'ids' now"):
+        prepare(build_config({"name": "x", "prepare": config}), shards.folder.parents[1])
+
+
+def test_samples_left_out_take_part_in_the_decision(tmp_path):
+    """Fewer samples of the same files have the same labels."""
+    masks = [Image.fromarray(EMPTY), Image.fromarray(OIL)]
+    data = write(tmp_path / "data", *masks)
+    assert [int(one.max()) for one in labels(data, WHITE_OIL)] == [0, 1]
+    assert (labels(data, WHITE_OIL, max_samples=1)[0] == 0).all()
+
+
+# --- evaluate.folder --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_to_evaluate_is_read_by_the_palettes_colours_of_the_student(tmp_path, capsys):
+    mask = palette_picture(1 - OIL, CYAN, BLACK)
+    write(tmp_path, mask, split="set")
+    config = build_config({"name": "x", "evaluate": {"folder": str(tmp_path / "set")}})
+    read = LabelledFolder(config, OSD_CLASSES)
+    assert np.array_equal(read.read(0).label, OIL) and "palette colours of the class table" in capsys.readouterr().out
+    write(tmp_path, Image.fromarray(255 * OIL), split="set")
+    with pytest.raises(ValueError, match="hold only 0 and 255"):
+        LabelledFolder(config, OSD_CLASSES)
+
+
+# --- OSD and SOS ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["labels", "labels_1D"])
+@pytest.mark.parametrize("form", ["ids", "colours", "palette of another order"])
+def test_osd_labels_are_read_by_their_values_in_both_folders(tmp_path, place, form):
+    colours = [tuple(colour) for colour in OSD_CLASSES.colours]
+    mask = {
+        "ids": Image.fromarray(IDS),
+        "colours": Image.fromarray(OSD_CLASSES.palette()[IDS]),
+        "palette of another order": palette_picture(4 - IDS, *colours[::-1]),
+    }[form]
+    for split in ("train", "test"):
+        write(tmp_path / "data", mask, split=split)
+        (tmp_path / "data" / split / "masks").rename(tmp_path / "data" / split / place)
+    config = build_config({"name": "x", "prepare": {"dataset": "osd", "root": str(tmp_path / "data")}})
+    shards = ShardSet(prepare(config, tmp_path / "run").splits["train"])
+    assert np.array_equal(shards.read(0).label, IDS)
+
+
+def write_sos(root: Path, *masks: np.ndarray, split: str = "train", bright: bool = False) -> None:
+    for number, mask in enumerate(masks):
+        folder = root / split / "palsar"
+        folder.mkdir(parents=True, exist_ok=True)
+        sar = np.where(OIL == 1, 140 if bright else 40, 90).astype(np.uint8)
+        Image.fromarray(sar).save(folder / f"{number}_sat.png")
+        Image.fromarray(mask.astype(np.uint8)).save(folder / f"{number}_mask.png")
+
+
+def sos_labels(root: Path, **settings) -> list[np.ndarray]:
+    prepare_settings = {"dataset": "sos", "sensor": "palsar", "root": str(root)} | settings
+    run = root.with_name(f"{root.name} run")
+    shards = ShardSet(prepare(build_config({"name": "x", "prepare": prepare_settings}), run).splits["train"])
+    return [shards.read(index).label for index in range(len(shards))]
+
+
+def test_sos_masks_of_zeros_and_ones_are_read_by_them(tmp_path):
+    write_sos(tmp_path / "data", OIL, EMPTY)
+    write_sos(tmp_path / "data", 255 * OIL, EMPTY, split="test")
+    read = sos_labels(tmp_path / "data")
+    assert np.array_equal(read[0], OIL) and not read[1].any()
+
+
+def test_sos_masks_on_one_side_of_the_threshold_are_refused(tmp_path):
+    for name, values in (("black", 100 * OIL), ("white", 200 + 50 * OIL)):
+        write_sos(tmp_path / name, values)
+        write_sos(tmp_path / name, 255 * OIL, split="test")
+        with pytest.raises(ValueError, match=rf"every pixel would be {name} .*set prepare\.mask_threshold"):
+            sos_labels(tmp_path / name)
+
+
+def test_one_sos_mask_of_zeros_and_ones_among_others_is_named(tmp_path):
+    write_sos(tmp_path / "data", OIL, 255 * OIL)
+    write_sos(tmp_path / "data", 255 * OIL, split="test")
+    with pytest.raises(BadDataset, match=r"0_mask\.png: holds only 0 and 1, unlike other masks"):
+        sos_labels(tmp_path / "data")
+
+
+def test_the_polarity_of_every_split_is_checked(tmp_path):
+    write_sos(tmp_path / "data", 255 * OIL)
+    write_sos(tmp_path / "data", 255 - 255 * OIL, split="test")
+    with pytest.raises(ValueError, match=r"of the split 'test'\), but oil is dark in SAR"):
+        sos_labels(tmp_path / "data")
