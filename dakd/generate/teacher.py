@@ -48,7 +48,10 @@ class Teacher(HubModel):
         self.dtype = _dtype(precision, self.device)
         with torch.inference_mode(False):  # tensors made in that mode have no version counter, see _count_changes
             net, self.facts = load_teacher(self.path, self.device)
-        self.net = net.to(dtype=self.dtype, memory_format=torch.channels_last)
+        # On a GPU torch's GroupNorm copies channels_last maps to contiguous ones and back: an H200 took 160 ms for a
+        # step of the paper's net at batch 16, and 119 ms with contiguous maps.
+        layout = torch.contiguous_format if self.device.type == "cuda" else torch.channels_last
+        self.net = net.to(dtype=self.dtype, memory_format=layout)
         self.classes = ClassTable.from_dict(self.facts["classes"])
         self.b: float = self.facts["b"]
         self.schedule = CosineSchedule(**self.facts["schedule"])
