@@ -23,7 +23,17 @@ from dakd.data.open_shard import read_spans
 from dakd.generate.sidecar import manifest_line
 from dakd.runtime.files import file_hash, write_text
 from dakd.runtime.runlog import progress
-from dakd.runtime.sealed import MANIFEST, parse_sealed, read_manifest, refuse_unlisted, remedy, seal, write_manifest
+from dakd.runtime.sealed import (
+    MANIFEST,
+    parse_sealed,
+    read_manifest,
+    refuse_changed_yaml,
+    refuse_unlisted,
+    remedy,
+    seal,
+    seal_yaml,
+    write_manifest,
+)
 from dakd.runtime.tensor_files import load_foreign_state, load_state, read_metadata, save_weights
 from dakd.train.checkpoint import verified_facts
 
@@ -106,8 +116,10 @@ def accept(path: Path) -> None:
         if not isinstance(content, dict) or content.pop("content_sha256", None) is None:
             raise ValueError(f"{path} has no content_sha256, so dakd did not write it; give a JSON file of a run")
         write_text(path, seal(json.dumps(content, indent=1)))
+    elif path.suffix == ".yaml":
+        write_text(path, seal_yaml("".join(line for line in path.open() if not line.startswith("# content_sha256: "))))
     else:
-        raise ValueError(f"{path} holds no checksum of its own; expected a .json or .safetensors file of a run")
+        raise ValueError(f"{path} holds no checksum of its own; expected a .json, .yaml or .safetensors file of a run")
     if (listed := read_manifest(path.parent)) and path.name in listed:
         write_manifest(path.parent, [path.parent / name for name in listed])
 
@@ -191,6 +203,7 @@ def _check_lines(path: Path) -> None:
 def _check_settings(path: Path) -> None:
     if not isinstance(yaml.safe_load(path.read_text()), dict):
         raise ValueError("holds no settings")
+    refuse_changed_yaml(path)
 
 
 def _check_text(path: Path) -> None:

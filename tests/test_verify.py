@@ -8,7 +8,9 @@ import shutil
 import pytest
 from worlds import finished_run
 
+from dakd.card.subject import read_config
 from dakd.cli.main import main
+from dakd.report.report import write_report
 from dakd.runtime.sealed import read_json, write_json
 from dakd.verify import verify_run
 from dakd.weights import load_student
@@ -129,6 +131,17 @@ def test_a_file_that_dakd_did_not_write_is_not_accepted(run, name, capsys):
     (run / name).write_text('{"a": 1}')
     assert main(["verify", "--accept", str(run / name)]) == 1
     assert "expected a .json" in capsys.readouterr().err or json.loads((run / name).read_text()) == {"a": 1}
+
+
+def test_settings_of_a_run_that_were_edited_are_found_and_can_be_accepted(run, capsys):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
+    assert states(run) == {"config.yaml": "damaged"}
+    for read in (read_config, write_report):
+        with pytest.raises(ValueError, match=r"config\.yaml has changed .* dakd verify --accept"):
+            read(run)
+    assert main(["verify", "--accept", str(path)]) == 0
+    assert states(run) == {} and read_config(run).seed == 4
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

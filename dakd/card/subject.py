@@ -11,7 +11,7 @@ from typing import Any
 
 from dakd.config import STUDENT_KINDS, Config, StudentConfig, load_config
 from dakd.data.sample import ClassTable
-from dakd.runtime.sealed import read_json
+from dakd.runtime.sealed import read_json, refuse_changed_yaml
 
 TITLES = {"jointnet": "SAR-JointNet", "ddpm": "DDPM"}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -70,7 +70,9 @@ def read_config(run: Path, folder: Path | None = None) -> Config:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run folder: it has no config.yaml; give the folder of a run: runs/NAME")
     own = run if folder is None else folder
-    return load_config((own if (own / "config.yaml").is_file() else run) / "config.yaml")
+    path = (own if (own / "config.yaml").is_file() else run) / "config.yaml"
+    refuse_changed_yaml(path)
+    return load_config(path)
 
 
 def refuse_unknown(metadata: Mapping, source: str) -> None:

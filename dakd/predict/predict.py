@@ -90,7 +90,8 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
         written = [name for name, where in names.items() if where not in failed]
         kept = {name: where for name, where in (earlier | names).items() if where not in failed}
         write_json(out_dir / "predict.json", record | {"images": written, "sources": kept, "failed": failed})
-        write_manifest(out_dir, files_of(out_dir))
+        ours = {"predict.json", *(f"{name}{ending}" for name in kept for ending in record["endings"])}
+        write_manifest(out_dir, [path for path in files_of(out_dir) if path.name in ours])
     if problem:
         raise problem
     say(f"predictions of the student trained on {training_set}: {out_dir}")

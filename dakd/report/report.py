@@ -21,7 +21,7 @@ from dakd.report.charts import COLOURS, Line, line_chart
 from dakd.report.scores import other_evaluations, results
 from dakd.report.training import student_trainings, teacher_trainings
 from dakd.runtime.files import write_text
-from dakd.runtime.sealed import read_json
+from dakd.runtime.sealed import read_json, refuse_changed_yaml
 
 SECTIONS = {
     "results": "Results on held-out images",
@@ -60,6 +60,8 @@ def write_report(run_dir: str | Path) -> Path:
 
 def _page(run_dir: Path) -> str:
     config = run_dir / "config.yaml"
+    if config.is_file():
+        refuse_changed_yaml(config)
     settings = config.read_text(errors="replace") if config.is_file() else None
     tree = read_yaml(config).tree if settings is not None else None
     environment = Environment(

@@ -20,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 from dakd.config import Config, dump_config
 from dakd.runtime.distributed import is_main
 from dakd.runtime.files import open_to_append, sync, write_text
+from dakd.runtime.sealed import seal_yaml
 from dakd.shipped import extra_remedy
 
 REPORT_INTERVAL_S = 30.0
@@ -37,7 +38,7 @@ def save_config(config: Config, step_folder: Path) -> None:
     """Keep the resolved configuration with the run (the last accepted one) and with the step that it was used for."""
     if is_main():
         for folder in (config.run_path, step_folder):
-            write_text(folder / "config.yaml", dump_config(config))
+            write_text(folder / "config.yaml", seal_yaml(dump_config(config)))
 
 
 def format_duration(seconds: float) -> str:

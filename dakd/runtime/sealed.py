@@ -22,6 +22,7 @@ from dakd.runtime.named import Named
 
 MANIFEST = "manifest.json"
 _MAX_JSON_BYTES = 1 << 28
+_YAML_LINE = "# content_sha256: "
 REMEDY = "copy it again, or run its step again (dakd verify RUN names the command)"
 _TAIL = '\n "content_sha256": "{}"\n}}\n'
 _TAIL_LENGTH = len(_TAIL.format("0" * 64))
@@ -89,6 +90,18 @@ def read_json(path: str | Path, how: str = REMEDY) -> Named | None:
     content = parse_sealed(path.read_bytes(), path, how)
     refuse_unlisted(path, how)
     return content
+
+
+def seal_yaml(text: str) -> str:
+    """Settings with the checksum of all that follows in their first line, a comment."""
+    return f"{_YAML_LINE}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def refuse_changed_yaml(path: Path) -> None:
+    """Changed where the settings that a run keeps are not as written; a file without the first line may be any."""
+    first, _, text = path.read_text(errors="replace").partition("\n")
+    if first.startswith(_YAML_LINE) and f"{first}\n{text}" != seal_yaml(text):
+        raise Changed(f"{path} has changed since dakd wrote it: it no longer says what was run; {remedy(path)}")
 
 
 # --- manifests --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sealed_edits import content_of
 
 from dakd.config import EvaluateConfig, build_config
 from dakd.data.sample import SOS_CLASSES
@@ -50,7 +51,7 @@ def test_the_synthetic_set_is_compared_with_the_real_one(run_dir, config, grey_s
     assert generation["agreement"]["miou"] == 1.0
     assert generation["real"]["mean_grey"]["oil"] == generation["synthetic"]["mean_grey"]["oil"] == 20
     assert generation["synthetic"]["contrast_grey"] == 80
-    assert json.loads((run_dir / "evaluate" / "generation.json").read_text()) == generation
+    assert content_of(run_dir / "evaluate" / "generation.json") == generation
 
 
 def test_the_images_are_compared_beyond_greys_and_the_table_shows_it(run_dir, config, grey_student):

@@ -89,7 +89,7 @@ def test_each_image_of_a_folder_has_its_own_outputs(names, tmp_path, run, capsys
     folder = run(tmp_path / "in")
     record = record_of(folder)
     assert len(list(folder.glob("*_class.png"))) == len(list(folder.glob("*_overlay.png"))) >= len(names)
-    assert len(list(folder.iterdir())) == 4 * len(names) + 1
+    assert len(list(folder.iterdir())) == 4 * len(names) + 2
     for name, where in record["sources"].items():
         assert num_oil(folder / f"{name}_class.png") == names.index(where.removeprefix(f"{tmp_path}/in/")) + 1
     said = capsys.readouterr().out
@@ -143,7 +143,8 @@ def test_predictions_of_another_student_do_not_stay_beside_those_of_this_one(cha
     (run(tmp_path / "one") / "notes.txt").write_text("mine")
     folder = run(tmp_path / "two", **change)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "b_class.png", "b_overlay.png", "b_probability_oil.png", "b_probability_sea.png", "notes.txt", "predict.json",
+        "b_class.png", "b_overlay.png", "b_probability_oil.png", "b_probability_sea.png", "manifest.json", "notes.txt",
+        "predict.json",
     ]  # fmt: skip
     assert "1 predictions by other weights or at other scales are removed" in capsys.readouterr().out
 
