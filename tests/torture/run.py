@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torture import believed_files, damaged_shards, full_disk, generation, preparing, training, walks
+from torture import believed_files, damaged_shards, ends, full_disk, generation, preparing, training, walks
 from torture.trials import Trials
 
 from dakd.shipped import code_version
@@ -32,6 +32,7 @@ FAMILIES: dict[str, Callable[[Path, random.Random, Callable[[int], int]], list[T
     "prepare": lambda folder, chance, many: [preparing.kill_prepares(folder, chance, many(50))],
     "checkpoint": lambda folder, chance, many: [walks.kill_walks(folder, chance, many(100))],
     "train": lambda folder, chance, many: [training.kill_trainings(folder, chance, many(40))],
+    "ends": lambda folder, chance, many: ends.end_families(folder, chance, many(2)),
     "train-other": lambda folder, chance, many: training.other_faults(folder, chance, many(3)),
     "damage": lambda folder, chance, many: [
         *damaged_shards.damage_shards(folder / "shards", chance, many(40)),

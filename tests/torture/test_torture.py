@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torture import believed_files, generation, run, walks
+from torture import believed_files, ends, generation, run, walks
 from torture.pair_sets import compare_finished, make_undisturbed_set
 from torture.trials import Findings, Trials
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which 
 @pytest.mark.slow
 def test_its_short_form_loses_doubles_and_accepts_nothing():
     """At least one fault of every kind; under DeepSpeed one kill."""
-    short = [argument for name in run.FAMILIES if name != "train-other" for argument in ("--only", name)]
+    short = [argument for name in run.FAMILIES if name not in ("train-other", "ends") for argument in ("--only", name)]
     command = [sys.executable, str(Path(__file__).with_name("run.py")), "--scale", "0.02", *short]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
@@ -38,6 +38,13 @@ def test_its_short_form_loses_doubles_and_accepts_nothing():
     assert len(rows) == 32
     assert all(int(tried) == int(survived) > 0 for _, _, tried, survived, *_ in rows)
     assert all(int(count) == 0 for *_, lost, doubled, accepted, _ in rows for count in (lost, doubled, accepted))
+
+
+@pytest.mark.slow
+def test_no_process_outlives_the_first_of_its_family_and_each_training_leaves_a_checkpoint(tmp_path):
+    rows = ends.end_families(tmp_path, random.Random(0), 1)
+    assert len(rows) == 5
+    assert all(row.is_good for row in rows), [row.total.problems for row in rows]
 
 
 @pytest.mark.slow
