@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -283,18 +283,24 @@ class _Experiment:
 
     def _resume(self) -> Found:
         """Checkpoints that are there must belong to these settings."""
-        config, found = self.config, 0
-        for stage in config.train_jointnet.stages:
-            if list_checkpoints(stage_folder(config, stage) / "checkpoints"):
-                found += 1
-                training = training_of_stage(config, stage)
+        config, found, fitting = self.config, 0, 0
+        places = {stage_folder(config, one): partial(training_of_stage, config, one)
+                  for one in config.train_jointnet.stages}  # fmt: skip
+        places |= {student_folder(config, one): partial(StudentTraining, config, one)
+                   for one in config.train_saross.training_sets}  # fmt: skip
+        for folder, make in places.items():
+            if not list_checkpoints(folder / "checkpoints"):
+                continue
+            found += 1
+            try:
+                training = make()
                 check_identity(training.checkpoints, training.identity)
-        for name in config.train_saross.training_sets:
-            if list_checkpoints(student_folder(config, name) / "checkpoints"):
-                found += 1
-                student = StudentTraining(config, name)
-                check_identity(student.checkpoints, student.identity)
-        yield "ok", f"{found} trainings have checkpoints of these settings" if found else "nothing is trained yet"
+            except (ValueError, RuntimeError) as error:
+                yield "refused", str(error)
+            else:
+                fitting += 1
+        if fitting == found:
+            yield "ok", f"{found} trainings have checkpoints of these settings" if found else "nothing is trained yet"
 
     # -- the steps after them -----------------------------------------------------------------------------------------
 

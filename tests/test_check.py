@@ -13,6 +13,9 @@ from dakd.check import Finding, check, format_findings, is_refused
 from dakd.cli import main
 from dakd.config import Config, build_config
 from dakd.data.prepare import prepare
+from dakd.train.checkpoint import write_state
+from dakd.train.jointnet import training_of_stage
+from dakd.train.saross import StudentTraining
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -152,6 +155,17 @@ def test_a_run_that_was_made_with_other_settings_is_refused(tmp_path):
     assert refusals(config) == {}
     assert "made with other settings (shard_size" in refusals(toy(tmp_path, prepare__shard_size=3))["data"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_every_training_that_was_begun_with_other_settings_is_named(tmp_path):
+    config = toy(tmp_path)
+    prepare(config)
+    for training in (training_of_stage(config, "stage1"), StudentTraining(config, "real")):
+        write_state(training.checkpoints / "step-00000001", {}, {"identity": training.identity, "step": 1})
+    assert refusals(config) == {}
+    found = refusals(toy(tmp_path, train_jointnet__flip=True, train_saross__flip=False))["resume"]
+    assert "stage1" in found and "flip: False there, True now" in found
+    assert "train_saross/real" in found and "flip: True there, False now" in found
 
 
 def test_a_disk_that_is_too_small_and_memory_that_is_are_found(tmp_path):
