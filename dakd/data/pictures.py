@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dakd.data.sample import ClassTable, Sample
+from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.soft_labels import likeliest_class
 from dakd.runtime.files import replacing
 
@@ -67,9 +67,13 @@ def contact_sheet(
     pairs: samples, or (sar, label); a soft label shows as its argmax, a missing one not at all.
     columns: pairs in a row.  scale: whole-number magnification.
     """
-    rows = [[sar] if label is None else [sar, colourise(label, classes)] for sar, label in map(_arrays, pairs)]
+    arrays = [_arrays(pair) for pair in pairs]
+    rows = [[sar] if label is None else [sar, colourise(label, classes)] for sar, label in arrays]
     sheet = image_grid([_beside(row, scale) for row in rows], columns)
-    return _with_legend(sheet, classes)
+    entries = list(zip(classes.names, classes.colours))
+    if any(label is not None and (label == IGNORE_INDEX).any() for _, label in arrays):
+        entries.append(("unknown", tuple(classes.palette()[IGNORE_INDEX].tolist())))
+    return _with_legend(sheet, entries)
 
 
 def image_grid(images: Sequence[np.ndarray], columns: int = 4, scale: int = 1) -> Image.Image:
@@ -110,11 +114,11 @@ def _magnify(image: np.ndarray, scale: int) -> np.ndarray:
     return image.repeat(scale, axis=0).repeat(scale, axis=1) if scale > 1 else image
 
 
-def _with_legend(sheet: Image.Image, classes: ClassTable) -> Image.Image:
+def _with_legend(sheet: Image.Image, entries: list[tuple[str, tuple[int, int, int]]]) -> Image.Image:
     font = ImageFont.load_default()
     swatch, line = 10, 16
     places, x, y = [], _GAP, sheet.height + 2
-    for name in classes.names:
+    for name, _ in entries:
         width = swatch + 5 + int(font.getlength(name)) + 12
         if x + width > sheet.width and x > _GAP:
             x, y = _GAP, y + line
@@ -123,7 +127,7 @@ def _with_legend(sheet: Image.Image, classes: ClassTable) -> Image.Image:
     canvas = Image.new("RGB", (sheet.width, y + line), _BACKGROUND)
     canvas.paste(sheet)
     draw = ImageDraw.Draw(canvas)
-    for (x, y), name, colour in zip(places, classes.names, classes.colours):
+    for (x, y), name, colour in zip(places, *zip(*entries)):
         draw.rectangle((x, y + 1, x + swatch, y + 1 + swatch), fill=tuple(colour), outline=_INK)
         draw.text((x + swatch + 5, y), name, fill=_INK, font=font)
     return canvas

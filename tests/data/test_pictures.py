@@ -48,3 +48,12 @@ def test_contact_sheet_takes_soft_labels_missing_labels_and_mixed_sizes():
 def test_grid_of_nothing_is_refused():
     with pytest.raises(ValueError, match="needs at least one image; found none"):
         image_grid([])
+
+
+def test_the_legend_names_unknown_pixels_where_there_are_some():
+    """A narrow sheet has one line of legend for each name."""
+    label = np.zeros((8, 4), np.uint8)
+    without = contact_sheet([(label, label)], OSD_CLASSES)
+    label[0, 0] = 255
+    with_unknown = contact_sheet([(label, label)], OSD_CLASSES)
+    assert with_unknown.height - without.height == 16
