@@ -131,7 +131,8 @@ def test_chunk_borders_do_not_show(monkeypatch, length):
     shape = dict(batch=2, channels=3, states=2, length=length)
     inputs = operands("selective_scan", shape, dtype=torch.float64)
     wanted = numerics.forward_and_gradients(plain.selective_scan, inputs, WRT)
-    for name, value in numerics.forward_and_gradients(selective_scan, inputs, WRT).items():
+    found = numerics.forward_and_gradients(partial(selective_scan, backend="reference"), inputs, WRT)
+    for name, value in found.items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-11, atol=1e-11)
 
 
