@@ -23,6 +23,7 @@ from dakd.data.degenerate import notes_on_set
 from dakd.data.prepare import found_report
 from dakd.data.prepared import open_prepared, open_shards
 from dakd.data.readers import BadFile, Dataset, open_dataset
+from dakd.data.readers.label_meaning import refuse_contradiction
 from dakd.data.sample import ClassTable
 from dakd.data.soft_labels import get_codec, range_for
 from dakd.evaluate.extractors import import_torch_fidelity
@@ -166,6 +167,10 @@ class _Experiment:
             yield from _problems(self.dataset, self.config.prepare.on_bad_file == "skip")
             for split in self.dataset.splits:
                 yield from self._look_into(split)
+            meanings = {split: self.dataset.label_meaning(split) for split in self.dataset.splits}
+            meanings = {split: meaning for split, meaning in meanings.items() if meaning is not None}
+            yield from (("ok", meaning.describe(split)) for split, meaning in meanings.items())
+            refuse_contradiction(meanings)
             splits = self.dataset.splits
         if "train" not in splits:
             yield "refused", f"there is no train split (found {', '.join(splits) or 'none'}); expected train/"
@@ -186,7 +191,6 @@ class _Experiment:
                 sizes.append(self.config.prepare.resize or sample.sar.shape)
         level: Level = "warn" if self.config.prepare.on_bad_file == "skip" else "refused"
         yield from ((level, str(problem)) for problem in bad)
-        self.dataset.check_labels(split)
         if entries:
             labelled = sum(entry.label_path is not None for entry in entries)
             masks = "" if self.config.prepare.dataset == "simulated" else f", {labelled} with labels"
