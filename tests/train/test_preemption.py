@@ -68,7 +68,7 @@ def test_a_signal_ends_in_a_checkpoint_and_a_marker_and_the_run_goes_on_bit_for_
     folder = stage_folder(config, "stage1")
     assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step-00000003"]
     marker = json.loads((folder / "requeue.json").read_text())
-    assert marker == {"reason": number.name, "step": 3, "total_steps": 4}
+    assert {"reason": number.name, "step": 3, "total_steps": 4}.items() <= marker.items()
     train_jointnet(config, (1, 2))
     assert not (folder / "requeue.json").exists()
     for stage in (1, 2):
