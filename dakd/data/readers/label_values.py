@@ -149,11 +149,10 @@ class LabelValues:
         if any(group.is_white_bits for group in usable):
             doubts.refuse_unclear_bits(split, usable, self._classes)
             return self._meaning("binary", groups)
-        if all(group.fits_ids for group in usable):
-            doubts.refuse_doubtful_ids(split, usable, self._classes)
-            return self._meaning("ids", groups)
-        doubts.refuse_two_kinds(split, usable)
-        raise AssertionError("masks of two kinds were not refused")
+        if not all(group.fits_ids for group in usable):
+            doubts.refuse_two_kinds(split, usable)
+        doubts.refuse_doubtful_ids(split, usable, self._classes)
+        return self._meaning("ids", groups)
 
     def _is_firm(self, groups: list[MaskGroup]) -> bool:
         """False for greys, often of empty masks alone, that are ids as well as colours, but of other classes."""
