@@ -65,11 +65,10 @@ class LabelValues:
         meaning = self.meaning(entry.split)
         pixels = read_mask(entry.label_path)
         self._refuse_lossy_ids(entry.label_path, pixels, meaning)
-        found, places = np.unique(pixels.values, return_inverse=True)
+        found, counts, where = pixels.distinct()
         ids = [meaning.class_of(pixels.form, pixels.palette, value) for value in found.tolist()]
         is_stray = np.array([one is None for one in ids])
-        where = places.reshape(pixels.values.shape)
-        num_strays = int(is_stray[where].sum()) if is_stray.any() else 0
+        num_strays = int(counts[is_stray].sum())
         if num_strays:
             if not self._may_be_stray(pixels, num_strays) or meaning.reading != "colours":
                 raise BadFile(entry.label_path, self._no_meaning(pixels, found[is_stray].tolist(), meaning))
@@ -108,7 +107,7 @@ class LabelValues:
         return list(groups.values())
 
     def _count(self, groups: dict[tuple, MaskGroup], path: Path, pixels: MaskPixels) -> None:
-        found, counts = np.unique(pixels.values, return_counts=True)
+        found, counts, _ = pixels.distinct()
         by = {name: self._num_without(name, pixels, found, counts) for name in ("colours", "ids")}
         fits_colours = by["colours"] == 0 or self._may_be_stray(pixels, by["colours"])
         # Bits are black and white, which are ids only if nothing is white.

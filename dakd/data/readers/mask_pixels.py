@@ -22,7 +22,7 @@ _STEPS = {"bits": 255, "2-bit grey": 85, "4-bit grey": 17, "grey": 1}
 class MaskPixels:
     """form: bits, 2-bit grey, 4-bit grey, grey (any other depth), palette or colours.
 
-    values: (H, W) int64 of what is stored: 0 and 1, greys, places in the palette, colours packed as 0xRRGGBB.
+    values: (H, W) whole numbers as stored: 0 and 1, greys, places in the palette, colours packed as 0xRRGGBB.
     palette: the packed colours of a palette, () otherwise.  is_lossy: of a format that changes values, as JPEG does.
     """
 
@@ -30,6 +30,16 @@ class MaskPixels:
     values: np.ndarray
     palette: tuple[int, ...] = ()
     is_lossy: bool = False
+
+    def distinct(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The values in use, sorted; the pixels of each; and (H, W) places among them. Counted by runs of equal pixels,
+        of which masks have few."""
+        flat = self.values.ravel()
+        starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+        lengths = np.diff(starts, append=flat.size)
+        found, places = np.unique(flat[starts], return_inverse=True)
+        counts = np.bincount(places, lengths).astype(np.int64)
+        return found, counts, np.repeat(places, lengths).reshape(self.values.shape)
 
 
 def shown_colour(form: str, palette: tuple[int, ...], value: int) -> int | None:
@@ -64,17 +74,17 @@ def read_mask(path: Path) -> MaskPixels:
     refuse_transparent(picture, path)
     is_lossy = picture.format in ("JPEG", "MPO")
     if picture.mode in ("P", "PA"):
-        colours = np.array(picture.getpalette("RGB") or [], np.int64).reshape(-1, 3)
+        colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         index = picture if picture.mode == "P" else picture.getchannel("P")
-        return MaskPixels("palette", np.array(index).astype(np.int64), tuple(_packed(colours).tolist()), is_lossy)
+        return MaskPixels("palette", np.array(index), tuple(_packed(colours).tolist()), is_lossy)
     values = stored_values(picture)
     if values.ndim == 2:
         bits = picture.info.get("stored_bits") if picture.mode == "L" else None
         form = "bits" if picture.mode == "1" else f"{bits}-bit grey" if bits in (2, 4) else "grey"
         return MaskPixels(form, _whole(values, path), is_lossy=is_lossy)
     values = values[..., :1] if picture.mode in ("LA", "La") else values[..., :3]
-    if (values == values[..., :1]).all():
-        return MaskPixels("grey", values[..., 0].astype(np.int64), is_lossy=is_lossy)
+    if all(np.array_equal(values[..., 0], values[..., channel]) for channel in range(1, values.shape[-1])):
+        return MaskPixels("grey", values[..., 0], is_lossy=is_lossy)
     return MaskPixels("colours", _packed(values), is_lossy=is_lossy)
 
 
@@ -103,8 +113,11 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
         if broken.size:
             named = ", ".join(f"{value:g}" for value in np.unique(broken)[:5])
             raise BadFile(path, f"holds {named} in {broken.size} pixels; expected whole numbers, the ids of classes")
-    return values.astype(np.int64)
+        return values.astype(np.int64)
+    return values.astype(np.uint8) if values.dtype == bool else values
 
 
 def _packed(colours: np.ndarray) -> np.ndarray:
-    return colours.astype(np.int64) @ np.array([65536, 256, 1])
+    padded = np.zeros((*colours.shape[:-1], 4), np.uint8)
+    padded[..., 2::-1] = colours
+    return padded.view("<i4")[..., 0]

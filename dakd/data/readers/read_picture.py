@@ -236,6 +236,8 @@ def _grey(picture: Image.Image, path: str | Path, nodata: float | None) -> np.nd
 
 def _channels_to_grey(colours: np.ndarray, path: str | Path) -> np.ndarray:
     red, green, blue = (colours[..., channel] for channel in range(3))
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        return red.copy()
     highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     difference = int((highest - lowest).max())
     if difference > _MAX_CHANNEL_DIFFERENCE:
@@ -244,7 +246,7 @@ def _channels_to_grey(colours: np.ndarray, path: str | Path) -> np.ndarray:
             f"is a colour picture (channels differ by {difference}); expected grey, one SAR channel: take the one that "
             f"the others were trained on, such as {_ONE_BAND}",
         )
-    return red.copy() if difference == 0 else colours.mean(axis=-1).round().astype(np.uint8)
+    return colours.mean(axis=-1).round().astype(np.uint8)
 
 
 def _refuse_hidden(picture: Image.Image, path: str | Path) -> None:
