@@ -24,6 +24,15 @@ def refuse_unknown_labels(index: Index, where: str) -> None:
         )
 
 
+def refuse_black_and_white(index: Index, where: str) -> None:
+    """ValueError where labels that others wrote hold 0 and 255 alone, which may be black and white in place of ids."""
+    if index.num_labelled and index.ignored_pixels and index.class_pixels[0] and not any(index.class_pixels[1:]):
+        raise ValueError(
+            f"{where}: its labels hold only 0 and 255, and 255 means unknown, so that every other pixel is "
+            f"{index.classes.names[0]}; expected class ids: write them, or take the masks as files, with dakd prepare"
+        )
+
+
 def refuse_flat_images(num_flat: int, num_images: int, where: str) -> None:
     """ValueError where all images have one grey each."""
     if num_images and num_flat == num_images:

@@ -1,9 +1,11 @@
 """Records that others wrote with webdataset: which of their members are understood, and how.
 
     image   png, jpg, jpeg, image.png, sar.png   one grey channel of 8 bits;  sar.npy  (H, W) uint8
-    label   label.png, mask.png, seg.png         ids as grey values or palette indices;  label.npy  (H, W) uint8
+    label   label.png, mask.png, seg.png         ids as grey values;  label.npy  (H, W) uint8
     logits  soft.npy                             (K, H, W) floating
     json    facts, kept as the sample's meta
+
+Labels hold ids and nothing else, for a record alone cannot tell what colours, a palette's or black and white mean.
 
 Members are decoded explicitly, by their extension; nothing else is opened, and no pickle ever.
 """
@@ -20,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from dakd.data.readers.bad_file import BadFile
-from dakd.data.readers.read_picture import open_picture, read_grey, stored_values
-from dakd.data.sample import Sample
+from dakd.data.readers.mask_pixels import read_mask
+from dakd.data.readers.read_picture import read_grey
+from dakd.data.sample import IGNORE_INDEX, Sample
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "image.png", "sar.png", "sar.npy")
 LABEL_MEMBERS = ("label.png", "mask.png", "seg.png", "label.npy")
@@ -104,12 +107,18 @@ def _decode_label(name: str, data: bytes | memoryview) -> np.ndarray:
     if name.endswith(".npy"):
         return _grey(read_npy(data, name), name)
     try:
-        picture = open_picture(Path(name), bytes(data))
+        pixels = read_mask(Path(name), bytes(data))
     except BadFile as error:
         raise ValueError(f"{name} {error.reason}") from None
-    if picture.mode not in ("L", "P"):
-        raise ValueError(f"{name} has the pixel type {picture.mode!r}; expected class ids as grey values or a palette")
-    return stored_values(picture)
+    values, remedy = pixels.values, "write them as 8-bit grey values, or take the masks as files, with dakd prepare"
+    if not pixels.form.endswith("grey"):
+        form = {"bits": "1-bit picture", "palette": "palette"}.get(pixels.form, "colour picture")
+        raise ValueError(f"{name} is a {form}; expected class ids, which this does not say for certain: {remedy}")
+    if pixels.is_lossy:
+        raise ValueError(f"{name} is a JPEG, whose compression changes ids; {remedy}")
+    if values.min() < 0 or values.max() > IGNORE_INDEX:
+        raise ValueError(f"{name} holds values from {values.min()} to {values.max()}; expected class ids: {remedy}")
+    return values.astype(np.uint8)
 
 
 def _grey(array: np.ndarray, name: str) -> np.ndarray:

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dakd.data.index import ShardEntry, describe_shard, parse_sidecar, write_index
+from dakd.data.degenerate import refuse_black_and_white
+from dakd.data.index import ShardEntry, describe_shard, gather_index, load_sidecar, parse_sidecar, save_index
 from dakd.data.records import BadRecord
 from dakd.data.sample import ClassTable
 from dakd.runtime.files import file_hash, open_to_append, replacing, write_text
@@ -253,7 +254,11 @@ def find_index(
             sidecar = home / Path(name).with_suffix(".json")
             if not sidecar.is_file():
                 _derive_sidecar(source.tar(name), name, classes, sidecar)
-        write_index(home, classes, kind="real", kept=dict.fromkeys(stamps))  # all records of each
+        index = gather_index(home, classes, kind="real", kept=dict.fromkeys(stamps))  # all records of each
+        infos = (load_sidecar((home / name).with_suffix(".json")) for name in stamps)
+        if any("sar.u8" not in record.members for info in infos for record in info.records):
+            refuse_black_and_white(index, source.place)
+        save_index(home, index)
     return (home / "index.json").read_bytes(), home
 
 

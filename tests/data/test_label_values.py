@@ -146,6 +146,9 @@ def test_stretched_ids_and_jpegs_of_ids_are_refused(tmp_path):
         labels(several, THREE, on_bad_file="skip")
     with pytest.raises(BadDataset, match="is a JPEG, whose compression changes ids"):
         labels(write(tmp_path / "jpeg", Image.fromarray(IDS), suffix="jpg"), THREE, mask_values="ids")
+    one_value = Image.fromarray(np.full_like(IDS, 1))  # as strong compression makes of ids 0, 1 and 2
+    with pytest.raises(BadDataset, match="1 problem"):
+        labels(write(tmp_path / "one value", one_value, suffix="jpg"), THREE)
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------

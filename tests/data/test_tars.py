@@ -22,10 +22,14 @@ from dakd.data.shards import ShardSet, describe_shard
 from dakd.data.tars import DamagedTar, list_members
 
 
-def png(array: np.ndarray) -> bytes:
+def picture_bytes(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
+    picture.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def png(array: np.ndarray) -> bytes:
+    return picture_bytes(Image.fromarray(array))
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -46,6 +50,7 @@ def write_tar(path, members: dict[str, bytes], **changes) -> None:
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 LABEL = GREY % 5
+MASK, PALETTE = Image.fromarray(LABEL), Image.fromarray(LABEL, "P")
 
 
 def test_a_set_that_others_wrote_with_webdataset_is_indexed_when_first_opened(tmp_path):
@@ -109,6 +114,14 @@ def test_a_sidecar_that_is_missing_is_derived_from_the_tar_if_that_is_the_right_
         ({"a.mask.png": png(LABEL)}, "expected one image"),
         ({"a.png": png(GREY), "a.mask.png": png(LABEL[:3])}, "make them equal"),
         ({"a.png": png(GREY), "a.mask.png": png(GREY)}, "label holds"),
+        ({"a.png": png(GREY), "a.mask.png": picture_bytes(PALETTE)}, "mask.png is a palette; expected"),
+        ({"a.png": png(GREY), "a.seg.png": png(LABEL > 2)}, "seg.png is a 1-bit picture; expected class ids"),
+        ({"a.png": png(GREY), "a.mask.png": png(np.stack([LABEL, GREY, GREY], -1))}, "is a colour picture"),
+        ({"a.png": png(GREY), "a.mask.png": picture_bytes(MASK, "JPEG")}, "compression changes ids"),
+        ({"a.png": png(GREY), "a.mask.png": picture_bytes(MASK, transparency=1)}, "transparent pixels"),
+        ({"a.png": png(GREY), "a.mask.png": png(LABEL.astype(np.uint16) * 300)}, "holds values from 0 to 1200"),
+        ({"a.png": png(GREY), "a.mask.png": png(255 * (LABEL == 1).astype(np.uint8))}, "hold only 0 and 255"),
+        ({"a.png": png(GREY), "a.label.npy": npy(255 * (LABEL == 1).astype(np.uint8))}, "hold only 0 and 255"),
         ({"a.png": b"no picture"}, "cannot be read as a picture"),
         ({"a.png": png(GREY)[:50]}, "cannot be read as a picture"),
         ({"a.png": png(np.stack([GREY, GREY + 100, GREY], -1))}, "colour picture"),

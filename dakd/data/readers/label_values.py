@@ -112,7 +112,7 @@ class LabelValues:
         fits_colours = by["colours"] == 0 or self._may_be_stray(pixels, by["colours"])
         # Bits are black and white, which are ids only if nothing is white.
         fits_ids = by["ids"] == 0 and not (pixels.form == "bits" and found[-1] == 1)
-        fits_ids = fits_ids and not (pixels.is_lossy and len(found) > 1)
+        fits_ids = fits_ids and not pixels.is_lossy
         key = (pixels.form, pixels.palette, fits_colours, fits_ids, pixels.form == "bits" and found[-1] == 1)
         group = groups.setdefault(key, MaskGroup(pixels.form, pixels.palette, fits_colours, fits_ids))
         group.num_files += 1
@@ -185,7 +185,7 @@ class LabelValues:
 
     def _refuse_lossy_ids(self, path: Path, pixels: MaskPixels, meaning: LabelMeaning) -> None:
         by_id = meaning.reading == "ids" or (meaning.reading == "palette" and pixels.form != "palette")
-        if by_id and pixels.is_lossy and pixels.values.min() != pixels.values.max():
+        if by_id and pixels.is_lossy:  # also where all pixels are equal: compression makes ids so
             raise BadFile(path, "is a JPEG, whose compression changes ids; expected PNG or TIFF: make the mask anew")
 
     def _no_meaning(self, pixels: MaskPixels, values: list[int], meaning: LabelMeaning) -> str:

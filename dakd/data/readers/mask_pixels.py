@@ -63,12 +63,13 @@ def unpack(colour: int) -> tuple[int, int, int]:
     return colour >> 16, colour >> 8 & 255, colour & 255
 
 
-def read_mask(path: Path) -> MaskPixels:
+def read_mask(path: Path, data: bytes | None = None) -> MaskPixels:
     """The pixels of a mask; BadFile where it is damaged, transparent anywhere, or stored with more than is read.
 
     Greys of any depth, with alpha or as three equal channels, are "grey": one number per pixel.
+    data: the file's content, where it lies in no file of its own.
     """
-    picture = open_picture(path)
+    picture = open_picture(path, data)
     if picture.mode not in _MODES:
         raise BadFile(path, f"has the pixel type {picture.mode!r}; expected ids (grey), a palette or RGB: save it so")
     refuse_transparent(picture, path)
