@@ -58,6 +58,7 @@ def finished(tmp_path_factory) -> Path:
     """A run with a teacher, two students and the evaluation of the first of them."""
     tree = with_pairs(tmp_path_factory.mktemp("finished")).model_dump(mode="json")
     tree["evaluate"] |= {"num_pictures": 0, "bootstrap": 50}
+    tree["train_saross"]["optimizer"]["lr_decay"] = "constant"
     config = build_config(tree)
     save_teacher(config)
     train_nothing(config, "real")

@@ -189,7 +189,7 @@ def test_without_held_out_images_the_training_images_are_the_yardstick(sets, tmp
     content = json.loads((tmp_path / "audit.json").read_text())
     assert content["yardstick"].startswith("training") and content["suspects"][0][0] == "new-07"
     alone = write(tmp_path / "alone", [train.read(0)])
-    with pytest.raises(ValueError, match="wants at least 2"):
+    with pytest.raises(ValueError, match="expected at least 2"):
         audit_sets(synthetic, alone, None, AuditConfig(), "sea", tmp_path)
 
 
