@@ -6,7 +6,7 @@ All images that cannot be predicted are reported at the end, when the others are
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,16 +142,22 @@ def key_source(key: str, read: Callable[[], np.ndarray]) -> Source:
 
 
 def name_sources(
-    sources: list[Source], classes: ClassTable, out_dir: str | Path, earlier: Mapping[str, str] | None = None
+    sources: list[Source],
+    classes: ClassTable,
+    out_dir: str | Path,
+    earlier: Mapping[str, str] | None = None,
+    others: Iterable[str] = (),
 ) -> list[Source]:
     """The sources, each with a name under which no other has a file; says which had to differ from their titles.
 
     earlier: where the predictions that stay in the folder come from, by name; these names stay theirs.
+    others: files in the folder that are not to be written over.
     """
     earlier, out_dir = earlier or {}, Path(out_dir).resolve()
     names_of = {where: name for name, where in earlier.items()}
     own, endings = {source.where for source in sources}, output_endings(classes)
     taken = [name + ending for name, where in earlier.items() if where not in own for ending in endings]
+    taken += others
     # A picture that lies in the folder of the outputs is not written over.
     taken += [path.name for path in (Path(source.where) for source in sources) if path.parent == out_dir]
     choices = [(names_of[source.where],) if source.where in names_of else source.choices for source in sources]
@@ -168,29 +174,27 @@ def predict_sources(
     predict: Callable[[np.ndarray], Prediction],
     sources: list[Source],
     out_dir: str | Path,
+    endings: Sequence[str],
     overlay_alpha: float = OVERLAY_ALPHA,
 ) -> None:
     """Predict and write images one by one; rank r takes sources i with i % world == r. Raises BadImages at the end.
 
-    sources: with names.  An image whose reading, prediction or writing fails costs no other; it leaves no file.
+    sources: with names.  endings: of an image's files.
+    An image whose reading, prediction or writing fails costs no other; it leaves no file.
     """
     out_dir = Path(out_dir)
-    if out_dir.is_file():
-        raise ValueError(f"{out_dir} is a file; give a folder for the predictions")
     out_dir.mkdir(parents=True, exist_ok=True)
     own, failures = sources[rank() :: world_size()], []
     for source in progress(own, len(own), "predict"):
-        prediction = None
         try:
-            prediction = predict(source.read())
-            prediction.save(out_dir, source.name, overlay_alpha)
+            predict(source.read()).save(out_dir, source.name, overlay_alpha)
         except Preempted:
             raise
         except Exception as error:  # of any class: the others are to be written, and no rank to wait for this one
             failures.append((source.where, _reason(error)))
-            if prediction is not None:
-                for ending in output_endings(prediction.classes):
-                    (out_dir / f"{source.name}{ending}").unlink(missing_ok=True)
+            # Those of an earlier call too: they show an image that is no longer there.
+            for ending in endings:
+                (out_dir / f"{source.name}{ending}").unlink(missing_ok=True)
     failures = _of_all_ranks(failures)
     barrier()
     if failures:

@@ -17,11 +17,12 @@ from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
 from dakd.hub import HubModel, local_weights
 from dakd.models.student import StudentNet, at_scales
-from dakd.predict.images import file_sources, grey_image, name_sources, predict_sources
+from dakd.predict.images import file_sources, grey_image
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
+from dakd.predict.record import predict_to_folder
 from dakd.predict.tiles import TILE, is_large, tiled
 from dakd.runtime.distributed import device_of
-from dakd.runtime.tensor_files import save_weights
+from dakd.runtime.tensor_files import save_weights, tensors_hash
 from dakd.weights import load_student, student_metadata
 
 
@@ -106,13 +107,22 @@ class Student(HubModel):
         """Predict image files and folders of images, and write each one's files (`Prediction.save`) to `out_dir`.
 
         Returns the names of the outputs, in the order of the images: the stem of each image's file name, and another
-        one where two images would share a file or the stem is no safe name. Raises BadImages, a ValueError, at the end
-        when some images could not be predicted; the others are written.
+        one where two images would share a file or the stem is no safe name. `out_dir`/predict.json says where each
+        comes from; later calls add to it. Raises ValueError for a folder with predictions of another student, and
+        BadImages, a ValueError, at the end when some images could not be predicted; the others are written.
         """
         sources = file_sources([inputs] if isinstance(inputs, str | Path) else inputs, out_dir)
-        sources = name_sources(sources, self.classes, out_dir)
-        predict_sources(partial(self.predict, tile=tile), sources, out_dir, overlay_alpha)
-        return [source.name for source in sources]
+        maker = {"tensors_sha256": tensors_hash(self.net.state_dict()), "scales": list(self.scales)}
+        named = predict_to_folder(
+            partial(self.predict, tile=tile),
+            sources,
+            Path(out_dir),
+            self.classes,
+            maker,
+            {},
+            overlay_alpha=overlay_alpha,
+        )
+        return [source.name for source in named]
 
     def save(self, path: str | Path, facts: dict[str, Any] | None = None) -> None:
         """Write the net with all that `load_student` needs, whole or not at all.

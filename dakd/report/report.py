@@ -109,6 +109,8 @@ def _predicted(run_dir: Path) -> list[dict]:
     calls = []
     for path in sorted((run_dir / "predict").glob("*/predict.json")):
         record = read_json(path)
+        if "training_set" not in record:  # `dakd predict --student` was given this folder
+            continue
         names = record["images"][:_NUM_PREDICTIONS]
         files = {name: path.with_name(f"{name}_overlay.png") for name in names}
         overlays = {name: pictures.embed(file) for name, file in files.items() if file.is_file()}

@@ -32,7 +32,7 @@ def save_weights(path: str | Path, state_dict: Mapping[str, Tensor], metadata: d
     # Tied or sliced tensors share memory, which the format refuses: each is written as a copy of its own.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
     _refuse_non_finite(tensors, f"the weights for {path}", "nothing was written; train again at a lower rate")
-    text = seal(json.dumps(metadata | {_DIGEST_KEY: _digest(tensors)}))
+    text = seal(json.dumps(metadata | {_DIGEST_KEY: tensors_hash(tensors)}))
     with replacing(path) as aside:
         save_file(tensors, aside, metadata={_METADATA_KEY: text})
 
@@ -60,7 +60,7 @@ def load_state(path: str | Path, device: str | torch.device = "cpu") -> dict[str
             "write these again with dakd.runtime.tensor_files.save_weights"
         )
     tensors = load_foreign_state(path)
-    if (found := _digest(tensors)) != expected:
+    if (found := tensors_hash(tensors)) != expected:
         raise Changed(
             f"{path} has changed since dakd wrote it: its tensors have the sha256 {found[:12]}, expected "
             f"{expected[:12]}; {remedy(path)}"
@@ -85,12 +85,12 @@ def _stored_metadata(path: str | Path) -> dict[str, Any]:
     return parse_sealed(text.encode("utf-8", "surrogatepass"), path)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of contiguous CPU tensors with their names, dtypes and shapes."""
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of tensors with their names, dtypes and shapes; the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{json.dumps(name)} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

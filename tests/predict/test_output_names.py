@@ -103,7 +103,7 @@ def test_a_class_called_like_the_end_of_another_output_does_not_write_over_it(tm
     for name in ("a.png", "a_probability_x.png", "a_probability_b.png"):
         save(tmp_path / "in" / name, 1)
     names = student(classes).predict_files(tmp_path / "in", tmp_path / "out")
-    assert len(set(names)) == 3 and len(list((tmp_path / "out").iterdir())) == 3 * 9
+    assert len(set(names)) == 3 and len(list((tmp_path / "out").glob("*.png"))) == 3 * 9
 
 
 def test_keys_that_would_make_one_name_have_outputs_of_their_own(tmp_path, run):
@@ -122,6 +122,55 @@ def test_an_input_that_lies_in_the_folder_of_the_outputs_is_not_written_over(tmp
     before = (tmp_path / "a_class.png").read_bytes()
     names = student().predict_files([tmp_path / "a.png", tmp_path / "a_class.png"], tmp_path)
     assert names == ["a.png", "a_class"] and (tmp_path / "a_class.png").read_bytes() == before
+
+
+def test_later_calls_in_a_folder_of_ones_own_write_over_nothing(tmp_path, capsys):
+    save(tmp_path / "one" / "a.png", 1)
+    save(tmp_path / "two" / "a.png", 2)
+    out = tmp_path / "out"
+    save(out / "b_class.png", 5)  # somebody's truth
+    (out / "manifest.json").write_text("{}")
+    save(tmp_path / "two" / "b.png", 3)
+    before = (out / "b_class.png").read_bytes()
+    assert student().predict_files(tmp_path / "one", out) == ["a"]
+    other, b = student().predict_files(tmp_path / "two", out)
+    assert student().predict_files(tmp_path / "one", out) == ["a"] and b == "b.png"
+    sources = {name: where.removeprefix(f"{tmp_path}/") for name, where in record_of(out)["sources"].items()}
+    assert sources == {"a": "one/a.png", other: "two/a.png", "b.png": "two/b.png"}
+    assert [num_oil(out / f"{name}_class.png") for name in ("a", other, "b.png")] == [1, 2, 3]
+    assert (out / "b_class.png").read_bytes() == before and (out / "manifest.json").read_text() == "{}"
+
+
+def test_another_student_does_not_write_over_predictions_in_a_folder_of_ones_own(tmp_path):
+    save(tmp_path / "in" / "a.png", 1)
+    out = tmp_path / "out"
+    student().predict_files(tmp_path / "in", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = student()
+    other.net.bias = nn.Parameter(torch.zeros(1))
+    for one in (other, Student(GreyIsOil(2), SOS_CLASSES, scales=[0.5])):
+        with pytest.raises(ValueError, match=r"predictions of another student.*give another folder"):
+            one.predict_files(tmp_path / "in", out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("text", ["{", '{"sources": {}}', "[]"])
+def test_a_predict_json_that_is_somebodys_is_kept(text, tmp_path):
+    save(tmp_path / "in" / "a.png", 1)
+    save(tmp_path / "out" / "b.png", 1)
+    (tmp_path / "out" / "predict.json").write_text(text)
+    with pytest.raises(ValueError, match=r"predict\.json .*another folder"):
+        student().predict_files(tmp_path / "in", tmp_path / "out")
+    assert (tmp_path / "out" / "predict.json").read_text() == text and len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_an_image_that_fails_later_leaves_no_file_of_an_earlier_call(tmp_path):
+    save(tmp_path / "in" / "a.png", 1)
+    student().predict_files(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "a.png").write_bytes(b"cut")
+    with pytest.raises(BadImages):
+        student().predict_files(tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predict.json"]
 
 
 def test_calls_with_one_student_add_up_and_an_image_keeps_its_name(tmp_path, run):

@@ -85,7 +85,7 @@ def test_bad_images_are_reported_together_and_the_others_written(images, tmp_pat
         Student.load("w").predict_files(images, tmp_path / "out")
     assert [where.rpartition("/")[2] for where, _ in caught.value.failures] == ["cut.png", "photo.png"]
     assert "2 of 4 images could not be predicted (2 were)" in str(caught.value)
-    written = {path.name for path in (tmp_path / "out").iterdir()}
+    written = {path.name for path in (tmp_path / "out").glob("*.png")}
     kinds = ("class", "overlay", "probability_sea", "probability_oil")
     assert written == {f"{name}_{kind}.png" for name in ("slick", "scan") for kind in kinds}
 

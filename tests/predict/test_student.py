@@ -194,11 +194,11 @@ def test_files_and_folders_are_written_and_names_that_clash_made_different(file,
     Image.fromarray(sar).save(tmp_path / "one" / "b.tif")
     student = Student.load(file)
     names = student.predict_files([tmp_path / "one", tmp_path / "one" / "a.png"], tmp_path / "out")
-    assert names == ["a", "b"] and len(list((tmp_path / "out").iterdir())) == 2 * 7
+    assert names == ["a", "b"] and len(list((tmp_path / "out").glob("*.png"))) == 2 * 7
     assert (np.asarray(Image.open(tmp_path / "out" / "b_class.png")) == student.predict(sar).label).all()
     names = student.predict_files([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
     assert names[1] == "b" and len(set(names)) == 3 and names[0].startswith("a~") and names[2].startswith("a~")
-    assert len(list((tmp_path / "both").iterdir())) == 3 * 7
+    assert len(list((tmp_path / "both").glob("*.png"))) == 3 * 7
 
 
 def test_a_prediction_shows_itself_in_a_notebook(tmp_path):
