@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,10 +13,9 @@ from dakd.ablate.measures import TableMeasure, measure_of
 from dakd.ablate.plan import Cell, Job, TablePlan
 from dakd.ablate.run import JobStore
 from dakd.ablate.spec import RowSpec
+from dakd.evaluate.inputs import own_tables
 from dakd.metrics.bootstrap import Difference, over_seeds, paired_bootstrap
 from dakd.runtime.sealed import read_json, refuse_unlisted
-
-_RESULT_FILES = {"cost": "cost.json", "pairs": "evaluate/generation.json"}
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,19 @@ def read_results(cell: Cell, store: JobStore) -> dict[str, dict]:
     results = {}
     for source, job in cell.jobs.items():
         if store.is_done(job):
-            file = _RESULT_FILES.get(source, f"evaluate/{cell.row.training_set}.json")
-            path = store.folder_of(job) / file
+            path = _result_file(source, cell, store)
             results[source] = read_json(path, _remedy(store, job))
             if results[source] is None:
                 raise ValueError(f"{path} does not exist, though its job is done; {_remedy(store, job)}")
     return results
+
+
+def _result_file(source: str, cell: Cell, store: JobStore) -> Path:
+    job = cell.jobs[source]
+    folder = store.folder_of(job)
+    if source == "student":
+        return own_tables(folder, job.config.evaluate.split) / f"{cell.row.training_set}.json"
+    return folder / ("cost.json" if source == "cost" else "evaluate/generation.json")
 
 
 def _difference(cells: Sequence[Cell], reference: Sequence[Cell], store: JobStore) -> Difference | None:
@@ -117,7 +124,7 @@ def _have_same_images(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarra
 def _image_counts(cell: Cell, store: JobStore) -> tuple[np.ndarray, np.ndarray] | None:
     """(N, K, K) counts of the test images and their (N,) keys; None before the job is done."""
     job = cell.jobs.get("student")
-    path = store.folder_of(job) / "evaluate" / f"{cell.row.training_set}.images.npz" if job is not None else None
+    path = _result_file("student", cell, store).with_suffix(".images.npz") if job is not None else None
     if path is None or not store.is_done(job) or not path.is_file():
         return None
     try:

@@ -2,9 +2,9 @@
 
 Writes `evaluate/NAME.json` and `evaluate/NAME.images.npz` (counts by image) for each student,
 `evaluate/generation.json`, `evaluate/table.json`, `evaluate/table.txt` and the pictures of the report. Images of
-another folder (`evaluate.folder`), or a student from elsewhere (`evaluate.student`), get a folder of their own in
-`evaluate/`, named after the folder or the student, and with digits of a hash where other inputs have that name; the
-run's own evaluation stays as it is.
+another folder (`evaluate.folder`), a student from elsewhere (`evaluate.student`), and the training images of a run that
+has test images (`evaluate.split`) get a folder of their own in `evaluate/`, named after the folder, the student or the
+split, and with digits of a hash where other inputs have that name; the run's own evaluation stays as it is.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     evaluation = _summarise(cfg, results, generation, held_out)
     if is_main():
         remove_manifest(out_dir)
-        _write(cfg, out_dir, evaluation, students, held_out)
+        _write(cfg, out_dir, evaluation, students, held_out, inputs_of(cfg, run_dir, students))
         _write_image_counts(out_dir, results, held_out)
         folder, num_pictures = out_dir / "pictures", cfg.evaluate.num_pictures
         write_pictures(folder, held_out, results, open_one, pair_sets, num_pictures, device())
@@ -124,7 +124,7 @@ def _summarise(
     parts = [head, format_scores(scores), format_details(shown)] if scores else [f"{cfg.name}: no students"]
     if generation is not None:
         parts.append(format_pairs(generation))
-    elif cfg.evaluate.folder is None and cfg.evaluate.student is None:
+    elif cfg.evaluate.folder is None and cfg.evaluate.student is None and cfg.evaluate.split == "test":
         parts.append("synthetic set: none (the step generate has not run)")
     return Evaluation(scores, generation, "\n\n".join(parts), details)
 
@@ -135,6 +135,7 @@ def _write(
     evaluation: Evaluation,
     students: dict[str, Path],
     held_out: ShardSet | LabelledFolder,
+    inputs: dict[str, str | None] | None,
 ) -> None:
     facts = {
         "split": cfg.evaluate.split,
@@ -153,7 +154,7 @@ def _write(
         write_json(folder / "generation.json", evaluation.generation)
     else:
         (folder / "generation.json").unlink(missing_ok=True)
-    write_json(folder / "table.json", facts | {"inputs": inputs_of(cfg, students), "students": tables})
+    write_json(folder / "table.json", facts | {"inputs": inputs, "students": tables})
     write_text(folder / "table.txt", evaluation.table + "\n")
 
 

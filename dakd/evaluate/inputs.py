@@ -86,24 +86,38 @@ def open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardS
     return LabelledFolder(cfg, ClassTable.from_dict(metadata["classes"]))
 
 
-def inputs_of(cfg: Config, students: dict[str, Path]) -> dict[str, str | None] | None:
-    """What is evaluated besides the run's own, JSON-serialisable; None for its own students on its own images."""
+def inputs_of(cfg: Config, run_dir: Path, students: dict[str, Path]) -> dict[str, str | None] | None:
+    """What is evaluated besides the run's own, JSON-serialisable; None for its own students on its held-out images."""
     if cfg.evaluate.folder is None and cfg.evaluate.student is None:
-        return None
+        is_own = not students or own_tables(run_dir, cfg.evaluate.split) == run_dir / "evaluate"
+        return None if is_own else {"folder": None, "student": None, "split": cfg.evaluate.split}
     folder = None if cfg.evaluate.folder is None else str(Path(cfg.evaluate.folder).expanduser().resolve())
     student = None if cfg.evaluate.student is None else str(next(iter(students.values())).resolve())
     return {"folder": folder, "student": student, "split": cfg.evaluate.split}
 
 
-def out_folder(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
-    """The folder of the tables: RUN/evaluate for the run's own students on its own images, else one below it.
+def own_tables(run_dir: Path, split: str) -> Path:
+    """The folder for the tables of the run's own students on a prepared split.
 
-    The latter is named after the folder or the student. Where that name is no safe one or has the tables of others, it
-    ends in digits of a hash, the same in every call with these inputs.
+    RUN/evaluate, except for the training images of a run that has test images: RUN/evaluate/train.
     """
-    own, inputs = run_dir / "evaluate", inputs_of(cfg, students)
+    has_test = (run_dir / "prepare" / "test" / "index.json").is_file()
+    return run_dir / "evaluate" / "train" if split == "train" and has_test else run_dir / "evaluate"
+
+
+def out_folder(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
+    """The folder of the tables: RUN/evaluate for the run's own students on its held-out images, else one below it.
+
+    The latter is named after the split, the folder or the student. Where the name of a folder or student is no safe one
+    or has the tables of others, it ends in digits of a hash, the same in every call with these inputs.
+    """
+    own, inputs = run_dir / "evaluate", inputs_of(cfg, run_dir, students)
     if inputs is None:
         return own
+    if inputs["folder"] is None and inputs["student"] is None:
+        folder = own_tables(run_dir, inputs["split"])
+        say(f"the tables of the {inputs['split']} split go to {folder}")
+        return folder
     title = next(iter(students)) if inputs["folder"] is None else Path(inputs["folder"]).name
     name = file_part(title)
     if not _is_free(own / name, inputs):
@@ -115,7 +129,9 @@ def out_folder(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
 
 def _is_free(folder: Path, inputs: dict[str, str | None]) -> bool:
     """Whether a folder has no tables, or those of the same inputs; not where it would take the place of files."""
-    if same_file(folder.name) == "pictures" or folder.suffix.lower() in (".json", ".npz", ".txt") or folder.is_file():
+    # The tables of the run's training images have their place too (see `own_tables`).
+    is_taken = same_file(folder.name) in ("pictures", "train") or folder.is_file()
+    if is_taken or folder.suffix.lower() in (".json", ".npz", ".txt"):
         return False
     try:
         table = read_json(folder / "table.json")

@@ -149,6 +149,23 @@ def test_a_folder_without_masks_or_without_anything_is_refused(config, pictures,
         LabelledFolder(asking(config, folder=str(pictures), dataset="osd"), OSD_CLASSES)
 
 
+def test_the_training_images_do_not_write_over_the_tables_of_the_test_images(run_dir, config, grey_file, pictures):
+    evaluate(config, run_dir)
+    before = (run_dir / "evaluate" / "table.json").read_bytes()
+    evaluate(asking(config, folder=str(pictures.rename(pictures.with_name("train")))), run_dir)
+    evaluate(asking(config, split="train"), run_dir)
+    assert (run_dir / "evaluate" / "table.json").read_bytes() == before
+    table = read_json(run_dir / "evaluate" / "train" / "table.json")
+    assert table["inputs"] == {"folder": None, "student": None, "split": "train"}
+    assert table["split"] == "train" and len(list((run_dir / "evaluate").glob("train~*/table.json"))) == 1
+
+
+def test_the_only_split_of_a_run_is_its_own(run_dir, config, grey_file):
+    shutil.rmtree(run_dir / "prepare" / "test")
+    evaluate(asking(config, split="train"), run_dir)
+    assert read_json(run_dir / "evaluate" / "table.json")["split"] == "train"
+
+
 @pytest.mark.parametrize("name", ["pictures", "Pictures", "real.json", "table.txt", "real.images.npz", "nul", "a\nb"])
 def test_a_folder_that_is_called_like_other_outputs_gets_a_name_of_its_own(name, run_dir, config, grey_file, pictures):
     asked = asking(config, folder=str(pictures.rename(pictures.with_name(name))))
