@@ -14,6 +14,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 MAX_BYTES = 120  # of a name in UTF-8; file systems take 255 for the name with its ending
+# What `is_file_part` asks, for messages.
+FILE_PART = (
+    'no slash, colon or other special character (<>"|?*\\), no dot or space at its ends, no dash or tilde at its '
+    f"start, no device of Windows such as CON, at most {MAX_BYTES} bytes"
+)
 _DIGITS = 10
 _MARKED = re.compile(rf"~[0-9a-f]{{{_DIGITS}}}$")
 _FORBIDDEN = frozenset('<>:"/\\|?*')  # on Windows; the slash everywhere

@@ -15,6 +15,7 @@ from dakd.config import PrepareConfig, build_config, parse_yaml, validated
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
 from dakd.data.readers.read_picture import picture_size
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
+from dakd.names import FILE_PART, is_file_part
 from dakd.runtime.files import write_text
 
 # For classes without a given colour: the colour of the OSD class of that name, then clearly different colours.
@@ -82,8 +83,8 @@ def write_starter(
 
 
 def _check_name(name: str) -> None:
-    if not name.strip() or name in (".", "..") or re.search(r"[/\\$\x00-\x1f\x7f]", name):
-        raise ValueError(f"name is {name!r}; expected a folder name without slash, dollar or control characters")
+    if not is_file_part(name) or "$" in name:
+        raise ValueError(f"name is {name!r}; expected a folder's name: no dollar, {FILE_PART}")
 
 
 def _check_read_back(text: str, name: str, prepare: dict) -> None:

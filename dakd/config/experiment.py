@@ -13,7 +13,7 @@ from dakd.config.prepare import PrepareConfig
 from dakd.config.student import TrainSarossConfig
 from dakd.config.teacher import BalanceConfig, TrainJointNetConfig
 from dakd.config.training import DataConfig
-from dakd.names import MAX_BYTES
+from dakd.names import FILE_PART, is_file_part
 
 
 class Config(Section):
@@ -57,12 +57,8 @@ class Config(Section):
     @classmethod
     def _is_a_folder(cls, name: str) -> str:
         """It is the run's folder in runs/."""
-        outside = {"/", "\\"}.intersection(name) or name.strip(". ") != name
-        if outside or not name.isprintable() or len(name.encode(errors="replace")) > MAX_BYTES:
-            raise ValueError(
-                f"expected a folder's name: no slash or control character, no dot or space at its ends, at most "
-                f"{MAX_BYTES} bytes; set run_dir for a run in another place"
-            )
+        if not is_file_part(name):
+            raise ValueError(f"expected a folder's name: {FILE_PART}; set run_dir for a run in another place")
         return name
 
     @property

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dakd.data.pictures import class_map, overlay, save_png
 from dakd.data.sample import ClassTable
-from dakd.names import MAX_BYTES, file_part, hashed, is_file_part, unique_names
+from dakd.names import FILE_PART, file_part, hashed, is_file_part, unique_names
 from dakd.runtime.named import Named
 
 OVERLAY_ALPHA = 0.45
@@ -56,10 +56,7 @@ class Prediction:
         Raises ValueError for a name that leaves the folder or that not every file system takes.
         """
         if not is_file_part(name):
-            raise ValueError(
-                f"name is {name!r}; expected the start of a file's name, such as 'scene_1': no slash or other special "
-                f"character, no dot or space at its ends, at most {MAX_BYTES} bytes"
-            )
+            raise ValueError(f"name is {name!r}; expected the start of a file's name, such as 'scene_1': {FILE_PART}")
         greys = ((255 * one).round().astype(np.uint8) for one in self.probability)
         pictures = chain([self.class_map(), self.overlay(alpha)], map(Image.fromarray, greys))
         for ending, picture in zip(output_endings(self.classes), pictures):

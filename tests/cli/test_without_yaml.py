@@ -160,10 +160,10 @@ def test_init_knows_the_other_datasets(dataset, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name, folder, classes", [
     ("plain", "data", "sea,oil"),
-    ("with: colon #1", "a b's \"data\"", "sea water, oil:00ffff"),
+    ("with, comma #1", "a b's \"data\"", "sea water, oil:00ffff"),
     ("öl 🛢", "daten 🛢 {x}", "mer,öl 🛢"),
     ("2024", "1e3", "null,true,~,1"),
-    ("- dash", "*star", "&a,!b,%c,@d,'e',\"f\",[g],{h}"),
+    ("[dash]", "*star", "&a,!b,%c,@d,'e',\"f\",[g],{h}"),
 ])  # fmt: skip
 def test_names_roots_and_classes_of_any_letters_are_read_as_they_were_given(
     name, folder, classes, tmp_path, monkeypatch, capsys
@@ -182,7 +182,7 @@ def test_names_roots_and_classes_of_any_letters_are_read_as_they_were_given(
 def test_a_name_that_cannot_name_a_folder_is_refused(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["init", "--dataset", "simulated", "--", name]) == 1
-    assert "expected a folder name" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "expected a folder's name" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_root_that_a_yaml_would_expand_is_refused(tmp_path, monkeypatch, capsys):

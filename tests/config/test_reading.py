@@ -104,7 +104,8 @@ def test_a_name_may_look_like_a_number(tmp_path):
     assert "; did you mean 'unet'? (found 'unett')" in explain(train_saross={"student": {"name": "unett"}})
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a/b", ".", "..", " ", "a ", "a.", "a\nb", "x" * 300])
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", ".", "..", " ", "a ", "a.", "a\nb", "x" * 300,
+                                  "a:b", "CON", "nul.x", "-rf", "~", "a\\b", "a*", ".hidden"])  # fmt: skip
 def test_a_name_that_would_leave_the_folder_of_runs_is_refused(name):
     assert "name: expected a folder's name" in explain(name=name)
 
