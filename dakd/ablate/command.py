@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Container, Sequence
-from pathlib import Path
 
 from dakd.ablate.figures import draw_figures
 from dakd.ablate.measures import measure_of
 from dakd.ablate.plan import TablePlan, make_plan
 from dakd.ablate.run import JobStore, Unfinished, work
 from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, table_file, without_absent
-from dakd.ablate.table import write_table
+from dakd.ablate.table import table_folder, write_table
 from dakd.pipeline import Stopped
 from dakd.runtime.place import refuse_launcher
 from dakd.runtime.slurm import array_task
@@ -42,14 +41,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.reference in absent:
         raise ValueError(f"--reference {args.reference}: {absent[args.reference]}")
     plan = make_plan(table, file.parent, args.small, args.overrides)
-    store, folder = JobStore(args.store), args.out or Path("runs/ablate") / file.stem
+    store, folder = JobStore(args.store), args.out or table_folder(file)
     unfinished = Unfinished()
     if not args.status:
         refuse_launcher("ablate")
         print(f"ablate: {len(plan.cells)} cells, {len(plan.jobs)} jobs, {_num_done(plan, store)} of them done")
         place, count = array_task()
         unfinished = work(plan, store, args.processes, first=place * len(plan.jobs) // count)
-    path = write_table(plan, store, folder, unfinished.failed, absent)
+    path = write_table(plan, store, folder, unfinished.failed, absent, file)
     print(path.read_text())
     if args.figures:
         for picture in draw_figures(plan, store, folder / "figures"):

@@ -15,10 +15,31 @@ from dakd.ablate.plan import TablePlan
 from dakd.ablate.results import Line, SeedValues, collect, read_results
 from dakd.ablate.run import JobStore
 from dakd.config import Config
+from dakd.names import file_part, hashed, same_file
 from dakd.runtime.files import write_text
-from dakd.runtime.runlog import format_duration
+from dakd.runtime.runlog import format_duration, say
+from dakd.runtime.sealed import read_json, write_json
 
 MISSING = "missing"
+TABLES = Path("runs/ablate")
+_SOURCE = "source.json"
+
+
+def table_folder(file: str | Path) -> Path:
+    """The folder in runs/ablate of a table's YAML: its stem, with digits of a hash where another file has that one."""
+    file = Path(file).resolve()
+    name = file_part(file.stem)
+    if same_file(name) == "store" or _source_of(TABLES / name) not in (None, file):
+        name = hashed(file.stem, str(file))
+        say(f"ablate: this table goes to {TABLES / name}, for {TABLES / file.stem} is taken")
+    return TABLES / name
+
+
+def _source_of(folder: Path) -> Path | None:
+    """The YAML of the table that lies in a folder; None where there is none, or where the YAML is gone."""
+    found = read_json(folder / _SOURCE, f"remove {folder}; the table is made again from the store")
+    source = None if found is None else Path(found["table"])
+    return source if source is not None and source.is_file() else None
 
 
 def write_table(
@@ -27,13 +48,17 @@ def write_table(
     folder: str | Path,
     failed: dict[str, str] | None = None,
     absent: dict[str, str] | None = None,
+    file: Path | None = None,
 ) -> Path:
     """Write table.md, table.csv, table.tex and seeds.csv into a folder; the path of table.md.
 
-    failed: the errors of failed jobs, by name.  absent: why rows are not in the plan, by name.
+    failed: the errors of failed jobs, by name.  absent: why rows are not in the plan, by name.  file: of the table, for
+    `table_folder`.
     """
     folder = Path(folder)
     lines = collect(plan, store)
+    if file is not None:
+        write_json(folder / _SOURCE, {"table": str(file.resolve())})
     write_text(folder / "table.csv", _csv(plan, lines))
     write_text(folder / "seeds.csv", _seeds_csv(plan, store))
     write_text(folder / "table.tex", _latex(plan, lines))

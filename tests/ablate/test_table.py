@@ -10,7 +10,7 @@ from ablate_worlds import SOFT, plan_of, write_scores
 
 from dakd.ablate.results import collect
 from dakd.ablate.run import JobStore
-from dakd.ablate.table import write_table
+from dakd.ablate.table import TABLES, table_folder, write_table
 from dakd.metrics.bootstrap import paired_bootstrap
 
 REAL = {"name": "real & plain", "head": {"b": "-"}, "paper": {"miou": 70.5}}
@@ -129,3 +129,17 @@ def test_equal_numbers_are_both_the_best_and_a_column_of_equals_has_none(tmp_pat
     write_table(plan, store, tmp_path / "out")
     rows = (tmp_path / "out" / "table.tex").read_text().split(r"\midrule")[1].splitlines()[1:4]
     assert [row.count(r"\textbf{") for row in rows] == [0, 2, 2]
+
+
+def test_two_tables_whose_files_have_one_name_have_folders_of_their_own(tmp_path, monkeypatch, half_done):
+    monkeypatch.chdir(tmp_path)
+    files = [tmp_path / name for name in ("one/b_sweep.yaml", "two/b_sweep.yaml", "store.yaml")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        write_table(*half_done, table_folder(file), file=file)
+    folders = [table_folder(file) for file in files]
+    assert folders[0] == TABLES / "b_sweep" and len(set(folders)) == 3 and TABLES / "store" not in folders
+    assert all((folder / "table.md").is_file() for folder in folders)
+    files[0].unlink()  # it was moved: its folder is free
+    assert table_folder(tmp_path / "three" / "b_sweep.yaml") == TABLES / "b_sweep"
