@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from hang_up import heed_signals
 from torture import believed_files, damaged_shards, ends, full_disk, generation, preparing, training, walks
 from torture.trials import Trials
 
@@ -62,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of faults; at least one each")
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args(arguments)
+    heed_signals()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process with a CUDA context cannot be forked
     torch.set_num_threads(1)
     print(f"torture: seed {options.seed}, scale {options.scale:g}, {code_version()}", flush=True)
