@@ -89,9 +89,11 @@ def _read(stream: TextIO) -> dict[str, Any] | None:
     """The owner on record; None where there is none, or one that was killed while it wrote itself down."""
     stream.seek(0)
     try:
-        return json.loads(stream.read())
-    except ValueError:
+        owner = json.loads(stream.read())
+    except (ValueError, RecursionError):
         return None
+    is_owner = isinstance(owner, dict) and {"host", "started"} <= owner.keys() and isinstance(owner.get("pid"), int)
+    return owner if is_owner else None
 
 
 def _write(stream: TextIO, owner: dict | None) -> None:

@@ -162,7 +162,7 @@ def check_identity(folder: Path, identity: dict) -> None:
     """ValueError where the newest checkpoint belongs to another experiment; its tensors are not read."""
     for path in reversed(list_checkpoints(folder)):
         with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one: the training takes the one before it
-            found = json.loads((path / _FACTS).read_bytes())["identity"]
+            found = _facts_of(path)["identity"]
             break
     else:
         return

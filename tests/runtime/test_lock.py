@@ -77,6 +77,19 @@ def test_without_locks_an_owner_on_another_host_is_refused_with_the_file_to_remo
         pass
 
 
+@pytest.mark.parametrize("content", ["[1]", "7", "{}", '{"host": "here", "pid": "x", "started": 1}', "[" * 100_000])
+def test_a_lock_with_other_content_names_nobody_and_holds_nobody_up(tmp_path, monkeypatch, content):
+    (tmp_path / ".lock").write_text(content)
+    with locked(tmp_path):
+        (tmp_path / ".lock").write_text(content)
+        with pytest.raises(RuntimeError, match="being written by another process"), locked(tmp_path):
+            pass
+    (tmp_path / ".lock").write_text(content)
+    without_locks(monkeypatch)
+    with locked(tmp_path):
+        pass
+
+
 def test_another_error_of_the_file_system_is_not_hidden(tmp_path, monkeypatch):
     without_locks(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match="no locks available"), locked(tmp_path):

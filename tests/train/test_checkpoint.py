@@ -15,7 +15,7 @@ import torch
 from worlds import write_checkpoints
 
 from dakd.train import checkpoint
-from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint, verified_facts
+from dakd.train.checkpoint import check_identity, list_checkpoints, load_latest, save_checkpoint, verified_facts
 
 STATE = {"master/w": torch.arange(6.0).reshape(2, 3), "ema/w": torch.zeros(2, 3)}
 IDENTITY = {"b": 0.5, "crop": (64, 64)}
@@ -31,6 +31,16 @@ def test_state_and_facts_come_back(tmp_path):
     assert torch.equal(state["master/w"], STATE["master/w"]) and set(state) == set(STATE)
     assert facts["step"] == 7 and facts["position"] == 112
     assert facts["versions"]["torch"] == metadata.version("torch") and "python" in facts["versions"]
+
+
+def test_a_check_of_the_settings_passes_over_damaged_checkpoints(tmp_path):
+    save(tmp_path, 1)
+    for step, content in enumerate(("[]", '{"identity": 5}', "[" * 100_000, ""), 2):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / "state.json").write_text(content)
+    check_identity(tmp_path, IDENTITY)
+    with pytest.raises(ValueError, match=r"step-00000001 was made with other settings:\n  b: 0\.5 there, 0\.6 now"):
+        check_identity(tmp_path, IDENTITY | {"b": 0.6})
 
 
 def test_the_newest_are_kept_in_the_order_of_steps(tmp_path):
