@@ -191,9 +191,16 @@ def ignore_stop_signals(_: int = 0) -> None:
 
     SLURM, terminals and process groups send them to all. The second SIGTERM, which the rank itself sends, is obeyed.
     """
-    die_with_parent()
+    rank = os.getppid()
+
+    def end_without_rank(*_: object) -> None:
+        # The kernel sends it also where no more than the thread ended that had started this reader.
+        if os.getppid() != rank:
+            os._exit(FAILED)
+
+    signal.signal(signal.SIGHUP, end_without_rank)
+    die_with_parent(signal.SIGHUP)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 

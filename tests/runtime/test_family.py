@@ -211,3 +211,20 @@ def test_readers_die_with_their_rank(tmp_path, family):
     rank.kill()
     rank.wait()
     wait_until(lambda: not is_running(reader), "the reader outlived its rank")
+
+
+def test_readers_live_on_when_the_thread_that_started_them_ends(tmp_path, family):
+    code = (
+        "import multiprocessing, os, pathlib, sys, threading, time\n"
+        "from dakd.runtime.stopping import ignore_stop_signals\n"
+        "context = multiprocessing.get_context('fork')\nbegun, asked, answered = (context.Event() for _ in range(3))\n"
+        "def read():\n    ignore_stop_signals()\n    begun.set()\n    asked.wait()\n    answered.set()\n"
+        "reader = context.Process(target=read)\nthread = threading.Thread(target=reader.start)\n"
+        "thread.start()\nthread.join()\nbegun.wait()\n"
+        "while len(os.listdir('/proc/self/task')) > 1: time.sleep(0.01)\n"
+        "asked.set()\nreader.join()\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'answered').write_text(str(answered.is_set()))\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'rank').write_text(str(os.getpid()))\ntime.sleep(60)"
+    )
+    family([sys.executable, "-c", code])
+    assert (tmp_path / "answered").read_text() == "True"
