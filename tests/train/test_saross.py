@@ -81,13 +81,25 @@ def test_epochs_count_real_and_synthetic_samples_of_the_largest_set(trained):
 
 
 def test_resume_is_bitwise_equal_to_the_uninterrupted_run(trained, tmp_path):
-    config = with_pairs(tmp_path, steps=2)
+    shutil.copytree(trained.run_path, tmp_path / "run")
+    config = trained.model_copy(update={"run_dir": str(tmp_path / "run")})
+    folder = student_folder(config, "real+synthetic")
+    # As a kill after step 2 leaves it.
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    for path in (folder / "manifest.json", *folder.glob("*.safetensors")):
+        path.unlink()
     train_saross(config, ("real+synthetic",))
-    config = with_pairs(tmp_path)
-    train_saross(config, ("real+synthetic",))
+    assert [record["step"] for record in read_records(folder / "metrics.jsonl")] == [1, 2, 3, 4]
     for file in ("student.safetensors", "student_raw.safetensors"):
         resumed, straight = (load_state(student_folder(c, "real+synthetic") / file) for c in (config, trained))
         assert all(torch.equal(resumed[name], value) for name, value in straight.items())
+
+
+def test_a_run_whose_rate_falls_with_its_length_is_not_made_longer(trained, tmp_path):
+    shutil.copytree(trained.run_path, tmp_path / "run")
+    config = with_pairs(tmp_path, steps=5)
+    with pytest.raises(ValueError, match=r"optimizer\.total_steps: 4 there, 5 now"):
+        train_saross(config, ("real+synthetic",))
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "emptied", "killed before its manifest"])
