@@ -8,6 +8,7 @@ its folder's manifest. Pictures and texts that no manifest lists are opened, and
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import zipfile
 from collections import Counter
@@ -21,10 +22,11 @@ from PIL import Image
 from dakd.data.index import Index, load_index, load_sidecar
 from dakd.data.open_shard import read_spans
 from dakd.generate.sidecar import manifest_line
-from dakd.runtime.files import file_hash, write_text
-from dakd.runtime.runlog import progress
+from dakd.runtime.files import file_hash, parse_json, write_text
+from dakd.runtime.runlog import METRICS, drop_records_after, progress
 from dakd.runtime.sealed import (
     MANIFEST,
+    list_again,
     parse_sealed,
     read_manifest,
     refuse_changed_yaml,
@@ -32,15 +34,15 @@ from dakd.runtime.sealed import (
     remedy,
     seal,
     seal_yaml,
-    write_manifest,
 )
 from dakd.runtime.tensor_files import load_foreign_state, load_state, read_metadata, save_weights
-from dakd.train.checkpoint import verified_facts
+from dakd.train.checkpoint import list_checkpoints, verified_facts
 
 State = Literal["ok", "damaged", "missing", "unexpected", "unfinished"]
 _STEPS = ("prepare", "balance", "train_jointnet", "generate", "train_saross", "evaluate", "predict", "report")
 _STATE = {"state.json", "state.safetensors"}  # the files of a checkpoint or snapshot
-_ERRORS = (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, SyntaxError, zipfile.BadZipFile)
+_ERRORS = (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, SyntaxError, zipfile.BadZipFile,
+           yaml.YAMLError)  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -69,11 +71,13 @@ def next_command(run: Path, found: Found) -> str:
     place = shlex.quote(str(found.path))
     parts = found.path.relative_to(run).parts
     step = parts[0] if parts[0] in _STEPS else None
-    if step is None:
-        return f"copy {place} again, or run any step of the experiment again"
     config = run / "config.yaml"
-    config_name = shlex.quote(str(config)) if config.is_file() else "EXPERIMENT.yaml"
+    config_name = shlex.quote(str(config)) if _is_whole_config(config) else "EXPERIMENT.yaml"
     options = f"--config {config_name} run_dir={shlex.quote(str(run))}"
+    if step is None:
+        return f"dakd prepare {options}" if parts == ("config.yaml",) else f"rm -f {place}"
+    if parts[-1] == "config.yaml":
+        return f"rm -f {place}  # the config.yaml of the run says what was run"
     if step == "prepare":
         if parts[-1].startswith("shard-") and parts[-1].endswith(".json"):
             return f"rm -f {place}  # it is made again from its tar"
@@ -84,6 +88,12 @@ def next_command(run: Path, found: Found) -> str:
         return f"rm -f {place} && dakd generate {options}"
     if step == "generate":
         return f"dakd generate {options} --repair"
+    if parts[-1] == METRICS:
+        return f"dakd verify --accept {place}  # keeps its whole lines; only training again makes the others"
+    if "samples" in parts:
+        return f"rm -f {place}  # only training again makes it"
+    if "checkpoints" in parts and list_checkpoints(found.path.parents[1])[-1:] != [found.path.parent]:
+        return f"rm -r {shlex.quote(str(found.path.parent))}  # there is a newer one"
     if "posthoc" in parts:
         return f"rm -r {shlex.quote(str(found.path.parent))}  # dakd ema leaves it out; only training again makes it"
     return f"dakd {step} {options}"
@@ -104,24 +114,37 @@ def format_found(run: Path, found: list[Found]) -> str:
 
 
 def accept(path: Path) -> None:
-    """Give a file that was edited by hand a checksum that fits, in its folder's manifest too.
+    """Give a file that was edited by hand a checksum that fits, and have the manifest that lists it list it so.
 
-    ValueError for a file that holds no checksum, is not JSON any more or has values that are not finite.
+    Of a log of lines the whole ones stay. A file that was removed is no longer listed.
+    ValueError for a file that has no checksum, is not JSON any more or has values that are not finite.
     """
+    if not path.is_file():
+        if not list_again(path):
+            raise ValueError(f"there is no {path}, and no {MANIFEST} lists it; give a file of a run")
+        return
     if path.suffix == ".safetensors":
         metadata = dict(read_metadata(path))
         save_weights(path, load_foreign_state(path), metadata)
     elif path.suffix == ".json":
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict) or content.pop("content_sha256", None) is None:
+        content = parse_json(path.read_bytes(), path, "mend it first")
+        if content.pop("content_sha256", None) is None:
             raise ValueError(f"{path} has no content_sha256, so dakd did not write it; give a JSON file of a run")
         write_text(path, seal(json.dumps(content, indent=1)))
     elif path.suffix == ".yaml":
         write_text(path, seal_yaml("".join(line for line in path.open() if not line.startswith("# content_sha256: "))))
-    else:
-        raise ValueError(f"{path} holds no checksum of its own; expected a .json, .yaml or .safetensors file of a run")
-    if (listed := read_manifest(path.parent)) and path.name in listed:
-        write_manifest(path.parent, [path.parent / name for name in listed])
+    elif path.name == METRICS:
+        drop_records_after(path, math.inf)
+    if not list_again(path) and path.suffix not in (".safetensors", ".json", ".yaml", ".jsonl"):
+        raise ValueError(f"{path} holds no checksum of its own and no {MANIFEST} lists it; give another file of a run")
+
+
+def _is_whole_config(path: Path) -> bool:
+    try:
+        refuse_changed_yaml(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -132,19 +155,26 @@ def _look_at(path: Path) -> Found:
         is_part = path.name.endswith((".tmp", ".old")) or path.parent.name.startswith(".")
         return Found("unfinished", path, "left by a writer that was killed, or being written") if is_part else Found(
             "ok", path)  # fmt: skip
-    if any(part.endswith(".partial") or part == "quarantine" for part in path.parts):
+    if any(part.endswith(".partial") or part.startswith(("damaged-step-", "quarantine")) for part in path.parts):
         return Found("unfinished", path, "set aside by its step")
     if path.suffix not in _CHECKS and "claims" not in path.parts and path.name != "wandb_id":
         return Found("unexpected", path, "no step writes such a file")
     try:
         _CHECKS.get(path.suffix, lambda _: None)(path)
-        if path.name not in _STATE:
+        if path.name not in _STATE and _has_readable_manifest(path.parent):
             refuse_unlisted(path)
     except FileNotFoundError:
         return Found("unfinished", path, "it went away: its step is at work")
     except _ERRORS as error:
         return Found("damaged", path, _short(error, path))
     return Found("ok", path)
+
+
+def _has_readable_manifest(folder: Path) -> bool:
+    try:
+        return read_manifest(folder) is not None
+    except ValueError:
+        return False  # reported as damaged itself
 
 
 def _short(error: BaseException, path: Path) -> str:
@@ -201,9 +231,9 @@ def _check_lines(path: Path) -> None:
 
 
 def _check_settings(path: Path) -> None:
+    refuse_changed_yaml(path)
     if not isinstance(yaml.safe_load(path.read_text()), dict):
         raise ValueError("holds no settings")
-    refuse_changed_yaml(path)
 
 
 def _check_text(path: Path) -> None:
@@ -247,7 +277,7 @@ def _listed(folder: Path) -> Iterator[Found]:
     except ValueError:
         return  # reported as damaged
     if manifest is None:
-        if any(folder.iterdir()):
+        if any(folder.iterdir()) and folder.name != "prepare":
             yield Found("unfinished", folder, f"its step has not finished: there is no {MANIFEST}")
         return
     for name, expected in manifest.items():
@@ -261,6 +291,8 @@ def _listed(folder: Path) -> Iterator[Found]:
 def _prepared(folder: Path) -> Iterator[Found]:
     if not folder.is_dir():
         return
+    if not (folder / MANIFEST).is_file():  # it appears with all its files, at once
+        yield Found("missing", folder / MANIFEST, "prepare writes it")
     report = _readable(folder / "report.json")
     if report is None:
         if not (folder / "report.json").is_file():

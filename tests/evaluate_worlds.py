@@ -17,7 +17,7 @@ from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, ClassTable, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from dakd.runtime.files import write_text
-from dakd.runtime.sealed import write_json
+from dakd.runtime.sealed import seal_yaml, write_json
 
 GREY_OF_CLASS = (100, 20, 60, 250, 180)
 
@@ -106,7 +106,7 @@ def run_dir(config):
     Image.fromarray(np.full((32, 64), 90, np.uint8)).save(samples / "step-00000010.png")
     write_text(run_dir / "train_jointnet" / "stage1" / "metrics.jsonl", '{"step": 1, "images_seen": 4, "loss": 0.5}\n')
     write_json(run_dir / "balance" / "balance.json", {"b": 0.528, "computed": 0.4846})
-    write_text(run_dir / "config.yaml", dump_config(config))
+    write_text(run_dir / "config.yaml", seal_yaml(dump_config(config)))
     return run_dir
 
 

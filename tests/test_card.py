@@ -16,7 +16,7 @@ from worlds import toy_config, with_ddpm, with_pairs, with_teacher
 
 from dakd.card import card_of, card_text, count_parameters, without_places, write_cards
 from dakd.card.write import _front_licence
-from dakd.config import Config, build_config, dump_config
+from dakd.config import Config, build_config
 from dakd.data.index import write_index
 from dakd.data.prepared import open_prepared
 from dakd.data.sample import OSD_CLASSES, ClassTable
@@ -199,7 +199,7 @@ def test_a_card_holds_no_path_of_the_machine(run):
     tree["data"]["cache"] = "/secret"
     config = build_config(tree)
     for folder in ("train_saross/real", "train_jointnet/stage3"):
-        (run / folder / "config.yaml").write_text(dump_config(config))
+        save_config(config, run / folder)
     path = run / "train_saross" / "real" / "student.safetensors"
     facts = read_metadata(path)
     student = facts["student"] | {"pretrained": "/secret/a.pth"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+import subprocess
 
 import pytest
 from worlds import finished_run
@@ -11,6 +11,7 @@ from worlds import finished_run
 from dakd.card.subject import read_config
 from dakd.cli.main import main
 from dakd.report.report import write_report
+from dakd.runtime.runlog import read_records
 from dakd.runtime.sealed import read_json, write_json
 from dakd.verify import verify_run
 from dakd.weights import load_student
@@ -21,11 +22,13 @@ FILES = {  # one of each kind, with the command that makes it again
     "prepare/train/shard-000000.json": "made again from its tar",
     "prepare/report.json": "dakd prepare",
     "prepare/contact_sheet.png": "dakd prepare",
+    "prepare/manifest.json": "dakd prepare",
     "balance/balance.json": "dakd balance",
     "generate/index.json": "dakd generate",
     "generate/shard-000000.tar": "--repair",
     "train_jointnet/stage3/weights_ema.safetensors": "dakd train_jointnet",
     "train_saross/real/student.safetensors": "dakd train_saross",
+    "train_saross/real/metrics.jsonl": "dakd verify --accept",
     "train_saross/real/checkpoints/step-00000004/state.json": "dakd train_saross",
     "train_saross/real/checkpoints/step-00000004/state.safetensors": "dakd train_saross",
     "evaluate/real.json": "dakd evaluate",
@@ -126,15 +129,76 @@ def test_an_edit_of_ones_own_can_be_accepted(run, capsys):
     assert states(run) == {}
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "foreign.json"])
-def test_a_file_that_dakd_did_not_write_is_not_accepted(run, name, capsys):
-    (run / name).write_text('{"a": 1}')
+def test_to_accept_one_file_accepts_no_other_one_of_its_folder(run, finished, capsys):
+    folder = run / "evaluate"
+    shutil.copy(folder / "real.json", folder / "table.json")
+    (folder / "pictures" / "index.json").write_bytes((folder / "real.json").read_bytes())
+    (folder / "table.txt").write_text("mine")
+    assert main(["verify", "--accept", str(folder / "pictures" / "index.json")]) == 0
+    assert main(["verify", "--accept", str(folder / "table.txt")]) == 0
+    assert states(run) == {"evaluate/table.json": "damaged"}
+    (folder / "real.images.npz").unlink()
+    (folder / "table.json").unlink()
+    assert main(["verify", "--accept", str(folder / "real.images.npz")]) == 0
+    assert states(run) == {"evaluate/table.json": "missing"}
+
+
+def test_the_log_of_a_finished_training_is_believed_as_it_was_written_and_its_whole_lines_can_be_kept(run, capsys):
+    path = run / "train_saross" / "real" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss": 0.5', '"loss": 0.4').replace('{"step": 3', '{"sfep": 3'))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is not the file that its step wrote .* --accept"):
+        write_report(run)
+    assert states(run) == {"train_saross/real/metrics.jsonl": "damaged"}
+    assert main(["verify", "--accept", str(path)]) == 0
+    assert states(run) == {} and [record["step"] for record in read_records(path)] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("name, reason", [
+    ("notes.txt", "notes.txt holds no checksum of its own and no manifest.json lists it"),
+    ("foreign.json", "foreign.json has no content_sha256, so dakd did not write it"),
+    ("cut.json", "cut.json is not JSON"),
+    ("gone.json", "there is no "),
+])  # fmt: skip
+def test_a_file_that_dakd_did_not_write_is_not_accepted(run, name, reason, capsys):
+    if name != "gone.json":
+        (run / name).write_text('{"a": 1' + "}" * (name != "cut.json"))
     assert main(["verify", "--accept", str(run / name)]) == 1
-    assert "expected a .json" in capsys.readouterr().err or json.loads((run / name).read_text()) == {"a": 1}
+    assert reason in capsys.readouterr().err and (run / "manifest.json").exists() is False
+
+
+def test_a_damaged_manifest_is_no_damage_to_the_files_that_it_lists(run):
+    flip(run / "evaluate" / "manifest.json")
+    assert states(run) == {"evaluate/manifest.json": "damaged"}
+
+
+def test_repairs_of_what_a_finished_training_leaves_alone_remove_it(run, capsys):
+    folder = run / "train_saross" / "real"
+    older = folder / "checkpoints" / "step-00000002"
+    shutil.copytree(folder / "checkpoints" / "step-00000004", older)
+    shutil.copytree(older, older.with_name("damaged-step-00000003"))
+    (folder / "samples").mkdir()
+    for path in (older / "state.json", older.with_name("damaged-step-00000003") / "state.json",
+                 folder / "samples" / "step-00000002.png", folder / "config.yaml"):  # fmt: skip
+        path.write_text("damaged")
+    assert main(["verify", str(run)]) == 1
+    repairs = capsys.readouterr().out.partition("to repair:\n")[2]
+    assert "dakd train_saross" not in repairs and repairs.count("\n") == 3
+    subprocess.run(repairs, shell=True, check=True)
+    assert set(states(run).values()) == {"unfinished"}
+
+
+def test_settings_that_are_damaged_are_not_the_settings_of_a_repair(run, capsys):
+    (run / "config.yaml").write_text("name: [")
+    (run / "balance" / "balance.json").write_text("")
+    assert main(["verify", str(run)]) == 1
+    printed = capsys.readouterr().out
+    assert "damaged     config.yaml: " in printed and "dakd balance --config EXPERIMENT.yaml run_dir=" in printed
 
 
 def test_settings_of_a_run_that_were_edited_are_found_and_can_be_accepted(run, capsys):
     path = run / "config.yaml"
+    path.write_text(path.read_text().partition("\n")[2])
+    assert states(run) == {"config.yaml": "damaged"}
     path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
     assert states(run) == {"config.yaml": "damaged"}
     for read in (read_config, write_report):

@@ -10,7 +10,7 @@ import yaml
 from dakd.card.subject import Subject, file_name, trained_on, without_places
 from dakd.config import GenerateConfig
 from dakd.metrics.tables import format_cell
-from dakd.runtime.runlog import read_records
+from dakd.runtime.runlog import METRICS, read_records
 from dakd.shipped import code_version
 
 # Source of the images and the terms for passing them on, by `prepare.dataset`.
@@ -125,7 +125,7 @@ def training(model: Subject) -> str:
 
 def _steps(model: Subject) -> str | None:
     """Of this training; a teacher's earlier stages are named by their settings."""
-    records = [] if model.folder is None else read_records(model.folder / "metrics.jsonl")
+    records = [] if model.folder is None else read_records(model.folder / METRICS)
     total = model.metadata.get("optimizer", {}).get("total_steps") or (records[-1]["step"] if records else None)
     if total is None or model.config is None or model.metadata["kind"] != "jointnet":
         return None if total is None else str(total)

@@ -254,7 +254,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN", type=Path, help="the run folder (runs/NAME), or with --accept a file")
     parser.add_argument("--accept", action="store_true",
-                        help="give a .json or .safetensors file that you edited a checksum that fits")  # fmt: skip
+                        help="give a file that you edited, or removed, a checksum that fits")  # fmt: skip
 
 
 TOOL_COMMANDS = (

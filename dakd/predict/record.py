@@ -19,7 +19,7 @@ from dakd.predict.images import BadImages, Source, name_sources, predict_sources
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction, output_endings
 from dakd.runtime.distributed import barrier, is_main
 from dakd.runtime.runlog import say
-from dakd.runtime.sealed import files_of, parse_sealed, remove_manifest, write_json, write_manifest
+from dakd.runtime.sealed import files_of, parse_sealed, read_manifest, remove_manifest, write_json, write_manifest
 
 RECORD_FILE = "predict.json"
 
@@ -57,6 +57,7 @@ def predict_to_folder(
     named = name_sources(sources, classes, out_dir, earlier, () if is_own else _not_ours(out_dir, before))
     barrier()  # every rank has read the record before it is replaced
     if is_main():
+        listed = _listed(out_dir) if is_own else {}
         if is_own:
             remove_manifest(out_dir)
         if before and not is_same:
@@ -78,7 +79,9 @@ def predict_to_folder(
         write_json(out_dir / RECORD_FILE, record | {"images": written, "sources": kept, "failed": failed})
         if is_own:  # in any other folder, manifest.json may be somebody's
             ours = {RECORD_FILE, *(f"{name}{ending}" for name in kept for ending in record["endings"])}
-            write_manifest(out_dir, [path for path in files_of(out_dir) if path.name in ours])
+            new = {RECORD_FILE, *(f"{name}{ending}" for name in names for ending in record["endings"])}
+            earlier_files = {name: digest for name, digest in listed.items() if name not in new}
+            write_manifest(out_dir, [path for path in files_of(out_dir) if path.name in ours], earlier_files)
     if problem:
         raise problem
     return named
@@ -110,6 +113,14 @@ def _is_record(found: Any) -> bool:
         return False
     # Files are removed by these names: none may lead out of the folder.
     return all(map(is_file_part, [*sources, *(f"x{ending}" for ending in endings)]))
+
+
+def _listed(out_dir: Path) -> dict[str, str]:
+    """The hashes of the files of earlier calls; {} where no manifest can be read."""
+    try:
+        return read_manifest(out_dir) or {}
+    except ValueError:
+        return {}
 
 
 def _not_ours(out_dir: Path, record: dict) -> list[str]:

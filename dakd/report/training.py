@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from dakd.report.charts import COLOURS, Line, line_chart
 from dakd.report.pictures import Picture, embed, thumbnail
-from dakd.runtime.runlog import read_records
+from dakd.runtime.runlog import METRICS, read_records
 
 STAGES = {
     "stage1": "Stage 1: SAR-Net on images alone",
@@ -55,7 +55,7 @@ def _read(folder: Path, title: str, step: str) -> TrainingCurves:
     if len(grids) > len(chosen):
         count = min(_MAX_GRIDS, len(grids))
         small = [thumbnail(grids[round(number * (len(grids) - 1) / (count - 1))]) for number in range(count)]
-    charts = _charts(folder / "metrics.jsonl")
+    charts = _charts(folder / METRICS)
     return TrainingCurves(title, step, charts, [embed(grids[place]) for place in chosen], small, len(grids))
 
 

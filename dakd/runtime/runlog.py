@@ -20,9 +20,10 @@ from urllib.request import getproxies, proxy_bypass
 from dakd.config import Config, dump_config
 from dakd.runtime.distributed import is_main
 from dakd.runtime.files import open_to_append, sync, write_text
-from dakd.runtime.sealed import seal_yaml
+from dakd.runtime.sealed import refuse_unlisted, seal_yaml
 from dakd.shipped import extra_remedy
 
+METRICS = "metrics.jsonl"
 REPORT_INTERVAL_S = 30.0
 CONNECT_TIMEOUT_S = 3.0  # until W&B's server counts as absent
 INIT_TIMEOUT_S = 30.0  # until a server that does answer must have opened the run, in the mode auto
@@ -93,7 +94,7 @@ class RunLog:
         if not self.active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
         drop_records_after(self._path, start_step)
         self._wandb = _start_wandb(wandb_mode, folder, label, config)
         if sys.stderr.isatty():
@@ -148,8 +149,8 @@ class RunLog:
             self._wandb.finish()
 
 
-def drop_records_after(path: Path, step: int) -> None:
-    """Keep the records of steps up to `step`; a last line that a kill cut short is dropped too."""
+def drop_records_after(path: Path, step: float) -> None:
+    """Keep the records of steps up to `step`; lines that are none, such as one that a kill cut short, are dropped."""
     if not path.exists():
         return
     lines = _lines(path)
@@ -159,9 +160,13 @@ def drop_records_after(path: Path, step: int) -> None:
 
 
 def read_records(path: Path) -> list[dict]:
-    """The records of a metrics.jsonl, in order; an unfinished last line is left out."""
+    """The records of a metrics.jsonl, in order; an unfinished last line is left out.
+
+    ValueError where its training has finished and the file is not as it was then.
+    """
     if not path.exists():
         return []
+    refuse_unlisted(path)
     return [json.loads(line) for line in _lines(path) if _step_of(line) is not None]
 
 

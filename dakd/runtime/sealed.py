@@ -98,10 +98,11 @@ def seal_yaml(text: str) -> str:
 
 
 def refuse_changed_yaml(path: Path) -> None:
-    """Changed where the settings that a run keeps are not as written; a file without the first line may be any."""
+    """Changed where the settings that a run keeps are not as written."""
     first, _, text = path.read_text(errors="replace").partition("\n")
-    if first.startswith(_YAML_LINE) and f"{first}\n{text}" != seal_yaml(text):
-        raise Changed(f"{path} has changed since dakd wrote it: it no longer says what was run; {remedy(path)}")
+    if f"{first}\n{text}" != seal_yaml(text):
+        found = "its checksum differs" if first.startswith(_YAML_LINE) else "its first line is no checksum"
+        raise Changed(f"{path} has changed since dakd wrote it, and may not say what was run: {found}; {remedy(path)}")
 
 
 # --- manifests --------------------------------------------------------------------------------------------------------
@@ -112,11 +113,29 @@ def remove_manifest(folder: str | Path) -> None:
     (Path(folder) / MANIFEST).unlink(missing_ok=True)
 
 
-def write_manifest(folder: str | Path, files: Iterable[Path]) -> None:
-    """List files of a folder, or of folders in it, with their hashes; call when all of them are written."""
+def write_manifest(folder: str | Path, files: Iterable[Path], earlier: Mapping[str, str] | None = None) -> None:
+    """List files of a folder, or of folders in it, with their hashes; call when all of them are written.
+
+    earlier: the hashes of files that stay from before, so that damage to them since then is not listed as right.
+    """
     folder = Path(folder)
-    listed = {path.relative_to(folder).as_posix(): file_hash(path) for path in sorted(files)}
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(files)}
+    listed = {name: (earlier or {}).get(name) or file_hash(path) for name, path in names.items()}
     write_json(folder / MANIFEST, {"files": listed})
+
+
+def list_again(path: Path) -> bool:
+    """Have the manifest that lists a file, in its folder or the one above, list it as it is now, or no longer if it is
+    gone; what is listed of others stays. Returns whether one lists it."""
+    path = path.absolute()
+    for folder in path.parents[:2]:
+        listed, name = read_manifest(folder) or {}, path.relative_to(folder).as_posix()
+        if name in listed:
+            others = {other: digest for other, digest in listed.items() if other != name}
+            mine = {name: file_hash(path)} if path.is_file() else {}
+            write_json(folder / MANIFEST, {"files": dict(sorted((others | mine).items()))})
+            return True
+    return False
 
 
 def files_of(*folders: Path) -> list[Path]:

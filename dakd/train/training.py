@@ -22,7 +22,7 @@ from dakd.data.loader import make_loader, report_skipped
 from dakd.data.sample import ClassTable
 from dakd.runtime import distributed
 from dakd.runtime.lock import locked
-from dakd.runtime.runlog import RunLog, save_config, say
+from dakd.runtime.runlog import METRICS, RunLog, save_config, say
 from dakd.runtime.sealed import read_manifest, remove_manifest, write_manifest
 from dakd.runtime.seeding import seed_everything, seed_step
 from dakd.runtime.stopping import (
@@ -163,6 +163,8 @@ def _run(training: Training, listener: StopListener) -> None:
     _stop_if_requested(training, first_step, distributed.all_reduce_sum(listener.votes(section.engine.max_hours)))
 
     save_config(config, training.folder)
+    if distributed.is_main():
+        remove_manifest(training.folder)
     seed_everything(training.seed)
     module = training.build(saved is None)
     if saved:
@@ -187,12 +189,11 @@ def _run(training: Training, listener: StopListener) -> None:
 
 
 def _finish(training: Training, engine: Engine) -> None:
-    """Write the final weights and their manifest; a collective."""
-    if distributed.is_main():
-        remove_manifest(training.folder)
+    """Write the final weights, and the manifest of them and of the log; a collective."""
     training.finish(engine)
     if distributed.is_main():
-        write_manifest(training.folder, map(training.weights_file, WEIGHTS))
+        files = [*map(training.weights_file, WEIGHTS), training.folder / METRICS]
+        write_manifest(training.folder, [path for path in files if path.exists()])
 
 
 def _train_steps(training: Training, engine: Engine, first_step: int, listener: StopListener) -> None:

@@ -20,7 +20,8 @@ from dakd.predict.images import BadImages
 from dakd.predict.predict import predict
 from dakd.predict.prediction import Prediction
 from dakd.predict.student import Student
-from dakd.runtime.sealed import write_json
+from dakd.runtime.files import file_hash
+from dakd.runtime.sealed import read_manifest, write_json
 from dakd.runtime.stopping import Preempted
 
 
@@ -183,6 +184,18 @@ def test_calls_with_one_student_add_up_and_an_image_keeps_its_name(tmp_path, run
     assert sources["a"] == f"{tmp_path}/one/a.png" and sorted(sources.values())[1] == f"{tmp_path}/two/a.png"
     assert [num_oil(folder / f"{name}_class.png") for name in sorted(sources)] == [1, 2]
     assert record_of(folder)["images"] == ["a"]
+
+
+def test_damage_to_an_output_of_an_earlier_call_is_not_listed_as_right_by_a_later_one(tmp_path, run):
+    for name in ("one", "two"):
+        save(tmp_path / name / f"{name}.png", 1)
+    folder = run(tmp_path / "one")
+    save(folder / "one_class.png", 9)
+    run(tmp_path / "two")
+    for name, is_damaged in (("one_class.png", True), ("one_overlay.png", False), ("two_class.png", False)):
+        assert (read_manifest(folder)[name] != file_hash(folder / name)) == is_damaged
+    run(tmp_path / "one")
+    assert read_manifest(folder)["one_class.png"] == file_hash(folder / "one_class.png")
 
 
 @pytest.mark.parametrize("change", [{"weights": "two"}, {"evaluate": {"scales": [0.5]}}])

@@ -17,7 +17,7 @@ from sealed_edits import content_of, reseal
 
 from dakd.evaluate.evaluate import evaluate
 from dakd.report.report import write_report
-from dakd.runtime.sealed import write_json
+from dakd.runtime.sealed import seal_yaml, write_json
 
 VOID = {"meta", "img", "br"}
 
@@ -91,7 +91,7 @@ def test_no_run_folder_is_an_error(tmp_path):
 
 
 def test_names_are_escaped(run_dir, config, grey_student):
-    (run_dir / "config.yaml").write_text("name: <script>alert(1)</script>\n")
+    (run_dir / "config.yaml").write_text(seal_yaml("name: <script>alert(1)</script>\n"))
     text = write_report(run_dir).read_text()
     assert "<script>" not in text and "&lt;script&gt;" in text
 

@@ -23,10 +23,6 @@ from dakd.data.sample import IGNORE_INDEX, ClassTable
 from dakd.runtime.runlog import progress
 
 _LISTED = 5
-_JPEG = (
-    "is a JPEG, whose compression changes ids and colours; expected PNG or TIFF: make the mask anew, or, where it is "
-    "black and white, cut it (magick IN -threshold 50% OUT.png)"
-)
 _MAX_COUNTED = 4096  # values of one kind of masks; a mask with more holds no classes
 
 
@@ -114,12 +110,11 @@ class LabelValues:
         found, counts, _ = pixels.distinct()
         by = {name: self._num_without(name, pixels, found, counts) for name in ("colours", "ids")}
         fits_colours = by["colours"] == 0 or self._may_be_stray(pixels, by["colours"])
-        fits_colours = fits_colours and not (pixels.is_255_nodata and found[-1] == IGNORE_INDEX)
         # Bits are black and white, which are ids only if nothing is white.
         fits_ids = by["ids"] == 0 and not (pixels.form == "bits" and found[-1] == 1)
         fits_ids = fits_ids and not pixels.is_lossy
-        facts = (pixels.form, pixels.palette, fits_colours, fits_ids, pixels.is_lossy)
-        group = groups.setdefault((*facts, pixels.form == "bits" and found[-1] == 1), MaskGroup(*facts))
+        key = (pixels.form, pixels.palette, fits_colours, fits_ids, pixels.form == "bits" and found[-1] == 1)
+        group = groups.setdefault(key, MaskGroup(pixels.form, pixels.palette, fits_colours, fits_ids))
         group.num_files += 1
         if len(group.examples) < _LISTED:
             group.examples.append(path)
@@ -190,13 +185,10 @@ class LabelValues:
 
     def _refuse_lossy_ids(self, path: Path, pixels: MaskPixels, meaning: LabelMeaning) -> None:
         by_id = meaning.reading == "ids" or (meaning.reading == "palette" and pixels.form != "palette")
-        # Also where all pixels are equal, which compression makes of ids; as black and white 1 would be white.
-        if pixels.is_lossy and (by_id or (meaning.reading == "binary" and (pixels.values == 1).any())):
-            raise BadFile(path, _JPEG)
+        if by_id and pixels.is_lossy:  # also where all pixels are equal: compression makes ids so
+            raise BadFile(path, "is a JPEG, whose compression changes ids; expected PNG or TIFF: make the mask anew")
 
     def _no_meaning(self, pixels: MaskPixels, values: list[int], meaning: LabelMeaning) -> str:
-        if pixels.is_lossy:
-            return _JPEG
         group = MaskGroup(pixels.form, pixels.palette, False, False)
         if not meaning.reading:
             both = [LabelMeaning(self._classes, name, self._may_be_unknown) for name in ("ids", "colours")]
@@ -208,8 +200,7 @@ class LabelValues:
             values = [value for value, is_known in zip(values, known_one) if not is_known]
         named = ", ".join(colour_text(group, value) for value in values[:_LISTED])
         more = " ..." if len(values) > _LISTED else ""
-        unknown = f" ({IGNORE_INDEX}: unknown)" if self._may_be_unknown else ""
-        known = f"neither ids 0 to {self._classes.num_classes - 1}{unknown} nor class colours"
+        known = f"neither ids 0 to {self._classes.num_classes - 1} nor class colours"
         if self._setting != "auto":
             known = f"not read by prepare.mask_values {self._setting}"
         return (

@@ -20,7 +20,6 @@ class MaskGroup:
     palette: tuple[int, ...]
     fits_colours: bool
     fits_ids: bool
-    is_lossy: bool = False
     num_files: int = 0
     examples: list[Path] = field(default_factory=list)
     pixels: Counter[int] = field(default_factory=Counter)
@@ -48,7 +47,7 @@ class MaskGroup:
     @property
     def kind(self) -> str:
         """The form as people say it."""
-        return {"bits": "1-bit", "colours": "RGB"}.get(self.form, self.form) + (" JPEG" if self.is_lossy else "")
+        return {"bits": "1-bit", "colours": "RGB"}.get(self.form, self.form)
 
 
 def listed(groups: list[MaskGroup]) -> str:
