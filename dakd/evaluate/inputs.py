@@ -129,8 +129,8 @@ def out_folder(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
 
 def _is_free(folder: Path, inputs: dict[str, str | None]) -> bool:
     """Whether a folder has no tables, or those of the same inputs; not where it would take the place of files."""
-    # The tables of the run's training images have their place too (see `own_tables`).
-    is_taken = same_file(folder.name) in ("pictures", "train") or folder.is_file()
+    # Pictures, features of a net (`pairs.py`), and the tables of the run's training images (`own_tables`) lie there.
+    is_taken = same_file(folder.name) in ("pictures", "features", "train") or folder.is_file()
     if is_taken or folder.suffix.lower() in (".json", ".npz", ".txt"):
         return False
     try:

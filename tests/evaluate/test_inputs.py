@@ -166,7 +166,9 @@ def test_the_only_split_of_a_run_is_its_own(run_dir, config, grey_file):
     assert read_json(run_dir / "evaluate" / "table.json")["split"] == "train"
 
 
-@pytest.mark.parametrize("name", ["pictures", "Pictures", "real.json", "table.txt", "real.images.npz", "nul", "a\nb"])
+@pytest.mark.parametrize(
+    "name", ["pictures", "Pictures", "features", "real.json", "table.txt", "real.images.npz", "nul", "a\nb"]
+)
 def test_a_folder_that_is_called_like_other_outputs_gets_a_name_of_its_own(name, run_dir, config, grey_file, pictures):
     asked = asking(config, folder=str(pictures.rename(pictures.with_name(name))))
     evaluate(asked, run_dir)
