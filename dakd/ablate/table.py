@@ -154,7 +154,10 @@ def _image_counts_of_pairs(plan: TablePlan, store: JobStore) -> list[str]:
         line = f"distances: {counts['synthetic']} generated and {counts['real']} training images"
         if "absent" not in result["fidelity"]:
             line += f"; of a net's features: {result['fidelity']['num_images']} of each"
-        found.append(line + "; 95 % bootstrap intervals over the images: in brackets, or by seed in seeds.csv")
+        measures = [measure_of(name) for name in plan.table.measures]
+        has_intervals = any(one.source == "pairs" and one.read_interval(result) for one in measures)
+        intervals = "95 % bootstrap intervals over the images: in brackets, or by seed in seeds.csv"
+        found.append(f"{line}; {intervals if has_intervals else 'too few for intervals'}")
     return list(dict.fromkeys(found))
 
 

@@ -116,7 +116,7 @@ def _summarise(
     scores = {name: result.matrix.scores(held_out.classes) for name, result in results.items()}
     where = f"the {cfg.evaluate.split} split" if cfg.evaluate.folder is None else f"the folder {cfg.evaluate.folder}"
     weights = f"{cfg.evaluate.weights} weights" if cfg.evaluate.student is None else f"student {cfg.evaluate.student}"
-    head = f"{cfg.name}: {len(held_out)} images of {where}, {weights}, percent"
+    head = f"{cfg.name}: {len(held_out)} image{'' if len(held_out) == 1 else 's'} of {where}, {weights}, percent"
     per_image = {name: result.per_image for name, result in results.items()}
     intervals = bootstrap_students(per_image, held_out.classes.names, cfg.evaluate.bootstrap, cfg.seed)
     details = {name: result.details.to_dict() | {"bootstrap": intervals.get(name)} for name, result in results.items()}

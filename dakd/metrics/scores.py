@@ -102,7 +102,9 @@ def score(counts: np.ndarray, class_names: tuple[str, ...]) -> SegmentationScore
         raise ValueError(f"counts have shape {counts.shape} for {num_classes} classes; expected {(num_classes,) * 2}")
     num_pixels = int(counts.sum())
     if num_pixels == 0:
-        raise ValueError("no pixel was counted; the images are none, or their labels are the ignore index everywhere")
+        raise ValueError(
+            "no pixel was counted, so that there are no scores; give images with labels other than unknown (255)"
+        )
     per_class = {
         name: _class_scores(counts, index, num_pixels)
         for index, name in enumerate(class_names)

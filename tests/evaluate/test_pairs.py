@@ -38,3 +38,9 @@ def test_the_text_shows_the_statistics_of_both_sets_and_the_agreement(comparison
     assert re.search(rf"share of oil, % +{share} +{share}", text)
     assert "mIoU 81.25 %" in text
     assert "no student was trained on real pairs alone" in format_pairs(comparison)
+
+
+def test_the_text_claims_no_intervals_where_there_are_none(config, tmp_path):
+    real, synthetic = (write_images(tmp_path / str(at), [slick(at + i, 32) for i in range(6)]) for at in (0, 100))
+    text = format_pairs(compare_pairs(config, tmp_path / "run", real, synthetic, None, None))
+    assert "No intervals: expected at least 10 images of each set" in text and "resamples" not in text
