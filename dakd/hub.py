@@ -20,7 +20,7 @@ from torch import Tensor
 from dakd.card import CARD_FILE, TEACHER_FILE, card_of, count_parameters, is_foreign, without_places, write_card
 from dakd.runtime.files import write_text
 from dakd.runtime.runlog import say
-from dakd.runtime.tensor_files import save_weights
+from dakd.runtime.tensor_files import read_metadata, save_weights
 from dakd.shipped import extra_remedy
 from dakd.weights import STUDENT_FILES
 
@@ -106,10 +106,12 @@ def save_folder(folder: str | Path, state: Mapping[str, Tensor], metadata: dict[
 
     state: the net's tensors by name.  metadata: of `save_weights`; paths of this machine are cut to file
     names. model.safetensors alone is enough to load the model. A README.md that dakd did not write is kept.
+    Raises ValueError, and writes nothing, where the folder has a model that dakd did not write.
     """
     folder = Path(folder)
     public = without_places(metadata)
     text = json.dumps(public, indent=2) + "\n"
+    _refuse_other_models(folder)
     if is_foreign(folder / CARD_FILE):
         say(f"{folder / CARD_FILE} was not written by dakd, and is kept")
     else:
@@ -117,6 +119,19 @@ def save_folder(folder: str | Path, state: Mapping[str, Tensor], metadata: dict[
     write_text(folder / CONFIG_FILE, text)
     save_weights(folder / WEIGHTS_FILE, state, public)
     return folder
+
+
+def _refuse_other_models(folder: Path) -> None:
+    """ValueError where a file that would be replaced is of another library."""
+    readers = {CONFIG_FILE: lambda path: json.loads(path.read_bytes()), WEIGHTS_FILE: read_metadata}
+    for name, read in readers.items():
+        path = folder / name
+        try:
+            is_ours = not path.exists() or "kind" in read(path)
+        except (ValueError, TypeError):
+            is_ours = False
+        if not is_ours:
+            raise ValueError(f"{path} was not written by dakd, and is not replaced; give another folder")
 
 
 def find_weights(name_or_path: str | Path, **download: Any) -> Path:

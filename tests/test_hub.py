@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from worlds import toy_config
 
 from dakd.card import card_of, count_parameters
@@ -104,6 +105,18 @@ def test_a_card_that_dakd_has_not_written_stays(student, folder, capsys):
     save_as_hub(student, folder)
     assert (folder / "README.md").read_text() == "# Mine\n"
     assert "README.md was not written by dakd, and is kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_model_of_another_library_is_not_written_over(name, student, tmp_path):
+    if name == "config.json":
+        (tmp_path / name).write_text('{"model_type": "segformer"}')
+    else:
+        save_file({"w": torch.zeros(1)}, tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(ValueError, match=rf"{name} was not written by dakd, and is not replaced; give another folder"):
+        save_as_hub(student, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == before
 
 
 def test_metadata_that_are_not_json_leave_nothing_behind(tmp_path):

@@ -39,14 +39,20 @@ def sample_to_folder(
 
     size, steps, seed, first, settings: see `Teacher.sample`; the pairs are those of `dakd generate`.
     pictures: also write KEY_sar.png and KEY_class.png (the likeliest class, as a palette picture) of each pair.
-    Raises ValueError where the folder already holds a set of shards, unless `overwrite` is set.
+    Raises ValueError where the folder already holds a set of shards, unless `overwrite` is set, and where it holds
+    pictures of those names without a set that they belong to.
     """
     out_dir = Path(out_dir)
+    if not (out_dir / "index.json").exists() and (pictures_there := _pictures_in(out_dir)):
+        raise ValueError(
+            f"{pictures_there[0]} is there already, and no set of pairs that it belongs to; give another folder, or "
+            "move it away"
+        )
     teacher = Teacher(weights, device)
     made = teacher.stream(num, size, steps, seed, first=first, **settings)
     write_shards(out_dir, progress(made, num, "sample"), teacher.classes, overwrite=overwrite,
                  provenance={"checkpoint": teacher.checkpoint, "seed": seed})  # fmt: skip
-    for stale in [*out_dir.glob("synthetic-*_sar.png"), *out_dir.glob("synthetic-*_class.png")]:
+    for stale in _pictures_in(out_dir):
         stale.unlink()  # of the set that was replaced
     shards = ShardSet(out_dir)
     drawn = [shards.read(i) for i in range(min(num, MAX_PAIRS_DRAWN))]
@@ -56,6 +62,11 @@ def sample_to_folder(
             _save_pair(pair, teacher.classes, out_dir)
     say(f"sample: {num} pairs in {out_dir}")
     return out_dir
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    names = ("contact_sheet.png", "synthetic-*_sar.png", "synthetic-*_class.png")
+    return [path for name in names for path in folder.glob(name)]
 
 
 def _save_pair(pair: Sample, classes: ClassTable, out_dir: Path) -> None:

@@ -90,6 +90,11 @@ def test_sample_writes_the_pairs_of_generate_as_shards_and_pictures(tmp_path, ca
     assert main(argv) == 1 and "holds a set of shards already" in capsys.readouterr().err
     assert main([*argv, "--overwrite", "--num", "2"]) == 0
     assert not (tmp_path / "out" / "synthetic-00000002_sar.png").exists()
+    (tmp_path / "prepare").mkdir()
+    (tmp_path / "prepare" / "contact_sheet.png").write_bytes(b"of a real set")
+    argv[argv.index("--out") + 1] = str(tmp_path / "prepare")
+    assert main(argv) == 1 and "contact_sheet.png is there already" in capsys.readouterr().err
+    assert (tmp_path / "prepare" / "contact_sheet.png").read_bytes() == b"of a real set"
 
 
 def test_card_writes_beside_the_final_weights(tmp_path, capsys):
