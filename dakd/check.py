@@ -14,23 +14,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
 
 from dakd.config import Config
-from dakd.data.degenerate import notes_on_set
+from dakd.data.degenerate import notes_on_set, refuse_flat_images, refuse_unknown_labels
 from dakd.data.prepare import found_report
 from dakd.data.prepared import open_prepared, open_shards
 from dakd.data.readers import BadFile, Dataset, open_dataset
 from dakd.data.readers.label_meaning import refuse_contradiction
-from dakd.data.sample import ClassTable
+from dakd.data.sample import IGNORE_INDEX, ClassTable
 from dakd.data.soft_labels import get_codec, range_for
 from dakd.evaluate.extractors import import_torch_fidelity
+from dakd.evaluate.inputs import open_folder, student_classes
 from dakd.generate.gate import open_gate
+from dakd.generate.teacher import refuse_settings_of_another_set
 from dakd.kernels import backend
 from dakd.predict.images import list_images
 from dakd.runtime import distributed
+from dakd.runtime.place import hint_about_slurm, refuse_launcher, refuse_mpi
 from dakd.runtime.runlog import format_count
 from dakd.shipped import extra_remedy
 from dakd.train.checkpoint import check_identity, list_checkpoints
@@ -87,6 +91,7 @@ class _Experiment:
     def findings(self) -> Iterator[Finding]:
         checks: dict[str, Callable[[], Found]] = {
             "run folder": self._run_folder,
+            "launcher": self._launcher,
             "packages": self._packages,
             "backend": self._backends,
             "data": self._data,
@@ -118,6 +123,12 @@ class _Experiment:
             raise ValueError(f"{self.run} cannot be written ({place} is read-only for this user); set run_dir")
         yield "ok", f"{self.run} {'is there' if self.run.is_dir() else 'will be made'}"
 
+    def _launcher(self) -> Found:
+        """Variables of another launcher: a training would wait for its ranks."""
+        refuse_mpi()
+        refuse_launcher("pipeline")
+        yield from (("warn", hint) for hint in [hint_about_slurm()] if hint)
+
     def _packages(self) -> Found:
         config, needed = self.config, {"deepspeed": "train"}
         for section in (config.train_jointnet, config.train_saross):
@@ -132,14 +143,25 @@ class _Experiment:
             yield "refused", "codec logprob8 needs zstandard, which is not installed; pip install zstandard"
         if not missing:
             yield "ok", ", ".join(needed)
+        yield from self._compilers()
+
+    def _compilers(self) -> Found:
+        """torch.compile calls them at the first step."""
+        variable, name = ("CC", "gcc") if distributed.device().type == "cuda" else ("CXX", "g++")
+        compiler = os.environ.get(variable) or name
+        for step in ("train_jointnet", "train_saross"):
+            if getattr(self.config, step).engine.compile and shutil.which(compiler) is None:
+                yield "refused", f"{step}.engine.compile is true, and there is no {compiler}; install it, or set false"
 
     def _backends(self) -> Found:
         kind = distributed.device().type
-        choices = backend.report(kind)
+        choices = backend.report(kind, self.num_classes)
         named = sorted({choice.chosen for choice in choices})
         yield "ok", f"operations run on {kind} with {', '.join(named)}"
         if self.config.generate.capture is True and kind != "cuda":
             yield "refused", "generate.capture is true, which needs a GPU; set it to auto or false"
+        if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            yield "warn", "this GPU has no bf16, which precision auto takes; set precision to fp32"
         num_gpus = torch.cuda.device_count()
         if num_gpus > self.processes:
             yield "warn", f"{self.processes} of {num_gpus} GPUs are used: they must share both global batches evenly"
@@ -166,7 +188,7 @@ class _Experiment:
         else:
             yield from _problems(self.dataset, self.config.prepare.on_bad_file == "skip")
             for split in self.dataset.splits:
-                yield from self._look_into(split)
+                yield from self._look_into(self.dataset, split)
             meanings = {split: self.dataset.label_meaning(split) for split in self.dataset.splits}
             meanings = {split: meaning for split, meaning in meanings.items() if meaning is not None}
             yield from (("ok", meaning.describe(split)) for split, meaning in meanings.items())
@@ -177,26 +199,35 @@ class _Experiment:
         if self.config.evaluate.folder is None and self.config.evaluate.split not in splits:
             yield "refused", f"evaluate.split is {self.config.evaluate.split}, which the dataset lacks; give it one"
 
-    def _look_into(self, split: str) -> Found:
-        entries = self.dataset.entries(split)
+    def _look_into(self, dataset: Dataset, split: str) -> Found:
+        entries = dataset.entries(split)
         count = min(len(entries), _NUM_FILES)
         some = [entries[i * len(entries) // count] for i in range(count)]
-        sizes, bad = [], []
+        sizes, bad, num_flat, labels = [], [], 0, SimpleNamespace(num_labelled=0, class_pixels=[0], ignored_pixels=0)
         for entry in some:
             try:
-                sample = self.dataset.read(entry)
+                sample = dataset.read(entry)
             except BadFile as problem:
                 bad.append(problem)
             else:
                 sizes.append(self.config.prepare.resize or sample.sar.shape)
+                num_flat += int(sample.sar.min() == sample.sar.max())
+                if sample.label is not None:
+                    unknown = int((sample.label == IGNORE_INDEX).sum())
+                    labels.num_labelled += 1
+                    labels.ignored_pixels += unknown
+                    labels.class_pixels[0] += sample.label.size - unknown
         level: Level = "warn" if self.config.prepare.on_bad_file == "skip" else "refused"
         yield from ((level, str(problem)) for problem in bad)
         if entries:
             labelled = sum(entry.label_path is not None for entry in entries)
             masks = "" if self.config.prepare.dataset == "simulated" else f", {labelled} with labels"
             yield "ok", f"{split}: {len(entries)} images{masks}; {count} of them were read"
+        where, of_all = f"{split} ({count} files were read)", "refused" if len(sizes) == len(entries) else "warn"
         if split == "train":
             yield from self._crops(split, sizes)
+            yield from _as_level(of_all, partial(refuse_flat_images, num_flat, len(sizes), where))
+        yield from _as_level(of_all, partial(refuse_unknown_labels, labels, where))
 
     def _crops(self, split: str, sizes: list[tuple[int, int]]) -> Found:
         """Smaller images are padded with unknown pixels, which is seldom meant."""
@@ -244,6 +275,7 @@ class _Experiment:
             if path is not None and not Path(path).expanduser().is_file():
                 yield "refused", f"generate.{key} is {path}, which is no file; give a student.safetensors"
         open_gate(self.config, self.classes)
+        refuse_settings_of_another_set(self.config)
 
     def _student(self) -> Found:
         cfg = self.config.train_saross
@@ -310,14 +342,23 @@ class _Experiment:
 
     def _evaluate(self) -> Found:
         cfg = self.config.evaluate
-        if cfg.folder is not None and not Path(cfg.folder).expanduser().is_dir():
-            yield "refused", f"no folder at {cfg.folder}; set evaluate.folder to a folder of images with masks"
         if cfg.student is not None and not Path(cfg.student).expanduser().is_file():
             yield "refused", f"no weights file at {cfg.student}; set evaluate.student to a student.safetensors"
+        if cfg.folder is not None:
+            yield from self._evaluated_folder()
         weights = cfg.fidelity.weights
         if cfg.fidelity.extractor == "inception" and weights is not None and not Path(weights).is_file():
             yield "refused", f"no weights of InceptionV3 at {weights}; set evaluate.fidelity.weights to them"
         yield "ok", f"the folder {cfg.folder}" if cfg.folder is not None else f"the {cfg.split} split"
+
+    def _evaluated_folder(self) -> Found:
+        student = Path(self.config.evaluate.student or "").expanduser()
+        classes = student_classes(student) if student.is_file() else self.classes
+        dataset, split = open_folder(self.config, classes)
+        yield from _problems(dataset, self.config.prepare.on_bad_file == "skip")
+        yield from self._look_into(dataset, split)
+        if (meaning := dataset.label_meaning(split)) is not None:
+            yield "ok", meaning.describe(split)
 
     def _predict(self) -> Found:
         cfg, names = self.config.predict, self.config.train_saross.training_sets
@@ -374,6 +415,14 @@ def _problems(dataset: Dataset, may_skip: bool) -> Found:
     yield from (("warn", f"not read: {name}") for name in dataset.unread())
     if all(dataset.entries(split) for split in dataset.splits):
         dataset.check()
+
+
+def _as_level(level: Level, refuse: Callable[[], None]) -> Found:
+    """What a step refuses of all files, of those that were read."""
+    try:
+        refuse()
+    except ValueError as error:
+        yield level, str(error)
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -13,6 +13,8 @@ from dakd.check import Finding, check, format_findings, is_refused
 from dakd.cli import main
 from dakd.config import Config, build_config
 from dakd.data.prepare import prepare
+from dakd.generate.plan import GenerationPlan, record_provenance
+from dakd.generate.teacher import provenance_of
 from dakd.train.checkpoint import write_state
 from dakd.train.jointnet import training_of_stage
 from dakd.train.saross import StudentTraining
@@ -188,6 +190,59 @@ def test_the_command_prints_a_table_and_ends_with_1_where_something_would_be_ref
     with pytest.raises(SystemExit) as wrong:
         main(["check"])
     assert wrong.value.code == 2
+
+
+def test_pairs_that_were_begun_with_other_settings_are_refused(tmp_path):
+    config = toy(tmp_path)
+    facts = provenance_of(
+        config.generate.model_copy(update={"seed": 0}), checkpoint="c", b=0.5, precision="float32", threads=1,
+        temperature=config.soft_label_temperature,
+    )  # fmt: skip
+    plan = GenerationPlan(config.run_path / "generate", 7, 7, config.generate.shard_size, facts)
+    record_provenance(plan)
+    assert refusals(config) == {}
+    assert "was made with another eta; set it back" in refusals(toy(tmp_path, generate__eta=0.5))["generate"]
+    assert "another shard_size" in refusals(toy(tmp_path, generate__shard_size=5))["generate"]
+
+
+def test_variables_of_another_launcher_are_refused(tmp_path, monkeypatch):
+    config = toy(tmp_path)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    assert "OMPI_COMM_WORLD_SIZE is 4" in refusals(config)["launcher"]
+    monkeypatch.delenv("OMPI_COMM_WORLD_SIZE")
+    for name, value in dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="gone", MASTER_PORT="29500").items():
+        monkeypatch.setenv(name, value)
+    assert "to run alone: unset" in refusals(config)["launcher"]
+
+
+def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = refusals(toy(tmp_path, train_saross__engine={"compile": True}))
+    assert "train_saross.engine.compile is true, and there is no no-such-compiler" in found["packages"]
+
+
+def test_the_folder_of_an_evaluation_is_looked_into(tmp_path):
+    folder(tmp_path / "data", splits=("test",))
+    classes = {"sea": [0, 0, 0], "oil": [0, 255, 255]}
+    data = folder(tmp_path / "train_data")
+    config = toy(tmp_path, prepare=data, evaluate__folder=str(tmp_path / "data"))
+    assert refusals(config) == {}
+    (tmp_path / "data" / "test" / "masks" / "3.png").write_bytes(b"no picture")
+    assert "3.png" in refusals(config)["evaluate"]
+    for path in (tmp_path / "data" / "test" / "masks").iterdir():
+        path.unlink()
+    assert "no label" in refusals(config)["evaluate"]
+    other = toy(tmp_path, prepare=data | {"classes": classes | {"land": [1, 2, 3]}}, evaluate__dataset="osd",
+                evaluate__folder=str(tmp_path / "data"))  # fmt: skip
+    assert "evaluate" in refusals(other)
+
+
+def test_images_of_one_grey_and_masks_of_unknown_pixels_are_refused_before_they_are_packed(tmp_path):
+    data = folder(tmp_path / "data", mask_value=255)
+    for path in (tmp_path / "data" / "train").rglob("*.png"):
+        Image.new("L", (32, 32), 255 if path.parent.name == "masks" else 7).save(path)
+    found = refusals(toy(tmp_path, prepare=data | {"mask_values": "ids"}))["data"]
+    assert "one grey in all pixels" in found and "is unknown" in found
 
 
 def test_the_pipeline_refuses_before_its_first_step(tmp_path, capsys):

@@ -56,9 +56,12 @@ def positive(text: str) -> int:
     return number
 
 
+OVERRIDES = "settings that override the YAML; of several for one key the last holds"
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """`--config FILE [section.key=value ...]`."""
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="an experiment's YAML, or the name of one that comes with dakd"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the YAML")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDES)

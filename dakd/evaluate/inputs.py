@@ -79,11 +79,15 @@ def open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardS
     """The prepared split, or the images of `evaluate.folder`, read with the class table of the first student."""
     if cfg.evaluate.folder is None:
         return open_split(run_dir / "prepare", cfg.evaluate.split)
-    path = next(iter(students.values()))
+    return LabelledFolder(cfg, student_classes(next(iter(students.values()))))
+
+
+def student_classes(path: Path) -> ClassTable:
+    """The class table in a student's weights file."""
     metadata = read_metadata(path)
     if metadata.get("kind") != "student":
         raise ValueError(f"{path} holds no student; give a student.safetensors")
-    return LabelledFolder(cfg, ClassTable.from_dict(metadata["classes"]))
+    return ClassTable.from_dict(metadata["classes"])
 
 
 def inputs_of(cfg: Config, run_dir: Path, students: dict[str, Path]) -> dict[str, str | None] | None:
@@ -161,18 +165,12 @@ class LabelledFolder:
     BadDataset for files that cannot be used.
     """
 
-    def __init__(self, cfg: Config, student_classes: ClassTable) -> None:
+    def __init__(self, cfg: Config, known: ClassTable) -> None:
+        """known: the classes that the student distinguishes."""
         self.folder = Path(cfg.evaluate.folder).expanduser()
         self._resize = cfg.prepare.resize
-        self._dataset = _open(cfg, self.folder, student_classes)
-        self.classes, splits = self._dataset.classes, self._dataset.splits
-        if self.classes.names != student_classes.names:
-            raise ValueError(
-                f"{self.folder} is read as a dataset with the classes {', '.join(self.classes.names)}, the student "
-                f"distinguishes {', '.join(student_classes.names)}; set evaluate.dataset to the folder's layout, or "
-                "take another student"
-            )
-        self.split = cfg.evaluate.split if cfg.evaluate.split in splits or len(splits) != 1 else splits[0]
+        self._dataset, self.split = open_folder(cfg, known)
+        self.classes = self._dataset.classes
         self._entries, self.fingerprint, self.skipped = self._read_all(self.split, cfg.prepare.on_bad_file == "skip")
 
     def __len__(self) -> int:
@@ -188,11 +186,6 @@ class LabelledFolder:
     def _read_all(self, split: str, may_skip: bool) -> tuple[list[SampleFiles], str, list[BadFile]]:
         """The usable entries, the sha256 of their content, and the problems of the others."""
         dataset, entries = self._dataset, self._dataset.entries(split)
-        if entries and all(entry.label_path is None for entry in entries):
-            raise ValueError(
-                f"{self.folder} has {len(entries)} images and no masks to compare with; put the masks, with their "
-                "images' names, into masks/ next to images/, or let dakd predict draw them (predict.inputs)"
-            )
         problems, usable, digest = dataset.problems(), [], hashlib.sha256()
         if entries:
             if meaning := dataset.label_meaning(split):
@@ -217,6 +210,30 @@ class LabelledFolder:
         if unread := dataset.unread():
             say(f"{self.folder}: not read: {', '.join(unread)}")
         return usable, digest.hexdigest(), problems
+
+
+def open_folder(cfg: Config, known: ClassTable) -> tuple[Dataset, str]:
+    """The dataset in `evaluate.folder`, and its split that is evaluated.  known: the student's classes.
+
+    Raises ValueError for a folder without masks, or of other classes.
+    """
+    folder = Path(cfg.evaluate.folder).expanduser()
+    dataset = _open(cfg, folder, known)
+    if dataset.classes.names != known.names:
+        raise ValueError(
+            f"{folder} is read as a dataset with the classes {', '.join(dataset.classes.names)}, the student "
+            f"distinguishes {', '.join(known.names)}; set evaluate.dataset to the folder's layout, or take another "
+            "student"
+        )
+    splits, wanted = dataset.splits, cfg.evaluate.split
+    split = wanted if wanted in splits or len(splits) != 1 else splits[0]
+    entries = dataset.entries(split)
+    if entries and all(entry.label_path is None for entry in entries):
+        raise ValueError(
+            f"{folder} has {len(entries)} images and no masks to compare with; put the masks, with their images' "
+            "names, into masks/ next to images/, or let dakd predict draw them (predict.inputs)"
+        )
+    return dataset, split
 
 
 def _open(cfg: Config, folder: Path, student_classes: ClassTable) -> Dataset:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.diffusion.label_reading import reading_of
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
-from dakd.generate.plan import sample_key
+from dakd.generate.plan import open_plan, refuse_other_provenance, sample_key
 from dakd.hub import HubModel, local_weights
 from dakd.runtime import distributed
 from dakd.runtime.files import file_hash
@@ -249,6 +250,24 @@ def provenance_of(
     if cfg.deterministic:  # elsewhere they change a sample by no more than a rounding
         facts |= {"micro_batch": cfg.micro_batch, "threads": threads}
     return facts | {"config": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+
+
+def refuse_settings_of_another_set(config: Config) -> None:
+    """ValueError where the run's started set was made with other settings, or from another teacher than is there."""
+    if not (config.run_path / "generate" / "provenance.json").is_file():
+        return
+    found, cfg = open_plan(config), config.generate.model_copy(update={"seed": config.generate_seed})
+    teacher = teacher_file_name(config)
+    ours = provenance_of(
+        cfg,
+        checkpoint=file_hash(teacher) if teacher.is_file() else found.provenance.get("checkpoint", ""),
+        b=found.provenance.get("b", 0.0),  # the teacher's
+        precision=str(_dtype(cfg.precision, distributed.device())).removeprefix("torch."),
+        threads=cfg.threads or 1,
+        temperature=config.soft_label_temperature,
+    )
+    wanted = replace(found, shard_size=cfg.shard_size, provenance=ours)
+    refuse_other_provenance(found.folder / "provenance.json", found.provenance, wanted)
 
 
 def teacher_file_name(config: Config) -> Path:

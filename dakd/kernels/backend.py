@@ -133,10 +133,10 @@ def why_not(
     return None
 
 
-def report(device_type: str | None = None) -> list[BackendChoice]:
+def report(device_type: str | None = None, num_classes: int | None = None) -> list[BackendChoice]:
     """One BackendChoice per op, for the device that a run would take: CUDA where there is one, else the CPU."""
     device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
-    return [choose(op, device_type) for op in OPS]
+    return [choose(op, device_type, num_classes=num_classes) for op in OPS]
 
 
 def variants(op: str) -> list[str]:
