@@ -112,7 +112,8 @@ class Student(HubModel):
         BadImages, a ValueError, at the end when some images could not be predicted; the others are written.
         """
         sources = file_sources([inputs] if isinstance(inputs, str | Path) else inputs, out_dir)
-        maker = {"tensors_sha256": tensors_hash(self.net.state_dict()), "scales": list(self.scales)}
+        state = {name: one for name, one in _uncompiled(self.net).state_dict().items() if isinstance(one, Tensor)}
+        maker = {"tensors_sha256": tensors_hash(state), "scales": list(self.scales)}
         named = predict_to_folder(
             partial(self.predict, tile=tile),
             sources,

@@ -143,3 +143,19 @@ def test_two_tables_whose_files_have_one_name_have_folders_of_their_own(tmp_path
     assert all((folder / "table.md").is_file() for folder in folders)
     files[0].unlink()  # it was moved: its folder is free
     assert table_folder(tmp_path / "three" / "b_sweep.yaml") == TABLES / "b_sweep"
+
+
+def test_a_table_over_the_training_images_finds_their_scores(tmp_path):
+    plan, store = plan_of(REAL, WITH_B, overrides=["evaluate.split=train"], reference="soft"), JobStore(tmp_path)
+    for row in ("real & plain", "soft"):
+        write_scores(store, plan, row, 0, counts(3))
+    for cell in plan.cells:  # as the step evaluate leaves them in a run that has test images
+        run = store.folder_of(cell.jobs["student"])
+        (run / "prepare" / "test").mkdir(parents=True)
+        (run / "prepare" / "test" / "index.json").touch()
+        files = list((run / "evaluate").iterdir())
+        (run / "evaluate" / "train").mkdir()
+        for file in files:
+            file.rename(run / "evaluate" / "train" / file.name)
+    real, soft = collect(plan, store)
+    assert real.entries["miou"].mean == soft.entries["miou"].mean and real.difference.value == 0

@@ -31,10 +31,11 @@ class GreyIsOil(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.register_buffer("limit", torch.tensor(49.5))
 
     def forward(self, image):
         grey = (image[:, :1] * 0.229 + 0.485) * 255
-        return torch.cat([torch.zeros_like(grey), 49.5 - grey, *[grey - 1000] * (self.num_classes - 2)], dim=1)
+        return torch.cat([torch.zeros_like(grey), self.limit - grey, *[grey - 1000] * (self.num_classes - 2)], dim=1)
 
 
 def student(classes: ClassTable = SOS_CLASSES) -> Student:
@@ -149,6 +150,9 @@ def test_another_student_does_not_write_over_predictions_in_a_folder_of_ones_own
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     other = student()
     other.net.bias = nn.Parameter(torch.zeros(1))
+    same = student()
+    same.net.register_module("_orig_mod", student().net)  # as torch.compile wraps a net
+    assert same.predict_files(tmp_path / "in", out) == ["a"]
     for one in (other, Student(GreyIsOil(2), SOS_CLASSES, scales=[0.5])):
         with pytest.raises(ValueError, match=r"predictions of another student.*give another folder"):
             one.predict_files(tmp_path / "in", out)
