@@ -19,7 +19,7 @@ from dakd.data.readers.folder import FolderDataset
 from dakd.data.readers.osd import OsdDataset
 from dakd.data.readers.sos import SosDataset
 from dakd.data.records import content_hash
-from dakd.data.sample import ClassTable, Sample
+from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.shards import ShardSet, open_split
 from dakd.names import file_part, hashed, same_file, unique_names
 from dakd.runtime.distributed import device
@@ -187,13 +187,16 @@ class LabelledFolder:
         """The usable entries, the sha256 of their content, and the problems of the others."""
         dataset, entries = self._dataset, self._dataset.entries(split)
         problems, usable, digest = dataset.problems(), [], hashlib.sha256()
+        has_class = False  # any pixel
         if entries:
             if meaning := dataset.label_meaning(split):
                 say(f"{self.folder}: {meaning.describe(split)}")
             dataset.check()
         for entry in progress(entries, len(entries), f"read {self.folder.name}"):
             try:
-                digest.update(content_hash(dataset.read(entry)).encode())
+                sample = dataset.read(entry)
+                digest.update(content_hash(sample).encode())
+                has_class = has_class or bool((sample.label != IGNORE_INDEX).any())
             except BadFile as problem:
                 problems.append(problem)
             else:
@@ -204,6 +207,11 @@ class LabelledFolder:
                 problems,
                 "fix or remove these files, set evaluate.dataset to the layout of the masks (osd, sos, folder), "
                 "or set prepare.on_bad_file to skip to leave them out",
+            )
+        if not has_class:
+            raise ValueError(
+                f"{self.folder}: every pixel of the masks of {len(usable)} image(s) is unknown (255); expected pixels "
+                "with a class to compare with: write the class ids into the masks, or see prepare.mask_values"
             )
         if problems:
             say(f"{self.folder}: {len(problems)} bad files are left out")

@@ -340,6 +340,9 @@ def test_a_folder_to_evaluate_is_read_by_the_palettes_colours_of_the_student(tmp
     write(tmp_path, Image.fromarray(255 * OIL), split="set")
     with pytest.raises(ValueError, match="hold only 0 and 255"):
         LabelledFolder(config, OSD_CLASSES)
+    write(tmp_path, Image.fromarray(np.full_like(IDS, 255)), split="set")
+    with pytest.raises(ValueError, match=r"every pixel of the masks of 1 image\(s\) is unknown \(255\); expected"):
+        LabelledFolder(config, OSD_CLASSES)
 
 
 # --- OSD and SOS ------------------------------------------------------------------------------------------------------

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dakd.data.readers.label_meaning import CHOICES, class_name, colour_ids, white_class
+from dakd.data.readers.label_meaning import CHOICES, class_name, colour_ids, nearest_class, white_class
 from dakd.data.readers.mask_groups import MaskGroup, colour_text, listed
-from dakd.data.readers.mask_pixels import BLACK, WHITE
+from dakd.data.readers.mask_pixels import BLACK, WHITE, unpack
 from dakd.data.sample import IGNORE_INDEX, ClassTable
+
+_NEAR = 32  # grey values per channel
 
 
 def refuse_two_whites(split: str, groups: list[MaskGroup]) -> None:
     """1 and 255 cannot both be white."""
-    greys = {value for group in groups if group.form == "grey" for value in group.pixels}
+    greys = {value for group in groups if group.form == "grey" and not group.is_lossy for value in group.pixels}
     if {1, 255} <= greys:
         raise ValueError(
             f"prepare.mask_values is binary and the masks of the split {split!r} hold 1 and 255, which would both be "
@@ -110,12 +112,29 @@ def _refuse_half_known_palette(split: str, group: MaskGroup, classes: ClassTable
         classes.num_classes == 2 and used.get(0, BLACK) == BLACK and used.get(1, WHITE) == WHITE
     ):  # fmt: skip
         doubt = "the palette is black and white, and no class is white"
+    elif (near := _near_classes(used, classes)) and any(value != class_id for value, class_id in near.items()):
+        value, class_id = next(item for item in near.items() if item[0] != item[1])
+        doubt = (
+            f"the value {value} shows {unpack(used[value])}, nearly the colour of {class_name(classes, class_id)!r}, "
+            f"whose id is {class_id}"
+        )
     else:
         return
     raise ValueError(
         f"the masks of the split {split!r} have palettes that fit the class table in part: {doubt} "
         f"({listed([group])}); complete prepare.classes, or {CHOICES}"
     )
+
+
+def _near_classes(used: dict[int, int], classes: ClassTable) -> dict[int, int]:
+    """Class ids by the values whose colours are nearly theirs, as after a colour profile; {} where two share one."""
+    near = {value: nearest_class(colour, classes) for value, colour in used.items()}
+    near = {
+        value: class_id
+        for value, class_id in near.items()
+        if max(abs(a - b) for a, b in zip(unpack(used[value]), classes.colours[class_id])) <= _NEAR
+    }
+    return near if 1 < len(near) == len(set(near.values())) else {}
 
 
 def _refuse_changing_palettes(split: str, groups: list[MaskGroup]) -> None:

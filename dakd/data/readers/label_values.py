@@ -23,6 +23,10 @@ from dakd.data.sample import IGNORE_INDEX, ClassTable
 from dakd.runtime.runlog import progress
 
 _LISTED = 5
+_JPEG = (
+    "is a JPEG, whose compression changes ids and colours; expected PNG or TIFF: make the mask anew, or, where it is "
+    "black and white, cut it (magick IN -threshold 50% OUT.png)"
+)
 _MAX_COUNTED = 4096  # values of one kind of masks; a mask with more holds no classes
 
 
@@ -30,7 +34,8 @@ class LabelValues:
     """Decodes the masks of a dataset; what their values mean is decided once per split, when it is first asked for.
 
     entries: the samples of a split.  splits: all of them.  setting: prepare.mask_values.
-    may_be_unknown: 255 among ids is an unknown pixel.  max_stray_share: of a mask's pixels, that may have a colour that
+    has_own_table: the classes come from the configuration, and 255 among ids is an unknown pixel; False for a published
+    dataset.  max_stray_share: of a mask's pixels, that may have a colour that
     is not in the table and take the nearest. Raises ValueError where masks have two meanings or contradict each other.
     """
 
@@ -41,7 +46,7 @@ class LabelValues:
         entries: Callable[[str], list[SampleFiles]],
         splits: Callable[[], tuple[str, ...]],
         *,
-        may_be_unknown: bool = True,
+        has_own_table: bool = True,
         max_stray_share: float = 0.0,
     ) -> None:
         if setting == "binary" and classes.num_classes != 2:
@@ -50,7 +55,7 @@ class LabelValues:
                 "prepare.mask_values to ids or colours"
             )
         self._classes, self._setting, self._entries, self._splits = classes, setting, entries, splits
-        self._may_be_unknown, self._max_stray_share = may_be_unknown, max_stray_share
+        self._has_own_table, self._max_stray_share = has_own_table, max_stray_share
         self._own: dict[str, LabelMeaning | None] = {}
         self._final: dict[str, LabelMeaning | None] = {}
 
@@ -110,11 +115,12 @@ class LabelValues:
         found, counts, _ = pixels.distinct()
         by = {name: self._num_without(name, pixels, found, counts) for name in ("colours", "ids")}
         fits_colours = by["colours"] == 0 or self._may_be_stray(pixels, by["colours"])
+        fits_colours = fits_colours and not (pixels.is_255_nodata and found[-1] == IGNORE_INDEX)
         # Bits are black and white, which are ids only if nothing is white.
         fits_ids = by["ids"] == 0 and not (pixels.form == "bits" and found[-1] == 1)
         fits_ids = fits_ids and not pixels.is_lossy
-        key = (pixels.form, pixels.palette, fits_colours, fits_ids, pixels.form == "bits" and found[-1] == 1)
-        group = groups.setdefault(key, MaskGroup(pixels.form, pixels.palette, fits_colours, fits_ids))
+        facts = (pixels.form, pixels.palette, fits_colours, fits_ids, pixels.is_lossy)
+        group = groups.setdefault((*facts, pixels.form == "bits" and found[-1] == 1), MaskGroup(*facts))
         group.num_files += 1
         if len(group.examples) < _LISTED:
             group.examples.append(path)
@@ -123,7 +129,7 @@ class LabelValues:
                 group.pixels[value] += count
 
     def _num_without(self, reading: str, pixels: MaskPixels, found: np.ndarray, counts: np.ndarray) -> int:
-        one = LabelMeaning(self._classes, reading, self._may_be_unknown)
+        one = LabelMeaning(self._classes, reading, self._has_own_table)
         known = [one.class_of(pixels.form, pixels.palette, value) is not None for value in found.tolist()]
         return int(counts[~np.array(known)].sum())
 
@@ -166,7 +172,7 @@ class LabelValues:
         return is_certain or any(by_id is None for _, by_id in both) or all(one == other for one, other in both)
 
     def _meaning(self, reading: str, groups: list[MaskGroup], is_firm: bool = True) -> LabelMeaning:
-        bare = LabelMeaning(self._classes, reading, self._may_be_unknown)
+        bare = LabelMeaning(self._classes, reading, self._has_own_table)
         facts = {"setting": self._setting, "reading": reading, "pixel_types": {}, "classes": {}}
         names = (*self._classes.names, *["?"] * (IGNORE_INDEX - self._classes.num_classes), "unknown")
         for group in groups:
@@ -185,13 +191,16 @@ class LabelValues:
 
     def _refuse_lossy_ids(self, path: Path, pixels: MaskPixels, meaning: LabelMeaning) -> None:
         by_id = meaning.reading == "ids" or (meaning.reading == "palette" and pixels.form != "palette")
-        if by_id and pixels.is_lossy:  # also where all pixels are equal: compression makes ids so
-            raise BadFile(path, "is a JPEG, whose compression changes ids; expected PNG or TIFF: make the mask anew")
+        # Also where all pixels are equal, which compression makes of ids; as black and white 1 would be white.
+        if pixels.is_lossy and (by_id or (meaning.reading == "binary" and (pixels.values == 1).any())):
+            raise BadFile(path, _JPEG)
 
     def _no_meaning(self, pixels: MaskPixels, values: list[int], meaning: LabelMeaning) -> str:
+        if pixels.is_lossy:
+            return _JPEG
         group = MaskGroup(pixels.form, pixels.palette, False, False)
         if not meaning.reading:
-            both = [LabelMeaning(self._classes, name, self._may_be_unknown) for name in ("ids", "colours")]
+            both = [LabelMeaning(self._classes, name, self._has_own_table) for name in ("ids", "colours")]
             known_one = [any(one.class_of(pixels.form, pixels.palette, v) is not None for one in both) for v in values]
             if all(known_one):
                 return (
@@ -200,10 +209,12 @@ class LabelValues:
             values = [value for value, is_known in zip(values, known_one) if not is_known]
         named = ", ".join(colour_text(group, value) for value in values[:_LISTED])
         more = " ..." if len(values) > _LISTED else ""
-        known = f"neither ids 0 to {self._classes.num_classes - 1} nor class colours"
+        unknown = f" ({IGNORE_INDEX}: unknown)" if self._has_own_table else ""
+        known = f"neither ids 0 to {self._classes.num_classes - 1}{unknown} nor class colours"
         if self._setting != "auto":
             known = f"not read by prepare.mask_values {self._setting}"
+        table = "complete the class table (prepare.classes), " if self._has_own_table else ""
         return (
-            f"holds {len(values)} value(s) that are {known}: {named}{more}; complete the class table "
-            "(prepare.classes), fix the mask, or set prepare.mask_values"
+            f"holds {len(values)} value(s) that are {known}: {named}{more}; {table}fix the mask, or set "
+            "prepare.mask_values"
         )

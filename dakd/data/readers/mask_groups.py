@@ -20,6 +20,7 @@ class MaskGroup:
     palette: tuple[int, ...]
     fits_colours: bool
     fits_ids: bool
+    is_lossy: bool = False
     num_files: int = 0
     examples: list[Path] = field(default_factory=list)
     pixels: Counter[int] = field(default_factory=Counter)
@@ -47,7 +48,7 @@ class MaskGroup:
     @property
     def kind(self) -> str:
         """The form as people say it."""
-        return {"bits": "1-bit", "colours": "RGB"}.get(self.form, self.form)
+        return {"bits": "1-bit", "colours": "RGB"}.get(self.form, self.form) + (" JPEG" if self.is_lossy else "")
 
 
 def listed(groups: list[MaskGroup]) -> str:

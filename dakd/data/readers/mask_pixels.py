@@ -10,6 +10,7 @@ from PIL import Image
 
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.read_picture import alpha_of, open_picture, stored_values
+from dakd.data.sample import IGNORE_INDEX
 
 BLACK, WHITE = 0, 0xFFFFFF  # packed colours
 _GREY = 0x010101
@@ -24,12 +25,14 @@ class MaskPixels:
 
     values: (H, W) whole numbers as stored: 0 and 1, greys, places in the palette, colours packed as 0xRRGGBB.
     palette: the packed colours of a palette, () otherwise.  is_lossy: of a format that changes values, as JPEG does.
+    is_255_nodata: the file says that the number 255 means "no data".
     """
 
     form: str
     values: np.ndarray
     palette: tuple[int, ...] = ()
     is_lossy: bool = False
+    is_255_nodata: bool = False
 
     def distinct(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The values in use, sorted; the pixels of each; and (H, W) places among them. Counted by runs of equal pixels,
@@ -73,16 +76,18 @@ def read_mask(path: Path, data: bytes | None = None) -> MaskPixels:
     if picture.mode not in _MODES:
         raise BadFile(path, f"has the pixel type {picture.mode!r}; expected ids (grey), a palette or RGB: save it so")
     refuse_transparent(picture, path)
+    _refuse_nodata(picture, path)
+    is_255_nodata = picture.info["nodata"] == IGNORE_INDEX
     is_lossy = picture.format in ("JPEG", "MPO")
     if picture.mode in ("P", "PA"):
         colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         index = picture if picture.mode == "P" else picture.getchannel("P")
-        return MaskPixels("palette", np.array(index), tuple(_packed(colours).tolist()), is_lossy)
+        return MaskPixels("palette", np.array(index), tuple(_packed(colours).tolist()), is_lossy, is_255_nodata)
     values = stored_values(picture)
     if values.ndim == 2:
         bits = picture.info.get("stored_bits") if picture.mode == "L" else None
         form = "bits" if picture.mode == "1" else f"{bits}-bit grey" if bits in (2, 4) else "grey"
-        return MaskPixels(form, _whole(values, path), is_lossy=is_lossy)
+        return MaskPixels(form, _whole(values, path), (), is_lossy, is_255_nodata)
     values = values[..., :1] if picture.mode in ("LA", "La") else values[..., :3]
     if all(np.array_equal(values[..., 0], values[..., channel]) for channel in range(1, values.shape[-1])):
         return MaskPixels("grey", values[..., 0], is_lossy=is_lossy)
@@ -97,6 +102,22 @@ def refuse_transparent(picture: Image.Image, path: Path) -> None:
             path,
             f"has {num} transparent pixels, which show no class, whatever colour lies under them; expected an opaque "
             "mask: paint them in the colour of their class, or save ids without transparency (255: unknown)",
+        )
+
+
+def _refuse_nodata(picture: Image.Image, path: Path) -> None:
+    """BadFile where pixels have the no-data value of the file; 255 among single numbers is unknown and stays."""
+    nodata = picture.info["nodata"]
+    if nodata is None or (nodata == IGNORE_INDEX and len(picture.getbands()) == 1):
+        return
+    values = np.array(picture).reshape(picture.height, picture.width, -1)
+    is_empty = (values[..., : 3 if values.shape[-1] > 2 else 1] == nodata).all(-1)  # alpha aside
+    if num := int(is_empty.sum()):
+        raise BadFile(
+            path,
+            f"holds its no-data value {nodata:g} in {num} pixels, which show no class; expected 255 for unknown pixels "
+            f"among ids: write it (gdalwarp -srcnodata {nodata:g} -dstnodata 255 -ot Byte IN OUT), or, where the value "
+            "is a class, say that it is data (gdal_translate -a_nodata none IN OUT)",
         )
 
 

@@ -37,7 +37,7 @@ class OsdDataset(Dataset):
             mask_values,
             self.entries,
             lambda: self.splits,
-            may_be_unknown=False,
+            has_own_table=False,
             max_stray_share=_MAX_STRAY_SHARE,
         )
         for split in splits:

@@ -117,12 +117,13 @@ def grey_values(picture: Image.Image, path: str | Path) -> np.ndarray:
 def open_picture(path: Path, data: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A mask as a picture, decoded to its end, with the values of its file; BadFile where the table refuses a mask.
 
-    Grey values of 1, 2 and 4 bits are stretched to 0..255; `stored_values` undoes it.  data: see `read_grey`.
+    Grey values of 1, 2 and 4 bits are stretched to 0..255; `stored_values` undoes it. The picture's `info` holds
+    `stored_bits` and `nodata` (None: no value means that).  data: see `read_grey`.
     """
     structure = _structure(path, data)
     _refuse_structure(structure, path, is_mask=True)
     picture = _decode(path, data, structure, max_pixels)
-    picture.info["stored_bits"] = structure.bits
+    picture.info |= {"stored_bits": structure.bits, "nodata": structure.nodata}
     return picture
 
 
