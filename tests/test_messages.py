@@ -33,6 +33,9 @@ OWN = "a mistake that only a caller in Python can make"
 PARTS = "it passes on messages that have both"
 ELSEWHERE = {
     ("config/base.py", "expected {}"): "`plain_fault` adds the key and the value",
+    ("config/base.py", "bool_for_number"): "`plain_fault` says the key, the expected type and the value instead",
+    ("config/base.py", "empty_text"): "`plain_fault` adds the key and the value",
+    ("config/base.py", "no_text"): "`plain_fault` adds the key and the value",
     ("config/prepare.py", "dataset 'sos' has no sensor"): "the value is that there is none",
     ("config/prepare.py", "dataset 'folder' has no classes"): "the value is that there is none",
     ("config/overrides.py", "override {}: the value is not valid YAML"): PARTS,

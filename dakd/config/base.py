@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+LARGEST = 2**63 - 1  # of whole numbers: torch's and numpy's have 64 bits
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(gt=0, le=8)]  # relative to the size of the image
 Byte = Annotated[int, Field(ge=0, le=255)]
-Size = tuple[Positive, Positive]  # (height, width) in pixels
+_Side = Annotated[int, Field(gt=0, le=1 << 16)]
+Size = tuple[_Side, _Side]  # (height, width) in pixels
 
 
 def expected(text: str) -> WrapValidator:
@@ -59,6 +65,50 @@ class Section(BaseModel):
                 elif isinstance(tree[name], dict):
                     full[name] = _own_values(field.default) | tree[name]
         return full
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic would take `true` for the number 1, and any text for a path."""
+        field = cls.model_fields[info.field_name]
+        types = _leaves(field.annotation)
+        if Any in types or (field.default == "" and value == ""):  # a note may be empty
+            return value
+        if types & {int, float} and bool not in types and _has_bool(value):
+            raise PydanticCustomError("bool_for_number", "expected a number")
+        return _path_text(value) if str in types else value
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The types that a type is made of."""
+    arguments = get_args(annotation)
+    return set().union(*map(_leaves, arguments)) if arguments else {annotation} if _is_type(annotation) else set()
+
+
+def _is_type(annotation: Any) -> bool:
+    return annotation is Any or isinstance(annotation, type)
+
+
+def _has_bool(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(map(_has_bool, inner))
+
+
+def _path_text(value: Any) -> Any:
+    """A value with `~/` written out in each of its texts.  ValueError for texts that are empty or fit no path."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_path_text, value))
+    if not isinstance(value, str):
+        return value
+    try:
+        can_be_path = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        can_be_path = False
+    if not value:  # as a path it would be the current folder
+        raise PydanticCustomError("empty_text", "expected text, not empty")
+    if not can_be_path:
+        raise PydanticCustomError("no_text", "expected text without NUL and half characters")
+    return os.path.expanduser(value) if value.startswith("~/") else value
 
 
 def _own_values(default: Section) -> dict[str, Any]:

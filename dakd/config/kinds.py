@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from dakd.config.base import Section, Size
+from dakd.config.base import LARGEST, Section, Size
 from dakd.config.prepare import SceneSide
 
 _NOUNS = {int: "whole number", float: "number", str: "text"}
@@ -66,6 +66,7 @@ def _bounds(metadata: Sequence[Any]) -> str:
         return ", not empty"
     ge, gt, le, lt = (_limit(metadata, name) for name in ("ge", "gt", "le", "lt"))
     low, high = (gt if ge is None else ge), (lt if le is None else le)
+    high = None if high == LARGEST else high
     if low is not None and high is not None:
         return f" in {'(' if ge is None else '['}{low:g}, {high:g}{')' if le is None else ']'}"
     if low is not None:

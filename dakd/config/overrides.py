@@ -56,9 +56,9 @@ def _read(override: str, key: tuple[str, ...], text: str) -> Document:
     place = place_of(Config, key)
     is_known = place.key == key
     if not text.strip():
-        ways = [f"{'.'.join(key)}=null for none"] * (not is_known or place.takes_null or not place.takes_text)
-        ways += [f"{'.'.join(key)}='\"\"' for an empty text"] * (is_known and place.takes_text)
-        raise ValueError(f"override {override!r} has no value; write {' or '.join(ways)}")
+        can_be_none = not is_known or place.takes_null
+        hint = f"write {'.'.join(key)}=null for none" if can_be_none else "give one, or leave it out for the file's"
+        raise ValueError(f"override {override!r} has no value; {hint}")
     if is_known and place.takes_text:
         return Document(_text(text, place.takes_null), None)
     try:

@@ -13,7 +13,7 @@ import yaml
 
 from dakd.config.experiment import Config
 from dakd.config.overrides import Overridden, Override
-from dakd.config.validation import validated
+from dakd.config.validation import shown, validated
 from dakd.config.yaml_text import read_yaml
 from dakd.shipped import find_file, not_found
 
@@ -31,11 +31,13 @@ def load_config(path: str | Path, overrides: Sequence[Override] | None = None) -
     found = find_file(path)
     if found is None and Path(path).is_dir():
         raise ValueError(f"{path} is a folder; give the YAML file of one experiment")
+    if found is None and Path(path).exists():
+        raise ValueError(f"{path} is no regular file; save the YAML in a file, which each step reads again")
     if found is None:
         raise ValueError(not_found(path, "configuration"))
     path, file = found, read_yaml(found)
     if not isinstance(file.tree, dict):
-        kind = "nothing" if file.tree is None else f"a {type(file.tree).__name__}"
+        kind = "nothing" if file.tree is None else "a list" if isinstance(file.tree, list) else shown(file.tree)
         raise ValueError(f"{path} holds {kind}; expected sections prepare, balance, ...; see dakd config show demo")
     values = Overridden(file)
     name = file.written(("name",))
@@ -43,8 +45,8 @@ def load_config(path: str | Path, overrides: Sequence[Override] | None = None) -
         values.tree["name"] = name[0]  # a name may look like a number: 2024
     for override in overrides or []:
         values.apply(override)
-    shown = ", ".join(one if isinstance(one, str) else f"{one[0]}={one[1]!r:.80}" for one in overrides or [])
-    source = f"{path} with {shown}" if shown else str(path)
+    typed = ", ".join(one if isinstance(one, str) else f"{one[0]}={one[1]!r:.80}" for one in overrides or [])
+    source = f"{path} with {typed}" if typed else str(path)
     tree = _expand_variables(values.tree, source=str(path))
     return validated(Config, tree, f"{source} is not a valid configuration", values.written)
 
@@ -71,7 +73,7 @@ def _expand_variables(tree: Any, source: str) -> Any:
         if isinstance(node, list):
             return [expand(value) for value in node]
         if isinstance(node, str):
-            return re.sub(r"\$\{(\w+)\}", _environment_value, node)
+            return re.sub(r"\$\{([^}]*)(\}?)", _environment_value, node)
         return node
 
     try:
@@ -85,6 +87,9 @@ def _expand_variables(tree: Any, source: str) -> Any:
 
 def _environment_value(match: re.Match) -> str:
     name = match.group(1)
-    if name not in os.environ:
-        raise ValueError(f"the configuration uses ${{{name}}}, which is not set; run: export {name}=/path/to/it")
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or not match.group(2):
+        raise ValueError(f"the configuration uses {match.group()[:80]!r}; expected a variable, as ${{NAME}}")
+    if not os.environ.get(name, "").strip():
+        state = "empty" if name in os.environ else "not set"
+        raise ValueError(f"the configuration uses ${{{name}}}, which is {state}; run: export {name}=/path/to/it")
     return os.environ[name]

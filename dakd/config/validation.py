@@ -86,7 +86,7 @@ def plain_fault(detail: Mapping[str, Any], root: type[BaseModel], written: Writt
         if isinstance(name, str):
             return f"{where}: missing; expected {_expected(place)}"
         return f"{prefix}expected {_expected(place)}{found}"
-    if detail["type"] == "value_error":
+    if detail["type"] in ("value_error", "empty_text", "no_text"):
         message = detail["msg"].removeprefix("Value error, ")
         # A message about a whole section, which would be long to print, names the value found itself.
         is_section = any(hasattr(one, "model_fields") for one in place.members)
@@ -135,8 +135,9 @@ def _expected(place: Place) -> str:
 
 def _as_list(place: Place, value: object) -> str:
     """How to write one value where a list of them belongs."""
-    is_list = [get_origin(one) for one in place.members] == [tuple]
-    return f"; write a list: [{value}]" if is_list and isinstance(value, str) and "," not in value else ""
+    items = [get_args(one)[0] for one in place.members if get_origin(one) is tuple]
+    takes_texts = len(place.members) == len(items) == 1 and Place((), items[0]).takes_text
+    return f"; write a list: [{value}]" if takes_texts and isinstance(value, str) and "," not in value else ""
 
 
 def shown(value: object) -> str:

@@ -74,6 +74,10 @@ def _remedy(problem: str) -> str:
         return "remove one of the two lines"
     if "could not determine a constructor" in problem:
         return "leave out the tag that begins with !"
+    if "cannot be read" in problem:
+        return "quote it if it is text"
+    if "another document" in problem:
+        return "keep one experiment in the file, and remove the line ---"
     if "alias" in problem:
         return "quote a text that begins with *"
     return "mend this line, or quote a text with special characters"
@@ -102,9 +106,18 @@ class _Loader(yaml.SafeLoader):
             same = self.construct_object(key) if key.tag in _READ_AS else key.value
             if same in first:
                 found = f"the key {key.value[:80]!r} is in line {first[same].start_mark.line + 1} already"
+                if key.value != first[same].value:  # YAML reads both `on` and `yes` as true
+                    found += f", written {first[same].value[:80]!r}"
                 raise ConstructorError(None, None, found, key.start_mark)
             first[same] = key
         return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError:  # of Python: 0x_, a number of 5000 digits, the 99th of a month
+            written = str(node.value)[:80]
+            raise ConstructorError(None, None, f"the value {written!r} cannot be read", node.start_mark) from None
 
 
 def _without_traps() -> dict[str, list]:

@@ -206,7 +206,7 @@ def test_a_root_that_a_yaml_would_expand_is_refused(tmp_path, monkeypatch, capsy
     ({}, ["--classes", "sea,oil", "--root", ""], "give --root DIR"),
     ({}, ["--classes", "sea,oil:blue"], "the colour of 'oil' is 'blue'; expected six hexadecimal digits"),
     ({}, [], "--classes is missing"),
-    ({"values": (0, 7)}, ["--classes", "sea,oil"], r"neither ids 0 to 1 nor class colours.*NAME:RRGGBB"),
+    ({"values": (0, 7)}, ["--classes", "sea,oil"], r"neither ids 0 to 1 .* nor class colours.*NAME:RRGGBB"),
     ({"values": (0, 255)}, ["--classes", "sea,oil"], "255 means unknown"),
     ({"size": (20, 64)}, ["--classes", "sea,oil"], "shortest side of the images is 20 pixels; expected at least 32"),
     ({"splits": ("test",)}, ["--classes", "sea,oil"], "expected train/"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from dakd.config import Config, build_config, dump_config, load_config
@@ -93,6 +95,50 @@ def test_an_override_that_is_no_yaml_and_a_folder_are_refused(tmp_path):
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize("text, message", [
+    ("seed: true", r"seed: expected whole number >= 0 \(found True\)"),
+    ("generate: {size: [64, yes]}", r"generate\.size: expected \[height, width\] in pixels"),
+    ("balance: {b: yes}", r"balance\.b: expected "),
+    (f"seed: {2**63}", r"seed: must be less than or equal to 9223372036854775807"),
+    ("seed: " + "9" * 5000, r"line 2, column 7: the value '9+' cannot be read; quote it if it is text"),
+    ("seed: 0x_", r"line 2, column 7: the value '0x_' cannot be read"),
+    ("generate: {size: [64000000000, 64]}", r"generate\.size\.0: must be less than or equal to 65536"),
+    ("generate: {size: 64x64}", r"in pixels \(found '64x64'\)$"),
+    ("run_dir: ''", r"run_dir: expected text, not empty"),
+    ("predict: {inputs: ''}", r"predict\.inputs: expected text, not empty"),
+    ("train_jointnet: {stage1: {extra_images: ['']}}", r"extra_images: expected text, not empty"),
+    ('run_dir: "a\\0b"', r"run_dir: expected text without NUL"),
+    ('prepare: {root: "\\ud800"}', r"prepare\.root: expected text without NUL and half characters"),
+    ("run_dir: '${NOWHERE'", r"uses '\$\{NOWHERE'; expected a variable, as \$\{NAME\}"),
+    ("run_dir: '${HOME:-x}'", r"expected a variable"),
+    ("on: 1\nyes: 2", r"the key 'yes' is in line 2 already, written 'on'"),
+    ("---\nname: b", r"keep one experiment in the file"),
+])  # fmt: skip
+def test_values_that_would_be_read_as_something_else_are_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write(tmp_path, f"name: a\n{text}\n"))
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(write(tmp_path, "name: a\nrun_dir: ~/x"), ["generate.gate.student=~/s.safetensors",
+                         "train_jointnet.stage1.extra_images=[~/a, b]"])  # fmt: skip
+    assert str(config.run_path) == "/home/me/x" and config.generate.gate.student == "/home/me/s.safetensors"
+    assert config.train_jointnet.stage1.extra_images == ("/home/me/a", "b")
+
+
+def test_a_variable_that_is_empty_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(ValueError, match=r"uses \$\{EMPTY\}, which is empty; run: export EMPTY="):
+        load_config(write(tmp_path, "name: a\nprepare: {dataset: osd, root: '${EMPTY}/osd'}"))
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ValueError, match="is no regular file; save the YAML"):
+        load_config(tmp_path / "pipe.yaml")
+
+
 def test_a_name_may_look_like_a_number(tmp_path):
     assert load_config(write(tmp_path, "name: 2024")).name == "2024"
     assert load_config(write(tmp_path, "name: 007")).name == "007"
@@ -147,7 +193,7 @@ DOUBLING = b"a: &a [x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (i, i, i - 1, i -
         (b"[" * 5000, "nests too deeply"),
         (b"a: &a [*a]", "an alias .* leads into itself"),
         (DOUBLING, "unfolds"),
-        (b"seed: !!timestamp 2024-99-99", "is not valid YAML: month"),
+        (b"seed: !!timestamp 2024-99-99", "is not valid YAML: line 1, column 7: the value"),
         (b"!!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
     ids=["bytes", "depth", "loop", "growth", "date", "code"],
@@ -178,10 +224,11 @@ def test_null_is_no_text_and_quotation_marks_make_it_one(tmp_path):
     assert load_config(path, ["prepare.root='a b'"]).prepare.root == "a b"
 
 
-@pytest.mark.parametrize("key, way", [("prepare.root", "prepare.root=null for none"), ("seed", "seed=null for none"),
-                                      ("name", "name='\"\"' for an empty text")])  # fmt: skip
+@pytest.mark.parametrize("key, way", [("prepare.root", "write prepare.root=null for none"),
+                                      ("seed", "give one, or leave it out for the file's"),
+                                      ("name", "give one, or leave it out for the file's")])  # fmt: skip
 def test_an_override_without_a_value_is_refused(tmp_path, key, way):
-    with pytest.raises(ValueError, match="has no value; write") as caught:
+    with pytest.raises(ValueError, match="has no value; ") as caught:
         load_config(write(tmp_path, "name: a"), [f"{key}="])
     assert way in str(caught.value)
 

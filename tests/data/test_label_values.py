@@ -118,7 +118,7 @@ def test_floats_that_are_no_whole_numbers_and_numbers_beyond_the_table_are_named
     with pytest.raises(BadDataset, match=r"0\.tif: holds 0\.5, nan in 2 pixels; expected whole numbers"):
         labels(write(tmp_path / "half", Image.fromarray(half), suffix="tif"), THREE)
     for name, values in (("negative", -IDS.astype(np.int32)), ("large", 300 * IDS.astype(np.int32))):
-        with pytest.raises(BadDataset, match="neither ids 0 to 2 nor class colours"):
+        with pytest.raises(BadDataset, match=r"neither ids 0 to 2 .* nor class colours"):
             labels(write(tmp_path / name, Image.fromarray(values), suffix="tif"), THREE)
 
 
@@ -138,7 +138,7 @@ def test_ids_from_one_are_refused_with_the_remedy(tmp_path):
 
 def test_stretched_ids_and_jpegs_of_ids_are_refused(tmp_path):
     stretched = Image.fromarray(np.array([0, 127, 255], np.uint8)[IDS])
-    with pytest.raises(BadDataset, match=r"neither ids 0 to 2 nor class colours: \(127, 127, 127\)"):
+    with pytest.raises(BadDataset, match=r"neither ids 0 to 2 \(255: unknown\) nor class colours: \(127, 127, 127\)"):
         labels(write(tmp_path / "stretched", stretched), THREE)
     # Most masks have no meaning, so that the rest is not believed either.
     several = write(tmp_path / "several", stretched, stretched, Image.fromarray(EMPTY))
@@ -146,8 +146,12 @@ def test_stretched_ids_and_jpegs_of_ids_are_refused(tmp_path):
         labels(several, THREE, on_bad_file="skip")
     with pytest.raises(BadDataset, match="is a JPEG, whose compression changes ids"):
         labels(write(tmp_path / "jpeg", Image.fromarray(IDS), suffix="jpg"), THREE, mask_values="ids")
+    for setting in ("auto", "binary"):
+        picture = Image.fromarray(255 * OIL)
+        with pytest.raises(BadDataset, match=r"is a JPEG.*magick IN -threshold 50% OUT\.png"):
+            labels(write(tmp_path / setting, picture, suffix="jpg"), TWO, mask_values=setting)
     one_value = Image.fromarray(np.full_like(IDS, 1))  # as strong compression makes of ids 0, 1 and 2
-    with pytest.raises(BadDataset, match="1 problem"):
+    with pytest.raises(BadDataset, match="is a JPEG"):
         labels(write(tmp_path / "one value", one_value, suffix="jpg"), THREE)
 
 
@@ -210,7 +214,7 @@ def test_nearly_black_class_colours_are_colours_unless_they_are_other_ids(tmp_pa
 def test_colours_beside_those_of_the_table_are_named(tmp_path, suffix):
     pixels = np.array(coloured(IDS, THREE))
     pixels[3, 3] = (0, 128, 128)  # smoothed, or JPEG's
-    with pytest.raises(BadDataset, match=r"neither ids 0 to 2 nor class colours: \(\d"):
+    with pytest.raises(BadDataset, match=r"nor class colours: \(0, 128, 128|is a JPEG"):
         labels(write(tmp_path / "data", Image.fromarray(pixels), suffix=suffix), THREE)
 
 
@@ -228,6 +232,8 @@ DOUBTFUL = {
         [palette_picture(OIL, BLACK, (200, 0, 0)), palette_picture(OIL, BLACK, (0, 0, 200))], "palettes that differ"),
     "a palette of other order beside ids": (
         [palette_picture(IDS, BLACK, GREEN, CYAN), Image.fromarray(IDS)], "fit the class table in part"),
+    "a palette of nearly the class colours in another order": (
+        [palette_picture(IDS, (0, 250, 255), (2, 2, 2), (0, 150, 3))], "nearly the colour of 'oil', whose id is 1"),
     "colours beside ids": ([coloured(IDS, THREE), Image.fromarray(IDS)], "contradict each other"),
     "bits beside ids": ([Image.fromarray(OIL.astype(bool)), Image.fromarray(IDS)], "hold black and white in 1-bit"),
 }  # fmt: skip
@@ -279,6 +285,36 @@ def test_a_transparent_colour_is_refused_only_where_it_occurs(tmp_path, hidden):
     with pytest.raises(BadDataset, match="has 660 transparent pixels"):
         labels(tmp_path / "used", THREE)
     assert np.array_equal(labels(tmp_path / "free", THREE)[0], IDS)
+
+
+NODATA = 42113  # GDAL's tag
+
+
+@pytest.mark.parametrize(
+    ("kind", "nodata"), [("grey", 0), ("palette", 0), ("RGB", 0), ("16-bit", 65535), ("int32", -1)]
+)
+def test_pixels_of_the_no_data_value_are_no_class(tmp_path, kind, nodata):
+    wide = np.where(IDS == 0, nodata, IDS.astype(int))
+    picture = {"grey": Image.fromarray(IDS), "palette": palette_picture(IDS, BLACK, CYAN, GREEN),
+               "RGB": coloured(IDS, THREE), "16-bit": Image.fromarray(wide.astype(np.uint16)),
+               "int32": Image.fromarray(wide.astype(np.int32))}[kind]  # fmt: skip
+    file = write(tmp_path / "data", picture, suffix="tif") / "train" / "masks" / "0.tif"
+    picture.save(file, tiffinfo={NODATA: str(nodata)})
+    with pytest.raises(BadDataset, match=rf"no-data value {nodata} in 660 pixels.*gdalwarp -srcnodata {nodata} -dst"):
+        labels(tmp_path / "data", THREE)
+
+
+def test_a_no_data_value_of_255_is_unknown_among_ids_and_never_a_white_class(tmp_path):
+    mask = IDS.copy()
+    mask[0] = 255
+    for name, values, classes in (("ids", mask, THREE), ("white", 255 * OIL, WHITE_OIL)):
+        file = write(tmp_path / name, Image.fromarray(values), suffix="tif") / "train" / "masks" / "0.tif"
+        Image.fromarray(values).save(file, tiffinfo={NODATA: "255"})
+        if name == "ids":
+            assert np.array_equal(labels(tmp_path / name, classes)[0], mask)
+        else:
+            with pytest.raises(ValueError, match="hold only 0 and 255, and 255 means unknown"):
+                labels(tmp_path / name, classes)
 
 
 # --- the setting ------------------------------------------------------------------------------------------------------

@@ -252,7 +252,7 @@ def test_folder_names_unknown_mask_values(tmp_path):
     save(tmp_path / "images" / "a.png", grey())
     save(tmp_path / "masks" / "a.png", np.full((10, 14), 77))
     dataset = folder(tmp_path)
-    with pytest.raises(BadFile, match=r"neither ids 0 to 2 nor class colours: \(77, 77, 77\)"):
+    with pytest.raises(BadFile, match=r"neither ids 0 to 2 \(255: unknown\) nor class colours: \(77, 77, 77\)"):
         dataset.read(dataset.entries("train")[0])
 
 

@@ -130,9 +130,8 @@ def test_what_is_wrong_with_a_folder_is_reported_at_once(config, pictures):
         LabelledFolder(asked, OSD_CLASSES)
     text = str(error.value)
     assert "3 problem(s) and 1 usable images" in text and "h4.png: has no label file" in text
-    assert (
-        "neither ids 0 to 4 nor class colours: (77, 77, 77)" in text and "is 20 x 9, its image h1.png 20 x 16" in text
-    )
+    assert "neither ids 0 to 4 (255: unknown) nor class colours: (77, 77, 77)" in text
+    assert "is 20 x 9, its image h1.png 20 x 16" in text
     kept = LabelledFolder(asking(asked, {"on_bad_file": "skip"}), OSD_CLASSES)
     assert len(kept) == 1 and kept.key(0) == "h2" and len(kept.skipped) == 3
 
