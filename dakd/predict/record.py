@@ -19,7 +19,15 @@ from dakd.predict.images import BadImages, Source, name_sources, predict_sources
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction, output_endings
 from dakd.runtime.distributed import barrier, is_main
 from dakd.runtime.runlog import say
-from dakd.runtime.sealed import files_of, parse_sealed, read_manifest, remove_manifest, write_json, write_manifest
+from dakd.runtime.sealed import (
+    files_of,
+    parse_sealed,
+    read_json,
+    read_manifest,
+    remove_manifest,
+    write_json,
+    write_manifest,
+)
 
 RECORD_FILE = "predict.json"
 
@@ -93,8 +101,9 @@ def _read(out_dir: Path, is_own: bool) -> dict:
     if not path.is_file():
         return {}
     try:
-        # Not `read_json`, which looks at manifest.json too: in a folder of somebody's, that may be anything.
-        found = parse_sealed(path.read_bytes(), path, "give another folder for the predictions, or remove this one")
+        how = "give another folder for the predictions, or remove this one"
+        # In a folder of somebody's, manifest.json, at which `read_json` looks too, may be anything.
+        found = read_json(path, how) if is_own else parse_sealed(path.read_bytes(), path, how)
     except (ValueError, OSError):
         if not is_own:
             raise
