@@ -20,6 +20,7 @@ from worlds import finished_run
 
 from dakd.data.records import BadRecord, content_hash
 from dakd.data.shards import ShardSet
+from dakd.runtime.runlog import read_records
 from dakd.runtime.sealed import read_json
 from dakd.runtime.tensor_files import load_state, read_metadata
 from dakd.verify import verify_run
@@ -45,6 +46,7 @@ _FILES = {
         "evaluate/table.json",
         "evaluate/generation.json",
         "predict/real/predict.json",
+        "train_saross/real/metrics.jsonl",
     ),
 }
 
@@ -93,7 +95,7 @@ def _read(path: Path) -> Any:
     if path.name == "index.json" or path.name.startswith("shard-"):
         shards = ShardSet(path.parent)
         return shards.index, [(sample.key, content_hash(sample)) for sample in shards]
-    return read_json(path)
+    return read_records(path) if path.suffix == ".jsonl" else read_json(path)
 
 
 def _empty(path: Path, _: random.Random) -> str:
