@@ -28,6 +28,7 @@ from dakd.runtime.stopping import (
     ENDED_BY_SIGNAL,
     REQUEST_FILE,
     Preempted,
+    Stopped,
     read_requeue_markers,
     remove_requeue_markers,
     request_stop,
@@ -37,10 +38,6 @@ from dakd.shipped import extra_remedy
 
 UNDER_DEEPSPEED = ("train_jointnet", "generate", "train_saross")
 TRAININGS = ("train_jointnet", "train_saross")
-
-
-class Stopped(RuntimeError):
-    """A step has ended early because this process received a signal to stop."""
 
 
 def run_pipeline(
@@ -87,13 +84,13 @@ def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequenc
     """
     remove_requeue_markers(run_path / step)
     request = run_path / REQUEST_FILE if step in TRAININGS else None
-    code, was_signalled = run_command(command, request, pass_fds)
+    code, received = run_command(command, request, pass_fds)
     stopped_at = [f"step {m['step']} of {m['total_steps']}" for m in read_requeue_markers(run_path / step)]
-    if stopped_at or (was_signalled and code == 0):
+    if stopped_at or (received and code == 0):
         where = "".join(f" at {place}" for place in stopped_at)
         raise Preempted(f"stopped in {step}{where}; the same command resumes the work")
-    if was_signalled:
-        raise Stopped(f"stopped during {step}; the same command resumes the work")
+    if received:
+        raise Stopped(f"stopped during {step}; the same command resumes the work", received)
     if code == BROKEN_PIPE:
         raise RuntimeError(f"stopped during {step}: what read its output has ended; the same command resumes the work")
     if code in ENDED_BY_SIGNAL:
@@ -110,8 +107,8 @@ def fitting_processes(config: Config, available: int) -> int:
 
 def run_command(
     command: list[str], request: Path | None = None, pass_fds: Sequence[int] = ()
-) -> tuple[int, bool]:
-    """Run a step. Returns its exit status, and whether this process received a signal to stop while it ran.
+) -> tuple[int, int]:
+    """Run a step. Returns its exit status, and the last signal to stop that this process received, 0 for none.
 
     request: the file of a stop request, for a training. DeepSpeed's launcher passes no SIGTERM on to its ranks and dies
     of SIGUSR1, so a first SIGTERM, SIGUSR1 or SIGHUP becomes that file, and the training ends at a checkpoint. A second
@@ -136,7 +133,7 @@ def run_command(
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return step.wait(timeout=0.2), bool(received)
+                return step.wait(timeout=0.2), (received or [0])[-1]
             if received and request is not None and not request.exists():
                 try:
                     request_stop(request.parent)  # again and again: a training that just starts removes an older one

@@ -25,6 +25,7 @@ from dakd.runtime.stopping import (
     PREEMPTED,
     WRONG_ARGUMENTS,
     Preempted,
+    Stopped,
     end_with_launcher,
     is_rank_0,
 )
@@ -110,6 +111,8 @@ def _run(command: Command, argv: list[str], local_rank: int | None, is_process: 
         return _fail(command, f"stopped{again}", INTERRUPTED)
     except Preempted as stopped:
         return _fail(command, str(stopped), PREEMPTED) if is_rank_0() else PREEMPTED
+    except Stopped as stopped:
+        return _fail(command, str(stopped), stopped.exit_status)
     except BrokenPipeError:  # `dakd config show demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE

@@ -42,6 +42,14 @@ BROKEN_PIPE = 128 + signal.SIGPIPE  # and one whose reader has left
 ENDED_BY_SIGNAL = (-signal.SIGINT, -signal.SIGTERM, INTERRUPTED, 128 + signal.SIGTERM)
 
 
+class Stopped(RuntimeError):
+    """A step has ended early because this process received a signal to stop.  exit_status: 130 after Ctrl-C."""
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.exit_status = INTERRUPTED if number == signal.SIGINT else FAILED
+
+
 class Preempted(Exception):
     """A training has stopped because it was asked to; its checkpoint and the marker for a restart are there."""
 

@@ -149,6 +149,21 @@ def test_a_training_leaves_a_checkpoint_when_its_pipeline_is_killed(tmp_path, fa
     assert (tmp_path / "checkpoint").read_text() == "end of the launcher"
 
 
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+def test_ctrl_c_gives_130_once_the_step_has_ended(tmp_path, family, number, status):
+    code = (
+        "import pathlib, sys; from dakd import pipeline; from dakd.cli.main import main\n"
+        f"step = {[sys.executable, '-c', WORK, str(tmp_path)]!r}\n"
+        "def run(*_): pipeline.finish_step('prepare', step, pathlib.Path())\n"
+        "pipeline.run_pipeline = run\nsys.exit(main(['pipeline', '--config', 'smoke']))"
+    )
+    pipeline = family([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    step = rank_of(tmp_path)
+    pipeline.send_signal(number)
+    assert pipeline.wait(30) == status
+    assert not is_running(step)
+
+
 def test_a_closed_terminal_is_a_stop_request_to_the_pipeline(tmp_path, family):
     (tmp_path / "train.py").write_text(TRAINING)
     pipeline = family(run_command([sys.executable, str(tmp_path / "train.py"), str(tmp_path)], tmp_path / "stop.json"))
