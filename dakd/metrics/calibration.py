@@ -62,7 +62,7 @@ class CalibrationCounts:
         counts = self.counts.cpu().tolist()
         num_pixels = sum(pixels for pixels, _, _ in counts)
         if not num_pixels:
-            raise ValueError("no pixel was counted; the labels are the ignore index everywhere")
+            raise ValueError("no pixel was counted; give images with labels other than unknown (255)")
         bins = [
             {
                 "low": place / self.num_bins,

@@ -51,7 +51,7 @@ class TimmEncoder(nn.Module):
         options = dict(options or {})
         if reserved := [key for key in self.reserved_options if key in options]:
             raise ValueError(f"encoder_options of timm:{name} may not set {', '.join(reserved)}; "
-                             "for pretrained weights give their file as `pretrained`")
+                             "leave them out; give the file of pretrained weights in student.pretrained")
         timm = import_timm()
         if not timm.is_model(name):
             nearest = difflib.get_close_matches(name, timm.list_models(), n=3)

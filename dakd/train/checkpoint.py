@@ -76,7 +76,7 @@ def verified_facts(target: Path) -> dict:
     except (OSError, ValueError) as error:
         raise Damaged(f"{target / _FACTS} cannot be read: {error}") from None
     if facts["format"] != FORMAT:
-        raise ValueError(f"{target} has format {facts['format']}; this version reads {FORMAT}")
+        raise ValueError(f"{target} has format {facts['format']}; expected {FORMAT}; remove it, and train again")
     try:
         found = file_hash(target / _TENSORS)
     except OSError as error:

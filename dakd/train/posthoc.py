@@ -95,7 +95,10 @@ def reconstruct(training_folder: Path, weights: Path, length: float, out: Path, 
     # A training wraps its net: names in its state have that prefix, those in weights have not.
     averaged = {name.removeprefix("net."): value for name, value in combined.items()}
     if unknown := sorted(set(averaged) - set(final)):
-        raise ValueError(f"{weights} lacks {', '.join(unknown[:8])}, which the snapshots have; they are of another net")
+        raise ValueError(
+            f"{weights} lacks {', '.join(unknown[:8])}, which the snapshots have: they are of another net; set "
+            "the net's settings back to those of the snapshots"
+        )
     metadata = read_metadata(weights) | {"weights": "posthoc", "ema_length": length, "ema_step": step}
     save_weights(out, final | averaged, metadata)
     return error

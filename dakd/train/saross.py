@@ -171,7 +171,7 @@ def check_loss(cfg: TrainSarossConfig, num_classes: int, has_synthetic: bool, so
     """
     weights = cfg.loss.class_weights
     if weights is not None and len(weights) != num_classes:
-        raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes")
+        raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes; give one for each")
     if has_synthetic and not cfg.loss.hard_labels and not STUDENT_CLASSES[cfg.student.name].has_own_loss:
         temperatures = check_kd_form(cfg.loss, num_classes, soft_range)
         # Dice compares with the soft label as it is, at temperature 1.

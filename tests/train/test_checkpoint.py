@@ -92,7 +92,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     save(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 99; this version reads 2"):
+    with pytest.raises(ValueError, match="format 99; expected 2; remove it"):
         load_latest(tmp_path, IDENTITY)
 
 

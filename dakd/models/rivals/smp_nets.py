@@ -54,7 +54,9 @@ class SmpStudent(StudentNet):
             try:
                 net = make(encoder_name=encoder, encoder_weights=None, in_channels=3, classes=num_classes, **options)
             except Exception as error:  # smp refuses in many ways, by asserts and KeyErrors too
-                raise ValueError(f"{name} with {encoder} and {options} cannot be built: {error}") from error
+                raise ValueError(
+                    f"{name} with {encoder} and {options} cannot be built: {error}; change encoder or encoder_options"
+                ) from error
         super().__init__(num_classes, net.encoder.output_stride)
         self.net = net
 
@@ -84,7 +86,9 @@ def build_smp_encoder(name: str, output_stride: int, user: str) -> nn.Module:
         try:
             encoder = smp.encoders.get_encoder(name, in_channels=3, depth=5, weights=None, output_stride=output_stride)
         except Exception as error:
-            raise ValueError(f"smp's encoder {name} has no form of output stride {output_stride}: {error}") from error
+            raise ValueError(
+                f"smp's encoder {name} has no form of output stride {output_stride}: {error}; take another encoder"
+            ) from error
     return encoder
 
 

@@ -83,7 +83,7 @@ class TorchvisionDetector(nn.Module):
     def __init__(self, name: str, num_classes: int, options: dict) -> None:
         super().__init__()
         if reserved := [key for key in self.reserved_options if key in options]:
-            raise ValueError(f"encoder_options of {name} may not set {', '.join(reserved)}: the student sets them")
+            raise ValueError(f"encoder_options of {name} may not set {', '.join(reserved)}; leave them out")
         detection = import_detection()
         # torchvision would ignore an unknown option silently.
         known = [*inspect.signature(detection.FasterRCNN.__init__).parameters, "trainable_backbone_layers"]
