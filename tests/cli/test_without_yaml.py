@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from tiny_students import TINY_STUDENT
 from worlds import teacher_file, with_teacher
@@ -17,6 +16,7 @@ from dakd.cli import main
 from dakd.config import load_config
 from dakd.data.sample import OSD_CLASSES
 from dakd.generate.generate import generate
+from dakd.runtime.runlog import save_config
 from dakd.starter import parse_classes
 
 
@@ -99,7 +99,7 @@ def test_sample_writes_the_pairs_of_generate_as_shards_and_pictures(tmp_path, ca
 
 def test_card_writes_beside_the_final_weights(tmp_path, capsys):
     config = with_teacher(tmp_path / "run")
-    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    save_config(config, tmp_path / "run")
     assert main(["card", str(tmp_path / "run"), "--licence", "cc-by-4.0"]) == 0, capsys.readouterr().err
     card = teacher_file(config).parent / "README.md"
     assert capsys.readouterr().out == f"card: {card}\n" and "license: cc-by-4.0" in card.read_text()

@@ -424,6 +424,15 @@ def test_sos_masks_of_zeros_and_ones_are_read_by_them(tmp_path):
     assert np.array_equal(read[0], OIL) and not read[1].any()
 
 
+@pytest.mark.parametrize("setting", ["binary", "colours"])
+def test_sos_masks_of_zeros_and_ones_are_refused_where_the_setting_makes_them_black(tmp_path, setting):
+    for split in ("train", "test"):
+        write_sos(tmp_path / "data", OIL, EMPTY, split=split)
+    with pytest.raises(ValueError, match=r"every pixel would be black.*prepare\.mask_values to ids"):
+        sos_labels(tmp_path / "data", mask_values=setting)
+    assert np.array_equal(sos_labels(tmp_path / "data", mask_values="ids")[0], OIL)
+
+
 def test_sos_masks_on_one_side_of_the_threshold_are_refused(tmp_path):
     for name, values in (("black", 100 * OIL), ("white", 200 + 50 * OIL)):
         write_sos(tmp_path / name, values)

@@ -122,9 +122,9 @@ class SosDataset(Dataset):
             except BadFile:  # reported when the sample is read
                 continue
             num_files += 1
-        reading = "ids" if self._setting == "ids" else "threshold"
-        if self._setting == "auto":
-            reading = "ids" if counts[1] and not counts[2:].any() else "threshold"
+        are_small = bool(counts[1] and not counts[2:].any())
+        reading = "ids" if self._setting == "ids" or (self._setting == "auto" and are_small) else "threshold"
+        if self._setting == "auto" or are_small:
             self._refuse_one_side(split, np.flatnonzero(counts), reading)
         facts = {"setting": self._setting, "reading": reading, "pixel_types": {"grey": num_files}, "classes": {}}
         is_oil = self._is_oil(np.arange(256), reading)
@@ -152,7 +152,7 @@ class SosDataset(Dataset):
         highest = int(grey.max())
         if reading == "ids" and highest > 1:
             raise BadFile(path, f"holds the grey {highest}; expected 0 and 1, as the other masks or mask_values say")
-        if reading == "threshold" and self._setting == "auto" and highest == 1:
+        if reading == "threshold" and highest == 1:
             raise BadFile(path, "holds only 0 and 1, unlike other masks of the split; save all alike, black and white")
 
     def check(self) -> None:
