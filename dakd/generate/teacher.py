@@ -120,7 +120,7 @@ class Teacher(HubModel):
         """The pairs of `sample` one after the other, for more of them than fit in memory."""
         if unknown := [name for name in settings if name not in _SETTINGS]:
             raise ValueError(
-                f"{', '.join(unknown)}: unknown to sample; expected {', '.join(_SETTINGS)}, or an argument of its own"
+                f"{', '.join(unknown)}: unknown to sample; it takes {', '.join(_SETTINGS)}; leave out others"
             )
         given = {"num_samples": num, "size": size or self.size, "seed": seed, **settings}
         given["weights"] = self.facts.get("weights", "ema")
