@@ -106,12 +106,13 @@ class _Experiment:
             "memory": self._memory,
             "disk": self._disk,
         }
+        refused: set[str] = set()  # several steps may refuse one thing; it is said once
         for topic, run in checks.items():
-            try:
-                for level, text in run():
+            for level, text in _until_error(run):
+                if level != "refused" or text not in refused:
                     yield Finding(topic, level, text)
-            except (ValueError, RuntimeError, OSError, ImportError) as error:
-                yield Finding(topic, "refused", str(error))
+                if level == "refused":
+                    refused.add(text)
 
     # -- place and software -------------------------------------------------------------------------------------------
 
@@ -407,6 +408,14 @@ class _Experiment:
             yield "refused", f"{said}; free some, or set run_dir to another disk"
         else:
             yield ("warn" if needed > _TIGHT * free else "ok"), said
+
+
+def _until_error(run: Callable[[], Found]) -> Found:
+    """The findings of one check; an error that ends it is the last one."""
+    try:
+        yield from run()
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        yield "refused", str(error)
 
 
 def _problems(dataset: Dataset, may_skip: bool) -> Found:

@@ -66,7 +66,7 @@ class Worker:
         while waiting := [shard for shard in waiting if not self._is_settled(shard)]:
             # Not `any`: each pass looks at every claim, so that the patience with all of them runs at once.
             if not sum(self._visit(shard) for shard in waiting):
-                self._tell_of_wait(waiting)
+                self._report_wait(waiting)
                 time.sleep(_POLL_S)
         if self._damaged:
             lines = "\n".join(f"  {what}" for what in self._damaged.values())
@@ -75,14 +75,14 @@ class Worker:
                 f"same with --repair to put them into quarantine and make them again\n{lines}"
             )
 
-    def _tell_of_wait(self, waiting: list[int]) -> None:
+    def _report_wait(self, waiting: list[int]) -> None:
         """Say, now and then, whose shards this worker waits for."""
         now = time.monotonic()
         if now >= self._next_word_s:
             self._next_word_s = now + _WORD_S
             owner = self._claims.owner(waiting[0])
             say(
-                f"generate: waits for {len(waiting)} shards of other workers, such as {waiting[0]:06d} of {owner}; "
+                f"generate: waits for other workers' shards ({len(waiting)}), such as {waiting[0]:06d} of {owner}; "
                 f"makes each whose claim has not changed for {self._claims.patience_s:g} s (generate.claim_patience_s)"
             )
 
