@@ -51,7 +51,7 @@ def test_resnet34_student_has_the_counted_caft_weights():
         (dict(encoder="mamba_vision_x"), "did you mean mamba_vision_"),
         (dict(encoder="mamba_vision_b", encoder_options=dict(depth=3)), "encoder_options depth are unknown"),
         (dict(encoder="resnet34", encoder_options=dict(depth=3)), "depth are unknown to resnet34; known: width"),
-        (dict(encoder="timm:resnet18", encoder_options=dict(pretrained=True)), "give their file as `pretrained`"),
+        (dict(encoder="timm:resnet18", encoder_options=dict(pretrained=True)), "file of pretrained weights in student"),
     ],
 )
 def test_unknown_encoders_and_options_are_refused(settings, message):
