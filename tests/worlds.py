@@ -48,7 +48,7 @@ def toy_config(run_dir: Path, **train: object) -> Config:
         "global_batch": 4,
         "micro_batch": 2,
         "steps": 4,
-        "optimizer": optimizer | {"lr": 1e-3},
+        "optimizer": optimizer | {"lr": 1e-3, "lr_decay": "constant"},  # so that tests can make a run longer
         "engine": engine,
     }
     return build_config(

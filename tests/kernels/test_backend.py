@@ -74,7 +74,8 @@ def test_the_variant_that_the_environment_names_runs_or_is_refused_wherever_a_ro
             for call in (backend.choose, lambda op, device: backend.load.__wrapped__(op, "auto", device)):
                 with pytest.raises(RuntimeError) as refused:
                     call(op, device)
-                assert f"DAKD_BACKEND is {name!r}, which cannot run {op} on {device}: {reason}; unset" in str(refused)
+                found = str(refused.value)
+                assert f"DAKD_BACKEND is {name!r}, which cannot run {op} on {device}: {reason}; unset" in found
         else:
             assert backend.choose(op, device).chosen == name
 

@@ -17,7 +17,7 @@ from torture.pair_sets import compare_finished, make_undisturbed_set
 from torture.trials import Findings, Trials
 
 from dakd.data import publish as publishing
-from dakd.runtime import sealed
+from dakd.runtime import runlog, sealed
 from dakd.runtime.sealed import seal
 from dakd.train import checkpoint
 
@@ -128,7 +128,8 @@ def test_an_edited_number_that_is_believed_is_seen(tmp_path, monkeypatch):
         return text[: text.rindex(b",")] + b"}"
 
     monkeypatch.setattr(sealed, "unseal", unchecked)
-    monkeypatch.setattr(sealed, "refuse_unlisted", lambda path, how="": None)
+    for module in (sealed, runlog):
+        monkeypatch.setattr(module, "refuse_unlisted", lambda path, how="": None)
     rows = believed_files.damage_believed_files(tmp_path, random.Random(0), 2)
     row = next(row for row in rows if (row.work, row.fault) == ("reports, scores and predictions", "a number edited"))
     assert row.survived == 0 and row.total.accepted == 2

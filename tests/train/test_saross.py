@@ -15,6 +15,7 @@ from dakd.data.batch import Batch
 from dakd.data.prepare import prepare
 from dakd.runtime.runlog import read_records
 from dakd.runtime.tensor_files import load_state
+from dakd.train.checkpoint import check_identity, write_state
 from dakd.train.saross import StudentLoss, StudentTraining, student_folder, student_steps, train_saross
 from dakd.weights import load_student
 
@@ -96,10 +97,19 @@ def test_resume_is_bitwise_equal_to_the_uninterrupted_run(trained, tmp_path):
 
 
 def test_a_run_whose_rate_falls_with_its_length_is_not_made_longer(trained, tmp_path):
-    shutil.copytree(trained.run_path, tmp_path / "run")
-    config = with_pairs(tmp_path, steps=5)
+    shutil.copytree(trained.run_path / "prepare", tmp_path / "prepare")
+
+    def training(decay: str, steps: int) -> StudentTraining:
+        tree = trained.model_dump(mode="json") | {"run_dir": str(tmp_path)}
+        tree["train_saross"]["optimizer"]["lr_decay"] = decay
+        tree["train_saross"]["steps"] = steps
+        return StudentTraining(build_config(tree), "real")
+
+    assert training("constant", 4).identity == training("constant", 5).identity
+    begun = training("poly", 4)
+    write_state(begun.checkpoints / "step-00000001", {}, {"identity": begun.identity, "step": 1})
     with pytest.raises(ValueError, match=r"optimizer\.total_steps: 4 there, 5 now"):
-        train_saross(config, ("real+synthetic",))
+        check_identity(begun.checkpoints, training("poly", 5).identity)
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "emptied", "killed before its manifest"])
