@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from dakd.runtime import family as families
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -243,3 +246,13 @@ def test_readers_live_on_when_the_thread_that_started_them_ends(tmp_path, family
     )
     family([sys.executable, "-c", code])
     assert (tmp_path / "answered").read_text() == "True"
+
+
+def test_a_parent_that_ended_before_the_kernel_was_asked_ends_the_process_too(monkeypatch):
+    sent = []
+    monkeypatch.setattr(families, "_libc", lambda: SimpleNamespace(prctl=lambda *_: 0))
+    monkeypatch.setattr(families.os, "kill", lambda pid, number: sent.append(number))
+    families._die_with(os.getppid(), signal.SIGTERM)
+    assert sent == []
+    families._die_with(os.getppid() + 1, signal.SIGTERM)
+    assert sent == [signal.SIGTERM]

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from dakd.runtime import rendezvous
 from dakd.runtime.distributed import free_port
 from dakd.runtime.place import PLACE_VARIABLES
 
@@ -127,3 +129,19 @@ def test_a_stop_request_ends_a_wait(start, tmp_path):
     waiting.send_signal(signal.SIGTERM)
     status, printed = ended(waiting)
     assert status == 0 and "stopped while waiting for other ranks (SIGTERM)" in printed
+
+
+@pytest.mark.parametrize(
+    ("key", "theirs", "message"),
+    [
+        ("rank1", "process 1 on other", "RANK is 1, and process 1 on other has"),
+        ("world", "3", "WORLD_SIZE is 2 in rank 1, and 3 in others"),
+    ],
+)
+def test_a_rank_that_is_there_twice_and_another_size_are_refused(key, theirs, message, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    store = dist.HashStore()
+    store.set(key, theirs)
+    with pytest.raises(ValueError, match=message):
+        rendezvous._Wait(1.0)._agree(store)

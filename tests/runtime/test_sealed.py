@@ -86,3 +86,15 @@ def test_a_step_that_was_killed_leaves_no_manifest_that_disagrees(tmp_path):
     remove_manifest(tmp_path)
     write_json(path, {"a": 2})  # and here the kill
     assert read_manifest(tmp_path) is None and read_json(path) == {"a": 2}
+
+
+def test_a_manifest_keeps_the_hashes_of_files_that_stay_from_before(tmp_path):
+    kept, new = tmp_path / "kept.png", tmp_path / "new.png"
+    kept.write_bytes(b"as written")
+    write_manifest(tmp_path, [kept])
+    before = read_manifest(tmp_path)
+    kept.write_bytes(b"damaged")
+    new.write_bytes(b"new")
+    write_manifest(tmp_path, [kept, new], before)
+    after = read_manifest(tmp_path)
+    assert after["kept.png"] == before["kept.png"] and after.keys() == {"kept.png", "new.png"}
