@@ -1,7 +1,7 @@
 """All steps, one after the other, each in a process of its own: the trainings and the generation under `deepspeed`.
 
 Every step can be repeated, so the same command resumes after a stop. Before the first one the whole experiment is
-checked (see check.py): what a later step would refuse is refused at once.
+checked (see check/): what a later step would refuse is refused at once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run_pipeline(
 
 def _refuse_what_a_step_would_refuse(config: Config, processes: int) -> None:
     """ValueError with every finding of `dakd check` that a later step would end with; warnings are printed."""
-    from dakd.check import check, format_findings  # the nets: a table's jobs run steps and need none of them
+    from dakd.check.check import check, format_findings  # the nets: a table's jobs run steps and need none of them
 
     findings = check(config, processes)
     refused, warnings = ([one for one in findings if one.level == level] for level in ("refused", "warn"))

@@ -127,7 +127,7 @@ def accept(path: Path) -> None:
         metadata = dict(read_metadata(path))
         save_weights(path, load_foreign_state(path), metadata)
     elif path.suffix == ".json":
-        content = parse_json(path.read_bytes(), path, "mend it first")
+        content = parse_json(path.read_bytes(), path, "fix it first")
         if content.pop("content_sha256", None) is None:
             raise ValueError(f"{path} has no content_sha256, so dakd did not write it; give a JSON file of a run")
         write_text(path, seal(json.dumps(content, indent=1)))

@@ -8,8 +8,8 @@ import yaml
 from PIL import Image
 from worlds import toy_config
 
-import dakd.check
-from dakd.check import Finding, check, format_findings, is_refused
+import dakd.check.check
+from dakd.check.check import Finding, check, format_findings, is_refused
 from dakd.cli import main
 from dakd.config import Config, build_config
 from dakd.data.prepare import prepare
@@ -35,7 +35,7 @@ def nets_measured_once():
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("cost_of_stage", "cost_of_student"):
-            patch.setattr(dakd.check, name, once(getattr(dakd.check, name)))
+            patch.setattr(dakd.check.check, name, once(getattr(dakd.check.check, name)))
         yield
 
 

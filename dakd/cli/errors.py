@@ -12,8 +12,8 @@ import dakd
 _SHOW = "DAKD_TRACEBACK=1 shows where it happened"
 _HERE = Path(dakd.__file__).parent
 _REMEDIES = {
-    errno.ENOSPC: "free some space on that disk; the same command then goes on",
-    errno.EDQUOT: "free some of your quota; the same command then goes on",
+    errno.ENOSPC: "free some space on that disk; the same command then resumes",
+    errno.EDQUOT: "free some of your quota; the same command then resumes",
     errno.EACCES: "change its permissions (ls -l shows them), or give another path",
     errno.EPERM: "change its permissions (ls -l shows them), or give another path",
     errno.EROFS: "give a path on a disk that can be written",

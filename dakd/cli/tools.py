@@ -196,7 +196,7 @@ def _ema_options(parser: argparse.ArgumentParser) -> None:
 def _check(args: argparse.Namespace) -> int:
     import torch
 
-    from dakd.check import check, format_findings, is_refused
+    from dakd.check.check import check, format_findings, is_refused
     from dakd.pipeline import fitting_processes
 
     arguments = list(args.arguments)

@@ -80,7 +80,7 @@ def _remedy(problem: str) -> str:
         return "keep one experiment in the file, and remove the line ---"
     if "alias" in problem:
         return "quote a text that begins with *"
-    return "mend this line, or quote a text with special characters"
+    return "fix this line, or quote a text with special characters"
 
 
 def _child(node: yaml.Node | None, part: object) -> yaml.Node | None:

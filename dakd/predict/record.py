@@ -107,7 +107,7 @@ def _read(out_dir: Path, is_own: bool) -> dict:
     except (ValueError, OSError):
         if not is_own:
             raise
-        say(f"{path} cannot be read; it is written anew")
+        say(f"{path} cannot be read; it is written again")
         return {}
     if _is_record(found):
         return found

@@ -24,7 +24,7 @@ from dakd.runtime.runlog import progress
 
 _LISTED = 5
 _JPEG = (
-    "is a JPEG, whose compression changes ids and colours; expected PNG or TIFF: make the mask anew, or, where it is "
+    "is a JPEG, whose compression changes ids and colours; expected PNG or TIFF: make the mask again, or, where it is "
     "black and white, cut it (magick IN -threshold 50% OUT.png)"
 )
 _MAX_COUNTED = 4096  # values of one kind of masks; a mask with more holds no classes

@@ -7,7 +7,6 @@ some files of the dataset, the nets on torch's meta device, and what the run fol
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,10 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
 
 import torch
 
+from dakd.check.capacity import Found, Level, nearest_folder, on_disk, on_memory
 from dakd.config import Config
 from dakd.data.degenerate import notes_on_set, refuse_flat_images, refuse_unknown_labels
 from dakd.data.prepare import found_report
@@ -35,19 +34,15 @@ from dakd.kernels import backend
 from dakd.predict.images import list_images
 from dakd.runtime import distributed
 from dakd.runtime.place import hint_about_slurm, refuse_launcher, refuse_mpi
-from dakd.runtime.runlog import format_count
 from dakd.shipped import extra_remedy
 from dakd.train.checkpoint import check_identity, list_checkpoints
-from dakd.train.dry_run import Cost, cost_of_stage, cost_of_student, memory_parts, num_classes_of
+from dakd.train.dry_run import Cost, cost_of_stage, cost_of_student, num_classes_of
 from dakd.train.jointnet import training_of_stage
-from dakd.train.optim import decays_of
 from dakd.train.saross import StudentTraining, check_batch_norm, check_loss, student_folder
 from dakd.train.teacher import stage_folder
-from dakd.train.zero import fitting_micro_batch, resolve_precision, zero_config
+from dakd.train.zero import fitting_micro_batch, zero_config
 
-Level = Literal["ok", "warn", "refused"]
 _NUM_FILES = 24  # of a split, evenly spread, that are read
-_TIGHT = 0.8  # share of the free disk or memory from which an estimate is a warning
 
 
 @dataclass(frozen=True)
@@ -75,9 +70,6 @@ def format_findings(findings: list[Finding]) -> str:
     return "\n".join(
         f"{finding.level:<9}{finding.topic:<{width}}  {finding.text.replace(chr(10), indent)}" for finding in findings
     )
-
-
-Found = Iterator[tuple[Level, str]]
 
 
 class _Experiment:
@@ -119,7 +111,7 @@ class _Experiment:
     def _run_folder(self) -> Found:
         if self.run.exists() and not self.run.is_dir():
             raise ValueError(f"{self.run} is a file; expected a folder; set run_dir or name")
-        place = _nearest_folder(self.run)
+        place = nearest_folder(self.run)
         if not os.access(place, os.W_OK | os.X_OK):
             raise ValueError(f"{self.run} cannot be written ({place} is read-only for this user); set run_dir")
         yield "ok", f"{self.run} {'is there' if self.run.is_dir() else 'will be made'}"
@@ -376,38 +368,13 @@ class _Experiment:
         else:
             yield "ok", f"the first {cfg.num_images} images of the test split"
 
-    # -- room ---------------------------------------------------------------------------------------------------------
+    # -- memory and disk ----------------------------------------------------------------------------------------------
 
     def _memory(self) -> Found:
-        free, where = _free_memory()
-        for name, cost in self.costs.items():
-            cfg = self.config.train_saross if name == "student" else self.config.train_jointnet
-            micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, self.processes)
-            stage = zero_config(cfg.engine.deepspeed)["zero_optimization"]["stage"]
-            precision = resolve_precision(cfg.engine.precision, "autocast" if name == "student" else "bf16")
-            parts = memory_parts(cost, precision, stage, self.processes, micro_batch, len(decays_of(cfg.optimizer)))
-            needed = sum(parts.values()) * (1 if torch.cuda.is_available() else self.processes)
-            said = f"{name}: about {_gib(needed)} of {_gib(free)} on the {where}"
-            yield ("warn", f"{said}; lower micro_batch or crop") if needed > _TIGHT * free else ("ok", said)
+        yield from on_memory(self.config, self.costs, self.processes)
 
     def _disk(self) -> Found:
-        config, cfg = self.config, self.config.generate
-        height, width = cfg.size
-        bytes_per_pixel = 1 + self.num_classes * (2 if cfg.codec == "fp16" else 0.6)
-        needed = cfg.num_samples * height * width * bytes_per_pixel
-        for name, cost in self.costs.items():
-            section = config.train_saross if name == "student" else config.train_jointnet
-            states = 3 + len(decays_of(section.optimizer))
-            copies = len(config.train_saross.training_sets if name == "student" else section.stages)
-            # One more checkpoint than are kept while one is written, and two files of weights.
-            kept = section.engine.keep_checkpoints + 1
-            needed += 4 * copies * (cost.num_parameters * (2 + kept) + cost.num_trained * kept * (states - 1))
-        free = shutil.disk_usage(_nearest_folder(self.run)).free
-        said = f"about {_gib(needed)} of {_gib(free)} free: {format_count(cfg.num_samples)} pairs, checkpoints, weights"
-        if needed > free:
-            yield "refused", f"{said}; free some, or set run_dir to another disk"
-        else:
-            yield ("warn" if needed > _TIGHT * free else "ok"), said
+        yield from on_disk(self.config, self.costs, self.num_classes)
 
 
 def _until_error(run: Callable[[], Found]) -> Found:
@@ -434,22 +401,5 @@ def _as_level(level: Level, refuse: Callable[[], None]) -> Found:
         yield level, str(error)
 
 
-def _nearest_folder(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
-
-
-def _free_memory() -> tuple[float, str]:
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0], "GPU"
-    names = ("SC_PAGE_SIZE", "SC_AVPHYS_PAGES")
-    known = all(name in os.sysconf_names for name in names)
-    return (math.prod(map(os.sysconf, names)) if known else math.inf), "host"
-
-
 def _is_url(place: str) -> bool:
     return "://" in place
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,1 @@
+"""`dakd check`: what a step would refuse, found before the first one."""

@@ -1,0 +1,76 @@
+"""Whether an experiment fits: estimates of its memory and of the disk that its files take, for `dakd check`."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dakd.config import Config
+from dakd.runtime.runlog import format_count
+from dakd.train.dry_run import Cost, memory_parts
+from dakd.train.optim import decays_of
+from dakd.train.zero import fitting_micro_batch, resolve_precision, zero_config
+
+Level = Literal["ok", "warn", "refused"]
+Found = Iterator[tuple[Level, str]]
+_TIGHT = 0.8  # share of the free disk or memory from which an estimate is a warning
+
+
+def on_memory(config: Config, costs: Mapping[str, Cost], processes: int) -> Found:
+    """Findings on each training's memory.  costs: of the nets, by "teacher" and "student"."""
+    free, where = _free_memory()
+    for name, cost in costs.items():
+        cfg = config.train_saross if name == "student" else config.train_jointnet
+        micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, processes)
+        stage = zero_config(cfg.engine.deepspeed)["zero_optimization"]["stage"]
+        precision = resolve_precision(cfg.engine.precision, "autocast" if name == "student" else "bf16")
+        parts = memory_parts(cost, precision, stage, processes, micro_batch, len(decays_of(cfg.optimizer)))
+        needed = sum(parts.values()) * (1 if torch.cuda.is_available() else processes)
+        said = f"{name}: about {_gib(needed)} of {_gib(free)} on the {where}"
+        yield ("warn", f"{said}; lower micro_batch or crop") if needed > _TIGHT * free else ("ok", said)
+
+
+def on_disk(config: Config, costs: Mapping[str, Cost], num_classes: int) -> Found:
+    """The finding on the disk that pairs, checkpoints and weights take."""
+    cfg = config.generate
+    height, width = cfg.size
+    bytes_per_pixel = 1 + num_classes * (2 if cfg.codec == "fp16" else 0.6)
+    needed = cfg.num_samples * height * width * bytes_per_pixel
+    for name, cost in costs.items():
+        section = config.train_saross if name == "student" else config.train_jointnet
+        states = 3 + len(decays_of(section.optimizer))
+        copies = len(config.train_saross.training_sets if name == "student" else section.stages)
+        # One more checkpoint than are kept while one is written, and two files of weights.
+        kept = section.engine.keep_checkpoints + 1
+        needed += 4 * copies * (cost.num_parameters * (2 + kept) + cost.num_trained * kept * (states - 1))
+    free = shutil.disk_usage(nearest_folder(config.run_path)).free
+    said = f"about {_gib(needed)} of {_gib(free)} free: {format_count(cfg.num_samples)} pairs, checkpoints, weights"
+    if needed > free:
+        yield "refused", f"{said}; free some, or set run_dir to another disk"
+    else:
+        yield ("warn" if needed > _TIGHT * free else "ok"), said
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
+
+
+def _free_memory() -> tuple[float, str]:
+    """Bytes that a training can take, and of which device; infinite where the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0], "GPU"
+    facts = Path("/proc/meminfo")
+    # MemAvailable counts the cache of files, which gives way; MemFree does not.
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    available = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return (math.inf if available is None else 1024 * float(available)), "host"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
