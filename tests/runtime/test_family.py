@@ -140,6 +140,7 @@ def test_a_step_ends_when_its_pipeline_is_killed(tmp_path, family):
     pipeline.kill()
     pipeline.wait()
     wait_until(lambda: not is_running(step), "the step outlived its pipeline")
+    assert not is_running(step)
 
 
 def test_a_training_leaves_a_checkpoint_when_its_pipeline_is_killed(tmp_path, family):
@@ -229,6 +230,7 @@ def test_readers_die_with_their_rank(tmp_path, family):
     rank.kill()
     rank.wait()
     wait_until(lambda: not is_running(reader), "the reader outlived its rank")
+    assert not is_running(reader)
 
 
 def test_readers_live_on_when_the_thread_that_started_them_ends(tmp_path, family):

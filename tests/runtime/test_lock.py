@@ -124,4 +124,4 @@ def test_a_run_that_was_copied_by_hard_links_is_locked_as_any(tmp_path):
         pass
     os.link(tmp_path / "run" / ".lock", tmp_path / "copy")
     with locked(tmp_path / "run"):
-        pass
+        assert (tmp_path / "copy").samefile(tmp_path / "run" / ".lock")
