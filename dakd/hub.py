@@ -88,7 +88,9 @@ class HubModel(ABC):
         Raises TypeError for an argument of a push where there is none.
         """
         if push and not push_to_hub:
-            raise TypeError(f"{', '.join(push)}: only with push_to_hub=True (the licence is the argument `licence`)")
+            raise TypeError(
+                f"found {', '.join(push)}; give them with push_to_hub=True alone (the licence is `licence`)"
+            )
         state, metadata = self._state_and_metadata()
         num_parameters = count_parameters({name: tuple(tensor.shape) for name, tensor in state.items()})
         folder = save_folder(save_directory, state, metadata, card_of(metadata, num_parameters, licence=licence))
@@ -261,7 +263,9 @@ def _in_plain_words(hub: Any, repo_id: str, revision: str | None) -> Iterator[No
     except errors.EntryNotFoundError as error:
         raise ValueError(f"{at} has no {WEIGHTS_FILE}, so it is not a dakd model; give another id") from error
     except errors.HFValidationError as error:
-        raise ValueError(f"{repo_id} is not a valid hub id: {error}") from error
+        raise ValueError(f"{repo_id} is not a valid hub id ({error}); expected OWNER/NAME") from error
     except Exception as error:  # of the network, of several libraries
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise RuntimeError(f"the hub refused {at} or did not answer: {reason:.300}") from error
+        raise RuntimeError(
+            f"the hub refused {at} or did not answer ({reason:.300}); run it again, or see status.huggingface.co"
+        ) from error

@@ -66,7 +66,7 @@ def write_starter(
             raise ValueError(f"dataset {dataset} needs a folder; give --root DIR")
         prepare["root"] = str(Path(root).expanduser().resolve())
     elif root is not None:
-        raise ValueError("dataset simulated reads no folder; remove --root, or choose another dataset")
+        raise ValueError(f"dataset simulated reads no folder; remove --root {root}, or choose another dataset")
     if dataset == "folder":
         prepare["classes"] = parse_classes(classes)
     elif classes is not None:
@@ -93,7 +93,8 @@ def _check_read_back(text: str, name: str, prepare: dict) -> None:
     if config.name != name or config.prepare.root != prepare.get("root") or "${" in (config.prepare.root or ""):
         raise ValueError(f"{prepare.get('root')!r} cannot be written in a YAML; move the data to a plainer path")
     if config.prepare.classes is not None and list(config.prepare.classes.items()) != list(prepare["classes"].items()):
-        raise ValueError("--classes cannot be written in a YAML; give plainer names")
+        names = ", ".join(prepare["classes"])
+        raise ValueError(f"the classes {names} cannot be written in a YAML; give plainer names")
 
 
 def parse_classes(text: str | None) -> dict[str, tuple[int, int, int]]:
@@ -157,7 +158,7 @@ def _read_some_labels(data: Dataset, entries: list[SampleFiles]) -> None:
         for entry in islice(entries, _NUM_LABELS_READ):
             data.read(entry)
     except BadFile as error:
-        raise ValueError(f"{error} (dakd init: --classes NAME:RRGGBB,... gives the colours of masks)") from error
+        raise ValueError(f"{error}; or give dakd init --classes NAME:RRGGBB,... with the colours of masks") from error
 
 
 def _shortest_side(entry: SampleFiles) -> int:

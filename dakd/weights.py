@@ -78,7 +78,10 @@ def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         if not 0 < (1.0 if metadata.get("sigma_data") is None else metadata["sigma_data"]) <= 8:
             raise ValueError(f"sigma_data is {metadata['sigma_data']}; expected a number above 0 and at most 8")
         if not 0 < metadata["b"] <= 4 or metadata["num_classes"] != num_classes:
-            raise ValueError(f"b is {metadata['b']} and num_classes {metadata['num_classes']} of {num_classes} names")
+            raise ValueError(
+                f"b is {metadata['b']} and num_classes {metadata['num_classes']} of {num_classes} names; expected "
+                "0 < b <= 4 and as many names"
+            )
         if metadata["kind"] == "ddpm":
             return DDPM.from_config(UNetConfig.model_validate(metadata["unet"]), num_bits(num_classes))
         return SARJointNet.from_config(UNetConfig.model_validate(metadata["unet"]), num_classes)

@@ -258,7 +258,7 @@ def test_a_student_goes_to_a_folder_of_the_hubs_form_and_comes_back(tmp_path, mo
 
 def test_a_folder_takes_no_argument_of_a_push_that_is_none(tmp_path):
     student = dakd.Student(dakd.create_student(num_classes=5, **TINY_STUDENT), OSD_CLASSES)
-    with pytest.raises(TypeError, match=r"license: only with push_to_hub=True .*`licence`"):
+    with pytest.raises(TypeError, match=r"found license; give them with push_to_hub=True alone .*`licence`"):
         student.save_pretrained(tmp_path, license="cc-by-4.0")
     assert not list(tmp_path.iterdir())
 

@@ -34,7 +34,7 @@ def measure_cost(config: Config, runs: int) -> dict:
     """
     cfg = config.train_saross
     if cfg.student.name != "saross":
-        raise ValueError(f"the cost of skip modules is that of saross; found the student {cfg.student.name}")
+        raise ValueError(f"the student is {cfg.student.name}; expected saross, whose skip modules have a cost")
     limit_threads(cfg.engine.threads)
     device = own_device()
     variants = {"with": cfg.student, "without": cfg.student.model_copy(update={"skip_module": "none"})}

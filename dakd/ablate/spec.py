@@ -87,12 +87,13 @@ class TableSpec(Section):
     @model_validator(mode="after")
     def _fits(self) -> TableSpec:
         if bool(self.base) == bool(self.data):
-            raise ValueError("expected either base (one configuration) or data (several by name)")
+            found = "both" if self.base else "neither"
+            raise ValueError(f"found {found}; expected either base (one configuration) or data (several by name)")
         names = [row.name for row in self.rows]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two rows are called {', '.join(sorted(twice))}; give each a name of its own")
         if self.reference is not None and self.reference not in names:
-            raise ValueError(f"reference {self.reference!r} is not a row; rows: {', '.join(names)}")
+            raise ValueError(f"reference {self.reference!r} is not a row; choose one of {', '.join(names)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds are {list(self.seeds)}; expected different whole numbers of at least 0")
         for measures in (self.measures, self.small_measures or ()):
@@ -102,7 +103,8 @@ class TableSpec(Section):
                 measure_of(name)
         for name, one in self.data.items():
             if one.test_on is not None and one.test_on not in self.data:
-                raise ValueError(f"data {name!r} is tested on {one.test_on!r}, which is none of the datasets")
+                names = ", ".join(self.data)
+                raise ValueError(f"data {name!r} is tested on {one.test_on!r}; expected one of the datasets {names}")
         heads = {tuple(row.head) for row in self.rows}
         if len(heads) > 1:
             raise ValueError(f"rows have different heads, {' and '.join(map(str, sorted(heads)))}; give all the same")
@@ -114,9 +116,11 @@ class TableSpec(Section):
         for key, value in row.paper.items():
             measures = [key] if not isinstance(value, dict) else list(value)
             if isinstance(value, dict) and key not in self.data:
-                raise ValueError(f"row {row.name!r} has paper's numbers of {key!r}, which is none of the datasets")
+                names = ", ".join(self.data) or "(none: the table has a base)"
+                raise ValueError(f"row {row.name!r} has the paper's numbers of {key!r}; expected a dataset of {names}")
             if unknown := [name for name in measures if name not in self.measures]:
-                raise ValueError(f"row {row.name!r} has the paper's {', '.join(unknown)}, which is not shown")
+                shown = ", ".join(self.measures)
+                raise ValueError(f"row {row.name!r} has the paper's {', '.join(unknown)}; expected measures of {shown}")
 
     @property
     def datasets(self) -> dict[str, DataSpec]:
@@ -244,5 +248,5 @@ def nearest_row(table: TableSpec, name: str) -> RowSpec:
         if row.name == name:
             return row
     near = difflib.get_close_matches(name, [row.name for row in table.rows], n=3, cutoff=0.3)
-    raise ValueError(f"the table has no row {name!r}; " + (f"near: {', '.join(near)}" if near else "see --status"))
+    raise ValueError(f"the table has no row {name!r}; " + (f"choose {' or '.join(near)}" if near else "see --status"))
 

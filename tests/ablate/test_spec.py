@@ -33,7 +33,7 @@ def write(folder: Path, changes: dict | None = None) -> Path:
         ({"seeds": [1, 1]}, "expected different whole numbers"),
         ({"seeds": [-1]}, "at least 0"),
         ({"data": {"A": {"base": "x"}}}, "either base"),
-        ({"rows": [{"name": "real", "paper": {"fid": 1.0}}]}, "paper's fid, which is not shown"),
+        ({"rows": [{"name": "real", "paper": {"fid": 1.0}}]}, "paper's fid; expected measures of"),
         ({"rows": [{"name": "real", "head": {"x": "1"}}, {"name": "b"}]}, "different heads"),
         ({"rows": [{"name": "real", "sett": {}}]}, "rows.0.sett"),
         ({"base": None, "data": {"A": {"base": "x", "test_on": "B"}}}, "tested on 'B'"),
@@ -91,12 +91,12 @@ def test_rows_seeds_and_bases_are_chosen_on_the_command_line(tmp_path):
     table = load_table(write(tmp_path))
     chosen = narrowed(table, ["soft"], [], [7])
     assert [row.name for row in chosen.rows] == ["soft"] and chosen.seeds == (7,) and chosen.reference is None
-    with pytest.raises(ValueError, match="no row 'sofd'; near: soft"):
+    with pytest.raises(ValueError, match="no row 'sofd'; choose soft"):
         narrowed(table, ["sofd"], [], None)
     assert narrowed(table, [], [], None, "soft").reference == "soft" != table.reference
-    with pytest.raises(ValueError, match="no row 'sofd'; near: soft"):
+    with pytest.raises(ValueError, match="no row 'sofd'; choose soft"):
         narrowed(table, [], [], None, "sofd")
-    with pytest.raises(ValueError, match="reference 'real' is not a row; rows: soft"):
+    with pytest.raises(ValueError, match="reference 'real' is not a row; choose one of soft"):
         narrowed(table, ["soft"], [], None, "real")
     with pytest.raises(ValueError, match="no dataset X; it has a single dataset"):
         narrowed(table, [], ["X"], None)
