@@ -47,7 +47,7 @@ def test_the_multiply_adds_of_caft_are_those_of_its_seven_layers():
 
 def test_only_saross_has_skip_modules():
     config = load_config(TOY, ["train_saross.student={name: cbdnet}"])
-    with pytest.raises(ValueError, match="found the student cbdnet"):
+    with pytest.raises(ValueError, match="the student is cbdnet; expected saross"):
         measure_cost(config, runs=1)
 
 
