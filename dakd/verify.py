@@ -1,6 +1,6 @@
 """`dakd verify RUN`: every file of a run against its checksum, and the command that repairs each damaged one.
 
-It only reads, needs no GPU and no net, and may look at a run in progress: what is not finished is said to be so. What
+It only reads, needs no GPU and no net, and may look at a run in progress: unfinished work is reported as such. What
 a step believes holds its own checksum (see `runtime/sealed.py`), or is listed with one in the index of its shards or in
 its folder's manifest. Pictures and texts that no manifest lists are opened, and must be whole and not empty.
 """
@@ -329,7 +329,7 @@ def _generated(folder: Path) -> Iterator[Found]:
 
 
 def _shards_of(folder: Path) -> Iterator[Found]:
-    """Yields what is wrong with the shards of an index; returns the index, None where it cannot be read."""
+    """Yields the faults of the shards of an index; returns the index, None where it cannot be read."""
     path = folder / "index.json"
     if not path.is_file():
         yield Found("missing", path, "report.json names this split")

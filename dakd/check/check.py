@@ -98,7 +98,7 @@ class _Experiment:
             "memory": self._memory,
             "disk": self._disk,
         }
-        refused: set[str] = set()  # several steps may refuse one thing; it is said once
+        refused: set[str] = set()  # several steps may refuse one thing; it is reported once
         for topic, run in checks.items():
             for level, text in _until_error(run):
                 if level != "refused" or text not in refused:

@@ -112,7 +112,7 @@ def notes(report: dict) -> list[str]:
         lines += notes_on_set(split, facts)
     if report["unread"]:
         are_missing = any(facts["num_labelled"] < facts["num_samples"] for facts in report["splits"].values())
-        hint = f"; what is read: {report['layout']}" if are_missing else ""
+        hint = f"; dakd reads {report['layout']}" if are_missing else ""
         lines.append(f"not read: {', '.join(report['unread'])}{hint}")
     if report["num_off_palette"]:
         files = ", ".join(f"{name} {count}" for name, count in report["off_palette"].items())

@@ -125,7 +125,7 @@ class Training(ABC):
         return last_step >= self.total_steps and self.weights_file("ema").exists()
 
     def has_whole_weights(self) -> bool:
-        """Whether both weights files are those that `finish` wrote; what is wrong is said."""
+        """Whether both weights files are those that `finish` wrote; a fault is printed."""
         try:
             if read_manifest(self.folder) is None:  # the writer was killed before it had finished
                 return False

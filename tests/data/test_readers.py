@@ -205,7 +205,7 @@ def test_an_empty_split_is_a_problem_and_an_absent_sensor_an_error(tmp_path):
         path.unlink()
     (empty,) = sos(tmp_path).problems()
     assert empty.reason.startswith("the split 'test' is empty; expected files that end in .png")
-    assert "found nothing; what is read: SENSOR/" in empty.reason
+    assert "found nothing; dakd reads SENSOR/" in empty.reason
     with pytest.raises(ValueError, match="has no folder palsar"):
         sos(tmp_path, sensor="palsar")
     with pytest.raises(ValueError, match="is not an SOS folder"):

@@ -48,7 +48,7 @@ def test_masks_in_a_folder_that_is_not_read_are_told_with_those_that_are(tmp_pat
     assert report["unread"] == ["train/annotations/ (2 files)"]
     assert json.loads((tmp_path / "run" / "prepare" / "report.json").read_text())["unread"] == report["unread"]
     (line,) = [line for line in describe(report) if line.startswith("not read")]
-    assert "train/annotations/ (2 files); what is read: images/ or image/ with masks/, mask/, labels/ or label/" in line
+    assert "train/annotations/ (2 files); dakd reads images/ or image/ with masks/, mask/, labels/ or label/" in line
 
 
 def test_pictures_in_sub_folders_leave_a_split_empty_and_are_named(tmp_path):
@@ -56,7 +56,7 @@ def test_pictures_in_sub_folders_leave_a_split_empty_and_are_named(tmp_path):
     with pytest.raises(BadDataset) as error:
         prepare(configured(tmp_path))
     for words in ("data/train/images: the split 'train' is empty", "not in sub-folders; found s1/ (1 file)",
-                  ".tiff, .bmp", "what is read: images/ or image/"):  # fmt: skip
+                  ".tiff, .bmp", "dakd reads images/ or image/"):  # fmt: skip
         assert words in str(error.value)
 
 
@@ -89,7 +89,7 @@ def test_files_of_other_kinds_are_named_by_their_suffix(tmp_path, suffix):
 
 def test_images_below_the_kind_of_file_are_named_with_the_layout(tmp_path):
     write(tmp_path, "images/train/a.png", "masks/train/a.png")
-    assert "found train/ (1 file); what is read: images/" in problems(folder(tmp_path))
+    assert "found train/ (1 file); dakd reads images/" in problems(folder(tmp_path))
 
 
 def test_files_that_systems_leave_are_neither_read_nor_named(tmp_path):

@@ -139,7 +139,7 @@ class Dataset:
 
     def _why_empty(self, split: str, where: Path) -> str:
         expected = f"expected files that end in {', '.join(IMAGE_SUFFIXES)}, not in sub-folders"
-        return f"the split {split!r} is empty; {expected}; found {contents(where)}; what is read: {self.layout}"
+        return f"the split {split!r} is empty; {expected}; found {contents(where)}; dakd reads {self.layout}"
 
 
 def _with_keys_of(images: dict[str, Path], labels: dict[str, Path]) -> dict[str, Path]:

@@ -71,7 +71,7 @@ _IDS = f"expected 8 bits a channel, or one channel of class ids: {_ONE_BAND}"
 
 @dataclass(frozen=True)
 class _Refusal:
-    """A kind of header that PIL reads with loss or not at all: what is said of an image and of a mask, if anything."""
+    """A kind of header that PIL reads with loss or not at all, and the refusals of an image and of a mask."""
 
     applies: Callable[[Structure], bool]
     of_image: str | None
