@@ -15,6 +15,7 @@ from dakd.config import Config, build_config
 from dakd.data.prepare import prepare
 from dakd.generate.plan import GenerationPlan, record_provenance
 from dakd.generate.teacher import provenance_of
+from dakd.runtime.place import PLACE_VARIABLES
 from dakd.train.checkpoint import write_state
 from dakd.train.jointnet import training_of_stage
 from dakd.train.saross import StudentTraining
@@ -37,6 +38,13 @@ def nets_measured_once():
         for name in ("cost_of_stage", "cost_of_student"):
             patch.setattr(dakd.check.check, name, once(getattr(dakd.check.check, name)))
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_place_of_an_earlier_training(monkeypatch):
+    """A training in the tests' own process leaves it a rank, and `check` looks at the variables of launchers."""
+    for name in PLACE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 def toy(tmp_path, **changes) -> Config:
