@@ -6,10 +6,11 @@ from the one grey that constant images happen to have.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dakd.data.index import Index
+    from dakd.data.index import Index, RecordInfo
 
 # Below it the images lie within about six greys of the middle one, and the label's clean state drowns in the noise.
 SMALL_B = 0.05
@@ -24,12 +25,17 @@ def refuse_unknown_labels(index: Index, where: str) -> None:
         )
 
 
-def refuse_black_and_white(index: Index, where: str) -> None:
-    """ValueError where labels that others wrote hold 0 and 255 alone, which may be black and white in place of ids."""
-    if index.num_labelled and index.ignored_pixels and index.class_pixels[0] and not any(index.class_pixels[1:]):
+def refuse_black_and_white(records: Iterable[RecordInfo], first_class: str, where: str) -> None:
+    """ValueError where labels that others wrote may be black and white in place of ids.
+
+    Then 255 is in labels that hold 0 beside it at most, and never beside another id. first_class: the name of id 0.
+    """
+    unknown = [record for record in records if record.ignored_pixels]
+    if any(record.class_pixels[0] for record in unknown) and not any(any(one.class_pixels[1:]) for one in unknown):
         raise ValueError(
-            f"{where}: its labels hold only 0 and 255, and 255 means unknown, so that every other pixel is "
-            f"{index.classes.names[0]}; expected class ids: write them, or take the masks as files, with dakd prepare"
+            f"{where}: {len(unknown)} of its labels hold only 0 and 255, and 255 means unknown, so that every other "
+            f"pixel of them is {first_class}; expected class ids: write them, or take the masks as files, with dakd "
+            "prepare, where prepare.mask_values says what they mean"
         )
 
 

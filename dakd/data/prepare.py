@@ -116,7 +116,7 @@ def notes(report: dict) -> list[str]:
         lines.append(f"not read: {', '.join(report['unread'])}{hint}")
     if report["num_off_palette"]:
         files = ", ".join(f"{name} {count}" for name, count in report["off_palette"].items())
-        lines.append(f"{report['num_off_palette']} label pixels took the nearest palette colour ({files})")
+        lines.append(f"{report['num_off_palette']} label pixels took the nearer of two blended class colours ({files})")
     if report["skipped"]:
         lines.append(f"{len(report['skipped'])} bad files were skipped; report.json names them")
     return lines

@@ -256,8 +256,8 @@ def find_index(
                 _derive_sidecar(source.tar(name), name, classes, sidecar)
         index = gather_index(home, classes, kind="real", kept=dict.fromkeys(stamps))  # all records of each
         infos = (load_sidecar((home / name).with_suffix(".json")) for name in stamps)
-        if any("sar.u8" not in record.members for info in infos for record in info.records):
-            refuse_black_and_white(index, source.place)
+        foreign = (record for info in infos for record in info.records if "sar.u8" not in record.members)
+        refuse_black_and_white(foreign, index.classes.names[0], source.place)
         save_index(home, index)
     return (home / "index.json").read_bytes(), home
 

@@ -188,6 +188,7 @@ class LabelledFolder:
         dataset, entries = self._dataset, self._dataset.entries(split)
         problems, usable, digest = dataset.problems(), [], hashlib.sha256()
         has_class = False  # any pixel
+        num_blended = 0
         if entries:
             if meaning := dataset.label_meaning(split):
                 say(f"{self.folder}: {meaning.describe(split)}")
@@ -197,6 +198,7 @@ class LabelledFolder:
                 sample = dataset.read(entry)
                 digest.update(content_hash(sample).encode())
                 has_class = has_class or bool((sample.label != IGNORE_INDEX).any())
+                num_blended += sample.meta.get("off_palette", 0)
             except BadFile as problem:
                 problems.append(problem)
             else:
@@ -213,6 +215,8 @@ class LabelledFolder:
                 f"{self.folder}: every pixel of the masks of {len(usable)} image(s) is unknown (255); expected pixels "
                 "with a class to compare with: write the class ids into the masks, or see prepare.mask_values"
             )
+        if num_blended:
+            say(f"{self.folder}: {num_blended} label pixels took the nearer of two blended class colours")
         if problems:
             say(f"{self.folder}: {len(problems)} bad files are left out")
         if unread := dataset.unread():

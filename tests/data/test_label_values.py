@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,8 +105,6 @@ def test_ids_are_ids_in_tiffs_of_other_numbers(tmp_path, dtype):
 
 
 def test_greys_of_two_bits_are_the_stored_ids(tmp_path):
-    import zlib
-
     rows = b"".join(b"\0" + np.packbits(np.stack([row >> 1, row & 1], -1).ravel()).tobytes() for row in IDS)
     parts = ((b"IHDR", struct.pack(">IIBBBBB", 32, 24, 2, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     data = b"".join(struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
@@ -236,6 +236,9 @@ DOUBTFUL = {
         [palette_picture(IDS, (0, 250, 255), (2, 2, 2), (0, 150, 3))], "nearly the colour of 'oil', whose id is 1"),
     "colours beside ids": ([coloured(IDS, THREE), Image.fromarray(IDS)], "contradict each other"),
     "bits beside ids": ([Image.fromarray(OIL.astype(bool)), Image.fromarray(IDS)], "hold black and white in 1-bit"),
+    "0/255 beside 0/1": (
+        [Image.fromarray(255 * OIL), Image.fromarray(OIL), Image.fromarray(EMPTY)], "hold either only 0 and 255"),
+    "0/255 beside ids": ([Image.fromarray(255 * OIL), Image.fromarray(IDS)], "hold either only 0 and 255"),
 }  # fmt: skip
 
 
@@ -247,6 +250,78 @@ def test_masks_of_two_meanings_are_refused_with_files_values_and_choices(tmp_pat
     text = str(error.value)
     assert "0.png" in text and "'train'" in text and "set prepare.mask_values to ids" in text
     assert not (tmp_path / "data run" / "prepare").exists()
+
+
+def test_unknown_beside_an_id_above_zero_tells_that_255_is_unknown(tmp_path):
+    borders = [IDS.copy(), EMPTY.copy()]
+    for mask in borders:
+        mask[0] = 255
+    read = labels(write(tmp_path / "data", *map(Image.fromarray, borders)), THREE)
+    assert all(np.array_equal(one, mask) for one, mask in zip(read, borders))
+
+
+@pytest.mark.parametrize(
+    "classes", [{"oil": [255, 0, 0], "background": [0, 255, 0]}, {"oil": [0, 255, 255], "sea": [0, 0, 0]}]
+)
+def test_bits_are_refused_where_no_colour_says_which_class_is_white(tmp_path, classes):
+    data = write(tmp_path / "data", Image.fromarray(OIL.astype(bool)))
+    with pytest.raises(ValueError, match="hold black and white in 1-bit pictures, and no class is white"):
+        labels(data, classes)
+    assert np.array_equal(labels(data, TWO)[0], OIL)
+
+
+def test_vocs_palette_says_ids_though_its_colours_are_near_those_of_other_classes(tmp_path):
+    voc = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]
+    mask = IDS.copy()
+    mask[0, :9], mask[1, :9] = 3, 4
+    classes = {name: list(colour) for name, colour in zip(OSD_CLASSES.names, OSD_CLASSES.colours)}
+    (read,) = labels(write(tmp_path / "data", palette_picture(mask, *voc)), classes)
+    assert np.array_equal(read, mask)
+    shifted = palette_picture(mask, voc[0], *[(r + 1, g, b) for r, g, b in voc[1:]])
+    with pytest.raises(ValueError, match="nearly the colour of 'land', whose id is 4"):
+        labels(write(tmp_path / "other", shifted), classes)
+
+
+def test_a_number_beyond_the_palette_is_an_id(tmp_path):
+    stream = io.BytesIO()
+    palette_picture(IDS, BLACK, (128, 0, 0), GREY).save(stream, "PNG", bits=8)
+    data = stream.getvalue()
+    start = data.index(b"PLTE")
+    shorter = b"PLTE" + data[start + 4 : start + 10]
+    end = start + 8 + int.from_bytes(data[start - 4 : start], "big")
+    cut = data[: start - 4] + struct.pack(">I", 6) + shorter + struct.pack(">I", zlib.crc32(shorter)) + data[end:]
+    (read,) = labels(write(tmp_path / "data", cut), THREE)
+    assert np.array_equal(read, IDS)
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+ORDER = [(9, 9, 9), (200, 0, 9), (9, 0, 200)]
+SWAPPED = np.array([2, 1, 0], np.uint8)[IDS]
+SPLITS = {
+    "palettes of other colours in another order": (
+        palette_picture(IDS, *ORDER), palette_picture(SWAPPED, *ORDER[::-1]), "the value 0 shows"),
+    "a palette's numbers without the palette": (
+        palette_picture(SWAPPED, GREEN, CYAN, BLACK), Image.fromarray(SWAPPED), "the value 0 would mean 'land'"),
+    "a palette of the class colours beside one of others": (
+        palette_picture(SWAPPED, GREEN, CYAN, BLACK), palette_picture(IDS, *ORDER), "the value 0 would mean 'land'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPLITS)
+def test_splits_whose_numbers_mean_different_classes_are_refused_unless_the_setting_decides(tmp_path, case):
+    train, test, reason = SPLITS[case]
+    data = write(write(tmp_path / "data", train), test, split="test")
+    with pytest.raises(ValueError, match=reason):
+        labels(data, THREE)
+    assert np.array_equal(labels(data, THREE, mask_values="ids")[0], np.array(train))
+
+
+def test_palettes_of_the_class_colours_may_have_any_order_in_each_split(tmp_path):
+    data = write(tmp_path / "data", palette_picture(SWAPPED, GREEN, CYAN, BLACK))
+    write(data, palette_picture(IDS, BLACK, CYAN, GREEN), split="test")
+    assert np.array_equal(labels(data, THREE)[0], IDS)
 
 
 def test_white_among_ids_is_refused_where_white_is_a_class(tmp_path):
@@ -399,6 +474,31 @@ def test_osd_labels_are_read_by_their_values_in_both_folders(tmp_path, place, fo
     config = build_config({"name": "x", "prepare": {"dataset": "osd", "root": str(tmp_path / "data")}})
     shards = ShardSet(prepare(config, tmp_path / "run").splits["train"])
     assert np.array_equal(shards.read(0).label, IDS)
+
+
+@pytest.mark.parametrize(("stray", "wanted"), [
+    ((128, 0, 0), 2), ((100, 0, 0), 0), ((10, 110, 110), 0), ((60, 140, 140), 1), ((255, 255, 0), None),
+    ((0, 0, 255), None),
+])  # fmt: skip
+def test_few_osd_pixels_that_blend_two_colours_take_the_nearer_and_no_others(tmp_path, stray, wanted, capsys):
+    """(128, 0, 0) lies between black and red, and nearest to brown; yellow is cyan with red and blue exchanged."""
+    pixels = OSD_CLASSES.palette()[IDS]
+    pixels[0, 0] = stray
+    for split in ("train", "test"):
+        write(tmp_path / "data", Image.fromarray(pixels), split=split)
+        (tmp_path / "data" / split / "masks").rename(tmp_path / "data" / split / "labels")
+    evaluated = {"folder": str(tmp_path / "data"), "dataset": "osd"}
+    prepared_from = {"dataset": "osd", "root": evaluated["folder"]}
+    config = build_config({"name": "x", "prepare": prepared_from, "evaluate": evaluated})
+    if wanted is None:
+        with pytest.raises(BadDataset, match=r"holds 1 value.* nor class colours"):
+            prepare(config, tmp_path / "run")
+        return
+    shards = ShardSet(prepare(config, tmp_path / "run").splits["train"])
+    assert shards.read(0).label[0, 0] == wanted and np.array_equal(shards.read(0).label[1:], IDS[1:])
+    assert LabelledFolder(config, OSD_CLASSES).read(0).label[0, 0] == wanted
+    said = capsys.readouterr().out
+    assert "data: 1 label pixels took the nearer of two blended class colours" in said
 
 
 def write_sos(root: Path, *masks: np.ndarray, split: str = "train", bright: bool = False) -> None:

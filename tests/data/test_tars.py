@@ -122,6 +122,8 @@ def test_a_sidecar_that_is_missing_is_derived_from_the_tar_if_that_is_the_right_
         ({"a.png": png(GREY), "a.mask.png": png(LABEL.astype(np.uint16) * 300)}, "holds values from 0 to 1200"),
         ({"a.png": png(GREY), "a.mask.png": png(255 * (LABEL == 1).astype(np.uint8))}, "hold only 0 and 255"),
         ({"a.png": png(GREY), "a.label.npy": npy(255 * (LABEL == 1).astype(np.uint8))}, "hold only 0 and 255"),
+        ({"a.png": png(GREY), "a.mask.png": png(255 * (LABEL == 1).astype(np.uint8)), "b.png": png(GREY),
+          "b.mask.png": png((LABEL == 1).astype(np.uint8))}, "1 of its labels hold only 0 and 255"),
         ({"a.png": b"no picture"}, "cannot be read as a picture"),
         ({"a.png": png(GREY)[:50]}, "cannot be read as a picture"),
         ({"a.png": png(np.stack([GREY, GREY + 100, GREY], -1))}, "colour picture"),

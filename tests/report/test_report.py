@@ -101,7 +101,7 @@ def test_files_that_prepare_repaired_or_left_out_are_named(run_dir):
     report |= {"layout": "images/", "unread": ["annotations/ (2 files)"]}
     reseal(run_dir / "prepare" / "report.json", report)
     text = write_report(run_dir).read_text()
-    assert "7 label pixels took the nearest palette colour" in text and "1 bad files were skipped" in text
+    assert "7 label pixels took the nearer of two blended class colours" in text and "1 bad files were skipped" in text
     assert "not read: annotations/ (2 files)" in text
 
 

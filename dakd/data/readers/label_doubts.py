@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dakd.data.readers.label_meaning import CHOICES, class_name, colour_ids, nearest_class, white_class
+from dakd.data.readers.label_meaning import CHOICES, class_name, colour_ids, nearest_class
 from dakd.data.readers.mask_groups import MaskGroup, colour_text, listed
-from dakd.data.readers.mask_pixels import BLACK, WHITE, unpack
+from dakd.data.readers.mask_pixels import BLACK, WHITE, pack, unpack
 from dakd.data.sample import IGNORE_INDEX, ClassTable
 
 _NEAR = 32  # grey values per channel
@@ -64,14 +64,15 @@ def refuse_two_kinds(split: str, groups: list[MaskGroup]) -> None:
 
 
 def refuse_unclear_bits(split: str, groups: list[MaskGroup], classes: ClassTable) -> None:
-    """Bits without a white class are clear only of two classes of which black cannot be the second."""
+    """Bits without a white class are clear only of two classes of which the first is black."""
     are_bits = all(group.form == "bits" for group in groups)
-    if not (are_bits and classes.num_classes == 2 and white_class(classes) == 1 and not _has(classes, WHITE)):
+    first_is_black = pack(classes.colours[0]) == BLACK
+    if not (are_bits and classes.num_classes == 2 and first_is_black and not _has(classes, WHITE)):
         second = class_name(classes, 1)
         raise ValueError(
             f"the masks of the split {split!r} hold black and white in 1-bit pictures, and no class is white, so that "
             f"white may be {second!r}, another class or unknown ({listed(groups)}); give the class that "
-            f"is white the colour [255, 255, 255] in prepare.classes, or {CHOICES}"
+            f"is white the colour [255, 255, 255] in prepare.classes and the one that is black [0, 0, 0], or {CHOICES}"
         )
 
 
@@ -87,6 +88,7 @@ def refuse_doubtful_ids(split: str, groups: list[MaskGroup], classes: ClassTable
             f"be {last} ({listed(groups)}); in prepare.classes give the class that is white the colour "
             f"[255, 255, 255] and the one that is black [0, 0, 0], write the ids into the masks, or {CHOICES}"
         )
+    _refuse_0_255_beside_ids(split, groups)
     if IGNORE_INDEX in values and _has(classes, WHITE):
         name = class_name(classes, colour_ids(classes)[WHITE])
         raise ValueError(
@@ -97,6 +99,19 @@ def refuse_doubtful_ids(split: str, groups: list[MaskGroup], classes: ClassTable
     for group in palettes:
         _refuse_half_known_palette(split, group, classes)
     _refuse_changing_palettes(split, palettes)
+
+
+def _refuse_0_255_beside_ids(split: str, groups: list[MaskGroup]) -> None:
+    """255 that is never beside an id above 0 may be white in some masks, as 1 and others are ids in the rest."""
+    unclear = [group for group in groups if group.is_0_255]
+    others = [group for group in groups if not group.is_0_255]
+    has_unknown_beside_ids = any(group.pixels[IGNORE_INDEX] for group in others)
+    if any(group.pixels[0] for group in unclear) and not has_unknown_beside_ids:
+        raise ValueError(
+            f"the masks of the split {split!r} hold either only 0 and 255, which may be black and white or sea and "
+            f"unknown, or ids without 255 ({listed([*unclear, *others])}); expected one kind of masks: save all as "
+            f"ids, or {CHOICES}"
+        )
 
 
 def _refuse_half_known_palette(split: str, group: MaskGroup, classes: ClassTable) -> None:
@@ -126,9 +141,23 @@ def _refuse_half_known_palette(split: str, group: MaskGroup, classes: ClassTable
     )
 
 
-def _near_classes(used: dict[int, int], classes: ClassTable) -> dict[int, int]:
-    """Class ids by the values whose colours are nearly theirs, as after a colour profile; {} where two share one."""
-    near = {value: nearest_class(colour, classes) for value, colour in used.items()}
+def _voc_colour(class_id: int) -> int:
+    """Of an id in PASCAL VOC's palette, which LabelMe and others use: three bits at a time, for red, green and blue."""
+    channels = [0, 0, 0]
+    for place in range(8):
+        for channel in range(3):
+            channels[channel] |= (class_id >> (3 * place + channel) & 1) << (7 - place)
+    return pack((channels[0], channels[1], channels[2]))
+
+
+def _near_classes(used: dict[int, int | None], classes: ClassTable) -> dict[int, int]:
+    """Class ids by the values whose colours are nearly theirs, as after a colour profile.
+
+    {} where two share one, and for VOC's palette, which says nothing but the ids.
+    """
+    if all(colour == _voc_colour(value) for value, colour in used.items()):
+        return {}
+    near = {value: nearest_class(colour, classes) for value, colour in used.items() if colour is not None}
     near = {
         value: class_id
         for value, class_id in near.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from dakd.data.readers.mask_pixels import BLACK, WHITE, pack, shown_colour, unpack
 from dakd.data.sample import IGNORE_INDEX, ClassTable
 
+_MAX_OFF_BLEND = 64.0  # distance of a colour in RGB from the line between two class colours; in OSD up to 50
 _WORDS = {
     "ids": "ids",
     "colours": "colours of the class table",
@@ -30,7 +32,7 @@ class LabelMeaning:
     reading: ids, colours, palette (palettes by colour, other masks by id), binary or, in SOS, threshold; "" where no
     mask fits any.
     is_firm: False where another split may decide, as for empty masks.  facts: for index.json and report.json.
-    greys: the values that grey masks hold.
+    greys: the values that grey masks hold.  palettes: the values that palette masks hold, with their packed colours.
     """
 
     classes: ClassTable
@@ -39,6 +41,7 @@ class LabelMeaning:
     is_firm: bool = True
     facts: dict = field(default_factory=dict)
     greys: frozenset[int] = frozenset()
+    palettes: frozenset[tuple[int, int]] = frozenset()
 
     def class_of(self, form: str, palette: tuple[int, ...], value: int) -> int | None:
         """The class id of a stored value, IGNORE_INDEX for unknown; None where it has no meaning."""
@@ -48,6 +51,16 @@ class LabelMeaning:
         if self.reading == "binary":
             return self._by_side(form, palette, value)
         return self._by_id(form, value) if self.reading in ("ids", "palette") else None
+
+    def numbers(self) -> list[tuple[int, int, bool]]:
+        """Stored number, its class, and whether a palette's colour says so; without numbers that have several."""
+        greys = {(value, self.class_of("grey", (), value), False) for value in self.greys}
+        by_palette = self.reading in ("colours", "palette")
+        colours = {(value, colour_ids(self.classes).get(colour), True) for value, colour in self.palettes}
+        ids = {(value, self.class_of("palette", (), value), False) for value, _ in self.palettes}
+        found = [one for one in greys | (colours if by_palette else ids) if one[1] is not None]
+        counts = Counter((value, is_by_palette) for value, _, is_by_palette in found)
+        return sorted(one for one in found if counts[one[0], one[2]] == 1)
 
     def describe(self, split: str) -> str:
         """The decision in one line for people."""
@@ -95,19 +108,47 @@ def nearest_class(colour: int, classes: ClassTable) -> int:
     return int(distances.argmin())
 
 
+def blended_class(colour: int, classes: ClassTable) -> int | None:
+    """The nearer of the two classes whose colours a packed colour blends, as smooth edges do; None for other colours.
+
+    Not the nearest class of all: halfway between black and red, (128, 0, 0) is nearest to OSD's brown.
+    """
+    table, point = np.array(classes.colours, np.float64), np.array(unpack(colour), np.float64)
+    starts, ends = table[:, None], table[None]
+    steps = ends - starts
+    lengths = (steps**2).sum(-1)
+    shares = np.clip(((point - starts) * steps).sum(-1) / np.maximum(lengths, 1), 0, 1)
+    distances = np.linalg.norm(starts + shares[..., None] * steps - point, axis=-1)
+    first, second = np.unravel_index(distances.argmin(), distances.shape)
+    if distances[first, second] > _MAX_OFF_BLEND:
+        return None
+    return int(first if shares[first, second] < 0.5 else second)
+
+
 def refuse_contradiction(meanings: dict[str, LabelMeaning]) -> None:
-    """ValueError where one grey value means one class in one split and another in the next."""
-    seen: dict[int, tuple[str, int]] = {}
+    """ValueError where one stored number means one class in one split and another in the next.
+
+    Palettes that are read by their colours may differ; those that are read by id show one colour for one id. Where
+    prepare.mask_values decides, nothing is refused.
+    """
+    meanings = {split: one for split, one in meanings.items() if one.facts.get("setting", "auto") == "auto"}
+    seen: dict[int, list[tuple[str, int, bool]]] = {}
+    shown: dict[int, tuple[str, int]] = {}
     for split, meaning in meanings.items():
-        for value in sorted(meaning.greys):
-            class_id = meaning.class_of("grey", (), value)
-            if class_id is None:
-                continue
-            other, before = seen.setdefault(value, (split, class_id))
-            if before != class_id:
-                names = [repr(class_name(meaning.classes, one)) for one in (before, class_id)]
+        for value, class_id, is_by_palette in meaning.numbers():
+            for other, before, was_by_palette in seen.setdefault(value, []):
+                if other != split and before != class_id and not (is_by_palette and was_by_palette):
+                    names = [repr(class_name(meaning.classes, one)) for one in (before, class_id)]
+                    raise ValueError(
+                        f"the value {value} would mean {names[0]} in the masks of {other!r} and {names[1]} in those of "
+                        f"{split!r} ({meanings[other].describe(other)}; {meaning.describe(split)}); {CHOICES}"
+                    )
+            seen[value].append((split, class_id, is_by_palette))
+        for value, colour in sorted(meaning.palettes) if meaning.reading == "ids" else ():
+            other, before = shown.setdefault(value, (split, colour))
+            if before != colour:
                 raise ValueError(
-                    f"the value {value} would mean {names[0]} in the masks of {other!r} and {names[1]} in those of "
-                    f"{split!r} ({meanings[other].describe(other)}; "
-                    f"{meaning.describe(split)}); {CHOICES}"
+                    f"the palettes of the masks of {other!r} and {split!r} differ: the value {value} shows "
+                    f"{unpack(before)} and {unpack(colour)}, not both of them in prepare.classes; complete it, or "
+                    f"{CHOICES}"
                 )

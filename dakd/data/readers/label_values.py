@@ -16,7 +16,7 @@ import numpy as np
 from dakd.data.readers import label_doubts as doubts
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.base import SampleFiles
-from dakd.data.readers.label_meaning import LabelMeaning, nearest_class
+from dakd.data.readers.label_meaning import LabelMeaning, blended_class
 from dakd.data.readers.mask_groups import MaskGroup, colour_text, value_text
 from dakd.data.readers.mask_pixels import MaskPixels, read_mask
 from dakd.data.sample import IGNORE_INDEX, ClassTable
@@ -35,8 +35,8 @@ class LabelValues:
 
     entries: the samples of a split.  splits: all of them.  setting: prepare.mask_values.
     has_own_table: the classes come from the configuration, and 255 among ids is an unknown pixel; False for a published
-    dataset.  max_stray_share: of a mask's pixels, that may have a colour that
-    is not in the table and take the nearest. Raises ValueError where masks have two meanings or contradict each other.
+    dataset.  max_stray_share: of a mask's pixels, that may blend the colours of two classes (see `blended_class`).
+    Raises ValueError where masks have two meanings or contradict each other.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LabelValues:
         return self._final[split]
 
     def read(self, entry: SampleFiles) -> tuple[np.ndarray, int]:
-        """(H, W) uint8 class ids, and how many pixels took the nearest colour; BadFile for values without meaning."""
+        """(H, W) uint8 class ids, and how many pixels blend two colours; BadFile for values without meaning."""
         meaning = self.meaning(entry.split)
         pixels = read_mask(entry.label_path)
         self._refuse_lossy_ids(entry.label_path, pixels, meaning)
@@ -75,10 +75,10 @@ class LabelValues:
         is_stray = np.array([one is None for one in ids])
         num_strays = int(counts[is_stray].sum())
         if num_strays:
-            if not self._may_be_stray(pixels, num_strays) or meaning.reading != "colours":
+            if not self._may_be_stray(pixels, found[is_stray], num_strays) or meaning.reading != "colours":
                 raise BadFile(entry.label_path, self._no_meaning(pixels, found[is_stray].tolist(), meaning))
             ids = [
-                nearest_class(value, self._classes) if one is None else one for one, value in zip(ids, found.tolist())
+                blended_class(value, self._classes) if one is None else one for one, value in zip(ids, found.tolist())
             ]
         return np.array(ids, np.uint8)[where], num_strays
 
@@ -113,14 +113,16 @@ class LabelValues:
 
     def _count(self, groups: dict[tuple, MaskGroup], path: Path, pixels: MaskPixels) -> None:
         found, counts, _ = pixels.distinct()
-        by = {name: self._num_without(name, pixels, found, counts) for name in ("colours", "ids")}
-        fits_colours = by["colours"] == 0 or self._may_be_stray(pixels, by["colours"])
+        is_known = {name: self._is_known(name, pixels, found) for name in ("colours", "ids")}
+        strays = ~is_known["colours"]
+        fits_colours = not strays.any() or self._may_be_stray(pixels, found[strays], int(counts[strays].sum()))
         fits_colours = fits_colours and not (pixels.is_255_nodata and found[-1] == IGNORE_INDEX)
         # Bits are black and white, which are ids only if nothing is white.
-        fits_ids = by["ids"] == 0 and not (pixels.form == "bits" and found[-1] == 1)
-        fits_ids = fits_ids and not pixels.is_lossy
-        facts = (pixels.form, pixels.palette, fits_colours, fits_ids, pixels.is_lossy)
-        group = groups.setdefault((*facts, pixels.form == "bits" and found[-1] == 1), MaskGroup(*facts))
+        is_white_bits = pixels.form == "bits" and found[-1] == 1
+        fits_ids = is_known["ids"].all() and not is_white_bits and not pixels.is_lossy
+        is_0_255 = pixels.form == "grey" and found[-1] == IGNORE_INDEX and set(found.tolist()) <= {0, IGNORE_INDEX}
+        facts = (pixels.form, pixels.palette, fits_colours, bool(fits_ids), pixels.is_lossy, is_0_255)
+        group = groups.setdefault((*facts, is_white_bits), MaskGroup(*facts))
         group.num_files += 1
         if len(group.examples) < _LISTED:
             group.examples.append(path)
@@ -128,14 +130,16 @@ class LabelValues:
             if value in group.pixels or len(group.pixels) < _MAX_COUNTED:
                 group.pixels[value] += count
 
-    def _num_without(self, reading: str, pixels: MaskPixels, found: np.ndarray, counts: np.ndarray) -> int:
+    def _is_known(self, reading: str, pixels: MaskPixels, found: np.ndarray) -> np.ndarray:
+        """Whether each value has a meaning by a reading."""
         one = LabelMeaning(self._classes, reading, self._has_own_table)
-        known = [one.class_of(pixels.form, pixels.palette, value) is not None for value in found.tolist()]
-        return int(counts[~np.array(known)].sum())
+        return np.array([one.class_of(pixels.form, pixels.palette, value) is not None for value in found.tolist()])
 
-    def _may_be_stray(self, pixels: MaskPixels, num: int) -> bool:
-        """Few pixels of other colours, in a mask of colours: greys and palettes with them may be ids."""
-        return pixels.form == "colours" and num <= self._max_stray_share * pixels.values.size
+    def _may_be_stray(self, pixels: MaskPixels, colours: np.ndarray, num: int) -> bool:
+        """Few pixels of blended colours, in a mask of colours: greys and palettes with them may be ids."""
+        if pixels.form != "colours" or num > self._max_stray_share * pixels.values.size:
+            return False
+        return all(blended_class(colour, self._classes) is not None for colour in colours.tolist())
 
     def _decide(self, split: str, groups: list[MaskGroup]) -> LabelMeaning:
         if self._setting != "auto":
@@ -187,7 +191,14 @@ class LabelValues:
                 one["values"] += [text] if text not in one["values"] else []
         order = {name: facts["classes"][name] for name in names if name in facts["classes"]}
         greys = frozenset(value for group in groups if group.form == "grey" for value in group.pixels)
-        return replace(bare, is_firm=is_firm, facts=facts | {"classes": order}, greys=greys)
+        palettes = frozenset(
+            (value, group.colour(value))
+            for group in groups
+            if group.form == "palette"
+            for value in group.pixels
+            if group.colour(value) is not None
+        )
+        return replace(bare, is_firm=is_firm, facts=facts | {"classes": order}, greys=greys, palettes=palettes)
 
     def _refuse_lossy_ids(self, path: Path, pixels: MaskPixels, meaning: LabelMeaning) -> None:
         by_id = meaning.reading == "ids" or (meaning.reading == "palette" and pixels.form != "palette")

@@ -13,6 +13,7 @@ from dakd.data.readers.mask_pixels import shown_colour, unpack
 class MaskGroup:
     """Masks of one form and palette (see MaskPixels) that fit the same meanings.
 
+    is_0_255: greys of which each mask holds 255, and at most 0 beside it.
     examples: the first of the files.  pixels: their number by stored value.
     """
 
@@ -21,6 +22,7 @@ class MaskGroup:
     fits_colours: bool
     fits_ids: bool
     is_lossy: bool = False
+    is_0_255: bool = False
     num_files: int = 0
     examples: list[Path] = field(default_factory=list)
     pixels: Counter[int] = field(default_factory=Counter)
