@@ -478,7 +478,7 @@ def test_osd_labels_are_read_by_their_values_in_both_folders(tmp_path, place, fo
 
 @pytest.mark.parametrize(("stray", "wanted"), [
     ((128, 0, 0), 2), ((100, 0, 0), 0), ((10, 110, 110), 0), ((60, 140, 140), 1), ((255, 255, 0), None),
-    ((0, 0, 255), None),
+    ((0, 0, 255), None), ((255, 0, 255), None),
 ])  # fmt: skip
 def test_few_osd_pixels_that_blend_two_colours_take_the_nearer_and_no_others(tmp_path, stray, wanted, capsys):
     """(128, 0, 0) lies between black and red, and nearest to brown; yellow is cyan with red and blue exchanged."""
@@ -491,8 +491,9 @@ def test_few_osd_pixels_that_blend_two_colours_take_the_nearer_and_no_others(tmp
     prepared_from = {"dataset": "osd", "root": evaluated["folder"]}
     config = build_config({"name": "x", "prepare": prepared_from, "evaluate": evaluated})
     if wanted is None:
-        with pytest.raises(BadDataset, match=r"holds 1 value.* nor class colours"):
+        with pytest.raises(BadDataset, match=r"holds 1 value.* nor class colours") as error:
             prepare(config, tmp_path / "run")
+        assert ("with red and blue exchanged" in str(error.value)) == (stray != (255, 0, 255))
         return
     shards = ShardSet(prepare(config, tmp_path / "run").splits["train"])
     assert shards.read(0).label[0, 0] == wanted and np.array_equal(shards.read(0).label[1:], IDS[1:])

@@ -16,9 +16,9 @@ import numpy as np
 from dakd.data.readers import label_doubts as doubts
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.base import SampleFiles
-from dakd.data.readers.label_meaning import LabelMeaning, blended_class
+from dakd.data.readers.label_meaning import LabelMeaning, blended_class, colour_ids
 from dakd.data.readers.mask_groups import MaskGroup, colour_text, value_text
-from dakd.data.readers.mask_pixels import MaskPixels, read_mask
+from dakd.data.readers.mask_pixels import MaskPixels, pack, read_mask, unpack
 from dakd.data.sample import IGNORE_INDEX, ClassTable
 from dakd.runtime.runlog import progress
 
@@ -224,6 +224,8 @@ class LabelValues:
         known = f"neither ids 0 to {self._classes.num_classes - 1}{unknown} nor class colours"
         if self._setting != "auto":
             known = f"not read by prepare.mask_values {self._setting}"
+        if pixels.form == "colours" and all(pack(unpack(value)[::-1]) in colour_ids(self._classes) for value in values):
+            known += ", which they are with red and blue exchanged, as OpenCV writes RGB arrays"
         table = "complete the class table (prepare.classes), " if self._has_own_table else ""
         return (
             f"holds {len(values)} value(s) that are {known}: {named}{more}; {table}fix the mask, or set "
