@@ -2,7 +2,7 @@
 
     image   png, jpg, jpeg, image.png, sar.png   one grey channel of 8 bits;  sar.npy  (H, W) uint8
     label   label.png, mask.png, seg.png         ids as grey values;  label.npy  (H, W) uint8
-    logits  soft.npy                             (K, H, W) floating
+    logits  soft.npy                             (K, H, W) floating; no probabilities
     json    facts, kept as the sample's meta
 
 Labels hold ids and nothing else, for a record alone cannot tell what colours, a palette's or black and white mean.
@@ -25,12 +25,14 @@ from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.mask_pixels import read_mask
 from dakd.data.readers.read_picture import read_grey
 from dakd.data.sample import IGNORE_INDEX, Sample
+from dakd.data.soft_labels import to_half
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "image.png", "sar.png", "sar.npy")
 LABEL_MEMBERS = ("label.png", "mask.png", "seg.png", "label.npy")
 SOFT_MEMBERS = ("soft.npy",)
 _KNOWN = (*IMAGE_MEMBERS, *LABEL_MEMBERS, *SOFT_MEMBERS, "json")
 _MAX_HEADER_BYTES = 4096
+_MAX_SUM_ERROR = 0.01  # of a pixel's probabilities, in half precision or as 255ths
 
 
 def is_label(extension: str) -> bool:
@@ -64,7 +66,8 @@ def decode_foreign(key: str, members: Mapping[str, bytes | memoryview]) -> Sampl
         if soft.ndim != 3 or soft.dtype.kind != "f" or soft.shape[1:] != sar.shape or not np.isfinite(soft).all():
             found = f"{soft.dtype} {soft.shape}"
             raise ValueError(f"record {key!r}: soft.npy is {found}; expected finite floats (K, *{sar.shape})")
-        soft = soft.astype(np.float16)
+        _refuse_probabilities(key, soft)
+        soft = to_half(soft)
     return Sample(key=key, sar=sar, label=label, soft_label=soft, meta=_decode_meta(members.get("json")))
 
 
@@ -119,6 +122,17 @@ def _decode_label(name: str, data: bytes | memoryview) -> np.ndarray:
     if values.min() < 0 or values.max() > IGNORE_INDEX:
         raise ValueError(f"{name} holds values from {values.min()} to {values.max()}; expected class ids: {remedy}")
     return values.astype(np.uint8)
+
+
+def _refuse_probabilities(key: str, soft: np.ndarray) -> None:
+    """A student would take them as logits: a softmax of a softmax, which is nearly flat."""
+    is_share = soft.min() >= 0 and soft.max() <= 1
+    if is_share and (np.abs(soft.sum(axis=0, dtype=np.float32) - 1) <= _MAX_SUM_ERROR).all():
+        raise ValueError(
+            f"record {key!r}: soft.npy holds values from {soft.min():g} to {soft.max():g} with the sum 1 in each "
+            "pixel, as probabilities have; expected logits: store these, or log-probabilities, "
+            "numpy.log(numpy.maximum(p, 1e-7))"
+        )
 
 
 def _grey(array: np.ndarray, name: str) -> np.ndarray:

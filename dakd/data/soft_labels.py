@@ -52,10 +52,7 @@ class Fp16Codec:
     name = "fp16"
 
     def encode(self, logits: np.ndarray) -> bytes:
-        logits = _check_logits(logits)
-        # Clipped: an infinite logit would make the student's softmax NaN.
-        limit = np.finfo(np.float16).max
-        return np.clip(logits, -limit, limit).astype("<f2").tobytes()
+        return to_half(_check_logits(logits)).astype("<f2", copy=False).tobytes()
 
     def decode(self, data: bytes, shape: tuple[int, int, int]) -> tuple[np.ndarray, None]:
         expected = 2 * math.prod(shape)
@@ -120,6 +117,12 @@ def get_codec(name: str, temperature: float | None = None) -> Codec:
     if name not in CODECS:
         raise ValueError(f"no soft-label codec is called {name!r}; there are: {', '.join(CODECS)}")
     return Fp16Codec() if name == "fp16" else LogProb8Codec(temperature)
+
+
+def to_half(logits: np.ndarray) -> np.ndarray:
+    """Finite logits as float16, beyond +-65504 clipped: an infinite one would make the student's softmax NaN."""
+    limit = np.finfo(np.float16).max
+    return np.clip(logits, -limit, limit).astype(np.float16)
 
 
 def likeliest_class(soft_label: np.ndarray) -> np.ndarray:

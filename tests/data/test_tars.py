@@ -50,6 +50,7 @@ def write_tar(path, members: dict[str, bytes], **changes) -> None:
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 LABEL = GREY % 5
+SHARES = np.stack([GREY * 0, 0.25 + GREY / 96, 0.75 - GREY / 96, GREY * 0, GREY * 0])  # probabilities
 MASK, PALETTE = Image.fromarray(LABEL), Image.fromarray(LABEL, "P")
 
 
@@ -74,6 +75,15 @@ def test_a_set_that_others_wrote_with_webdataset_is_indexed_when_first_opened(tm
     assert (shards.index.num_labelled, shards.index.num_soft) == (2, 1)
     again = ShardSet(tmp_path)
     assert len(again) == 3 and (tmp_path / "train-000.json").is_file()
+
+
+def test_logits_of_others_are_clipped_to_half_precision_and_may_be_log_probabilities(tmp_path):
+    logits = np.log(np.maximum(SHARES, 1e-7))
+    logits[0, 0], logits[4, 5] = 1e30, -7e4
+    write_tar(tmp_path / "a.tar", {"a.png": png(GREY), "a.soft.npy": npy(logits)})
+    soft = ShardSet(tmp_path, classes=OSD_CLASSES).read(0).soft_label
+    assert (soft[0, 0] == 65504).all() and (soft[4, 5] == -65504).all()
+    assert np.array_equal(soft[1:4], logits[1:4].astype(np.float16))
 
 
 def test_the_index_of_a_folder_that_cannot_be_written_goes_into_the_cache(tmp_path, monkeypatch):
@@ -130,6 +140,8 @@ def test_a_sidecar_that_is_missing_is_derived_from_the_tar_if_that_is_the_right_
         ({"a.sar.npy": npy(GREY.astype(np.float32))}, "expected uint8"),
         ({"a.sar.npy": npy(np.array([{}]))}, "expected numbers"),
         ({"a.png": png(GREY), "a.soft.npy": npy(np.full((5, 6, 8), np.nan))}, "expected finite"),
+        ({"a.png": png(GREY), "a.soft.npy": npy(SHARES)}, "values from 0 to 0.75 with the sum 1 .* expected logits"),
+        ({"a.png": png(GREY), "a.soft.npy": npy(SHARES.astype(np.float16))}, "as probabilities have; .* numpy.log"),
         ({"a.png": png(GREY), "a.json": b"{"}, "json cannot be read"),
         ({"../a.png": png(GREY)}, "no usable name"),
         ({"/etc/a.png": png(GREY)}, "no usable name"),
