@@ -24,7 +24,7 @@ from dakd.data.shards import ShardSet, open_split
 from dakd.names import file_part, hashed, same_file, unique_names
 from dakd.runtime.distributed import device
 from dakd.runtime.runlog import progress, say
-from dakd.runtime.sealed import read_json
+from dakd.runtime.sealed import MANIFEST, read_json
 from dakd.runtime.tensor_files import read_metadata
 from dakd.weights import STUDENT_FILES, load_student
 
@@ -67,7 +67,7 @@ def choose_students(cfg: Config, run_dir: Path) -> dict[str, Path]:
 def _student_names(titles: list[str]) -> list[str]:
     """Names that the students' files can have, different from one another and from those of other files."""
     # Of tables and of pictures, as `evaluate.py` and `pictures.py` write them.
-    taken = ("table.json", "generation.json", "image.json", "truth.json")
+    taken = (MANIFEST, "table.json", "generation.json", "image.json", "truth.json")
     names = unique_names([(file_part(title), hashed(title)) for title in titles], [".json"], taken)
     for title, name in zip(titles, names):
         if title != name:

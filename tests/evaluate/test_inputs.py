@@ -202,7 +202,7 @@ def test_two_folders_of_one_name_and_two_students_on_one_folder_have_their_own_t
     }
 
 
-@pytest.mark.parametrize("name", ["table", "Generation", "truth", "image", "NUL"])
+@pytest.mark.parametrize("name", ["table", "Generation", "manifest", "truth", "image", "NUL"])
 def test_a_student_called_like_a_table_or_a_picture_gets_a_name_of_its_own(name, run_dir, config, grey_file, tmp_path):
     path = tmp_path / "elsewhere" / f"{name}.safetensors"
     path.parent.mkdir()
