@@ -12,6 +12,7 @@ from dakd.ablate.run import JobStore, Unfinished, work
 from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, table_file, without_absent
 from dakd.ablate.table import table_folder, write_table
 from dakd.pipeline import Stopped
+from dakd.runtime.console import show
 from dakd.runtime.place import refuse_launcher
 from dakd.runtime.slurm import array_task
 from dakd.runtime.stopping import Preempted
@@ -45,15 +46,15 @@ def _run(args: argparse.Namespace) -> int:
     unfinished = Unfinished()
     if not args.status:
         refuse_launcher("ablate")
-        print(f"ablate: {len(plan.cells)} cells, {len(plan.jobs)} jobs, {_num_done(plan, store)} of them done")
+        show(f"ablate: {len(plan.cells)} cells, {len(plan.jobs)} jobs, {_num_done(plan, store)} of them done")
         place, count = array_task()
         unfinished = work(plan, store, args.processes, first=place * len(plan.jobs) // count)
     path = write_table(plan, store, folder, unfinished.failed, absent, file)
-    print(path.read_text())
+    show(path.read_text())
     if args.figures:
         for picture in draw_figures(plan, store, folder / "figures"):
-            print(f"ablate: {picture}")
-    print(f"ablate: {_num_done(plan, store)} of {len(plan.jobs)} jobs are done; {path}, .csv, .tex")
+            show(f"ablate: {picture}")
+    show(f"ablate: {_num_done(plan, store)} of {len(plan.jobs)} jobs are done; {path}, .csv, .tex")
     return 1 if unfinished.failed else 0
 
 

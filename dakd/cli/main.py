@@ -16,6 +16,7 @@ from dakd.cli.command import Command, HelpfulParser
 from dakd.cli.errors import message_of
 from dakd.cli.steps import STEP_COMMANDS
 from dakd.cli.tools import TOOL_COMMANDS
+from dakd.runtime.console import show
 from dakd.runtime.place import check_place
 from dakd.runtime.slurm import set_rank_from_slurm
 from dakd.runtime.stopping import (
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = rest[0]
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-        print(f"dakd: no command is called {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+        show(f"dakd: no command is called {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
         parser.print_help()
         return WRONG_ARGUMENTS
     return _run(COMMANDS[name], rest[1:], general.local_rank, is_process)
@@ -124,7 +125,7 @@ def _run(command: Command, argv: list[str], local_rank: int | None, is_process: 
 
 def _fail(command: Command, message: str, status: int) -> int:
     with contextlib.suppress(OSError):  # a closed terminal
-        print(f"dakd {command.name}: {message}", file=sys.stderr, flush=True)
+        show(f"dakd {command.name}: {message}", sys.stderr)
     return status
 
 

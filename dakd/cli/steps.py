@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dakd.cli.command import Command, add_config_options, positive
 from dakd.config import load_config
+from dakd.runtime.console import show
 from dakd.runtime.stopping import listen_for_stop
 
 _GENERAL = ("name", "run_dir", "seed")
@@ -47,7 +48,7 @@ def _train_jointnet(args: argparse.Namespace) -> None:
     if args.dry_run:
         from dakd.train.dry_run import describe_jointnet
 
-        print(describe_jointnet(config))
+        show(describe_jointnet(config))
         return
     with listen_for_stop(config.run_path):
         from dakd.train.jointnet import train_jointnet
@@ -72,7 +73,7 @@ def _generate(args: argparse.Namespace) -> None:
 
     config = load_config(args.config, args.overrides + ["generate.deterministic=true"] * args.deterministic)
     if args.status:
-        print(status(config))
+        show(status(config))
     elif args.verify:
         verify(config)
     elif args.repair:
@@ -98,7 +99,7 @@ def _train_saross(args: argparse.Namespace) -> None:
     if args.dry_run:
         from dakd.train.dry_run import describe_saross
 
-        print(describe_saross(config))
+        show(describe_saross(config))
         return
     with listen_for_stop(config.run_path):
         from dakd.train.saross import train_saross
@@ -169,7 +170,7 @@ def _predict(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from dakd.report.report import write_report
 
-    print(f"report: {write_report(load_config(args.config, args.overrides).run_path)}")
+    show(f"report: {write_report(load_config(args.config, args.overrides).run_path)}")
 
 
 def _pipeline_options(parser: argparse.ArgumentParser) -> None:

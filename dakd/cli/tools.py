@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dakd.cli.command import Command, add_config_options, positive
 from dakd.config import load_config
+from dakd.runtime.console import show
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -25,7 +26,7 @@ def _init(args: argparse.Namespace) -> None:
         out=args.out,
         overwrite=args.overwrite,
     )
-    print(f"{path} is written; read it through, then run: dakd pipeline --config {shlex.quote(str(path))}")
+    show(f"{path} is written; read it through, then run: dakd pipeline --config {shlex.quote(str(path))}")
 
 
 def _init_options(parser: argparse.ArgumentParser) -> None:
@@ -89,19 +90,19 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
 def _config_show(args: argparse.Namespace) -> None:
     from dakd.config import dump_config
 
-    print(dump_config(load_config(args.file, args.overrides)), end="")
+    show(dump_config(load_config(args.file, args.overrides)), end="")
 
 
 def _config_explain(args: argparse.Namespace) -> None:
     from dakd.config.explain import explain
 
-    print(explain(args.key, None if args.config is None else load_config(args.config)))
+    show(explain(args.key, None if args.config is None else load_config(args.config)))
 
 
 def _config_diff(args: argparse.Namespace) -> None:
     from dakd.config.explain import difference, format_difference
 
-    print(format_difference(difference(load_config(args.a), load_config(args.b)), args.a, args.b))
+    show(format_difference(difference(load_config(args.a), load_config(args.b)), args.a, args.b))
 
 
 def _config_options(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +128,7 @@ def _card(args: argparse.Namespace) -> None:
     from dakd.card import write_cards
 
     for path in write_cards(args.run, licence=args.licence):
-        print(f"card: {path}")
+        show(f"card: {path}")
 
 
 def _card_options(parser: argparse.ArgumentParser) -> None:
@@ -178,7 +179,7 @@ def _ema(args: argparse.Namespace) -> None:
         folder = student_folder(config, args.of)
         weights = folder / STUDENT_FILES["ema"]
     error = reconstruct(folder, weights, args.length, args.out, args.step)
-    print(f"{args.out}: average of length {args.length:g}; the error of its fitted profile is {error:.2%}")
+    show(f"{args.out}: average of length {args.length:g}; the error of its fitted profile is {error:.2%}")
 
 
 def _ema_options(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +204,7 @@ def _check(args: argparse.Namespace) -> int:
     config = load_config(args.config or arguments.pop(0), arguments)
     processes = args.processes or fitting_processes(config, torch.cuda.device_count())
     findings = check(config, processes)
-    print(format_findings(findings))
+    show(format_findings(findings))
     return int(is_refused(findings))
 
 
@@ -226,7 +227,7 @@ def _stop(args: argparse.Namespace) -> None:
     from dakd.runtime.stopping import request_stop
 
     request_stop(args.run)
-    print(f"{args.run}: its training will write a checkpoint after the current step and end")
+    show(f"{args.run}: its training will write a checkpoint after the current step and end")
 
 
 def _stop_options(parser: argparse.ArgumentParser) -> None:
@@ -236,7 +237,7 @@ def _stop_options(parser: argparse.ArgumentParser) -> None:
 def _doctor(_: argparse.Namespace) -> None:
     from dakd.doctor import diagnose
 
-    print(diagnose())
+    show(diagnose())
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -244,10 +245,10 @@ def _verify(args: argparse.Namespace) -> int:
 
     if args.accept:
         accept(args.path)
-        print(f"{args.path}: its checksum now fits its content")
+        show(f"{args.path}: its checksum now fits its content")
         return 0
     found = verify_run(args.path)
-    print(format_found(args.path, found))
+    show(format_found(args.path, found))
     return int(any(one.state in ("damaged", "missing") for one in found))
 
 

@@ -14,6 +14,7 @@ from dakd.data.batch import Batch, PackedBatch, most_bytes, shared_blocks
 from dakd.data.datasets import StudentDataset, TeacherDataset
 from dakd.data.order import PositionBatches
 from dakd.data.pipes import PipeDataset, PipeReaders
+from dakd.runtime.console import show
 from dakd.runtime.distributed import rank
 from dakd.runtime.files import open_to_append
 from dakd.runtime.stopping import ignore_stop_signals
@@ -113,8 +114,8 @@ def report_skipped(batches: Iterator[Batch], folder: Path) -> Iterator[Batch]:
             with open_to_append(path) as stream:
                 stream.writelines(json.dumps({"positions": between, "reason": reason}) + "\n" for reason in reasons)
             for reason in reasons[: max(0, _MOST_PRINTED - num_printed)]:
-                print(f"rank {rank()}: skipped {reason}", flush=True)
+                show(f"rank {rank()}: skipped {reason}")
             if num_printed < _MOST_PRINTED < num_printed + len(reasons):
-                print(f"rank {rank()}: there are more than {_MOST_PRINTED}; {path} lists them all", flush=True)
+                show(f"rank {rank()}: there are more than {_MOST_PRINTED}; {path} lists them all")
             num_printed += len(reasons)
         yield batch

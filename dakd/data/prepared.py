@@ -14,6 +14,8 @@ _MAY_DIFFER = ("root", "on_bad_file")
 def prepare_settings(cfg: Config) -> dict:
     """What decides the shards; the seed only where scenes are simulated."""
     settings = cfg.prepare.model_dump(mode="json")
+    if settings["root"] is not None:  # strict readers of JSON take no byte that is not UTF-8
+        settings["root"] = settings["root"].encode(errors="backslashreplace").decode()
     simulation = settings.pop("simulation")
     if cfg.prepare.dataset == "simulated":
         own_seed = simulation.pop("seed")

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dakd.runtime.console import show
 from dakd.runtime.place import check_place, hint_about_slurm, number, refuse_mpi, seconds
 from dakd.runtime.rendezvous import meet
 from dakd.runtime.slurm import set_rank_from_slurm
@@ -79,7 +80,7 @@ def init_process_group() -> None:
     if "RANK" in os.environ:
         end_with_launcher()
     elif hint := hint_about_slurm():
-        print(f"dakd: {hint}", flush=True)
+        show(f"dakd: {hint}")
     if world_size() == 1:
         # torch and DeepSpeed read these variables, in a world of one too. What another launcher has left in them may
         # name a host that is gone.

@@ -101,8 +101,9 @@ def is_alive(pid: int) -> bool:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write a text whole or not at all; bytes of file names that are no text are written as `\\udce9`."""
     with replacing(path) as aside:
-        aside.write_text(text)
+        aside.write_text(text, errors="backslashreplace")
 
 
 def parse_json(text: str | bytes, path: str | Path, remedy: str = REMEDY) -> Named:

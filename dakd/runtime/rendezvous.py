@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from dakd.runtime.console import show
 from dakd.runtime.place import check_address, describe_place, how_to_run_alone, number, seconds
 from dakd.runtime.stopping import Preempted, received_request
 
@@ -133,4 +134,4 @@ class _Wait:
 
 
 def _say(text: str) -> None:
-    print(f"dakd: {text}", file=sys.stderr, flush=True)
+    show(f"dakd: {text}", sys.stderr)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from dakd.config import Config, dump_config
+from dakd.runtime.console import show
 from dakd.runtime.distributed import is_main
 from dakd.runtime.files import open_to_append, sync, write_text
 from dakd.runtime.sealed import refuse_unlisted, seal_yaml
@@ -32,7 +33,7 @@ INIT_TIMEOUT_S = 30.0  # until a server that does answer must have opened the ru
 def say(message: str) -> None:
     """One line on rank 0's standard output, at once."""
     if is_main():
-        print(message, flush=True)
+        show(message)
 
 
 def save_config(config: Config, step_folder: Path) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dakd.runtime.console import show
 from dakd.runtime.family import call_when_launcher_ends, die_with_parent
 from dakd.runtime.files import parse_json
 from dakd.runtime.place import number
@@ -223,8 +224,7 @@ def end_with_launcher() -> None:
 
 def _end() -> None:
     with contextlib.suppress(OSError, ValueError):  # a closed pipe
-        print(f"dakd: the launcher of rank {os.environ.get('RANK', '0')} has ended; the rank ends too",
-              file=sys.stderr, flush=True)  # fmt: skip
+        show(f"dakd: the launcher of rank {os.environ.get('RANK', '0')} has ended; the rank ends too", sys.stderr)
     if _listener is None:
         os.kill(os.getpid(), signal.SIGTERM)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import pytest
 from PIL import Image
 from sealed_edits import content_of
 
-from dakd.config import build_config
+from dakd.cli import main
+from dakd.config import build_config, dump_config, load_config
 from dakd.data.prepare import describe, prepare, resize_sample
+from dakd.data.prepared import open_prepared
 from dakd.data.readers import BadDataset
 from dakd.data.sample import Sample
 from dakd.data.shards import ShardSet, verify
+from dakd.runtime.files import write_text
 from dakd.runtime.lock import locked
 
 SIMULATED = {"simulation": {"num_train": 12, "num_test": 5, "size": (24, 32)}, "shard_size": 5}
@@ -53,6 +57,19 @@ def test_run_folder_gets_shards_indexes_a_sheet_and_a_report(tmp_path):
     assert verify(result.splits["train"]) == []
     assert content_of(result.folder / "report.json") == result.report
     assert train.index.kind == "real" and train.index.sizes == {"24x32": 12}
+
+
+def test_names_that_are_not_utf_8_stand_in_the_files_of_the_run_and_stop_no_step(tmp_path, capsys):
+    settings = make_folder(tmp_path / os.fsdecode(b"d\xe9tente"))
+    (tmp_path / os.fsdecode(b"d\xe9tente/p\xe9trole.txt")).touch()
+    path = tmp_path / "c.yaml"
+    write_text(path, dump_config(config(**settings).model_copy(update={"run_dir": str(tmp_path / "run")})))
+    for _ in range(2):  # made, and found again
+        assert main(["prepare", "--config", str(path)]) == 0
+    assert "prepare: not read: p\\udce9trole.txt" in capsys.readouterr().out
+    assert load_config(tmp_path / "run" / "config.yaml").prepare.root == settings["root"]
+    assert len(open_prepared(load_config(path), "train")) == 6 and main(["verify", str(tmp_path / "run")]) == 0
+    assert main(["report", "--config", str(path)]) == 0
 
 
 def test_index_tells_shares_and_b_as_a_direct_computation_finds_them(tmp_path):

@@ -22,6 +22,11 @@ def test_a_file_is_replaced_as_a_whole_and_its_folder_made(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
 
 
+def test_a_name_that_is_not_utf_8_can_be_written_into_a_text(tmp_path):
+    write_text(tmp_path / "a.txt", f"not read: {os.fsdecode(bytes([0x70, 0xE9]))}")
+    assert (tmp_path / "a.txt").read_text() == "not read: p\\udce9"
+
+
 def test_a_writer_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     write_text(path, '{"a": 1}')
