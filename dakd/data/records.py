@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,13 +21,12 @@ import numpy as np
 
 from dakd.data.sample import IGNORE_INDEX, MAX_PIXELS, ClassTable, Sample
 from dakd.data.soft_labels import Codec, get_codec, likeliest_class
+from dakd.data.tars import KEY_FORM, is_key
 
 try:
     from isal.isal_zlib import crc32  # the same numbers, ten times as fast
 except ImportError:
     from zlib import crc32
-
-_KEY_PATTERN = re.compile(r"[^\s./\\][^\s.\\]*")
 
 
 class BadRecord(RuntimeError):
@@ -36,8 +34,10 @@ class BadRecord(RuntimeError):
 
 
 def encode_record(sample: Sample, classes: ClassTable, codec: Codec | None) -> dict:
-    if not _KEY_PATTERN.fullmatch(sample.key):
-        raise ValueError(f"sample key {sample.key!r} is not usable in a tar; expected no dot, space or leading slash")
+    if not is_key(sample.key):
+        raise ValueError(
+            f"sample key {sample.key!r} is not usable in a tar; expected {KEY_FORM}, nor a slash at an end"
+        )
     _check_arrays(sample, classes)
     height, width = sample.sar.shape
     facts = {"height": height, "width": width, "num_classes": classes.num_classes, "meta": sample.meta}

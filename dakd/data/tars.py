@@ -22,10 +22,18 @@ _WITH_TEXT = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYP
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own readers pass over these
 # Control characters, bytes that are not UTF-8 (surrogates, in tarfile's names), and ways out of the folder.
 _NOT_IN_KEYS = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|(^|/)\.{1,2}(/|$)|^/|//")
+_KEY = re.compile(r"[^\s./\\][^\s.\\]*")
+KEY_FORM = f"UTF-8 of 1 to {_MAX_KEY} characters without dots, spaces, backslashes and control characters"
 
 
 class DamagedTar(ValueError):
     """A tar that is not a whole tar of records; the message names it and says why."""
+
+
+def is_key(text: str) -> bool:
+    """Whether the members of a record can be named after a text, so that each reader of the tar finds them."""
+    is_plain = _KEY.fullmatch(text) and not text.endswith("/") and len(text) <= _MAX_KEY
+    return bool(is_plain) and not _NOT_IN_KEYS.search(text) and not _META.match(f"{text}.json")
 
 
 def list_members(tar_path: str | Path) -> dict[str, dict[str, tuple[int, int]]]:

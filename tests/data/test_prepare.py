@@ -72,6 +72,19 @@ def test_names_that_are_not_utf_8_stand_in_the_files_of_the_run_and_stop_no_step
     assert main(["report", "--config", str(path)]) == 0
 
 
+@pytest.mark.parametrize("name", [b"p\xe9trole", b"back\\slash", b"a\x01b", b"\x7f"])
+def test_a_name_that_no_tar_can_hold_is_found_before_packing_and_can_be_skipped(tmp_path, name):
+    settings = make_folder(tmp_path / "data", count=2)
+    for path in (tmp_path / "data" / "train").glob("*/1.*"):
+        path.rename(path.with_name(os.fsdecode(name) + path.suffix))
+    with pytest.raises(BadDataset, match=r"(?s)has 2 problem.*: rename it") as error:
+        prepare(config(**settings), tmp_path / "run")
+    named = [str(problem.path.relative_to(tmp_path / "data")) for problem in error.value.problems]
+    assert named == [os.fsdecode(b"train/images/%s.jpg" % name), os.fsdecode(b"train/masks/%s.png" % name)]
+    report = prepare(config(**settings, on_bad_file="skip"), tmp_path / "run").report
+    assert report["splits"]["train"]["num_samples"] == 1 and len(report["skipped"]) == 2 and report["unread"] == []
+
+
 def test_index_tells_shares_and_b_as_a_direct_computation_finds_them(tmp_path):
     train = ShardSet(prepare(config(**SIMULATED), tmp_path).splits["train"])
     samples = [train.read(i) for i in range(len(train))]

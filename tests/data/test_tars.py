@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dakd.data.foreign_records import read_npy
-from dakd.data.records import BadRecord
-from dakd.data.sample import OSD_CLASSES
+from dakd.data.records import BadRecord, encode_record
+from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, describe_shard
-from dakd.data.tars import DamagedTar, list_members
+from dakd.data.tars import DamagedTar, is_key, list_members
 
 
 def picture_bytes(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -157,6 +157,20 @@ def test_what_is_not_understood_is_named(tmp_path, members, message):
     with pytest.raises((ValueError, BadRecord), match=message):
         ShardSet(tmp_path, classes=OSD_CLASSES)
     assert not (tmp_path / "index.json").exists()
+
+
+@pytest.mark.parametrize("key", ["a", "scenes/é~1", "x" * 1024, "__a", "__a__"])
+def test_a_key_that_fits_is_found_in_a_tar(tmp_path, key):
+    write_tar(tmp_path / "a.tar", {f"{key}.png": png(GREY)})
+    assert is_key(key) and list(list_members(tmp_path / "a.tar")) == [key]
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a b", "a\\b", "a\x01", "\x7f", "p\udce9", "/a", "a/", "a//b", "__a__/b",
+                                 "x" * 1025])  # fmt: skip
+def test_a_key_that_no_reader_would_find_does_not_fit_and_is_not_written(tmp_path, key):
+    assert not is_key(key)
+    with pytest.raises(ValueError, match=r"is not usable in a tar; expected UTF-8 of 1 to 1024 characters"):
+        encode_record(Sample(key, GREY), OSD_CLASSES, None)
 
 
 def test_a_link_is_no_record(tmp_path):

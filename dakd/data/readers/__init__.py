@@ -10,10 +10,16 @@ __all__ = ["BadDataset", "BadFile", "Dataset", "SampleFiles", "open_dataset"]
 
 
 def open_dataset(cfg: PrepareConfig, seed: int = 0) -> Dataset:
-    """The dataset of `cfg.dataset`. ValueError when its root is absent or has no layout that is known.
+    """The dataset of `cfg.dataset`, to be packed. ValueError when its root is absent or has no layout that is known.
 
     seed: of the simulated dataset; the others do not look at it.
     """
+    dataset = _open(cfg, seed)
+    dataset.leave_out_unpackable()
+    return dataset
+
+
+def _open(cfg: PrepareConfig, seed: int) -> Dataset:
     if cfg.dataset == "simulated":
         from dakd.data.readers.simulated import SimulatedDataset
 

@@ -16,6 +16,7 @@ from dakd.data.readers.label_meaning import LabelMeaning
 from dakd.data.readers.read_picture import read_grey
 from dakd.data.readers.unread import IMAGE_SUFFIXES, contents, is_hidden, list_unread
 from dakd.data.sample import ClassTable, Sample
+from dakd.data.tars import KEY_FORM, is_key
 
 _MASK_ENDING = re.compile(r"[_-](mask|label|gt|seg|annotation)s?$", re.IGNORECASE)
 _LISTED, _LONG = 50, 100  # files; characters of a reason
@@ -84,6 +85,15 @@ class Dataset:
         entries = [entry for split in self._entries.values() for entry in split]
         read = {entry.image_path for entry in entries} | {entry.label_path for entry in entries if entry.label_path}
         return list_unread(self._root, read | {problem.path for problem in self._problems}, self._searched)
+
+    def leave_out_unpackable(self) -> None:
+        """Make problems of the images and labels whose key no record of a shard can have; call it before packing."""
+        for split, entries in self._entries.items():
+            for entry in entries:
+                reason = f"makes the key {entry.key!r}, which no shard can hold; expected {KEY_FORM}: rename it"
+                paths = () if is_key(entry.key) else (entry.image_path, entry.label_path)
+                self._problems += [BadFile(path, reason) for path in paths if path is not None]
+            self._entries[split] = [entry for entry in entries if is_key(entry.key)]
 
     def check(self) -> None:
         """ValueError when the labels as a whole cannot mean what the settings say; nothing to check by default."""
