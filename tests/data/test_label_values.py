@@ -542,6 +542,25 @@ def test_sos_masks_on_one_side_of_the_threshold_are_refused(tmp_path):
             sos_labels(tmp_path / name)
 
 
+@pytest.mark.parametrize("mask, found", [
+    (OIL.astype(np.uint16), "is a PNG with 1 channel of 16-bit unsigned numbers"),
+    (257 * OIL.astype(np.float32), "is a TIFF with 1 channel of 32-bit float numbers"),
+    (np.stack([255 * OIL, OIL, OIL], -1), "is a colour picture (channels differ by 254)"),
+    (np.stack([255 * OIL, 255 * OIL], -1), "hides 93.8 % of its pixels by transparency (alpha 0)"),
+])  # fmt: skip
+def test_sos_masks_of_another_kind_have_the_remedy_of_masks_and_no_reading(tmp_path, capsys, mask, found):
+    for split in ("train", "test"):
+        write_sos(tmp_path / "data", OIL, split=split)
+        path = tmp_path / "data" / split / "palsar" / "0_mask.png"
+        path.unlink()
+        Image.fromarray(mask).save(path.with_suffix(".tif") if mask.dtype == np.float32 else path)
+    with pytest.raises(BadDataset) as error:
+        sos_labels(tmp_path / "data")
+    wanted = f"{found}; expected a mask of 8-bit grey, all of it opaque: save it with 0 and 255, or with 0 and 1"
+    assert [problem.reason for problem in error.value.problems] == 2 * [wanted]
+    assert "no pixel" not in capsys.readouterr().out
+
+
 def test_one_sos_mask_of_zeros_and_ones_among_others_is_named(tmp_path):
     write_sos(tmp_path / "data", OIL, 255 * OIL)
     write_sos(tmp_path / "data", 255 * OIL, split="test")

@@ -19,7 +19,7 @@ import numpy as np
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.base import Dataset, SampleFiles, find_folder, list_pictures, require_root, stem
 from dakd.data.readers.label_meaning import LabelMeaning
-from dakd.data.readers.read_picture import read_grey
+from dakd.data.readers.read_picture import open_picture, read_grey
 from dakd.data.sample import SOS_CLASSES
 from dakd.runtime.runlog import progress
 
@@ -99,15 +99,19 @@ class SosDataset(Dataset):
                 raise ValueError(f"{root}: images/ and masks/ need {' or '.join(names)}/ in each for the {split} split")
             self._add_split(split, list_pictures(pictures, key), list_pictures(labels, key), pictures, labels)
 
-    def label_meaning(self, split: str) -> LabelMeaning:
+    def label_meaning(self, split: str) -> LabelMeaning | None:
+        meaning = self._meaning(split)
+        return meaning if meaning.facts["classes"] else None
+
+    def _meaning(self, split: str) -> LabelMeaning:
         if split not in self._meanings:
             self._meanings[split] = self._decide(split)
         return self._meanings[split]
 
     def _read_label(self, entry: SampleFiles) -> tuple[np.ndarray, dict]:
-        grey = read_grey(entry.label_path)
-        self._refuse_other_values(entry.label_path, grey, self.label_meaning(entry.split).reading)
-        return self._is_oil(grey, self.label_meaning(entry.split).reading).astype(np.uint8), {"sensor": self._sensor}
+        grey, reading = _read_mask(entry.label_path), self._meaning(entry.split).reading
+        self._refuse_other_values(entry.label_path, grey, reading)
+        return self._is_oil(grey, reading).astype(np.uint8), {"sensor": self._sensor}
 
     def _is_oil(self, grey: np.ndarray, reading: str) -> np.ndarray:
         white = grey == 1 if reading == "ids" else grey >= self._threshold
@@ -118,7 +122,7 @@ class SosDataset(Dataset):
         counts, num_files = np.zeros(256, np.int64), 0
         for entry in progress(self.entries(split), len(self.entries(split)), f"mask values of {split}"):
             try:
-                counts += np.bincount(read_grey(entry.label_path).ravel(), minlength=256)
+                counts += np.bincount(_read_mask(entry.label_path).ravel(), minlength=256)
             except BadFile:  # reported when the sample is read
                 continue
             num_files += 1
@@ -188,6 +192,18 @@ class SosDataset(Dataset):
         if is_oil.all() or not is_oil.any():
             return None
         return float(sample.sar[is_oil].mean()), float(sample.sar[~is_oil].mean())
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    """(H, W) uint8 grey values; BadFile with a remedy for masks: that for images is one scale of the dataset."""
+    try:
+        return read_grey(path)
+    except BadFile as error:
+        open_picture(path)  # what no mask can be is refused here
+        found = error.reason.partition("; ")[0]
+        raise BadFile(
+            path, f"{found}; expected a mask of 8-bit grey, all of it opaque: save it with 0 and 255, or with 0 and 1"
+        ) from None
 
 
 def _number(path: Path) -> str:
