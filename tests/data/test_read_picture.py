@@ -7,6 +7,8 @@ import re
 import struct
 import threading
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,31 +232,28 @@ def test_the_table_has_the_rows_that_are_tried_here():
         assert mask.startswith("refused") == (of_mask is not None), name
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_an_image_of_each_row_is_taken_with_its_values_or_refused_with_a_remedy(tmp_path, name):
-    contents, expected, _ = ROWS[name]
-    path = tmp_path / "a.png"
-    for content in contents:
-        path.write_bytes(content)
-        for read in (lambda: read_grey(path), lambda c=content: read_grey(path, c)):
-            if isinstance(expected, str):
-                with pytest.raises(BadFile, match=rf"(?s)a\.png: .*{expected}"):
-                    read()
-            else:
-                assert np.array_equal(read(), expected)
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_a_mask_of_each_row_is_opened_or_refused(tmp_path, name):
-    contents, _, refusal = ROWS[name]
-    path = tmp_path / "a.png"
-    for content in contents:
-        path.write_bytes(content)
+def read_or_refused(read: Callable, path: Path, content: bytes, refusal: str | None) -> list:
+    """What `read` gives of a file and of its bytes; [] where it has to refuse both in these words, and does."""
+    path.write_bytes(content)
+    found = []
+    for arguments in ((path,), (path, content)):
         if refusal is None:
-            assert open_picture(path).size == (8, 6)
+            found.append(read(*arguments))
         else:
-            with pytest.raises(BadFile, match=rf"(?s)a\.png: .*{refusal}"):
-                open_picture(path)
+            with pytest.raises(BadFile, match=rf"(?s){re.escape(path.name)}: .*{refusal}"):
+                read(*arguments)
+    return found
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_row_is_read_with_its_values_or_refused_with_a_remedy(tmp_path, name):
+    contents, of_image, of_mask = ROWS[name]
+    for content in contents:
+        refusal = of_image if isinstance(of_image, str) else None
+        for values in read_or_refused(read_grey, tmp_path / "a.png", content, refusal):
+            assert np.array_equal(values, of_image)
+        for picture in read_or_refused(open_picture, tmp_path / "a.png", content, of_mask):
+            assert picture.size == (8, 6)
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if isinstance(row[1], str)])
