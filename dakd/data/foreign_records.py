@@ -118,7 +118,7 @@ def _decode_label(name: str, data: bytes | memoryview) -> np.ndarray:
         form = {"bits": "1-bit picture", "palette": "palette"}.get(pixels.form, "colour picture")
         raise ValueError(f"{name} is a {form}; expected class ids, which this does not say for certain: {remedy}")
     if pixels.is_lossy:
-        raise ValueError(f"{name} is a JPEG, whose compression changes ids; {remedy}")
+        raise ValueError(f"{name} is a JPEG, whose compression changes ids, or a TIFF compressed like one; {remedy}")
     if values.min() < 0 or values.max() > IGNORE_INDEX:
         raise ValueError(f"{name} holds values from {values.min()} to {values.max()}; expected class ids: {remedy}")
     return values.astype(np.uint8)

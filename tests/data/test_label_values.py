@@ -16,7 +16,7 @@ from PIL import Image
 from dakd.config import build_config
 from dakd.data.prepare import prepare
 from dakd.data.readers import BadDataset
-from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
+from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES, ClassTable
 from dakd.data.shards import ShardSet
 from dakd.evaluate.inputs import LabelledFolder
 
@@ -150,6 +150,15 @@ def test_stretched_ids_and_jpegs_of_ids_are_refused(tmp_path):
         picture = Image.fromarray(255 * OIL)
         with pytest.raises(BadDataset, match=r"is a JPEG.*magick IN -threshold 50% OUT\.png"):
             labels(write(tmp_path / setting, picture, suffix="jpg"), TWO, mask_values=setting)
+    for name, mask, classes in (("ids.tif", IDS, THREE), ("white.tif", 255 * OIL, TWO)):
+        data = write(tmp_path / name, b"", suffix="tif")
+        Image.fromarray(mask).save(data / "train" / "masks" / "0.tif", compression="jpeg")  # as GDAL's COMPRESS=JPEG
+        with pytest.raises(BadDataset, match="or a TIFF compressed like one; expected PNG, or TIFF with an exact"):
+            labels(data, classes)
+        tree = {"name": "x", "prepare": {"dataset": "folder", "root": str(data), "classes": classes},
+                "evaluate": {"folder": str(data / "train")}}  # fmt: skip
+        with pytest.raises(BadDataset, match="or a TIFF compressed like one"):
+            LabelledFolder(build_config(tree), ClassTable(tuple(classes), tuple(map(tuple, classes.values()))))
     one_value = Image.fromarray(np.full_like(IDS, 1))  # as strong compression makes of ids 0, 1 and 2
     with pytest.raises(BadDataset, match="is a JPEG"):
         labels(write(tmp_path / "one value", one_value, suffix="jpg"), THREE)

@@ -18,6 +18,8 @@ from dakd.config import build_config
 from dakd.data.foreign_records import decode_foreign
 from dakd.data.prepare import prepare
 from dakd.data.readers import BadDataset, BadFile, read_picture
+from dakd.data.readers.mask_pixels import read_mask
+from dakd.data.readers.picture_structure import read_structure
 from dakd.data.readers.read_picture import grey_values, open_picture, picture_size, read_grey, stored_values
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import write_shards
@@ -40,8 +42,9 @@ def saved(format: str, picture: Image.Image | np.ndarray, **options) -> bytes:
     return stream.getvalue()
 
 
-def png(array: np.ndarray, depth: int, kind: int) -> bytes:
-    """A PNG of any depth.  kind: the colour type.  array: (H, W) or (H, W, channels), packed where it has few bits."""
+def png(array: np.ndarray, depth: int, kind: int, hidden: int | None = None) -> bytes:
+    """A PNG of any depth.  kind: the colour type.  array: (H, W) or (H, W, channels), packed where it has few bits.
+    hidden: the grey that is transparent."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -53,11 +56,14 @@ def png(array: np.ndarray, depth: int, kind: int) -> bytes:
     width = array.shape[1]
     body = b"".join(b"\0" + row.tobytes() for row in rows)
     header = struct.pack(">IIBBBBB", width, len(array), depth, kind, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    transparency = b"" if hidden is None else chunk(b"tRNS", struct.pack(">H", hidden))
+    data = chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + transparency + data
 
 
 def tiff(array: np.ndarray, photometric: int = 1, pages: tuple[int, ...] = (0,), extra: tuple = (), **tags) -> bytes:
-    """An uncompressed little-endian TIFF.  pages: the tag NewSubfileType of each.  tags: t42113=b"0" and the like."""
+    """An uncompressed little-endian TIFF.  pages: the tag NewSubfileType of each.  tags: t42113=b"0", t262=1 or t320 as
+    a list."""
     if array.ndim == 2:
         array = array[..., None]
     height, width, channels = array.shape
@@ -72,7 +78,8 @@ def tiff(array: np.ndarray, photometric: int = 1, pages: tuple[int, ...] = (0,),
         if extra:
             entries[338] = (3, list(extra))
         for name, value in tags.items():
-            entries[int(name[1:])] = (2, list(value + b"\0")) if isinstance(value, bytes) else (3, [value])
+            numbers = value if isinstance(value, list) else [value]
+            entries[int(name[1:])] = (2, list(value + b"\0")) if isinstance(value, bytes) else (3, numbers)
         start = len(data) + 2 + 12 * len(entries) + 4
         directory = struct.pack("<H", len(entries))
         for tag, (type_, values) in sorted(entries.items()):
@@ -88,6 +95,22 @@ def tiff(array: np.ndarray, photometric: int = 1, pages: tuple[int, ...] = (0,),
         if len(links) < len(pages):
             data = data[: links[-1]] + struct.pack("<I", len(data)) + data[links[-1] + 4 :]
     return data
+
+
+def tiff_of_few_bits(array: np.ndarray, bits: int, photometric: int = 1, nodata: bytes = b"") -> bytes:
+    """A TIFF whose 8 pixels a row are packed, 1, 2 or 4 bits each."""
+    packed = np.packbits(np.unpackbits(array[..., None], axis=-1)[..., 8 - bits :].reshape(len(array), -1), axis=-1)
+    return tiff(packed, photometric, t256=array.shape[1], t258=bits, **({"t42113": nodata} if nodata else {}))
+
+
+def bmp(array: np.ndarray, bits: int, *palette: int) -> bytes:
+    """A BMP of 4 or 8 bits and 8 pixels a row, whose palette has these greys alone."""
+    rows = array[::-1] if bits == 8 else array[::-1, ::2] << 4 | array[::-1, 1::2]
+    height, width = array.shape
+    colours = b"".join(bytes([grey, grey, grey, 0]) for grey in palette)
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0, rows.size, 0, 0, len(palette), 0)
+    start = 14 + len(info) + len(colours)
+    return b"BM" + struct.pack("<IHHI", start + rows.size, 0, 0, start) + info + colours + rows.tobytes()
 
 
 def twelve_bits(data: bytes) -> bytes:
@@ -118,6 +141,7 @@ def two_frames(format: str) -> bytes:
 
 
 BITS = GREY % 2
+QUARTER = np.where(np.arange(48).reshape(6, 8) < 12, 2, BITS).astype(np.uint8)  # of it is 2
 UNUSED = int(np.setdiff1d(np.arange(256), GREY)[0])
 GRAIN = np.stack([GREY, GREY, GREY + (GREY < 255)], -1)  # what JPEG makes of a grey picture
 
@@ -130,7 +154,7 @@ def bands(*arrays: np.ndarray) -> np.ndarray:
 ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
     "8-bit grey": ([png(GREY, 8, 0), tiff(GREY), *(saved(name, GREY) for name in ("PNG", "TIFF", "BMP"))], GREY, None),
     "1-bit, 2-bit or 4-bit grey": (
-        [png(BITS, 1, 0), png(BITS * 3, 2, 0), png(BITS * 15, 4, 0),
+        [png(BITS, 1, 0), png(BITS * 3, 2, 0), png(BITS * 15, 4, 0), tiff_of_few_bits(BITS * 3, 2),
          saved("TIFF", Image.fromarray(BITS * 255).convert("1"))],
         BITS * 255, None,
     ),
@@ -141,7 +165,11 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
     "RGB of 8 bits, channels equal but for JPEG's errors": (
         [saved("PNG", GRAIN), tiff(GRAIN, photometric=2)], GRAIN.mean(-1).round().astype(np.uint8), None,
     ),
-    "palette of greys": ([with_palette(BITS, 9, 9, 9, 200, 200, 200)], np.array([9, 200], np.uint8)[BITS], None),
+    "palette of greys": (
+        [with_palette(BITS, 9, 9, 9, 200, 200, 200), bmp(BITS, 8, 9, 200), bmp(BITS, 4, 9, 200),
+         *(tiff(BITS, photometric=3, t320=[9 * wide, 200 * wide, *[0] * 254] * 3) for wide in (1, 256, 257))],
+        np.array([9, 200], np.uint8)[BITS], None,
+    ),
     "RGB or palette with colours": (
         [saved("PNG", COLOURS), with_palette(BITS, 0, 0, 0, 0, 255, 255)],
         "is a colour picture .*expected grey, one SAR channel", None,
@@ -154,7 +182,8 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
     "alpha channel or transparent colour, some pixels hidden": (
         [saved("PNG", bands(GREY, HIDDEN)), saved("PNG", bands(GREY, GREY, GREY, HIDDEN)),
          tiff(bands(GREY, HIDDEN), extra=(1,)), tiff(bands(GREY, HIDDEN), extra=(2,)),
-         saved("PNG", HIDDEN, transparency=0), with_palette(HIDDEN // 255, 0, 0, 0, 9, 9, 9, transparency=0)],
+         saved("PNG", HIDDEN, transparency=0), png(HIDDEN // 255, 1, 0, hidden=0), png(QUARTER, 2, 0, hidden=2),
+         png(QUARTER, 4, 0, hidden=2), with_palette(HIDDEN // 255, 0, 0, 0, 9, 9, 9, transparency=0)],
         r"hides 25\.0 % of its pixels by transparency .*gdal_translate -b 1", None,
     ),
     "alpha channel with values between 0 and 255": (
@@ -170,8 +199,11 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
         [tiff(GREY, pages=(0, 4))], "hides pixels by a mask of its own; .*-mask none", "by a mask of its own",
     ),
     "TIFF with pixels of its no-data value": (
-        [tiff(HIDDEN, t42113=b"0"), tiff(HIDDEN, t42113=b"0.0 ")],
-        r"no-data value 0 in 25\.0 % of its pixels; .*-a_nodata none", None,
+        [tiff(HIDDEN, t42113=b"0"), tiff(HIDDEN, t42113=b"-0.0 "), tiff(QUARTER, t42113=b"2"),
+         tiff_of_few_bits(QUARTER, 2, nodata=b"2"), tiff_of_few_bits(QUARTER, 4, nodata=b"2"),
+         *(tiff_of_few_bits(HIDDEN // 255, 1, photometric, b"0") for photometric in (0, 1)),
+         tiff(QUARTER, photometric=3, t320=[9, 200, 7, *[0] * 253] * 3, t42113=b"2")],
+        r"no-data value [02] in 25\.0 % of its pixels; .*-a_nodata none", None,
     ),
     "TIFF with overviews": ([tiff(GREY, pages=(0, 1, 1)), tiff(GREY, pages=(0, 1), t42113=b"nan")], GREY, None),
     "16-bit grey, 32-bit integers, floats": (
@@ -194,6 +226,10 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
         [saved("JPEG", Image.fromarray(GREY).convert("CMYK")), saved("TIFF", Image.fromarray(COLOURS).convert("YCbCr")),
          saved("TIFF", Image.new("LAB", (8, 6)))],
         "expected 8-bit grey: convert it, magick IN -colorspace Gray OUT", None,
+    ),
+    "BMP of 4 or 8 bits with black and white as its palette": (
+        [bmp(BITS, 8, 0, 255), bmp(BITS, 4, 0, 255), bmp(BITS, 4, *range(16)), bmp(BITS * 0, 8, 0)],
+        "is a BMP of [48]-bit pixels, .*save it as PNG, gdal_translate -of PNG", "save it as PNG",
     ),
     "several pages or frames": (
         [two_frames("TIFF"), two_frames("PNG"), two_frames("MPO"), tiff(GREY, pages=(0, 0))],
@@ -269,8 +305,8 @@ def test_python_refuses_the_same_files_as_pil_pictures(tmp_path, name):
                     picture.load()
             except (OSError, SyntaxError):
                 continue
-            if picture.format not in (*read_picture.FORMATS, "MPO"):
-                continue  # the first frame of a GIF is a picture like any other
+            if picture.format not in (*read_picture.FORMATS, "MPO") and getattr(picture, "n_frames", 1) == 1:
+                continue  # of a format that PIL alone reads
             with pytest.raises(BadFile, match="the picture: "):
                 grey_values(picture, "the picture")
 
@@ -281,6 +317,75 @@ def test_grey_of_few_bits_is_stretched_as_an_image_and_kept_as_ids_of_a_mask(tmp
     path.write_bytes(png(ids, bits, 0))
     assert np.array_equal(read_grey(path), ids * stretched)
     assert np.array_equal(stored_values(open_picture(path)), ids)
+
+
+def test_python_refuses_pictures_of_several_frames_and_takes_the_copy_of_one(tmp_path):
+    for format, closes in (("GIF", False), ("GIF", True), ("WEBP", False), ("WEBP", True)):
+        path = tmp_path / f"a.{format}"
+        path.write_bytes(saved(format, GREY, save_all=True, append_images=[Image.fromarray(OTHER)], lossless=True))
+        with Image.open(path) as picture:
+            copy = picture.copy()
+            if not closes:
+                with pytest.raises(BadFile, match=r"the picture: has 2 pages; .*take the copy\(\) of one page"):
+                    grey_values(picture, "the picture")
+        with pytest.raises(BadFile, match="has 2 pages"):
+            grey_values(picture, "the picture")
+        assert np.array_equal(grey_values(copy, "the picture"), GREY)
+
+
+def test_python_reads_palettes_of_8_bit_numbers_and_leaves_the_picture_as_it_is(tmp_path):
+    content, path = tiff(BITS, photometric=3, t320=[9, 200, *[0] * 254] * 3), tmp_path / "a.tif"
+    path.write_bytes(content)
+    picture = Image.open(path)
+    before = picture.getpalette()
+    assert np.array_equal(grey_values(picture, "the picture"), np.array([9, 200])[BITS])
+    assert picture.getpalette() == before
+    mask = read_mask(path)
+    assert mask.palette[:2] == (0x090909, 0xC8C8C8) and np.array_equal(mask.values, BITS)
+
+
+def test_no_data_is_compared_with_the_stored_number_where_0_is_white(tmp_path):
+    for content in (tiff(HIDDEN, 0, t42113=b"0"), tiff_of_few_bits(QUARTER, 4, 0, b"2")):
+        with pytest.raises(BadFile, match=r"no-data value [02] in 25\.0 %"):
+            read_grey(tmp_path / "a.tif", content)
+    assert np.array_equal(read_grey(tmp_path / "a.tif", tiff(HIDDEN, 0, t42113=b"9")), 255 - HIDDEN)
+
+
+@pytest.mark.parametrize("options", [{"compression": "jpeg"}, {"compression": "jpeg", "quality": 100}, {}])
+def test_a_mask_in_a_tiff_is_lossy_by_its_compression(tmp_path, options):
+    for array in (GREY, COLOURS):
+        assert read_mask(tmp_path / "a.tif", saved("TIFF", array, **options)).is_lossy == bool(options)
+
+
+@pytest.mark.parametrize("compression", [6, 50001])
+def test_old_jpeg_and_webp_in_a_tiff_are_lossy_by_the_header(compression):
+    assert read_structure(io.BytesIO(tiff(GREY, t259=compression))).is_lossy
+
+
+def test_a_mask_with_hidden_greys_of_few_bits_is_refused_and_others_are_read(tmp_path):
+    for bits in (1, 2, 4):
+        ids = np.minimum(QUARTER, 2**bits - 1)
+        with pytest.raises(BadFile, match=rf"has {(ids == ids[0, 0]).sum()} transparent pixels"):
+            read_mask(tmp_path / "a.png", png(ids, bits, 0, hidden=ids[0, 0]))
+    for bits in (2, 4):
+        opaque = png(QUARTER, bits, 0, hidden=3)
+        assert np.array_equal(read_mask(tmp_path / "a.png", opaque).values, QUARTER)
+        assert np.array_equal(read_grey(tmp_path / "a.png", opaque), QUARTER * (85 if bits == 2 else 17))
+        tif = tiff_of_few_bits(QUARTER, bits, nodata=b"2")
+        with pytest.raises(BadFile, match=r"no-data value 2 in 12 pixels, .*-srcnodata 2 -dstnodata 255"):
+            read_mask(tmp_path / "a.tif", tif)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "shown"),
+    [("i4", "-2147483647", "-2147483647"), ("u2", "65535", "65535"), ("i4", "1234567.0", "1234567"),
+     ("f4", "-3.4028234663852886e+38", r"-3\.4028234663852886e\+38"), ("f4", "0.1", r"0\.1")],
+)  # fmt: skip
+def test_no_data_values_are_printed_to_the_last_digit(tmp_path, dtype, stored, shown):
+    array = BITS.astype(dtype)
+    array[0] = float(stored)
+    with pytest.raises(BadFile, match=rf"no-data value {shown} in 8 pixels, .*-srcnodata {shown} -dstnodata 255"):
+        read_mask(tmp_path / "a.tif", tiff(array, t42113=stored.encode()))
 
 
 def test_deep_masks_keep_their_values(tmp_path):

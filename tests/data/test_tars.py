@@ -128,6 +128,8 @@ def test_a_sidecar_that_is_missing_is_derived_from_the_tar_if_that_is_the_right_
         ({"a.png": png(GREY), "a.seg.png": png(LABEL > 2)}, "seg.png is a 1-bit picture; expected class ids"),
         ({"a.png": png(GREY), "a.mask.png": png(np.stack([LABEL, GREY, GREY], -1))}, "is a colour picture"),
         ({"a.png": png(GREY), "a.mask.png": picture_bytes(MASK, "JPEG")}, "compression changes ids"),
+        ({"a.png": png(GREY), "a.mask.png": picture_bytes(MASK, "TIFF", compression="jpeg")}, "or a TIFF compressed"),
+        ({"a.png": png(GREY), "a.label.png": picture_bytes(MASK, "TIFF", compression="jpeg")}, "or a TIFF compressed"),
         ({"a.png": png(GREY), "a.mask.png": picture_bytes(MASK, transparency=1)}, "transparent pixels"),
         ({"a.png": png(GREY), "a.mask.png": png(LABEL.astype(np.uint16) * 300)}, "holds values from 0 to 1200"),
         ({"a.png": png(GREY), "a.mask.png": png(255 * (LABEL == 1).astype(np.uint8))}, "hold only 0 and 255"),

@@ -24,8 +24,9 @@ from dakd.runtime.runlog import progress
 
 _LISTED = 5
 _JPEG = (
-    "is a JPEG, whose compression changes ids and colours; expected PNG or TIFF: make the mask again, or, where it is "
-    "black and white, cut it (magick IN -threshold 50% OUT.png)"
+    "is a JPEG, whose compression changes ids and colours, or a TIFF compressed like one; expected PNG, or TIFF with "
+    "an exact compression such as deflate: make the mask again, or, where it is black and white, cut it (magick IN "
+    "-threshold 50% OUT.png)"
 )
 _MAX_COUNTED = 4096  # values of one kind of masks; a mask with more holds no classes
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dakd.data.readers.bad_file import BadFile
-from dakd.data.readers.read_picture import alpha_of, open_picture, stored_values
+from dakd.data.readers.read_picture import alpha_of, is_nodata, number_text, open_picture, stored_values
 from dakd.data.sample import IGNORE_INDEX
 
 BLACK, WHITE = 0, 0xFFFFFF  # packed colours
@@ -24,7 +24,7 @@ class MaskPixels:
     """form: bits, 2-bit grey, 4-bit grey, grey (any other depth), palette or colours.
 
     values: (H, W) whole numbers as stored: 0 and 1, greys, places in the palette, colours packed as 0xRRGGBB.
-    palette: the packed colours of a palette, () otherwise.  is_lossy: of a format that changes values, as JPEG does.
+    palette: the packed colours of a palette, () otherwise.  is_lossy: compressed by a method that changes values.
     is_255_nodata: the file says that the number 255 means "no data".
     """
 
@@ -77,15 +77,15 @@ def read_mask(path: Path, data: bytes | None = None) -> MaskPixels:
         raise BadFile(path, f"has the pixel type {picture.mode!r}; expected ids (grey), a palette or RGB: save it so")
     refuse_transparent(picture, path)
     _refuse_nodata(picture, path)
-    is_255_nodata = picture.info["nodata"] == IGNORE_INDEX
-    is_lossy = picture.format in ("JPEG", "MPO")
+    structure = picture.info["structure"]
+    is_255_nodata, is_lossy = structure.nodata == IGNORE_INDEX, structure.is_lossy
     if picture.mode in ("P", "PA"):
         colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         index = picture if picture.mode == "P" else picture.getchannel("P")
         return MaskPixels("palette", np.array(index), tuple(_packed(colours).tolist()), is_lossy, is_255_nodata)
     values = stored_values(picture)
     if values.ndim == 2:
-        bits = picture.info.get("stored_bits") if picture.mode == "L" else None
+        bits = structure.bits if picture.mode == "L" else None
         form = "bits" if picture.mode == "1" else f"{bits}-bit grey" if bits in (2, 4) else "grey"
         return MaskPixels(form, _whole(values, path), (), is_lossy, is_255_nodata)
     values = values[..., :1] if picture.mode in ("LA", "La") else values[..., :3]
@@ -107,16 +107,15 @@ def refuse_transparent(picture: Image.Image, path: Path) -> None:
 
 def _refuse_nodata(picture: Image.Image, path: Path) -> None:
     """BadFile where pixels have the no-data value of the file; 255 among single numbers is unknown and stays."""
-    nodata = picture.info["nodata"]
-    if nodata is None or (nodata == IGNORE_INDEX and len(picture.getbands()) == 1):
+    structure = picture.info["structure"]
+    if structure.nodata is None or (structure.nodata == IGNORE_INDEX and len(picture.getbands()) == 1):
         return
-    values = np.array(picture).reshape(picture.height, picture.width, -1)
-    is_empty = (values[..., : 3 if values.shape[-1] > 2 else 1] == nodata).all(-1)  # alpha aside
-    if num := int(is_empty.sum()):
+    if num := int(is_nodata(picture, structure).sum()):
+        value = number_text(structure.nodata)
         raise BadFile(
             path,
-            f"holds its no-data value {nodata:g} in {num} pixels, which show no class; expected 255 for unknown pixels "
-            f"among ids: write it (gdalwarp -srcnodata {nodata:g} -dstnodata 255 -ot Byte IN OUT), or, where the value "
+            f"holds its no-data value {value} in {num} pixels, which show no class; expected 255 for unknown pixels "
+            f"among ids: write it (gdalwarp -srcnodata {value} -dstnodata 255 -ot Byte IN OUT), or, where the value "
             "is a class, say that it is data (gdal_translate -a_nodata none IN OUT)",
         )
 
@@ -124,7 +123,7 @@ def _refuse_nodata(picture: Image.Image, path: Path) -> None:
 def _is_transparent(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I") and "transparency" in picture.info:  # which PIL does not convert
         return np.array(picture) == picture.info["transparency"]
-    alpha = alpha_of(picture)
+    alpha = alpha_of(picture, picture.info["structure"])
     return np.zeros(0, bool) if alpha is None else alpha < 255
 
 

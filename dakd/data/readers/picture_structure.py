@@ -1,6 +1,7 @@
 """How a file stores its picture, by the file's own header: depth, channels, pages, no-data.
 
-PIL hides some of it: 16-bit colours come out as their high bytes, unmarked bands are dropped, int8 is read as uint8.
+PIL hides some of it: 16-bit colours come out as their high bytes, unmarked bands are dropped, int8 is read as uint8,
+a palette of 8-bit numbers in a TIFF becomes black.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers that state d
 _JPEG_ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a body
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # Tags of TIFF 6.0; the last one is GDAL's.
-_SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _EXTRA, _FORMAT, _NODATA = (
-    254, 258, 262, 274, 277, 338, 339, 42113
+_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PALETTE, _EXTRA, _FORMAT, _NODATA = (
+    254, 258, 259, 262, 274, 277, 320, 338, 339, 42113
 )  # fmt: skip
+_LOSSY = (6, 7, 34712, 34887, 34892, 50001, 50002)  # JPEG, JPEG 2000, LERC, WebP, JPEG XL; some know exact modes too
 _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType: an overview, a transparency mask
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # channels of colour by PhotometricInterpretation; else one
 _NUMBERS = {1: "unsigned", 2: "signed", 3: "float", 4: "unsigned", 5: "complex", 6: "complex"}  # by SampleFormat
@@ -47,7 +49,9 @@ class Structure:
     bits: per sample, the largest.  numbers: "unsigned", "signed", "float" or "complex".  channels: samples per pixel.
     num_unmarked: those of them that are neither colour nor marked as transparency.  num_pages: pictures at full size.
     is_inverted: white is stored as 0.  has_mask: a page says which pixels are hidden.  nodata: the value that means
-    "no data", or None.  orientation: 1 unless a viewer should turn the picture.
+    "no data", or None.  orientation: 1 unless a viewer should turn the picture.  is_lossy: compressed by a method that
+    changes values.  pixel_bits: of a BMP, the bits of a whole pixel.  palette: red, green and blue of each entry where
+    a TIFF stores them with 8 bits, not 16.
     """
 
     format: str
@@ -60,6 +64,9 @@ class Structure:
     has_mask: bool = False
     nodata: float | None = None
     orientation: int = 1
+    is_lossy: bool = False
+    pixel_bits: int | None = None
+    palette: bytes | None = None
 
     def __str__(self) -> str:
         plural = "s" if self.channels > 1 else ""
@@ -80,7 +87,8 @@ def read_structure(stream: BinaryIO) -> Structure:
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _tiff(stream, head[:16] if b"+" in head[:4] else head[:8])  # BigTIFF or not
     if head.startswith(b"BM"):
-        return Structure("BMP")
+        # The oldest header, of 12 bytes, has shorter fields.
+        return Structure("BMP", pixel_bits=struct.unpack_from("<H", head, 24 if head[14] == 12 else 28)[0])
     found = next((name for start, name in _OTHERS if head.startswith(start)), "something else")
     names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     raise ValueError(f"it is empty; expected {names}" if not head else f"it holds {found}; expected {names}")
@@ -97,8 +105,8 @@ def _jpeg(stream: BinaryIO) -> Structure:
         (length,) = struct.unpack(">H", stream.read(2))
         body = stream.read(length - 2)
         if marker[0] in _JPEG_FRAMES:
-            return Structure("JPEG", bits=body[0], channels=body[5])
-    return Structure("JPEG")  # damaged, or with padding that PIL knows: its decoder decides
+            return Structure("JPEG", bits=body[0], channels=body[5], is_lossy=True)
+    return Structure("JPEG", is_lossy=True)  # damaged, or with padding that PIL knows: its decoder decides
 
 
 def _tiff(stream: BinaryIO, head: bytes) -> Structure:
@@ -122,7 +130,7 @@ def _tiff(stream: BinaryIO, head: bytes) -> Structure:
 
 def _first_page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> dict:
     photometric, extra = _number(tags.get(_PHOTOMETRIC, 0)), _numbers(tags.get(_EXTRA, ()))
-    channels = _number(tags.get(_SAMPLES, 1))
+    channels, compression = _number(tags.get(_SAMPLES, 1)), _number(tags.get(_COMPRESSION, 1))
     num_marked = sum(kind in (1, 2) for kind in extra)  # transparency
     return {
         "bits": max(_numbers(tags.get(_BITS, 1))),
@@ -132,7 +140,17 @@ def _first_page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> dict:
         "is_inverted": photometric == 0,
         "nodata": _nodata(tags.get(_NODATA)),
         "orientation": _number(tags.get(_ORIENTATION, 1)),
+        "is_lossy": compression in _LOSSY,
+        "palette": _palette(_numbers(tags.get(_PALETTE, ()))),
     }
+
+
+def _palette(numbers: tuple[int, ...]) -> bytes | None:
+    """From all reds, all greens, all blues. The standard has 16 bits; numbers below 256 alone have 8, as in libtiff."""
+    num = len(numbers) // 3
+    if not num or 3 * num != len(numbers) or max(numbers) > 255:
+        return None
+    return bytes(number for entry in range(num) for number in numbers[entry::num])
 
 
 def _numbers(value) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ What is not listed as taken is refused with a remedy. Nothing is scaled, turned,
 | signed 8-bit numbers | refused: one scale for the dataset | refused |
 | complex numbers | refused: amplitude, then one scale | refused |
 | CMYK, YCbCr, LAB | refused: convert to grey | opened |
+| BMP of 4 or 8 bits with black and white as its palette | refused: save it as PNG | refused |
 | several pages or frames | refused with their number | refused |
 | EXIF orientation other than 1 | refused: turn image and mask alike | refused |
 | gamma or ICC profile | taken, the values as stored | opened |
@@ -54,6 +55,7 @@ from dakd.data.sample import MAX_PIXELS
 MAX_SCENE_PIXELS = 8 * MAX_PIXELS  # of an image to predict, which no record has to hold
 _MAX_CHANNEL_DIFFERENCE = 8  # grey values; what JPEG's colour coding may do to a grey picture
 _GREY_MODES = ("L", "1", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa")
+_PALETTE_MODES = ("P", "PA")
 _COLOUR_MODES = ("RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _ONE_BAND = "gdal_translate -b 1 IN OUT"
 _SCALE = (
@@ -96,7 +98,7 @@ def read_grey(path: Path, data: bytes | None = None, max_pixels: int = MAX_PIXEL
     """
     structure = _structure(path, data)
     _refuse_structure(structure, path, is_mask=False)
-    return _grey(_decode(path, data, structure, max_pixels), path, structure.nodata)
+    return _grey(_decode(path, data, structure, max_pixels), path, structure)
 
 
 def grey_values(picture: Image.Image, path: str | Path) -> np.ndarray:
@@ -107,29 +109,33 @@ def grey_values(picture: Image.Image, path: str | Path) -> np.ndarray:
     structure = _known_structure(picture)
     if structure is not None:
         _refuse_structure(structure, path, is_mask=False)
-        _refuse_pages(_num_pages(picture, structure), path, ", or take the copy() of one page")
+        _refuse_misread(picture, structure, path)
         _refuse_turned(structure.orientation, path)
     with _in_words(path), _strict_pil():
+        _refuse_pages(_num_pages(picture, structure), path, ", or take the copy() of one page")
         _refuse_turned(picture.getexif().get(ExifTags.Base.Orientation, 1), path)
-        return _grey(picture, path, None if structure is None else structure.nodata)
+        if structure is not None and structure.palette and picture.mode in _PALETTE_MODES:
+            picture = picture.copy()
+            picture.putpalette(structure.palette)
+        return _grey(picture, path, structure)
 
 
 def open_picture(path: Path, data: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A mask as a picture, decoded to its end, with the values of its file; BadFile where the table refuses a mask.
 
-    Grey values of 1, 2 and 4 bits are stretched to 0..255; `stored_values` undoes it. The picture's `info` holds
-    `stored_bits` and `nodata` (None: no value means that).  data: see `read_grey`.
+    Grey values of 1, 2 and 4 bits are stretched to 0..255; `stored_values` undoes it. The picture's `info` holds its
+    `structure`.  data: see `read_grey`.
     """
     structure = _structure(path, data)
     _refuse_structure(structure, path, is_mask=True)
     picture = _decode(path, data, structure, max_pixels)
-    picture.info |= {"stored_bits": structure.bits, "nodata": structure.nodata}
+    picture.info["structure"] = structure
     return picture
 
 
 def stored_values(picture: Image.Image) -> np.ndarray:
     """The values of a picture of `open_picture` as its file stores them: 0 to 3 where grey has 2 bits, not 0 to 255."""
-    values, bits = np.array(picture), picture.info.get("stored_bits", 8)
+    values, bits = np.array(picture), picture.info["structure"].bits
     return values // (255 // (2**bits - 1)) if picture.mode == "L" and bits < 8 else values
 
 
@@ -188,9 +194,29 @@ def _refuse_turned(orientation: int, path: str | Path) -> None:
         )
 
 
-def _num_pages(picture: Image.Image, structure: Structure) -> int:
+def _refuse_misread(picture: Image.Image, structure: Structure, path: str | Path) -> None:
+    """BadFile where PIL took a BMP's palette for plain greys of another depth, by which it then unpacks the pixels."""
+    bits = {"1": 1, "L": 8}.get(picture.mode, structure.pixel_bits)
+    if structure.pixel_bits not in (None, bits):
+        raise BadFile(
+            path,
+            f"is a BMP of {structure.pixel_bits}-bit pixels, whose palette makes its decoder take them for {bits}-bit "
+            "greys; expected another format: save it as PNG, gdal_translate -of PNG IN OUT.png",
+        )
+
+
+def _num_pages(picture: Image.Image, structure: Structure | None) -> int:
     """PIL would count a TIFF's overviews too."""
-    return max(structure.num_pages, 1 if structure.format == "TIFF" else getattr(picture, "n_frames", 1))
+    if structure is not None and structure.format == "TIFF":
+        return structure.num_pages
+    try:
+        return getattr(picture, "n_frames", 1)
+    except ValueError:  # a GIF that is closed, which counts only when it is asked
+        file = getattr(picture, "filename", "")
+        if not os.path.isfile(file):
+            return 1
+        with Image.open(file) as again:
+            return again.n_frames
 
 
 def _no_values(how_to_show: str) -> str:
@@ -215,24 +241,49 @@ def _decode(path: Path, data: bytes | None, structure: Structure, max_pixels: in
             )
         _refuse_pages(_num_pages(picture, structure), path)
         _refuse_turned(structure.orientation, path)  # PIL would turn a TIFF and forget it
+        _refuse_misread(picture, structure, path)
         picture.load()
+        if structure.palette and picture.mode in _PALETTE_MODES:
+            picture.putpalette(structure.palette)
         _refuse_turned(picture.getexif().get(ExifTags.Base.Orientation, 1), path)
         return picture
 
 
-def _grey(picture: Image.Image, path: str | Path, nodata: float | None) -> np.ndarray:
+def _grey(picture: Image.Image, path: str | Path, structure: Structure | None) -> np.ndarray:
     if picture.mode not in _GREY_MODES:
         remedy = _ONE_SCALE
         if picture.mode in _COLOUR_MODES:
             remedy = "expected 8-bit grey: convert it, magick IN -colorspace Gray OUT"
         raise BadFile(path, f"has the pixel type {picture.mode!r}; {remedy}")
     picture.load()
-    _refuse_hidden(picture, path)
+    _refuse_hidden(picture, path, structure)
     grey = np.array(picture) if picture.mode == "L" else _channels_to_grey(np.array(picture.convert("RGB")), path)
-    if nodata is not None and (share := float((grey == nodata).mean())):
-        how = _no_values("gdal_translate -a_nodata none IN OUT")
-        raise BadFile(path, f"holds its no-data value {nodata:g} in {_percent(share)} of its pixels; {how}")
+    has_nodata = structure is not None and structure.nodata is not None
+    if has_nodata and (share := float(is_nodata(picture, structure).mean())):
+        value, how = number_text(structure.nodata), _no_values("gdal_translate -a_nodata none IN OUT")
+        raise BadFile(path, f"holds its no-data value {value} in {_percent(share)} of its pixels; {how}")
     return grey
+
+
+def is_nodata(picture: Image.Image, structure: Structure) -> np.ndarray:
+    """(H, W) bool: where the stored numbers of a pixel, alpha aside, are the no-data value."""
+    values = np.array(picture).reshape(picture.height, picture.width, -1)
+    colours = values[..., : 3 if values.shape[-1] > 2 else 1]
+    return (colours == _decoded(structure.nodata, picture, structure)).all(-1)
+
+
+def _decoded(number: float, picture: Image.Image, structure: Structure) -> float:
+    """What PIL makes of a stored number: it stretches greys of few bits, and inverts them where 0 is white."""
+    if picture.mode not in ("1", "L"):
+        return number
+    largest = 2**structure.bits - 1
+    shown = largest - number if structure.is_inverted else number
+    return shown * (255 // largest) if picture.mode == "L" else shown
+
+
+def number_text(number: float) -> str:
+    """A number to the last digit, as a command needs it."""
+    return str(int(number)) if number == int(number) and abs(number) < 1e15 else repr(number)
 
 
 def _channels_to_grey(colours: np.ndarray, path: str | Path) -> np.ndarray:
@@ -250,8 +301,8 @@ def _channels_to_grey(colours: np.ndarray, path: str | Path) -> np.ndarray:
     return colours.mean(axis=-1).round().astype(np.uint8)
 
 
-def _refuse_hidden(picture: Image.Image, path: str | Path) -> None:
-    alpha = alpha_of(picture)
+def _refuse_hidden(picture: Image.Image, path: str | Path, structure: Structure | None) -> None:
+    alpha = alpha_of(picture, structure)
     if alpha is None or alpha.min() == 255:
         return
     if ((alpha > 0) & (alpha < 255)).any():
@@ -261,10 +312,14 @@ def _refuse_hidden(picture: Image.Image, path: str | Path) -> None:
     raise BadFile(path, f"hides {share} of its pixels by transparency (alpha 0); {_no_values(_ONE_BAND)}")
 
 
-def alpha_of(picture: Image.Image) -> np.ndarray | None:
+def alpha_of(picture: Image.Image, structure: Structure | None) -> np.ndarray | None:
     """(H, W) uint8, 0 where a pixel is hidden; None where there is no transparency."""
     if picture.getbands()[-1] in ("A", "a"):
         return np.array(picture.getchannel(len(picture.getbands()) - 1))
+    # PIL stretches greys of few bits, but not the one that is transparent.
+    if structure is not None and structure.bits in (2, 4) and picture.mode == "L" and "transparency" in picture.info:
+        hidden = _decoded(picture.info["transparency"], picture, structure)
+        return np.where(np.array(picture) == hidden, 0, 255).astype(np.uint8)
     return np.array(picture.convert("RGBA").getchannel("A")) if "transparency" in picture.info else None
 
 
