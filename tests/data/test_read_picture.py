@@ -246,7 +246,7 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
          b"%!PS-Adobe-3.0 EPSF-3.0\n", b"version https://git-lfs.github.com/spec/v1\n", b""],
         "expected PNG, JPEG, TIFF or BMP", "expected PNG, JPEG, TIFF or BMP",
     ),
-    "truncated or damaged": (
+    "truncated, or damaged where the format shows it": (
         [saved("PNG", GREY)[:60], saved("TIFF", GREY)[:30], tiff(GREY)[:40], saved("JPEG", GREY)[:-9],
          saved("BMP", GREY)[:-9]],
         "cannot be read as a picture", "cannot be read as a picture",
@@ -349,6 +349,21 @@ def test_no_data_is_compared_with_the_stored_number_where_0_is_white(tmp_path):
         with pytest.raises(BadFile, match=r"no-data value [02] in 25\.0 %"):
             read_grey(tmp_path / "a.tif", content)
     assert np.array_equal(read_grey(tmp_path / "a.tif", tiff(HIDDEN, 0, t42113=b"9")), 255 - HIDDEN)
+
+
+def test_every_changed_byte_of_a_deflated_tiff_is_refused(tmp_path):
+    greys = (np.add.outer(np.arange(40), np.arange(50)) + RNG.integers(0, 20, (40, 50))).astype(np.uint8)
+    content = saved("TIFF", greys, compression="tiff_adobe_deflate", strip_size=800)
+    with Image.open(io.BytesIO(content)) as picture:
+        places, sizes = picture.tag_v2[273], picture.tag_v2[279]
+    assert len(places) > 1
+    for place in (place + offset for place, size in zip(places, sizes) for offset in range(size - 15, size)):
+        changed = bytearray(content)
+        changed[place] ^= 0x15
+        for read in (read_grey, open_picture):
+            with pytest.raises(BadFile, match="cannot be read as a picture"):
+                read(tmp_path / "a.tif", bytes(changed))
+    assert np.array_equal(read_grey(tmp_path / "a.tif", content), greys)
 
 
 @pytest.mark.parametrize("options", [{"compression": "jpeg"}, {"compression": "jpeg", "quality": 100}, {}])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -22,7 +23,10 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PALETTE, _EXTRA, _FORMAT, _NODATA = (
     254, 258, 259, 262, 274, 277, 320, 338, 339, 42113
 )  # fmt: skip
+_STRIPS, _TILES = (273, 279), (324, 325)  # tags of their places and of their sizes
 _LOSSY = (6, 7, 34712, 34887, 34892, 50001, 50002)  # JPEG, JPEG 2000, LERC, WebP, JPEG XL; some know exact modes too
+_DEFLATE = (8, 32946)
+_INFLATED = 1 << 20  # bytes at a time
 _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType: an overview, a transparency mask
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # channels of colour by PhotometricInterpretation; else one
 _NUMBERS = {1: "unsigned", 2: "signed", 3: "float", 4: "unsigned", 5: "complex", 6: "complex"}  # by SampleFormat
@@ -51,7 +55,7 @@ class Structure:
     is_inverted: white is stored as 0.  has_mask: a page says which pixels are hidden.  nodata: the value that means
     "no data", or None.  orientation: 1 unless a viewer should turn the picture.  is_lossy: compressed by a method that
     changes values.  pixel_bits: of a BMP, the bits of a whole pixel.  palette: red, green and blue of each entry where
-    a TIFF stores them with 8 bits, not 16.
+    a TIFF stores them with 8 bits, not 16.  deflated: (place, size) of each part of a TIFF that has a checksum.
     """
 
     format: str
@@ -67,6 +71,7 @@ class Structure:
     is_lossy: bool = False
     pixel_bits: int | None = None
     palette: bytes | None = None
+    deflated: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
         plural = "s" if self.channels > 1 else ""
@@ -92,6 +97,20 @@ def read_structure(stream: BinaryIO) -> Structure:
     found = next((name for start, name in _OTHERS if head.startswith(start)), "something else")
     names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     raise ValueError(f"it is empty; expected {names}" if not head else f"it holds {found}; expected {names}")
+
+
+def check_deflated(stream: BinaryIO, structure: Structure) -> None:
+    """zlib.error or ValueError where a deflated part of a TIFF misses its checksum, which libtiff may not reach."""
+    for place, size in structure.deflated:
+        if not size:
+            continue  # GDAL stores no empty parts
+        stream.seek(place)
+        data, inflater = stream.read(size), zlib.decompressobj()
+        while not inflater.eof:
+            some = inflater.decompress(data, _INFLATED)
+            data = inflater.unconsumed_tail
+            if not some and not data:
+                raise ValueError(f"its part at byte {place} ends without a checksum; write it again")
 
 
 def _jpeg(stream: BinaryIO) -> Structure:
@@ -142,6 +161,7 @@ def _first_page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> dict:
         "orientation": _number(tags.get(_ORIENTATION, 1)),
         "is_lossy": compression in _LOSSY,
         "palette": _palette(_numbers(tags.get(_PALETTE, ()))),
+        "deflated": _parts(tags) if compression in _DEFLATE else (),
     }
 
 
@@ -151,6 +171,11 @@ def _palette(numbers: tuple[int, ...]) -> bytes | None:
     if not num or 3 * num != len(numbers) or max(numbers) > 255:
         return None
     return bytes(number for entry in range(num) for number in numbers[entry::num])
+
+
+def _parts(tags: TiffImagePlugin.ImageFileDirectory_v2) -> tuple[tuple[int, int], ...]:
+    places, sizes = _TILES if _TILES[0] in tags else _STRIPS
+    return tuple(zip(_numbers(tags.get(places, ())), _numbers(tags.get(sizes, ()))))
 
 
 def _numbers(value) -> tuple[int, ...]:

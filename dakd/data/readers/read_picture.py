@@ -31,8 +31,11 @@ What is not listed as taken is refused with a remedy. Nothing is scaled, turned,
 | gamma or ICC profile | taken, the values as stored | opened |
 | PNG, JPEG, TIFF or BMP under another's suffix | taken | opened |
 | GIF, WebP, JPEG 2000 or others under any suffix | refused: convert it | refused |
-| truncated or damaged | refused | refused |
+| truncated, or damaged where the format shows it | refused | refused |
 | more pixels than a record holds | refused: tiles; `predict` takes eight times as many | refused |
+
+Damage shows where a decoder stumbles or a checksum differs: PNG and deflated TIFF have checksums. In other files a
+changed byte may give other values: JPEG, BMP, and TIFF with LZW, PackBits, group 4, ZSTD or no compression.
 """
 
 from __future__ import annotations
@@ -44,12 +47,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from dakd.data.readers.bad_file import BadFile
-from dakd.data.readers.picture_structure import FORMATS, Structure, read_structure
+from dakd.data.readers.picture_structure import FORMATS, Structure, check_deflated, read_structure
 from dakd.data.sample import MAX_PIXELS
 
 MAX_SCENE_PIXELS = 8 * MAX_PIXELS  # of an image to predict, which no record has to hold
@@ -104,7 +108,7 @@ def read_grey(path: Path, data: bytes | None = None, max_pixels: int = MAX_PIXEL
 def grey_values(picture: Image.Image, path: str | Path) -> np.ndarray:
     """(H, W) uint8 grey values of a PIL picture; BadFile, naming `path`, unless the table above takes it.
 
-    Where PIL still knows the picture's file, the header counts too.
+    Where PIL still knows the picture's file, the header counts too. Checksums are left to PIL, which has decoded it.
     """
     structure = _known_structure(picture)
     if structure is not None:
@@ -151,8 +155,12 @@ def picture_size(path: Path) -> tuple[int, int]:
 def _structure(path: Path, data: bytes | None) -> Structure:
     if data is None and path.exists() and not path.is_file():  # a pipe would be waited for
         raise BadFile(path, "is not a regular file; expected a picture")
-    with _in_words(path), open(path, "rb") if data is None else io.BytesIO(data) as stream:
+    with _in_words(path), _opened(path, data) as stream:
         return read_structure(stream)
+
+
+def _opened(path: Path, data: bytes | None) -> BinaryIO:
+    return open(path, "rb") if data is None else io.BytesIO(data)
 
 
 def _known_structure(picture: Image.Image) -> Structure | None:
@@ -242,6 +250,9 @@ def _decode(path: Path, data: bytes | None, structure: Structure, max_pixels: in
         _refuse_pages(_num_pages(picture, structure), path)
         _refuse_turned(structure.orientation, path)  # PIL would turn a TIFF and forget it
         _refuse_misread(picture, structure, path)
+        if structure.deflated:
+            with _opened(path, data) as stream:
+                check_deflated(stream, structure)
         picture.load()
         if structure.palette and picture.mode in _PALETTE_MODES:
             picture.putpalette(structure.palette)
