@@ -147,18 +147,33 @@ def _survey(cfg: PrepareConfig) -> _Facts:
             f"the {len(entries)} images in {cfg.root} have no masks, and students learn from masks; put masks/ next "
             f"to images/, each mask with the stem of its image (not read: {', '.join(data.unread()) or 'nothing'})"
         )
-    _read_some_labels(data, entries)
+    _read_some_labels(data, entries, cfg.classes)
     return _Facts(len(entries), min(map(_shortest_side, entries)), "test" in data.splits)
 
 
-def _read_some_labels(data: Dataset, entries: list[SampleFiles]) -> None:
-    """ValueError if a label cannot be read with these classes, or if the labels suggest another meaning of them."""
-    data.label_meaning("train")
+def _read_some_labels(data: Dataset, entries: list[SampleFiles], classes: Iterable[str] | None) -> None:
+    """ValueError if a label cannot be read with these classes, or if the labels suggest another meaning of them.
+
+    classes: the names that were given, None where the dataset has its own.
+    """
     try:
+        data.label_meaning("train")
         for entry in islice(entries, _NUM_LABELS_READ):
             data.read(entry)
     except BadFile as error:
-        raise ValueError(f"{error}; or give dakd init --classes NAME:RRGGBB,... with the colours of masks") from error
+        if "prepare." not in error.reason:  # no setting helps
+            raise ValueError(f"{error}; mend or remove it") from error
+        raise ValueError(f"{error}; or give dakd init {_options(classes, 'NAME:RRGGBB,...')}") from error
+    except ValueError as error:
+        names = list(classes or ())
+        table = f"{names[0]}:000000,{names[1]}:ffffff" if len(names) == 2 else "NAME:RRGGBB,..."
+        raise ValueError(f"{error}; give dakd init {_options(classes, table)}") from error
+
+
+def _options(classes: Iterable[str] | None, table: str) -> str:
+    """The options for settings that messages on masks name: there is no YAML yet.  table: what to write for classes."""
+    values = "--mask-values ids, colours, palette or binary"
+    return values if classes is None else f"--classes {shlex.quote(table)}, the colours that masks show, or {values}"
 
 
 def _shortest_side(entry: SampleFiles) -> int:

@@ -207,7 +207,9 @@ def test_a_root_that_a_yaml_would_expand_is_refused(tmp_path, monkeypatch, capsy
     ({}, ["--classes", "sea,oil:blue"], "the colour of 'oil' is 'blue'; expected six hexadecimal digits"),
     ({}, [], "--classes is missing"),
     ({"values": (0, 7)}, ["--classes", "sea,oil"], r"neither ids 0 to 1 .* nor class colours.*NAME:RRGGBB"),
-    ({"values": (0, 255)}, ["--classes", "sea,oil"], "255 means unknown"),
+    ({"values": (0, 255)}, ["--classes", "sea,oil"],
+     r"255 means unknown.*; give dakd init --classes sea:000000,oil:ffffff, .* or --mask-values ids"),
+    ({"values": (0, 255)}, ["--classes", "a sea,oil,land"], r"means unknown.*; give dakd init --classes NAME:RRGGBB,"),
     ({"size": (20, 64)}, ["--classes", "sea,oil"], "shortest side of the images is 20 pixels; expected at least 32"),
     ({"splits": ("test",)}, ["--classes", "sea,oil"], "expected train/"),
 ])  # fmt: skip
@@ -216,6 +218,30 @@ def test_init_refuses_data_that_make_no_experiment(data, argv, message, tmp_path
     own_data(tmp_path / "data", **data)
     assert main(["init", "mine", "--root", "data", *argv]) == 1
     assert re.search(message, capsys.readouterr().err, re.DOTALL) and not (tmp_path / "mine.yaml").exists()
+
+
+def test_what_init_names_for_black_and_white_masks_is_what_it_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_data(tmp_path / "data", values=(0, 255))
+    for option in (["--classes", "sea:000000,oil:ffffff"], ["--classes", "sea,oil", "--mask-values", "binary"]):
+        assert main(["init", "mine", "--root", "data", "--overwrite", *option]) == 0, capsys.readouterr().err
+    assert load_config("mine.yaml").prepare.mask_values == "binary"
+
+
+def test_init_names_only_options_that_the_dataset_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        own_data(tmp_path / "sos", values=(2, 3), splits=(f"{split}/palsar",))
+    sos = ["init", "mine", "--dataset", "sos", "--sensor", "palsar", "--root", "sos"]
+    assert main(sos) == 1
+    message = capsys.readouterr().err
+    assert "every pixel would be black" in message
+    assert message.endswith("; give dakd init --mask-values ids, colours, palette or binary\n")
+    own_data(tmp_path / "sos2" / "train", values=(0, 255), splits=("palsar",))
+    own_data(tmp_path / "sos2" / "test", values=(0, 255), splits=("palsar",))
+    (tmp_path / "sos2" / "train" / "palsar" / "images" / "0.png").write_bytes(b"damaged")
+    assert main([*sos[:-1], "sos2"]) == 1
+    assert capsys.readouterr().err.endswith("PNG, JPEG, TIFF or BMP); mend or remove it\n")
 
 
 def test_init_without_masks_or_a_folder_is_refused(tmp_path, monkeypatch, capsys):
