@@ -40,6 +40,7 @@ from dakd.train.checkpoint import list_checkpoints, verified_facts
 
 State = Literal["ok", "damaged", "missing", "unexpected", "unfinished"]
 _STEPS = ("prepare", "balance", "train_jointnet", "generate", "train_saross", "evaluate", "predict", "report")
+_OWN_FOLDERS = ("pictures", "features")  # of the evaluation around them
 _STATE = {"state.json", "state.safetensors"}  # the files of a checkpoint or snapshot
 _ERRORS = (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, SyntaxError, zipfile.BadZipFile,
            yaml.YAMLError)  # fmt: skip
@@ -263,10 +264,15 @@ def _absent_and_foreign(run: Path) -> Iterator[Found]:
     yield from _prepared(run / "prepare")
     yield from _generated(run / "generate")
     trainings = [path for step in ("train_jointnet", "train_saross") for path in (run / step).glob("*/")]
-    evaluations = [path for path in (run / "evaluate", *(run / "evaluate").glob("*/")) if path.is_dir()]
-    outputs = [path for path in evaluations if path.name not in ("pictures", "features")]
-    for folder in (run / "prepare", run / "balance", *trainings, *outputs, *(run / "predict").glob("*/")):
+    evaluations = [run / "evaluate"] if _has_own_evaluation(run / "evaluate") else []
+    evaluations += [path for path in (run / "evaluate").glob("*/") if path.name not in _OWN_FOLDERS]
+    for folder in (run / "prepare", run / "balance", *trainings, *evaluations, *(run / "predict").glob("*/")):
         yield from _listed(folder)
+
+
+def _has_own_evaluation(folder: Path) -> bool:
+    """Whether the run's own evaluation was begun: those of other folders and students have folders of their own."""
+    return folder.is_dir() and any(path.is_file() or path.name in _OWN_FOLDERS for path in folder.iterdir())
 
 
 def _listed(folder: Path) -> Iterator[Found]:

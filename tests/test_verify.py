@@ -107,6 +107,22 @@ def test_a_run_in_progress_says_what_is_not_finished(run, capsys):
     assert "unfinished  generate: generate has not finished" in printed and "3 unfinished" in printed
 
 
+def test_a_run_of_which_only_other_images_were_evaluated_has_no_unfinished_evaluation(run):
+    own, other = run / "evaluate", run / "evaluate" / "harbour"
+    files = [path for path in own.iterdir() if path.name != "features"]
+    shutil.rmtree(own / "features", ignore_errors=True)
+    other.mkdir()
+    for path in files:
+        path.rename(other / path.name)
+    assert states(run) == {}
+    (other / "manifest.json").unlink()
+    assert states(run) == {"evaluate/harbour": "unfinished"}
+    for begun in ("pictures", "features"):
+        (own / begun).mkdir()
+        assert states(run) == {"evaluate": "unfinished", "evaluate/harbour": "unfinished"}
+        (own / begun).rmdir()
+
+
 def test_files_that_no_step_writes_are_listed_and_no_fault(run, capsys):
     (run / "evaluate" / "notes.docx").write_text("mine")
     assert main(["verify", str(run)]) == 0
