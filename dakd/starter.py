@@ -162,7 +162,7 @@ def _read_some_labels(data: Dataset, entries: list[SampleFiles], classes: Iterab
             data.read(entry)
     except BadFile as error:
         if "prepare." not in error.reason:  # no setting helps
-            raise ValueError(f"{error}; mend or remove it") from error
+            raise ValueError(f"{error}; fix or remove it") from error
         raise ValueError(f"{error}; or give dakd init {_options(classes, 'NAME:RRGGBB,...')}") from error
     except ValueError as error:
         names = list(classes or ())

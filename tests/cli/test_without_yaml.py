@@ -241,7 +241,7 @@ def test_init_names_only_options_that_the_dataset_takes(tmp_path, monkeypatch, c
     own_data(tmp_path / "sos2" / "test", values=(0, 255), splits=("palsar",))
     (tmp_path / "sos2" / "train" / "palsar" / "images" / "0.png").write_bytes(b"damaged")
     assert main([*sos[:-1], "sos2"]) == 1
-    assert capsys.readouterr().err.endswith("PNG, JPEG, TIFF or BMP); mend or remove it\n")
+    assert capsys.readouterr().err.endswith("PNG, JPEG, TIFF or BMP); fix or remove it\n")
 
 
 def test_init_without_masks_or_a_folder_is_refused(tmp_path, monkeypatch, capsys):
