@@ -11,6 +11,7 @@ import json
 import math
 import shlex
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ _STEPS = ("prepare", "balance", "train_jointnet", "generate", "train_saross", "e
 _OWN_FOLDERS = ("pictures", "features")  # of the evaluation around them
 _STATE = {"state.json", "state.safetensors"}  # the files of a checkpoint or snapshot
 _ERRORS = (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, SyntaxError, zipfile.BadZipFile,
-           yaml.YAMLError)  # fmt: skip
+           zlib.error, yaml.YAMLError)  # fmt: skip
 
 
 class Found(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 
 import pytest
@@ -64,6 +65,15 @@ def test_a_finished_run_is_whole_wherever_it_was_copied_to_and_nothing_is_writte
     assert main(["verify", str(run)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith(" ok")
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")} == before
+
+
+def test_an_archive_whose_compressed_data_are_damaged_is_found(run):
+    path = run / "evaluate" / "real.images.npz"
+    content = bytearray(path.read_bytes())
+    names, extras = struct.unpack_from("<HH", content, 26)  # of the first member's header, which has 30 bytes
+    content[30 + names + extras] |= 0b110  # a kind of block that deflate does not have
+    path.write_bytes(content)
+    assert states(run) == {"evaluate/real.images.npz": "damaged"}
 
 
 @pytest.mark.parametrize("name", FILES)
