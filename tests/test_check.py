@@ -149,7 +149,7 @@ def test_the_data_are_looked_at(tmp_path):
     assert not is_refused(check(toy(tmp_path, prepare=data | {"on_bad_file": "skip"})))
 
 
-def test_a_dataset_that_is_absent_or_lacks_a_split_is_refused_and_small_images_are_told(tmp_path):
+def test_a_dataset_that_is_absent_or_lacks_a_split_is_refused_and_small_images_are_reported(tmp_path):
     absent = folder(tmp_path / "a") | {"root": str(tmp_path / "absent")}
     assert "absent" in refusals(toy(tmp_path, prepare=absent))["data"]
     only_train = toy(tmp_path, prepare=folder(tmp_path / "b", splits=("train",)))

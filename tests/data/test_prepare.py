@@ -296,7 +296,7 @@ def test_one_labelled_pixel_is_a_label(tmp_path):
 
 
 @pytest.mark.parametrize("grey", [0, 127, 255])
-def test_images_of_one_grey_are_refused_and_few_among_others_are_told(tmp_path, grey):
+def test_images_of_one_grey_are_refused_and_few_among_others_are_reported(tmp_path, grey):
     settings = make_folder(tmp_path / "data")
     Image.fromarray(np.full((10, 14), grey, np.uint8)).save(tmp_path / "data" / "train" / "images" / "0.jpg")
     report = prepare(config(**settings), tmp_path / "some").report
@@ -306,7 +306,7 @@ def test_images_of_one_grey_are_refused_and_few_among_others_are_told(tmp_path, 
         prepare(config(**settings), tmp_path / "all")
 
 
-def test_images_close_to_the_middle_grey_are_told_for_b_would_be_next_to_nothing(tmp_path):
+def test_images_close_to_the_middle_grey_are_reported_for_b_would_be_next_to_nothing(tmp_path):
     settings = make_folder(tmp_path / "data", count=1)
     rng = np.random.default_rng(0)
     for path in (tmp_path / "data").glob("*/images/*"):

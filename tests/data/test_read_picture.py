@@ -20,7 +20,14 @@ from dakd.data.prepare import prepare
 from dakd.data.readers import BadDataset, BadFile, read_picture
 from dakd.data.readers.mask_pixels import read_mask
 from dakd.data.readers.picture_structure import read_structure
-from dakd.data.readers.read_picture import grey_values, open_picture, picture_size, read_grey, stored_values
+from dakd.data.readers.read_picture import (
+    grey_values,
+    number_text,
+    open_picture,
+    picture_size,
+    read_grey,
+    stored_values,
+)
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import write_shards
 from dakd.evaluate.inputs import LabelledFolder
@@ -498,3 +505,11 @@ def test_a_sample_whose_image_hides_pixels_is_not_written(tmp_path):
     sample = Sample("a", np.ma.masked_less(GREY, 9))
     with pytest.raises(ValueError, match="a: a mask hides pixels of the image"):
         write_shards(tmp_path / "set", [sample], ClassTable(("sea", "oil"), ((0, 0, 0), (255, 255, 255))))
+
+
+@pytest.mark.parametrize(("number", "text"), [
+    (255.0, "255"), (-9999.0, "-9999"), (-3.4028234663852886e38, "-3.4028234663852886e+38"), (0.1, "0.1"),
+    (float("inf"), "inf"), (float("-inf"), "-inf"), (float("nan"), "nan"),
+])  # fmt: skip
+def test_a_no_data_value_is_printed_to_its_last_digit(number, text):
+    assert number_text(number) == text

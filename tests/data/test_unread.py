@@ -42,7 +42,7 @@ def problems(dataset) -> str:
     return "\n".join(map(str, dataset.problems()))
 
 
-def test_masks_in_a_folder_that_is_not_read_are_told_with_those_that_are(tmp_path):
+def test_masks_in_a_folder_that_is_not_read_are_named_with_those_that_are(tmp_path):
     write(tmp_path / "data", *(f"train/{kind}/{i}.png" for kind in ("images", "annotations") for i in range(2)))
     report = prepare(configured(tmp_path)).report
     assert report["unread"] == ["train/annotations/ (2 files)"]
@@ -126,14 +126,14 @@ def test_one_name_in_two_forms_is_refused(tmp_path):
         folder(tmp_path)
 
 
-def test_masks_that_all_have_other_names_are_told_once(tmp_path):
+def test_masks_that_all_have_other_names_are_reported_once(tmp_path):
     write(tmp_path, *(f"images/{i}.png" for i in range(3)), *(f"masks/{i}_mask.png" for i in range(3)))
     (problem,) = folder(tmp_path).problems()
     assert "no label of the split 'train' belongs to an image by its name" in problem.reason
     assert "0.png and so on, the labels 0_mask.png; give both the same names" in problem.reason
 
 
-def test_masks_of_another_kind_of_file_are_told_once(tmp_path):
+def test_masks_of_another_kind_of_file_are_reported_once(tmp_path):
     write(tmp_path, *(f"images/{i}.png" for i in range(3)), *(f"masks/{i}.npy" for i in range(3)))
     (problem,) = folder(tmp_path).problems()
     assert problem.path.name == "masks" and "3 images and no label; found here: 0.npy, 1.npy, 2.npy" in problem.reason

@@ -294,7 +294,7 @@ def _decoded(number: float, picture: Image.Image, structure: Structure) -> float
 
 def number_text(number: float) -> str:
     """A number to the last digit, as a command needs it."""
-    return str(int(number)) if number == int(number) and abs(number) < 1e15 else repr(number)
+    return str(int(number)) if float(number).is_integer() and abs(number) < 1e15 else repr(number)
 
 
 def _channels_to_grey(colours: np.ndarray, path: str | Path) -> np.ndarray:
