@@ -160,7 +160,7 @@ class TrainSarossConfig(Section):
 
     loss: StudentLossConfig = StudentLossConfig()
 
-    training_sets: tuple[TrainingSet, ...] = ("real+synthetic",)
+    training_sets: Annotated[tuple[TrainingSet, ...], Field(min_length=1)] = ("real+synthetic",)
     """Sets that students are trained on, one student each, with equal numbers of steps."""
 
     crop: Size = (512, 512)
