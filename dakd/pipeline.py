@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,24 +21,27 @@ import torch
 
 from dakd.config import Config
 from dakd.runtime.distributed import free_port
-from dakd.runtime.family import dying_with_this_process
+from dakd.runtime.family import dying_with_this_process, processes_of_group
 from dakd.runtime.place import PLACE_VARIABLES, refuse_launcher
 from dakd.runtime.runlog import format_duration, say
 from dakd.runtime.stopping import (
     BROKEN_PIPE,
-    ENDED_BY_SIGNAL,
+    PROOF_VARIABLE,
     REQUEST_FILE,
+    STOP_MARGIN_S,
     Preempted,
     Stopped,
     read_requeue_markers,
     remove_requeue_markers,
     request_stop,
+    signal_in,
     stop_signals,
 )
 from dakd.shipped import extra_remedy
 
 UNDER_DEEPSPEED = ("train_jointnet", "generate", "train_saross")
 TRAININGS = ("train_jointnet", "train_saross")
+_REST_SAID_AFTER_S = 5.0
 
 
 def run_pipeline(
@@ -84,7 +88,11 @@ def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequenc
     """
     remove_requeue_markers(run_path / step)
     request = run_path / REQUEST_FILE if step in TRAININGS else None
-    code, received = run_command(command, request, pass_fds)
+    with tempfile.TemporaryDirectory(prefix="dakd-") as folder:
+        # DeepSpeed's runner ends with status 0 also where its launch.py was killed: only the step itself is believed.
+        proof = Path(folder) / "finished" if step in UNDER_DEEPSPEED else None
+        code, received = run_command(command, request, pass_fds, proof)
+        is_finished = code == 0 and (proof is None or proof.exists())
     stopped_at = [f"step {m['step']} of {m['total_steps']}" for m in read_requeue_markers(run_path / step)]
     if stopped_at or (received and code == 0):
         where = "".join(f" at {place}" for place in stopped_at)
@@ -93,10 +101,21 @@ def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequenc
         raise Stopped(f"stopped during {step}; the same command resumes the work", received)
     if code == BROKEN_PIPE:
         raise RuntimeError(f"stopped during {step}: what read its output has ended; the same command resumes the work")
-    if code in ENDED_BY_SIGNAL:
-        raise RuntimeError(f"stopped during {step}; the same command resumes the work")
-    if code != 0:
-        raise RuntimeError(f"step {step} ended with status {code}; fix the error above and run the same command again")
+    if not is_finished:
+        raise RuntimeError(_how_it_ended(step, code))
+
+
+def _how_it_ended(step: str, code: int) -> str:
+    """code: the exit status of a step that has not finished."""
+    if code == 0:
+        return f"stopped during {step}: its launcher was ended before it; the same command resumes the work"
+    number = signal_in(code)
+    if number in (signal.SIGINT, signal.SIGTERM):
+        return f"stopped during {step}; the same command resumes the work"
+    if number is not None:
+        why = ", as the kernel does where memory runs out (see dmesg)" if number == signal.SIGKILL else ""
+        return f"a process of {step} was ended by {number.name}{why}; the same command resumes the work"
+    return f"step {step} ended with status {code}; fix the error above and run the same command again"
 
 
 def fitting_processes(config: Config, available: int) -> int:
@@ -106,18 +125,22 @@ def fitting_processes(config: Config, available: int) -> int:
 
 
 def run_command(
-    command: list[str], request: Path | None = None, pass_fds: Sequence[int] = ()
+    command: list[str], request: Path | None = None, pass_fds: Sequence[int] = (), proof: Path | None = None
 ) -> tuple[int, int]:
     """Run a step. Returns its exit status, and the last signal to stop that this process received, 0 for none.
 
+    proof: a file that the step's rank 0 makes at a good end; None where the exit status is proof enough. Without that
+    end, the other processes of the step are waited for: ranks may still write their checkpoint.
     request: the file of a stop request, for a training. DeepSpeed's launcher passes no SIGTERM on to its ranks and dies
     of SIGUSR1, so a first SIGTERM, SIGUSR1 or SIGHUP becomes that file, and the training ends at a checkpoint. A second
     one, SIGINT, and a signal during any other step go to all processes of the step, which have a process group of their
     own. Should this process be killed, the step gets SIGTERM from the kernel, and its ranks see their launcher end.
     """
+    environment = step_environment() | ({PROOF_VARIABLE: str(proof)} if proof is not None else {})
     step = subprocess.Popen(
-        command, env=step_environment(), start_new_session=True, pass_fds=pass_fds, preexec_fn=dying_with_this_process()
+        command, env=environment, start_new_session=True, pass_fds=pass_fds, preexec_fn=dying_with_this_process()
     )
+    rest = _Rest(step.pid)
     received: list[int] = []
 
     def pass_on(number: int, _: object) -> None:
@@ -133,7 +156,10 @@ def run_command(
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return step.wait(timeout=0.2), (received or [0])[-1]
+                code = step.wait(timeout=0.2)
+                if (code == 0 and (proof is None or proof.exists())) or rest.has_ended():
+                    return code, (received or [0])[-1]
+                time.sleep(0.2)
             if received and request is not None and not request.exists():
                 try:
                     request_stop(request.parent)  # again and again: a training that just starts removes an older one
@@ -147,6 +173,28 @@ def run_command(
             signal.signal(number, handler)
 
 
+class _Rest:
+    """The processes that are left of a step whose first one, the leader of their process group, has ended.
+
+    dakd's ranks end within STOP_MARGIN_S of their launcher; what is left after that is killed.
+    """
+
+    def __init__(self, group: int) -> None:
+        self._group, self._since_s, self._is_announced = group, None, False
+
+    def has_ended(self) -> bool:
+        members = processes_of_group(self._group)
+        self._since_s = self._since_s or time.monotonic()
+        waited = time.monotonic() - self._since_s
+        if members and waited > _REST_SAID_AFTER_S and not self._is_announced:
+            self._is_announced = True
+            say(f"the step's launcher has ended; waiting for its processes {', '.join(map(str, members))} to end")
+        if members and waited > STOP_MARGIN_S + _REST_SAID_AFTER_S:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._group, signal.SIGKILL)
+        return not members
+
+
 def step_command(step: str, config_file: Path, overrides: list[str], processes: int) -> list[str]:
     """The command line of a step, as a person would type it."""
     arguments = ["--config", str(config_file), *overrides]
@@ -158,6 +206,7 @@ def step_command(step: str, config_file: Path, overrides: list[str], processes: 
     runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
     # a port of its own: two pipelines may share a host
     options = ["--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "error"]
+    options += ["--hostfile", os.devnull]  # this host alone, whatever DeepSpeed's default /job/hostfile lists
     # As a module, since an installed package has no launch/. The launcher would put --local_rank before the step.
     return [*runner, *options, "--no_local_rank", "--module", "dakd", step, *arguments]
 
@@ -170,5 +219,6 @@ def step_environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in PLACE_VARIABLES}
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
+    environment.pop(PROOF_VARIABLE, None)
     environment.setdefault("PYTHONUNBUFFERED", "1")
     return environment

@@ -18,9 +18,10 @@ import yaml
 from PIL import Image
 from worlds import toy_config
 
+from dakd import pipeline
 from dakd.cli import COMMANDS, STEPS, build_parser, main, run_step
 from dakd.data.shards import ShardSet
-from dakd.pipeline import fitting_processes, step_command, step_environment
+from dakd.pipeline import finish_step, fitting_processes, step_command, step_environment
 from dakd.runtime.distributed import free_port
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
@@ -178,6 +179,59 @@ def test_stopping_the_pipeline_stops_the_step(tmp_path):
     last = marker.stat().st_mtime_ns
     time.sleep(0.3)
     assert marker.stat().st_mtime_ns == last
+
+
+def finish(tmp_path: Path, code: str) -> None:
+    """A step that runs under DeepSpeed, with a line of Python in place of it."""
+    finish_step("generate", [sys.executable, "-c", f"import os, signal, subprocess, sys\n{code}"], tmp_path)
+
+
+PROVE = "open(os.environ['DAKD_PROOF_OF_END'], 'w').close()"
+
+
+@pytest.mark.parametrize("code, message", [
+    ("pass", "stopped during generate: its launcher was ended"),  # as DeepSpeed's runner, when launch.py was killed
+    (f"{PROVE}; os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL, as the kernel does where memory runs out"),
+    ("sys.exit(-9)", "a process of generate was ended by SIGKILL"),  # as launch.py, when a rank was killed
+    ("sys.exit(-11)", "ended by SIGSEGV; the same command resumes"),
+    ("sys.exit(-15)", "stopped during generate; the same command resumes"),
+    (f"{PROVE}; sys.exit(1)", "step generate ended with status 1; fix the error above"),
+])  # fmt: skip
+def test_a_step_that_was_ended_is_not_taken_for_finished(tmp_path, code, message):
+    with pytest.raises(RuntimeError, match=message):
+        finish(tmp_path, code)
+
+
+def test_a_step_that_proves_its_end_has_finished(tmp_path):
+    finish(tmp_path, PROVE)
+
+
+def test_rank_0_proves_its_end_and_no_failed_step_does(tmp_path):
+    """The real command: `predict` of a run that is not there fails, `balance` of prepared pairs does not."""
+    config = str(write_config(tmp_path))
+    assert run_step("prepare", ["--config", config]) == 0
+    for step, is_proven in (("balance", True), ("predict", False)):
+        proof = tmp_path / step
+        command = [sys.executable, "-m", "dakd", step, "--config", config]
+        environment = quiet() | {"DAKD_PROOF_OF_END": str(proof)}
+        status = subprocess.run(command, env=environment, capture_output=True).returncode
+        assert (status == 0) == is_proven and proof.exists() == is_proven
+
+
+def test_what_a_killed_launcher_leaves_is_waited_for(tmp_path):
+    """Ranks write their checkpoint after it, and the same command would find the run's lock taken."""
+    rank = f"import time, pathlib; time.sleep(1); pathlib.Path({str(tmp_path / 'checkpoint')!r}).touch()"
+    with pytest.raises(RuntimeError, match="its launcher was ended"):
+        finish(tmp_path, f"subprocess.Popen([sys.executable, '-c', {rank!r}])")
+    assert (tmp_path / "checkpoint").exists()
+
+
+def test_what_outlives_a_killed_launcher_for_too_long_is_killed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "STOP_MARGIN_S", 0.2)
+    monkeypatch.setattr(pipeline, "_REST_SAID_AFTER_S", 0.1)
+    with pytest.raises(RuntimeError, match="its launcher was ended"):
+        finish(tmp_path, "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])")
+    assert capsys.readouterr().out.count("waiting for its processes") == 1
 
 
 def quiet() -> dict[str, str]:

@@ -29,6 +29,7 @@ from dakd.runtime.stopping import (
     Stopped,
     end_with_launcher,
     is_rank_0,
+    prove_end,
 )
 
 COMMANDS: dict[str, Command] = {command.name: command for command in (*STEP_COMMANDS, *TOOL_COMMANDS)}
@@ -106,6 +107,8 @@ def _run(command: Command, argv: list[str], local_rank: int | None, is_process: 
         _set_up_logging()
         status = command.run(args) or 0
         sys.stdout.flush()  # a closed pipe shows here, within the `try`
+        if is_process and status == 0:
+            prove_end()
         return status
     except KeyboardInterrupt:
         again = "; the same command resumes the work" if command.resumes else ""

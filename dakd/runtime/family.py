@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _POLL_S = 0.5
@@ -68,6 +69,16 @@ def call_when_launcher_ends(call: Callable[[], None]) -> None:
     threading.Thread(target=watch, name="dakd-launcher-watch", daemon=True).start()
 
 
+def processes_of_group(group: int) -> list[int]:
+    """The processes of a process group that run; those that have ended and wait to be reaped are none.  Linux."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        state = _state_of(int(folder.name))
+        if state is not None and state.group == group and state.letter not in "ZX":
+            found.append(int(folder.name))
+    return sorted(found)
+
+
 def _starter_of(launcher: int) -> int | None:
     """The process that started DeepSpeed's launch.py, _ENDED where that is over; None for another launcher."""
     try:
@@ -85,9 +96,22 @@ def _starter_of(launcher: int) -> int | None:
         return parent
 
 
-def _parent_of(pid: int) -> int | None:
+class _State(NamedTuple):
+    letter: str
+    parent: int
+    group: int
+
+
+def _state_of(pid: int) -> _State | None:
+    """None for a process that has ended."""
     try:
         # Counted from behind the command's name: that name may hold spaces and brackets.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
+        letter, parent, group, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
         return None
+    return _State(letter, int(parent), int(group))
+
+
+def _parent_of(pid: int) -> int | None:
+    state = _state_of(pid)
+    return None if state is None else state.parent

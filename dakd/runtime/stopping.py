@@ -39,8 +39,7 @@ WRONG_ARGUMENTS = 2
 PREEMPTED = 85  # a training stopped because it was asked to; the same command resumes it
 INTERRUPTED = 128 + signal.SIGINT  # as shells report a command that Ctrl-C ended
 BROKEN_PIPE = 128 + signal.SIGPIPE  # and one whose reader has left
-# Ended by SIGINT or SIGTERM, as a child process and as a shell would report it.
-ENDED_BY_SIGNAL = (-signal.SIGINT, -signal.SIGTERM, INTERRUPTED, 128 + signal.SIGTERM)
+PROOF_VARIABLE = "DAKD_PROOF_OF_END"  # names the file that rank 0 of a pipeline's step makes when it has finished
 
 
 class Stopped(RuntimeError):
@@ -190,6 +189,26 @@ def remove_requeue_markers(step_folder: Path) -> None:
     """Before a start: a marker that an earlier one has left says nothing about this one."""
     for path in step_folder.glob(f"*/{MARKER_FILE}"):
         path.unlink(missing_ok=True)
+
+
+# --- the end of a step ------------------------------------------------------------------------------------------------
+
+
+def signal_in(code: int) -> signal.Signals | None:
+    """The signal that an exit status stands for; None for another status.
+
+    Three forms: -N of a child process, 128 + N of a shell, and 256 - N, which is what exit makes of a rank's -N in
+    DeepSpeed's launch.py.
+    """
+    return next((signal.Signals(form) for form in (-code, code - 128, 256 - code) if 0 < form < 32), None)
+
+
+def prove_end() -> None:
+    """In rank 0 of a step that has finished: make the file that its pipeline asks for, if one does."""
+    path = os.environ.get(PROOF_VARIABLE)
+    if path and is_rank_0():
+        with contextlib.suppress(OSError):  # the pipeline then says that the step was stopped
+            Path(path).touch()
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

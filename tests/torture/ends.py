@@ -1,4 +1,4 @@
-"""The first process of a family gets a signal, alone: all others end, and the training has left a checkpoint.
+"""One process of a family gets a signal, alone: all others end, and the training has left a checkpoint.
 
 The families are those of a person: `deepspeed` with launch.py and ranks, and a pipeline above them.
 """
@@ -30,7 +30,7 @@ _STEP = (
 
 
 class Pipeline(Launcher):
-    """The part of `dakd pipeline` that runs a training."""
+    """The part of `dakd pipeline` that runs a training.  Its victim is itself, or DeepSpeed's launch.py below it."""
 
     def command(self, script: list[str]) -> list[str]:
         config = script[script.index("--config") + 1]
@@ -38,9 +38,11 @@ class Pipeline(Launcher):
 
 
 _DEEPSPEED, _PIPELINE = Launcher("deepspeed", 2, 2), Pipeline("pipeline", 2, 2)
+_LAUNCH = Pipeline("pipeline's launch.py", 2, 2)
 _FAULTS = (
     (_DEEPSPEED, signal.SIGTERM), (_DEEPSPEED, signal.SIGHUP), (_DEEPSPEED, signal.SIGKILL),
     (_PIPELINE, signal.SIGHUP), (_PIPELINE, signal.SIGKILL),
+    (_LAUNCH, signal.SIGKILL),
 )  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def end_families(folder: Path, chance: random.Random, times: int) -> list[Trials
         name = f"{signal.Signals(number).name} to the {launcher.name} process alone"
         rows.append(row := Trials("training under DeepSpeed", name))
         for i in range(times):
-            path = folder / f"{launcher.name}-{signal.Signals(number).name}-{i}"
+            path = folder / f"{launcher.name.replace(' ', '-')}-{signal.Signals(number).name}-{i}"
             row.count(*_try(_end, undisturbed, path, launcher, number, chance))
     return rows
 
@@ -67,9 +69,11 @@ def _end(
     wait_until(lambda: logged_step(run.stage) > 0 or run.has_ended(), f"{path} has taken no step", _POLL_S)
     time.sleep(chance.uniform(0, _LONGEST_LIFE_S))
     has_landed = not run.has_ended() and not run.has_finished()
-    os.kill(run.process.pid, number)
+    os.kill(run.launch_py() if launcher is _LAUNCH else run.process.pid, number)
     found = run.wait_for_orphans()
     found.expect(has_landed, f"it ended before the signal: {run.output()[-500:]}")
+    # DeepSpeed's runner ends with 0 when its launch.py was killed: the pipeline must not go on to the next step.
+    found.expect(run.process.returncode != 0, f"it ended with status 0: {run.output()[-500:]}")
     step, kept = logged_step(run.stage), list_checkpoints(run.stage / "checkpoints")
     left = step_of(kept[-1]) if kept else 0
     found.expect(left == step, f"the newest checkpoint is of step {left}, and step {step} was taken: {run.output()}")

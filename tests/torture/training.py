@@ -134,6 +134,10 @@ class TrainingRun:
         ranks = [pid for pid in pids if _has_variable(pid, "RANK")]
         return [pid for pid in ranks if _parent(pid) not in ranks]
 
+    def launch_py(self) -> int:
+        """DeepSpeed's launch.py, the parent of the ranks."""
+        return _parent(self.ranks()[0])
+
     def kill(self, chance: random.Random, ranks: list[int]) -> str:
         """SIGKILL to a rank, to the launcher above the ranks, or to all; returns which, empty if none was left."""
         launchers = sorted({_parent(pid) for pid in ranks} & set(self.pids()))
