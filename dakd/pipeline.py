@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -102,20 +103,24 @@ def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequenc
     if code == BROKEN_PIPE:
         raise RuntimeError(f"stopped during {step}: what read its output has ended; the same command resumes the work")
     if not is_finished:
-        raise RuntimeError(_how_it_ended(step, code))
+        _refuse_unfinished(step, code)
 
 
-def _how_it_ended(step: str, code: int) -> str:
+def _refuse_unfinished(step: str, code: int) -> NoReturn:
     """code: the exit status of a step that has not finished."""
-    if code == 0:
-        return f"stopped during {step}: its launcher was ended before it; the same command resumes the work"
     number = signal_in(code)
+    if code == 0:
+        raise RuntimeError(
+            f"stopped during {step}: its launcher was ended before it; the same command resumes the work"
+        )
     if number in (signal.SIGINT, signal.SIGTERM):
-        return f"stopped during {step}; the same command resumes the work"
+        raise RuntimeError(f"stopped during {step}; the same command resumes the work")
     if number is not None:
         why = ", as the kernel does where memory runs out (see dmesg)" if number == signal.SIGKILL else ""
-        return f"a process of {step} was ended by {number.name}{why}; the same command resumes the work"
-    return f"step {step} ended with status {code}; fix the error above and run the same command again"
+        raise RuntimeError(
+            f"a process of {step} was ended by {number.name}{why}; the same command resumes the work"
+        )
+    raise RuntimeError(f"step {step} ended with status {code}; fix the error above and run the same command again")
 
 
 def fitting_processes(config: Config, available: int) -> int:
