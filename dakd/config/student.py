@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dakd.config.base import Fraction, Positive, Section, Size
 from dakd.config.training import EngineConfig, OptimizerConfig
@@ -202,3 +202,10 @@ class TrainSarossConfig(Section):
     optimizer: StudentOptimizerConfig = StudentOptimizerConfig(lr_decay="poly")
 
     engine: EngineConfig = EngineConfig()
+
+    @field_validator("training_sets")
+    @classmethod
+    def _has_no_set_twice(cls, names: tuple[TrainingSet, ...]) -> tuple[TrainingSet, ...]:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} more than once; expected each set once: one student is trained on it")
+        return names

@@ -105,6 +105,7 @@ def test_an_override_that_is_no_yaml_and_a_folder_are_refused(tmp_path):
     ("generate: {size: [64000000000, 64]}", r"generate\.size\.0: must be less than or equal to 65536"),
     ("generate: {size: 64x64}", r"in pixels \(found '64x64'\)$"),
     ("train_saross: {training_sets: []}", r"training_sets: expected list of 1 or more words of real, .*\(found \[\]\)"),
+    ("train_saross: {training_sets: [real, real]}", r"training_sets: real more than once; expected each set once"),
     ("run_dir: ''", r"run_dir: expected text, not empty"),
     ("predict: {inputs: ''}", r"predict\.inputs: expected text, not empty"),
     ("train_jointnet: {stage1: {extra_images: ['']}}", r"extra_images: expected text, not empty"),
