@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from worlds import toy_config
+from worlds import toy_config, with_teacher
 
 from dakd import pipeline
 from dakd.cli import COMMANDS, STEPS, build_parser, main, run_step
@@ -67,6 +67,30 @@ def test_all_steps_run_one_after_the_other(tmp_path, capsys):
     page = (run / "report" / "index.html").read_text()
     assert "data:image/png;base64" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert (run / "train_jointnet" / "stage3" / "samples" / "step-00000004.png").exists()
+
+
+@pytest.mark.parametrize("step", ["balance", "train_saross", "evaluate", "predict", "report"])
+def test_a_step_refuses_images_that_were_prepared_with_other_settings(tmp_path, capsys, step):
+    config = write_config(tmp_path, {"predict": {"training_set": "real"}})
+    assert run_step("prepare", ["--config", str(config)]) == 0
+    student = tmp_path / "run" / "train_saross" / "real" / "student.safetensors"
+    student.parent.mkdir(parents=True)
+    student.touch()
+    assert run_step(step, ["--config", str(config), "prepare.shard_size=4"]) == 1
+    assert "prepared with other settings (prepare.shard_size: 5 then, 4 now)" in capsys.readouterr().err
+
+
+def test_a_training_refuses_pairs_that_were_generated_with_other_settings(tmp_path, capsys):
+    path = write_config(tmp_path, {"train_saross": {"training_sets": ["real+synthetic"], "steps": 2}})
+    with_teacher(tmp_path / "run")
+    for step in ("prepare", "generate"):
+        assert run_step(step, ["--config", str(path)]) == 0
+    command = ["--config", str(path), "generate.eta=0.5"]
+    assert run_step("train_saross", command) == 1
+    assert "was made with another eta; set it back" in capsys.readouterr().err
+    assert run_step("train_saross", [*command, "--training-set", "real"]) == 0
+    # How the pairs are computed says nothing against those that are there.
+    assert run_step("train_saross", [*command[:2], "generate.deterministic=true"]) == 0
 
 
 def test_a_users_mistake_is_one_message_and_status_1(tmp_path, capsys):

@@ -153,6 +153,8 @@ def _student(config: Config, training_set: TrainingSet) -> Job:
 
 def _scores(config: Config, student: Job, prepare: Job) -> Job:
     settings = {"evaluate": _dump(config.evaluate, "num_pictures", "batch_size", "fidelity")}  # that is of pairs
+    # Another dataset's test split was prepared with that one's settings.
+    config = config.model_copy(update={"prepare": prepare.config.prepare})
     return _job("scores", settings, config, [("evaluate",)], {"prepare": prepare, "train_saross": student})
 
 

@@ -28,8 +28,11 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _balance(args: argparse.Namespace) -> None:
     from dakd.data.balance import balance
+    from dakd.data.prepared import refuse_other_preparation
 
-    balance(load_config(args.config, args.overrides))
+    config = load_config(args.config, args.overrides)
+    refuse_other_preparation(config)
+    balance(config)
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -102,9 +105,13 @@ def _train_saross(args: argparse.Namespace) -> None:
         show(describe_saross(config))
         return
     with listen_for_stop(config.run_path):
-        from dakd.train.saross import train_saross
+        from dakd.generate.teacher import refuse_settings_of_another_set
+        from dakd.train.saross import reads_generated_pairs, train_saross
 
-        train_saross(config, (args.training_set,) if args.training_set else None)
+        training_sets = (args.training_set,) if args.training_set else None
+        if reads_generated_pairs(config, training_sets):
+            refuse_settings_of_another_set(config, may_grow=False)
+        train_saross(config, training_sets)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -168,9 +175,12 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    from dakd.data.prepared import refuse_other_preparation
     from dakd.report.report import write_report
 
-    show(f"report: {write_report(load_config(args.config, args.overrides).run_path)}")
+    config = load_config(args.config, args.overrides)
+    refuse_other_preparation(config)
+    show(f"report: {write_report(config.run_path)}")
 
 
 def _pipeline_options(parser: argparse.ArgumentParser) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dakd.config import Config, DataConfig
 from dakd.data.sample import ClassTable
-from dakd.data.shards import ShardSet
+from dakd.data.shards import ShardSet, open_split
 from dakd.data.sources import default_cache
 
 # The files may have moved, and how bad ones were met no longer matters.
@@ -23,9 +25,12 @@ def prepare_settings(cfg: Config) -> dict:
     return settings
 
 
-def open_prepared(config: Config, split: str) -> ShardSet:
-    """The run's shards of a split. Raises ValueError where they are absent or were prepared with other settings."""
-    shards = ShardSet(config.run_path / "prepare" / split)
+def open_prepared(config: Config, split: str, run_dir: Path | None = None) -> ShardSet:
+    """The run's shards of a split.  run_dir: None takes the configuration's.
+
+    Raises ValueError where they are absent or were prepared with other settings.
+    """
+    shards = open_split((run_dir or config.run_path) / "prepare", split)
     made_with = shards.index.provenance.get("settings", {})
     wanted = prepare_settings(config)
     differing = [
@@ -39,6 +44,12 @@ def open_prepared(config: Config, split: str) -> ShardSet:
             "set them back, or take another name and prepare again"
         )
     return shards
+
+
+def refuse_other_preparation(config: Config) -> None:
+    """ValueError where a split of the run was prepared with other settings; a run without splits is fine."""
+    for path in sorted((config.run_path / "prepare").glob("*/index.json")):
+        open_prepared(config, path.parent.name)
 
 
 def open_shards(place: str, cfg: DataConfig, classes: ClassTable | None = None) -> ShardSet:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dakd.config import Config
+from dakd.data.prepared import open_prepared
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet
 from dakd.evaluate.extractors import open_extractor
@@ -62,7 +63,7 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     students = choose_students(cfg, run_dir)
     held_out = open_images(cfg, run_dir, students)
     out_dir = out_folder(cfg, run_dir, students)
-    pair_sets = _open_pairs(run_dir, held_out.classes) if out_dir == run_dir / "evaluate" else {}
+    pair_sets = _open_pairs(cfg, run_dir, held_out.classes) if out_dir == run_dir / "evaluate" else {}
     synthetic = pair_sets.get("synthetic")
     # Opened first: an extractor that is missing must not cost an evaluation of all students.
     extractor = None if synthetic is None else open_extractor(cfg.evaluate.fidelity, device())
@@ -95,9 +96,9 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     return evaluation
 
 
-def _open_pairs(run_dir: Path, classes: ClassTable) -> dict[str, ShardSet]:
+def _open_pairs(cfg: Config, run_dir: Path, classes: ClassTable) -> dict[str, ShardSet]:
     """The real training set, and the synthetic one where it is there."""
-    sets = {"real": ShardSet(run_dir / "prepare" / "train")}
+    sets = {"real": open_prepared(cfg, "train", run_dir)}
     folder = run_dir / "generate"
     if (folder / "index.json").is_file():
         sets["synthetic"] = ShardSet(folder)

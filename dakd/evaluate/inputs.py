@@ -13,6 +13,7 @@ import torch
 
 from dakd.config import Config, PrepareConfig
 from dakd.data.prepare import resize_sample
+from dakd.data.prepared import open_prepared
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles
 from dakd.data.readers.base import find_folder
 from dakd.data.readers.folder import FolderDataset
@@ -20,7 +21,7 @@ from dakd.data.readers.osd import OsdDataset
 from dakd.data.readers.sos import SosDataset
 from dakd.data.records import content_hash
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
-from dakd.data.shards import ShardSet, open_split
+from dakd.data.shards import ShardSet
 from dakd.names import file_part, hashed, same_file, unique_names
 from dakd.runtime.distributed import device
 from dakd.runtime.runlog import progress, say
@@ -78,7 +79,7 @@ def _student_names(titles: list[str]) -> list[str]:
 def open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardSet | LabelledFolder:
     """The prepared split, or the images of `evaluate.folder`, read with the class table of the first student."""
     if cfg.evaluate.folder is None:
-        return open_split(run_dir / "prepare", cfg.evaluate.split)
+        return open_prepared(cfg, cfg.evaluate.split, run_dir)
     return LabelledFolder(cfg, student_classes(next(iter(students.values()))))
 
 

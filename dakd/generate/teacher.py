@@ -26,6 +26,8 @@ from dakd.runtime.tensor_files import load_state, read_metadata
 from dakd.weights import load_teacher
 
 CLIP = 1.0  # bound of the absolute value of the estimated clean state; grey values lie within -1 and 1
+# The settings that change a pair by no more than a rounding (see `generate`).
+_COMPUTED_BY = ("deterministic", "micro_batch", "threads")
 # The settings of `generate` that `Teacher.sample` takes besides its own arguments.
 _SETTINGS = ("eta", "micro_batch", "deterministic", "threads", "capture")
 
@@ -252,17 +254,26 @@ def provenance_of(
     return facts | {"config": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
 
 
-def refuse_settings_of_another_set(config: Config) -> None:
-    """ValueError where the run's started set was made with other settings, or from another teacher than is there."""
+def refuse_settings_of_another_set(config: Config, may_grow: bool = True) -> None:
+    """ValueError where the run's started set was made with other settings, or from another teacher than is there.
+
+    may_grow: whether shards may be added, which must be computed alike. A set that is only read may have been made on
+    another kind of device, or deterministically.
+    """
     if not (config.run_path / "generate" / "provenance.json").is_file():
         return
     found, cfg = open_plan(config), config.generate.model_copy(update={"seed": config.generate_seed})
     teacher = teacher_file_name(config)
+    precision = str(_dtype(cfg.precision, distributed.device())).removeprefix("torch.")
+    if not may_grow:
+        own = {name: found.provenance.get(name, getattr(cfg, name)) for name in _COMPUTED_BY}
+        cfg = cfg.model_copy(update=own)
+        precision = found.provenance.get("precision", precision) if cfg.precision == "auto" else precision
     ours = provenance_of(
         cfg,
         checkpoint=file_hash(teacher) if teacher.is_file() else found.provenance.get("checkpoint", ""),
         b=found.provenance.get("b", 0.0),  # the teacher's
-        precision=str(_dtype(cfg.precision, distributed.device())).removeprefix("torch."),
+        precision=precision,
         threads=cfg.threads or 1,
         temperature=config.soft_label_temperature,
     )

@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 
 from dakd.config import Config
-from dakd.data.shards import ShardSet, open_split
+from dakd.data.prepared import open_prepared
+from dakd.data.shards import ShardSet
 from dakd.predict.images import Source, file_sources, key_source
 from dakd.predict.record import predict_to_folder
 from dakd.predict.student import Student
@@ -52,7 +53,7 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
                 f"no test split at {inputs}; name images: predict.inputs=FILE_OR_FOLDER, or give the dataset a test "
                 "split and prepare it"
             )
-        sources = _held_out_sources(open_split(run_dir / "prepare", "test"), cfg.predict.num_images)
+        sources = _held_out_sources(open_prepared(cfg, "test", run_dir), cfg.predict.num_images)
     student = Student.load(weights, device(), cfg.evaluate.scales)
     maker = {"student_sha256": file_hash(weights), "scales": list(cfg.evaluate.scales)}
     facts = {"inputs": str(inputs), "training_set": training_set, "student": str(weights)}

@@ -190,6 +190,14 @@ def train_saross(config: Config, training_sets: tuple[TrainingSet, ...] | None =
         run_training(training)
 
 
+def reads_generated_pairs(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> bool:
+    """Whether these trainings, None for the configured ones, depend on the pairs that the run has generated."""
+    cfg = config.train_saross
+    # Epochs are counted over the largest of the configured sets, whichever is trained.
+    names = {*(training_sets or cfg.training_sets), *(cfg.training_sets if cfg.steps is None else ())}
+    return cfg.synthetic is None and any("synthetic" in name for name in names)
+
+
 def student_dataset(config: Config, training_set: TrainingSet) -> StudentDataset:
     """The batches of a training set: `real`, `synthetic` or both."""
     cfg = config.train_saross

@@ -75,6 +75,9 @@ def test_a_data_set_may_be_tested_on_another(tmp_path):
     table = load_table(write(tmp_path, {"base": None, "data": data, "rows": TABLE["rows"][1:], "reference": None}))
     assert foreign_test(table, "A", tmp_path, False, []) is None
     assert foreign_test(table, "A to B", tmp_path, False, []).prepare.simulation.looks == 9.0
+    found = {cell.dataset: cell.jobs["student"] for cell in make_plan(table, tmp_path).cells}
+    looks = {name: scores.config.prepare.simulation.looks for name, scores in found.items()}
+    assert looks == {"A": 3.0, "A to B": 9.0, "B": 9.0}  # a job refuses images of other settings than its own
 
 
 def test_a_row_whose_needs_are_not_met_is_named(tmp_path, monkeypatch):
