@@ -39,7 +39,7 @@ SURPLUS = "surplus"  # the set was full before
 class Gate:
     """Measures the shards of a set, and judges their samples by the measures.
 
-    Raises ValueError where the settings name a class that the table does not have.
+    Raises ValueError where the settings name a class that the table does not have, or a student's file that is absent.
     """
 
     def __init__(self, cfg: GateConfig, classes: ClassTable) -> None:
@@ -49,6 +49,14 @@ class Gate:
         self._measuring = measuring_settings(cfg)
         self._hash = _digest(self._measuring)
         self._student: Labeller | None = None
+
+    def open_student(self) -> None:
+        """Load the gate's student, if it has one, unless it is loaded.
+
+        Raises ValueError where it cannot be read or knows other classes than the teacher.
+        """
+        if self.cfg.student is not None and self._student is None:
+            self._student = Labeller(self.cfg.student, self.classes, distributed.device())
 
     def path(self, plan: GenerationPlan, shard: int) -> Path:
         """The file with the measures of a shard's samples; gates that measure alike share it."""
@@ -62,9 +70,7 @@ class Gate:
 
         before_each: called at each sample.  Raises one of sidecar.DAMAGE_ERRORS where the shard is damaged.
         """
-        # Loaded for the first shard without measures: a worker that finds all measured needs no student.
-        if self.cfg.student is not None and self._student is None:
-            self._student = Labeller(self.cfg.student, self.classes, distributed.device())
+        self.open_student()
         info, samples = checked_sidecar(plan, shard), []
         for sample in _read_samples(plan.tar(shard), info.records):
             before_each()

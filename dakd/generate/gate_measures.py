@@ -59,7 +59,9 @@ class Labeller:
 
 
 def measuring_settings(cfg: GateConfig) -> dict:
-    """The settings and constants that change a measure; the bounds do not."""
+    """The settings and constants that change a measure; the bounds do not.  ValueError where the student is absent."""
+    if cfg.student is not None and not Path(cfg.student).is_file():
+        raise ValueError(f"generate.gate.student is {cfg.student}, which is no file; give a student.safetensors")
     return {
         "enl_class": cfg.enl_class,
         "enl_window": LOOKS_WINDOW,

@@ -54,11 +54,14 @@ class Worker:
     def run(self) -> None:
         """Return when every shard is there, and measured where there is a gate.
 
-        Raises ValueError where a tar is damaged.
+        Raises ValueError where a tar is damaged, and at once where the gate's student cannot be used.
         """
         finished = self.plan.finished_shards()
         done = {shard for shard in finished if self.gate is None or self.gate.is_measured(self.plan, shard)}
         waiting = [shard for shard in range(self.plan.num_shards) if shard not in done]
+        if waiting and self.gate is not None:
+            # Before a pair is sampled, and not while a shard is measured, where its faults would pass for the shard's.
+            self.gate.open_student()
         own = [shard for shard in waiting if shard % self.share.count == self.share.index]
         # Its own share first, so that workers start apart; then the rest, whose workers may be slow or dead.
         for shard in own + waiting:

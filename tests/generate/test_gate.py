@@ -13,8 +13,8 @@ import pytest
 import torch
 from worlds import with_teacher
 
-from dakd.config import GateConfig, ShareBounds, build_config
-from dakd.data.sample import OSD_CLASSES, Sample
+from dakd.config import GateConfig, ShareBounds, StudentConfig, build_config
+from dakd.data.sample import OSD_CLASSES, ClassTable, Sample
 from dakd.data.shards import ShardSet, verify
 from dakd.generate import gate_measures
 from dakd.generate import worker as working
@@ -26,7 +26,7 @@ from dakd.generate.plan import open_plan
 from dakd.generate.status import status
 from dakd.models.registry import build_student
 from dakd.runtime.files import file_hash
-from dakd.weights import save_student
+from dakd.weights import load_student, save_student
 
 
 def sample(label: np.ndarray, seed: int = 0, looks: float = 10.0, sharpness: float = 8.0) -> Sample:
@@ -91,8 +91,6 @@ def test_agreement_is_the_mean_iou_over_the_classes_that_either_label_holds(stud
 
 
 def test_a_student_of_other_classes_is_refused(student_file, tmp_path):
-    from dakd.data.sample import ClassTable
-
     other = ClassTable(("a", "b", "c", "d", "e"), OSD_CLASSES.colours)
     with pytest.raises(ValueError, match="knows the classes sea, oil"):
         Labeller(student_file, other, torch.device("cpu"))
@@ -380,6 +378,32 @@ def test_a_damaged_shard_beyond_the_first_round_is_found_and_repaired_with_one_w
     repair(config)
     verify_set(config)
     assert ShardSet(folder).index == wanted
+
+
+@pytest.mark.parametrize(("what", "message"), [
+    ("absent", r"gate\.student is .*, which is no file; give a student\.safetensors"),
+    ("garbage", r"student\.safetensors .*"),
+    ("cut", r"student\.safetensors .*"),
+    ("classes", r"the student .* knows the classes a, b, .*set generate\.gate\.student"),
+])  # fmt: skip
+def test_a_student_that_cannot_be_used_is_refused_before_a_pair_is_made(
+    student_file, tmp_path, on_the_cpu, what, message
+):
+    if what == "absent":
+        student_file.unlink()
+    elif what == "garbage":
+        student_file.write_bytes(b"no weights at all")
+    elif what == "cut":
+        student_file.write_bytes(student_file.read_bytes()[:-9])
+    else:
+        net, facts = load_student(student_file)
+        names = ClassTable(("a", "b", "c", "d", "e"), OSD_CLASSES.colours)
+        save_student(student_file, net, StudentConfig.model_validate(facts["student"]), names, {})
+    config = gated(tmp_path / "run", 3, student=str(student_file), agreement={"at_least": 0.0})
+    with pytest.raises(ValueError, match=message) as error:
+        generate(config)
+    assert "damaged, all others are there" not in str(error.value)
+    assert list((tmp_path / "run" / "generate").glob("shard-*")) == []
 
 
 def test_a_student_takes_part_and_its_weights_are_recorded(student_file, tmp_path, on_the_cpu):
