@@ -16,9 +16,11 @@ from dakd.data.sample import ClassTable
 from dakd.generate.claims import clear_dead_claims
 from dakd.generate.gate import Gate, judge, next_round
 from dakd.generate.plan import GenerationPlan, Selection
-from dakd.generate.sidecar import DAMAGE_ERRORS, checked_sidecar, derive_sidecar, manifest_line
+from dakd.generate.sidecar import DAMAGE_ERRORS, checked_sidecar, derive_sidecar, manifest_line, refuse_damaged
 from dakd.generate.summaries import index_of, remove_summaries
-from dakd.runtime.files import left_overs
+from dakd.generate.worker import Share
+from dakd.runtime.files import file_hash, left_overs
+from dakd.runtime.runlog import progress
 from dakd.runtime.sealed import parse_sealed
 
 
@@ -63,6 +65,28 @@ def find_faults(plan: GenerationPlan, classes: ClassTable, gate: Gate | None = N
     elif gate is not None:  # which further rounds the gate needs is unknown: check the shards that are there
         check(shard for shard in _shards_in(plan.folder) if shard >= num_checked)
     return faults
+
+
+def refuse_changed_shards(plan: GenerationPlan, share: Share) -> None:
+    """ValueError where a shard of a finished set belongs to another one, or its tar is not the one of its sidecar.
+
+    Reads all sidecars and, of the share's shards, every byte: nothing cheaper shows that one has changed.
+    """
+    found = []
+    for shard in progress(range(plan.num_shards), plan.num_shards, "generate: checksums"):
+        tar, is_own = plan.tar(shard), shard % share.count == share.index
+        try:
+            info = checked_sidecar(plan, shard)
+        except ValueError as error:
+            found.append(str(error))
+            continue
+        if not tar.exists():
+            found.append(f"{tar}: missing, though its sidecar is there")
+        elif tar.stat().st_size != info.num_bytes:
+            found.append(f"{tar}: has {tar.stat().st_size} bytes, its sidecar says {info.num_bytes}")
+        elif is_own and (sha256 := file_hash(tar)) != info.sha256:
+            found.append(f"{tar}: sha256 is {sha256}, its sidecar says {info.sha256}")
+    refuse_damaged(plan, found)
 
 
 def clear_away(plan: GenerationPlan, faults: list[Fault]) -> list[str]:

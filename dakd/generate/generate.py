@@ -10,12 +10,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from dakd.config import Config
-from dakd.generate.faults import clear_away, find_faults
+from dakd.generate.faults import clear_away, find_faults, refuse_changed_shards
 from dakd.generate.gate import Gate, next_round, open_gate
-from dakd.generate.plan import GenerationPlan, Selection, open_plan, record_provenance
+from dakd.generate.plan import (
+    GenerationPlan,
+    Selection,
+    open_plan,
+    record_provenance,
+    refuse_other_provenance,
+    restore_provenance,
+)
 from dakd.generate.status import Progress
 from dakd.generate.summaries import draw_sheet, retract_summaries, write_summaries
-from dakd.generate.teacher import PairMaker, computed_deterministically, teacher_classes
+from dakd.generate.teacher import PairMaker, computed_deterministically, plan_of_settings, teacher_classes
 from dakd.generate.worker import Worker, share_from_environment
 from dakd.runtime.distributed import is_main
 from dakd.runtime.runlog import save_config, say
@@ -45,6 +52,7 @@ def generate(config: Config) -> Path:
         record_provenance(plan)
         save_config(config, folder)
         plan, selection = _make_shards(plan, gate, maker)
+        refuse_changed_shards(plan, share_from_environment())
         write_summaries(plan, gate, selection, maker.classes)
         say(f"generate: {cfg.num_samples} pairs in {folder}")
     return folder
@@ -53,10 +61,11 @@ def generate(config: Config) -> Path:
 def repair(config: Config) -> Path:
     """Put damaged shards into `quarantine/`, and make them and the missing ones again; the folder.
 
-    Other workers may be generating at the same time.
+    Other workers may be generating at the same time. Raises ValueError before anything is moved where the set was made
+    with other settings; where its provenance.json alone says so, that file is written again.
     """
     if is_main():
-        plan, classes = open_plan(config), teacher_classes(config)
+        plan, classes = _plan_of_the_shards(config), teacher_classes(config)
         for line in clear_away(plan, find_faults(plan, classes, open_gate(config, classes))):
             say(f"generate: {line}")
     return generate(config)
@@ -80,6 +89,17 @@ def preview(config: Config, num_pairs: int) -> Path:
     draw_sheet(samples, maker.classes, path)
     say(f"generate: {num_pairs} pairs drawn in {path}")
     return path
+
+
+def _plan_of_the_shards(config: Config) -> GenerationPlan:
+    """The started set's plan, by its provenance.json or, where that is wrong, by the shards and the settings."""
+    plan, path = open_plan(config), config.run_path / "generate" / "provenance.json"
+    wanted = plan_of_settings(config, plan)
+    if wanted.provenance != plan.provenance:
+        if not restore_provenance(plan, wanted):
+            refuse_other_provenance(path, plan.provenance, wanted)
+        say(f"generate: {path} was of another set and is written again: the shards agree with the settings")
+    return wanted
 
 
 def _make_shards(plan: GenerationPlan, gate: Gate | None, maker: PairMaker) -> tuple[GenerationPlan, Selection]:

@@ -6,6 +6,7 @@ the index says which of their samples are kept. So a set may grow or shrink at a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from dakd.config import Config
 from dakd.data.index import load_sidecar
 from dakd.data.publish import publish_text
 from dakd.data.shards import shard_name
-from dakd.runtime.sealed import Changed, parse_sealed, seal
+from dakd.runtime.sealed import Changed, parse_sealed, seal, write_json
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,22 @@ def record_provenance(plan: GenerationPlan) -> None:
             refuse_other_provenance(sidecar, load_sidecar(sidecar).provenance, plan)
     publish_text(path, seal(json.dumps(plan.provenance, indent=1)))
     refuse_other_provenance(path, _read_provenance(path), plan)
+
+
+def restore_provenance(plan: GenerationPlan, wanted: GenerationPlan) -> bool:
+    """Write the set's provenance.json again where it alone is wrong; whether it was.
+
+    plan: by that file.  wanted: by the settings and the teacher. The file is wrong where the sidecars that can be read
+    hold the provenance of `wanted` and none holds that of the file; with both, or neither, nobody can say.
+    """
+    made_with = []
+    for sidecar in plan.folder.glob("shard-*.json"):
+        with contextlib.suppress(ValueError):  # damaged: it says nothing
+            made_with.append(load_sidecar(sidecar).provenance)
+    is_wrong = wanted.provenance in made_with and plan.provenance not in made_with
+    if is_wrong:
+        write_json(plan.folder / "provenance.json", wanted.provenance)
+    return is_wrong
 
 
 def _read_provenance(path: Path) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from dakd.data.index import ShardInfo, describe_shard, load_sidecar, pixel_shares
@@ -54,6 +55,16 @@ def checked_sidecar(plan: GenerationPlan, shard: int) -> ShardInfo:
     refuse_other_provenance(path, info.provenance, plan)
     _refuse_other_samples(plan, shard, keys)
     return info
+
+
+def refuse_damaged(plan: GenerationPlan, found: Sequence[str]) -> None:
+    """ValueError that lists the damaged shards of a set whose others are all there; found: a line for each."""
+    if found:
+        lines = "\n".join(f"  {what}" for what in found)
+        raise ValueError(
+            f"{len(found)} of {plan.num_shards} shards are damaged, all others are there; run the same with --repair "
+            f"to put them into quarantine and make them again\n{lines}"
+        )
 
 
 def manifest_line(info: ShardInfo) -> dict:

@@ -31,7 +31,7 @@ def write_summaries(plan: GenerationPlan, gate: Gate | None, selection: Selectio
     """
     index, sheet = _find_index(plan), plan.folder / "contact_sheet.png"
     expected = (plan.num_samples, _provenance(plan, gate, selection))
-    is_same = index is not None and (index.num_samples, index.provenance) == expected
+    is_same = index is not None and (index.num_samples, index.provenance) == expected and _is_of_shards(plan, index)
     if is_same and sheet.exists():  # the sheet is the last file that is written
         return
     _write_lines(plan.folder / "manifest.jsonl", manifest_lines(plan), sort_keys=True)
@@ -86,6 +86,12 @@ def _write_lines(path: Path, lines: Iterable[dict], sort_keys: bool = False) -> 
     with replacing(path) as aside, open(aside, "w") as stream:
         for line in lines:
             stream.write(json.dumps(line, sort_keys=sort_keys) + "\n")
+
+
+def _is_of_shards(plan: GenerationPlan, index: Index) -> bool:
+    """Whether the shards that an index names are those that are there, by their sidecars."""
+    there = {plan.tar(shard).name: checked_sidecar(plan, shard).sha256 for shard in range(plan.num_shards)}
+    return all(there.get(entry.file) == entry.sha256 for entry in index.shards)
 
 
 def _find_index(plan: GenerationPlan) -> Index | None:

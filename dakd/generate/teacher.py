@@ -18,7 +18,7 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.diffusion.label_reading import reading_of
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
-from dakd.generate.plan import open_plan, refuse_other_provenance, sample_key
+from dakd.generate.plan import GenerationPlan, open_plan, refuse_other_provenance, sample_key
 from dakd.hub import HubModel, local_weights
 from dakd.runtime import distributed
 from dakd.runtime.files import file_hash
@@ -260,10 +260,20 @@ def refuse_settings_of_another_set(config: Config, may_grow: bool = True) -> Non
     may_grow: whether shards may be added, which must be computed alike. A set that is only read may have been made on
     another kind of device, or deterministically.
     """
-    if not (config.run_path / "generate" / "provenance.json").is_file():
-        return
-    found, cfg = open_plan(config), config.generate.model_copy(update={"seed": config.generate_seed})
-    teacher = teacher_file_name(config)
+    if (config.run_path / "generate" / "provenance.json").is_file():
+        found = open_plan(config)
+        wanted = plan_of_settings(config, found, may_grow)
+        refuse_other_provenance(found.folder / "provenance.json", found.provenance, wanted)
+
+
+def plan_of_settings(config: Config, found: GenerationPlan, may_grow: bool = True) -> GenerationPlan:
+    """The plan of a started set as the settings and the teacher that is there have it, without the teacher's net.
+
+    found: the plan by its provenance.json, which has the teacher's facts where there is no teacher.  may_grow: see
+    `refuse_settings_of_another_set`.
+    """
+    cfg, teacher = config.generate.model_copy(update={"seed": config.generate_seed}), teacher_file_name(config)
+    facts = read_metadata(teacher) if teacher.is_file() else {}
     precision = str(_dtype(cfg.precision, distributed.device())).removeprefix("torch.")
     if not may_grow:
         own = {name: found.provenance.get(name, getattr(cfg, name)) for name in _COMPUTED_BY}
@@ -272,13 +282,12 @@ def refuse_settings_of_another_set(config: Config, may_grow: bool = True) -> Non
     ours = provenance_of(
         cfg,
         checkpoint=file_hash(teacher) if teacher.is_file() else found.provenance.get("checkpoint", ""),
-        b=found.provenance.get("b", 0.0),  # the teacher's
+        b=facts.get("b", found.provenance.get("b", 0.0)),
         precision=precision,
         threads=cfg.threads or 1,
         temperature=config.soft_label_temperature,
     )
-    wanted = replace(found, shard_size=cfg.shard_size, provenance=ours)
-    refuse_other_provenance(found.folder / "provenance.json", found.provenance, wanted)
+    return replace(found, shard_size=cfg.shard_size, provenance=ours)
 
 
 def teacher_file_name(config: Config) -> Path:

@@ -14,7 +14,7 @@ from dakd.data.publish import publish_shard, publish_sidecar
 from dakd.generate.claims import Claims
 from dakd.generate.gate import Gate, is_done
 from dakd.generate.plan import GenerationPlan
-from dakd.generate.sidecar import DAMAGE_ERRORS, derive_sidecar, sidecar_facts
+from dakd.generate.sidecar import DAMAGE_ERRORS, derive_sidecar, refuse_damaged, sidecar_facts
 from dakd.generate.status import Progress
 from dakd.generate.teacher import PairMaker
 from dakd.runtime import distributed
@@ -71,12 +71,7 @@ class Worker:
             if not sum(self._visit(shard) for shard in waiting):
                 self._report_wait(waiting)
                 time.sleep(_POLL_S)
-        if self._damaged:
-            lines = "\n".join(f"  {what}" for what in self._damaged.values())
-            raise ValueError(
-                f"{len(self._damaged)} of {self.plan.num_shards} shards are damaged, all others are there; run the "
-                f"same with --repair to put them into quarantine and make them again\n{lines}"
-            )
+        refuse_damaged(self.plan, list(self._damaged.values()))
 
     def _report_wait(self, waiting: list[int]) -> None:
         """Say, now and then, whose shards this worker waits for."""

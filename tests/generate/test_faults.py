@@ -9,11 +9,14 @@ from dataclasses import replace
 import pytest
 import yaml
 from sealed_edits import content_of, reseal
+from worlds import teacher_file
 
 from dakd.cli import run_step
 from dakd.data.shards import ShardSet
 from dakd.generate.generate import generate, repair, verify
 from dakd.runtime.files import file_hash
+from dakd.runtime.sealed import write_json
+from dakd.runtime.tensor_files import load_state, read_metadata, save_weights
 
 
 def tars(folder) -> dict[str, str]:
@@ -192,6 +195,63 @@ def test_damage_is_never_repaired_silently(copy_of_set):
     assert [path.suffix for path in (folder / "quarantine").iterdir()] == [".tar"]
     assert file_hash(next((folder / "quarantine").iterdir())) == damaged["shard-000001.tar"]
     verify(config)
+
+
+def of_another_teacher(folder, new_set, tmp_path):
+    other = new_set(tmp_path / "other")
+    state, facts = load_state(teacher_file(other)), read_metadata(teacher_file(other))
+    save_weights(teacher_file(other), {name: 0.9 * tensor for name, tensor in state.items()}, facts)
+    for path in generate(other).glob("shard-000001.*"):
+        shutil.copy(path, folder)
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda folder, *_: flip_a_pixel(folder), r"shard-000001\.tar: sha256 is \w+, its sidecar says"),
+    (lambda folder, *_: truncate(folder), r"shard-000001\.tar: has \d+ bytes, its sidecar says"),
+    (lambda folder, *_: lose_a_tar(folder), r"shard-000001\.tar: missing, though its sidecar is there"),
+    (of_another_teacher, r"shard-000001\.json was made with another checkpoint"),
+], ids=["flip", "truncate", "lose", "another teacher"])  # fmt: skip
+def test_a_finished_set_with_a_changed_shard_is_not_called_finished(
+    copy_of_set, new_set, tmp_path, whole_set, damage, message
+):
+    config, folder = copy_of_set
+    generate(config)
+    damage(folder, new_set, tmp_path)
+    with pytest.raises(ValueError, match=rf"^1 of 4 shards are damaged.*--repair[^\n]*\n.*{message}"):
+        generate(config)
+    repair(config)
+    assert tars(folder) == tars(whole_set / "generate")
+
+
+def test_an_index_of_other_shards_than_those_that_are_there_is_written_again(copy_of_set, whole_set):
+    config, folder = copy_of_set
+    index = content_of(folder / "index.json")
+    index["shards"][1]["sha256"] = "0" * 64
+    reseal(folder / "index.json", index)
+    generate(config)
+    assert ShardSet(folder).index == ShardSet(whole_set / "generate").index
+
+
+def test_a_wrong_provenance_beside_good_shards_is_written_again_and_no_shard_is_moved(copy_of_set, whole_set, capfd):
+    config, folder = copy_of_set
+    path = folder / "provenance.json"
+    before = path.read_bytes()
+    write_json(path, content_of(path) | {"checkpoint": "another", "b": 0.9})
+    repair(config)
+    assert "provenance.json was of another set and is written again" in capfd.readouterr().out
+    assert path.read_bytes() == before and not (folder / "quarantine").exists()
+    verify(config)
+    assert tars(folder) == tars(whole_set / "generate")
+
+
+def test_shards_of_two_sets_are_refused_by_repair_and_not_moved(copy_of_set):
+    config, folder = copy_of_set
+    other, before = content_of(folder / "provenance.json") | {"eta": 0.5}, tars(folder)
+    write_json(folder / "provenance.json", other)
+    reseal(folder / "shard-000001.json", content_of(folder / "shard-000001.json") | {"provenance": other})
+    with pytest.raises(ValueError, match=r"provenance\.json was made with another eta; set it back"):
+        repair(config)
+    assert tars(folder) == before and not (folder / "quarantine").exists()
 
 
 def test_files_of_dead_writers_are_removed_by_repair_alone(copy_of_set):
