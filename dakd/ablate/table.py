@@ -15,6 +15,8 @@ from dakd.ablate.plan import TablePlan
 from dakd.ablate.results import Line, SeedValues, collect, read_results
 from dakd.ablate.run import JobStore
 from dakd.config import Config
+from dakd.evaluate.pairs import fewest_images
+from dakd.metrics.bootstrap import few_images_notes
 from dakd.names import file_part, hashed, same_file
 from dakd.runtime.files import write_text
 from dakd.runtime.runlog import format_duration, say
@@ -128,6 +130,9 @@ def facts(plan: TablePlan, lines: Sequence[Line], store: JobStore) -> list[str]:
         found = sorted({record[name] for record in records})
         said.append(f"{title} {', '.join(found) if found else 'nothing yet'}")
     said += _image_counts_of_pairs(plan, store)
+    differences = [line.difference for line in lines if line.difference is not None]
+    counts = {one.num_images for one in differences if one.low is not None}
+    said += [f"differences: {few}" for count in sorted(counts) for few in few_images_notes(count)]
     said.append(f"{len(records)} of {len(plan.jobs)} jobs are done; they took {_total(records)}")
     said.append("last column: time of all steps that a line needs, including those that lines share")
     return said
@@ -157,6 +162,7 @@ def _image_counts_of_pairs(plan: TablePlan, store: JobStore) -> list[str]:
         measures = [measure_of(name) for name in plan.table.measures]
         has_intervals = any(one.source == "pairs" and one.read_interval(result) for one in measures)
         intervals = "95 % bootstrap intervals over the images: in brackets, or by seed in seeds.csv"
+        intervals = "; ".join([intervals, *few_images_notes(fewest_images(result["physics"]))])
         found.append(f"{line}; {intervals if has_intervals else 'too few for intervals'}")
     return list(dict.fromkeys(found))
 

@@ -15,7 +15,7 @@ from dakd.evaluate.fidelity import compare_fidelity
 from dakd.evaluate.physics import compare_physics, measure_set
 from dakd.evaluate.set_statistics import CONTRASTS, count_set, set_statistics
 from dakd.metrics import SegmentationScores
-from dakd.metrics.bootstrap import MIN_IMAGES
+from dakd.metrics.bootstrap import MIN_IMAGES, few_images_notes
 from dakd.metrics.tables import format_table, percent
 from dakd.runtime.distributed import broadcast, device, is_main, rank, world_size
 
@@ -96,8 +96,8 @@ def fidelity_notes(fidelity: dict) -> list[str]:
     notes = [
         f"{name} at {halves['num_images']} images: {_short(halves['synthetic'])} between synthetic and real images, "
         f"{_short(halves['real'])} between two halves of the real images.",
-        f"{_about_intervals(fidelity['metrics'], fidelity['resamples'])}; the bias of a finite N stays in the value. "
-        f"{fidelity['note']}".strip(),
+        f"{_about_intervals(fidelity['metrics'], fidelity['resamples'], fidelity['num_images'])}; the bias of a finite "
+        f"N stays in the value. {fidelity['note']}".strip(),
     ]
     of_real = [f"{_short(one['real'])} ({one['title']})" for one in fidelity["metrics"].values() if "real" in one]
     if of_real:
@@ -120,15 +120,23 @@ def physics_note(physics: dict) -> str:
     height, width = physics["size"]
     return (
         f"{real} real and {synthetic} synthetic images of {height}x{width} pixels. "
-        f"{_about_intervals(physics['measures'], physics['resamples'])}. Real halves: the same distance between two "
-        "halves of the real set, which chance alone makes."
+        f"{_about_intervals(physics['measures'], physics['resamples'], fewest_images(physics))}. Real halves: the same "
+        "distance between two halves of the real set, which chance alone makes."
     )
 
 
-def _about_intervals(measures: dict[str, dict], resamples: int) -> str:
+def fewest_images(physics: dict) -> int:
+    """The least number of images that an interval of the measures rests on; that of the smaller set without any."""
+    measures = [one for one in physics["measures"].values() if one["low"] is not None]
+    counts = [one.get("num_bearing", min(one["num_images"])) for one in measures]  # an older dakd wrote one of the two
+    return min(counts, default=min(physics["num_images"].values()))
+
+
+def _about_intervals(measures: dict[str, dict], resamples: int, num_images: int) -> str:
     if all(one["low"] is None for one in measures.values()):
         return f"No intervals: expected at least {MIN_IMAGES} images of each set that bear on a measure"
-    return f"Intervals: {resamples} resamples of the images of both sets, moved by their bias"
+    about = f"Intervals: {resamples} resamples of the images of both sets, moved by their bias"
+    return "; ".join([about, *few_images_notes(num_images)])
 
 
 def _interval_head(facts: dict) -> str:

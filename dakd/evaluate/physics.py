@@ -180,6 +180,8 @@ def compare_physics(
 ) -> dict:
     """All measures of two sets (JSON-serialisable), each with real, synthetic, distance, low, high and yardstick.
 
+    Of each, num_images: those of both sets that have it; num_bearing: those that its interval rests on.
+
     A number that a set does not have is None. `curves` holds the spectra and autocorrelations of both sets.
     """
     measures = list_measures(classes)
@@ -210,6 +212,7 @@ def compare_physics(
             "high": _rounded(interval.high if interval else math.nan),
             "yardstick": _rounded(_mean(measure.distance(*pair) for pair in halves)),
             "num_images": num_images,
+            "num_bearing": bearing,
         }
     return {
         "num_images": {"real": len(real), "synthetic": len(synthetic)},

@@ -14,7 +14,7 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_student
 from dakd.metrics import BoundaryCounts, CalibrationCounts, ObjectCounts, bootstrap, format_table, paired_bootstrap
-from dakd.metrics.bootstrap import FEW_IMAGES, MIN_IMAGES
+from dakd.metrics.bootstrap import MIN_IMAGES, few_images_notes
 from dakd.metrics.confusion import ConfusionMatrix, count_pairs, sum_over_ranks
 from dakd.metrics.scores import mean_iou
 from dakd.metrics.tables import percent
@@ -252,11 +252,8 @@ def bootstrap_notes(tables: dict | None) -> list[str]:
     pooled = scores["miou"]
     if pooled["low"] is None:
         notes.append(f"no intervals and no p: {_why_none(pooled)}")
-    elif pooled["num_images"] < FEW_IMAGES:
-        notes.append(
-            f"{pooled['num_images']} images are few: the intervals are too narrow and p is too small (see "
-            f"dakd/metrics/bootstrap.py); expected at least {FEW_IMAGES}"
-        )
+    else:
+        notes += few_images_notes(pooled["num_images"], "the intervals are too narrow and p is too small")
     for name, one in scores.items():
         if one["value"] is not None and one["low"] is None and pooled["low"] is not None:
             notes.append(f"no interval of {score_name(name)}: {_why_none(one)}")

@@ -29,6 +29,14 @@ FEW_IMAGES = 30
 _CHUNK = 256  # resamples at a time
 
 
+def few_images_notes(num_images: int, consequence: str = "the intervals are too narrow") -> list[str]:
+    """What to say beside intervals over so many images: a note where they are few."""
+    if num_images >= FEW_IMAGES:
+        return []
+    where = "see dakd/metrics/bootstrap.py"
+    return [f"{num_images} images are few: {consequence} ({where}); expected at least {FEW_IMAGES}"]
+
+
 @dataclass(frozen=True)
 class ScoreInterval:
     """A score of one student, or its mean over seeds, with a percentile interval over images.

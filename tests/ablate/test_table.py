@@ -121,6 +121,16 @@ def test_one_seed_claims_no_spread_and_few_images_no_interval(tmp_path):
     assert f"{100 * difference.value:+.2f} (no interval: 4 images)" in text
 
 
+@pytest.mark.parametrize(("images", "are_few"), [(10, True), (29, True), (30, False)])
+def test_differences_over_few_images_say_so(tmp_path, images, are_few):
+    plan, store = plan_of(REAL, WITH_B, reference="real & plain"), JobStore(tmp_path / "store")
+    write_scores(store, plan, "real & plain", 0, counts(0, images=images))
+    write_scores(store, plan, "soft", 0, counts(5, right=80, images=images))
+    text = write_table(plan, store, tmp_path / "out").read_text()
+    assert ("- differences: " in text) == are_few
+    assert (f"{images} images are few: the intervals are too narrow (see" in text) == are_few
+
+
 def test_equal_numbers_are_both_the_best_and_a_column_of_equals_has_none(tmp_path):
     third = SOFT | {"name": "third", "head": {"b": "x"}}
     plan, store = plan_of(REAL, WITH_B, third), JobStore(tmp_path / "store")

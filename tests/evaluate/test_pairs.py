@@ -32,6 +32,15 @@ def test_the_text_shows_every_number_with_its_interval_and_n(comparison, tmp_pat
     assert len(list((tmp_path / "run" / "evaluate" / "features").glob("*.npz"))) == 2
 
 
+def test_the_text_says_that_few_images_make_intervals_narrow(comparison):
+    text, note = format_pairs(comparison), "images are few: the intervals are too narrow (see"
+    assert text.count(f"20 {note} dakd/metrics/bootstrap.py); expected at least 30") == 2  # physics and features
+    for measure in comparison["physics"]["measures"].values():
+        measure["num_bearing"] = 30
+    comparison["fidelity"]["num_images"] = 30
+    assert note not in format_pairs(comparison)
+
+
 def test_the_text_shows_the_statistics_of_both_sets_and_the_agreement(comparison):
     text = format_pairs(comparison | {"synthetic": comparison["real"], "agreement": {"miou": 0.8125}})
     share = f"{100 * comparison['real']['shares']['oil']:.2f}"
