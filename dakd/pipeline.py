@@ -63,7 +63,11 @@ def run_pipeline(
         seconds[step] = time.monotonic() - start
     table = config.run_path / "evaluate" / "table.txt"
     if table.exists():
-        say("\n" + table.read_text().rstrip())
+        from dakd.evaluate.earlier import earlier_scores
+
+        # With another folder or student evaluated, the run's own table is of an earlier call.
+        lines = [table.read_text().rstrip(), *earlier_scores(table.parent, config.run_path)]
+        say("\n" + "\n".join(lines))
     say("\ntime: " + ", ".join(f"{step} {format_duration(spent)}" for step, spent in seconds.items()))
     say(f"report: {config.run_path / 'report' / 'index.html'}")
 

@@ -21,10 +21,12 @@ from worlds import toy_config, with_teacher
 from dakd import pipeline
 from dakd.cli import COMMANDS, STEPS, build_parser, main, run_step
 from dakd.data.shards import ShardSet
-from dakd.pipeline import finish_step, fitting_processes, step_command, step_environment
+from dakd.pipeline import finish_step, fitting_processes, run_pipeline, step_command, step_environment
 from dakd.runtime.distributed import free_port
+from dakd.runtime.files import file_hash
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
+from dakd.runtime.sealed import write_json
 from dakd.train.checkpoint import list_checkpoints
 from dakd.weights import load_student
 
@@ -299,6 +301,22 @@ def test_two_processes_train_stop_continue_and_generate(name, tmp_path):
     assert (tmp_path / "run" / "train_saross" / "real+synthetic" / "student.safetensors").exists()
     printed = launch(name, "evaluate", *shorter)
     assert "mIoU" in printed
+
+
+def test_the_pipelines_table_says_where_its_scores_are_of_an_earlier_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dakd.pipeline._refuse_what_a_step_would_refuse", lambda *_: None)
+    config = toy_config(tmp_path / "run")
+    student, folder = config.run_path / "train_saross" / "real" / "student.safetensors", config.run_path / "evaluate"
+    student.parent.mkdir(parents=True)
+    student.write_text("first")
+    write_json(folder / "table.json", {"students": {"real": {}}})
+    write_json(folder / "real.json", {"student": "real", "weights": "ema", "sha256": file_hash(student)})
+    (folder / "table.txt").write_text("the table\n")
+    run_pipeline(config, tmp_path / "toy.yaml", [], [], 1)
+    assert "earlier training" not in capsys.readouterr().out
+    student.write_text("second")
+    run_pipeline(config, tmp_path / "toy.yaml", [], [], 1)
+    assert "the table\nreal: scores of an earlier training of this student; run:" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from dakd.ablate.measures import TableMeasure, measure_of
 from dakd.ablate.plan import Cell, Job, TablePlan
 from dakd.ablate.run import JobStore
 from dakd.ablate.spec import RowSpec
+from dakd.evaluate.earlier import is_of_earlier_training
 from dakd.evaluate.inputs import own_tables
 from dakd.metrics.bootstrap import Difference, over_seeds, paired_bootstrap
 from dakd.runtime.sealed import read_json, refuse_unlisted
@@ -90,6 +91,17 @@ def read_results(cell: Cell, store: JobStore) -> dict[str, dict]:
             if results[source] is None:
                 raise ValueError(f"{path} does not exist, though its job is done; {_remedy(store, job)}")
     return results
+
+
+def earlier_jobs(plan: TablePlan, store: JobStore) -> list[str]:
+    """The folders of done jobs whose scores are of an earlier training of their student."""
+    found = {}
+    for cell in plan.cells:
+        scores = read_results(cell, store).get("student")
+        folder = store.folder_of(cell.jobs["student"]) if scores is not None else None
+        if folder is not None and folder not in found:
+            found[folder] = is_of_earlier_training(scores, folder)
+    return [str(folder) for folder, is_earlier in found.items() if is_earlier]
 
 
 def _result_file(source: str, cell: Cell, store: JobStore) -> Path:

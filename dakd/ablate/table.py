@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dakd.ablate.measures import TableMeasure, measure_of
 from dakd.ablate.plan import TablePlan
-from dakd.ablate.results import Line, SeedValues, collect, read_results
+from dakd.ablate.results import Line, SeedValues, collect, earlier_jobs, read_results
 from dakd.ablate.run import JobStore
 from dakd.config import Config
 from dakd.evaluate.pairs import fewest_images
@@ -89,6 +89,9 @@ def markdown(
     ]
     if missing:
         parts.append("Missing (the same command resumes the work):\n\n" + "\n".join(missing))
+    if earlier := earlier_jobs(plan, store):
+        what = "Scores of an earlier training of their student; remove these folders, and they are made again"
+        parts.append(f"{what}:\n\n" + "\n".join(f"- {folder}" for folder in earlier))
     if absent:
         parts.append("Absent:\n\n" + "\n".join(f"- {name}: {why}" for name, why in absent.items()))
     if failed:

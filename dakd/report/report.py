@@ -14,6 +14,7 @@ from markupsafe import Markup
 from dakd.config import read_yaml
 from dakd.data.prepare import notes
 from dakd.data.sample import ClassTable
+from dakd.evaluate.earlier import earlier_predictions, earlier_scores
 from dakd.evaluate.pairs import fidelity_notes, fidelity_rows, physics_note, physics_rows, statistics_rows
 from dakd.metrics.tables import format_cell
 from dakd.report import pictures
@@ -21,6 +22,7 @@ from dakd.report.charts import COLOURS, Line, line_chart
 from dakd.report.scores import other_evaluations, results
 from dakd.report.training import student_trainings, teacher_trainings
 from dakd.runtime.files import write_text
+from dakd.runtime.runlog import say
 from dakd.runtime.sealed import read_json, refuse_changed_yaml
 
 SECTIONS = {
@@ -39,13 +41,15 @@ _WIDE = 200  # pixels; larger images get a row of their own
 def write_report(run_dir: str | Path) -> Path:
     """Write run_dir/report/index.html from the files of the run folder; returns its path.
 
+    Scores and predictions of a student that was trained again since are shown with a line that says so, also printed.
     Raises ValueError where there is no run folder.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"no run folder at {run_dir}; run the steps first")
     try:
-        text = _page(run_dir)
+        earlier = _earlier(run_dir)
+        text = _page(run_dir, earlier)
     except (TypeError, AttributeError, LookupError, ArithmeticError, TemplateError) as error:
         if isinstance(error, ValueError):  # it names a file
             raise
@@ -55,10 +59,24 @@ def write_report(run_dir: str | Path) -> Path:
         ) from None
     path = run_dir / "report" / "index.html"
     write_text(path, text)
+    for line in [line for lines in earlier.values() for line in lines]:
+        say(f"report: {line}")
     return path
 
 
-def _page(run_dir: Path) -> str:
+def _earlier(run_dir: Path) -> dict[str, list[str]]:
+    """By folder of an evaluation or of predictions, what it says of students that were trained again since."""
+    folders = [run_dir / "evaluate", *sorted(path.parent for path in (run_dir / "evaluate").glob("*/table.json"))]
+    found = {str(folder): earlier_scores(folder, run_dir) for folder in folders}
+    for path in sorted((run_dir / "predict").glob("*/predict.json")):
+        record = read_json(path)
+        if "training_set" in record:  # `dakd predict --student` was given the others
+            found[str(path.parent)] = earlier_predictions(record, run_dir)
+    return found
+
+
+def _page(run_dir: Path, earlier: dict[str, list[str]]) -> str:
+    """earlier: of `_earlier`."""
     config = run_dir / "config.yaml"
     if config.is_file():
         refuse_changed_yaml(config)
@@ -76,6 +94,8 @@ def _page(run_dir: Path) -> str:
     return environment.get_template("page.html").render(
         name=tree.get("name", run_dir.name) if isinstance(tree, dict) else run_dir.name,
         sections=SECTIONS,
+        earlier=earlier,
+        evaluated=str(run_dir / "evaluate"),
         is_evaluated=(run_dir / "evaluate" / "table.json").is_file(),
         results=results(run_dir),
         others=other_evaluations(run_dir),
@@ -115,7 +135,7 @@ def _predicted(run_dir: Path) -> list[dict]:
         files = {name: path.with_name(f"{name}_overlay.png") for name in names}
         overlays = {name: pictures.embed(file) for name, file in files.items() if file.is_file()}
         if overlays:
-            calls.append({"record": record, "overlays": overlays})
+            calls.append({"folder": str(path.parent), "record": record, "overlays": overlays})
     return calls
 
 

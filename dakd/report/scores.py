@@ -50,6 +50,7 @@ def other_evaluations(run_dir: Path) -> list[dict]:
         evaluations.append(
             {
                 "name": path.parent.name,
+                "folder": str(path.parent),
                 "table": table,
                 "pooled": score_rows(_all_scores(table)),
                 "details": detail_rows(table["students"]),

@@ -7,11 +7,13 @@ import csv
 import numpy as np
 import pytest
 from ablate_worlds import SOFT, plan_of, write_scores
+from sealed_edits import content_of, reseal
 
 from dakd.ablate.results import collect
 from dakd.ablate.run import JobStore
 from dakd.ablate.table import TABLES, table_folder, write_table
 from dakd.metrics.bootstrap import paired_bootstrap
+from dakd.runtime.files import file_hash
 
 REAL = {"name": "real & plain", "head": {"b": "-"}, "paper": {"miou": 70.5}}
 WITH_B = SOFT | {"head": {"b": "x_1"}}
@@ -88,6 +90,20 @@ def test_time_counts_every_job_that_a_line_needs_once(half_done):
     # prepare is shared by both seeds; each seed has a student and its scores
     assert real.seconds == 10 * (1 + 2 * 2)
     assert soft.seconds == 10 * (1 + 5)
+
+
+def test_scores_of_an_earlier_training_are_named_with_the_remedy(half_done, tmp_path):
+    plan, store = half_done
+    job = plan.cells[0].jobs["student"]
+    path = store.folder_of(job) / "evaluate" / "real.json"
+    student = store.folder_of(job) / "train_saross" / "real" / "student.safetensors"
+    student.parent.mkdir(parents=True)
+    student.write_text("first")
+    reseal(path, content_of(path) | {"student": "real", "weights": "ema", "sha256": file_hash(student)})
+    assert "earlier training" not in write_table(plan, store, tmp_path / "out").read_text()
+    student.write_text("second")
+    text = write_table(plan, store, tmp_path / "out").read_text()
+    assert "earlier training of their student; remove these folders" in text and text.count(f"- {path.parents[1]}") == 1
 
 
 def test_other_test_images_are_not_compared(tmp_path):

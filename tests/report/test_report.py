@@ -17,6 +17,7 @@ from sealed_edits import content_of, reseal
 
 from dakd.evaluate.evaluate import evaluate
 from dakd.report.report import write_report
+from dakd.runtime.files import file_hash
 from dakd.runtime.sealed import seal_yaml, write_json
 
 VOID = {"meta", "img", "br"}
@@ -144,6 +145,25 @@ def test_distances_to_the_real_images_are_shown_with_their_curves(run_dir, confi
     reseal(path, content_of(path) | {"fidelity": fidelity})
     text = write_report(run_dir).read_text()
     assert "<td>FID</td><td>41.25</td><td>39.5 to 43</td><td>30</td>" in text and "not measured" not in text
+
+
+def test_scores_and_predictions_of_an_earlier_training_are_marked_and_printed(run_dir, config, grey_student, capsys):
+    evaluate(config, run_dir)
+    shutil.copytree(run_dir / "evaluate", run_dir / "evaluate" / "train", ignore=shutil.ignore_patterns("pictures"))
+    student = run_dir / "train_saross" / "real" / "student.safetensors"
+    record = {"training_set": "real", "student": "/moved/student.safetensors", "inputs": "x", "images": ["a"]}
+    write_json(run_dir / "predict" / "real" / "predict.json", record | {"student_sha256": file_hash(student)})
+    Image.new("L", (4, 4)).save(run_dir / "predict" / "real" / "a_overlay.png")
+    assert "earlier training" not in write_report(run_dir).read_text()
+    capsys.readouterr()
+    student.write_text("trained again")
+    text = write_report(run_dir).read_text()
+    parse(text)
+    scores = "real: scores of an earlier training of this student; run: dakd evaluate"
+    predictions = "real: predictions of an earlier training of this student; run: dakd predict"
+    # Above the scores and the pictures, and above those of the folder beside them.
+    assert text.count(scores) == 3 and text.count(predictions) == 1
+    assert capsys.readouterr().out.splitlines() == [f"report: {one}" for one in (scores, scores, predictions)]
 
 
 def test_the_same_run_gives_the_same_bytes(run_dir, config, grey_student):
