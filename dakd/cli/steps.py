@@ -29,10 +29,13 @@ def _prepare(args: argparse.Namespace) -> None:
 def _balance(args: argparse.Namespace) -> None:
     from dakd.data.balance import balance
     from dakd.data.prepared import refuse_other_preparation
+    from dakd.runtime.distributed import barrier, init_if_many
 
     config = load_config(args.config, args.overrides)
+    init_if_many()  # one process writes, however many were launched
     refuse_other_preparation(config)
     balance(config)
+    barrier()
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -73,11 +76,15 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
 def _generate(args: argparse.Namespace) -> None:
     from dakd.generate.generate import generate, preview, repair, verify
     from dakd.generate.status import status
+    from dakd.runtime.distributed import init_if_many
 
     config = load_config(args.config, args.overrides + ["generate.deterministic=true"] * args.deterministic)
     if args.status:
         show(status(config))
-    elif args.verify:
+        return
+    if args.verify or args.repair or args.preview is not None or args.audit:
+        init_if_many()  # rank 0 works or speaks for all; plain workers need not meet
+    if args.verify:
         verify(config)
     elif args.repair:
         repair(config)

@@ -47,8 +47,9 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     from dakd.generate.sample_to_folder import sample_to_folder
-    from dakd.runtime.distributed import is_main
+    from dakd.runtime.distributed import init_if_many, is_main
 
+    init_if_many()
     if not is_main():  # one process writes, however many were launched
         return
     sample_to_folder(

@@ -102,6 +102,20 @@ def test_only_rank_0_prints_that_a_training_was_stopped(capsys, monkeypatch):
     assert run("balance", "--config", "demo", capsys=capsys) == (85, "", "")
 
 
+@pytest.mark.parametrize("arguments", [
+    ["balance", "--config", "demo"], ["sample", "--teacher", "t", "--out", "o"],
+    *(["generate", "--config", "demo", one] for one in ("--verify", "--repair", "--preview=1", "--audit")),
+], ids=" ".join)  # fmt: skip
+def test_a_left_over_rank_does_not_make_a_command_of_one_process_do_nothing(arguments, capsys, monkeypatch):
+    def refuse():
+        raise ValueError("rank 0 is not there")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("dakd.runtime.distributed.init_if_many", refuse)
+    assert run(*arguments, capsys=capsys) == (1, "", f"dakd {arguments[0]}: rank 0 is not there\n")
+
+
 def test_a_launchers_rank_may_stand_before_the_command(capsys, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     seen = []
