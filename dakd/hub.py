@@ -18,6 +18,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from dakd.card import CARD_FILE, TEACHER_FILE, card_of, count_parameters, is_foreign, without_places, write_card
+from dakd.names import written_path
 from dakd.runtime.files import write_text
 from dakd.runtime.runlog import say
 from dakd.runtime.tensor_files import read_metadata, save_weights
@@ -108,9 +109,9 @@ def save_folder(folder: str | Path, state: Mapping[str, Tensor], metadata: dict[
 
     state: the net's tensors by name.  metadata: of `save_weights`; paths of this machine are cut to file
     names. model.safetensors alone is enough to load the model. A README.md that dakd did not write is kept.
-    Raises ValueError, and writes nothing, where the folder has a model that dakd did not write.
+    Raises ValueError, and writes nothing, for a URL and where the folder has a model that dakd did not write.
     """
-    folder = Path(folder)
+    folder = written_path(folder)
     public = without_places(metadata)
     text = json.dumps(public, indent=2) + "\n"
     _refuse_other_models(folder)

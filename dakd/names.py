@@ -1,4 +1,6 @@
-"""Names for output files and folders, made from any text: one rule for all steps. Standard library only.
+"""Names for output files and folders, made from any text, and paths to write to: one rule for all steps.
+
+Standard library only.
 
 A text that every file system takes is kept as it is. In any other the troublesome characters become underscores, and
 it ends in `~` and ten digits of the text's sha256, so that two texts never make one name. Where two inputs would still
@@ -12,6 +14,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 MAX_BYTES = 120  # of a name in UTF-8; file systems take 255 for the name with its ending
 # What `is_file_part` asks, for messages.
@@ -23,6 +26,19 @@ _DIGITS = 10
 _MARKED = re.compile(rf"~[0-9a-f]{{{_DIGITS}}}$")
 _FORBIDDEN = frozenset('<>:"/\\|?*')  # on Windows; the slash everywhere
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(?:\..*)?", re.IGNORECASE)
+
+
+def written_path(path: str | Path) -> Path:
+    """The path of a file or folder that is written; ValueError for a URL, and for an empty text."""
+    if path == "":  # Path("") is the current folder
+        raise ValueError(f"the path is {path!r}; expected a file or folder; give . for the current folder")
+    # A Path keeps one of two slashes.
+    if re.match(r"[a-zA-Z][\w+.:-]+:/" if isinstance(path, Path) else r"[a-zA-Z][\w+.:-]+://", str(path)):
+        raise ValueError(
+            f"{str(path)!r} is a URL; expected a path of this machine; give a local or mounted folder, and copy to or "
+            "from it"
+        )
+    return Path(path)
 
 
 def is_file_part(text: str) -> bool:

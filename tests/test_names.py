@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import unicodedata
+from pathlib import Path
 
 import pytest
 
-from dakd.names import MAX_BYTES, file_part, hashed, is_file_part, same_file, unique_names
+from dakd.names import MAX_BYTES, file_part, hashed, is_file_part, same_file, unique_names, written_path
 
 UNSAFE = [
     "", " ", ".", "..", "../x", "/etc/passwd", "a/../../b\\c", "a\\b", "C:x", "CON", "con", "nul.txt", "Lpt1", "COM¹",
@@ -36,6 +37,20 @@ def test_no_name_can_be_taken_by_calling_a_file_like_the_name_of_another():
     for text in UNSAFE:
         name = file_part(text)
         assert file_part(name) != name and is_file_part(file_part(name))
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/x", "gs://b", "hf://a/b", "https://a.b/c", "file:///x", "a::s3://b/c"])
+def test_a_url_is_no_path_to_write_to_and_as_a_path_object_neither(text):
+    for path in (text, Path(text)):
+        with pytest.raises(ValueError, match="is a URL; expected a path of this machine; give a local or mounted"):
+            written_path(path)
+
+
+def test_a_path_with_a_colon_is_no_url_and_an_empty_text_is_no_path():
+    for text in ("runs/a:b", "12:30", "C:/x", "a:b/c", "/s3://x", ".", "a//b"):
+        assert written_path(text) == Path(text)
+    with pytest.raises(ValueError, match=r"the path is ''; expected a file or folder; give \. for"):
+        written_path("")
 
 
 def nasty_names(rng: random.Random, count: int) -> list[str]:

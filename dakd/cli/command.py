@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
+
+from dakd.names import written_path
 
 
 def no_options(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +57,14 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"found {number}, expected at least 1")
     return number
+
+
+def local_path(text: str) -> Path:
+    """The type of an argument that is a file or folder to write, or a run."""
+    try:
+        return written_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}") from None
 
 
 OVERRIDES = "settings that override the YAML; of several for one key the last holds"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dakd.cli.command import Command, add_config_options, positive
+from dakd.cli.command import Command, add_config_options, local_path, positive
 from dakd.config import load_config
 from dakd.runtime.console import show
 from dakd.runtime.stopping import listen_for_stop
@@ -143,7 +143,8 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", nargs="*", metavar="IMAGE | section.key=value",
                         help="with --student: images and folders of images; with --config: settings")  # fmt: skip
     of_student = parser.add_argument_group("with --student")
-    of_student.add_argument("--out", metavar="DIR", help="folder for the class maps, overlays and probabilities")
+    of_student.add_argument("--out", type=local_path, metavar="DIR",
+                            help="folder for the class maps, overlays and probabilities")  # fmt: skip
     of_student.add_argument("--tile", type=_tile, default="auto", metavar="PIXELS",
                             help="side of the overlapping tiles, a multiple of 32; 0 predicts each image whole "
                             "(default: tiles of 1024 for images of more than 1.5 million pixels)")  # fmt: skip

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from dakd.cli.command import Command, add_config_options, positive
+from dakd.cli.command import Command, add_config_options, local_path, positive
 from dakd.config import load_config
 from dakd.runtime.console import show
 
@@ -41,7 +41,7 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
                         help="meaning of the masks' values (default: auto; see: dakd config explain prepare)")
     parser.add_argument("--preset", choices=("small", "paper"), default="small",
                         help="small nets for a CPU or a first look, or the paper's nets for GPUs (default: small)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the YAML file to write (default: NAME.yaml)")
+    parser.add_argument("--out", metavar="FILE", type=local_path, help="the YAML file to write (default: NAME.yaml)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")  # fmt: skip
 
 
@@ -72,7 +72,8 @@ def _sample(args: argparse.Namespace) -> None:
 def _sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", required=True, metavar="FILE", help="a teacher's weights file")
     parser.add_argument("--num", type=positive, default=16, metavar="N", help="number of pairs (default: 16)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the shards and the contact sheet")
+    parser.add_argument("--out", required=True, type=local_path, metavar="DIR",
+                        help="folder for the shards and the contact sheet")
     parser.add_argument("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"),
                         help="size of the images in pixels (default: that of the teacher's training crops)")
     parser.add_argument("--steps", type=positive, metavar="N", help="steps of the sampler (default: 200, the paper's)")
@@ -133,7 +134,7 @@ def _card(args: argparse.Namespace) -> None:
 
 
 def _card_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the run folder (runs/NAME)")
+    parser.add_argument("run", type=local_path, help="the run folder (runs/NAME)")
     parser.add_argument("--licence", metavar="NAME", help="licence of the weights, such as cc-by-4.0 (default: none)")
 
 
@@ -158,8 +159,10 @@ def _ablate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reference", metavar="NAME", help="row that differences refer to, instead of the table's")
     parser.add_argument("--small", action="store_true", help="small nets and images, by the table's own settings")
-    parser.add_argument("--out", type=Path, help="the table's folder (default: runs/ablate/TABLE)")
-    parser.add_argument("--store", type=Path, default=Path("runs/ablate/store"), help="jobs' folder, shared by tables")
+    parser.add_argument("--out", type=local_path, help="the table's folder (default: runs/ablate/TABLE)")
+    parser.add_argument(
+        "--store", type=local_path, default=Path("runs/ablate/store"), help="jobs' folder, shared by tables"
+    )
     parser.add_argument(
         "--processes", type=int, help="ranks of each training (default: GPUs, or 1); 0: all in this process"
     )
@@ -191,7 +194,7 @@ def _ema_options(parser: argparse.ArgumentParser) -> None:
                         help="length of the average as a share of the training, such as 0.10")
     parser.add_argument("--step", type=int, default=None, metavar="N",
                         help="step of the snapshot at which the average ends (default: the newest)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE",
+    parser.add_argument("--out", type=local_path, required=True, metavar="FILE",
                         help="the safetensors file to write")  # fmt: skip
 
 
@@ -232,7 +235,7 @@ def _stop(args: argparse.Namespace) -> None:
 
 
 def _stop_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the run folder (runs/NAME)")
+    parser.add_argument("run", type=local_path, help="the run folder (runs/NAME)")
 
 
 def _doctor(_: argparse.Namespace) -> None:
@@ -254,7 +257,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _verify_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN", type=Path, help="the run folder (runs/NAME), or with --accept a file")
+    parser.add_argument("path", metavar="RUN", type=local_path,
+                        help="the run folder (runs/NAME), or with --accept a file")  # fmt: skip
     parser.add_argument("--accept", action="store_true",
                         help="give a file that you edited, or removed, a checksum that fits")  # fmt: skip
 

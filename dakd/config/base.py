@@ -6,6 +6,7 @@ import os
 from typing import Annotated, Any, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,6 +19,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from dakd.names import written_path
+
 LARGEST = 2**63 - 1  # of whole numbers: torch's and numpy's have 64 bits
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 NonNegative = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -26,6 +29,14 @@ Scale = Annotated[float, Field(gt=0, le=8)]  # relative to the size of the image
 Byte = Annotated[int, Field(ge=0, le=255)]
 _Side = Annotated[int, Field(gt=0, le=1 << 16)]
 Size = tuple[_Side, _Side]  # (height, width) in pixels
+
+
+def _written(path: str) -> str:
+    written_path(path)
+    return path
+
+
+WrittenPath = Annotated[str, AfterValidator(_written)]
 
 
 def expected(text: str) -> WrapValidator:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from dakd.config.base import NonNegative, Section
+from dakd.config.base import NonNegative, Section, WrittenPath
 from dakd.config.evaluate import EvaluateConfig, PredictConfig
 from dakd.config.generate import GenerateConfig
 from dakd.config.prepare import PrepareConfig
@@ -22,7 +22,7 @@ class Config(Section):
     name: str = Field(min_length=1)
     """Name of the experiment."""
 
-    run_dir: str | None = None
+    run_dir: WrittenPath | None = None
     """Folder of the run. null takes runs/NAME."""
 
     seed: NonNegative = 0

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from dakd.config.base import NonNegative, Positive, Section
+from dakd.config.base import NonNegative, Positive, Section, WrittenPath
 
 
 class DataConfig(Section):
@@ -20,7 +20,7 @@ class DataConfig(Section):
     """What to do about a truncated tar, a damaged record or a missing shard: "stop" ends with an error, "skip" counts
     and reports it and takes the next good record."""
 
-    cache: str | None = None
+    cache: WrittenPath | None = None
     """Folder for shards that come from URLs. null takes the folder dakd in XDG_CACHE_HOME, or else in ~/.cache."""
 
     cache_gib: Annotated[float, Field(gt=0)] = 64.0

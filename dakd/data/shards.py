@@ -22,6 +22,7 @@ from dakd.data.records import BadRecord, decode_record, encode_record, members_c
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.soft_labels import get_codec
 from dakd.data.sources import LocalFolder, ShardCache, default_cache, find_index, find_sidecar, open_source
+from dakd.names import written_path
 from dakd.runtime.files import file_hash, replacing, sync, write_text
 from dakd.runtime.lock import locked
 
@@ -91,10 +92,10 @@ def write_shards(
     provenance: JSON facts on where the set comes from.  overwrite: replace the set that is there, whose own samples may
     be among the new ones.
     The set is written aside and takes its place when it is whole; an earlier one stays until then. Raises ValueError
-    where a set or shards are there already, where there is no sample, and for a sample that no record can hold;
-    RuntimeError where another process writes to the folder.
+    where a set or shards are there already, where there is no sample, for a URL, and for a sample that no record can
+    hold; RuntimeError where another process writes to the folder.
     """
-    folder = Path(folder)
+    folder = written_path(folder)
     if not isinstance(shard_size, int) or shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; expected a whole number of samples, at least 1")
     if not isinstance(classes, ClassTable):

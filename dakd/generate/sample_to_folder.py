@@ -16,6 +16,7 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet, write_shards
 from dakd.data.soft_labels import likeliest_class
 from dakd.generate.teacher import Teacher
+from dakd.names import written_path
 from dakd.runtime.runlog import progress, say
 
 MAX_PAIRS_DRAWN = 64
@@ -42,7 +43,7 @@ def sample_to_folder(
     Raises ValueError where the folder already holds a set of shards, unless `overwrite` is set, and where it holds
     pictures of those names without a set that they belong to.
     """
-    out_dir = Path(out_dir)
+    out_dir = written_path(out_dir)
     if not (out_dir / "index.json").exists() and (pictures_there := _pictures_in(out_dir)):
         raise ValueError(
             f"{pictures_there[0]} is there already, and no set of pairs that it belongs to; give another folder, or "

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dakd.data.pictures import class_map, overlay, save_png
 from dakd.data.sample import ClassTable
-from dakd.names import FILE_PART, file_part, hashed, is_file_part, unique_names
+from dakd.names import FILE_PART, file_part, hashed, is_file_part, unique_names, written_path
 from dakd.runtime.named import Named
 
 OVERLAY_ALPHA = 0.45
@@ -53,14 +53,15 @@ class Prediction:
     def save(self, folder: str | Path, name: str, alpha: float = OVERLAY_ALPHA) -> None:
         """Write NAME_class.png, NAME_overlay.png and NAME_probability_CLASS.png, each file whole or not at all.
 
-        Raises ValueError for a name that leaves the folder or that not every file system takes.
+        Raises ValueError for a name that leaves the folder or that not every file system takes, and for a URL.
         """
         if not is_file_part(name):
             raise ValueError(f"name is {name!r}; expected the start of a file's name, such as 'scene_1': {FILE_PART}")
+        folder = written_path(folder)
         greys = ((255 * one).round().astype(np.uint8) for one in self.probability)
         pictures = chain([self.class_map(), self.overlay(alpha)], map(Image.fromarray, greys))
         for ending, picture in zip(output_endings(self.classes), pictures):
-            save_png(picture, Path(folder) / f"{name}{ending}")
+            save_png(picture, folder / f"{name}{ending}")
 
     def __repr__(self) -> str:
         height, width = self.label.shape

@@ -17,6 +17,7 @@ from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
 from dakd.hub import HubModel, local_weights
 from dakd.models.student import StudentNet, at_scales
+from dakd.names import written_path
 from dakd.predict.images import file_sources, grey_image
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
 from dakd.predict.record import predict_to_folder
@@ -108,16 +109,17 @@ class Student(HubModel):
 
         Returns the names of the outputs, in the order of the images: the stem of each image's file name, and another
         one where two images would share a file or the stem is no safe name. `out_dir`/predict.json says where each
-        comes from; later calls add to it. Raises ValueError for a folder with predictions of another student, and
-        BadImages, a ValueError, at the end when some images could not be predicted; the others are written.
+        comes from; later calls add to it. Raises ValueError for a URL and a folder with predictions of another student,
+        and BadImages, a ValueError, at the end when some images could not be predicted; the others are written.
         """
+        out_dir = written_path(out_dir)
         sources = file_sources([inputs] if isinstance(inputs, str | Path) else inputs, out_dir)
         state = {name: one for name, one in _uncompiled(self.net).state_dict().items() if isinstance(one, Tensor)}
         maker = {"tensors_sha256": tensors_hash(state), "scales": list(self.scales)}
         named = predict_to_folder(
             partial(self.predict, tile=tile),
             sources,
-            Path(out_dir),
+            out_dir,
             self.classes,
             maker,
             {},
@@ -130,10 +132,10 @@ class Student(HubModel):
 
         facts: JSON-serialisable facts for the file, in place of those that the student was loaded with: a student that
         was trained further has others.
-        Raises ValueError for a net that was neither made by `create_student` nor loaded.
+        Raises ValueError for a net that was neither made by `create_student` nor loaded, and for a URL.
         """
         state, metadata = self._state_and_metadata(facts)
-        save_weights(path, state, metadata)
+        save_weights(written_path(path), state, metadata)
 
     @classmethod
     def _from_file(cls, path: Path, **settings: Any) -> Student:

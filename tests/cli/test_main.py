@@ -116,6 +116,17 @@ def test_a_left_over_rank_does_not_make_a_command_of_one_process_do_nothing(argu
     assert run(*arguments, capsys=capsys) == (1, "", f"dakd {arguments[0]}: rank 0 is not there\n")
 
 
+@pytest.mark.parametrize("arguments", [
+    ["sample", "--teacher", "t", "--out"], ["predict", "image.png", "--student", "s", "--out"], ["stop"], ["verify"],
+    ["verify", "--accept"], ["card"], ["init", "a", "--out"], ["ablate", "--config", "a", "--out"],
+    ["ablate", "--config", "a", "--store"], ["ema", "--config", "a", "--of", "ddpm", "--length", "0.1", "--out"],
+], ids=" ".join)  # fmt: skip
+def test_a_url_or_an_empty_path_to_write_to_is_refused(arguments, capsys):
+    for path, message in (("s3://bucket/x", "is a URL"), ("", "the path is ''")):
+        status, _, error = run(*arguments, path, capsys=capsys)
+        assert status == 2 and message in error
+
+
 def test_a_launchers_rank_may_stand_before_the_command(capsys, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     seen = []

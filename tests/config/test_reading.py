@@ -107,6 +107,8 @@ def test_an_override_that_is_no_yaml_and_a_folder_are_refused(tmp_path):
     ("train_saross: {training_sets: []}", r"training_sets: expected list of 1 or more words of real, .*\(found \[\]\)"),
     ("train_saross: {training_sets: [real, real]}", r"training_sets: real more than once; expected each set once"),
     ("run_dir: ''", r"run_dir: expected text, not empty"),
+    ("run_dir: s3://bucket/x", r"run_dir: 's3://bucket/x' is a URL; expected a path of this machine"),
+    ("data: {cache: gs://bucket}", r"data\.cache: 'gs://bucket' is a URL"),
     ("predict: {inputs: ''}", r"predict\.inputs: expected text, not empty"),
     ("train_jointnet: {stage1: {extra_images: ['']}}", r"extra_images: expected text, not empty"),
     ('run_dir: "a\\0b"', r"run_dir: expected text without NUL"),

@@ -257,6 +257,13 @@ def test_a_set_that_is_there_is_replaced_only_when_asked(tmp_path):
     assert [one.key for one in ShardSet(tmp_path)] == ["new"]
 
 
+def test_a_url_is_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="'s3://bucket/x' is a URL"):
+        write_shards("s3://bucket/x", [sample("a")], OSD_CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_earlier_set_stays_until_the_new_one_is_whole(tmp_path):
     write_shards(tmp_path, [sample(f"old{i}") for i in range(3)], OSD_CLASSES, shard_size=1)
 

@@ -201,6 +201,17 @@ def test_files_and_folders_are_written_and_names_that_clash_made_different(file,
     assert len(list((tmp_path / "both").glob("*.png"))) == 3 * 7
 
 
+def test_a_url_is_not_written_to(file, sar, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    student, url = Student.load(file), "s3://bucket/x"
+    calls = [lambda: student.save(url), lambda: student.save_pretrained(url), lambda: student.predict_files(file, url),
+             lambda: student.predict(sar).save(url, "a")]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ValueError, match="'s3://bucket/x' is a URL"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_prediction_shows_itself_in_a_notebook(tmp_path):
     probability = np.zeros((2, 4, 8), np.float32)
     probability[0], probability[1, :, :2] = 0.5, 0.75
