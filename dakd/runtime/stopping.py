@@ -66,13 +66,20 @@ class StopListener:
         self._since_s = time.monotonic()
         # Wall-clock time is read once: a clock that jumps later moves no deadline.
         end = number("SLURM_JOB_END_TIME", 0) or float("inf")
-        self._job_left_s = max(0.0, end - time.time())
+        left_s = end - time.time()
+        if left_s < 0:  # of another job: this one runs
+            left_s = float("inf")
+            if is_rank_0():
+                show(f"dakd: SLURM_JOB_END_TIME is {end}, which is past, and not used; unset SLURM_JOB_END_TIME",
+                     sys.stderr)  # fmt: skip
+        self._job_left_s = left_s
 
     def votes(self, max_hours: float | None) -> list[float]:
         """One number for each of REASONS, 1 where this rank has received such a request.
 
         max_hours: of this listener's life. The end of a SLURM job (SLURM_JOB_END_TIME) is a limit too: STOP_MARGIN_S
-        before it, or at half of what was left of the job when listening began, whichever is later.
+        before it, or at half of what was left of the job when listening began, whichever is later. An end that was past
+        then is that of an earlier job, which a shell kept.
         """
         elapsed = time.monotonic() - self._since_s
         limit = self._job_left_s - min(STOP_MARGIN_S, self._job_left_s / 2)

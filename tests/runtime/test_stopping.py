@@ -88,7 +88,7 @@ def test_the_time_limit_counts_from_when_listening_began(tmp_path, monkeypatch):
     assert reason_of(listener, max_hours=0.5) == "time limit"
 
 
-@pytest.mark.parametrize("left_s, stops_after_s", [(3600, 3300), (200, 100), (-5, 0)])
+@pytest.mark.parametrize("left_s, stops_after_s", [(3600, 3300), (200, 100), (0, 0)])
 def test_a_slurm_jobs_end_stops_in_time_whatever_the_wall_clock_does(tmp_path, monkeypatch, left_s, stops_after_s):
     """Five minutes before the end, and in a job shorter than twice that at half of it."""
     clock = Clock(monkeypatch)
@@ -100,6 +100,18 @@ def test_a_slurm_jobs_end_stops_in_time_whatever_the_wall_clock_does(tmp_path, m
         assert reason_of(listener) is None
         clock.steady += 1
     assert reason_of(listener) == "time limit"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_end_of_a_past_slurm_job_is_none_and_rank_0_says_so(tmp_path, monkeypatch, capsys, rank):
+    clock = Clock(monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "999999999")
+    monkeypatch.setenv("RANK", rank)
+    listener = StopListener(tmp_path)
+    clock.steady += 86400
+    assert reason_of(listener) is None
+    warned = "dakd: SLURM_JOB_END_TIME is 999999999, which is past, and not used; unset SLURM_JOB_END_TIME\n"
+    assert capsys.readouterr().err == (warned if rank == "0" else "")
 
 
 def test_markers_of_a_steps_trainings_are_read_and_dropped(tmp_path):
