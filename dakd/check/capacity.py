@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from dakd.config import Config
+from dakd.check.experiment import Experiment
+from dakd.check.findings import Found
 from dakd.runtime.runlog import format_count
-from dakd.train.dry_run import Cost, memory_parts
+from dakd.train.dry_run import memory_parts
 from dakd.train.optim import decays_of
 from dakd.train.zero import fitting_micro_batch, resolve_precision, zero_config
 
-Level = Literal["ok", "warn", "refused"]
-Found = Iterator[tuple[Level, str]]
 _TIGHT = 0.8  # share of the free disk or memory from which an estimate is a warning
 
 
-def on_memory(config: Config, costs: Mapping[str, Cost], processes: int) -> Found:
-    """Findings on each training's memory.  costs: of the nets, by "teacher" and "student"."""
+def on_memory(experiment: Experiment) -> Found:
+    """Findings on each training's memory."""
+    config, processes = experiment.config, experiment.processes
     free, where = _free_memory()
-    for name, cost in costs.items():
+    for name, cost in experiment.costs.items():
         cfg = config.train_saross if name == "student" else config.train_jointnet
         micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, processes)
         stage = zero_config(cfg.engine.deepspeed)["zero_optimization"]["stage"]
@@ -35,20 +33,20 @@ def on_memory(config: Config, costs: Mapping[str, Cost], processes: int) -> Foun
         yield ("warn", f"{said}; lower micro_batch or crop") if needed > _TIGHT * free else ("ok", said)
 
 
-def on_disk(config: Config, costs: Mapping[str, Cost], num_classes: int) -> Found:
+def on_disk(experiment: Experiment) -> Found:
     """The finding on the disk that pairs, checkpoints and weights take."""
-    cfg = config.generate
+    config, cfg = experiment.config, experiment.config.generate
     height, width = cfg.size
-    bytes_per_pixel = 1 + num_classes * (2 if cfg.codec == "fp16" else 0.6)
+    bytes_per_pixel = 1 + experiment.num_classes * (2 if cfg.codec == "fp16" else 0.6)
     needed = cfg.num_samples * height * width * bytes_per_pixel
-    for name, cost in costs.items():
+    for name, cost in experiment.costs.items():
         section = config.train_saross if name == "student" else config.train_jointnet
         states = 3 + len(decays_of(section.optimizer))
         copies = len(config.train_saross.training_sets if name == "student" else section.stages)
         # One more checkpoint than are kept while one is written, and two files of weights.
         kept = section.engine.keep_checkpoints + 1
         needed += 4 * copies * (cost.num_parameters * (2 + kept) + cost.num_trained * kept * (states - 1))
-    free = shutil.disk_usage(nearest_folder(config.run_path)).free
+    free = shutil.disk_usage(nearest_folder(experiment.run)).free
     said = f"about {_gib(needed)} of {_gib(free)} free: {format_count(cfg.num_samples)} pairs, checkpoints, weights"
     if needed > free:
         yield "refused", f"{said}; free some, or set run_dir to another disk"

@@ -2,85 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import yaml
+from check_worlds import folder, refusals, toy
 from PIL import Image
-from worlds import toy_config
 
-import dakd.check.check
-from dakd.check.check import Finding, check, format_findings, is_refused
+from dakd.check.check import check, format_findings, is_refused
+from dakd.check.findings import Finding
 from dakd.cli import main
-from dakd.config import Config, build_config
 from dakd.data.prepare import prepare
 from dakd.generate.plan import GenerationPlan, record_provenance
 from dakd.generate.teacher import provenance_of
-from dakd.runtime.place import PLACE_VARIABLES
 from dakd.train.checkpoint import write_state
 from dakd.train.jointnet import training_of_stage
 from dakd.train.saross import StudentTraining
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nets_measured_once():
-    """The same nets are measured for nearly every test, which takes a second or two."""
-    known: dict[str, object] = {}
-
-    def once(measure):
-        def measured(*arguments):
-            key = f"{measure.__name__} {arguments}"
-            known[key] = known[key] if key in known else measure(*arguments)
-            return known[key]
-
-        return measured
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("cost_of_stage", "cost_of_student"):
-            patch.setattr(dakd.check.check, name, once(getattr(dakd.check.check, name)))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def no_place_of_an_earlier_training(monkeypatch):
-    """A training in the tests' own process leaves it a rank, and `check` looks at the variables of launchers."""
-    for name in PLACE_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-
-
-def toy(tmp_path, **changes) -> Config:
-    """An experiment that every step accepts, with settings of sections changed: section__key=value."""
-    tree = toy_config(tmp_path / "run").model_dump(mode="json")
-    tree["train_jointnet"]["crop"] = tree["generate"]["size"] = [32, 32]
-    for key, value in changes.items():
-        node, *path = key.split("__")
-        place = tree
-        for name in (node, *path)[:-1]:
-            place = place[name]
-        place[(node, *path)[-1]] = value
-    return build_config(tree)
-
-
-def refusals(config: Config) -> dict[str, str]:
-    """By topic, joined."""
-    texts: dict[str, str] = {}
-    for finding in check(config):
-        if finding.level == "refused":
-            texts[finding.topic] = f"{texts.get(finding.topic, '')}{finding.text}\n"
-    return texts
-
-
-def folder(root, splits=("train", "test"), count=6, mask_value=1, size=(32, 32)) -> dict:
-    """The settings of a dataset with masks of two classes."""
-    rng = np.random.default_rng(0)
-    for split in splits:
-        for name in ("images", "masks"):
-            (root / split / name).mkdir(parents=True)
-        for i in range(count):
-            mask = np.zeros(size, np.uint8)
-            mask[4:9] = mask_value
-            Image.fromarray(rng.integers(0, 255, size).astype(np.uint8)).save(root / split / "images" / f"{i}.png")
-            Image.fromarray(mask).save(root / split / "masks" / f"{i}.png")
-    return {"dataset": "folder", "root": str(root), "classes": {"sea": [0, 0, 0], "oil": [0, 255, 255]}}
 
 
 def test_an_experiment_that_runs_is_refused_nothing_and_nothing_is_written(tmp_path):

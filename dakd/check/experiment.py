@@ -1,0 +1,36 @@
+"""An experiment, and the facts that several of its checks share."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from dakd.config import Config
+from dakd.data.prepare import found_report
+from dakd.data.prepared import open_prepared
+from dakd.data.readers import Dataset, open_dataset
+from dakd.data.sample import ClassTable
+from dakd.train.dry_run import Cost, num_classes_of
+
+
+class Experiment:
+    """processes: ranks of each training.  costs: of the nets that can be built, by the training's name."""
+
+    def __init__(self, config: Config, processes: int) -> None:
+        self.config, self.processes = config, processes
+        self.run, self.num_classes = config.run_path, num_classes_of(config)
+        self.costs: dict[str, Cost] = {}
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return open_dataset(self.config.prepare, self.config.seed)
+
+    @cached_property
+    def report(self) -> dict | None:
+        """Of the prepared set that is there."""
+        return found_report(self.config)
+
+    @cached_property
+    def classes(self) -> ClassTable:
+        if self.report is not None:
+            return open_prepared(self.config, "train").classes
+        return self.dataset.classes

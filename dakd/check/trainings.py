@@ -1,0 +1,101 @@
+"""The trainings of an experiment: their nets, sets and losses, and the checkpoints that they resume from."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from dakd.check.experiment import Experiment
+from dakd.check.findings import Found, is_url
+from dakd.data.prepared import open_shards
+from dakd.data.soft_labels import range_for
+from dakd.train.checkpoint import check_identity, list_checkpoints
+from dakd.train.dry_run import cost_of_stage, cost_of_student
+from dakd.train.jointnet import training_of_stage
+from dakd.train.saross import StudentTraining, check_batch_norm, check_loss, student_folder
+from dakd.train.teacher import stage_folder
+from dakd.train.zero import fitting_micro_batch, zero_config
+
+
+def teacher(experiment: Experiment) -> Found:
+    cfg = experiment.config.train_jointnet
+    fitting_micro_batch(cfg.global_batch, cfg.micro_batch, experiment.processes)
+    zero_config(cfg.engine.deepspeed)
+    last = cfg.stages[-1]  # of which all parameters are trained: no stage takes more
+    experiment.costs["teacher"] = cost_of_stage(last, cfg, experiment.num_classes)
+    own = [cfg.stage1.steps, cfg.stage2.steps, cfg.stage3.steps]
+    yield "ok", f"{experiment.costs['teacher'].num_parameters / 1e6:.1f} M parameters, {sum(own)} steps"
+    if cfg.optimizer.warmup_steps >= min(own):
+        yield "warn", f"warmup_steps {cfg.optimizer.warmup_steps} last as long as a stage of {min(own)} steps"
+
+
+def extra_images(experiment: Experiment) -> Found:
+    for place in experiment.config.train_jointnet.stage1.extra_images:
+        if is_url(place):
+            yield "ok", f"{place} is a URL and was not looked at"
+        elif not Path(place).expanduser().exists():
+            yield "refused", f"train_jointnet.stage1.extra_images names {place}, which does not exist"
+
+
+def student(experiment: Experiment) -> Found:
+    cfg = experiment.config.train_saross
+    fitting_micro_batch(cfg.global_batch, cfg.micro_batch, experiment.processes)
+    zero_config(cfg.engine.deepspeed)
+    check_batch_norm(cfg)
+    if cfg.student.pretrained is not None and not Path(cfg.student.pretrained).expanduser().exists():
+        yield "refused", f"train_saross.student.pretrained is {cfg.student.pretrained}, which does not exist"
+    experiment.costs["student"] = cost_of_student(cfg, experiment.num_classes)
+    yield "ok", f"{cfg.student.name}, {experiment.costs['student'].num_parameters / 1e6:.1f} M parameters"
+    if cfg.steps is not None and cfg.optimizer.warmup_steps >= cfg.steps:
+        yield "warn", f"warmup_steps {cfg.optimizer.warmup_steps} last as long as the training of {cfg.steps} steps"
+
+
+def training_sets(experiment: Experiment) -> Found:
+    cfg, generate = experiment.config.train_saross, experiment.config.generate
+    has_synthetic = any("synthetic" in name for name in cfg.training_sets)
+    soft_range, available = None, generate.num_samples
+    if generate.codec == "logprob8":
+        soft_range = range_for(experiment.config.soft_label_temperature, experiment.num_classes)
+    if has_synthetic and cfg.synthetic is not None:
+        if is_url(cfg.synthetic):
+            yield "ok", f"{cfg.synthetic} is a URL and was not looked at"
+            return
+        pairs = open_shards(cfg.synthetic, experiment.config.data)
+        soft_range, available = pairs.index.soft_range, len(pairs)
+    check_loss(cfg, experiment.num_classes, has_synthetic, soft_range)
+    least = 4 if cfg.mosaic else 1
+    wanted = available if cfg.num_synthetic is None else cfg.num_synthetic
+    if has_synthetic and not least <= wanted <= available:
+        yield (
+            "refused",
+            f"num_synthetic is {wanted} of {available} synthetic pairs; expected at most all of them, and at "
+            f"least {least} (mosaic: {cfg.mosaic})",
+        )
+    if experiment.report is None and any("real" in name for name in cfg.training_sets):
+        entries = experiment.dataset.entries("train") if experiment.config.prepare.dataset != "simulated" else []
+        without = sum(entry.label_path is None for entry in entries)
+        if without:
+            yield "refused", f"{without} of {len(entries)} training images have no labels; expected all"
+    yield "ok", ", ".join(cfg.training_sets)
+
+
+def resume(experiment: Experiment) -> Found:
+    """Checkpoints that are there must belong to these settings."""
+    config, found, fitting = experiment.config, 0, 0
+    places = {stage_folder(config, one): partial(training_of_stage, config, one)
+              for one in config.train_jointnet.stages}  # fmt: skip
+    places |= {student_folder(config, one): partial(StudentTraining, config, one)
+               for one in config.train_saross.training_sets}  # fmt: skip
+    for folder, make in places.items():
+        if not list_checkpoints(folder / "checkpoints"):
+            continue
+        found += 1
+        try:
+            training = make()
+            check_identity(training.checkpoints, training.identity)
+        except (ValueError, RuntimeError) as error:
+            yield "refused", str(error)
+        else:
+            fitting += 1
+    if fitting == found:
+        yield "ok", f"{found} trainings have checkpoints of these settings" if found else "nothing is trained yet"
