@@ -22,7 +22,6 @@ def data(experiment: Experiment) -> Found:
             yield from (("warn", line) for line in notes_on_set(split, facts))
             sizes = [tuple(int(side) for side in size.split("x")) for size in facts["sizes"]]
             yield from _crops(experiment, split, sizes)
-        splits = tuple(experiment.report["splits"])
     else:
         yield from problems(experiment.dataset, experiment.config.prepare.on_bad_file == "skip")
         for split in experiment.dataset.splits:
@@ -31,7 +30,7 @@ def data(experiment: Experiment) -> Found:
         meanings = {split: meaning for split, meaning in meanings.items() if meaning is not None}
         yield from (("ok", meaning.describe(split)) for split, meaning in meanings.items())
         refuse_contradiction(meanings)
-        splits = experiment.dataset.splits
+    splits = experiment.splits
     if "train" not in splits:
         yield "refused", f"there is no train split (found {', '.join(splits) or 'none'}); expected train/"
     if experiment.config.evaluate.folder is None and experiment.config.evaluate.split not in splits:

@@ -29,6 +29,20 @@ class Experiment:
         """Of the prepared set that is there."""
         return found_report(self.config)
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self.dataset.splits if self.report is None else tuple(self.report["splits"])
+
+    def labelled(self, split: str) -> tuple[int, int]:
+        """The images of a split that have labels, and all of them."""
+        if self.report is not None:
+            facts = self.report["splits"][split]
+            return facts["num_labelled"], facts["num_samples"]
+        entries = self.dataset.entries(split)
+        if self.config.prepare.dataset == "simulated":  # with labels in no file
+            return len(entries), len(entries)
+        return sum(entry.label_path is not None for entry in entries), len(entries)
+
     @cached_property
     def classes(self) -> ClassTable:
         if self.report is not None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from dakd.data.readers import BadFile
+
 Level = Literal["ok", "warn", "refused"]
 Found = Iterator[tuple[Level, str]]
 
@@ -23,7 +25,7 @@ def until_error(run: Callable[[], Found]) -> Found:
     """The findings of one check; an error that ends it is the last one."""
     try:
         yield from run()
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError, BadFile) as error:
         yield "refused", str(error)
 
 

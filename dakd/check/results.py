@@ -8,10 +8,11 @@ from dakd.check.data import look_into, problems
 from dakd.check.experiment import Experiment
 from dakd.check.findings import Found
 from dakd.data.soft_labels import get_codec
-from dakd.evaluate.inputs import open_folder, student_classes
+from dakd.evaluate.inputs import open_folder, refuse_unlabelled, student_classes
 from dakd.generate.gate import open_gate
 from dakd.generate.teacher import refuse_settings_of_another_set
-from dakd.predict.images import list_images
+from dakd.predict.images import list_images, read_image, refuse_outputs_as_inputs
+from dakd.predict.predict import refuse_no_test_split
 from dakd.train.dry_run import cost_of_stage
 from dakd.train.saross import student_folder
 
@@ -36,6 +37,8 @@ def evaluate(experiment: Experiment) -> Found:
         yield "refused", f"no weights file at {cfg.student}; set evaluate.student to a student.safetensors"
     if cfg.folder is not None:
         yield from _evaluated_folder(experiment)
+    elif cfg.split in experiment.splits:  # else `data` has said so
+        refuse_unlabelled(*experiment.labelled(cfg.split), cfg.split)
     weights = cfg.fidelity.weights
     if cfg.fidelity.extractor == "inception" and weights is not None and not Path(weights).is_file():
         yield "refused", f"no weights of InceptionV3 at {weights}; set evaluate.fidelity.weights to them"
@@ -62,7 +65,12 @@ def predict(experiment: Experiment) -> Found:
             "train; set it to one of them",
         )
     if cfg.inputs is not None:
-        found, _ = list_images(Path(cfg.inputs).expanduser())
-        yield "ok", f"{len(found)} images in {cfg.inputs}"
+        inputs = Path(cfg.inputs).expanduser()
+        refuse_outputs_as_inputs(inputs, experiment.run / "predict" / chosen)
+        found, unread = list_images(inputs)
+        yield from (("warn", f"not read: {name}") for name in unread)
+        read_image(found[0])
+        yield "ok", f"{len(found)} images in {cfg.inputs}; the first was read"
     else:
+        refuse_no_test_split(experiment.run / "prepare" / "test", "test" in experiment.splits)
         yield "ok", f"the first {cfg.num_images} images of the test split"

@@ -71,11 +71,10 @@ def training_sets(experiment: Experiment) -> Found:
             f"num_synthetic is {wanted} of {available} synthetic pairs; expected at most all of them, and at "
             f"least {least} (mosaic: {cfg.mosaic})",
         )
-    if experiment.report is None and any("real" in name for name in cfg.training_sets):
-        entries = experiment.dataset.entries("train") if experiment.config.prepare.dataset != "simulated" else []
-        without = sum(entry.label_path is None for entry in entries)
-        if without:
-            yield "refused", f"{without} of {len(entries)} training images have no labels; expected all"
+    if any("real" in name for name in cfg.training_sets) and "train" in experiment.splits:
+        labelled, num_images = experiment.labelled("train")
+        if labelled < num_images:
+            yield "refused", f"{num_images - labelled} of {num_images} training images have no labels; expected all"
     yield "ok", ", ".join(cfg.training_sets)
 
 

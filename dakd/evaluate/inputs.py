@@ -77,10 +77,26 @@ def _student_names(titles: list[str]) -> list[str]:
 
 
 def open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardSet | LabelledFolder:
-    """The prepared split, or the images of `evaluate.folder`, read with the class table of the first student."""
+    """The prepared split, or the images of `evaluate.folder`, read with the class table of the first student.
+
+    ValueError where there are students, and images without a label to compare them with.
+    """
     if cfg.evaluate.folder is None:
-        return open_prepared(cfg, cfg.evaluate.split, run_dir)
+        shards = open_prepared(cfg, cfg.evaluate.split, run_dir)
+        if students:
+            refuse_unlabelled(max(shards.index.num_labelled, shards.index.num_soft), len(shards), cfg.evaluate.split)
+        return shards
     return LabelledFolder(cfg, student_classes(next(iter(students.values()))))
+
+
+def refuse_unlabelled(num_labelled: int, num_images: int, split: str) -> None:
+    """ValueError where a split that students are to be evaluated on has images without labels."""
+    if num_labelled < num_images:
+        raise ValueError(
+            f"the {split} split has labels for {num_labelled} of {num_images} images; expected all, to compare the "
+            "students with: put the masks into masks/ next to its images/ and prepare again, or name other images by "
+            "evaluate.split or evaluate.folder"
+        )
 
 
 def student_classes(path: Path) -> ClassTable:

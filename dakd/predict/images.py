@@ -120,13 +120,18 @@ def file_sources(inputs: Sequence[str | Path], out_dir: str | Path) -> list[Sour
     """
     paths: dict[Path, None] = {}  # in their order
     for place in (Path(one).expanduser() for one in inputs):
-        if place.is_dir() and place.resolve() == Path(out_dir).resolve():
-            raise ValueError(f"inputs and outputs are one folder, {out_dir}; give another folder for the outputs")
+        refuse_outputs_as_inputs(place, out_dir)
         found, unread = list_images(place)
         if unread:
             say(f"{place}: not read: {', '.join(unread)}")
         paths |= dict.fromkeys(Path(os.path.abspath(path)) for path in found)
     return [_file_source(path) for path in paths]
+
+
+def refuse_outputs_as_inputs(place: Path, out_dir: str | Path) -> None:
+    """ValueError where the folder of the outputs is the one of the inputs."""
+    if place.is_dir() and place.resolve() == Path(out_dir).resolve():
+        raise ValueError(f"inputs and outputs are one folder, {out_dir}; give another folder for the outputs")
 
 
 def _file_source(path: Path) -> Source:

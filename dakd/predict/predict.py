@@ -48,11 +48,7 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
         sources = file_sources([inputs], out_dir)
     else:
         inputs = run_dir / "prepare" / "test"
-        if not (inputs / "index.json").is_file():
-            raise ValueError(
-                f"no test split at {inputs}; name images: predict.inputs=FILE_OR_FOLDER, or give the dataset a test "
-                "split and prepare it"
-            )
+        refuse_no_test_split(inputs, (inputs / "index.json").is_file())
         sources = _held_out_sources(open_prepared(cfg, "test", run_dir), cfg.predict.num_images)
     student = Student.load(weights, device(), cfg.evaluate.scales)
     maker = {"student_sha256": file_hash(weights), "scales": list(cfg.evaluate.scales)}
@@ -62,6 +58,15 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     predict_to_folder(whole, sources, out_dir, student.classes, maker, facts, is_own=True)
     say(f"predictions of the student trained on {training_set}: {out_dir}")
     return out_dir
+
+
+def refuse_no_test_split(folder: Path, is_there: bool) -> None:
+    """ValueError where the images to predict are those of a test split, and there is none.  folder: of its shards."""
+    if not is_there:
+        raise ValueError(
+            f"no test split at {folder}; name images: predict.inputs=FILE_OR_FOLDER, or give the dataset a test "
+            "split and prepare it"
+        )
 
 
 def _held_out_sources(held_out: ShardSet, num_images: int) -> list[Source]:

@@ -9,9 +9,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from evaluate_worlds import scene, write_set
 from sealed_edits import content_of
 
 from dakd.config import EvaluateConfig, build_config
@@ -107,6 +109,13 @@ def test_a_dataset_without_a_test_split_is_distinguished_from_one_that_is_not_pr
         evaluate(config, run_dir)
     shutil.rmtree(run_dir / "prepare")
     with pytest.raises(ValueError, match="`dakd prepare`, `dakd generate`"):
+        evaluate(config, run_dir)
+
+
+def test_test_images_without_labels_are_refused_before_the_first_student_is_loaded(run_dir, config):
+    shutil.rmtree(run_dir / "prepare" / "test")
+    write_set(run_dir / "prepare" / "test", [replace(scene("a", 1), label=None), scene("b", 2)])
+    with pytest.raises(ValueError, match=r"the test split has labels for 1 of 2 images; .*masks/ next to its images/"):
         evaluate(config, run_dir)
 
 
