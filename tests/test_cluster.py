@@ -20,6 +20,7 @@ from worlds import losses_of, toy_config
 from dakd.cli import main, run_step
 from dakd.pipeline import step_environment
 from dakd.runtime.distributed import free_port
+from dakd.runtime.lock import locked
 from dakd.runtime.tensor_files import load_state
 from dakd.train.checkpoint import list_checkpoints
 
@@ -69,8 +70,13 @@ def test_scripts_that_train_ask_for_the_signal_that_trainings_listen_to():
     assert all("#SBATCH --signal=USR1@300" in script.read_text() for script in trainings)
 
 
-def test_stop_asks_a_run_and_refuses_what_is_none(tmp_path, capsys):
-    assert main(["stop", str(tmp_path)]) == 0 and (tmp_path / "stop.json").exists()
+def test_stop_asks_a_training_and_refuses_where_there_is_none(tmp_path, capsys):
+    with locked(tmp_path / "train_saross" / "real"):
+        assert main(["stop", str(tmp_path)]) == 0 and (tmp_path / "stop.json").exists()
+    assert f"real, process {os.getpid()} on " in capsys.readouterr().out
+    (tmp_path / "stop.json").unlink()
+    assert main(["stop", str(tmp_path)]) == 1 and not (tmp_path / "stop.json").exists()
+    assert f"found no training in {tmp_path}; expected one at work" in capsys.readouterr().err
     assert main(["stop", str(tmp_path / "absent")]) == 1
     assert "no run folder" in capsys.readouterr().err
 

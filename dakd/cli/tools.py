@@ -228,10 +228,18 @@ def _check_check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 
 def _stop(args: argparse.Namespace) -> None:
+    from dakd.runtime.lock import trainings_in
     from dakd.runtime.stopping import request_stop
 
+    found = trainings_in(args.run)
+    if args.run.is_dir() and not found:
+        raise ValueError(
+            f"found no training in {args.run}; expected one at work; give its run folder, and ask again where one is "
+            "only starting"
+        )
     request_stop(args.run)
-    show(f"{args.run}: its training will write a checkpoint after the current step and end")
+    for training in found:
+        show(f"{training}: asked to write a checkpoint after the current step and end")
 
 
 def _stop_options(parser: argparse.ArgumentParser) -> None:

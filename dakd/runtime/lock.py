@@ -2,7 +2,7 @@
 
 The lock is the kernel's (flock): it ends with its process, however that ends, so that nothing stale needs clearing. It
 holds between hosts too where the file system carries it: NFS (4, and 3 with its lock daemon), GPFS, Lustre mounted with
-`flock`. Where a file system knows no locks, the record of the owner decides, as far as it can.
+`flock`. Where a file system knows no locks, the record of the owner decides, as far as it can. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from dakd.runtime.distributed import is_main
 from dakd.runtime.files import open_to_append
+from dakd.runtime.place import number
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -31,7 +31,7 @@ def locked(folder: Path) -> Iterator[int | None]:
     too, and on its own should its parent be killed.
     Raises RuntimeError naming the owner where another process holds it, ValueError where the lock is no plain file.
     """
-    if not is_main():
+    if number("RANK", 0) > 0:
         yield None
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,42 @@ def locked(folder: Path) -> Iterator[int | None]:
         finally:
             # The file stays: with it removed, one process could lock the old file while another locks a new one.
             _write(stream, None)
+
+
+def trainings_in(run_path: Path) -> list[str]:
+    """The trainings that write to a run folder, each as `FOLDER, process 12 on host`.
+
+    Of an owner on another host that is all that can be known: its lock may not reach this host, and its record stays
+    where it was killed.
+    """
+    found = {path.parent: _writer(path) for path in sorted(run_path.glob("train_*/*/.lock"))}
+    return [f"{folder}, {owner}" for folder, owner in found.items() if owner is not None]
+
+
+def _writer(path: Path) -> str | None:
+    """The owner on a lock's record; None where there is none, and where it was one of this host that has ended."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    with path.open() as stream:
+        owner = _read(stream)
+        if owner is None:
+            return None
+        # A container may have this host's name and processes of its own, so the lock is asked too.
+        is_here = owner["host"] == socket.gethostname()
+        if is_here and _start_of(owner["pid"]) != owner["started"] and not _is_locked(stream):
+            return None
+    return _name(owner)
+
+
+def _is_locked(stream: TextIO) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return False
 
 
 def _trust_record(folder: Path, owner: dict | None) -> None:

@@ -11,7 +11,7 @@ import signal
 import pytest
 
 from dakd.runtime import lock
-from dakd.runtime.lock import locked
+from dakd.runtime.lock import locked, trainings_in
 
 
 def hold(folder, ready):
@@ -125,3 +125,34 @@ def test_a_run_that_was_copied_by_hard_links_is_locked_as_any(tmp_path):
     os.link(tmp_path / "run" / ".lock", tmp_path / "copy")
     with locked(tmp_path / "run"):
         assert (tmp_path / "copy").samefile(tmp_path / "run" / ".lock")
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_a_training_is_found_while_its_owner_lives(tmp_path, monkeypatch, has_locks):
+    folder = tmp_path / "train_jointnet" / "stage1"
+    assert trainings_in(tmp_path) == []
+    with locked(folder):
+        if not has_locks:
+            without_locks(monkeypatch)
+        assert trainings_in(tmp_path) == [f"{folder}, process {os.getpid()} on {lock.socket.gethostname()}"]
+    assert trainings_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_a_training_that_was_killed_is_none_unless_another_host_may_still_run_it(tmp_path, monkeypatch, has_locks):
+    folder = tmp_path / "train_saross" / "real"
+    folder.mkdir(parents=True)
+    if not has_locks:
+        without_locks(monkeypatch)
+    owner = {"host": lock.socket.gethostname(), "pid": os.getpid(), "started": 1}
+    (folder / ".lock").write_text(json.dumps(owner))
+    assert trainings_in(tmp_path) == []
+    (folder / ".lock").write_text(json.dumps(owner | {"host": "elsewhere"}))
+    assert trainings_in(tmp_path) == [f"{folder}, process {os.getpid()} on elsewhere"]
+
+
+def test_a_training_of_a_container_with_this_hosts_name_is_found_by_its_lock(tmp_path, monkeypatch):
+    folder = tmp_path / "train_saross" / "real"
+    with locked(folder):
+        monkeypatch.setattr(lock, "_start_of", lambda pid: None)
+        assert trainings_in(tmp_path) != []
