@@ -16,7 +16,7 @@ from dakd.cli.command import Command, HelpfulParser
 from dakd.cli.errors import message_of
 from dakd.cli.steps import STEP_COMMANDS
 from dakd.cli.tools import TOOL_COMMANDS
-from dakd.runtime.console import show
+from dakd.runtime.console import open_closed_streams, show
 from dakd.runtime.place import check_place
 from dakd.runtime.slurm import set_rank_from_slurm
 from dakd.runtime.stopping import (
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done.  1: an error, reported in one message.  2: a wrong command line.  85: a training that ended after a stop
     request.  130: Ctrl-C.
     """
+    open_closed_streams()
     is_process, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     # Options of a launcher (--local_rank) come before the command's name.
     before = list(itertools.takewhile(lambda argument: argument.startswith("-"), argv))
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_step(name: str, argv: Sequence[str] | None = None) -> int:
     """One command as a script (`launch/STEP.py`).  argv: the arguments after its name; None takes the script's."""
+    open_closed_streams()
     return _run(COMMANDS[name], list(sys.argv[1:] if argv is None else argv), None, argv is None)
 
 

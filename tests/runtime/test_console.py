@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from dakd.cli import main
 from dakd.runtime.console import show
 from dakd.runtime.runlog import say
+from dakd.runtime.sealed import seal_yaml
 
 DAKD = Path(__file__).resolve().parents[2] / "dakd"
 NAME = os.fsdecode(b"p\xe9trole \xc3\xa9")  # one byte that is no UTF-8, and an accent
@@ -49,6 +51,22 @@ def test_the_error_of_a_command_is_printed_whatever_its_characters(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream_of("utf-8"))
     assert main(["verify", NAME]) == 1
     assert sys.stderr.buffer.getvalue().startswith(b"dakd verify: no run folder at p\\udce9trole \xc3\xa9; give")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_fails_no_command_and_its_descriptor_goes_to_no_file(closed, tmp_path):
+    """Of a command that prints, one that asks for a terminal, and a child process that prints."""
+    (tmp_path / "config.yaml").write_text(seal_yaml("name: a\n"))
+    code = (
+        "import os, sys; from dakd.cli import main\n"
+        f"found = [main(['verify', {str(tmp_path)!r}]), main(['verify', 'absent'])]\n"
+        f"data = os.open({str(tmp_path / 'data')!r}, os.O_CREAT | os.O_WRONLY)\n"
+        "sys.exit(0 if found == [0, 1] and data > 2 and os.system('echo printed; echo more >&2') == 0 else 9)"
+    )
+    command = ["bash", "-c", f'exec "$@" {closed}', "bash", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "data").read_text() == ""
 
 
 def test_nothing_else_in_dakd_prints():
