@@ -6,6 +6,7 @@ again, are dropped first.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import secrets
 import socket
@@ -28,6 +29,10 @@ METRICS = "metrics.jsonl"
 REPORT_INTERVAL_S = 30.0
 CONNECT_TIMEOUT_S = 3.0  # until W&B's server counts as absent
 INIT_TIMEOUT_S = 30.0  # until a server that does answer must have opened the run, in the mode auto
+_REMEDIES = {
+    "online": "log in (wandb login, or WANDB_API_KEY), or set engine.wandb to offline or off",
+    "offline": "set engine.wandb to off",
+}
 
 
 def say(message: str) -> None:
@@ -183,6 +188,12 @@ def _step_of(line: str) -> int | None:
         return None
 
 
+def refuse_wandb(mode: str) -> None:
+    """ValueError where the mode is online and W&B, if it is installed, has no key; no server is asked."""
+    if mode == "online" and importlib.util.find_spec("wandb") is not None and not _has_key():
+        raise ValueError(f"wandb is {mode}, and there is no key of W&B; {_REMEDIES[mode]}")
+
+
 def _start_wandb(mode: str, folder: Path, label: str, config: Config) -> Any:
     """A W&B run, or None where the mode is off.
 
@@ -198,13 +209,16 @@ def _start_wandb(mode: str, folder: Path, label: str, config: Config) -> Any:
             raise RuntimeError(f"wandb is {mode} but the package is not installed; {extra_remedy('train')}") from None
         return None
     if mode != "auto":
-        return _open_wandb_run(mode, folder, label, config)
+        try:
+            return _open_wandb_run(mode, folder, label, config)
+        except Exception as error:  # wandb's errors have no common base
+            raise RuntimeError(f"wandb is {mode}, and W&B says: {_first_line(error)}; {_REMEDIES[mode]}") from error
     try:
         reason = _why_offline()
         if reason is None:
             return _open_wandb_run("online", folder, label, config, init_timeout=INIT_TIMEOUT_S)
-    except Exception as error:  # wandb's errors have no common base
-        reason = f"W&B says: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    except Exception as error:
+        reason = f"W&B says: {_first_line(error)}"
         wandb.teardown()  # what failed would still hold the run's id
     if reason:
         say(f"{label}  wandb offline: {reason}; upload later with: wandb sync {folder}/wandb/offline-run-*")
@@ -234,10 +248,21 @@ def _why_offline() -> str | None:
     import wandb
 
     url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
-    # The key of WANDB_API_KEY or of the netrc file, as wandb itself finds it; nothing is asked and nothing is sent.
-    if not wandb.login(prompt=False, verify=False):
+    if not _has_key():
         return ""
     return None if _server_answers(url) else f"{url} does not answer within {CONNECT_TIMEOUT_S:.0f} s"
+
+
+def _has_key() -> bool:
+    """Whether WANDB_API_KEY or the netrc file has a key, as wandb itself finds it; nothing is asked or sent."""
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    return bool(wandb.login(prompt=False, verify=False))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _server_answers(url: str) -> bool:

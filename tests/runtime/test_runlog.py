@@ -186,13 +186,28 @@ def test_auto_goes_offline_when_the_server_refuses_the_run(wandb, tmp_path, monk
     assert "wandb offline: W&B says: the key is unknown; upload later" in capsys.readouterr().out
 
 
-def test_online_by_name_does_not_turn_offline(wandb, tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode, remedy", [("online", "log in .* to offline or off$"), ("offline", "set .* to off$")])
+def test_a_mode_by_name_does_not_become_another_and_its_error_says_what_to_do(
+    wandb, tmp_path, monkeypatch, mode, remedy
+):
     def refuse(**settings):
-        raise wandb.errors.CommError("the key is unknown")
+        raise wandb.errors.CommError("the key is unknown\nand more")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(wandb.errors.CommError):
+    with pytest.raises(RuntimeError, match=f"^wandb is {mode}, and W&B says: the key is unknown; {remedy}"):
+        start(tmp_path, mode=mode)
+
+
+def test_online_without_a_key_is_refused_in_plain_words_and_before_a_training_too(wandb, tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"wandb is online, and W&B says: .*; log in"):
         start(tmp_path, mode="online")
+    with pytest.raises(ValueError, match="wandb is online, and there is no key of W&B; log in"):
+        runlog.refuse_wandb("online")
+    for mode in ("off", "auto", "offline"):
+        runlog.refuse_wandb(mode)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    wandb.teardown()
+    runlog.refuse_wandb("online")
 
 
 def test_the_probe_asks_the_server_or_the_proxy_before_it(monkeypatch):
