@@ -34,6 +34,7 @@ from dakd.metrics import SegmentationScores, format_scores
 from dakd.models.student import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.files import file_hash, replacing, write_text
+from dakd.runtime.lock import locked
 from dakd.runtime.runlog import say
 from dakd.runtime.sealed import files_of, remove_manifest, write_json, write_manifest
 
@@ -56,13 +57,22 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
 
     run_dir: None takes the configuration's. Of a run that has pairs and no student yet, the pairs alone are evaluated.
     Raises ValueError where there is neither or no prepared split, and for a folder that cannot be evaluated (see
-    `inputs.py`).
+    `inputs.py`); RuntimeError where another process evaluates the same.
     """
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
     students = choose_students(cfg, run_dir)
     held_out = open_images(cfg, run_dir, students)
     out_dir = out_folder(cfg, run_dir, students)
+    with locked(out_dir):
+        evaluation = _evaluate(cfg, run_dir, out_dir, students, held_out)
+        barrier()
+    return evaluation
+
+
+def _evaluate(
+    cfg: Config, run_dir: Path, out_dir: Path, students: dict[str, Path], held_out: ShardSet | LabelledFolder
+) -> Evaluation:
     pair_sets = _open_pairs(cfg, run_dir, held_out.classes) if out_dir == run_dir / "evaluate" else {}
     synthetic = pair_sets.get("synthetic")
     # Opened first: an extractor that is missing must not cost an evaluation of all students.
@@ -92,7 +102,6 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
         write_pictures(folder, held_out, results, open_one, pair_sets, num_pictures, device())
         write_manifest(out_dir, files_of(out_dir, folder))
         say(f"\n{evaluation.table}\n")
-    barrier()
     return evaluation
 
 

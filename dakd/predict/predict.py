@@ -26,6 +26,7 @@ from dakd.predict.record import predict_to_folder
 from dakd.predict.student import Student
 from dakd.runtime.distributed import device, init_if_many
 from dakd.runtime.files import file_hash
+from dakd.runtime.lock import locked
 from dakd.runtime.runlog import say
 from dakd.weights import STUDENT_FILES
 
@@ -34,7 +35,8 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     """Predict `predict.inputs`, or the first images of the test split; returns the folder of the outputs.
 
     The student's weights and scales are those that are evaluated (`evaluate.weights`, `evaluate.scales`). Every rank
-    takes its share. Raises BadImages at the end when some images were not predicted.
+    takes its share. Raises BadImages at the end when some images were not predicted, and RuntimeError where another
+    process writes to that folder.
     """
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
@@ -55,7 +57,8 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     facts = {"inputs": str(inputs), "training_set": training_set, "student": str(weights)}
     # Whole, as `evaluate` takes them: the scores hold for these predictions.
     whole = partial(student.predict, tile=None)
-    predict_to_folder(whole, sources, out_dir, student.classes, maker, facts, is_own=True)
+    with locked(out_dir):
+        predict_to_folder(whole, sources, out_dir, student.classes, maker, facts, is_own=True)
     say(f"predictions of the student trained on {training_set}: {out_dir}")
     return out_dir
 

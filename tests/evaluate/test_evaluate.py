@@ -20,6 +20,7 @@ from dakd.config import EvaluateConfig, build_config
 from dakd.data.sample import SOS_CLASSES
 from dakd.evaluate.evaluate import evaluate
 from dakd.evaluate.inputs import find_students
+from dakd.runtime.lock import locked
 
 
 def test_every_student_is_scored_and_written(run_dir, config, grey_student, capsys):
@@ -94,6 +95,16 @@ def test_pictures_show_truth_and_every_student(run_dir, config, grey_student):
         assert list(image["files"]) == ["image", "truth", "real", "real+synthetic"]
         assert all((folder / file).is_file() for file in image["files"].values())
     assert len(index["overlays"]["real"]) == 4 and len(index["overlays"]["synthetic"]) == 3
+
+
+def test_an_evaluation_is_refused_while_another_writes_the_same_tables(run_dir, config, grey_student):
+    picture = run_dir / "evaluate" / "pictures" / "of_the_other.png"
+    picture.parent.mkdir(parents=True)
+    picture.touch()
+    with locked(run_dir / "evaluate"), pytest.raises(RuntimeError, match=r"evaluate is being written by process"):
+        evaluate(config, run_dir)
+    assert picture.exists()
+    evaluate(config, run_dir)
 
 
 def test_raw_weights_are_other_files(run_dir, config):

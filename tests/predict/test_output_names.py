@@ -91,7 +91,7 @@ def test_each_image_of_a_folder_has_its_own_outputs(names, tmp_path, run, capsys
     folder = run(tmp_path / "in")
     record = record_of(folder)
     assert len(list(folder.glob("*_class.png"))) == len(list(folder.glob("*_overlay.png"))) >= len(names)
-    assert len(list(folder.iterdir())) == 4 * len(names) + 2
+    assert len(list(folder.glob("[!.]*"))) == 4 * len(names) + 2
     for name, where in record["sources"].items():
         assert num_oil(folder / f"{name}_class.png") == names.index(where.removeprefix(f"{tmp_path}/in/")) + 1
     said = capsys.readouterr().out
@@ -208,7 +208,7 @@ def test_predictions_of_another_student_do_not_stay_beside_those_of_this_one(cha
     save(tmp_path / "two" / "b.png", 2)
     (run(tmp_path / "one") / "notes.txt").write_text("mine")
     folder = run(tmp_path / "two", **change)
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [
         "b_class.png", "b_overlay.png", "b_probability_oil.png", "b_probability_sea.png", "manifest.json", "notes.txt",
         "predict.json",
     ]  # fmt: skip

@@ -23,6 +23,7 @@ from dakd.predict.predict import predict
 from dakd.predict.prediction import Prediction
 from dakd.predict.student import Student
 from dakd.report.report import write_report
+from dakd.runtime.lock import locked
 from dakd.weights import save_student
 
 TINY = StudentConfig(**TINY_MAMBA_STUDENT)
@@ -116,6 +117,8 @@ def test_without_inputs_the_first_held_out_images_are_predicted(tmp_path, dark_i
     tree = {"name": "tiny", "run_dir": str(run_dir), "predict": {"num_images": 2}}
     out_dir = predict(build_config(tree))
     assert sorted(path.name for path in out_dir.glob("*_class.png")) == ["set_0_class.png", "set_1_class.png"]
+    with locked(out_dir), pytest.raises(RuntimeError, match=r"real\+synthetic is being written by process"):
+        predict(build_config(tree))
     with pytest.raises(ValueError, match=r"no student at .*student_raw.safetensors"):
         predict(build_config(tree | {"evaluate": {"weights": "raw"}}))
     shutil.move(run_dir / "prepare" / "test", run_dir / "prepare" / "train")
