@@ -44,16 +44,22 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
 
     Needs only the file: no config and no pretrained checkpoint.
     """
-    metadata = read_metadata(path)
-    if metadata.get("kind") != "student":
-        raise ValueError(f"{path} holds {metadata.get('kind', 'weights of unknown kind')}, not a student; "
-                         "give a student.safetensors of a train_saross run")
+    metadata = read_student_metadata(path)
 
     def build() -> StudentNet:
         classes = ClassTable.from_dict(metadata["classes"])
         return build_student(StudentConfig.model_validate(metadata["student"]), classes.num_classes)
 
     return _rebuild(build, metadata.get("student"), path).to(device).eval(), metadata
+
+
+def read_student_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of a student's file, without its tensors; ValueError for a file of anything else."""
+    metadata = read_metadata(path)
+    if metadata.get("kind") != "student":
+        raise ValueError(f"{path} holds {metadata.get('kind', 'weights of unknown kind')}, not a student; "
+                         "give a student.safetensors of a train_saross run")
+    return metadata
 
 
 def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from dakd.check.data import look_into, problems
 from dakd.check.experiment import Experiment
-from dakd.check.findings import Found
+from dakd.check.findings import Found, until_error
 from dakd.data.soft_labels import get_codec
-from dakd.evaluate.inputs import open_folder, refuse_unlabelled, student_classes
+from dakd.evaluate.extractors import find_inception
+from dakd.evaluate.inputs import choose_students, open_folder, open_student, refuse_unlabelled, student_classes
+from dakd.evaluate.neighbours import student_encoder
 from dakd.generate.gate import open_gate
+from dakd.generate.gate_measures import Labeller
 from dakd.generate.teacher import refuse_settings_of_another_set
 from dakd.predict.images import list_images, read_image, refuse_outputs_as_inputs
 from dakd.predict.predict import refuse_no_test_split
@@ -24,32 +30,57 @@ def generate(experiment: Experiment) -> Found:
         cost_of_stage(teacher.stages[-1], teacher.model_copy(update={"crop": cfg.size}), experiment.num_classes)
     get_codec(cfg.codec, experiment.config.soft_label_temperature)
     yield "ok", f"{cfg.num_samples} pairs of {cfg.size[0]}x{cfg.size[1]}, {cfg.codec}"
-    for key, path in (("gate.student", cfg.gate.student), ("audit.student", cfg.audit.student)):
-        if path is not None and not Path(path).expanduser().is_file():
-            yield "refused", f"generate.{key} is {path}, which is no file; give a student.safetensors"
-    open_gate(experiment.config, experiment.classes)
+    yield from until_error(partial(_students_of_pairs, experiment))
     refuse_settings_of_another_set(experiment.config)
+
+
+def _students_of_pairs(experiment: Experiment) -> Found:
+    gate, audit = experiment.config.generate.gate, experiment.config.generate.audit
+    absent = False
+    for key, path in (("gate.student", gate.student), ("audit.student", audit.student)):
+        if path is not None and not Path(path).expanduser().is_file():
+            absent = True
+            yield "refused", f"generate.{key} is {path}, which is no file; give a student.safetensors"
+    if absent:
+        return
+    if open_gate(experiment.config, experiment.classes) is not None and gate.student is not None:
+        Labeller(gate.student, experiment.classes, torch.device("cpu"))
+    if audit.student is not None:
+        student_encoder(audit.student, torch.device("cpu"))
 
 
 def evaluate(experiment: Experiment) -> Found:
     cfg = experiment.config.evaluate
-    if cfg.student is not None and not Path(cfg.student).expanduser().is_file():
-        yield "refused", f"no weights file at {cfg.student}; set evaluate.student to a student.safetensors"
-    if cfg.folder is not None:
-        yield from _evaluated_folder(experiment)
-    elif cfg.split in experiment.splits:  # else `data` has said so
-        refuse_unlabelled(*experiment.labelled(cfg.split), cfg.split)
-    weights = cfg.fidelity.weights
-    if cfg.fidelity.extractor == "inception" and weights is not None and not Path(weights).is_file():
-        yield "refused", f"no weights of InceptionV3 at {weights}; set evaluate.fidelity.weights to them"
+    yield from until_error(partial(_evaluated_student, experiment))
+    yield from until_error(partial(_evaluated_images, experiment))
+    if cfg.fidelity.extractor == "inception" and find_inception(cfg.fidelity.weights) is None:
+        yield (
+            "warn",
+            "evaluate will download the weights of InceptionV3; where there is no network, fetch them before, and set "
+            "evaluate.fidelity.weights to the file",
+        )
     yield "ok", f"the folder {cfg.folder}" if cfg.folder is not None else f"the {cfg.split} split"
 
 
-def _evaluated_folder(experiment: Experiment) -> Found:
-    student = Path(experiment.config.evaluate.student or "").expanduser()
-    classes = student_classes(student) if student.is_file() else experiment.classes
-    dataset, split = open_folder(experiment.config, classes)
-    yield from problems(dataset, experiment.config.prepare.on_bad_file == "skip")
+def _evaluated_student(experiment: Experiment) -> Found:
+    """A student from elsewhere; of a folder, `_evaluated_images` compares the classes."""
+    config = experiment.config
+    if config.evaluate.student is not None:
+        (path,) = choose_students(config, experiment.run).values()
+        of_folder = config.evaluate.folder is not None
+        open_student(path, student_classes(path) if of_folder else experiment.classes, "cpu")
+        yield "ok", f"the student {path}"
+
+
+def _evaluated_images(experiment: Experiment) -> Found:
+    config, cfg = experiment.config, experiment.config.evaluate
+    if cfg.folder is None:
+        if cfg.split in experiment.splits:  # else `data` has said so
+            refuse_unlabelled(*experiment.labelled(cfg.split), cfg.split)
+        return
+    student = Path(cfg.student or "").expanduser()
+    dataset, split = open_folder(config, student_classes(student) if student.is_file() else experiment.classes)
+    yield from problems(dataset, config.prepare.on_bad_file == "skip")
     yield from look_into(experiment, dataset, split)
     if (meaning := dataset.label_meaning(split)) is not None:
         yield "ok", meaning.describe(split)

@@ -10,7 +10,7 @@ from dakd.check.findings import Found, is_url
 from dakd.data.prepared import open_shards
 from dakd.data.soft_labels import range_for
 from dakd.train.checkpoint import check_identity, list_checkpoints
-from dakd.train.dry_run import cost_of_stage, cost_of_student
+from dakd.train.dry_run import check_pretrained, cost_of_stage, cost_of_student
 from dakd.train.jointnet import training_of_stage
 from dakd.train.saross import StudentTraining, check_batch_norm, check_loss, student_folder
 from dakd.train.teacher import stage_folder
@@ -42,12 +42,13 @@ def student(experiment: Experiment) -> Found:
     fitting_micro_batch(cfg.global_batch, cfg.micro_batch, experiment.processes)
     zero_config(cfg.engine.deepspeed)
     check_batch_norm(cfg)
-    if cfg.student.pretrained is not None and not Path(cfg.student.pretrained).expanduser().exists():
-        yield "refused", f"train_saross.student.pretrained is {cfg.student.pretrained}, which does not exist"
     experiment.costs["student"] = cost_of_student(cfg, experiment.num_classes)
     yield "ok", f"{cfg.student.name}, {experiment.costs['student'].num_parameters / 1e6:.1f} M parameters"
     if cfg.steps is not None and cfg.optimizer.warmup_steps >= cfg.steps:
         yield "warn", f"warmup_steps {cfg.optimizer.warmup_steps} last as long as the training of {cfg.steps} steps"
+    folders = [student_folder(experiment.config, one) for one in cfg.training_sets]
+    if cfg.student.pretrained is not None and not all(list_checkpoints(one / "checkpoints") for one in folders):
+        check_pretrained(cfg, experiment.num_classes)
 
 
 def training_sets(experiment: Experiment) -> Found:

@@ -75,14 +75,28 @@ def to_rgb(sar: Tensor) -> Tensor:
 # --- InceptionV3 ------------------------------------------------------------------------------------------------------
 
 
+def find_inception(weights: str | None) -> Path | None:
+    """The file of InceptionV3's weights: the one that is named, or was downloaded; None where it is yet to be.
+
+    ValueError where the file does not hold InceptionV3's tensors.
+    """
+    path = _downloaded() if weights is None else Path(weights)
+    if weights is None and not path.exists():
+        return None
+    remedy = "set evaluate.fidelity.weights to it" if weights is not None else f"remove {path}"
+    _refuse_other_files(path, f"expected torch-fidelity's {INCEPTION_FILE}; {remedy}")
+    return path
+
+
+def _downloaded() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+
+
 def _open_inception(weights: str | None, device: str | torch.device) -> Extractor:
     """torch-fidelity's, which resizes to 299 x 299 itself: pool3 (2048) and the logits without their bias."""
     from torch_fidelity.utils import create_feature_extractor
 
-    path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if weights is not None or path.exists():
-        remedy = "set evaluate.fidelity.weights to it" if weights is not None else f"remove {path}"
-        _refuse_other_files(path, f"expected torch-fidelity's {INCEPTION_FILE}; {remedy}")
+    path = find_inception(weights) or _downloaded()
     try:
         net = create_feature_extractor(
             "inception-v3-compat",

@@ -26,8 +26,7 @@ from dakd.names import file_part, hashed, same_file, unique_names
 from dakd.runtime.distributed import device
 from dakd.runtime.runlog import progress, say
 from dakd.runtime.sealed import MANIFEST, read_json
-from dakd.runtime.tensor_files import read_metadata
-from dakd.weights import STUDENT_FILES, load_student
+from dakd.weights import STUDENT_FILES, load_student, read_student_metadata
 
 # The order of the paper's ablation; students of other names follow by name.
 _ORDER = ("real", "synthetic", "real+synthetic")
@@ -101,10 +100,7 @@ def refuse_unlabelled(num_labelled: int, num_images: int, split: str) -> None:
 
 def student_classes(path: Path) -> ClassTable:
     """The class table in a student's weights file."""
-    metadata = read_metadata(path)
-    if metadata.get("kind") != "student":
-        raise ValueError(f"{path} holds no student; give a student.safetensors")
-    return ClassTable.from_dict(metadata["classes"])
+    return ClassTable.from_dict(read_student_metadata(path)["classes"])
 
 
 def inputs_of(cfg: Config, run_dir: Path, students: dict[str, Path]) -> dict[str, str | None] | None:
@@ -161,9 +157,12 @@ def _is_free(folder: Path, inputs: dict[str, str | None]) -> bool:
     return table is None or table.get("inputs") == inputs
 
 
-def open_student(path: Path, classes: ClassTable) -> torch.nn.Module:
-    """The student of a weight file on this rank's device; ValueError when it knows other classes than `classes`."""
-    model, metadata = load_student(path, device())
+def open_student(path: Path, classes: ClassTable, where: str | None = None) -> torch.nn.Module:
+    """The student of a weight file; ValueError when it knows other classes than `classes`.
+
+    where: the device; None takes this rank's.
+    """
+    model, metadata = load_student(path, where or device())
     own = ClassTable.from_dict(metadata["classes"])
     if own.names != classes.names:
         raise ValueError(

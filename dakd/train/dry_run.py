@@ -6,6 +6,7 @@ meta device, so even the largest allocate nothing.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,14 @@ def cost_of_student(cfg: TrainSarossConfig, num_classes: int) -> Cost:
         net = build_student(cfg.student, num_classes)
         image = torch.empty(1, 3, *cfg.crop)
     return measure(net.eval(), (image,))
+
+
+def check_pretrained(cfg: TrainSarossConfig, num_classes: int) -> None:
+    """Fill a student on the meta device from `student.pretrained`: the file is read, and refused as in a training."""
+    with torch.device("meta"):
+        net = build_student(cfg.student, num_classes)
+    with warnings.catch_warnings(action="ignore"):  # torch: nothing is copied to that device
+        net.load_pretrained(cfg.student.pretrained)
 
 
 def num_classes_of(config: Config) -> int:

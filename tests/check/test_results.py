@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+import torch
 from check_worlds import folder, refusals, toy
 from PIL import Image
+from tiny_students import TINY_STUDENT
+from worlds import teacher_file, with_teacher
 
 from dakd.check.check import check
+from dakd.config import StudentConfig
 from dakd.data.prepare import prepare
+from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
+from dakd.models.registry import build_student
+from dakd.weights import save_student
+
+
+def student_file(path, classes=OSD_CLASSES):
+    settings = StudentConfig(**TINY_STUDENT)
+    save_student(path, build_student(settings, classes.num_classes), settings, classes, {})
+    return path
+
+
+@pytest.fixture
+def no_students(tmp_path) -> dict:
+    """Paths in place of a student's weights, and what is said of them."""
+    (tmp_path / "garbage.safetensors").write_bytes(b"garbage")
+    (tmp_path / "folder").mkdir()
+    return {
+        str(tmp_path / "garbage.safetensors"): "is not a whole safetensors file",
+        str(tmp_path / "folder"): "no weights file at|which is no file",
+        str(teacher_file(with_teacher(tmp_path / "other"))): "holds jointnet, not a student",
+        str(student_file(tmp_path / "sos.safetensors", SOS_CLASSES)): "distinguishes sea, oil,|knows the classes sea, ",
+    }
 
 
 def grey(path, value=None) -> None:
@@ -62,3 +90,38 @@ def test_predictions_into_the_folder_of_their_images_are_refused(tmp_path):
     grey(images / "a.png")
     config = toy(tmp_path, predict__inputs=str(images), predict__training_set="real")
     assert "inputs and outputs are one folder" in refusals(config)["predict"]
+
+
+def test_a_student_to_evaluate_that_is_none_or_of_other_classes_is_refused(tmp_path, no_students):
+    for path, what in no_students.items():
+        assert re.search(what, refusals(toy(tmp_path, evaluate__student=path))["evaluate"])
+    good = str(student_file(tmp_path / "good.safetensors"))
+    assert refusals(toy(tmp_path, evaluate__student=good)) == {}
+    data = folder(tmp_path / "data")
+    found = refusals(toy(tmp_path, evaluate__student=good, prepare=data, evaluate__folder=data["root"]))["evaluate"]
+    assert "is read as a dataset with the classes sea, oil, the student distinguishes sea, oil, look-alike" in found
+
+
+def test_students_of_the_gate_and_the_audit_that_are_none_are_refused(tmp_path, no_students):
+    for path, what in no_students.items():
+        gate = {"enabled": True, "student": path, "agreement": {"at_least": 0.5}}
+        assert re.search(what, refusals(toy(tmp_path, generate__gate=gate))["generate"])
+        if "sos" not in path:  # an encoder has no classes
+            assert re.search(what, refusals(toy(tmp_path, generate__audit={"student": path}))["generate"])
+    good = {"student": str(student_file(tmp_path / "good.safetensors"))}
+    assert refusals(toy(tmp_path, generate__gate=good | {"enabled": True}, generate__audit=good)) == {}
+
+
+def test_weights_of_inception_that_are_others_are_refused_and_a_download_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr("dakd.check.host.import_torch_fidelity", lambda: None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "garbage.pth").write_bytes(b"garbage")
+    torch.save({"fc.weight": torch.zeros(10, 10)}, tmp_path / "other.pth")
+    for name, what in (("garbage", "cannot be read as weights"), ("other", "another net"), ("absent", "no weights of")):
+        fidelity = {"extractor": "inception", "weights": str(tmp_path / f"{name}.pth")}
+        assert what in refusals(toy(tmp_path, evaluate__fidelity=fidelity))["evaluate"]
+    config = toy(tmp_path, evaluate__fidelity={"extractor": "inception"})
+    assert [one.level for one in check(config) if "will download the weights of InceptionV3" in one.text] == ["warn"]
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"garbage")
+    assert "cannot be read as weights" in refusals(config)["evaluate"]

@@ -53,7 +53,7 @@ def asking(config: Config, prepare: dict | None = None, **settings) -> Config:
 def grey_file(monkeypatch, grey_student):
     """The weight files' metadata too are those of the student of grey values."""
     metadata = {"kind": "student", "classes": OSD_CLASSES.to_dict()}
-    monkeypatch.setattr("dakd.evaluate.inputs.read_metadata", lambda path: metadata)
+    monkeypatch.setattr("dakd.evaluate.inputs.read_student_metadata", lambda path: metadata)
     return grey_student
 
 
