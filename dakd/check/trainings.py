@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from dakd.check.experiment import Experiment
-from dakd.check.findings import Found, is_url
+from dakd.check.findings import Found, as_level, is_url, until_error
+from dakd.data.datasets import check_pairs
+from dakd.data.loader import make_loader
+from dakd.data.pipes import PipeDataset
 from dakd.data.prepared import open_shards
 from dakd.data.soft_labels import range_for
+from dakd.data.sources import bare_tars, default_cache, open_source
 from dakd.train.checkpoint import check_identity, list_checkpoints
 from dakd.train.dry_run import check_pretrained, cost_of_stage, cost_of_student
 from dakd.train.jointnet import training_of_stage
@@ -30,11 +33,37 @@ def teacher(experiment: Experiment) -> Found:
 
 
 def extra_images(experiment: Experiment) -> Found:
-    for place in experiment.config.train_jointnet.stage1.extra_images:
-        if is_url(place):
-            yield "ok", f"{place} is a URL and was not looked at"
-        elif not Path(place).expanduser().exists():
-            yield "refused", f"train_jointnet.stage1.extra_images names {place}, which does not exist"
+    """The images of stage 1 besides the prepared ones, or in their place."""
+    cfg = experiment.config.train_jointnet
+    if "stage1" not in cfg.stages:
+        return
+    if cfg.stage1.streams:
+        yield from _streams(experiment)
+        return
+    for place in cfg.stage1.extra_images:
+        yield from until_error(partial(_extra_set, experiment, place))
+
+
+def _extra_set(experiment: Experiment, place: str) -> Found:
+    if is_url(place):
+        yield "ok", f"{place} is a URL and was not looked at"
+        return
+    cfg = experiment.config.data
+    source = open_source(place, default_cache(cfg.cache, cfg.cache_gib))
+    if source.read_small("index.json") is None:  # the training writes the index
+        yield "ok", f"{place}: {len(bare_tars(source))} tars without an index"
+    else:
+        yield "ok", f"{place}: {len(open_shards(place, cfg, experiment.classes))} images"
+
+
+def _streams(experiment: Experiment) -> Found:
+    """Their commands are not run: they may take long, or change something."""
+    cfg = experiment.config.train_jointnet
+    dataset = PipeDataset(
+        cfg.stage1.streams, cfg.crop, experiment.classes, flip=cfg.flip, seed=experiment.config.seed
+    )
+    make_loader(dataset, cfg.micro_batch, 0, experiment.processes, 0, cfg.engine.num_workers)
+    yield "warn", f"{len(cfg.stage1.streams)} streams were not looked at: only stage 1 runs their commands"
 
 
 def student(experiment: Experiment) -> Found:
@@ -64,14 +93,8 @@ def training_sets(experiment: Experiment) -> Found:
         pairs = open_shards(cfg.synthetic, experiment.config.data)
         soft_range, available = pairs.index.soft_range, len(pairs)
     check_loss(cfg, experiment.num_classes, has_synthetic, soft_range)
-    least = 4 if cfg.mosaic else 1
-    wanted = available if cfg.num_synthetic is None else cfg.num_synthetic
-    if has_synthetic and not least <= wanted <= available:
-        yield (
-            "refused",
-            f"num_synthetic is {wanted} of {available} synthetic pairs; expected at most all of them, and at "
-            f"least {least} (mosaic: {cfg.mosaic})",
-        )
+    if has_synthetic:
+        yield from as_level("refused", partial(check_pairs, available, cfg.crop, cfg.mosaic, cfg.num_synthetic))
     if any("real" in name for name in cfg.training_sets) and "train" in experiment.splits:
         labelled, num_images = experiment.labelled("train")
         if labelled < num_images:

@@ -240,11 +240,16 @@ def _check_student_sources(
             f"real classes {real.classes.names} differ from synthetic classes {synthetic.classes.names}; generate "
             "the pairs with a teacher of the real set"
         )
-    wanted = len(synthetic) if num_synthetic is None else num_synthetic
-    if wanted > len(synthetic) or wanted < (_TILES if mosaic else 1):
+    check_pairs(len(synthetic), crop_size, mosaic, num_synthetic)
+
+
+def check_pairs(available: int, crop_size: tuple[int, int], mosaic: bool, num_synthetic: int | None) -> None:
+    """ValueError where so many synthetic pairs do not make up the samples that a student is to see."""
+    least, wanted = _TILES if mosaic else 1, available if num_synthetic is None else num_synthetic
+    if not least <= wanted <= available:
         raise ValueError(
-            f"num_synthetic is {wanted} of {len(synthetic)} synthetic pairs; expected at most all of them, "
-            f"and at least {_TILES if mosaic else 1} (mosaic: {mosaic})"
+            f"num_synthetic is {wanted} of {available} synthetic pairs; expected at most all of them, "
+            f"and at least {least} (mosaic: {mosaic})"
         )
     if mosaic and (crop_size[0] % 2 or crop_size[1] % 2):
         raise ValueError(f"crop {crop_size} is odd; a mosaic of 2 x 2 tiles needs even sides")

@@ -242,12 +242,7 @@ def find_index(
     text = source.read_small("index.json")
     if text is not None:
         return text, _home(source, cache, text.decode(errors="replace"))
-    stamps = source.stamps() if classes is not None else {}
-    if not stamps:
-        raise ValueError(
-            f"{source.place} is not a set of shards: {source.place}/index.json does not exist; "
-            "write one with `dakd prepare`, `dakd generate` or dakd.write_shards"
-        )
+    stamps = bare_tars(source, classes is not None)
     home = _home(source, cache, json.dumps(stamps))
     if not (home / "index.json").is_file():
         for name in stamps:
@@ -260,6 +255,20 @@ def find_index(
         refuse_black_and_white(foreign, index.classes.names[0], source.place)
         save_index(home, index)
     return (home / "index.json").read_bytes(), home
+
+
+def bare_tars(source: LocalFolder | RemoteFolder, may_be_bare: bool = True) -> dict[str, str]:
+    """The tars of a source without an index, each with its stamp; ValueError where it is no set.
+
+    may_be_bare: False where tars without an index are no set.
+    """
+    stamps = source.stamps() if may_be_bare else {}
+    if not stamps:
+        raise ValueError(
+            f"{source.place} is not a set of shards: {source.place}/index.json does not exist; "
+            "write one with `dakd prepare`, `dakd generate` or dakd.write_shards"
+        )
+    return stamps
 
 
 def find_sidecar(

@@ -6,9 +6,11 @@ import re
 
 import torch
 from check_worlds import refusals, toy
+from evaluate_worlds import scene, write_set
 from tiny_students import TINY_STUDENT
 from worlds import teacher_file, with_teacher
 
+from dakd.check.check import check
 from dakd.config import StudentConfig
 from dakd.models.registry import build_student
 from dakd.train.checkpoint import write_state
@@ -39,3 +41,39 @@ def test_a_student_that_resumes_needs_no_pretrained_encoder(tmp_path):
     assert "student" in refusals(config)
     write_state(student_folder(config, "real") / "checkpoints" / "step-00000001", {}, {"identity": {}, "step": 1})
     assert "student" not in refusals(config)
+
+
+def test_a_mosaic_of_odd_sides_is_refused(tmp_path):
+    changes = dict(train_saross__mosaic=True, train_saross__crop=[63, 64], generate__num_samples=8)
+    assert "crop (63, 64) is odd" in refusals(toy(tmp_path, **changes))["training sets"]
+    assert refusals(toy(tmp_path, **changes, train_saross__training_sets=["real"])) == {}
+
+
+def test_extra_images_that_are_no_set_of_shards_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one.yaml").write_text("name: one")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "index.json").write_text("{}")
+    places = {str(tmp_path / name): "is not a set of shards" for name in ("empty", "one.yaml", "absent")}
+    places |= {str(tmp_path / "damaged"): "damaged/index.json", "pipe:false": "is a pipe"}
+    found = refusals(toy(tmp_path, train_jointnet__stage1__extra_images=list(places)))["extra images"]
+    assert [what in line for what, line in zip(places.values(), found.splitlines(), strict=True)] == [True] * 5
+
+
+def test_extra_images_are_counted_and_bare_tars_are_not_indexed(tmp_path):
+    write_set(tmp_path / "set", [scene("a", 1)])
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "a.tar").write_bytes(b"")
+    config = toy(tmp_path, train_jointnet__stage1__extra_images=[str(tmp_path / "set"), str(tmp_path / "bare")])
+    texts = [finding.text for finding in check(config) if finding.topic == "extra images"]
+    assert texts == [f"{tmp_path}/set: 1 images", f"{tmp_path}/bare: 1 tars without an index"]
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["a.tar"]
+
+
+def test_streams_are_not_run_and_fewer_than_readers_are_refused(tmp_path):
+    streams = [f"pipe:touch {tmp_path}/touched; false"]
+    findings = check(toy(tmp_path, train_jointnet__stage1__streams=streams))
+    assert [one.level for one in findings if one.topic == "extra images"] == ["warn"]
+    assert not (tmp_path / "touched").exists()
+    config = toy(tmp_path, train_jointnet__stage1__streams=streams, train_jointnet__engine__num_workers=2)
+    assert "1 streams for 1 ranks x 2 readers" in refusals(config)["extra images"]
