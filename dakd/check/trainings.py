@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from dakd.check.experiment import Experiment
 from dakd.check.findings import Found, as_level, is_url, until_error
+from dakd.config import TrainingSet
 from dakd.data.datasets import check_pairs
 from dakd.data.loader import make_loader
 from dakd.data.pipes import PipeDataset
@@ -16,7 +18,7 @@ from dakd.train.checkpoint import check_identity, list_checkpoints
 from dakd.train.dry_run import check_pretrained, cost_of_stage, cost_of_student
 from dakd.train.jointnet import training_of_stage
 from dakd.train.saross import StudentTraining, check_batch_norm, check_loss, student_folder
-from dakd.train.teacher import stage_folder
+from dakd.train.teacher import stage_folder, stage_weights
 from dakd.train.zero import fitting_micro_batch, zero_config
 
 
@@ -103,16 +105,21 @@ def training_sets(experiment: Experiment) -> Found:
 
 
 def resume(experiment: Experiment) -> Found:
-    """Checkpoints that are there must belong to these settings."""
+    """Checkpoints that are there must belong to these settings, as far as what they were trained on is there too."""
     config, found, fitting = experiment.config, 0, 0
-    places = {stage_folder(config, one): partial(training_of_stage, config, one)
-              for one in config.train_jointnet.stages}  # fmt: skip
-    places |= {student_folder(config, one): partial(StudentTraining, config, one)
-               for one in config.train_saross.training_sets}  # fmt: skip
-    for folder, make in places.items():
+    remade: dict[Path, list[Path]] = {}  # by an input that is not there, the folders of trainings
+    trainings = [(stage_folder(config, one), partial(training_of_stage, config, one), _inputs_of_stage(experiment, one))
+                 for one in config.train_jointnet.stages]  # fmt: skip
+    trainings += [(student_folder(config, one), partial(StudentTraining, config, one), _inputs_of_student(experiment, one))
+                  for one in config.train_saross.training_sets]  # fmt: skip
+    for folder, make, inputs in trainings:
         if not list_checkpoints(folder / "checkpoints"):
             continue
         found += 1
+        absent = next((path for path in inputs if not path.is_file()), None)
+        if absent is not None:
+            remade.setdefault(absent, []).append(folder)
+            continue
         try:
             training = make()
             check_identity(training.checkpoints, training.identity)
@@ -120,5 +127,33 @@ def resume(experiment: Experiment) -> Found:
             yield "refused", str(error)
         else:
             fitting += 1
+    for absent, folders in remade.items():
+        yield (
+            "warn",
+            f"{absent} is not there and will be made again; the checkpoints in {', '.join(map(str, folders))} are "
+            "resumed only where it comes out the same: to train anew, remove them",
+        )
     if fitting == found:
         yield "ok", f"{found} trainings have checkpoints of these settings" if found else "nothing is trained yet"
+
+
+def _inputs_of_stage(experiment: Experiment, stage: str) -> list[Path]:
+    """The files that a stage of the teacher is set up from, and that earlier steps and stages make where absent."""
+    config, cfg = experiment.config, experiment.config.train_jointnet
+    before = cfg.stages[: cfg.stages.index(stage)][-1:]
+    return _training_images(experiment) + [stage_weights(config, one, cfg.init_from) for one in before]
+
+
+def _inputs_of_student(experiment: Experiment, training_set: TrainingSet) -> list[Path]:
+    """The same of a student."""
+    cfg = experiment.config.train_saross
+    # An epoch is as long as that of the largest set.
+    names = (training_set,) if cfg.steps is not None else cfg.training_sets
+    inputs = _training_images(experiment) if any("real" in name for name in names) else []
+    own_pairs = cfg.synthetic is None and any("synthetic" in name for name in names)
+    return inputs + [experiment.run / "generate" / "index.json"] * own_pairs
+
+
+def _training_images(experiment: Experiment) -> list[Path]:
+    # prepare makes a split again only with all others.
+    return [] if experiment.report is not None else [experiment.run / "prepare" / "train" / "index.json"]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import shutil
 
+import pytest
 import torch
 from check_worlds import refusals, toy
 from evaluate_worlds import scene, write_set
 from tiny_students import TINY_STUDENT
-from worlds import teacher_file, with_teacher
+from worlds import teacher_file, with_pairs, with_teacher
 
 from dakd.check.check import check
-from dakd.config import StudentConfig
+from dakd.config import Config, StudentConfig, build_config
 from dakd.models.registry import build_student
+from dakd.runtime.tensor_files import save_weights
 from dakd.train.checkpoint import write_state
-from dakd.train.saross import student_folder
+from dakd.train.jointnet import training_of_stage
+from dakd.train.saross import StudentTraining, student_folder
 
 
 def test_a_pretrained_encoder_that_is_none_is_refused(tmp_path):
@@ -77,3 +81,40 @@ def test_streams_are_not_run_and_fewer_than_readers_are_refused(tmp_path):
     assert not (tmp_path / "touched").exists()
     config = toy(tmp_path, train_jointnet__stage1__streams=streams, train_jointnet__engine__num_workers=2)
     assert "1 streams for 1 ranks x 2 readers" in refusals(config)["extra images"]
+
+
+def trained(tmp_path) -> Config:
+    """A run whose trainings all have a checkpoint, and what they were trained on."""
+    tree = with_pairs(tmp_path).model_dump(mode="json")
+    tree["train_jointnet"]["crop"] = tree["generate"]["size"] = [32, 32]
+    config = build_config(tree)
+    for one in config.train_jointnet.stages:
+        training = training_of_stage(config, one)
+        write_state(training.checkpoints / "step-00000001", {}, {"identity": training.identity, "step": 1})
+        facts = {"kind": "jointnet", "sigma_data": training.sigma_data}
+        save_weights(training.weights_file("ema"), training.new_net().state_dict(), facts)
+    for one in config.train_saross.training_sets:
+        training = StudentTraining(config, one)
+        write_state(training.checkpoints / "step-00000001", {}, {"identity": training.identity, "step": 1})
+    return config
+
+
+@pytest.mark.parametrize(("removed", "num_warnings"), [
+    ("generate", 1), ("prepare", 1), ("train_jointnet/stage1", 1), ("train_jointnet/stage1/checkpoints", 0),
+])  # fmt: skip
+def test_what_an_earlier_step_makes_again_is_not_demanded_of_a_run_that_resumes(tmp_path, removed, num_warnings):
+    config = trained(tmp_path)
+    assert refusals(config) == {}
+    shutil.rmtree(config.run_path / removed)
+    assert refusals(config) == {}
+    levels = [one.level for one in check(config) if one.topic == "resume"]
+    assert levels.count("warn") == num_warnings and ("ok" in levels) == (num_warnings == 0)
+
+
+def test_what_is_still_there_is_compared_where_the_pairs_were_removed(tmp_path):
+    config = trained(tmp_path)
+    shutil.rmtree(config.run_path / "generate")
+    tree = config.model_dump(mode="json")
+    tree["train_saross"]["flip"] = False
+    found = refusals(build_config(tree))["resume"]
+    assert "train_saross/real/" in found and "flip: True there, False now" in found and "real+synthetic" not in found
