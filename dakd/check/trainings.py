@@ -108,20 +108,20 @@ def resume(experiment: Experiment) -> Found:
     """Checkpoints that are there must belong to these settings, as far as what they were trained on is there too."""
     config, found, fitting = experiment.config, 0, 0
     remade: dict[Path, list[Path]] = {}  # by an input that is not there, the folders of trainings
-    trainings = [(stage_folder(config, one), partial(training_of_stage, config, one), _inputs_of_stage(experiment, one))
-                 for one in config.train_jointnet.stages]  # fmt: skip
-    trainings += [(student_folder(config, one), partial(StudentTraining, config, one), _inputs_of_student(experiment, one))
-                  for one in config.train_saross.training_sets]  # fmt: skip
-    for folder, make, inputs in trainings:
+    stages, sets = config.train_jointnet.stages, config.train_saross.training_sets
+    trainings = [(one, stage_folder, training_of_stage, _made_for_stage) for one in stages]
+    trainings += [(one, student_folder, StudentTraining, _made_for_student) for one in sets]
+    for name, folder_of, make, made_for in trainings:
+        folder = folder_of(config, name)
         if not list_checkpoints(folder / "checkpoints"):
             continue
         found += 1
-        absent = next((path for path in inputs if not path.is_file()), None)
+        absent = next((path for path in made_for(experiment, name) if not path.is_file()), None)
         if absent is not None:
             remade.setdefault(absent, []).append(folder)
             continue
         try:
-            training = make()
+            training = make(config, name)
             check_identity(training.checkpoints, training.identity)
         except (ValueError, RuntimeError) as error:
             yield "refused", str(error)
@@ -137,14 +137,14 @@ def resume(experiment: Experiment) -> Found:
         yield "ok", f"{found} trainings have checkpoints of these settings" if found else "nothing is trained yet"
 
 
-def _inputs_of_stage(experiment: Experiment, stage: str) -> list[Path]:
+def _made_for_stage(experiment: Experiment, stage: str) -> list[Path]:
     """The files that a stage of the teacher is set up from, and that earlier steps and stages make where absent."""
     config, cfg = experiment.config, experiment.config.train_jointnet
     before = cfg.stages[: cfg.stages.index(stage)][-1:]
     return _training_images(experiment) + [stage_weights(config, one, cfg.init_from) for one in before]
 
 
-def _inputs_of_student(experiment: Experiment, training_set: TrainingSet) -> list[Path]:
+def _made_for_student(experiment: Experiment, training_set: TrainingSet) -> list[Path]:
     """The same of a student."""
     cfg = experiment.config.train_saross
     # An epoch is as long as that of the largest set.
