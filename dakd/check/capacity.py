@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -55,8 +56,12 @@ def on_disk(experiment: Experiment) -> Found:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
+    """The path, or the nearest folder above it that exists; ValueError where the path would lie below a file."""
+    place = next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
+    if not place.is_dir():
+        what = "a broken link" if place.is_symlink() and not place.exists() else "a file"
+        raise ValueError(f"{place} is {what}; expected a folder for the run {path}; set run_dir or name")
+    return place
 
 
 def _free_memory() -> tuple[float, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 import torch
 
@@ -15,12 +16,13 @@ from dakd.evaluate.extractors import import_torch_fidelity
 from dakd.kernels import backend
 from dakd.runtime import distributed
 from dakd.runtime.place import hint_about_slurm, refuse_launcher, refuse_mpi
+from dakd.runtime.runlog import refuse_wandb
 from dakd.shipped import extra_remedy
+
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86; the last one of ARM
 
 
 def run_folder(experiment: Experiment) -> Found:
-    if experiment.run.exists() and not experiment.run.is_dir():
-        raise ValueError(f"{experiment.run} is a file; expected a folder; set run_dir or name")
     place = nearest_folder(experiment.run)
     if not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"{experiment.run} cannot be written ({place} is read-only for this user); set run_dir")
@@ -46,6 +48,9 @@ def packages(experiment: Experiment) -> Found:
         import_torch_fidelity()
     if config.generate.codec == "logprob8" and importlib.util.find_spec("zstandard") is None:
         yield "refused", "codec logprob8 needs zstandard, which is not installed; pip install zstandard"
+    if "wandb" not in missing:
+        for mode in sorted({section.engine.wandb for section in (config.train_jointnet, config.train_saross)}):
+            refuse_wandb(mode)
     if not missing:
         yield "ok", ", ".join(needed)
     yield from _compilers(experiment)
@@ -67,8 +72,31 @@ def backends(experiment: Experiment) -> Found:
     yield "ok", f"operations run on {kind} with {', '.join(named)}"
     if experiment.config.generate.capture is True and kind != "cuda":
         yield "refused", "generate.capture is true, which needs a GPU; set it to auto or false"
+    yield from _slow(experiment)
     if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield "warn", "this GPU has no bf16, which precision auto takes; set precision to fp32"
     num_gpus = torch.cuda.device_count()
     if num_gpus > experiment.processes:
         yield "warn", f"{experiment.processes} of {num_gpus} GPUs are used: they must share both global batches evenly"
+
+
+def _slow(experiment: Experiment) -> Found:
+    """What runs, but several times slower than need be."""
+    config = experiment.config
+    engines = {step: getattr(config, step).engine for step in ("train_jointnet", "train_saross")}
+    precisions = {f"{step}.engine.precision": engine.precision for step, engine in engines.items()}
+    precisions["generate.precision"] = config.generate.precision
+    for key, precision in precisions.items():
+        if precision in ("bf16", "autocast") and distributed.device().type == "cpu" and not _computes_bf16():
+            yield "warn", f"{key} is {precision}, which this CPU emulates, about ten times slower than fp32; set auto"
+    for step, engine in engines.items():
+        readers, cores = engine.num_workers * experiment.processes, distributed.num_cores()
+        if readers > cores:
+            yield "warn", f"{step}.engine.num_workers makes {readers} reader processes for {cores} cores; lower it"
+
+
+def _computes_bf16() -> bool:
+    """Whether the CPU has instructions for bf16, by the system's own list; True where there is none."""
+    facts = Path("/proc/cpuinfo")
+    words = set(facts.read_text().split()) if facts.is_file() else _BF16
+    return bool(words & _BF16)

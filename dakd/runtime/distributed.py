@@ -164,8 +164,12 @@ def limit_threads(threads: int) -> None:
     Two ranks that each start a thread a core slow one another down several times over.
     """
     ranks_here = number("LOCAL_WORLD_SIZE", world_size(), 1)
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, available // max(1, ranks_here)))
+    torch.set_num_threads(threads or max(1, num_cores() // max(1, ranks_here)))
+
+
+def num_cores() -> int:
+    """The cores of the host that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:

@@ -6,7 +6,6 @@ again, are dropped first.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import secrets
 import socket
@@ -30,7 +29,7 @@ REPORT_INTERVAL_S = 30.0
 CONNECT_TIMEOUT_S = 3.0  # until W&B's server counts as absent
 INIT_TIMEOUT_S = 30.0  # until a server that does answer must have opened the run, in the mode auto
 _REMEDIES = {
-    "online": "log in (wandb login, or WANDB_API_KEY), or set engine.wandb to offline or off",
+    "online": "run `wandb login`, set WANDB_API_KEY, or set engine.wandb to offline or auto",
     "offline": "set engine.wandb to off",
 }
 
@@ -188,12 +187,6 @@ def _step_of(line: str) -> int | None:
         return None
 
 
-def refuse_wandb(mode: str) -> None:
-    """ValueError where the mode is online and W&B, if it is installed, has no key; no server is asked."""
-    if mode == "online" and importlib.util.find_spec("wandb") is not None and not _has_key():
-        raise ValueError(f"wandb is {mode}, and there is no key of W&B; {_REMEDIES[mode]}")
-
-
 def _start_wandb(mode: str, folder: Path, label: str, config: Config) -> Any:
     """A W&B run, or None where the mode is off.
 
@@ -243,22 +236,38 @@ def _open_wandb_run(mode: str, folder: Path, label: str, config: Config, **setti
     )
 
 
-def _why_offline() -> str | None:
-    """Why W&B cannot be used online: "" where there is no key, which needs no word; None where it can."""
+def refuse_wandb(mode: str) -> None:
+    """RuntimeError where a training that logs to W&B `online` would find no key, or none of its form.
+
+    Nothing is asked over the network.
+    """
+    if mode != "online":
+        return
+    try:
+        found = "" if _wandb_key_for() else "W&B has no key"
+    except Exception as error:  # wandb's errors have no common base
+        found = f"W&B says: {_first_line(error)}"
+    if found:
+        raise RuntimeError(
+            f"engine.wandb is online, and {found}; {_REMEDIES['online']}"
+        )
+
+
+def _wandb_key_for() -> str:
+    """The URL of the W&B server that there is a key for; "" where there is none."""
     import wandb
 
     url = wandb.setup(wandb.Settings(silent=True)).settings.base_url
-    if not _has_key():
+    # The key of WANDB_API_KEY or of the netrc file, as wandb itself finds it; nothing is asked and nothing is sent.
+    return url if wandb.login(prompt=False, verify=False) else ""
+
+
+def _why_offline() -> str | None:
+    """Why W&B cannot be used online: "" where there is no key, which needs no word; None where it can."""
+    url = _wandb_key_for()
+    if not url:
         return ""
     return None if _server_answers(url) else f"{url} does not answer within {CONNECT_TIMEOUT_S:.0f} s"
-
-
-def _has_key() -> bool:
-    """Whether WANDB_API_KEY or the netrc file has a key, as wandb itself finds it; nothing is asked or sent."""
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))
-    return bool(wandb.login(prompt=False, verify=False))
 
 
 def _first_line(error: Exception) -> str:

@@ -169,6 +169,20 @@ def test_auto_with_a_key_and_no_network_is_soon_offline_and_says_so(wandb, tmp_p
     assert offline_runs(tmp_path) == {(tmp_path / "wandb_id").read_text()}
 
 
+def test_online_without_a_key_or_with_one_of_another_form_is_refused_without_the_network(wandb, monkeypatch):
+    for mode in ("off", "auto", "offline"):
+        runlog.refuse_wandb(mode)
+    with pytest.raises(RuntimeError, match=r"has no key; run `wandb login`, set WANDB_API_KEY, or set engine\.wandb"):
+        runlog.refuse_wandb("online")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    wandb.teardown()
+    with pytest.raises(RuntimeError, match=r"W&B says: .*WANDB_API_KEY"):
+        runlog.refuse_wandb("online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    wandb.teardown()
+    runlog.refuse_wandb("online")
+
+
 def test_auto_goes_offline_when_the_server_refuses_the_run(wandb, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(runlog, "_server_answers", lambda url: True)
@@ -186,7 +200,7 @@ def test_auto_goes_offline_when_the_server_refuses_the_run(wandb, tmp_path, monk
     assert "wandb offline: W&B says: the key is unknown; upload later" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mode, remedy", [("online", "log in .* to offline or off$"), ("offline", "set .* to off$")])
+@pytest.mark.parametrize("mode, remedy", [("online", "run .* to offline or auto$"), ("offline", "set .* to off$")])
 def test_a_mode_by_name_does_not_become_another_and_its_error_says_what_to_do(
     wandb, tmp_path, monkeypatch, mode, remedy
 ):
@@ -198,16 +212,9 @@ def test_a_mode_by_name_does_not_become_another_and_its_error_says_what_to_do(
         start(tmp_path, mode=mode)
 
 
-def test_online_without_a_key_is_refused_in_plain_words_and_before_a_training_too(wandb, tmp_path, monkeypatch):
-    with pytest.raises(RuntimeError, match=r"wandb is online, and W&B says: .*; log in"):
+def test_online_without_a_key_is_refused_in_plain_words(wandb, tmp_path):
+    with pytest.raises(RuntimeError, match=r"wandb is online, and W&B says: .*; run `wandb login`"):
         start(tmp_path, mode="online")
-    with pytest.raises(ValueError, match="wandb is online, and there is no key of W&B; log in"):
-        runlog.refuse_wandb("online")
-    for mode in ("off", "auto", "offline"):
-        runlog.refuse_wandb(mode)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    wandb.teardown()
-    runlog.refuse_wandb("online")
 
 
 def test_the_probe_asks_the_server_or_the_proxy_before_it(monkeypatch):
