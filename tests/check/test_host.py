@@ -32,7 +32,7 @@ def test_logging_online_without_a_key_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     config = toy(tmp_path, train_saross__engine={"wandb": "online", "num_workers": 0})
-    assert "online and W&B has no key; run `wandb login`" in refusals(config)["packages"]
+    assert "online, and W&B has no key; run `wandb login`" in refusals(config)["packages"]
     assert refusals(toy(tmp_path, train_saross__engine={"wandb": "offline", "num_workers": 0})) == {}
     wandb.teardown()
 
