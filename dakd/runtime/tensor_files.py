@@ -63,7 +63,7 @@ def load_state(path: str | Path, device: str | torch.device = "cpu") -> dict[str
     if (found := tensors_hash(tensors)) != expected:
         raise Changed(
             f"{path} has changed since dakd wrote it: its tensors have the sha256 {found[:12]}, expected "
-            f"{expected[:12]}; {remedy(path)}"
+            f"{str(expected)[:12]}; {remedy(path)}"
         )
     refuse_unlisted(Path(path))
     return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -123,6 +125,14 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, valu
 def test_weights_without_a_checksum_are_refused(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"w\.safetensors holds no checksum of its tensors, so dakd did not write it"):
+        tensor_files.load_state(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("digest", [True, 7, ["a"]])
+def test_a_checksum_that_is_no_text_fits_no_tensors(tmp_path, digest):
+    metadata = {"dakd": seal(json.dumps({"tensors_sha256": digest}))}
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=r"w\.safetensors has changed since dakd wrote it"):
         tensor_files.load_state(tmp_path / "w.safetensors")
 
 
