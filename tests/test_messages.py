@@ -68,6 +68,7 @@ ELSEWHERE = {
     ("data/pipes.py", "the streams {} hold no good record"): PARTS,
     ("data/readers/base.py", "{} reads no labels"): OWN,
     ("data/readers/label_values.py", "{} {}"): "`_no_meaning` makes the text, with the values and what to do",
+    ("data/readers/sos.py", "{} {}"): "`JPEG_IDS` is the text, with what was expected and what to do",
     ("data/readers/picture_structure.py", "it has no page"): RECORD,
     ("data/readers/read_picture.py", "{} cannot be read as a picture"): "BadDataset lists such files with the remedy",
     ("data/sample.py", "{}"): PARTS,

@@ -120,6 +120,19 @@ def bmp(array: np.ndarray, bits: int, *palette: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", start + rows.size, 0, 0, start) + info + colours + rows.tobytes()
 
 
+def sixteen_bits(levels: np.ndarray, masks: tuple[int, ...]) -> bytes:
+    """A BMP of 8 pixels a row and 5 bits a channel, or, with masks, 6 of green; its channels show equal greys.
+
+    levels: 0 or 31.
+    """
+    rows = levels[::-1].astype("<u2") // 31 * (0xFFFF if masks else 0x7FFF)
+    extra = struct.pack(f"<{len(masks)}I", *masks)
+    height, width = levels.shape
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 16, 3 if masks else 0, rows.nbytes, 0, 0, 0, 0)
+    start = 14 + len(info) + len(extra)
+    return b"BM" + struct.pack("<IHHI", start + rows.nbytes, 0, 0, start) + info + extra + rows.tobytes()
+
+
 def twelve_bits(data: bytes) -> bytes:
     place = data.index(b"\xff\xc0") + 4
     return data[:place] + b"\x0c" + data[place + 1 :]
@@ -237,6 +250,10 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
     "BMP of 4 or 8 bits with black and white as its palette": (
         [bmp(BITS, 8, 0, 255), bmp(BITS, 4, 0, 255), bmp(BITS, 4, *range(16)), bmp(BITS * 0, 8, 0)],
         "is a BMP of [48]-bit pixels, .*save it as PNG, gdal_translate -of PNG", "save it as PNG",
+    ),
+    "BMP of 16 bits a pixel, which are 5 or 6 a channel": (
+        [sixteen_bits(BITS * 31, masks) for masks in ((), (0xF800, 0x7E0, 0x1F))],
+        r"is a BMP with 3 channels of 5-bit .*save the source again as PNG", "save the source again as PNG",
     ),
     "several pages or frames": (
         [two_frames("TIFF"), two_frames("PNG"), two_frames("MPO"), tiff(GREY, pages=(0, 0))],

@@ -183,6 +183,25 @@ def test_sos_threshold_and_polarity_are_settings(tmp_path):
         assert np.array_equal(dataset.read(dataset.entries("train")[0]).label, wanted)
 
 
+def test_sos_masks_of_0_and_1_are_no_jpegs_and_those_that_are_cut_may_be(tmp_path):
+    make_sos(tmp_path, "images-masks")
+    masks = sorted((tmp_path / "masks").rglob("sentinel_*.png"))
+    for path in masks:
+        Image.open(path).convert("L").save(path, "JPEG", quality=95)
+    dataset = sos(tmp_path)
+    assert np.array_equal(dataset.read(dataset.entries("train")[0]).label, sos_pair()[2])
+    for path in masks:
+        Image.fromarray((np.asarray(Image.open(path)) > 99).astype(np.uint8)).save(path, "PNG")
+    dataset = sos(tmp_path)
+    assert np.array_equal(dataset.read(dataset.entries("train")[0]).label, sos_pair()[2])
+    Image.open(masks[0]).save(masks[0], "JPEG", quality=100)
+    for options in ({}, {"mask_values": "ids"}):
+        dataset = sos(tmp_path, **options)
+        (entry,) = (one for one in dataset.entries("train") if one.label_path == masks[0])
+        with pytest.raises(BadFile, match=r"is a JPEG, whose compression changes ids"):
+            dataset.read(entry)
+
+
 def test_wrong_polarity_is_refused_with_both_means_and_the_remedy(tmp_path):
     make_sos(tmp_path, "original")
     with pytest.raises(ValueError, match=r"mean grey 150\.0, sea 60\.0.*set prepare\.polarity to oil_is_white"):

@@ -23,6 +23,11 @@ CHOICES = (
     "colours (what the pixels show), palette (palettes by colour, other masks by id) or binary (two classes, black and "
     "white)"
 )
+JPEG_IDS = (
+    "is a JPEG, whose compression changes ids and colours, or a TIFF compressed like one; expected PNG, or TIFF with "
+    "an exact compression such as deflate: make the mask again, or, where it is black and white, cut it (magick IN "
+    "-threshold 50% OUT.png)"
+)
 
 
 @dataclass(frozen=True)

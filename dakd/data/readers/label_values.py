@@ -16,18 +16,13 @@ import numpy as np
 from dakd.data.readers import label_doubts as doubts
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.base import SampleFiles
-from dakd.data.readers.label_meaning import LabelMeaning, blended_class, colour_ids
+from dakd.data.readers.label_meaning import JPEG_IDS, LabelMeaning, blended_class, colour_ids
 from dakd.data.readers.mask_groups import MaskGroup, colour_text, value_text
 from dakd.data.readers.mask_pixels import MaskPixels, pack, read_mask, unpack
 from dakd.data.sample import IGNORE_INDEX, ClassTable
 from dakd.runtime.runlog import progress
 
 _LISTED = 5
-_JPEG = (
-    "is a JPEG, whose compression changes ids and colours, or a TIFF compressed like one; expected PNG, or TIFF with "
-    "an exact compression such as deflate: make the mask again, or, where it is black and white, cut it (magick IN "
-    "-threshold 50% OUT.png)"
-)
 _MAX_COUNTED = 4096  # values of one kind of masks; a mask with more holds no classes
 
 
@@ -205,11 +200,11 @@ class LabelValues:
         by_id = meaning.reading == "ids" or (meaning.reading == "palette" and pixels.form != "palette")
         # Also where all pixels are equal, which compression makes of ids; as black and white 1 would be white.
         if pixels.is_lossy and (by_id or (meaning.reading == "binary" and (pixels.values == 1).any())):
-            raise BadFile(path, _JPEG)
+            raise BadFile(path, JPEG_IDS)
 
     def _no_meaning(self, pixels: MaskPixels, values: list[int], meaning: LabelMeaning) -> str:
         if pixels.is_lossy:
-            return _JPEG
+            return JPEG_IDS
         group = MaskGroup(pixels.form, pixels.palette, False, False)
         if not meaning.reading:
             both = [LabelMeaning(self._classes, name, self._has_own_table) for name in ("ids", "colours")]

@@ -93,7 +93,8 @@ def read_structure(stream: BinaryIO) -> Structure:
         return _tiff(stream, head[:16] if b"+" in head[:4] else head[:8])  # BigTIFF or not
     if head.startswith(b"BM"):
         # The oldest header, of 12 bytes, has shorter fields.
-        return Structure("BMP", pixel_bits=struct.unpack_from("<H", head, 24 if head[14] == 12 else 28)[0])
+        (bits,) = struct.unpack_from("<H", head, 24 if head[14] == 12 else 28)
+        return Structure("BMP", 5, 3, pixel_bits=bits) if bits == 16 else Structure("BMP", pixel_bits=bits)
     found = next((name for start, name in _OTHERS if head.startswith(start)), "something else")
     names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     raise ValueError(f"it is empty; expected {names}" if not head else f"it holds {found}; expected {names}")

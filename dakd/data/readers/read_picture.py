@@ -26,6 +26,7 @@ What is not listed as taken is refused with a remedy. Nothing is scaled, turned,
 | complex numbers | refused: amplitude, then one scale | refused |
 | CMYK, YCbCr, LAB | refused: convert to grey | opened |
 | BMP of 4 or 8 bits with black and white as its palette | refused: save it as PNG | refused |
+| BMP of 16 bits a pixel, which are 5 or 6 a channel | refused: 8 bits, from its source | refused |
 | several pages or frames | refused with their number | refused |
 | EXIF orientation other than 1 | refused: turn image and mask alike | refused |
 | gamma or ICC profile | taken, the values as stored | opened |
@@ -72,6 +73,7 @@ _BLACK_AS_0 = (
     "its tag PhotometricInterpretation says that 0 is white; expected that 0 is black, as ids need it: where the "
     "values are ids as they are, set the tag to 1 (tiffset -s 262 1 FILE)"
 )
+_ALL_BITS = "expected 8 bits a channel, of which such a file has lost some: save the source again as PNG"
 _IDS = f"expected 8 bits a channel, or one channel of class ids: {_ONE_BAND}"
 
 
@@ -87,6 +89,7 @@ class _Refusal:
 _REFUSALS = (
     _Refusal(lambda s: s.numbers == "complex", f"expected its amplitude as 8-bit grey: take it, and {_SCALE}", _IDS),
     _Refusal(lambda s: s.num_unmarked > 0, f"expected one channel: {_ONE_BAND}", f"expected one channel: {_ONE_BAND}"),
+    _Refusal(lambda s: s.pixel_bits == 16, _ALL_BITS, _ALL_BITS),
     _Refusal(lambda s: s.bits > 8 and s.channels > 1, _ONE_SCALE, _IDS),
     _Refusal(lambda s: s.bits > 1 and s.is_inverted, None, _BLACK_AS_0),
     _Refusal(lambda s: (s.bits, s.numbers) == (8, "signed"), _ONE_SCALE, "expected unsigned numbers"),
@@ -141,6 +144,11 @@ def stored_values(picture: Image.Image) -> np.ndarray:
     """The values of a picture of `open_picture` as its file stores them: 0 to 3 where grey has 2 bits, not 0 to 255."""
     values, bits = np.array(picture), picture.info["structure"].bits
     return values // (255 // (2**bits - 1)) if picture.mode == "L" and bits < 8 else values
+
+
+def is_lossy(path: Path) -> bool:
+    """Whether a picture is compressed by a method that changes values; BadFile when its header cannot be read."""
+    return _structure(path, None).is_lossy
 
 
 def picture_size(path: Path) -> tuple[int, int]:

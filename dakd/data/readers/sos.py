@@ -6,7 +6,8 @@
 
 Folder names may be in any case. Masks are grey with soft edges: they are cut at a threshold. Which side is oil is a
 setting, because published scripts disagree; it is checked against the images of each split, where oil is the darker
-side. Masks of 0 and 1 alone are read by these, since no pixel of them would reach the threshold.
+side. Masks of 0 and 1 alone are read by these, since no pixel of them would reach the threshold; they may be no JPEG,
+whose errors a threshold bears, and ids do not.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import numpy as np
 
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.base import Dataset, SampleFiles, find_folder, list_pictures, require_root, stem
-from dakd.data.readers.label_meaning import LabelMeaning
-from dakd.data.readers.read_picture import open_picture, read_grey
+from dakd.data.readers.label_meaning import JPEG_IDS, LabelMeaning
+from dakd.data.readers.read_picture import is_lossy, open_picture, read_grey
 from dakd.data.sample import SOS_CLASSES
 from dakd.runtime.runlog import progress
 
@@ -110,6 +111,8 @@ class SosDataset(Dataset):
 
     def _read_label(self, entry: SampleFiles) -> tuple[np.ndarray, dict]:
         grey, reading = _read_mask(entry.label_path), self._meaning(entry.split).reading
+        if reading == "ids" and is_lossy(entry.label_path):
+            raise BadFile(entry.label_path, JPEG_IDS)
         self._refuse_other_values(entry.label_path, grey, reading)
         return self._is_oil(grey, reading).astype(np.uint8), {"sensor": self._sensor}
 
