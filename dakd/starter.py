@@ -14,6 +14,7 @@ import yaml
 from dakd.config import PrepareConfig, build_config, parse_yaml, validated
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
 from dakd.data.readers.read_picture import picture_size
+from dakd.data.readers.sos import SosDataset
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 from dakd.names import FILE_PART, is_file_part
 from dakd.runtime.files import write_text
@@ -41,6 +42,8 @@ def write_starter(
     *,
     classes: str | None = None,
     sensor: str | None = None,
+    polarity: str | None = None,
+    mask_threshold: int | None = None,
     mask_values: str = "auto",
     preset: str = "small",
     out: Path | None = None,
@@ -49,7 +52,8 @@ def write_starter(
     """Write the YAML of an experiment and return its path.
 
     dataset: folder, osd, sos or simulated.  root: the folder of the data.  classes: `NAME[:RRGGBB],...` in the order of
-    the ids, for a folder.  sensor: palsar or sentinel, for sos.  mask_values: see prepare.mask_values.
+    the ids, for a folder.  sensor: palsar or sentinel, for sos.  polarity, mask_threshold: of the masks of sos, see the
+    settings of prepare; None takes the defaults.  mask_values: see prepare.mask_values.
     preset: small or paper.  out: None takes NAME.yaml.
     The data are opened and some labels read, so that mistakes are found now and not in a later step.
     Raises ValueError (found, expected, remedy) for data or options that make no experiment, and if the file exists.
@@ -73,6 +77,11 @@ def write_starter(
         raise ValueError(f"dataset {dataset} has its own class table; remove --classes, or choose folder")
     if sensor is not None:
         prepare["sensor"] = sensor
+    for key, value in (("polarity", polarity), ("mask_threshold", mask_threshold)):
+        if value is not None and dataset != "sos":
+            option = f"--{key.replace('_', '-')}"
+            raise ValueError(f"{option} is {value}, and dataset {dataset} does not use it; remove {option} or choose sos")
+        prepare |= {} if value is None else {key: value}
     if mask_values != "auto":
         prepare["mask_values"] = mask_values
     facts = _survey(validated(PrepareConfig, prepare, "options of the data"))
@@ -163,15 +172,21 @@ def _read_some_labels(data: Dataset, entries: list[SampleFiles], classes: Iterab
     except BadFile as error:
         if "prepare." not in error.reason:  # no setting helps
             raise ValueError(f"{error}; fix or remove it") from error
-        raise ValueError(f"{error}; or give dakd init {_options(classes, 'NAME:RRGGBB,...')}") from error
+        raise ValueError(f"{error}; or give dakd init {_options(data, classes, 'NAME:RRGGBB,...')}") from error
     except ValueError as error:
         names = list(classes or ())
         table = f"{names[0]}:000000,{names[1]}:ffffff" if len(names) == 2 else "NAME:RRGGBB,..."
-        raise ValueError(f"{error}; give dakd init {_options(classes, table)}") from error
+        raise ValueError(f"{error}; give dakd init {_options(data, classes, table)}") from error
+    try:
+        data.check()
+    except ValueError as error:
+        raise ValueError(f"{error}; give dakd init --polarity") from error
 
 
-def _options(classes: Iterable[str] | None, table: str) -> str:
+def _options(data: Dataset, classes: Iterable[str] | None, table: str) -> str:
     """The options for settings that messages on masks name: there is no YAML yet.  table: what to write for classes."""
+    if isinstance(data, SosDataset):
+        return "--mask-threshold or --mask-values ids"
     values = "--mask-values ids, colours, palette or binary"
     return values if classes is None else f"--classes {shlex.quote(table)}, the colours that masks show, or {values}"
 
@@ -215,8 +230,7 @@ def _prepare_block(prepare: dict, facts: _Facts) -> str:
     lines = ["prepare:", f"  dataset: {prepare['dataset']}"]
     if "root" in prepare:
         lines.append(f"  root: {_quoted(prepare['root'])}  # {facts.num_train} training images")
-    if "sensor" in prepare:
-        lines.append(f"  sensor: {prepare['sensor']}")
+    lines += [f"  {key}: {prepare[key]}" for key in ("sensor", "polarity", "mask_threshold") if key in prepare]
     if "classes" in prepare:
         lines.append("  classes:  # ids in this order; masks hold ids (255: unknown) or these colours")
         lines += [f"    {_quoted(name)}: {list(colour)}" for name, colour in prepare["classes"].items()]

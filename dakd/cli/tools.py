@@ -21,6 +21,8 @@ def _init(args: argparse.Namespace) -> None:
         args.root,
         classes=args.classes,
         sensor=args.sensor,
+        polarity=args.polarity,
+        mask_threshold=args.mask_threshold,
         mask_values=args.mask_values,
         preset=args.preset,
         out=args.out,
@@ -37,6 +39,10 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", metavar="NAME[:RRGGBB],...",
                         help="for folder: class names in the order of their ids, with colours if masks hold colours")
     parser.add_argument("--sensor", choices=("palsar", "sentinel"), help="for sos: the sensor whose images are read")
+    parser.add_argument("--polarity", choices=("oil_is_white", "oil_is_black"),
+                        help="for sos: the colour of oil in the masks (default: oil_is_white)")
+    parser.add_argument("--mask-threshold", type=positive, metavar="GREY",
+                        help="for sos: the grey from which a pixel of a mask is white (default: 128)")
     parser.add_argument("--mask-values", choices=("auto", "ids", "colours", "palette", "binary"), default="auto",
                         help="meaning of the masks' values (default: auto; see: dakd config explain prepare)")
     parser.add_argument("--preset", choices=("small", "paper"), default="small",

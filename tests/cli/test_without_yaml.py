@@ -236,12 +236,31 @@ def test_init_names_only_options_that_the_dataset_takes(tmp_path, monkeypatch, c
     assert main(sos) == 1
     message = capsys.readouterr().err
     assert "every pixel would be black" in message
-    assert message.endswith("; give dakd init --mask-values ids, colours, palette or binary\n")
+    assert message.endswith("; give dakd init --mask-threshold or --mask-values ids\n")
     own_data(tmp_path / "sos2" / "train", values=(0, 255), splits=("palsar",))
     own_data(tmp_path / "sos2" / "test", values=(0, 255), splits=("palsar",))
     (tmp_path / "sos2" / "train" / "palsar" / "images" / "0.png").write_bytes(b"damaged")
     assert main([*sos[:-1], "sos2"]) == 1
     assert capsys.readouterr().err.endswith("PNG, JPEG, TIFF or BMP); fix or remove it\n")
+
+
+def test_what_init_names_for_the_masks_of_sos_is_what_it_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        own_data(tmp_path / "sos" / split, values=(2, 90), splits=("palsar",))
+        for path in (tmp_path / "sos" / split / "palsar" / "masks").iterdir():  # oil is dark, and its mask is 2
+            Image.open(path).save(tmp_path / "sos" / split / "palsar" / "images" / path.name)
+    argv = ["init", "mine", "--dataset", "sos", "--sensor", "palsar", "--root", "sos"]
+    assert main(argv) == 1 and "give dakd init --mask-threshold" in capsys.readouterr().err
+    assert main([*argv, "--mask-threshold", "50"]) == 1
+    assert capsys.readouterr().err.endswith("set prepare.polarity to oil_is_black; give dakd init --polarity\n")
+    assert main([*argv, "--mask-threshold", "50", "--polarity", "oil_is_black"]) == 0, capsys.readouterr().err
+    prepare = load_config("mine.yaml").prepare
+    assert (prepare.mask_threshold, prepare.polarity) == (50, "oil_is_black")
+    assert main([*argv, "--mask-threshold", "256", "--overwrite"]) == 1
+    assert "mask_threshold" in capsys.readouterr().err
+    assert main(["init", "b", "--root", "sos", "--classes", "a,b", "--mask-threshold", "9"]) == 1
+    assert "dataset folder does not use it; remove --mask-threshold" in capsys.readouterr().err
 
 
 def test_init_without_masks_or_a_folder_is_refused(tmp_path, monkeypatch, capsys):
