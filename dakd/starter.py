@@ -80,7 +80,7 @@ def write_starter(
     for key, value in (("polarity", polarity), ("mask_threshold", mask_threshold)):
         if value is not None and dataset != "sos":
             option = f"--{key.replace('_', '-')}"
-            raise ValueError(f"{option} is {value}, and dataset {dataset} does not use it; remove {option} or choose sos")
+            raise ValueError(f"{option} is {value}, and dataset {dataset} has no such setting; remove {option}")
         prepare |= {} if value is None else {key: value}
     if mask_values != "auto":
         prepare["mask_values"] = mask_values

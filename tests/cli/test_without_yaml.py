@@ -260,7 +260,7 @@ def test_what_init_names_for_the_masks_of_sos_is_what_it_takes(tmp_path, monkeyp
     assert main([*argv, "--mask-threshold", "256", "--overwrite"]) == 1
     assert "mask_threshold" in capsys.readouterr().err
     assert main(["init", "b", "--root", "sos", "--classes", "a,b", "--mask-threshold", "9"]) == 1
-    assert "dataset folder does not use it; remove --mask-threshold" in capsys.readouterr().err
+    assert "dataset folder has no such setting; remove --mask-threshold" in capsys.readouterr().err
 
 
 def test_init_without_masks_or_a_folder_is_refused(tmp_path, monkeypatch, capsys):
