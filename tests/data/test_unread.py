@@ -167,11 +167,35 @@ def test_many_unread_things_are_counted(tmp_path):
     assert found[0] == "*/ (40 folders, such as folder00/)" and len(found) == 31 and found[-1] == "and 11 more"
 
 
-@pytest.mark.parametrize("ending", ["_mask", "_Label", "-gt", "_seg"])
-def test_masks_among_the_images_are_not_read_as_images(tmp_path, ending):
-    write(tmp_path, "a.png", f"a{ending}.png", "b.png")
-    with pytest.raises(ValueError, match=rf"a{ending}\.png has the name of a mask of a\.png .*the masks into masks/"):
+MASKS = (
+    "a_mask a", "a_Label a", "a-gt a", "a_seg a", "1_sat 1_mask", "1_image 1_mask", "1_img 1_mask", "1_rgb 1_gt",
+    "1_vv 1_vh 1_mask", "image_1 mask_1", "image1 mask1", "x_leftImg8bit x_gtFine_labelIds", "a a_labelIds",
+    "x_leftImg8bit x_gtFine_color", "a a_color", "a a_segmentation", "a a_groundtruth", "a a_L", "a a_binary",
+    "a a_target", "a a_bin_mask", "a a_manual1", "a.img a.mask",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", MASKS)
+@pytest.mark.parametrize("split", ["", "test/"])
+def test_masks_among_the_images_are_not_read_as_images(tmp_path, names, split):
+    write(tmp_path, *(f"{split}{name}.png" for name in names.split()), f"{split}another.png")
+    if split:
+        write(tmp_path, "train/images/0.png", "train/masks/0.png")
+    with pytest.raises(ValueError, match=r"has the name of a mask of \S+ beside it .*the masks into masks/") as error:
         folder(tmp_path)
+    assert ("set prepare.dataset to sos" in str(error.value)) == ("1_sat" in names)
+
+
+IMAGES = (
+    "1_mask 2_mask", "label_1 label_2", "gt_1 seg_2", "target_1 clutter_1", "a_color a_vv", "a_L a_C", "a_vv a_vh",
+    "mask_1 2", "masked seg1 labels", "a_mask a_label", "1_sat 2_mask", "L_1 L_2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", IMAGES)
+def test_images_with_the_words_of_masks_and_no_partner_are_images(tmp_path, names):
+    write(tmp_path, *(f"{name}.png" for name in names.split()))
+    assert len(folder(tmp_path).entries("train")) == len(names.split())
 
 
 def test_a_folder_that_cannot_be_entered_is_named(tmp_path, monkeypatch):

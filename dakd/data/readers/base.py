@@ -13,12 +13,12 @@ import numpy as np
 
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.label_meaning import LabelMeaning
+from dakd.data.readers.mask_names import find_mask_among
 from dakd.data.readers.read_picture import read_grey
 from dakd.data.readers.unread import IMAGE_SUFFIXES, contents, is_hidden, list_unread
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.tars import KEY_FORM, is_key
 
-_MASK_ENDING = re.compile(r"[_-](mask|label|gt|seg|annotation)s?$", re.IGNORECASE)
 _LISTED, _LONG = 50, 100  # files; characters of a reason
 
 
@@ -161,13 +161,14 @@ def _with_keys_of(images: dict[str, Path], labels: dict[str, Path]) -> dict[str,
 
 
 def _refuse_masks_among(images: dict[str, Path]) -> None:
-    for key, path in images.items():
-        image = images.get(_MASK_ENDING.sub("", key))
-        if image not in (None, path):
-            raise ValueError(
-                f"{path} has the name of a mask of {image.name} beside it and would be read as an image; put the masks "
-                "into masks/ beside images/, each with the name of its image"
-            )
+    if found := find_mask_among(images):
+        mask, image = found
+        is_sos = mask.stem.lower().endswith("_mask") and image.stem.lower().endswith("_sat")
+        layout = ", or set prepare.dataset to sos (dakd init: --dataset sos), which reads such pairs" if is_sos else ""
+        raise ValueError(
+            f"{mask} has the name of a mask of {image.name} beside it and would be read as an image; put the masks "
+            f"into masks/ beside images/, each with the name of its image{layout}"
+        )
 
 
 def _why_unpaired(split: str, images: dict[str, Path], labels: dict[str, Path], labels_in: Path) -> str:
