@@ -69,8 +69,8 @@ def png(array: np.ndarray, depth: int, kind: int, hidden: int | None = None) -> 
 
 
 def tiff(array: np.ndarray, photometric: int = 1, pages: tuple[int, ...] = (0,), extra: tuple = (), **tags) -> bytes:
-    """An uncompressed little-endian TIFF.  pages: the tag NewSubfileType of each.  tags: t42113=b"0", t262=1 or t320 as
-    a list."""
+    """An uncompressed little-endian TIFF.  pages: the tag NewSubfileType of each.  tags: t42113=b"0", t262=1, t320 as
+    a list, or None for a tag that is not there."""
     if array.ndim == 2:
         array = array[..., None]
     height, width, channels = array.shape
@@ -85,6 +85,9 @@ def tiff(array: np.ndarray, photometric: int = 1, pages: tuple[int, ...] = (0,),
         if extra:
             entries[338] = (3, list(extra))
         for name, value in tags.items():
+            if value is None:
+                del entries[int(name[1:])]
+                continue
             numbers = value if isinstance(value, list) else [value]
             entries[int(name[1:])] = (2, list(value + b"\0")) if isinstance(value, bytes) else (3, numbers)
         start = len(data) + 2 + 12 * len(entries) + 4
@@ -104,10 +107,11 @@ def tiff(array: np.ndarray, photometric: int = 1, pages: tuple[int, ...] = (0,),
     return data
 
 
-def tiff_of_few_bits(array: np.ndarray, bits: int, photometric: int = 1, nodata: bytes = b"") -> bytes:
+def tiff_of_few_bits(array: np.ndarray, bits: int, photometric: int = 1, nodata: bytes = b"", **tags) -> bytes:
     """A TIFF whose 8 pixels a row are packed, 1, 2 or 4 bits each."""
     packed = np.packbits(np.unpackbits(array[..., None], axis=-1)[..., 8 - bits :].reshape(len(array), -1), axis=-1)
-    return tiff(packed, photometric, t256=array.shape[1], t258=bits, **({"t42113": nodata} if nodata else {}))
+    tags |= {"t42113": nodata} if nodata else {}
+    return tiff(packed, photometric, t256=array.shape[1], t258=bits, **tags)
 
 
 def bmp(array: np.ndarray, bits: int, *palette: int) -> bytes:
@@ -226,6 +230,16 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
         r"no-data value [02] in 25\.0 % of its pixels; .*-a_nodata none", None,
     ),
     "TIFF with overviews": ([tiff(GREY, pages=(0, 1, 1)), tiff(GREY, pages=(0, 1), t42113=b"nan")], GREY, None),
+    "TIFF that leaves blocks out (sparse)": (
+        [tiff(GREY, t278=3, t273=[8, 0], t279=[24, 0]), tiff(GREY, t278=3, t273=[8, 0], t279=None),
+         tiff(GREY, t259=8, t278=3, t273=[8, 0], t279=[24, 0]), tiff(GREY, t259=5, t278=3, t273=[8, 0], t279=[24, 0]),
+         tiff(GREY, t322=16, t323=16, t324=[0], t325=[0], t273=None, t278=None, t279=None)],
+        "leaves blocks out .*-co SPARSE_OK=FALSE", "leaves blocks out",
+    ),
+    "TIFF without PhotometricInterpretation": (
+        [tiff(GREY, t262=None), tiff_of_few_bits(BITS, 1, t262=None)],
+        "lacks the tag PhotometricInterpretation.*tiffset -s 262 1", "lacks the tag PhotometricInterpretation",
+    ),
     "16-bit grey, 32-bit integers, floats": (
         [png(DEEP, 16, 0), *(tiff(DEEP.astype(name)) for name in ("u2", "i2", "u4", "i4", "f4"))], ONE_SCALE, None,
     ),
@@ -388,6 +402,10 @@ def test_every_changed_byte_of_a_deflated_tiff_is_refused(tmp_path):
             with pytest.raises(BadFile, match="cannot be read as a picture"):
                 read(tmp_path / "a.tif", bytes(changed))
     assert np.array_equal(read_grey(tmp_path / "a.tif", content), greys)
+
+
+def test_a_tiff_that_states_no_sizes_is_read():
+    assert np.array_equal(read_grey(Path("a.tif"), tiff(GREY, t279=None)), GREY)
 
 
 @pytest.mark.parametrize("options", [{"compression": "jpeg"}, {"compression": "jpeg", "quality": 100}, {}])

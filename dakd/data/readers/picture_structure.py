@@ -56,6 +56,7 @@ class Structure:
     "no data", or None.  orientation: 1 unless a viewer should turn the picture.  is_lossy: compressed by a method that
     changes values.  pixel_bits: of a BMP, the bits of a whole pixel.  palette: red, green and blue of each entry where
     a TIFF stores them with 8 bits, not 16.  deflated: (place, size) of each part of a TIFF that has a checksum.
+    is_sparse: a TIFF without some of its parts.  has_photometric: False for a TIFF that does not say what 0 shows.
     """
 
     format: str
@@ -72,6 +73,8 @@ class Structure:
     pixel_bits: int | None = None
     palette: bytes | None = None
     deflated: tuple[tuple[int, int], ...] = ()
+    is_sparse: bool = False
+    has_photometric: bool = True
 
     def __str__(self) -> str:
         plural = "s" if self.channels > 1 else ""
@@ -103,8 +106,6 @@ def read_structure(stream: BinaryIO) -> Structure:
 def check_deflated(stream: BinaryIO, structure: Structure) -> None:
     """zlib.error or ValueError where a deflated part of a TIFF misses its checksum, which libtiff may not reach."""
     for place, size in structure.deflated:
-        if not size:
-            continue  # GDAL stores no empty parts
         stream.seek(place)
         data, inflater = stream.read(size), zlib.decompressobj()
         while not inflater.eof:
@@ -149,7 +150,7 @@ def _tiff(stream: BinaryIO, head: bytes) -> Structure:
 
 
 def _first_page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> dict:
-    photometric, extra = _number(tags.get(_PHOTOMETRIC, 0)), _numbers(tags.get(_EXTRA, ()))
+    photometric, extra = _number(tags.get(_PHOTOMETRIC, 1)), _numbers(tags.get(_EXTRA, ()))
     channels, compression = _number(tags.get(_SAMPLES, 1)), _number(tags.get(_COMPRESSION, 1))
     num_marked = sum(kind in (1, 2) for kind in extra)  # transparency
     return {
@@ -163,6 +164,8 @@ def _first_page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> dict:
         "is_lossy": compression in _LOSSY,
         "palette": _palette(_numbers(tags.get(_PALETTE, ()))),
         "deflated": _parts(tags) if compression in _DEFLATE else (),
+        "is_sparse": 0 in _places(tags),  # by the size it would also be a file that states no sizes
+        "has_photometric": _PHOTOMETRIC in tags or not _places(tags),  # cut before its places: damaged
     }
 
 
@@ -175,8 +178,12 @@ def _palette(numbers: tuple[int, ...]) -> bytes | None:
 
 
 def _parts(tags: TiffImagePlugin.ImageFileDirectory_v2) -> tuple[tuple[int, int], ...]:
-    places, sizes = _TILES if _TILES[0] in tags else _STRIPS
-    return tuple(zip(_numbers(tags.get(places, ())), _numbers(tags.get(sizes, ()))))
+    sizes = _TILES[1] if _TILES[0] in tags else _STRIPS[1]
+    return tuple(zip(_places(tags), _numbers(tags.get(sizes, ()))))
+
+
+def _places(tags: TiffImagePlugin.ImageFileDirectory_v2) -> tuple[int, ...]:
+    return _numbers(tags.get(_TILES[0] if _TILES[0] in tags else _STRIPS[0], ()))
 
 
 def _numbers(value) -> tuple[int, ...]:

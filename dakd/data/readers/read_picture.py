@@ -18,6 +18,8 @@ What is not listed as taken is refused with a remedy. Nothing is scaled, turned,
 | TIFF with a transparency mask | refused: no value there | refused |
 | TIFF with pixels of its no-data value | refused with their share: no value there | opened |
 | TIFF with overviews | taken, the full size | opened |
+| TIFF that leaves blocks out (sparse) | refused: write them | refused |
+| TIFF without PhotometricInterpretation | refused: is 0 black or white? | refused |
 | 16-bit grey, 32-bit integers, floats | refused: one scale for the dataset | opened |
 | 16-bit grey TIFF with white as 0 | refused: one scale for the dataset | refused |
 | 16-bit RGB or grey with alpha | refused: one scale for the dataset | refused |
@@ -192,6 +194,18 @@ def _refuse_structure(structure: Structure, path: str | Path, is_mask: bool) -> 
         words = refusal.of_mask if is_mask else refusal.of_image
         if words and refusal.applies(structure):
             raise BadFile(path, f"is a {structure}; {words}")
+    if structure.is_sparse:
+        raise BadFile(
+            path,
+            "leaves blocks out (sparse), so that their pixels have no value; expected all of them: write them, "
+            "gdal_translate -co SPARSE_OK=FALSE IN OUT",
+        )
+    if not structure.has_photometric:
+        raise BadFile(
+            path,
+            "lacks the tag PhotometricInterpretation, so that 0 may be black or white; expected the tag: where 0 is "
+            "black, set it to 1 (tiffset -s 262 1 FILE)",
+        )
     if structure.has_mask:
         raise BadFile(path, f"hides pixels by a mask of its own; {_no_values('gdal_translate -mask none IN OUT')}")
 
