@@ -49,9 +49,9 @@ def saved(format: str, picture: Image.Image | np.ndarray, **options) -> bytes:
     return stream.getvalue()
 
 
-def png(array: np.ndarray, depth: int, kind: int, hidden: int | None = None) -> bytes:
+def png(array: np.ndarray, depth: int, kind: int, hidden: int | None = None, palette: bytes = b"") -> bytes:
     """A PNG of any depth.  kind: the colour type.  array: (H, W) or (H, W, channels), packed where it has few bits.
-    hidden: the grey that is transparent."""
+    hidden: the grey that is transparent.  palette: colours of three bytes each."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -64,6 +64,7 @@ def png(array: np.ndarray, depth: int, kind: int, hidden: int | None = None) -> 
     body = b"".join(b"\0" + row.tobytes() for row in rows)
     header = struct.pack(">IIBBBBB", width, len(array), depth, kind, 0, 0, 0)
     transparency = b"" if hidden is None else chunk(b"tRNS", struct.pack(">H", hidden))
+    transparency += chunk(b"PLTE", palette) if palette else b""
     data = chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + transparency + data
 
@@ -148,6 +149,10 @@ def with_palette(ids: np.ndarray, *colours: int, **options) -> bytes:
     return saved("PNG", picture, **options)
 
 
+def short_palette(numbers: np.ndarray, num_colours: int) -> bytes:
+    return png(numbers, 8, 3, palette=np.repeat(np.arange(num_colours, dtype=np.uint8), 3).tobytes())
+
+
 def turned(format: str) -> bytes:
     exif = Image.Exif()
     exif[274] = 6
@@ -193,6 +198,10 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
         [with_palette(BITS, 9, 9, 9, 200, 200, 200), bmp(BITS, 8, 9, 200), bmp(BITS, 4, 9, 200),
          *(tiff(BITS, photometric=3, t320=[9 * wide, 200 * wide, *[0] * 254] * 3) for wide in (1, 256, 257))],
         np.array([9, 200], np.uint8)[BITS], None,
+    ),
+    "palette without the colours of some pixels": (
+        [short_palette(np.minimum(GREY, 200) + 2, 100), short_palette(BITS + 1, 2)],
+        "holds the number [0-9]+ and a palette of [0-9]+ colours", None,
     ),
     "RGB or palette with colours": (
         [saved("PNG", COLOURS), with_palette(BITS, 0, 0, 0, 0, 255, 255)],
@@ -270,7 +279,8 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
         r"is a BMP with 3 channels of 5-bit .*save the source again as PNG", "save the source again as PNG",
     ),
     "several pages or frames": (
-        [two_frames("TIFF"), two_frames("PNG"), two_frames("MPO"), tiff(GREY, pages=(0, 0))],
+        [two_frames("TIFF"), two_frames("PNG"), two_frames("MPO"), tiff(GREY, pages=(0, 0)),
+         tiff(np.concatenate([GREY, OTHER]), t257=6, t278=6, t279=48, t270=b"ImageJ=1.53t\nimages=2\nslices=2\n")],
         "has 2 pages; expected one picture a file", "has 2 pages",
     ),
     "EXIF orientation other than 1": (
@@ -402,6 +412,18 @@ def test_every_changed_byte_of_a_deflated_tiff_is_refused(tmp_path):
             with pytest.raises(BadFile, match="cannot be read as a picture"):
                 read(tmp_path / "a.tif", bytes(changed))
     assert np.array_equal(read_grey(tmp_path / "a.tif", content), greys)
+
+
+def test_a_single_picture_that_keeps_the_words_of_its_stack_is_read():
+    content = tiff(GREY, t270=b"ImageJ=1.53t\nimages=9\n")
+    assert len(content) < 9 * GREY.size and np.array_equal(read_grey(Path("a.tif"), content), GREY)
+
+
+def test_pixels_that_the_palette_of_a_pil_picture_hides_are_refused():
+    picture = Image.merge("RGBA", [Image.fromarray(one) for one in (GREY, GREY, GREY, HIDDEN)]).quantize(64)
+    with pytest.raises(BadFile, match=r"hides 25\.0 % of its pixels by transparency"):
+        grey_values(picture, "the picture")
+    assert grey_values(Image.fromarray(GREY).quantize(64), "the picture").shape == GREY.shape
 
 
 def test_a_tiff_that_states_no_sizes_is_read():

@@ -7,6 +7,8 @@ a palette of 8-bit numbers in a TIFF becomes black.
 from __future__ import annotations
 
 import math
+import os
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -20,8 +22,8 @@ _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers that state d
 _JPEG_ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a body
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # Tags of TIFF 6.0; the last one is GDAL's.
-_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PALETTE, _EXTRA, _FORMAT, _NODATA = (
-    254, 258, 259, 262, 274, 277, 320, 338, 339, 42113
+_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _WORDS, _ORIENTATION, _SAMPLES, _PALETTE, _EXTRA, _FORMAT, _NODATA = (
+    254, 258, 259, 262, 270, 274, 277, 320, 338, 339, 42113
 )  # fmt: skip
 _STRIPS, _TILES = (273, 279), (324, 325)  # tags of their places and of their sizes
 _LOSSY = (6, 7, 34712, 34887, 34892, 50001, 50002)  # JPEG, JPEG 2000, LERC, WebP, JPEG XL; some know exact modes too
@@ -30,6 +32,7 @@ _INFLATED = 1 << 20  # bytes at a time
 _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType: an overview, a transparency mask
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # channels of colour by PhotometricInterpretation; else one
 _NUMBERS = {1: "unsigned", 2: "signed", 3: "float", 4: "unsigned", 5: "complex", 6: "complex"}  # by SampleFormat
+_IMAGEJ_STACK = re.compile(r"ImageJ=.*?^images=([0-9]{1,9})\s*$", re.DOTALL | re.MULTILINE)
 _OTHERS = (
     (b"GIF8", "a GIF"),
     (b"RIFF", "a WebP"),
@@ -145,8 +148,22 @@ def _tiff(stream: BinaryIO, head: bytes) -> Structure:
     num_pages = sum(not kind & (_REDUCED | _MASK) for kind in kinds)
     # Where an overview comes first, PIL would decode it in place of the picture.
     num_pages = max(num_pages, 1) + (kinds[0] & _REDUCED)
+    if len(kinds) == 1:
+        num_pages = max(num_pages, _num_stacked(directory, stream))
     has_mask = any(kind & _MASK for kind in kinds)
     return Structure("TIFF", num_pages=num_pages, has_mask=has_mask, **first)
+
+
+def _num_stacked(tags: TiffImagePlugin.ImageFileDirectory_v2, stream: BinaryIO) -> int:
+    """Pictures behind one directory, as in ImageJ's files above 4 GB, which state their number in words alone.
+
+    Other programs keep the words where they write a single one of them, so that the bytes have to be there too.
+    """
+    found = _IMAGEJ_STACK.match(str(tags.get(_WORDS, "")))
+    if not found:
+        return 1
+    num, size = int(found[1]), sum(_sizes(tags))
+    return num if min(_places(tags), default=0) + num * size <= stream.seek(0, os.SEEK_END) else 1
 
 
 def _first_page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> dict:
@@ -178,12 +195,15 @@ def _palette(numbers: tuple[int, ...]) -> bytes | None:
 
 
 def _parts(tags: TiffImagePlugin.ImageFileDirectory_v2) -> tuple[tuple[int, int], ...]:
-    sizes = _TILES[1] if _TILES[0] in tags else _STRIPS[1]
-    return tuple(zip(_places(tags), _numbers(tags.get(sizes, ()))))
+    return tuple(zip(_places(tags), _sizes(tags)))
 
 
 def _places(tags: TiffImagePlugin.ImageFileDirectory_v2) -> tuple[int, ...]:
     return _numbers(tags.get(_TILES[0] if _TILES[0] in tags else _STRIPS[0], ()))
+
+
+def _sizes(tags: TiffImagePlugin.ImageFileDirectory_v2) -> tuple[int, ...]:
+    return _numbers(tags.get(_TILES[1] if _TILES[0] in tags else _STRIPS[1], ()))
 
 
 def _numbers(value) -> tuple[int, ...]:

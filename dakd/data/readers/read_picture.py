@@ -10,6 +10,7 @@ What is not listed as taken is refused with a remedy. Nothing is scaled, turned,
 | grey TIFF with white as 0, 2 to 8 bits | taken, inverted as the tag demands | refused: are ids inverted too? |
 | RGB of 8 bits, channels equal but for JPEG's errors | taken, their mean | opened |
 | palette of greys | taken, the greys of the palette | opened |
+| palette without the colours of some pixels | refused: write it again | opened |
 | RGB or palette with colours | refused: one SAR channel | opened |
 | alpha channel or transparent colour, all opaque | taken without it | opened |
 | alpha channel or transparent colour, some pixels hidden | refused with their share: no value there | opened |
@@ -290,6 +291,7 @@ def _grey(picture: Image.Image, path: str | Path, structure: Structure | None) -
         raise BadFile(path, f"has the pixel type {picture.mode!r}; {remedy}")
     picture.load()
     _refuse_hidden(picture, path, structure)
+    _refuse_short_palette(picture, path)
     grey = np.array(picture) if picture.mode == "L" else _channels_to_grey(np.array(picture.convert("RGB")), path)
     has_nodata = structure is not None and structure.nodata is not None
     if has_nodata and (share := float(is_nodata(picture, structure).mean())):
@@ -345,6 +347,18 @@ def _refuse_hidden(picture: Image.Image, path: str | Path, structure: Structure 
     raise BadFile(path, f"hides {share} of its pixels by transparency (alpha 0); {_no_values(_ONE_BAND)}")
 
 
+def _refuse_short_palette(picture: Image.Image, path: str | Path) -> None:
+    if picture.mode not in _PALETTE_MODES:
+        return
+    num, highest = len(picture.getpalette("RGB") or []) // 3, int(np.array(picture.getchannel(0)).max())
+    if highest >= num:
+        raise BadFile(
+            path,
+            f"holds the number {highest} and a palette of {num} colours, so that these pixels would be black; expected "
+            "a colour for every number: write the picture again, as grey",
+        )
+
+
 def alpha_of(picture: Image.Image, structure: Structure | None) -> np.ndarray | None:
     """(H, W) uint8, 0 where a pixel is hidden; None where there is no transparency."""
     if picture.getbands()[-1] in ("A", "a"):
@@ -353,7 +367,8 @@ def alpha_of(picture: Image.Image, structure: Structure | None) -> np.ndarray | 
     if structure is not None and structure.bits in (2, 4) and picture.mode == "L" and "transparency" in picture.info:
         hidden = _decoded(picture.info["transparency"], picture, structure)
         return np.where(np.array(picture) == hidden, 0, 255).astype(np.uint8)
-    return np.array(picture.convert("RGBA").getchannel("A")) if "transparency" in picture.info else None
+    is_in_palette = picture.mode == "P" and picture.palette is not None and picture.palette.mode.endswith("A")
+    return np.array(picture.convert("RGBA").getchannel("A")) if is_in_palette or "transparency" in picture.info else None
 
 
 def _percent(share: float) -> str:
