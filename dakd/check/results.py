@@ -10,9 +10,18 @@ import torch
 from dakd.check.data import look_into, problems
 from dakd.check.experiment import Experiment
 from dakd.check.findings import Found, until_error
+from dakd.data.readers.label_meaning import LabelMeaning
 from dakd.data.soft_labels import get_codec
 from dakd.evaluate.extractors import find_inception
-from dakd.evaluate.inputs import choose_students, open_folder, open_student, refuse_unlabelled, student_classes
+from dakd.evaluate.inputs import (
+    choose_students,
+    learnt_meaning,
+    open_folder,
+    open_student,
+    refuse_other_meaning,
+    refuse_unlabelled,
+    student_classes,
+)
 from dakd.evaluate.neighbours import student_encoder
 from dakd.generate.gate import open_gate
 from dakd.generate.gate_measures import Labeller
@@ -84,6 +93,15 @@ def _evaluated_images(experiment: Experiment) -> Found:
     yield from look_into(experiment, dataset, split)
     if (meaning := dataset.label_meaning(split)) is not None:
         yield "ok", meaning.describe(split)
+        refuse_other_meaning(_learnt(experiment), meaning)
+
+
+def _learnt(experiment: Experiment) -> LabelMeaning | None:
+    """As `evaluate` finds it, or, before `prepare`, of the dataset."""
+    cfg = experiment.config
+    if experiment.report is not None or cfg.evaluate.student is not None or "train" not in experiment.splits:
+        return learnt_meaning(cfg, experiment.run)
+    return experiment.dataset.label_meaning("train")
 
 
 def predict(experiment: Experiment) -> Found:

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 
 from dakd.config import Config, PrepareConfig
+from dakd.data.index import load_index
 from dakd.data.prepare import resize_sample
 from dakd.data.prepared import open_prepared
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles
 from dakd.data.readers.base import find_folder
 from dakd.data.readers.folder import FolderDataset
+from dakd.data.readers.label_meaning import LabelMeaning, meaning_of_facts, refuse_contradiction
 from dakd.data.readers.osd import OsdDataset
 from dakd.data.readers.sos import SosDataset
 from dakd.data.records import content_hash
@@ -85,7 +87,23 @@ def open_images(cfg: Config, run_dir: Path, students: dict[str, Path]) -> ShardS
         if students:
             refuse_unlabelled(max(shards.index.num_labelled, shards.index.num_soft), len(shards), cfg.evaluate.split)
         return shards
-    return LabelledFolder(cfg, student_classes(next(iter(students.values()))))
+    return LabelledFolder(cfg, student_classes(next(iter(students.values()))), learnt_meaning(cfg, run_dir))
+
+
+def learnt_meaning(cfg: Config, run_dir: Path) -> LabelMeaning | None:
+    """How the masks that the run's own students learnt from were read; None for another student, or without masks."""
+    path = run_dir / "prepare" / "train" / "index.json"
+    if cfg.evaluate.student is not None or not path.is_file():
+        return None
+    index = load_index(path)
+    facts = index.provenance.get("mask_values")
+    return None if facts is None else meaning_of_facts(index.classes, facts)
+
+
+def refuse_other_meaning(learnt: LabelMeaning | None, found: LabelMeaning) -> None:
+    """ValueError where a number means another class in the masks of evaluate.folder than in those of the training."""
+    if learnt is not None:
+        refuse_contradiction({"train": learnt, "evaluate.folder": found})
 
 
 def refuse_unlabelled(num_labelled: int, num_images: int, split: str) -> None:
@@ -177,12 +195,13 @@ class LabelledFolder:
 
     classes: of the masks.  split: the one that is read.  fingerprint: of the content.  skipped: files that
     were left out, where prepare.on_bad_file is skip. Every file is read once at the start, so that one error names all
-    problems. Raises ValueError for a folder of another layout, without masks or of other classes than the student's,
-    BadDataset for files that cannot be used.
+    problems. Raises ValueError for a folder of another layout, without masks, of other classes than the student's or
+    of masks whose numbers mean others, BadDataset for files that cannot be used.
     """
 
-    def __init__(self, cfg: Config, known: ClassTable) -> None:
-        """known: the classes that the student distinguishes."""
+    def __init__(self, cfg: Config, known: ClassTable, learnt: LabelMeaning | None = None) -> None:
+        """known: the classes that the student distinguishes.  learnt: see `learnt_meaning`."""
+        self._learnt = learnt
         self.folder = Path(cfg.evaluate.folder).expanduser()
         self._resize = cfg.prepare.resize
         self._dataset, self.split = open_folder(cfg, known)
@@ -208,6 +227,7 @@ class LabelledFolder:
         if entries:
             if meaning := dataset.label_meaning(split):
                 say(f"{self.folder}: {meaning.describe(split)}")
+                refuse_other_meaning(self._learnt, meaning)
             dataset.check()
         for entry in progress(entries, len(entries), f"read {self.folder.name}"):
             try:

@@ -125,3 +125,17 @@ def test_weights_of_inception_that_are_others_are_refused_and_a_download_is_repo
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"garbage")
     assert "cannot be read as weights" in refusals(config)["evaluate"]
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_folder_to_evaluate_whose_masks_mean_something_else_is_refused(tmp_path, is_prepared):
+    data, other = folder(tmp_path / "data"), folder(tmp_path / "other")
+    for path in (tmp_path / "data").glob("*/masks/*.png"):  # oil is index 0 of a palette
+        mask = Image.fromarray(1 - np.array(Image.open(path)), "P")
+        mask.putpalette([0, 255, 255, 0, 0, 0])
+        mask.save(path)
+    config = toy(tmp_path, prepare=data, evaluate__folder=other["root"])
+    if is_prepared:
+        prepare(config)
+    assert "'oil' in the masks of 'train' and 'sea' in those of 'evaluate.folder'" in refusals(config)["evaluate"]
+    assert refusals(toy(tmp_path, prepare=data, evaluate__folder=data["root"])) == {}

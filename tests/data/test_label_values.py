@@ -18,7 +18,7 @@ from dakd.data.prepare import prepare
 from dakd.data.readers import BadDataset
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES, ClassTable
 from dakd.data.shards import ShardSet
-from dakd.evaluate.inputs import LabelledFolder
+from dakd.evaluate.inputs import LabelledFolder, open_images
 
 THREE = {"sea": [0, 0, 0], "oil": [0, 255, 255], "land": [0, 153, 0]}
 TWO = {"sea": [0, 0, 0], "oil": [0, 255, 255]}
@@ -463,6 +463,30 @@ def test_a_folder_to_evaluate_is_read_by_the_palettes_colours_of_the_student(tmp
     write(tmp_path, Image.fromarray(np.full_like(IDS, 255)), split="set")
     with pytest.raises(ValueError, match=r"every pixel of the masks of 1 image\(s\) is unknown \(255\); expected"):
         LabelledFolder(config, OSD_CLASSES)
+
+
+@pytest.mark.parametrize("has_palette", [True, False])
+def test_masks_of_a_folder_to_evaluate_mean_what_those_of_the_training_mean(tmp_path, has_palette, monkeypatch):
+    """A training palette shows oil as index 0; the same masks without their palette would be ids, sea as 0."""
+    mask = palette_picture(1 - OIL, CYAN, BLACK) if has_palette else Image.fromarray(OIL)
+    tree = {"dataset": "folder", "root": str(write(tmp_path / "data", mask)), "classes": TWO}
+    shards = ShardSet(prepare(build_config({"name": "x", "prepare": tree}), tmp_path / "run").splits["train"])
+    monkeypatch.setattr("dakd.evaluate.inputs.student_classes", lambda path: shards.classes)
+
+    def read(split: str, **settings) -> np.ndarray:
+        asked = {"prepare": tree | settings, "evaluate": {"folder": str(tmp_path / split)}}
+        students = {"real": tmp_path / "student.safetensors"}
+        return open_images(build_config({"name": "x"} | asked), tmp_path / "run", students).read(0).label
+
+    write(tmp_path, mask, split="same")
+    write(tmp_path, Image.fromarray(np.array(mask)), split="bare")
+    assert np.array_equal(read("same"), OIL)
+    if not has_palette:
+        assert np.array_equal(read("bare"), OIL)
+        return
+    with pytest.raises(ValueError, match=r"value 0 would mean 'oil' in the masks of 'train' and 'sea' in those of"):
+        read("bare")
+    assert np.array_equal(read("bare", mask_values="ids"), 1 - OIL), "who says what the masks mean is believed"
 
 
 # --- OSD and SOS ------------------------------------------------------------------------------------------------------

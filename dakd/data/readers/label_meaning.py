@@ -67,6 +67,17 @@ class LabelMeaning:
         counts = Counter((value, is_by_palette) for value, _, is_by_palette in found)
         return sorted(one for one in found if counts[one[0], one[2]] == 1)
 
+    def known_numbers(self) -> dict:
+        """The stored numbers that have a meaning, for `facts`, from which `meaning_of_facts` takes them."""
+        colours = colour_ids(self.classes) if self.reading in ("colours", "palette") else None
+        palettes = [
+            [value, colour]
+            for value, colour in sorted(self.palettes)
+            if (self.class_of("palette", (), value) is not None if colours is None else colour in colours)
+        ]
+        greys = [value for value in sorted(self.greys) if self.class_of("grey", (), value) is not None]
+        return {"greys": greys, "palettes": palettes}
+
     def describe(self, split: str) -> str:
         """The decision in one line for people."""
         counts = ", ".join(
@@ -90,6 +101,14 @@ class LabelMeaning:
         colour = WHITE if form == "grey" and value == 1 else shown_colour(form, palette, value)
         white = white_class(self.classes)
         return {BLACK: 1 - white, WHITE: white}.get(colour)
+
+
+def meaning_of_facts(classes: ClassTable, facts: dict) -> LabelMeaning:
+    """The meaning of masks that were packed, as far as `refuse_contradiction` asks for it; facts: of their index."""
+    greys, palettes = facts.get("greys", ()), facts.get("palettes", ())
+    return LabelMeaning(
+        classes, facts["reading"], facts=facts, greys=frozenset(greys), palettes=frozenset(map(tuple, palettes))
+    )
 
 
 def white_class(classes: ClassTable) -> int:

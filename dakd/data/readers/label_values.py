@@ -194,7 +194,8 @@ class LabelValues:
             for value in group.pixels
             if group.colour(value) is not None
         )
-        return replace(bare, is_firm=is_firm, facts=facts | {"classes": order}, greys=greys, palettes=palettes)
+        meaning = replace(bare, is_firm=is_firm, greys=greys, palettes=palettes)
+        return replace(meaning, facts=facts | {"classes": order} | meaning.known_numbers())
 
     def _refuse_lossy_ids(self, path: Path, pixels: MaskPixels, meaning: LabelMeaning) -> None:
         by_id = meaning.reading == "ids" or (meaning.reading == "palette" and pixels.form != "palette")

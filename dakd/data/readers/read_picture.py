@@ -368,7 +368,8 @@ def alpha_of(picture: Image.Image, structure: Structure | None) -> np.ndarray | 
         hidden = _decoded(picture.info["transparency"], picture, structure)
         return np.where(np.array(picture) == hidden, 0, 255).astype(np.uint8)
     is_in_palette = picture.mode == "P" and picture.palette is not None and picture.palette.mode.endswith("A")
-    return np.array(picture.convert("RGBA").getchannel("A")) if is_in_palette or "transparency" in picture.info else None
+    is_marked = is_in_palette or "transparency" in picture.info
+    return np.array(picture.convert("RGBA").getchannel("A")) if is_marked else None
 
 
 def _percent(share: float) -> str:
