@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import struct
 import threading
@@ -342,20 +343,54 @@ def test_each_row_is_read_with_its_values_or_refused_with_a_remedy(tmp_path, nam
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if isinstance(row[1], str)])
 def test_python_refuses_the_same_files_as_pil_pictures(tmp_path, name):
-    """PIL hides what the header says, and a decoded picture leads to its file, but no longer to its bytes."""
+    """PIL hides what the header says, also of pictures that it has decoded."""
     path = tmp_path / "a.png"
     for content in ROWS[name][0]:
         path.write_bytes(content)
-        for source, is_decoded in ((path, False), (path, True), (io.BytesIO(content), False)):
+        for source, is_decoded, closes in itertools.product((path, content), (False, True), (False, True)):
             try:
-                picture = Image.open(source)
+                stream = io.BytesIO(source) if isinstance(source, bytes) else source
+                picture = Image.open(stream)
                 if is_decoded:
                     picture.load()
+                    if closes and isinstance(source, bytes) and picture.format in read_picture.FORMATS:
+                        stream.close()
             except (OSError, SyntaxError):
                 continue
             if picture.format not in (*read_picture.FORMATS, "MPO") and getattr(picture, "n_frames", 1) == 1:
                 continue  # of a format that PIL alone reads
             with pytest.raises(BadFile, match="the picture: "):
+                grey_values(picture, "the picture")
+
+
+CLOSED = {
+    "PNG": (saved("PNG", GREY), True), "JPEG": (saved("JPEG", GREY), True),
+    "JPEG of three channels": (saved("JPEG", np.stack([GREY] * 3, -1)), True),
+    "palette PNG": (with_palette(BITS, 9, 9, 9, 200, 200, 200), True), "1-bit PNG": (png(BITS, 1, 0), True),
+    "RGB PNG, perhaps of 16 bits": (saved("PNG", np.stack([GREY] * 3, -1)), False),
+    "grey BMP, perhaps of 4 bits": (saved("BMP", GREY), False),
+    "TIFF, perhaps turned": (saved("TIFF", GREY), False),
+    "TIFF with an overview, perhaps a page": (tiff(GREY, pages=(0, 1)), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_decoded_picture_out_of_reach_is_taken_where_its_pixels_tell_enough(tmp_path, monkeypatch, name):
+    content, is_taken = CLOSED[name]
+    (tmp_path / "a").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    moved, closed, open_ = Image.open("a"), Image.open(io.BytesIO(content)), Image.open(io.BytesIO(content))
+    expected = grey_values(open_, "the picture")
+    for picture in (moved, closed):
+        picture.load()
+    monkeypatch.chdir("/")
+    for picture in (moved, closed):
+        if stream := getattr(picture, "_fp", None):
+            stream.close()
+        if is_taken:
+            assert np.array_equal(grey_values(picture, "the picture"), expected)
+        else:
+            with pytest.raises(BadFile, match=r"the picture: .* out of reach.*: give the path, or the picture be"):
                 grey_values(picture, "the picture")
 
 

@@ -57,6 +57,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from dakd.data.readers.bad_file import BadFile
+from dakd.data.readers.known_header import known_structure
 from dakd.data.readers.picture_structure import FORMATS, Structure, check_deflated, read_structure
 from dakd.data.sample import MAX_PIXELS
 
@@ -114,9 +115,9 @@ def read_grey(path: Path, data: bytes | None = None, max_pixels: int = MAX_PIXEL
 def grey_values(picture: Image.Image, path: str | Path) -> np.ndarray:
     """(H, W) uint8 grey values of a PIL picture; BadFile, naming `path`, unless the table above takes it.
 
-    Where PIL still knows the picture's file, the header counts too. Checksums are left to PIL, which has decoded it.
+    The header of its file or stream counts too, see `known_structure`. Checksums are left to PIL, which has decoded it.
     """
-    structure = _known_structure(picture)
+    structure = known_structure(picture, path)
     if structure is not None:
         _refuse_structure(structure, path, is_mask=False)
         _refuse_misread(picture, structure, path)
@@ -172,22 +173,6 @@ def _structure(path: Path, data: bytes | None) -> Structure:
 
 def _opened(path: Path, data: bytes | None) -> BinaryIO:
     return open(path, "rb") if data is None else io.BytesIO(data)
-
-
-def _known_structure(picture: Image.Image) -> Structure | None:
-    """That of the file or stream that a picture was opened from; one made or changed in memory has none."""
-    file, stream = getattr(picture, "filename", ""), getattr(picture, "fp", None)
-    try:
-        if file:
-            return _structure(Path(os.fsdecode(file)), None)
-        if stream is None or stream.closed:
-            return None
-        place = stream.tell()
-        structure = read_structure(stream)
-        stream.seek(place)
-        return structure
-    except (BadFile, ValueError):  # moved, or of a format that PIL alone knows
-        return None
 
 
 def _refuse_structure(structure: Structure, path: str | Path, is_mask: bool) -> None:
