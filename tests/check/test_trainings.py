@@ -9,6 +9,7 @@ import pytest
 import torch
 from check_worlds import refusals, toy
 from evaluate_worlds import scene, write_set
+from tiny_sam import save_tiny_sam, tiny_sam_oil
 from tiny_students import TINY_STUDENT
 from worlds import teacher_file, with_pairs, with_teacher
 
@@ -37,6 +38,14 @@ def test_a_pretrained_encoder_that_is_none_is_refused(tmp_path):
     torch.save(net.encoder.state_dict(), tmp_path / "good.pth")
     good = TINY_STUDENT | {"pretrained": str(tmp_path / "good.pth")}
     assert refusals(toy(tmp_path, train_saross__student=good)) == {}
+
+
+def test_a_folder_of_sam_is_read_and_damaged_weights_in_it_are_refused(tmp_path):
+    student = tiny_sam_oil(save_tiny_sam(tmp_path / "sam"))
+    config = toy(tmp_path, train_saross__student=student)
+    assert refusals(config) == {}
+    (tmp_path / "sam" / "model.safetensors").write_bytes(b"garbage")
+    assert "cannot be read" in refusals(config)["student"]
 
 
 def test_a_student_that_resumes_needs_no_pretrained_encoder(tmp_path):

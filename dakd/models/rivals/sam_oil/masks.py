@@ -10,6 +10,7 @@ from types import ModuleType
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dakd.models.encoders import import_torchvision
@@ -47,9 +48,12 @@ class SamMasks(nn.Module):
         _check_folder(folder)
         if not any(Path(folder).glob("*.safetensors")):
             raise FileNotFoundError(f"no weights of SAM in {folder}; expected model.safetensors next to config.json")
-        given, report = import_transformers().SamModel.from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True, dtype=torch.float32
-        )
+        try:
+            given, report = import_transformers().SamModel.from_pretrained(
+                str(folder), local_files_only=True, output_loading_info=True, dtype=torch.float32
+            )
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"the weights in {folder} cannot be read ({error}); copy it whole again") from error
         problems = {*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])}
         if problems:
             raise ValueError(

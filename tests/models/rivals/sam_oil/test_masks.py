@@ -107,6 +107,9 @@ def test_weights_that_do_not_fit_are_refused(sam_folder, tmp_path, masks):
               metadata={"format": "pt"})  # fmt: skip
     with pytest.raises(ValueError, match="do not fit SAM: 1 missing"):
         masks.load_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"cannot be read .*copy it whole again"):
+        masks.load_pretrained(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no weights of SAM"):
         masks.load_pretrained(folder)
