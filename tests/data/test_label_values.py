@@ -601,6 +601,33 @@ def test_one_sos_mask_of_zeros_and_ones_among_others_is_named(tmp_path):
         sos_labels(tmp_path / "data")
 
 
+@pytest.mark.parametrize(("mask", "found"), [
+    (np.where(SAR == 3, 255, OIL), r"holds just 0, 1 and 255, which may be ids and unknown pixels"),
+    (np.where(OIL == 1, 1, 255), r"holds just 1 and 255, which may be ids"),
+    (127 * OIL, "holds no grey above 127, so that by the threshold 128 all of it would be black"),
+    (2 * OIL, "holds no grey above 2,"),
+    (np.where(SAR == 0, 100, 0), "holds no grey above 100,"),
+])  # fmt: skip
+def test_a_sos_mask_that_the_threshold_may_misread_is_named(tmp_path, mask, found):
+    soft = 255 * OIL + (SAR == 9) * 90
+    for split in ("train", "test"):
+        write_sos(tmp_path / "data", 255 * OIL, np.minimum(soft, 255), mask, split=split)
+    with pytest.raises(BadDataset, match=rf"2_mask\.png: {found}.*set prepare\.mask_values to binary"):
+        sos_labels(tmp_path / "data")
+    assert np.array_equal(sos_labels(tmp_path / "data", mask_values="binary")[2], mask >= 128)
+
+
+def test_noise_in_a_sos_mask_of_sea_is_sea(tmp_path):
+    noise = np.zeros((64, 64), int)
+    noise[0, :2] = (9, 10)
+    for split in ("train", "test"):
+        write_sos(tmp_path / "data", 255 * OIL, split=split)
+        folder = tmp_path / "data" / split / "palsar"
+        Image.fromarray(np.arange(4096).reshape(64, 64).astype(np.uint8)).save(folder / "1_sat.png")
+        Image.fromarray(noise.astype(np.uint8)).save(folder / "1_mask.png")
+    assert not sos_labels(tmp_path / "data")[1].any()
+
+
 def test_the_polarity_of_every_split_is_checked(tmp_path):
     write_sos(tmp_path / "data", 255 * OIL)
     write_sos(tmp_path / "data", 255 - 255 * OIL, split="test")

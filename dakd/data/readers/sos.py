@@ -25,6 +25,7 @@ from dakd.data.sample import SOS_CLASSES
 from dakd.runtime.runlog import progress
 
 _NUM_CHECKED = 64  # training images that the polarity is checked on
+_NOISE, _MAX_NOISE_SHARE = 16, 0.001  # greys and pixels in a mask of sea alone; in published ones at most 10 and 0.0001
 _SUFFIX = re.compile(r"_(sat|mask|gt|label|image)$", re.IGNORECASE)
 _IMAGE_FOLDERS, _MASK_FOLDERS = ("sat", "image", "images"), ("gt", "label", "labels", "mask", "masks")
 
@@ -34,7 +35,8 @@ class SosDataset(Dataset):
 
     sensor: palsar or sentinel; None takes the root itself, with images and masks in it, as the one split "all".
     polarity: oil_is_white or oil_is_black.  threshold: greys from it on are white.
-    mask_values: ids takes 1 for white, auto does so where the masks of a split hold 0 and 1 alone.
+    mask_values: ids takes 1 for white, auto does so where the masks of a split hold 0 and 1 alone; it refuses masks
+    that may hold unknown pixels or another white, which binary and others cut at the threshold.
     """
 
     classes = SOS_CLASSES
@@ -161,6 +163,27 @@ class SosDataset(Dataset):
             raise BadFile(path, f"holds the grey {highest}; expected 0 and 1, as the other masks or mask_values say")
         if reading == "threshold" and highest == 1:
             raise BadFile(path, "holds only 0 and 1, unlike other masks of the split; save all alike, black and white")
+        if reading == "threshold" and self._setting == "auto":
+            self._refuse_doubtful(path, np.bincount(grey.ravel(), minlength=256))
+
+    def _refuse_doubtful(self, path: Path, counts: np.ndarray) -> None:
+        """BadFile for a mask of ids and unknown pixels, or of a white that does not reach the threshold."""
+        values = np.flatnonzero(counts)
+        if values[-2:].tolist() == [1, 255]:
+            raise BadFile(
+                path,
+                f"holds just {', '.join(map(str, values[:-1]))} and 255, which may be ids and unknown pixels, or black "
+                "and white; expected 0 and 1, or 0 and 255: save it so, or set prepare.mask_values to binary, which "
+                f"takes what is below {self._threshold} for black",
+            )
+        share = 1 - counts[0] / counts.sum()
+        if 0 < values[-1] < self._threshold and (values[-1] > _NOISE or share > _MAX_NOISE_SHARE):
+            raise BadFile(
+                path,
+                f"holds no grey above {values[-1]}, so that by the threshold {self._threshold} all of it would be "
+                "black; expected greys on both sides, or 0 alone: save it with 0 and 255, or set prepare.mask_values "
+                "to binary, which takes it as it is",
+            )
 
     def check(self) -> None:
         """Oil damps the waves, so it is the darker side: averaged over up to 64 images of a split that hold both sides.
