@@ -176,6 +176,19 @@ UNUSED = int(np.setdiff1d(np.arange(256), GREY)[0])
 GRAIN = np.stack([GREY, GREY, GREY + (GREY < 255)], -1)  # what JPEG makes of a grey picture
 
 
+def big_endian(array: np.ndarray) -> bytes:
+    """An uncompressed TIFF of unsigned numbers, the most significant byte first."""
+    pixels, (height, width) = array.astype(array.dtype.newbyteorder(">")).tobytes(), array.shape
+    tags = {256: width, 257: height, 258: 8 * array.itemsize, 259: 1, 262: 1, 273: 8, 277: 1, 278: height,
+            279: len(pixels)}  # fmt: skip
+    entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"MM\0*" + struct.pack(">I", 8 + len(pixels))
+    return head + pixels + struct.pack(">H", len(tags)) + entries + bytes(4)
+
+
+BIG_ENDIAN = big_endian(BITS.astype("u4"))
+
+
 def bands(*arrays: np.ndarray) -> np.ndarray:
     return np.stack(arrays, -1)
 
@@ -262,7 +275,13 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
     "12-bit JPEG, 64-bit floats": (
         [twelve_bits(saved("JPEG", GREY)), tiff(DEEP.astype("f8"))], ONE_SCALE, "expected 8 bits",
     ),
-    "signed 8-bit numbers": ([tiff(GREY.astype("i1"))], ONE_SCALE, "expected unsigned numbers"),
+    "16-bit floats or palette, big-endian 32-bit unsigned integers": (
+        [tiff(BITS.astype("f2")), tiff(BITS.astype("u2"), photometric=3, t320=[0] * 3 * 2**16), BIG_ENDIAN],
+        ONE_SCALE, "is a TIFF with 1 channel of .* expected .*, or one channel of class ids: .* -ot Byte",
+    ),
+    "signed 8-bit numbers": (
+        [tiff(GREY.astype("i1"))], ONE_SCALE, "expected unsigned numbers: gdal_translate -ot Byte IN OUT",
+    ),
     "complex numbers": (
         [tiff(DEEP.astype("c8"))], "expected its amplitude as 8-bit grey: .*one scale", "expected 8 bits",
     ),

@@ -25,6 +25,7 @@ What is not listed as taken is refused with a remedy. Nothing is scaled, turned,
 | 16-bit grey TIFF with white as 0 | refused: one scale for the dataset | refused |
 | 16-bit RGB or grey with alpha | refused: one scale for the dataset | refused |
 | 12-bit JPEG, 64-bit floats | refused: one scale for the dataset | refused |
+| 16-bit floats or palette, big-endian 32-bit unsigned integers | refused: one scale for the dataset | refused |
 | signed 8-bit numbers | refused: one scale for the dataset | refused |
 | complex numbers | refused: amplitude, then one scale | refused |
 | CMYK, YCbCr, LAB | refused: convert to grey | opened |
@@ -54,7 +55,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.known_header import known_structure
@@ -72,6 +73,7 @@ _SCALE = (
     "LO and HI from the sensor's calibration, such as -35 and 0 for dB (with each image's own minimum and maximum, one "
     "bright ship would squeeze the sea)"
 )
+_AS_BYTES = "gdal_translate -ot Byte IN OUT"
 _ONE_SCALE = f"expected 8-bit grey: {_SCALE}"
 _BLACK_AS_0 = (
     "its tag PhotometricInterpretation says that 0 is white; expected that 0 is black, as ids need it: where the "
@@ -79,6 +81,7 @@ _BLACK_AS_0 = (
 )
 _ALL_BITS = "expected 8 bits a channel, of which such a file has lost some: save the source again as PNG"
 _IDS = f"expected 8 bits a channel, or one channel of class ids: {_ONE_BAND}"
+_IDS_AS_BYTES = f"{_IDS} -ot Byte"
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ _REFUSALS = (
     _Refusal(lambda s: s.pixel_bits == 16, _ALL_BITS, _ALL_BITS),
     _Refusal(lambda s: s.bits > 8 and s.channels > 1, _ONE_SCALE, _IDS),
     _Refusal(lambda s: s.bits > 1 and s.is_inverted, None, _BLACK_AS_0),
-    _Refusal(lambda s: (s.bits, s.numbers) == (8, "signed"), _ONE_SCALE, "expected unsigned numbers"),
-    _Refusal(lambda s: s.bits not in (1, 2, 4, 8, 16, 32), _ONE_SCALE, f"{_IDS} -ot Byte"),
+    _Refusal(lambda s: (s.bits, s.numbers) == (8, "signed"), _ONE_SCALE, f"expected unsigned numbers: {_AS_BYTES}"),
+    _Refusal(lambda s: s.bits not in (1, 2, 4, 8, 16, 32), _ONE_SCALE, _IDS_AS_BYTES),
     _Refusal(lambda s: s.bits > 8, _ONE_SCALE, None),
 )
 
@@ -139,7 +142,13 @@ def open_picture(path: Path, data: bytes | None = None, max_pixels: int = MAX_PI
     """
     structure = _structure(path, data)
     _refuse_structure(structure, path, is_mask=True)
-    picture = _decode(path, data, structure, max_pixels)
+    try:
+        picture = _decode(path, data, structure, max_pixels)
+    except BadFile as error:
+        # PIL lacks some forms of more than 8 bits; where other TIFFs are unknown, they are damaged.
+        if structure.format == "TIFF" and structure.bits > 8 and isinstance(error.__cause__, UnidentifiedImageError):
+            raise BadFile(path, f"is a {structure}, in an unknown form; {_IDS_AS_BYTES}") from error
+        raise
     picture.info["structure"] = structure
     return picture
 
