@@ -52,9 +52,11 @@ def refuse_other_preparation(config: Config) -> None:
         open_prepared(config, path.parent.name)
 
 
-def open_shards(place: str, cfg: DataConfig, classes: ClassTable | None = None) -> ShardSet:
-    """A set of shards that a configuration names: a folder or a URL.  classes: see ShardSet."""
-    return ShardSet(place, default_cache(cfg.cache, cfg.cache_gib), classes)
+def open_shards(
+    place: str, cfg: DataConfig, classes: ClassTable | None = None, images_only: bool = False
+) -> ShardSet:
+    """A set of shards that a configuration names: a folder or a URL.  classes, images_only: see ShardSet."""
+    return ShardSet(place, default_cache(cfg.cache, cfg.cache_gib), classes, images_only)
 
 
 def reading_options(cfg: DataConfig) -> dict:

@@ -21,7 +21,15 @@ from dakd.data.open_shard import OpenShard, RecordSpan, read_spans
 from dakd.data.records import BadRecord, decode_record, encode_record, members_crc
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.soft_labels import get_codec
-from dakd.data.sources import LocalFolder, ShardCache, default_cache, find_index, find_sidecar, open_source
+from dakd.data.sources import (
+    LocalFolder,
+    ShardCache,
+    default_cache,
+    find_index,
+    find_sidecar,
+    open_source,
+    refuse_stale_index,
+)
 from dakd.names import written_path
 from dakd.runtime.files import file_hash, replacing, sync, write_text
 from dakd.runtime.lock import locked
@@ -166,11 +174,18 @@ class ShardSet:
     are needed, and the last ones stay, each with its tar open.
     """
 
-    def __init__(self, place: str | Path, cache: ShardCache | None = None, classes: ClassTable | None = None) -> None:
+    def __init__(
+        self,
+        place: str | Path,
+        cache: ShardCache | None = None,
+        classes: ClassTable | None = None,
+        images_only: bool = False,
+    ) -> None:
         """place: a folder, or the URL of one (see `sources.py`).  cache: for fetched shards and derived indexes.
 
         classes: the class table of tars that come without an index; they are indexed when first opened. None refuses
-        them.  Raises ValueError if there is no intact set.
+        them.  images_only: no label will be read, so that a set with an index may have other classes.
+        Raises ValueError if there is no intact set, or if its index has other class names, or not all of its tars.
         """
         self._cache = cache or default_cache()
         self._source = open_source(place, self._cache)
@@ -178,6 +193,7 @@ class ShardSet:
         text, self._home = find_index(self._source, self._cache, classes)
         path = f"{place}/index.json"
         self.index = parse_index(text, path)
+        refuse_stale_index(self._source, self._home, self.index, None if images_only else classes)
         self.classes = self.index.classes
         self.counts = np.array([entry.num_samples for entry in self.index.shards], np.int64)
         self._ends = np.cumsum(self.counts).tolist()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dakd.data.degenerate import refuse_black_and_white
-from dakd.data.index import ShardEntry, describe_shard, gather_index, load_sidecar, parse_sidecar, save_index
+from dakd.data.index import Index, ShardEntry, describe_shard, gather_index, load_sidecar, parse_sidecar, save_index
 from dakd.data.records import BadRecord
 from dakd.data.sample import ClassTable
 from dakd.runtime.files import file_hash, open_to_append, replacing, write_text
@@ -32,6 +32,7 @@ from dakd.runtime.waiting import saying_after
 _ATTEMPTS = 3  # a fetch may fail, and another process may evict a shard before it is opened
 # The errors that the library and the decoders raise on a damaged tar.
 _TAR_ERRORS = (ValueError, RuntimeError, OSError, EOFError, KeyError, TypeError, tarfile.TarError)
+_SEEN = "indexed_tars"  # the tars that an index was made of, in its provenance, where it was made when first opened
 _ABANDONED_S = 3600.0  # a file aside that nobody has written to for so long was left by a process that died
 
 
@@ -249,7 +250,8 @@ def find_index(
             sidecar = home / Path(name).with_suffix(".json")
             if not sidecar.is_file():
                 _derive_sidecar(source.tar(name), name, classes, sidecar)
-        index = gather_index(home, classes, kind="real", kept=dict.fromkeys(stamps))  # all records of each
+        every, seen = dict.fromkeys(stamps), {_SEEN: sorted(stamps)}  # all records of each
+        index = gather_index(home, classes, kind="real", kept=every, provenance=seen)
         infos = (load_sidecar((home / name).with_suffix(".json")) for name in stamps)
         foreign = (record for info in infos for record in info.records if "sar.u8" not in record.members)
         refuse_black_and_white(foreign, index.classes.names[0], source.place)
@@ -269,6 +271,30 @@ def bare_tars(source: LocalFolder | RemoteFolder, may_be_bare: bool = True) -> d
             "write one with `dakd prepare`, `dakd generate` or dakd.write_shards"
         )
     return stamps
+
+
+def refuse_stale_index(
+    source: LocalFolder | RemoteFolder, home: Path, index: Index, classes: ClassTable | None
+) -> None:
+    """ValueError where an index has other class names than `classes`, or was made here of fewer tars than there are.
+
+    Only the names are compared: they say what an id means. classes: None compares none.
+    """
+    seen = index.provenance.get(_SEEN)  # None: dakd wrote the set, and may have left out tars of its folder
+    again = f"remove index.json and the sidecars of the tars (.json) in {home}: then it is indexed again"
+    if classes is not None and classes.names != index.classes.names:
+        remedy = "open it without classes" if seen is None else again
+        raise ValueError(
+            f"{source.place} has an index for the classes {', '.join(index.classes.names)}; expected those given, "
+            f"{', '.join(classes.names)}: give the former, or {remedy}"
+        )
+    is_own = isinstance(seen, list) and isinstance(source, LocalFolder)
+    new = [name for name in source.stamps() if name not in seen] if is_own else []
+    if new:
+        raise ValueError(
+            f"{source.place} holds {len(new)} tar(s) that came after its index: {', '.join(new[:5])}; expected those "
+            f"of the index: move them elsewhere, or {again}"
+        )
 
 
 def find_sidecar(

@@ -150,7 +150,7 @@ class StageTraining(TeacherTraining):
             )
         else:
             extra = cfg.stage1.extra_images if stage == 1 else ()
-            sources = [train] + [open_shards(place, config.data, self.classes) for place in extra]
+            sources = [train] + [open_shards(place, config.data, self.classes, images_only=True) for place in extra]
             self.data = [source.fingerprint for source in sources]
             self.dataset = TeacherDataset(
                 sources,

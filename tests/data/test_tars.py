@@ -17,7 +17,7 @@ from PIL import Image
 
 from dakd.data.foreign_records import read_npy
 from dakd.data.records import BadRecord, encode_record
-from dakd.data.sample import OSD_CLASSES, Sample
+from dakd.data.sample import OSD_CLASSES, ClassTable, Sample
 from dakd.data.shards import ShardSet, describe_shard
 from dakd.data.tars import DamagedTar, is_key, list_members
 
@@ -98,6 +98,27 @@ def test_the_index_of_a_folder_that_cannot_be_written_goes_into_the_cache(tmp_pa
     assert len(list(cache.folder.rglob("index.json"))) == 1
     write_tar(folder / "a.tar", {"k.png": png(GREY), "l.png": png(GREY)})
     assert len(ShardSet(folder, cache, OSD_CLASSES)) == 2, "a set that has changed is looked at again"
+
+
+def test_an_index_is_not_taken_for_other_classes_nor_for_tars_that_came_after_it(tmp_path, real_set):
+    turned = ClassTable(OSD_CLASSES.names[::-1], OSD_CLASSES.colours)
+    write_tar(tmp_path / "a.tar", {"k.png": png(GREY), "k.seg.png": png(LABEL)})
+    for _ in range(2):
+        assert ShardSet(tmp_path, classes=OSD_CLASSES).classes == OSD_CLASSES
+    recoloured = ClassTable(OSD_CLASSES.names, OSD_CLASSES.colours[::-1])
+    assert len(ShardSet(tmp_path, classes=recoloured)) == 1, "an id means the same"
+    with pytest.raises(ValueError, match=r"for the classes sea, oil, .* land, ship, .*remove index\.json and"):
+        ShardSet(tmp_path, classes=turned)
+    assert len(ShardSet(tmp_path, classes=turned, images_only=True)) == 1
+    with pytest.raises(ValueError, match=r"for the classes sea, oil, .* or open it without classes"):
+        ShardSet(real_set.folder, classes=turned)
+    write_tar(tmp_path / "b.tar", {"l.png": png(GREY)})
+    for classes in (OSD_CLASSES, None):
+        with pytest.raises(ValueError, match=r"holds 1 tar\(s\) that came after its index: b\.tar; .*remove index"):
+            ShardSet(tmp_path, classes=classes)
+    for path in tmp_path.glob("*.json"):
+        path.unlink()
+    assert len(ShardSet(tmp_path, classes=turned)) == 2
 
 
 def test_a_sidecar_that_is_missing_is_derived_from_the_tar_if_that_is_the_right_one(real_set, tmp_path):

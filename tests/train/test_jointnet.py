@@ -10,7 +10,7 @@ from worlds import prepared, replaced, with_engine
 from dakd.config import build_config
 from dakd.data.batch import Batch
 from dakd.data.records import BadRecord
-from dakd.data.sample import Sample
+from dakd.data.sample import SOS_CLASSES, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.diffusion.precondition import fine_detail
 from dakd.diffusion.schedule import CosineSchedule
@@ -265,11 +265,12 @@ def test_stage_1_trains_on_images_without_any_mask(tmp_path):
     config = prepared(tmp_path)
     train = ShardSet(config.run_path / "prepare" / "train")
     bare = [Sample(sample.key, sample.sar) for sample in map(train.read, range(len(train)))]
-    folder = tmp_path / "images"
-    write_shard(folder, 0, bare, train.classes)
-    write_index(folder, train.classes, kind="real")
-    extra = replaced(config, stage1={"steps": 2, "lr": 1e-3, "extra_images": [str(folder)]})
-    assert StageTraining(extra, 1, train, 0.5).dataset.epoch_length == 24
+    folder, others = tmp_path / "images", tmp_path / "others"  # of another dataset, with classes of its own
+    for place, classes in ((folder, train.classes), (others, SOS_CLASSES)):
+        write_shard(place, 0, bare, classes)
+        write_index(place, classes, kind="real")
+    extra = replaced(config, stage1={"steps": 2, "lr": 1e-3, "extra_images": [str(folder), str(others)]})
+    assert StageTraining(extra, 1, train, 0.5).dataset.epoch_length == 36
     only_images = ShardSet(folder)
     training = StageTraining(config, 1, only_images, 0.5)
     batch = training.dataset.batch([0])
