@@ -25,14 +25,13 @@ from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.mask_pixels import read_mask
 from dakd.data.readers.read_picture import read_grey
 from dakd.data.sample import IGNORE_INDEX, Sample
-from dakd.data.soft_labels import to_half
+from dakd.data.soft_labels import refuse_probabilities, to_half
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "image.png", "sar.png", "sar.npy")
 LABEL_MEMBERS = ("label.png", "mask.png", "seg.png", "label.npy")
 SOFT_MEMBERS = ("soft.npy",)
 _KNOWN = (*IMAGE_MEMBERS, *LABEL_MEMBERS, *SOFT_MEMBERS, "json")
 _MAX_HEADER_BYTES = 4096
-_MAX_SUM_ERROR = 0.01  # of a pixel's probabilities, in half precision or as 255ths
 
 
 def is_label(extension: str) -> bool:
@@ -66,7 +65,7 @@ def decode_foreign(key: str, members: Mapping[str, bytes | memoryview]) -> Sampl
         if soft.ndim != 3 or soft.dtype.kind != "f" or soft.shape[1:] != sar.shape or not np.isfinite(soft).all():
             found = f"{soft.dtype} {soft.shape}"
             raise ValueError(f"record {key!r}: soft.npy is {found}; expected finite floats (K, *{sar.shape})")
-        _refuse_probabilities(key, soft)
+        refuse_probabilities(f"record {key!r}: soft.npy", soft)
         soft = to_half(soft)
     return Sample(key=key, sar=sar, label=label, soft_label=soft, meta=_decode_meta(members.get("json")))
 
@@ -122,17 +121,6 @@ def _decode_label(name: str, data: bytes | memoryview) -> np.ndarray:
     if values.min() < 0 or values.max() > IGNORE_INDEX:
         raise ValueError(f"{name} holds values from {values.min()} to {values.max()}; expected class ids: {remedy}")
     return values.astype(np.uint8)
-
-
-def _refuse_probabilities(key: str, soft: np.ndarray) -> None:
-    """A student would take them as logits: a softmax of a softmax, which is nearly flat."""
-    is_share = soft.min() >= 0 and soft.max() <= 1
-    if is_share and (np.abs(soft.sum(axis=0, dtype=np.float32) - 1) <= _MAX_SUM_ERROR).all():
-        raise ValueError(
-            f"record {key!r}: soft.npy holds values from {soft.min():g} to {soft.max():g} with the sum 1 in each "
-            "pixel, as probabilities have; expected logits: store these, or log-probabilities, "
-            "numpy.log(numpy.maximum(p, 1e-7))"
-        )
 
 
 def _grey(array: np.ndarray, name: str) -> np.ndarray:

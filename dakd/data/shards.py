@@ -20,7 +20,7 @@ from dakd.data.index import ShardInfo, describe_shard, parse_index, write_index
 from dakd.data.open_shard import OpenShard, RecordSpan, read_spans
 from dakd.data.records import BadRecord, decode_record, encode_record, members_crc
 from dakd.data.sample import ClassTable, Sample
-from dakd.data.soft_labels import get_codec
+from dakd.data.soft_labels import get_codec, refuse_probabilities
 from dakd.data.sources import (
     LocalFolder,
     ShardCache,
@@ -130,7 +130,7 @@ def _write_set(
     temperature: float | None,
     provenance: dict | None,
 ) -> None:
-    remaining, num_samples, num_soft = iter(samples), 0, 0
+    remaining, num_samples, num_soft = map(_without_probabilities, samples), 0, 0
     for index in itertools.count():
         # One sample ahead, so that no empty shard is begun.
         first = list(itertools.islice(remaining, 1))
@@ -144,6 +144,13 @@ def _write_set(
         raise ValueError("there are no samples to write; expected at least one")
     kind, codec_used = ("synthetic", codec) if num_soft else ("real", None)
     write_index(folder, classes, kind=kind, codec=codec_used, provenance=provenance)
+
+
+def _without_probabilities(sample: Sample) -> Sample:
+    """The sample; ValueError where its soft label holds probabilities. dakd's own teachers need no such guess."""
+    if sample.soft_label is not None and sample.soft_range is None:
+        refuse_probabilities(f"{sample.key}: soft label", sample.soft_label)
+    return sample
 
 
 def _refuse_full(folder: Path, overwrite: bool) -> None:

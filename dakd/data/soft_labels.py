@@ -29,6 +29,10 @@ _MAX_CODE = 255
 # Entropy coding does the work, matches are few: higher levels take up to twice as long for 5 % of the bytes.
 _ZSTD_LEVEL = 1
 _HEADER = struct.Struct("<d")
+# Sums of the probabilities of a pixel, what they may be off by (half precision, rounding), and in how many pixels.
+_TOTALS = (1, 100, 255)
+_MAX_SUM_ERROR = 0.02
+_MIN_SHARE = 0.95
 
 
 class Codec(Protocol):
@@ -123,6 +127,26 @@ def to_half(logits: np.ndarray) -> np.ndarray:
     """Finite logits as float16, beyond +-65504 clipped: an infinite one would make the student's softmax NaN."""
     limit = np.finfo(np.float16).max
     return np.clip(logits, -limit, limit).astype(np.float16)
+
+
+def refuse_probabilities(what: str, soft: np.ndarray) -> None:
+    """ValueError for (K, H, W) that are probabilities, percent or 255ths of them; what: names them in the message.
+
+    A student would take them as logits: a softmax of a softmax, which is nearly flat. Logits are never all within 0 and
+    1, unless all are 0, nor are they positive with one sum in nearly all pixels. Pixels of zeros may be unknown ones.
+    """
+    soft = np.asarray(soft)
+    if soft.size == 0 or not soft.min() >= 0 or not soft.any():
+        return
+    found = f"{what} holds values from {soft.min():g} to {soft.max():g}"
+    remedy = "expected logits: store these, or log-probabilities, numpy.log(numpy.maximum(p, 1e-7))"
+    if soft.max() <= 1:
+        raise ValueError(f"{found}, as probabilities have; {remedy}")
+    sums = soft.sum(axis=0, dtype=np.float64)
+    for total in _TOTALS:
+        is_total = np.abs(sums - total) <= _MAX_SUM_ERROR * total
+        if is_total.sum() > _MIN_SHARE * np.count_nonzero(sums):
+            raise ValueError(f"{found} with the sum {total} in nearly all pixels, as probabilities have; {remedy}")
 
 
 def likeliest_class(soft_label: np.ndarray) -> np.ndarray:

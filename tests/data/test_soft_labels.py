@@ -21,8 +21,8 @@ from dakd.config import StudentLossConfig
 from dakd.data.datasets import StudentDataset
 from dakd.data.index import save_index
 from dakd.data.loader import make_loader
-from dakd.data.sample import OSD_CLASSES, Sample
-from dakd.data.shards import ShardSet, describe_shard, write_index, write_shard
+from dakd.data.sample import OSD_CLASSES, ClassTable, Sample
+from dakd.data.shards import ShardSet, describe_shard, write_index, write_shard, write_shards
 from dakd.data.soft_labels import (
     LogProb8Codec,
     check_temperature,
@@ -33,6 +33,7 @@ from dakd.data.soft_labels import (
     max_target_error,
     range_for,
     target_error,
+    to_half,
 )
 from dakd.kernels.seg_loss import seg_loss
 from dakd.train.saross import StudentLoss
@@ -205,6 +206,28 @@ def test_hard_labels_of_codes_are_the_logits_own_wherever_a_class_leads_by_half_
 def test_what_is_no_logits_is_not_encoded(name, logits, message):
     with pytest.raises(ValueError, match=message):
         get_codec(name, 2.0).encode(logits)
+
+
+ONE_HOT = (np.arange(3)[:, None, None] == np.arange(40).reshape(4, 10) % 3).astype(np.float32)
+CLASSES = ClassTable(OSD_CLASSES.names[:3], OSD_CLASSES.colours[:3])
+KNOWN = np.arange(40).reshape(4, 10) > 4  # the other pixels are unknown
+
+
+@pytest.mark.parametrize("shares", [
+    ONE_HOT, ONE_HOT * KNOWN, 0.8 * ONE_HOT + 0.05, 100 * ONE_HOT, 255 * ONE_HOT * KNOWN,
+    np.rint(255 * (0.7 * ONE_HOT + 0.1)), (0.7 * ONE_HOT + 0.1).astype(np.float16),
+], ids=["one-hot", "unknown pixels", "sigmoid", "percent", "255ths", "rounded", "half precision"])  # fmt: skip
+def test_probabilities_are_no_soft_label(shares, tmp_path):
+    with pytest.raises(ValueError, match=r"a: soft label holds values from .*, as probabilities have; expected logits"):
+        write_shards(tmp_path, [Sample("a", np.zeros((4, 10), np.uint8), soft_label=shares)], CLASSES)
+
+
+@pytest.mark.parametrize("logits", [
+    0 * ONE_HOT, 9 * ONE_HOT, 9 * ONE_HOT + np.arange(10), np.log(np.maximum(ONE_HOT, 1e-7)), ONE_HOT - 0.5,
+], ids=["zeros", "9 or 0", "of any sum", "log-probabilities", "small"])  # fmt: skip
+def test_logits_are_not_taken_for_probabilities(logits, tmp_path):
+    write_shards(tmp_path, [Sample("a", np.zeros((4, 10), np.uint8), soft_label=logits)], CLASSES)
+    assert np.array_equal(ShardSet(tmp_path)[0].soft_label, to_half(logits))
 
 
 def test_codec_without_its_temperature_and_temperatures_that_are_none_are_refused():
