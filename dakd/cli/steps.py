@@ -163,7 +163,14 @@ def _tile(text: str) -> int | str | None:
         return text
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a multiple of 32, 0 or auto")
-    return int(text) or None
+    if tile := int(text):
+        from dakd.predict.tiles import checked_overlap
+
+        try:
+            checked_overlap(tile)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{error}") from None
+    return tile or None
 
 
 def _predict(args: argparse.Namespace) -> None:

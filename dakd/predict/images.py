@@ -185,21 +185,27 @@ def predict_sources(
     """Predict and write images one by one; rank r takes sources i with i % world == r. Raises BadImages at the end.
 
     sources: with names.  endings: of an image's files.
-    An image whose reading, prediction or writing fails costs no other; it leaves no file.
+    An image whose reading, prediction or writing fails costs no other; no file of this call is left of it. Files of an
+    earlier call go only where the image cannot be read.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     own, failures = sources[rank() :: world_size()], []
     for source in progress(own, len(own), "predict"):
+        files = [out_dir / f"{source.name}{ending}" for ending in endings]
+        lost, sar = [path for path in files if not path.exists()], None  # of a failure
         try:
-            predict(source.read()).save(out_dir, source.name, overlay_alpha)
+            sar = source.read()
+            predict(sar).save(out_dir, source.name, overlay_alpha)
         except Preempted:
             raise
         except Exception as error:  # of any class: the others are to be written, and no rank to wait for this one
             failures.append((source.where, _reason(error)))
-            # Those of an earlier call too: they show an image that is no longer there.
-            for ending in endings:
-                (out_dir / f"{source.name}{ending}").unlink(missing_ok=True)
+            # Earlier files show an image that is no longer there; not after a want of memory or a mistake of the call.
+            if sar is None and isinstance(error, BadFile | BadRecord | OSError):
+                lost = files
+            for path in lost:
+                path.unlink(missing_ok=True)
     failures = _of_all_ranks(failures)
     barrier()
     if failures:

@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,12 @@ from dakd.names import FILE_PART, file_part, hashed, is_file_part, unique_names,
 from dakd.runtime.named import Named
 
 OVERLAY_ALPHA = 0.45
+
+
+def refuse_alpha(alpha: float) -> None:
+    """ValueError for a strength of an overlay that is no number from 0 to 1."""
+    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
+        raise ValueError(f"the overlay's alpha is {alpha!r}; expected a number from 0 (the image alone) to 1")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,7 +50,11 @@ class Prediction:
         return Named(shares, self.classes.no_class)
 
     def overlay(self, alpha: float = OVERLAY_ALPHA) -> Image.Image:
-        """The image with every class but the first laid over it in its colour, `alpha` strong (0 to 1)."""
+        """The image with every class but the first laid over it in its colour, `alpha` strong (0 to 1).
+
+        Raises ValueError for an alpha that is no such number.
+        """
+        refuse_alpha(alpha)
         return Image.fromarray(overlay(self.sar, self.label, self.classes, alpha))
 
     def class_map(self) -> Image.Image:
@@ -53,11 +64,13 @@ class Prediction:
     def save(self, folder: str | Path, name: str, alpha: float = OVERLAY_ALPHA) -> None:
         """Write NAME_class.png, NAME_overlay.png and NAME_probability_CLASS.png, each file whole or not at all.
 
-        Raises ValueError for a name that leaves the folder or that not every file system takes, and for a URL.
+        Raises ValueError for a name that leaves the folder or that not every file system takes, for a URL, and for an
+        alpha outside 0 to 1.
         """
         if not is_file_part(name):
             raise ValueError(f"name is {name!r}; expected the start of a file's name, such as 'scene_1': {FILE_PART}")
         folder = written_path(folder)
+        refuse_alpha(alpha)
         greys = ((255 * one).round().astype(np.uint8) for one in self.probability)
         pictures = chain([self.class_map(), self.overlay(alpha)], map(Image.fromarray, greys))
         for ending, picture in zip(output_endings(self.classes), pictures):

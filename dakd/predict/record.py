@@ -83,7 +83,11 @@ def predict_to_folder(
         failed = dict(problem.failures) if problem else {}
         names = {source.name: source.where for source in named}
         written = [name for name, where in names.items() if where not in failed]
-        kept = {name: where for name, where in (earlier | names).items() if where not in failed}
+        kept = {
+            name: where
+            for name, where in (earlier | names).items()
+            if where not in failed or any((out_dir / f"{name}{ending}").exists() for ending in record["endings"])
+        }
         write_json(out_dir / RECORD_FILE, record | {"images": written, "sources": kept, "failed": failed})
         if is_own:  # in any other folder, manifest.json may be somebody's
             ours = {RECORD_FILE, *(f"{name}{ending}" for name in kept for ending in record["endings"])}

@@ -19,9 +19,9 @@ from dakd.hub import HubModel, local_weights
 from dakd.models.student import StudentNet, at_scales
 from dakd.names import written_path
 from dakd.predict.images import file_sources, grey_image
-from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
+from dakd.predict.prediction import OVERLAY_ALPHA, Prediction, refuse_alpha
 from dakd.predict.record import predict_to_folder
-from dakd.predict.tiles import TILE, is_large, tiled
+from dakd.predict.tiles import TILE, checked_overlap, is_large, tiled
 from dakd.runtime.distributed import device_of
 from dakd.runtime.tensor_files import save_weights, tensors_hash
 from dakd.weights import load_student, student_metadata
@@ -109,10 +109,14 @@ class Student(HubModel):
 
         Returns the names of the outputs, in the order of the images: the stem of each image's file name, and another
         one where two images would share a file or the stem is no safe name. `out_dir`/predict.json says where each
-        comes from; later calls add to it. Raises ValueError for a URL and a folder with predictions of another student,
-        and BadImages, a ValueError, at the end when some images could not be predicted; the others are written.
+        comes from; later calls add to it. Raises ValueError, before anything is written, for a URL, a folder with
+        predictions of another student and an impossible tile or alpha; and BadImages, a ValueError, at the end when
+        some images could not be predicted: the others are written.
         """
         out_dir = written_path(out_dir)
+        refuse_alpha(overlay_alpha)
+        if tile is not None and tile != "auto":
+            checked_overlap(tile)
         sources = file_sources([inputs] if isinstance(inputs, str | Path) else inputs, out_dir)
         state = {name: one for name, one in _uncompiled(self.net).state_dict().items() if isinstance(one, Tensor)}
         maker = {"tensors_sha256": tensors_hash(state), "scales": list(self.scales)}

@@ -29,9 +29,7 @@ def tiled(
     multiple of 32 and at most half of the tile; None takes a quarter of the tile.
     Raises ValueError for another tile or overlap.
     """
-    if overlap is None and isinstance(tile, int):
-        overlap = max(ALIGNMENT, tile // 4 // ALIGNMENT * ALIGNMENT)
-    _check(tile, overlap)
+    overlap = checked_overlap(tile, overlap)
     rows, columns = (windows(side, tile, overlap) for side in sar.shape)
     blended: np.ndarray | None = None
     for top, bottom in rows:
@@ -79,11 +77,15 @@ def _weights(start: int, stop: int, side: int, overlap: int) -> np.ndarray:
     return weights
 
 
-def _check(tile: int, overlap: int) -> None:
+def checked_overlap(tile: int, overlap: int | None = None) -> int:
+    """The overlap of tiles, None taken as `tiled` takes it; ValueError for a tile or overlap that is impossible."""
     if not isinstance(tile, int) or tile < 2 * ALIGNMENT or tile % ALIGNMENT:
         raise ValueError(f"tile is {tile!r} pixels; expected a multiple of {ALIGNMENT} of at least {2 * ALIGNMENT}")
+    if overlap is None:
+        overlap = max(ALIGNMENT, tile // 4 // ALIGNMENT * ALIGNMENT)
     if not isinstance(overlap, int) or not 0 < overlap <= tile // 2 or overlap % ALIGNMENT:
         raise ValueError(
             f"overlap is {overlap} pixels; expected a multiple of {ALIGNMENT} above 0 and at most half a tile, "
             f"{tile // 2}"
         )
+    return overlap

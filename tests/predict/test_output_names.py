@@ -178,6 +178,41 @@ def test_an_image_that_fails_later_leaves_no_file_of_an_earlier_call(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predict.json"]
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("2 GiB"), MemoryError(), KeyError("x")])
+@pytest.mark.parametrize("part", ["read", "predict", "overlay"])
+def test_a_failure_of_a_readable_image_keeps_the_files_of_an_earlier_call(part, error, tmp_path, run, monkeypatch):
+    def failing(*_):
+        raise error
+
+    save(tmp_path / "in" / "a.png", 1)
+    folder = run(tmp_path / "in")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    module = {"read": images_module, "predict": Student, "overlay": Prediction}[part]
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "read_image" if part == "read" else part, failing)
+        with pytest.raises(BadImages):
+            run(tmp_path / "in")
+    assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == before and len(before) == 4
+    record = record_of(folder)
+    assert record["sources"] == {"a": f"{tmp_path}/in/a.png"} and list(record["failed"]) == [f"{tmp_path}/in/a.png"]
+    assert set(before) < set(read_manifest(folder))
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"tile": 100}, "tile is 100 pixels; expected a multiple of 32"), ({"tile": 0}, "tile is 0"),
+    ({"tile": "64"}, "tile is '64'"), ({"overlay_alpha": -1}, "alpha is -1; expected a number from 0"),
+    ({"overlay_alpha": float("nan")}, "alpha is nan"), ({"overlay_alpha": "half"}, "alpha is 'half'"),
+])  # fmt: skip
+def test_an_option_that_is_no_tile_or_alpha_is_refused_before_anything_is_written(wrong, message, tmp_path):
+    save(tmp_path / "in" / "a.png", 1)
+    student().predict_files(tmp_path / "in", tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(ValueError, match=message) as caught:
+        student().predict_files(tmp_path / "in", tmp_path / "out", **wrong)
+    assert not isinstance(caught.value, BadImages)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
 def test_calls_with_one_student_add_up_and_an_image_keeps_its_name(tmp_path, run):
     save(tmp_path / "one" / "a.png", 1)
     save(tmp_path / "two" / "a.png", 2)
