@@ -96,6 +96,19 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return image
 
 
+def checked_logits(found: object, image: Tensor) -> Tensor:
+    """What a net gives for an image (B, 3, H, W).  ValueError where it is no tensor (B, K, H, W)."""
+    batch, height, width = len(image), *image.shape[-2:]
+    is_tensor = isinstance(found, Tensor)
+    if is_tensor and found.ndim == 4 and (len(found), *found.shape[2:]) == (batch, height, width):
+        return found
+    what = f"logits of shape {tuple(found.shape)}" if is_tensor else f"a {type(found).__name__}"
+    raise ValueError(
+        f"the net gives {what}; expected one tensor ({batch}, classes, {height}, {width}) for this image: wrap it "
+        "in a module that returns its logits, resized to the image"
+    )
+
+
 def at_scales(model: nn.Module, scales: Sequence[float]) -> nn.Module:
     """The model whose logits are the largest over `scales`; the model itself for (1.0,)."""
     return model if tuple(scales) == (1.0,) else MultiScale(model, scales)
@@ -120,7 +133,7 @@ class MultiScale(nn.Module):
         fused: Tensor | None = None
         for scale in self.scales:
             scaled = image if scale == 1 else self._scaled(image, scale)
-            logits = resize_to(self.model(scaled), size)
+            logits = resize_to(checked_logits(self.model(scaled), scaled), size)
             fused = logits if fused is None else torch.maximum(fused, logits)
         return fused
 

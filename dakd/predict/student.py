@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
 from dakd.hub import HubModel, local_weights
-from dakd.models.student import StudentNet, at_scales
+from dakd.models.student import StudentNet, at_scales, checked_logits
 from dakd.names import written_path
 from dakd.predict.images import file_sources, grey_image
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction, refuse_alpha
@@ -30,7 +30,7 @@ from dakd.weights import load_student, student_metadata
 class Student(HubModel):
     """A trained student: a net that segments images, with its classes and the facts of its file.
 
-    net: image (B, 3, H, W), ImageNet-normalised -> logits (B, K, H, W); predictions are made in eval mode.
+    net: image (B, 3, H, W), ImageNet-normalised -> finite logits (B, K, H, W); predictions are made in eval mode.
     classes: names and colours by class id.  device: where the net lies.
     facts: all that the file states: settings, training set, seed, ...
     scales: factors of the image's size at which it is predicted; the largest logit of all counts.
@@ -89,7 +89,8 @@ class Student(HubModel):
         "auto" takes it whole up to 1.5 million pixels, and beyond in tiles of 1024.  overlap: of neighbouring tiles in
         pixels, a multiple of 32; None takes a quarter of the tile.
         Returns a Prediction: `label` (H, W) uint8, `probability` (K, H, W) float32, `overlay()`.
-        Raises ValueError for an image that is not 8-bit grey, and for an impossible tile.
+        Raises ValueError for an image that is not 8-bit grey, for an impossible tile, and where the net does not give
+        finite logits (1, K, H, W).
         """
         sar = grey_image(image)
         if tile == "auto":
@@ -160,13 +161,21 @@ class Student(HubModel):
         """(K, h, w) float32 probabilities; sar: (h, w) uint8."""
         image = torch.as_tensor(np.require(sar, requirements=["C", "W"]), device=self.device)
         with _in_eval_mode(self.net):
-            logits = at_scales(self.net, self.scales)(to_student(image[None, None]))
+            normalised = to_student(image[None, None])
+            logits = checked_logits(at_scales(self.net, self.scales)(normalised), normalised)
         if logits.shape[1] != self.classes.num_classes:
             raise ValueError(
                 f"the net gives {logits.shape[1]} classes; the table has {self.classes.num_classes}; give the table "
                 "of its training set"
             )
-        return logits.float().softmax(dim=1)[0].cpu().numpy()
+        probability = logits.float().softmax(dim=1)[0].cpu().numpy()
+        spoilt = np.count_nonzero(np.isnan(probability[0]))  # such a logit makes its pixel NaN in every class
+        if spoilt:
+            raise ValueError(
+                f"the net gives logits that are NaN or infinite at {spoilt} of {sar.size} pixels; expected finite: "
+                "take weights of an earlier step, or of a training whose loss stayed finite"
+            )
+        return probability
 
 
 def _uncompiled(net: nn.Module) -> nn.Module:

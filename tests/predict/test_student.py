@@ -121,6 +121,46 @@ def test_a_table_of_another_number_of_classes_is_refused(file, sar):
         Student(bare, SOS_CLASSES).predict(sar)
 
 
+class _Foreign(torch.nn.Module):
+    """A net that is not one of dakd's; give: image -> what it gives."""
+
+    def __init__(self, give):
+        super().__init__()
+        self.give = give
+
+    def forward(self, image):
+        return self.give(image)
+
+
+def _logits(image, value=0.0, stride=1):
+    return torch.full((len(image), 5, image.shape[2] // stride, image.shape[3] // stride), value)
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
+@pytest.mark.parametrize("give, message", [
+    (lambda image: _logits(image, torch.nan), r"NaN or infinite at \d+ of \d+ pixels; expected finite"),
+    (lambda image: _logits(image, torch.inf), r"NaN or infinite at \d+ of \d+ pixels; expected finite"),
+    (lambda image: _logits(image, stride=4), r"gives logits of shape \(1, 5, .*; expected one tensor \(1, classes, "),
+    (lambda image: _logits(image)[0], r"gives logits of shape \(5, .*expected one tensor \(1, classes, "),
+    (lambda image: {"out": _logits(image)}, r"the net gives a dict; expected one tensor \(1, classes, .*wrap it"),
+    (lambda image: None, "the net gives a NoneType; expected one tensor"),
+])  # fmt: skip
+def test_a_net_that_gives_no_finite_logits_of_the_images_size_is_refused(give, message, scales):
+    student = Student(_Foreign(give), OSD_CLASSES, scales=scales)
+    for tile in (None, 64):
+        with pytest.raises(ValueError, match=message):
+            student.predict(np.zeros((96, 96), np.uint8), tile=tile)
+
+
+def test_a_net_may_rule_a_class_out_by_an_infinite_logit():
+    def give(image):
+        logits = _logits(image)
+        logits[:, 3] = -torch.inf
+        return logits
+
+    assert Student(_Foreign(give), OSD_CLASSES).predict(np.zeros((32, 32), np.uint8)).probability[3].max() == 0
+
+
 def test_what_predicts_is_saved_also_when_trained_further_replaced_or_compiled(file, sar, tmp_path):
     student, path = Student.load(file, scales=(0.5, 1.0)), tmp_path / "again.safetensors"
     with torch.no_grad():
