@@ -16,7 +16,7 @@ from dakd.ablate.results import Line, SeedValues, collect, earlier_jobs, read_re
 from dakd.ablate.run import JobStore
 from dakd.config import Config
 from dakd.evaluate.pairs import fewest_images
-from dakd.metrics.bootstrap import few_images_notes
+from dakd.metrics.bootstrap import few_images_notes, unequal_classes_notes
 from dakd.names import file_part, hashed, same_file
 from dakd.runtime.files import write_text
 from dakd.runtime.runlog import format_duration, say
@@ -136,6 +136,10 @@ def facts(plan: TablePlan, lines: Sequence[Line], store: JobStore) -> list[str]:
     differences = [line.difference for line in lines if line.difference is not None]
     counts = {one.num_images for one in differences if one.low is not None}
     said += [f"differences: {few}" for count in sorted(counts) for few in few_images_notes(count)]
+    for line in lines:
+        if line.difference is not None:
+            notes = unequal_classes_notes(line.difference.num_classes)
+            said += [f"difference of {_title(line)}: {note}" for note in notes]
     said.append(f"{len(records)} of {len(plan.jobs)} jobs are done; they took {_total(records)}")
     said.append("last column: time of all steps that a line needs, including those that lines share")
     return said

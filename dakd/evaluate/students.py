@@ -14,7 +14,7 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_student
 from dakd.metrics import BoundaryCounts, CalibrationCounts, ObjectCounts, bootstrap, format_table, paired_bootstrap
-from dakd.metrics.bootstrap import MIN_IMAGES, few_images_notes
+from dakd.metrics.bootstrap import FEW_IMAGES, MIN_IMAGES, few_images_notes, unequal_classes_notes
 from dakd.metrics.confusion import ConfusionMatrix, count_pairs, sum_over_ranks
 from dakd.metrics.scores import mean_iou
 from dakd.metrics.tables import percent
@@ -224,6 +224,18 @@ def difference_rows(tables: dict[str, dict]) -> list[list[str | None]]:
     return rows
 
 
+def difference_notes(tables: dict[str, dict]) -> list[str]:
+    """Sentences on the students whose means are over other classes than those of the student they are compared with."""
+    notes = []
+    for name, table in tables.items():
+        difference = (table["bootstrap"] or {}).get("difference")
+        pooled = difference["scores"]["miou"] if difference else {}
+        # Evaluations of earlier versions did not write the numbers of classes.
+        found = unequal_classes_notes(pooled.get("num_classes", []))
+        notes += [f"{name} minus {difference['to']}: {note}" for note in found]
+    return notes
+
+
 def score_name(score: str) -> str:
     field, _, class_name = score.partition(":")
     name = {"miou": "mIoU", "f1": "F1", "iou": "IoU"}.get(field, field)
@@ -236,7 +248,7 @@ def format_details(tables: dict[str, dict]) -> str:
     parts = [format_table(*detail_rows(tables)) + "\n" + note]
     gaps = difference_rows(tables)
     if gaps:
-        parts.append(format_table(DIFFERENCE_HEADER, gaps))
+        parts.append("\n".join([format_table(DIFFERENCE_HEADER, gaps), *difference_notes(tables)]))
     first = next(iter(tables.values()))
     parts += bootstrap_notes(first["bootstrap"])
     if absent := first["objects"]["absent"]:
@@ -255,8 +267,13 @@ def bootstrap_notes(tables: dict | None) -> list[str]:
     else:
         notes += few_images_notes(pooled["num_images"], "the intervals are too narrow and p is too small")
     for name, one in scores.items():
-        if one["value"] is not None and one["low"] is None and pooled["low"] is not None:
+        if one["value"] is None or pooled["low"] is None:
+            continue
+        if one["low"] is None:
             notes.append(f"no interval of {score_name(name)}: {_why_none(one)}")
+        elif ":" in name and pooled["num_images"] >= FEW_IMAGES:
+            consequence = f"the interval of {score_name(name)} is too narrow and its p too small"
+            notes += few_images_notes(one["num_images"], consequence, "images with the class")
     if pooled["incomplete"] and pooled["low"] is not None:
         notes.append(f"{100 * pooled['incomplete']:.1f} % of the resamples lack a class and are scored over the others")
     return notes

@@ -29,12 +29,26 @@ FEW_IMAGES = 30
 _CHUNK = 256  # resamples at a time
 
 
-def few_images_notes(num_images: int, consequence: str = "the intervals are too narrow") -> list[str]:
-    """What to say beside intervals over so many images: a note where they are few."""
+def few_images_notes(
+    num_images: int, consequence: str = "the intervals are too narrow", what: str = "images"
+) -> list[str]:
+    """What to say beside intervals over so many images: a note where they are few.  what: the images are."""
     if num_images >= FEW_IMAGES:
         return []
     where = "see dakd/metrics/bootstrap.py"
-    return [f"{num_images} images are few: {consequence} ({where}); expected at least {FEW_IMAGES}"]
+    return [f"{num_images} {what} are few: {consequence} ({where}); expected at least {FEW_IMAGES}"]
+
+
+def unequal_classes_notes(num_classes: Sequence[int]) -> list[str]:
+    """What to say beside a difference of two means: a note where they are over other classes.
+
+    num_classes: of `Difference`; empty for none known.
+    """
+    if len(set(num_classes)) < 2:
+        return []
+    first, second, common = num_classes
+    counted = f"the first mean is over {first} classes, the second over {second}, {common} of them in both"
+    return [f"{counted}: a class that does not occur counts where it is predicted"]
 
 
 @dataclass(frozen=True)
@@ -67,9 +81,11 @@ class Difference(ScoreInterval):
 
     p: two-sided, twice the smaller share of resamples on either side of zero, (1 + count) / (1 + resamples), at most 1;
     never below 2 / (1 + resamples). None where low and high are.
+    num_classes: that the first mean over classes is over, the second one, and both.
     """
 
     p: float | None
+    num_classes: list[int]
 
 
 @dataclass(frozen=True)
@@ -143,7 +159,9 @@ def paired_bootstrap(
     gaps, num_images = draws[0] - draws[1], _count_images([seeds, others], score, class_names)
     summary = _summary(value[0] - value[1], gaps, level, num_images)
     p = None if summary[1] is None else _two_sided(gaps)
-    return Difference(score, *summary, level, num_resamples, num_images, len(seeds), incomplete, p)
+    counted, others_counted = _counted_classes(seeds), _counted_classes(others)
+    num_classes = [int(one.sum()) for one in (counted, others_counted, counted & others_counted)]
+    return Difference(score, *summary, level, num_resamples, num_images, len(seeds), incomplete, p, num_classes)
 
 
 def over_seeds(values: Sequence[float]) -> SeedSpread:
@@ -199,6 +217,12 @@ def _count_images(students: list[np.ndarray], score: str, class_names: Sequence[
         place = list(class_names or ()).index(class_name)
         return int((pixels[:, place].sum(axis=1) + pixels[:, :, place].sum(axis=1) > 0).sum())
     return int((pixels.sum(axis=(1, 2)) > 0).sum())
+
+
+def _counted_classes(counts: np.ndarray) -> np.ndarray:
+    """(K,) bool: the classes that occur or are predicted, in a seed at least; counts: (S, N, K, K)."""
+    pixels = counts.sum(axis=(0, 1))
+    return pixels.sum(axis=0) + pixels.sum(axis=1) > 0
 
 
 def _has_tails(num_resamples: int, level: float) -> bool:

@@ -10,6 +10,7 @@ from dakd.evaluate.students import (
     DIFFERENCE_HEADER,
     bootstrap_notes,
     detail_rows,
+    difference_notes,
     difference_rows,
     score_name,
     with_interval,
@@ -76,6 +77,7 @@ def _intervals(students: dict[str, dict]) -> dict | None:
         "rows": [[student, *(with_interval(one, name) for name in names)] for student, one in students.items()],
         "difference_header": DIFFERENCE_HEADER,
         "difference_rows": difference_rows(students),
+        "difference_notes": difference_notes(students),
     }
 
 

@@ -147,6 +147,20 @@ def test_differences_over_few_images_say_so(tmp_path, images, are_few):
     assert (f"{images} images are few: the intervals are too narrow (see" in text) == are_few
 
 
+def test_a_difference_of_means_over_other_classes_says_so(tmp_path):
+    plan, store = plan_of(REAL, WITH_B, reference="real & plain"), JobStore(tmp_path / "store")
+    one = np.zeros((40, 2, 2), np.int64)
+    one[:, 0, 0] = 100
+    stray = one.copy()
+    stray[:5, 0] = 99, 1
+    write_scores(store, plan, "real & plain", 0, one)
+    write_scores(store, plan, "soft", 0, stray)
+    text = write_table(plan, store, tmp_path / "out").read_text()
+    assert "- difference of soft: the first mean is over 2 classes, the second over 1, 1 of them in both: " in text
+    write_scores(store, plan, "soft", 0, one)
+    assert "difference of soft" not in write_table(plan, store, tmp_path / "out").read_text()
+
+
 def test_equal_numbers_are_both_the_best_and_a_column_of_equals_has_none(tmp_path):
     third = SOFT | {"name": "third", "head": {"b": "x"}}
     plan, store = plan_of(REAL, WITH_B, third), JobStore(tmp_path / "store")

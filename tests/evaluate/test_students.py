@@ -16,8 +16,10 @@ from dakd.evaluate.evaluate import evaluate
 from dakd.evaluate.students import (
     DetailCounts,
     batches_of_one_size,
+    bootstrap_notes,
     bootstrap_students,
     detail_rows,
+    difference_notes,
     difference_rows,
     evaluate_student,
     format_details,
@@ -190,15 +192,49 @@ def test_no_p_is_shown_as_zero_however_many_resamples_there_are():
     assert "<0.001" in text and "0.000" not in text
 
 
+@pytest.mark.parametrize("num_with_oil, is_few", [(11, True), (29, True), (30, False)])
+def test_few_images_with_a_class_are_said_of_the_score_of_the_class(num_with_oil, is_few):
+    counts = np.zeros((60, 2, 2), np.int64)
+    counts[:, 0, 0], counts[:num_with_oil, 1, 1], counts[:num_with_oil, 1, 0] = 8, 3, 1
+    notes = bootstrap_notes(bootstrap_students({"real": counts}, ("sea", "oil"), 50, 0)["real"])
+    said = f"{num_with_oil} images with the class are few: the interval of IoU of oil is too narrow and its p too small"
+    assert [note for note in notes if "are few" in note] == [note for note in notes if note.startswith(said)]
+    assert any(note.startswith(said) for note in notes) == is_few
+
+
+def test_a_difference_of_means_over_other_classes_says_so():
+    """A stray pixel of a class that does not occur adds its IoU of 0 to one of the two means."""
+    counts = np.zeros((40, 3, 3), np.int64)
+    counts[:, 0, 0], counts[:, 1, 1] = 90, 10
+    stray = counts.copy()
+    stray[:10, 0, 0], stray[:10, 0, 2] = 89, 1
+    made = bootstrap_students({"real": counts, "syn": stray}, ("sea", "oil", "ship"), 50, 0)
+    tables = {name: {"miou": 1.0, "bootstrap": one} | no_details() for name, one in made.items()}
+    (note,) = difference_notes(tables)
+    assert note in format_details(tables).splitlines()
+    assert note.startswith("syn minus real: the first mean is over 3 classes, the second over 2, 2 of them in both")
+    assert difference_notes({"real": tables["real"]}) == []
+    same = bootstrap_students({"real": stray, "syn": stray}, ("sea", "oil", "ship"), 50, 0)
+    assert difference_notes({name: {"bootstrap": one} for name, one in same.items()}) == []
+    for gap in tables["syn"]["bootstrap"]["difference"]["scores"].values():  # as an earlier version wrote them
+        del gap["num_classes"]
+    assert difference_notes(tables) == [] == difference_notes({"real": {"bootstrap": None}})
+
+
 def shown_of(num_images: int, num_resamples: int = 50) -> tuple[str, dict]:
     """The text of two students on images of which one has oil, the second better in each, and its intervals."""
     counts = np.zeros((num_images, 3, 3), np.int64)
     counts[:, 0, 0], counts[:, 0, 2], counts[0, 1, 1] = 8, 1, 3
     better = counts.copy()
     better[:, 0, 0], better[:, 0, 2] = 9, 0
+    made = bootstrap_students({"real": counts, "better": better}, ("sea", "oil", "land"), num_resamples, 0)
+    shown = {name: {"miou": 1.0, "bootstrap": one} | no_details() for name, one in made.items()}
+    return format_details(shown), made["better"]
+
+
+def no_details() -> dict:
+    """Those of one image with sea alone."""
     details = DetailCounts.empty(OSD_CLASSES, ("ship", "oil"))
     logits = torch.zeros(1, 5, 8, 8)
     details.update(logits, logits.argmax(1), [np.zeros((8, 8), np.uint8)])
-    made = bootstrap_students({"real": counts, "better": better}, ("sea", "oil", "land"), num_resamples, 0)
-    shown = {name: {"miou": 1.0, "bootstrap": one} | details.to_dict() for name, one in made.items()}
-    return format_details(shown), made["better"]
+    return details.to_dict()

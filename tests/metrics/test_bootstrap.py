@@ -9,7 +9,14 @@ import pytest
 import torch
 from scipy import stats
 
-from dakd.metrics.bootstrap import bootstrap, draw_weights, over_seeds, paired_bootstrap, recentred_interval
+from dakd.metrics.bootstrap import (
+    bootstrap,
+    draw_weights,
+    over_seeds,
+    paired_bootstrap,
+    recentred_interval,
+    unequal_classes_notes,
+)
 from dakd.metrics.distances import frechet_distance
 from dakd.metrics.scores import POOLED_SCORES, pooled_score, score
 
@@ -229,3 +236,13 @@ def test_intervals_of_a_frechet_distance_cover_its_expectation_at_n():
     assert np.mean([low <= wanted <= high for low, high in plain]) < 0.5
     # The bias of a resample is near that of a finite N: the distance of the distributions is 0.3^2 * 12 = 1.08.
     assert np.mean([one.bias for one in moved]) == pytest.approx(wanted - 1.08, rel=0.5)
+
+
+def test_a_difference_counts_the_classes_of_both_means():
+    one = np.zeros((12, 4, 4), np.int64)
+    one[:, 0, 0], one[:, 1, 1] = 90, 10
+    other = one.copy()
+    one[0, 0, 2], other[0, 0, 3] = 1, 1  # each predicts a class that does not occur
+    one[0, 0, 0] = other[0, 0, 0] = 89
+    assert paired_bootstrap(one, other).num_classes == [3, 3, 2]
+    assert unequal_classes_notes([3, 3, 2]) and not unequal_classes_notes([2, 2, 2]) and not unequal_classes_notes([])
