@@ -45,6 +45,7 @@ ELSEWHERE = {
     ("ablate/spec.py", "{} is not valid YAML: {}"): PARTS,
     ("ablate/spec.py", "{}"): PARTS,
     ("cli/command.py", "{}"): PARTS,
+    ("cli/steps.py", "{}"): PARTS,
     ("config/base.py", "expected {}"): "`plain_fault` adds the key and the value",
     ("config/base.py", "bool_for_number"): "`plain_fault` says the key, the expected type and the value instead",
     ("config/base.py", "empty_text"): "`plain_fault` adds the key and the value",

@@ -60,6 +60,6 @@ def _may_hide_facts(picture: Image.Image) -> bool:
     """Whether headers that differ in what counts give pictures like this one. A JPEG has 8 bits if it can be read."""
     if picture.format == "PNG":  # 16 bits a channel, of which the low ones are lost; a transparent grey of few bits
         return picture.mode in ("LA", "RGB", "RGBA") or (picture.mode == "L" and "transparency" in picture.info)
-    if picture.format == "BMP":  # see `_refuse_misread`
-        return picture.mode in ("1", "L")
+    if picture.format == "BMP":  # see `_refuse_misread`; 5 bits a channel
+        return picture.mode in ("1", "L", "RGB")
     return picture.format == "TIFF"  # PIL keeps its tags, but removes the orientation from them
