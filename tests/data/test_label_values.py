@@ -397,8 +397,30 @@ def test_a_no_data_value_of_255_is_unknown_among_ids_and_never_a_white_class(tmp
         if name == "ids":
             assert np.array_equal(labels(tmp_path / name, classes)[0], mask)
         else:
-            with pytest.raises(ValueError, match="hold only 0 and 255, and 255 means unknown"):
+            with pytest.raises(ValueError, match=r"their no-data tag says that 255 .*-a_nodata none") as error:
                 labels(tmp_path / name, classes)
+            assert "the colour [255, 255, 255]" not in str(error.value)
+            with pytest.raises(ValueError, match=r"remove the tag \(gdal_.*and in prepare\.classes give the class"):
+                labels(tmp_path / name, THREE)
+
+
+def test_a_no_data_value_of_255_tells_that_255_is_not_white(tmp_path):
+    mask = OIL.copy()
+    mask[0] = 255
+    classes = {"sea": [0, 0, 0], "oil": [255, 255, 255]}
+    file = write(tmp_path / "data", Image.fromarray(mask), suffix="tif") / "train" / "masks" / "0.tif"
+    with pytest.raises(ValueError, match="255, which may be unknown or 'oil'"):
+        labels(tmp_path / "data", classes)
+    Image.fromarray(mask).save(file, tiffinfo={NODATA: "255"})
+    assert np.array_equal(labels(tmp_path / "data", classes)[0], mask)
+
+
+def test_the_remedy_for_a_no_data_value_does_not_make_every_pixel_255(tmp_path):
+    file = write(tmp_path / "data", Image.fromarray(255 * OIL), suffix="tif") / "train" / "masks" / "0.tif"
+    Image.fromarray(255 * OIL).save(file, tiffinfo={NODATA: "0"})
+    with pytest.raises(BadDataset, match=r"no-data value 0 .*: write the ids .*-a_nodata none") as error:
+        labels(tmp_path / "data", TWO)
+    assert "-dstnodata" not in str(error.value)
 
 
 # --- the setting ------------------------------------------------------------------------------------------------------

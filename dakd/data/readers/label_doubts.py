@@ -83,13 +83,21 @@ def refuse_doubtful_ids(split: str, groups: list[MaskGroup], classes: ClassTable
     are_grey = all(group.form != "palette" for group in groups)
     if values == {0, IGNORE_INDEX} or (are_grey and greys == {BLACK, WHITE}):
         last = " or ".join(repr(name) for name in classes.names[1:3]) + (" ..." if classes.num_classes > 3 else "")
+        means, remedies = "255 means unknown", []
+        if any(group.is_255_nodata for group in groups):
+            means = "their no-data tag says that 255 is no data"
+            remedies.append("where 255 is a class, remove the tag (gdal_translate -a_nodata none IN OUT)")
+        if not (remedies and _has(classes, WHITE)):
+            remedies.append(
+                "in prepare.classes give the class that is white the colour [255, 255, 255] and the one that is black "
+                "[0, 0, 0]"
+            )
         raise ValueError(
-            f"the masks of the split {split!r} hold only 0 and 255, and 255 means unknown, so that no pixel would "
-            f"be {last} ({listed(groups)}); in prepare.classes give the class that is white the colour "
-            f"[255, 255, 255] and the one that is black [0, 0, 0], write the ids into the masks, or {CHOICES}"
+            f"the masks of the split {split!r} hold only 0 and 255, and {means}, so that no pixel would be {last} "
+            f"({listed(groups)}); {' and '.join(remedies)}, write the ids into the masks, or {CHOICES}"
         )
     _refuse_0_255_beside_ids(split, groups)
-    if IGNORE_INDEX in values and _has(classes, WHITE):
+    if _has(classes, WHITE) and any(group.pixels[IGNORE_INDEX] and not group.is_255_nodata for group in groups):
         name = class_name(classes, colour_ids(classes)[WHITE])
         raise ValueError(
             f"the masks of the split {split!r} hold ids and 255, which may be unknown or {name!r}, whose colour is "
@@ -103,7 +111,7 @@ def refuse_doubtful_ids(split: str, groups: list[MaskGroup], classes: ClassTable
 
 def _refuse_0_255_beside_ids(split: str, groups: list[MaskGroup]) -> None:
     """255 that is never beside an id above 0 may be white in some masks, as 1 and others are ids in the rest."""
-    unclear = [group for group in groups if group.is_0_255]
+    unclear = [group for group in groups if group.is_0_255 and not group.is_255_nodata]
     others = [group for group in groups if not group.is_0_255]
     has_unknown_beside_ids = any(group.pixels[IGNORE_INDEX] for group in others)
     if any(group.pixels[0] for group in unclear) and not has_unknown_beside_ids:

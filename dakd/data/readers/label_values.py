@@ -112,12 +112,13 @@ class LabelValues:
         is_known = {name: self._is_known(name, pixels, found) for name in ("colours", "ids")}
         strays = ~is_known["colours"]
         fits_colours = not strays.any() or self._may_be_stray(pixels, found[strays], int(counts[strays].sum()))
-        fits_colours = fits_colours and not (pixels.is_255_nodata and found[-1] == IGNORE_INDEX)
+        is_255_nodata = bool(pixels.is_255_nodata and found[-1] == IGNORE_INDEX)
+        fits_colours = fits_colours and not is_255_nodata
         # Bits are black and white, which are ids only if nothing is white.
         is_white_bits = pixels.form == "bits" and found[-1] == 1
         fits_ids = is_known["ids"].all() and not is_white_bits and not pixels.is_lossy
         is_0_255 = pixels.form == "grey" and found[-1] == IGNORE_INDEX and set(found.tolist()) <= {0, IGNORE_INDEX}
-        facts = (pixels.form, pixels.palette, fits_colours, bool(fits_ids), pixels.is_lossy, is_0_255)
+        facts = (pixels.form, pixels.palette, fits_colours, bool(fits_ids), pixels.is_lossy, is_0_255, is_255_nodata)
         group = groups.setdefault((*facts, is_white_bits), MaskGroup(*facts))
         group.num_files += 1
         if len(group.examples) < _LISTED:

@@ -13,7 +13,8 @@ from dakd.data.readers.mask_pixels import shown_colour, unpack
 class MaskGroup:
     """Masks of one form and palette (see MaskPixels) that fit the same meanings.
 
-    is_0_255: greys of which each mask holds 255, and at most 0 beside it.
+    is_0_255: greys of which each mask holds 255, and at most 0 beside it.  is_255_nodata: the files say that 255, which
+    they hold, means "no data".
     examples: the first of the files.  pixels: their number by stored value.
     """
 
@@ -23,6 +24,7 @@ class MaskGroup:
     fits_ids: bool
     is_lossy: bool = False
     is_0_255: bool = False
+    is_255_nodata: bool = False
     num_files: int = 0
     examples: list[Path] = field(default_factory=list)
     pixels: Counter[int] = field(default_factory=Counter)

@@ -110,13 +110,18 @@ def _refuse_nodata(picture: Image.Image, path: Path) -> None:
     structure = picture.info["structure"]
     if structure.nodata is None or (structure.nodata == IGNORE_INDEX and len(picture.getbands()) == 1):
         return
-    if num := int(is_nodata(picture, structure).sum()):
+    is_hidden = is_nodata(picture, structure)
+    if num := int(is_hidden.sum()):
         value = number_text(structure.nodata)
+        write = f"write it (gdalwarp -srcnodata {value} -dstnodata 255 -ot Byte IN OUT)"
+        others = np.array(picture)[~is_hidden]
+        if others.size and (others == IGNORE_INDEX).all() and picture.mode != "1":  # which would then be unknown too
+            write = "write the ids in place of 255, then 255 where nothing is known"
         raise BadFile(
             path,
             f"holds its no-data value {value} in {num} pixels, which show no class; expected 255 for unknown pixels "
-            f"among ids: write it (gdalwarp -srcnodata {value} -dstnodata 255 -ot Byte IN OUT), or, where the value "
-            "is a class, say that it is data (gdal_translate -a_nodata none IN OUT)",
+            f"among ids: {write}, or, where the value is a class, say that it is data (gdal_translate -a_nodata none "
+            "IN OUT)",
         )
 
 
