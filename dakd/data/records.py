@@ -49,7 +49,9 @@ def encode_record(sample: Sample, classes: ClassTable, codec: Codec | None) -> d
     if sample.soft_label is not None:
         if codec is None:
             raise ValueError(f"{sample.key} has a soft label but no codec is named; give codec='fp16'")
-        members[f"soft.{codec.name}"] = codec.encode(sample.soft_label)
+        is_coded = sample.soft_range is not None
+        soft = sample.soft_label
+        members[f"soft.{codec.name}"] = codec.pack(soft, sample.soft_range) if is_coded else codec.encode(soft)
     facts["sha256"] = _digest(facts, members)
     return {"__key__": sample.key, "json": json.dumps(facts, sort_keys=True).encode(), **members}
 
@@ -159,8 +161,13 @@ def _check_arrays(sample: Sample, classes: ClassTable) -> None:
     shape = sample.sar.shape
     if sample.sar.dtype != np.uint8 or len(shape) != 2 or 0 in shape:
         raise ValueError(f"{sample.key}: image is {sample.sar.dtype} {shape}; expected uint8 (H, W), not empty")
-    if np.ma.is_masked(sample.sar):
-        raise ValueError(f"{sample.key}: a mask hides pixels of the image; expected a value in each: cut or fill it")
+    for what, array, remedy in (
+        ("image", sample.sar, "cut or fill it"),
+        ("label", sample.label, f"fill it (label.filled({IGNORE_INDEX}): unknown)"),
+        ("soft label", sample.soft_label, "fill it, or write a hard label"),
+    ):
+        if np.ma.is_masked(array):
+            raise ValueError(f"{sample.key}: a mask hides pixels of the {what}; expected a value in each: {remedy}")
     if sample.label is not None and (sample.label.shape != shape or sample.label.dtype != np.uint8):
         raise ValueError(
             f"{sample.key}: label is {sample.label.dtype} of shape {sample.label.shape}; expected uint8 {shape}"

@@ -33,6 +33,7 @@ from dakd.data.sources import (
 from dakd.names import written_path
 from dakd.runtime.files import file_hash, replacing, sync, write_text
 from dakd.runtime.lock import locked
+from dakd.runtime.runlog import say
 
 __all__ = ["ShardInfo", "ShardSet", "describe_shard", "open_split", "shard_name", "verify", "write_index",
            "write_shard", "write_shards"]  # fmt: skip
@@ -98,7 +99,7 @@ def write_shards(
     samples: any number of them, read one by one, each with a key of its own.  classes: names and colours by class id.
     shard_size: samples a shard.  codec: how soft labels are stored: fp16 logits, or logprob8 for one `temperature`.
     provenance: JSON facts on where the set comes from.  overwrite: replace the set that is there, whose own samples may
-    be among the new ones.
+    be among the new ones; of logprob8, with the same temperature.
     The set is written aside and takes its place when it is whole; an earlier one stays until then. Raises ValueError
     where a set or shards are there already, where there is no sample, for a URL, and for a sample that no record can
     hold; RuntimeError where another process writes to the folder.
@@ -114,10 +115,15 @@ def write_shards(
     with locked(folder):
         shutil.rmtree(aside, ignore_errors=True)  # of a call that was killed
         try:
-            _write_set(aside, samples, classes, shard_size, codec, temperature, provenance)
+            beside_unknown = _write_set(aside, samples, classes, shard_size, codec, temperature, provenance)
             _take_place(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+    if beside_unknown[0] and not beside_unknown[1:].any():  # as sea beside land without a class also has
+        say(
+            f"{folder}: labels with 255, which means unknown, hold nothing else but 0 ({classes.names[0]}); if they "
+            "are black and white masks, write class ids in their place"
+        )
     return folder
 
 
@@ -129,7 +135,9 @@ def _write_set(
     codec: str,
     temperature: float | None,
     provenance: dict | None,
-) -> None:
+) -> np.ndarray:
+    """Returns (K,) int64: the pixels of each class in labels that have unknown pixels too."""
+    beside_unknown = np.zeros(classes.num_classes, np.int64)
     remaining, num_samples, num_soft = map(_without_probabilities, samples), 0, 0
     for index in itertools.count():
         # One sample ahead, so that no empty shard is begun.
@@ -140,10 +148,14 @@ def _write_set(
         info = write_shard(folder, index, shard, classes, codec, provenance, temperature)
         num_samples += info.num_samples
         num_soft += info.num_soft
+        for record in info.records:
+            if record.ignored_pixels:
+                beside_unknown += np.array(record.class_pixels, np.int64)
     if not num_samples:
         raise ValueError("there are no samples to write; expected at least one")
     kind, codec_used = ("synthetic", codec) if num_soft else ("real", None)
     write_index(folder, classes, kind=kind, codec=codec_used, provenance=provenance)
+    return beside_unknown
 
 
 def _without_probabilities(sample: Sample) -> Sample:

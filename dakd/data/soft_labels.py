@@ -43,6 +43,12 @@ class Codec(Protocol):
     def encode(self, logits: np.ndarray) -> bytes:
         """(K, H, W) floating logits to bytes; ValueError for logits that are not finite."""
 
+    def pack(self, codes: np.ndarray, soft_range: float) -> bytes:
+        """(K, H, W) uint8 codes and their range, as `decode` gives them, to the same bytes.
+
+        Raises ValueError for a codec without codes, and for codes of another range than its own.
+        """
+
     def decode(self, data: bytes, shape: tuple[int, int, int]) -> tuple[np.ndarray, float | None]:
         """What `encode` stored, (K, H, W): float16 logits and None, or uint8 codes and the nats of code 255.
 
@@ -57,6 +63,12 @@ class Fp16Codec:
 
     def encode(self, logits: np.ndarray) -> bytes:
         return to_half(_check_logits(logits)).astype("<f2", copy=False).tobytes()
+
+    def pack(self, codes: np.ndarray, soft_range: float) -> bytes:
+        raise ValueError(
+            f"soft label is codes of {soft_range:g} nats; expected logits for codec fp16: write codes with codec "
+            "logprob8 and the temperature that they were made for"
+        )
 
     def decode(self, data: bytes, shape: tuple[int, int, int]) -> tuple[np.ndarray, None]:
         expected = 2 * math.prod(shape)
@@ -91,8 +103,18 @@ class LogProb8Codec:
             gap = np.subtract(logits.max(axis=0), logits, dtype=np.promote_types(logits.dtype, np.float32))
             gap *= _MAX_CODE / soft_range
         np.rint(np.minimum(gap, _MAX_CODE, out=gap), out=gap)
-        content = _HEADER.pack(soft_range) + gap.astype(np.uint8).tobytes()
-        return _zstandard().ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(content)
+        return _compressed(gap.astype(np.uint8), soft_range)
+
+    def pack(self, codes: np.ndarray, soft_range: float) -> bytes:
+        if codes.dtype != np.uint8 or codes.ndim != 3:
+            raise ValueError(f"soft label is {codes.dtype} of shape {codes.shape}; expected uint8 codes (K, H, W)")
+        wanted = soft_range if self.temperature is None else range_for(self.temperature, len(codes))
+        if not math.isclose(soft_range, wanted):
+            raise ValueError(
+                f"soft label is codes of {soft_range:g} nats; expected {wanted:g}, which the temperature "
+                f"{self.temperature:g} takes: give {soft_range / range_for(1.0, len(codes)):.6g}, that of the codes"
+            )
+        return _compressed(codes, soft_range)
 
     def decode(self, data: bytes, shape: tuple[int, int, int]) -> tuple[np.ndarray, float]:
         zstandard, expected = _zstandard(), _HEADER.size + math.prod(shape)
@@ -240,6 +262,11 @@ def _check_logits(logits: np.ndarray) -> np.ndarray:
             "lower lr"
         )
     return logits
+
+
+def _compressed(codes: np.ndarray, soft_range: float) -> bytes:
+    content = _HEADER.pack(soft_range) + codes.tobytes()
+    return _zstandard().ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(content)
 
 
 def _zstandard() -> ModuleType:

@@ -149,6 +149,9 @@ def test_a_shard_that_fails_half_way_leaves_nothing(tmp_path):
         (sample(label=np.zeros((6, 9), np.int64)), "label is int64"),
         (sample(label=np.full((6, 9), 7, np.uint8)), r"label holds \[7\]"),
         (sample(sar=np.zeros((6, 9), np.float32)), "image is float32"),
+        (sample(sar=np.ma.masked_equal(np.eye(6, 9, dtype=np.uint8), 1)), "hides pixels of the image"),
+        (sample(label=np.ma.masked_equal(np.eye(6, 9, dtype=np.uint8), 1)), r"of the label; .*: fill it \(label\.filled"),
+        (sample(soft_label=np.ma.masked_equal(np.ones((5, 6, 9)), 1)), "hides pixels of the soft label"),
         (sample(soft_label=np.zeros((5, 6, 9), np.float16)), "no codec"),
         (sample(soft_label=np.zeros((4, 6, 9), np.float16)), "soft label has shape"),
     ],
@@ -285,6 +288,31 @@ def test_a_set_may_be_rewritten_from_its_own_samples(tmp_path):
     write_shards(tmp_path, halved, OSD_CLASSES, overwrite=True)
     again = ShardSet(tmp_path)
     assert again.counts.tolist() == [5] and (again[4].sar == sample("s4").sar // 2).all()
+
+
+def test_codes_are_rewritten_as_they_are_for_their_own_temperature(tmp_path):
+    logits = np.random.default_rng(0).normal(0, 3, (5, 6, 9)).astype(np.float32)
+    coded = {"codec": "logprob8", "temperature": 2.0}
+    write_shards(tmp_path, [sample(label=None, soft_label=logits)], OSD_CLASSES, **coded)
+    before, tar = ShardSet(tmp_path), (tmp_path / "shard-000000.tar").read_bytes()
+    for settings, message in (
+        ({}, r"codes of 18\.4 nats; expected logits for codec fp16: write codes with codec logprob8"),
+        (coded | {"temperature": 3.0}, r"codes of 18\.4 nats; expected 27\.6, .* temperature 3 takes: give 2, that"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_shards(tmp_path, before, OSD_CLASSES, overwrite=True, **settings)
+    write_shards(tmp_path, before, OSD_CLASSES, overwrite=True, **coded)
+    assert (tmp_path / "shard-000000.tar").read_bytes() == tar
+    assert ShardSet(tmp_path).index.soft_range == before.index.soft_range
+
+
+@pytest.mark.parametrize("other, is_doubtful", [(0, True), (1, False)])
+def test_labels_that_look_black_and_white_are_named(tmp_path, capsys, other, is_doubtful):
+    label = 255 * np.eye(6, 9, dtype=np.uint8)
+    label[0, 1] = other
+    samples = [sample("a"), sample("b", label=label)]
+    write_shards(tmp_path, samples, OSD_CLASSES)
+    assert ("hold nothing else but 0 (sea); if they are black" in capsys.readouterr().out) == is_doubtful
 
 
 def test_shards_without_an_index_are_somebodys_and_stay(tmp_path):
