@@ -69,7 +69,8 @@ def reconstruct(training_folder: Path, weights: Path, length: float, out: Path, 
     """Write the average of `length` at `step` (default: the newest snapshot's) to `out`; the fit's relative error.
 
     weights: the training's final averaged weights, from which the metadata and the tensors without an average are
-    taken (frozen parameters, counters). ValueError where there are no snapshots or no such step.
+    taken (frozen parameters, counters). ValueError where there are no snapshots or no such step, where `out` is a file
+    of anything but this average, and where it lies in a training's folder.
     """
     snapshots, power = _whole_snapshots(training_folder / FOLDER), power_of_length(length)
     steps = [facts["step"] for _, facts in snapshots]
@@ -83,6 +84,8 @@ def reconstruct(training_folder: Path, weights: Path, length: float, out: Path, 
             f"{training_folder / FOLDER} has snapshots of steps {steps}; expected one of step {step}. They are "
             "taken where optimizer.posthoc_every is set when the training starts"
         )
+    metadata = read_metadata(weights) | {"weights": "posthoc", "ema_length": length, "ema_step": step}
+    _refuse_to_replace(out, metadata)
     used = [(path, facts) for path, facts in snapshots if facts["step"] <= step]
     profiles = [
         Profile(facts["step"], power_of_length(snapshot_length))
@@ -99,9 +102,23 @@ def reconstruct(training_folder: Path, weights: Path, length: float, out: Path, 
             f"{weights} lacks {', '.join(unknown[:8])}, which the snapshots have: they are of another net; set "
             "the net's settings back to those of the snapshots"
         )
-    metadata = read_metadata(weights) | {"weights": "posthoc", "ema_length": length, "ema_step": step}
     save_weights(out, final | averaged, metadata)
     return error
+
+
+def _refuse_to_replace(out: Path, metadata: dict) -> None:
+    """ValueError where a file is another than an earlier average with this metadata, or a training's own."""
+    if any(folder.parent.name in ("train_jointnet", "train_saross") for folder in out.resolve().parents):
+        raise ValueError(f"{out} lies in the folder of a training, whose files are its own; give a file elsewhere")
+    try:
+        is_same = not out.exists() or read_metadata(out) == metadata
+    except (ValueError, FileNotFoundError):  # no weights file; a folder
+        is_same = False
+    if not is_same:
+        raise ValueError(
+            f"{out} is there already, and is not this average (of length {metadata['ema_length']:g}, at step "
+            f"{metadata['ema_step']}, of this training); give another file, or remove that one"
+        )
 
 
 def _whole_snapshots(folder: Path) -> list[tuple[Path, dict]]:

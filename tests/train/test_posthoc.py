@@ -110,6 +110,27 @@ def test_a_damaged_snapshot_is_left_out_and_named(tmp_path, capsys):
     assert f"damaged snapshot, left out: {broken}" in capsys.readouterr().out
 
 
+def test_an_average_replaces_itself_and_no_other_file(tmp_path):
+    snapshots_of(weights_of_a_training(), tmp_path)
+    final, out = tmp_path / "final.safetensors", tmp_path / "out.safetensors"
+    save_weights(final, {"w": torch.zeros(50)}, {"kind": "toy"})
+    for _ in range(2):
+        reconstruct(tmp_path, final, 0.1, out)
+    yaml, checkpoint = tmp_path / "toy.yaml", list_checkpoints(tmp_path / "posthoc")[0] / "state.safetensors"
+    yaml.write_text("name: toy")
+    own = tmp_path / "train_saross" / "real" / "new.safetensors"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for path in (yaml, final, checkpoint, tmp_path):
+        with pytest.raises(ValueError, match=r"is not this average .* give another file"):
+            reconstruct(tmp_path, final, 0.1, path)
+    for length, step in ((0.2, STEPS), (0.1, 450)):
+        with pytest.raises(ValueError, match=r"is not this average .* give another file"):
+            reconstruct(tmp_path, final, length, out, step)
+    with pytest.raises(ValueError, match="lies in the folder of a training"):
+        reconstruct(tmp_path, final, 0.1, own)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_the_optimizer_keeps_power_averages_as_they_are_defined():
     from dakd.config import OptimizerConfig
 
