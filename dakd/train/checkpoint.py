@@ -28,6 +28,7 @@ from dakd.runtime.sealed import Changed, parse_sealed, write_json
 
 FORMAT = 2
 _TENSORS, _FACTS = "state.safetensors", "state.json"
+_STEP_FOLDER = re.compile(r"step-\d{8,}")
 
 
 class Damaged(ValueError):
@@ -67,7 +68,7 @@ def write_state(target: Path, tensors: dict[str, Tensor], facts: dict) -> None:
 def verified_facts(target: Path) -> dict:
     """The facts of a folder that `write_state` wrote, once both files have the checksums they were written with.
 
-    Raises Damaged where they have not, and ValueError for another format.
+    Raises Damaged where they have not, or where the folder is named after another step; ValueError for another format.
     """
     try:
         facts = _facts_of(target)
@@ -83,6 +84,8 @@ def verified_facts(target: Path) -> dict:
         raise Damaged(f"{target / _TENSORS} cannot be read: {error}") from None
     if found != facts["sha256"]:
         raise Damaged(f"{target / _TENSORS} has another checksum than it was written with")
+    if _STEP_FOLDER.fullmatch(target.name) and facts.get("step", step_of(target)) != step_of(target):
+        raise Damaged(f"{target / _FACTS} holds step {facts['step']}: its folder was renamed")
     return facts
 
 
@@ -129,7 +132,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Tensor], facts: di
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints, oldest first; their checksums are not verified."""
-    found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    found = (path for path in folder.glob("step-*") if _STEP_FOLDER.fullmatch(path.name))
     return sorted(found, key=step_of)
 
 

@@ -125,6 +125,14 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_taken
         assert (folder / "damaged-step-00000002").is_dir()
 
 
+def test_a_checkpoint_that_was_renamed_to_a_newer_step_is_set_aside(tmp_path, capsys):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / "step-00000002").rename(tmp_path / "step-00000009")
+    assert load_latest(tmp_path, IDENTITY)[1]["step"] == 1
+    assert "holds step 2: its folder was renamed; the one before it is taken" in capsys.readouterr().out
+
+
 def test_where_all_checkpoints_are_damaged_the_run_is_not_started_again(tmp_path):
     save(tmp_path / "checkpoints", 1)
     cut_the_tail(tmp_path / "checkpoints" / "step-00000001" / "state.safetensors", random.Random(0))
