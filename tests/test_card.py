@@ -24,6 +24,7 @@ from dakd.evaluate.evaluate import evaluate
 from dakd.models.registry import build_student
 from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import save_config
+from dakd.runtime.sealed import files_of, write_manifest
 from dakd.runtime.tensor_files import read_metadata, save_weights
 from dakd.train.saross import StudentTraining
 from dakd.weights import STUDENT_FILES, load_teacher, save_student
@@ -208,6 +209,18 @@ def test_a_card_holds_no_path_of_the_machine(run):
     assert not any("secret" in text or str(run) in text for text in texts)
     assert "mambavision_tiny_1k.pth.tar" in texts[1] and "`a.pth`" in texts[1] and "pairs" in texts[1]
     assert "may not be redistributed" in texts[1]
+
+
+def test_students_whose_files_were_exchanged_get_no_card(run):
+    real, mixed = (run / "train_saross" / name for name in ("real", "real+synthetic"))
+    for folder in (real, mixed):
+        write_manifest(folder, files_of(folder))
+    write_cards(run)
+    aside = (real / "student.safetensors").rename(run / "aside")
+    (mixed / "student.safetensors").rename(real / "student.safetensors")
+    aside.rename(mixed / "student.safetensors")
+    with pytest.raises(ValueError, match=r"real/student\.safetensors is not the file that its step wrote here"):
+        write_cards(run)
 
 
 def test_only_places_are_cut():

@@ -13,6 +13,7 @@ from dakd.card import sections
 from dakd.card.scores import find_scores, score_section
 from dakd.card.subject import Subject, count_parameters, read_config, refuse_unknown
 from dakd.runtime.files import file_hash, replacing
+from dakd.runtime.sealed import refuse_unlisted
 from dakd.runtime.tensor_files import read_metadata
 from dakd.weights import STUDENT_FILES
 
@@ -56,7 +57,8 @@ def write_cards(run: str | Path, *, licence: str | None = None) -> list[Path]:
 def card_text(weights: Path, *, run: Path | None = None, licence: str | None = None) -> str:
     """The card of one weights file, from its metadata and, with `run`, from the run's configuration, data and scores.
 
-    Raises FileNotFoundError or ValueError if there are no weights of a student or a teacher, or no folder of a run.
+    Raises FileNotFoundError or ValueError if there are no weights of a student or a teacher, or no folder of a run, and
+    with `run` where they are not the weights that the training wrote there.
     """
     weights = Path(weights)
     metadata = read_metadata(weights)
@@ -64,6 +66,7 @@ def card_text(weights: Path, *, run: Path | None = None, licence: str | None = N
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     facts: dict[str, Any] = {}
     if run is not None:
+        refuse_unlisted(weights)
         config = read_config(Path(run), weights.parent)
         is_evaluated = (Path(run) / "evaluate").is_dir()
         facts = {"run": Path(run), "folder": weights.parent, "config": config}
