@@ -311,11 +311,11 @@ def finished_run(folder: Path, seed: int = 0) -> Config:
     log = "".join(json.dumps({"step": n, "loss": seed + 1 / n}) + "\n" for n in (1, 2, 3, 4))
     (student / "metrics.jsonl").write_text(log)
     for place in (teacher, student):
+        save_config(config, place)
         write_manifest(place, files_of(place))
     balance(config)
     evaluate(config)
     predict(config)
-    save_config(config, student)
     return config
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from dakd.config import STUDENT_KINDS, Config, StudentConfig, load_config
 from dakd.data.sample import ClassTable
-from dakd.runtime.sealed import read_json, refuse_changed_yaml
+from dakd.runtime.kept_config import CONFIG, refuse_changed_config
+from dakd.runtime.sealed import read_json
 
 TITLES = {"jointnet": "SAR-JointNet", "ddpm": "DDPM"}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -67,11 +68,13 @@ def count_parameters(shapes: Mapping[str, Sequence[int]]) -> int:
 
 def read_config(run: Path, folder: Path | None = None) -> Config:
     """The configuration that a training's folder keeps, else the run's; ValueError where `run` is not a run folder."""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is not a run folder: it has no config.yaml; give the folder of a run: runs/NAME")
+    if not (run / CONFIG).is_file():
+        refuse_changed_config(run / CONFIG)
+        raise ValueError(f"{run} is not a run folder: it has no {CONFIG}; give the folder of a run: runs/NAME")
     own = run if folder is None else folder
-    path = (own if (own / "config.yaml").is_file() else run) / "config.yaml"
-    refuse_changed_yaml(path)
+    refuse_changed_config(own / CONFIG)
+    path = (own if (own / CONFIG).is_file() else run) / CONFIG
+    refuse_changed_config(path)
     return load_config(path)
 
 

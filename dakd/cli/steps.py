@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from dakd.cli.command import Command, add_config_options, local_path, positive
-from dakd.config import load_config
 from dakd.runtime.console import show
+from dakd.runtime.kept_config import open_config
 from dakd.runtime.stopping import listen_for_stop
 
 _GENERAL = ("name", "run_dir", "seed")
@@ -18,11 +18,11 @@ def _prepare(args: argparse.Namespace) -> None:
     from dakd.runtime.distributed import barrier, init_if_many, is_main
     from dakd.runtime.runlog import save_config
 
-    config = load_config(args.config, args.overrides)
+    config = open_config(args.config, args.overrides)
     init_if_many()  # one process packs, however many were launched
     if is_main():
         prepare(config, config.run_path)
-        save_config(config, config.run_path / "prepare")
+        save_config(config, config.run_path / "prepare", is_finished=True)
     barrier()
 
 
@@ -31,7 +31,7 @@ def _balance(args: argparse.Namespace) -> None:
     from dakd.data.prepared import refuse_other_preparation
     from dakd.runtime.distributed import barrier, init_if_many
 
-    config = load_config(args.config, args.overrides)
+    config = open_config(args.config, args.overrides)
     init_if_many()  # one process writes, however many were launched
     refuse_other_preparation(config)
     balance(config)
@@ -50,7 +50,7 @@ def _train_jointnet_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_jointnet(args: argparse.Namespace) -> None:
-    config = load_config(args.config, args.overrides)
+    config = open_config(args.config, args.overrides)
     if args.dry_run:
         from dakd.train.dry_run import describe_jointnet
 
@@ -78,7 +78,7 @@ def _generate(args: argparse.Namespace) -> None:
     from dakd.generate.status import status
     from dakd.runtime.distributed import init_if_many
 
-    config = load_config(args.config, args.overrides + ["generate.deterministic=true"] * args.deterministic)
+    config = open_config(args.config, args.overrides + ["generate.deterministic=true"] * args.deterministic)
     if args.status:
         show(status(config))
         return
@@ -105,7 +105,7 @@ def _train_saross_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_saross(args: argparse.Namespace) -> None:
-    config = load_config(args.config, args.overrides)
+    config = open_config(args.config, args.overrides)
     if args.dry_run:
         from dakd.train.dry_run import describe_saross
 
@@ -124,7 +124,7 @@ def _train_saross(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from dakd.evaluate.evaluate import evaluate
 
-    config = load_config(args.config, args.overrides)
+    config = open_config(args.config, args.overrides)
     evaluate(config, config.run_path)
 
 
@@ -177,7 +177,7 @@ def _predict(args: argparse.Namespace) -> None:
     if args.student is None:
         from dakd.predict.predict import predict
 
-        config = load_config(args.config, args.arguments)
+        config = open_config(args.config, args.arguments)
         predict(config, config.run_path)
         return
     from dakd.predict.student import Student
@@ -193,7 +193,7 @@ def _report(args: argparse.Namespace) -> None:
     from dakd.data.prepared import refuse_other_preparation
     from dakd.report.report import write_report
 
-    config = load_config(args.config, args.overrides)
+    config = open_config(args.config, args.overrides)
     refuse_other_preparation(config)
     show(f"report: {write_report(config.run_path)}")
 
@@ -209,7 +209,7 @@ def _pipeline(args: argparse.Namespace) -> None:
     from dakd.pipeline import run_pipeline
 
     steps = [command.name for command in STEP_COMMANDS if command.name != "pipeline"]
-    run_pipeline(load_config(args.config, args.overrides), Path(args.config), args.overrides, steps, args.processes)
+    run_pipeline(open_config(args.config, args.overrides), Path(args.config), args.overrides, steps, args.processes)
 
 
 STEP_COMMANDS = (

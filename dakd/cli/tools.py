@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dakd.cli.command import Command, add_config_options, local_path, positive
-from dakd.config import load_config
 from dakd.runtime.console import show
+from dakd.runtime.kept_config import open_config
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -98,19 +98,19 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
 def _config_show(args: argparse.Namespace) -> None:
     from dakd.config import dump_config
 
-    show(dump_config(load_config(args.file, args.overrides)), end="")
+    show(dump_config(open_config(args.file, args.overrides)), end="")
 
 
 def _config_explain(args: argparse.Namespace) -> None:
     from dakd.config.explain import explain
 
-    show(explain(args.key, None if args.config is None else load_config(args.config)))
+    show(explain(args.key, None if args.config is None else open_config(args.config)))
 
 
 def _config_diff(args: argparse.Namespace) -> None:
     from dakd.config.explain import difference, format_difference
 
-    show(format_difference(difference(load_config(args.a), load_config(args.b)), args.a, args.b))
+    show(format_difference(difference(open_config(args.a), open_config(args.b)), args.a, args.b))
 
 
 def _config_options(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +182,7 @@ def _ema(args: argparse.Namespace) -> None:
     from dakd.train.teacher import stage_folder, stage_weights
     from dakd.weights import STUDENT_FILES
 
-    config = load_config(args.config, args.overrides)
+    config = open_config(args.config, args.overrides)
     if args.of in ("stage1", "stage2", "stage3", "ddpm"):
         folder, weights = stage_folder(config, args.of), stage_weights(config, args.of, "ema")
     else:
@@ -211,7 +211,7 @@ def _check(args: argparse.Namespace) -> int:
     from dakd.pipeline import fitting_processes
 
     arguments = list(args.arguments)
-    config = load_config(args.config or arguments.pop(0), arguments)
+    config = open_config(args.config or arguments.pop(0), arguments)
     processes = args.processes or fitting_processes(config, torch.cuda.device_count())
     findings = check(config, processes)
     show(format_findings(findings))

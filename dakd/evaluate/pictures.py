@@ -18,6 +18,7 @@ from dakd.data.pictures import colourise, overlay
 from dakd.data.shards import ShardSet
 from dakd.evaluate.inputs import LabelledFolder
 from dakd.evaluate.students import StudentEvaluation, labels_of, predict_classes, stack_images
+from dakd.runtime.files import replacing
 from dakd.runtime.sealed import write_json
 
 MAX_SIDE = 480  # pixels; larger pictures are shrunk, for the report carries them all
@@ -145,5 +146,6 @@ def _save(path: Path, pixels: np.ndarray, resampling: Image.Resampling) -> str:
     if scale < 1:
         size = tuple(max(1, round(side * scale)) for side in picture.size)
         picture = picture.resize(size, resampling)
-    picture.save(path, optimize=True)
+    with replacing(path) as aside:
+        picture.save(aside, format="PNG", optimize=True)
     return path.name

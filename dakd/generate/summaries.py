@@ -1,7 +1,7 @@
 """The files of a finished set: index.json, manifest.jsonl, a contact sheet, and verdicts.jsonl where there is a gate.
 
 All are functions of the sidecars and of the gate's measures, and each is written whole, so two workers that finish at
-once write the same.
+once write the same. The last one, manifest.json, lists the others: without it the set is not finished.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from dakd.generate.gate import Gate, judge
 from dakd.generate.plan import GenerationPlan, Selection
 from dakd.generate.sidecar import checked_sidecar, manifest_line
 from dakd.runtime.files import replacing
+from dakd.runtime.kept_config import CONFIG
+from dakd.runtime.sealed import MANIFEST, is_as_listed, remove_manifest, write_manifest
 
+_SUMMARIES = ("index.json", "manifest.jsonl", "verdicts.jsonl")
 _SHEET_PAIRS = 32
 _SHEET_SIDE = 96  # pixels; smaller images are magnified
 
@@ -32,8 +35,9 @@ def write_summaries(plan: GenerationPlan, gate: Gate | None, selection: Selectio
     index, sheet = _find_index(plan), plan.folder / "contact_sheet.png"
     expected = (plan.num_samples, _provenance(plan, gate, selection))
     is_same = index is not None and (index.num_samples, index.provenance) == expected and _is_of_shards(plan, index)
-    if is_same and sheet.exists():  # the sheet is the last file that is written
+    if is_same and is_as_listed(plan.folder):
         return
+    remove_manifest(plan.folder)
     _write_lines(plan.folder / "manifest.jsonl", manifest_lines(plan), sort_keys=True)
     if gate is None:
         (plan.folder / "verdicts.jsonl").unlink(missing_ok=True)
@@ -42,6 +46,8 @@ def write_summaries(plan: GenerationPlan, gate: Gate | None, selection: Selectio
     save_index(plan.folder, index_of(plan, gate, selection, classes))
     shards = ShardSet(plan.folder)
     draw_sheet([shards.read(i) for i in range(min(_SHEET_PAIRS, len(shards)))], classes, sheet)
+    written = [plan.folder / name for name in (*_SUMMARIES, "contact_sheet.png", "provenance.json", CONFIG)]
+    write_manifest(plan.folder, [path for path in written if path.is_file()])
 
 
 def retract_summaries(plan: GenerationPlan) -> None:
@@ -54,7 +60,7 @@ def retract_summaries(plan: GenerationPlan) -> None:
 
 
 def remove_summaries(plan: GenerationPlan) -> None:
-    for name in ("index.json", "manifest.jsonl", "verdicts.jsonl"):
+    for name in (MANIFEST, *_SUMMARIES):
         (plan.folder / name).unlink(missing_ok=True)
 
 

@@ -21,9 +21,9 @@ from dakd.runtime.distributed import barrier, is_main
 from dakd.runtime.runlog import say
 from dakd.runtime.sealed import (
     files_of,
+    listed_in,
     parse_sealed,
     read_json,
-    read_manifest,
     remove_manifest,
     write_json,
     write_manifest,
@@ -65,7 +65,7 @@ def predict_to_folder(
     named = name_sources(sources, classes, out_dir, earlier, () if is_own else _not_ours(out_dir, before))
     barrier()  # every rank has read the record before it is replaced
     if is_main():
-        listed = _listed(out_dir) if is_own else {}
+        listed = listed_in(out_dir) if is_own else {}
         if is_own:
             remove_manifest(out_dir)
         if before and not is_same:
@@ -126,14 +126,6 @@ def _is_record(found: Any) -> bool:
         return False
     # Files are removed by these names: none may lead out of the folder.
     return all(map(is_file_part, [*sources, *(f"x{ending}" for ending in endings)]))
-
-
-def _listed(out_dir: Path) -> dict[str, str]:
-    """The hashes of the files of earlier calls; {} where no manifest can be read."""
-    try:
-        return read_manifest(out_dir) or {}
-    except ValueError:
-        return {}
 
 
 def _not_ours(out_dir: Path, record: dict) -> list[str]:

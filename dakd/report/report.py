@@ -22,8 +22,9 @@ from dakd.report.charts import COLOURS, Line, line_chart
 from dakd.report.scores import other_evaluations, results
 from dakd.report.training import student_trainings, teacher_trainings
 from dakd.runtime.files import write_text
+from dakd.runtime.kept_config import CONFIG, refuse_changed_config
 from dakd.runtime.runlog import say
-from dakd.runtime.sealed import read_json, refuse_changed_yaml
+from dakd.runtime.sealed import read_json, remove_manifest, write_manifest
 
 SECTIONS = {
     "results": "Results on held-out images",
@@ -58,7 +59,9 @@ def write_report(run_dir: str | Path) -> Path:
             "run the steps again that wrote them: dakd evaluate first"
         ) from None
     path = run_dir / "report" / "index.html"
+    remove_manifest(path.parent)
     write_text(path, text)
+    write_manifest(path.parent, [path])
     for line in [line for lines in earlier.values() for line in lines]:
         say(f"report: {line}")
     return path
@@ -77,9 +80,8 @@ def _earlier(run_dir: Path) -> dict[str, list[str]]:
 
 def _page(run_dir: Path, earlier: dict[str, list[str]]) -> str:
     """earlier: of `_earlier`."""
-    config = run_dir / "config.yaml"
-    if config.is_file():
-        refuse_changed_yaml(config)
+    config = run_dir / CONFIG
+    refuse_changed_config(config)
     settings = config.read_text(errors="replace") if config.is_file() else None
     tree = read_yaml(config).tree if settings is not None else None
     environment = Environment(

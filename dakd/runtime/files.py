@@ -106,6 +106,11 @@ def write_text(path: str | Path, text: str) -> None:
         aside.write_text(text, errors="backslashreplace")
 
 
+def holds(path: Path, text: str) -> bool:
+    """Whether a file is what `write_text` makes of a text."""
+    return path.is_file() and path.read_bytes() == text.encode(errors="backslashreplace")
+
+
 def parse_json(text: str | bytes, path: str | Path, remedy: str = REMEDY) -> Named:
     """The table, a mapping of names to values, of a JSON text.
 

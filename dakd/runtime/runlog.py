@@ -20,8 +20,9 @@ from urllib.request import getproxies, proxy_bypass
 from dakd.config import Config, dump_config
 from dakd.runtime.console import show
 from dakd.runtime.distributed import is_main
-from dakd.runtime.files import open_to_append, sync, write_text
-from dakd.runtime.sealed import refuse_unlisted, seal_yaml
+from dakd.runtime.files import holds, open_to_append, sync, write_text
+from dakd.runtime.kept_config import CONFIG
+from dakd.runtime.sealed import listed_in, refuse_unlisted, remove_manifest, seal_yaml, write_listed
 from dakd.shipped import extra_remedy
 
 METRICS = "metrics.jsonl"
@@ -40,11 +41,22 @@ def say(message: str) -> None:
         show(message)
 
 
-def save_config(config: Config, step_folder: Path) -> None:
-    """Keep the resolved configuration with the run (the last accepted one) and with the step that it was used for."""
-    if is_main():
-        for folder in (config.run_path, step_folder):
-            write_text(folder / "config.yaml", seal_yaml(dump_config(config)))
+def save_config(config: Config, step_folder: Path, is_finished: bool = False) -> None:
+    """Keep the resolved configuration with the run (the last accepted one) and with the step that it was used for.
+
+    is_finished: whether the step has written its files, and their manifest, which then lists config.yaml too. Else its
+    manifest goes first where config.yaml changes, and the step writes one at its end.
+    """
+    if not is_main():
+        return
+    text, own = seal_yaml(dump_config(config)), step_folder / CONFIG
+    write_listed(config.run_path / CONFIG, text)
+    if is_finished and listed_in(step_folder):
+        write_listed(own, text)
+    elif not holds(own, text):
+        if not is_finished:
+            remove_manifest(step_folder)
+        write_text(own, text)
 
 
 def format_duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dakd.runtime.files import file_hash, parse_json, write_text
+from dakd.runtime.files import file_hash, holds, parse_json, write_text
 from dakd.runtime.named import Named
 
 MANIFEST = "manifest.json"
@@ -98,7 +98,7 @@ def seal_yaml(text: str) -> str:
 
 
 def refuse_changed_yaml(path: Path) -> None:
-    """Changed where the settings that a run keeps are not as written."""
+    """Changed where the settings that a run keeps are not as written, wherever they were copied to."""
     first, _, text = path.read_text(errors="replace").partition("\n")
     if f"{first}\n{text}" != seal_yaml(text):
         found = "its checksum differs" if first.startswith(_YAML_LINE) else "its first line is no checksum"
@@ -122,6 +122,23 @@ def write_manifest(folder: str | Path, files: Iterable[Path], earlier: Mapping[s
     names = {path.relative_to(folder).as_posix(): path for path in sorted(files)}
     listed = {name: (earlier or {}).get(name) or file_hash(path) for name, path in names.items()}
     write_json(folder / MANIFEST, {"files": listed})
+
+
+def write_listed(path: Path, text: str) -> None:
+    """Write a text and have its folder's manifest list it, beside the files that it lists already.
+
+    A kill in between leaves the text unlisted. Nothing is written where it is there and listed.
+    """
+    listed = listed_in(path.parent)
+    if holds(path, text) and listed.get(path.name) == file_hash(path):
+        return
+    others = {name: digest for name, digest in listed.items() if name != path.name}
+    write_json(path.with_name(MANIFEST), {"files": others})
+    write_text(path, text)
+    written = None
+    while written != (found := file_hash(path)):  # again where another process has written its own in between
+        write_json(path.with_name(MANIFEST), {"files": others | {path.name: found}})
+        written = found
 
 
 def list_again(path: Path) -> bool:
@@ -151,6 +168,20 @@ def read_manifest(folder: str | Path) -> dict[str, str] | None:
         return parse_sealed(path.read_bytes(), path)["files"]
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def listed_in(folder: str | Path) -> dict[str, str]:
+    """The hashes that a folder's manifest lists, by file; {} where there is none that can be read."""
+    try:
+        return read_manifest(folder) or {}
+    except ValueError:
+        return {}
+
+
+def is_as_listed(folder: Path) -> bool:
+    """Whether a folder has a manifest, and every file is there as it lists it."""
+    paths = {folder / name: digest for name, digest in listed_in(folder).items()}
+    return bool(paths) and all(path.is_file() and file_hash(path) == digest for path, digest in paths.items())
 
 
 def refuse_unlisted(path: Path, how: str = REMEDY) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dakd.config import Config, TrainJointNetConfig
-from dakd.data.pictures import contact_sheet
+from dakd.data.pictures import contact_sheet, save_png
 from dakd.data.records import BadRecord
 from dakd.data.shards import ShardSet
 from dakd.diffusion.label_bits import num_bits
@@ -122,9 +122,8 @@ class TeacherTraining(Training):
         grey = to_grey(image)[:, 0].cpu().numpy()
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
         pairs = [(sar, label if self.is_labelled else None) for sar, label in zip(grey, labels)]
-        path.parent.mkdir(parents=True, exist_ok=True)
         columns = max(1, math.isqrt(len(pairs)))
-        contact_sheet(pairs, self.classes, columns=columns, scale=max(1, 128 // crop[0])).save(path)
+        save_png(contact_sheet(pairs, self.classes, columns=columns, scale=max(1, 128 // crop[0])), path)
 
 
 class _WithBlankLabels(nn.Module):

@@ -21,9 +21,10 @@ from dakd.data.batch import Batch
 from dakd.data.loader import make_loader, report_skipped
 from dakd.data.sample import ClassTable
 from dakd.runtime import distributed
+from dakd.runtime.kept_config import CONFIG
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import METRICS, RunLog, save_config, say
-from dakd.runtime.sealed import read_manifest, remove_manifest, write_manifest
+from dakd.runtime.sealed import files_of, read_manifest, remove_manifest, write_manifest
 from dakd.runtime.seeding import seed_everything, seed_step
 from dakd.runtime.stopping import (
     MARKER_FILE,
@@ -162,9 +163,9 @@ def _run(training: Training, listener: StopListener) -> None:
         return
     _stop_if_requested(training, first_step, distributed.all_reduce_sum(listener.votes(section.engine.max_hours)))
 
-    save_config(config, training.folder)
     if distributed.is_main():
         remove_manifest(training.folder)
+    save_config(config, training.folder)
     seed_everything(training.seed)
     module = training.build(saved is None)
     if saved:
@@ -189,10 +190,11 @@ def _run(training: Training, listener: StopListener) -> None:
 
 
 def _finish(training: Training, engine: Engine) -> None:
-    """Write the final weights, and the manifest of them and of the log; a collective."""
+    """Write the final weights, and the manifest of them, the log, the settings and the pictures; a collective."""
     training.finish(engine)
     if distributed.is_main():
-        files = [*map(training.weights_file, WEIGHTS), training.folder / METRICS]
+        files = [*map(training.weights_file, WEIGHTS), training.folder / METRICS, training.folder / CONFIG]
+        files += files_of(training.folder / "samples")
         write_manifest(training.folder, [path for path in files if path.exists()])
 
 

@@ -16,6 +16,7 @@ from dakd.diffusion.label_bits import to_bits
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.rivals.ddpm import DDPM
 from dakd.runtime.runlog import read_records
+from dakd.runtime.sealed import read_manifest
 from dakd.runtime.tensor_files import load_state
 from dakd.train.ddpm import DDPMLoss
 from dakd.train.jointnet import train_jointnet
@@ -129,6 +130,7 @@ def test_a_grid_of_pairs_is_drawn_while_it_trains(tmp_path):
     train_jointnet(config)
     with Image.open(stage_folder(config, "ddpm") / "samples" / "step-00000012.png") as grid:
         assert len(grid.convert("RGB").getcolors(1 << 16)) > 2
+    assert {"samples/step-00000012.png", "config.yaml"} < read_manifest(stage_folder(config, "ddpm")).keys()
 
 
 def test_an_average_of_another_length_can_be_made_of_it(tmp_path):
