@@ -120,11 +120,11 @@ ELSEWHERE = {
     ("runtime/place.py", "MASTER_PORT is {}"): REFUSAL,
     ("runtime/place.py", "{}"): REFUSAL,
     ("runtime/slurm.py", "{} "): REFUSAL,
-    ("verify.py", "{} does not exist"): VERIFY,
-    ("verify.py", "holds no settings"): VERIFY,
-    ("verify.py", "is empty"): VERIFY,
-    ("verify.py", "the checksum of {} differs"): VERIFY,
-    ("verify.py", "line {} is not JSON"): VERIFY,
+    ("verify/one_file.py", "{} does not exist"): VERIFY,
+    ("verify/one_file.py", "holds no settings"): VERIFY,
+    ("verify/one_file.py", "is empty"): VERIFY,
+    ("verify/one_file.py", "the checksum of {} differs"): VERIFY,
+    ("verify/one_file.py", "line {} is not JSON"): VERIFY,
 }
 
 

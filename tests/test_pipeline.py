@@ -28,6 +28,7 @@ from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
 from dakd.runtime.sealed import write_json
 from dakd.train.checkpoint import list_checkpoints
+from dakd.verify import verify_run
 from dakd.weights import load_student
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +70,7 @@ def test_all_steps_run_one_after_the_other(tmp_path, capsys):
     page = (run / "report" / "index.html").read_text()
     assert "data:image/png;base64" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert (run / "train_jointnet" / "stage3" / "samples" / "step-00000004.png").exists()
+    assert [one for one in verify_run(run) if one.state != "ok"] == []
 
 
 @pytest.mark.parametrize("step", ["balance", "train_saross", "evaluate", "predict", "report"])

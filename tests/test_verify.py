@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from worlds import finished_run
+import yaml
+from PIL import Image
+from sealed_edits import content_of
+from worlds import finished_run, toy_config, with_teacher
 
 from dakd.card.subject import read_config
 from dakd.cli.main import main
+from dakd.config import build_config, dump_config
+from dakd.generate import generate as generating
+from dakd.generate import summaries
+from dakd.generate.generate import generate
 from dakd.report.report import write_report
-from dakd.runtime.runlog import read_records
-from dakd.runtime.sealed import read_json, write_json
+from dakd.runtime.kept_config import open_config
+from dakd.runtime.runlog import read_records, save_config
+from dakd.runtime.sealed import files_of, read_json, read_manifest, seal_yaml, write_json, write_manifest
 from dakd.verify import verify_run
 from dakd.weights import load_student
 
@@ -36,13 +48,18 @@ FILES = {  # one of each kind, with the command that makes it again
     "evaluate/table.txt": "dakd evaluate",
     "evaluate/real.images.npz": "dakd evaluate",
     "evaluate/pictures/index.json": "dakd evaluate",
+    "evaluate/pictures/000_image.png": "dakd evaluate",
     "predict/real/predict.json": "dakd predict",
+    "predict/real/test-000000_class.png": "dakd predict",
+    "report/index.html": "dakd report",
 }
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("verify")).run_path
+    run = finished_run(tmp_path_factory.mktemp("verify")).run_path
+    write_report(run)
+    return run
 
 
 @pytest.fixture
@@ -95,6 +112,7 @@ def test_a_flipped_bit_an_emptied_file_and_a_lost_one_are_found_with_their_repai
 
 def test_whole_files_of_another_run_are_found(run, tmp_path):
     other = finished_run(tmp_path / "other", seed=1).run_path
+    write_report(other)
     for name in FILES:
         if (other / name).read_bytes() == (run / name).read_bytes() or "checkpoints" in name:
             continue
@@ -184,12 +202,21 @@ def test_the_log_of_a_finished_training_is_believed_as_it_was_written_and_its_wh
     ("foreign.json", "foreign.json has no content_sha256, so dakd did not write it"),
     ("cut.json", "cut.json is not JSON"),
     ("gone.json", "there is no "),
+    ("experiment.yaml", "experiment.yaml is no file that dakd verify checks; expected the config.yaml of a run"),
+    ("evaluate/experiment.yaml", "is no file that dakd verify checks"),
+    ("../elsewhere/config.yaml", "is no file that dakd verify checks"),
+    ("../elsewhere/metrics.jsonl", "holds no checksum of its own"),
+    ("evaluate/notes.jsonl", "holds no checksum of its own"),
+    ("train_saross/real/config.yaml", "is not valid YAML"),
 ])  # fmt: skip
 def test_a_file_that_dakd_did_not_write_is_not_accepted(run, name, reason, capsys):
+    content, path = '{"a": 1' + "}" * (name not in ("cut.json", "train_saross/real/config.yaml")), run / name
+    path.parent.mkdir(exist_ok=True)
     if name != "gone.json":
-        (run / name).write_text('{"a": 1' + "}" * (name != "cut.json"))
-    assert main(["verify", "--accept", str(run / name)]) == 1
-    assert reason in capsys.readouterr().err and (run / "manifest.json").exists() is False
+        path.write_text(content)
+    assert main(["verify", "--accept", str(path)]) == 1
+    assert reason in capsys.readouterr().err
+    assert not path.exists() if name == "gone.json" else path.read_text() == content
 
 
 def test_a_damaged_manifest_is_no_damage_to_the_files_that_it_lists(run):
@@ -197,7 +224,7 @@ def test_a_damaged_manifest_is_no_damage_to_the_files_that_it_lists(run):
     assert states(run) == {"evaluate/manifest.json": "damaged"}
 
 
-def test_repairs_of_what_a_finished_training_leaves_alone_remove_it(run, capsys):
+def test_repairs_of_what_a_finished_training_leaves_alone_remove_it(run, capsys, tmp_path, monkeypatch):
     folder = run / "train_saross" / "real"
     older = folder / "checkpoints" / "step-00000002"
     shutil.copytree(folder / "checkpoints" / "step-00000004", older)
@@ -209,6 +236,12 @@ def test_repairs_of_what_a_finished_training_leaves_alone_remove_it(run, capsys)
     assert main(["verify", str(run)]) == 1
     repairs = capsys.readouterr().out.partition("to repair:\n")[2]
     assert "dakd train_saross" not in repairs and repairs.count("\n") == 3
+    command = tmp_path / "bin" / "dakd"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dakd "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     subprocess.run(repairs, shell=True, check=True)
     assert set(states(run).values()) == {"unfinished"}
 
@@ -232,6 +265,182 @@ def test_settings_of_a_run_that_were_edited_are_found_and_can_be_accepted(run, c
             read(run)
     assert main(["verify", "--accept", str(path)]) == 0
     assert states(run) == {} and read_config(run).seed == 4
+
+
+def test_another_runs_settings_are_found_refused_and_can_be_accepted(run, tmp_path, capsys):
+    path = run / "config.yaml"
+    save_config(toy_config(tmp_path / "other"), tmp_path / "other" / "prepare")
+    shutil.copy(tmp_path / "other" / "config.yaml", path)
+    assert states(run) == {"config.yaml": "damaged"}
+    for read in (read_config, write_report, open_config):
+        with pytest.raises(ValueError, match=r"config\.yaml is not the file .* wrote here.* dakd verify --accept"):
+            read(path if read is open_config else run)
+    assert main(["report", "--config", str(path), f"run_dir={run}"]) == 1
+    assert f"dakd verify --accept '{path}'" in capsys.readouterr().err
+    assert main(["verify", "--accept", str(path)]) == 0
+    assert states(run) == {} and read_config(run).name == "toy"
+
+
+def test_settings_that_are_lost_are_found_with_the_manifest_and_without(run):
+    path = run / "config.yaml"
+    path.unlink()
+    assert states(run) == {"config.yaml": "missing"}
+    for read in (read_config, write_report):
+        with pytest.raises(ValueError, match=r"config\.yaml does not exist, though .* lists it; .*--accept"):
+            read(run)
+    (run / "manifest.json").unlink()
+    assert states(run) == {"config.yaml": "missing"}
+
+
+def test_settings_of_an_older_run_that_no_manifest_lists_are_read(run, capsys):
+    (run / "manifest.json").unlink()
+    assert main(["verify", str(run)]) == 0
+    assert "unfinished  config.yaml: it has no checksum that is of this run" in capsys.readouterr().out
+    assert read_config(run).name == "toy" and write_report(run).is_file()
+    flip(run / "config.yaml")
+    assert states(run) == {"config.yaml": "damaged"}
+
+
+def test_the_settings_of_a_training_are_its_own(run):
+    path = run / "train_saross" / "real" / "config.yaml"
+    path.write_text(seal_yaml(dump_config(toy_config(run, flip=False))))
+    assert states(run) == {"train_saross/real/config.yaml": "damaged"}
+    with pytest.raises(ValueError, match=r"real/config\.yaml is not the file that its step wrote here"):
+        read_config(run, path.parent)
+    path.unlink()
+    assert states(run) == {"train_saross/real/config.yaml": "missing"}
+    with pytest.raises(ValueError, match=r"real/config\.yaml does not exist, though"):
+        read_config(run, path.parent)
+
+
+def test_the_settings_of_prepare_are_listed_beside_its_files(run):
+    config = toy_config(run)
+    listed = read_manifest(run / "prepare")
+    save_config(config, run / "prepare", is_finished=True)
+    assert read_manifest(run / "prepare").items() > listed.items() and states(run) == {}
+    save_config(toy_config(run, flip=False), run / "prepare", is_finished=True)
+    assert states(run) == {}
+    (run / "prepare" / "config.yaml").unlink()
+    assert states(run) == {"prepare/config.yaml": "missing"}
+
+
+def test_a_step_that_writes_its_settings_again_takes_its_manifest_back(run):
+    save_config(toy_config(run, flip=False), run / "train_saross" / "real")
+    assert states(run) == {"train_saross/real": "unfinished"}
+
+
+def test_a_checkpoint_whose_folder_was_renamed_is_found(run, capsys):
+    folder = run / "train_saross" / "real" / "checkpoints"
+    (folder / "step-00000004").rename(folder / "step-00000008")
+    assert set(states(run).values()) == {"damaged"}
+    main(["verify", str(run)])
+    assert "holds step 4: its folder was renamed" in capsys.readouterr().out
+
+
+def test_another_runs_page_and_a_lost_picture_of_a_training_are_found(run):
+    (run / "report" / "index.html").write_text("<p>of another run")
+    assert states(run) == {"report/index.html": "damaged"}
+    write_report(run)
+    assert states(run) == {}
+    (run / "report" / "manifest.json").unlink()
+    assert states(run) == {"report": "unfinished"}
+    write_report(run)
+    folder = run / "train_saross" / "real"
+    (folder / "samples").mkdir()
+    for name in ("1", "2"):
+        shutil.copy(run / "prepare" / "contact_sheet.png", folder / "samples" / f"{name}.png")
+    write_manifest(folder, [*files_of(folder), *files_of(folder / "samples")])
+    shutil.copy(run / "evaluate" / "pictures" / "000_image.png", folder / "samples" / "1.png")
+    (folder / "samples" / "2.png").unlink()
+    found = {f"train_saross/real/samples/{name}.png": state for name, state in (("1", "damaged"), ("2", "missing"))}
+    assert states(run) == found
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Generated pairs of a run with nothing else but its teacher."""
+    config = with_teacher(tmp_path_factory.mktemp("pairs") / "run")
+    teacher = config.run_path / "train_jointnet" / "stage3"
+    write_manifest(teacher, files_of(teacher))
+    generate(config)
+    return config.run_path
+
+
+@pytest.fixture
+def pairs_run(pairs, tmp_path):
+    return shutil.copytree(pairs, tmp_path / "pairs")
+
+
+@pytest.mark.parametrize(
+    "name", ["index.json", "manifest.jsonl", "contact_sheet.png", "provenance.json", "config.yaml"]
+)
+def test_a_file_of_generated_pairs_that_is_changed_or_lost_is_found_and_made_again(pairs_run, name):
+    path = pairs_run / "generate" / name
+    whole = path.read_bytes()
+    flip(path)
+    assert states(pairs_run)[f"generate/{name}"] == "damaged"
+    path.unlink()
+    assert states(pairs_run)[f"generate/{name}"] == "missing"
+    tree = yaml.safe_load((pairs_run / "config.yaml").read_text()) | {"run_dir": str(pairs_run)}
+    generate(build_config(tree))
+    assert states(pairs_run) == {}
+    assert path.read_bytes() == whole or name == "config.yaml"
+
+
+def test_whole_files_of_other_pairs_are_found(pairs_run):
+    folder = pairs_run / "generate"
+    Image.new("L", (4, 4)).save(folder / "contact_sheet.png")
+    write_json(folder / "provenance.json", content_of(folder / "provenance.json") | {"seed": 9})
+    found = {"generate/contact_sheet.png": "damaged", "generate/provenance.json": "damaged"}
+    assert states(pairs_run) == found
+    (folder / "manifest.json").unlink()  # as in a run of an older version
+    assert states(pairs_run) == {"generate": "unfinished", "generate/provenance.json": "damaged"}
+    (folder / "provenance.json").unlink()
+    assert states(pairs_run) == {"generate": "unfinished", "generate/provenance.json": "missing"}
+
+
+def test_pairs_are_unfinished_until_their_last_file_is_written(pairs_run, monkeypatch):
+    tree = yaml.safe_load((pairs_run / "config.yaml").read_text()) | {"run_dir": str(pairs_run)}
+    tree["generate"]["num_samples"] = 8
+    steps = {name: getattr(summaries, name) for name in ("_write_lines", "save_index", "draw_sheet", "write_manifest")}
+    for name in steps:
+        monkeypatch.setattr(summaries, name, Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            generate(build_config(tree))
+        assert set(states(pairs_run).values()) == {"unfinished"}, name
+        monkeypatch.setattr(summaries, name, steps[name])
+    generate(build_config(tree))
+    assert states(pairs_run) == {} and content_of(pairs_run / "generate" / "index.json")["num_samples"] == 8
+
+
+@pytest.mark.parametrize(
+    "lost, module, stopped_in",
+    [("contact_sheet.png", summaries, "draw_sheet"), ("shard-000002.*", generating, "Worker")],
+)
+def test_pairs_whose_lost_file_is_being_made_again_are_unfinished(pairs_run, monkeypatch, lost, module, stopped_in):
+    tree = yaml.safe_load((pairs_run / "config.yaml").read_text()) | {"run_dir": str(pairs_run)}
+    generate(build_config(tree))  # with the settings of this folder
+    for path in (pairs_run / "generate").glob(lost):
+        path.unlink()
+    monkeypatch.setattr(module, stopped_in, Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        generate(build_config(tree))
+    assert states(pairs_run) == {"generate": "unfinished"}
+
+
+@pytest.mark.parametrize("name", ["prepare", "prepare/train", "train_saross/real", "evaluate", "report"])
+def test_a_steps_folder_is_not_taken_for_a_run(run, name, monkeypatch, capsys):
+    for path in (str(run / name), "."):
+        monkeypatch.chdir(run / name)
+        assert main(["verify", path]) == 1
+        expected = f"found a step's folder of {run}: {path}; expected a run's folder; run: dakd verify '{run}'"
+        assert expected in capsys.readouterr().err
+
+
+def test_a_run_may_be_called_like_a_step(run, tmp_path):
+    for name in ("prepare", "report"):
+        shutil.copytree(run, tmp_path / "runs" / name)
+    assert states(tmp_path / "runs" / "report") == {}
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

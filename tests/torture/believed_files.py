@@ -18,8 +18,10 @@ from torture.damage import DAMAGES
 from torture.trials import Findings, Trials
 from worlds import finished_run
 
+from dakd.card.subject import read_config
 from dakd.data.records import BadRecord, content_hash
 from dakd.data.shards import ShardSet
+from dakd.runtime.kept_config import CONFIG
 from dakd.runtime.runlog import read_records
 from dakd.runtime.sealed import read_json
 from dakd.runtime.tensor_files import load_state, read_metadata
@@ -42,6 +44,8 @@ _FILES = {
     "reports, scores and predictions": (
         "prepare/report.json",
         "balance/balance.json",
+        "config.yaml",
+        "train_saross/real/config.yaml",
         "evaluate/real.json",
         "evaluate/table.json",
         "evaluate/generation.json",
@@ -92,6 +96,8 @@ def _read(path: Path) -> Any:
         (load_teacher if path.name.startswith("weights_") else load_student)(path)
         tensors = {name: (tensor.dtype, tensor.tolist()) for name, tensor in load_state(path).items()}
         return tensors, read_metadata(path)
+    if path.name == CONFIG:
+        return read_config(path.parent)
     if path.name == "index.json" or path.name.startswith("shard-"):
         shards = ShardSet(path.parent)
         return shards.index, [(sample.key, content_hash(sample)) for sample in shards]

@@ -1,0 +1,32 @@
+"""The state of every file of a run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from dakd.runtime.kept_config import CONFIG
+from dakd.runtime.runlog import progress
+from dakd.verify.found import STEPS, Found, has_steps, run_around
+from dakd.verify.one_file import look_at
+from dakd.verify.together import absent_and_foreign
+
+
+def verify_run(run: Path) -> list[Found]:
+    """The state of every file of a run, in order of the paths; ValueError where there is no run folder."""
+    if not run.is_dir():
+        raise ValueError(f"no run folder at {run}; give the folder of a run: runs/NAME")
+    around = run_around(run)
+    if around is not None and ((around / CONFIG).is_file() or not has_steps(run)):  # else a run called `report`
+        raise ValueError(
+            f"found a step's folder of {around}: {run}; expected a run's folder; run: dakd verify "
+            f"{shlex.quote(str(around))}"
+        )
+    if not any((run / name).exists() for name in (*STEPS, CONFIG)):
+        raise ValueError(f"{run} is not a run folder: found none of {CONFIG}, {', '.join(STEPS)}; give runs/NAME")
+    files = sorted(path for path in run.rglob("*") if path.is_file() and "wandb" not in path.relative_to(run).parts)
+    found = {path: look_at(path) for path in progress(files, len(files), f"verify {run.name}")}
+    for one in absent_and_foreign(run):
+        if one.state != "unfinished" or one.path not in found or found[one.path].state == "ok":
+            found[one.path] = one
+    return [found[path] for path in sorted(found)]
