@@ -13,6 +13,7 @@ import yaml
 
 from dakd.config import PrepareConfig, build_config, parse_yaml, validated
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
+from dakd.data.readers.label_meaning import refuse_contradiction
 from dakd.data.readers.read_picture import picture_size
 from dakd.data.readers.sos import SosDataset
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
@@ -156,18 +157,19 @@ def _survey(cfg: PrepareConfig) -> _Facts:
             f"the {len(entries)} images in {cfg.root} have no masks, and students learn from masks; put masks/ next "
             f"to images/, each mask with the stem of its image (not read: {', '.join(data.unread()) or 'nothing'})"
         )
-    _read_some_labels(data, entries, cfg.classes)
+    _read_some_labels(data, cfg.classes)
     return _Facts(len(entries), min(map(_shortest_side, entries)), "test" in data.splits)
 
 
-def _read_some_labels(data: Dataset, entries: list[SampleFiles], classes: Iterable[str] | None) -> None:
-    """ValueError if a label cannot be read with these classes, or if the labels suggest another meaning of them.
+def _read_some_labels(data: Dataset, classes: Iterable[str] | None) -> None:
+    """ValueError if a label of any split cannot be read with these classes, or suggests another meaning of them.
 
     classes: the names that were given, None where the dataset has its own.
     """
     try:
-        data.label_meaning("train")
-        for entry in islice(entries, _NUM_LABELS_READ):
+        meanings = {split: meaning for split in data.splits if (meaning := data.label_meaning(split)) is not None}
+        refuse_contradiction(meanings)
+        for entry in (entry for split in data.splits for entry in islice(data.entries(split), _NUM_LABELS_READ)):
             data.read(entry)
     except BadFile as error:
         if "prepare." not in error.reason:  # no setting helps

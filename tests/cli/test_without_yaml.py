@@ -221,6 +221,18 @@ def test_init_refuses_data_that_make_no_experiment(data, argv, message, tmp_path
     assert re.search(message, capsys.readouterr().err, re.DOTALL) and not (tmp_path / "mine.yaml").exists()
 
 
+def test_init_reads_the_masks_of_every_split(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_data(tmp_path / "data", splits=("train",))
+    own_data(tmp_path / "data", values=(0, 1, 2), splits=("test",))
+    assert main(["init", "mine", "--root", "data", "--classes", "sea,oil"]) == 1
+    assert re.search(r"test/masks/0\.png: .*neither ids 0 to 1", capsys.readouterr().err)
+    own_data(tmp_path / "swapped", values=(0, 255), splits=("train",))
+    own_data(tmp_path / "swapped", values=(0, 1), splits=("test",))
+    assert main(["init", "mine", "--root", "swapped", "--classes", "oil:ffffff,sea:000000"]) == 1
+    assert "the value 0 would mean" in capsys.readouterr().err and not (tmp_path / "mine.yaml").exists()
+
+
 def test_what_init_names_for_black_and_white_masks_is_what_it_takes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own_data(tmp_path / "data", values=(0, 255))
