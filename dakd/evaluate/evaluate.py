@@ -4,13 +4,15 @@ Writes `evaluate/NAME.json` and `evaluate/NAME.images.npz` (counts by image) for
 `evaluate/generation.json`, `evaluate/table.json`, `evaluate/table.txt` and the pictures of the report. Images of
 another folder (`evaluate.folder`), a student from elsewhere (`evaluate.student`), and the training images of a run that
 has test images (`evaluate.split`) get a folder of their own in `evaluate/`, named after the folder, the student or the
-split, and with digits of a hash where other inputs have that name; the run's own evaluation stays as it is.
+split, and with digits of a hash where other inputs, weights, scales or settings of labels have that name; the run's own
+evaluation stays as it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,6 +128,8 @@ def _summarise(
     scores = {name: result.matrix.scores(held_out.classes) for name, result in results.items()}
     where = f"the {cfg.evaluate.split} split" if cfg.evaluate.folder is None else f"the folder {cfg.evaluate.folder}"
     weights = f"{cfg.evaluate.weights} weights" if cfg.evaluate.student is None else f"student {cfg.evaluate.student}"
+    if cfg.evaluate.scales != (1.0,):
+        weights += f", at the scales {', '.join(f'{scale:g}' for scale in cfg.evaluate.scales)}"
     head = f"{cfg.name}: {len(held_out)} image{'' if len(held_out) == 1 else 's'} of {where}, {weights}, percent"
     per_image = {name: result.per_image for name, result in results.items()}
     intervals = bootstrap_students(per_image, held_out.classes.names, cfg.evaluate.bootstrap, cfg.seed)
@@ -145,7 +149,7 @@ def _write(
     evaluation: Evaluation,
     students: dict[str, Path],
     held_out: ShardSet | LabelledFolder,
-    inputs: dict[str, str | None] | None,
+    inputs: dict[str, Any] | None,
 ) -> None:
     facts = {
         "split": cfg.evaluate.split,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -121,14 +122,30 @@ def student_classes(path: Path) -> ClassTable:
     return ClassTable.from_dict(read_student_metadata(path)["classes"])
 
 
-def inputs_of(cfg: Config, run_dir: Path, students: dict[str, Path]) -> dict[str, str | None] | None:
-    """What is evaluated besides the run's own, JSON-serialisable; None for its own students on its held-out images."""
+def inputs_of(cfg: Config, run_dir: Path, students: dict[str, Path]) -> dict[str, Any] | None:
+    """What is evaluated besides the run's own, JSON-serialisable; None for its own students on its held-out images.
+
+    Of a folder and of a student also how they are read: weights, scales and the settings of labels, where these are not
+    the defaults.
+    """
     if cfg.evaluate.folder is None and cfg.evaluate.student is None:
         is_own = not students or own_tables(run_dir, cfg.evaluate.split) == run_dir / "evaluate"
         return None if is_own else {"folder": None, "student": None, "split": cfg.evaluate.split}
     folder = None if cfg.evaluate.folder is None else str(Path(cfg.evaluate.folder).expanduser().resolve())
     student = None if cfg.evaluate.student is None else str(next(iter(students.values())).resolve())
-    return {"folder": folder, "student": student, "split": cfg.evaluate.split}
+    inputs: dict[str, Any] = {"folder": folder, "student": student, "split": cfg.evaluate.split}
+    if student is None and cfg.evaluate.weights != "ema":
+        inputs["weights"] = cfg.evaluate.weights
+    if cfg.evaluate.scales != (1.0,):
+        inputs["scales"] = list(cfg.evaluate.scales)
+    if folder is not None:
+        if _layout(cfg) != _layout(cfg, "auto"):
+            inputs["dataset"] = _layout(cfg)
+        if cfg.prepare.resize is not None:
+            inputs["resize"] = list(cfg.prepare.resize)
+        if cfg.prepare.mask_values != "auto":
+            inputs["mask_values"] = cfg.prepare.mask_values
+    return inputs
 
 
 def own_tables(run_dir: Path, split: str) -> Path:
@@ -144,7 +161,8 @@ def out_folder(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
     """The folder of the tables: RUN/evaluate for the run's own students on its held-out images, else one below it.
 
     The latter is named after the split, the folder or the student. Where the name of a folder or student is no safe one
-    or has the tables of others, it ends in digits of a hash, the same in every call with these inputs.
+    or has the tables of others or of other settings (`inputs_of`), it ends in digits of a hash, the same in every call
+    with these inputs.
     """
     own, inputs = run_dir / "evaluate", inputs_of(cfg, run_dir, students)
     if inputs is None:
@@ -162,7 +180,7 @@ def out_folder(cfg: Config, run_dir: Path, students: dict[str, Path]) -> Path:
     return own / name
 
 
-def _is_free(folder: Path, inputs: dict[str, str | None]) -> bool:
+def _is_free(folder: Path, inputs: dict[str, Any]) -> bool:
     """Whether a folder has no tables, or those of the same inputs; not where it would take the place of files."""
     # Pictures, features of a net (`pairs.py`), and the tables of the run's training images (`own_tables`) lie there.
     is_taken = same_file(folder.name) in ("pictures", "features", "train") or folder.is_file()
@@ -287,9 +305,7 @@ def open_folder(cfg: Config, known: ClassTable) -> tuple[Dataset, str]:
 def _open(cfg: Config, folder: Path, student_classes: ClassTable) -> Dataset:
     if not folder.is_dir():
         raise ValueError(f"no folder at {folder}; set evaluate.folder to a folder of images with masks")
-    settings, kind = cfg.prepare, cfg.evaluate.dataset
-    if kind == "auto":
-        kind = "folder" if settings.dataset == "simulated" else settings.dataset
+    settings, kind = cfg.prepare, _layout(cfg)
     if kind == "osd":
         return OsdDataset(
             str(folder),
@@ -300,6 +316,12 @@ def _open(cfg: Config, folder: Path, student_classes: ClassTable) -> Dataset:
         return _open_sos(settings, folder)
     own = dict(zip(student_classes.names, student_classes.colours))
     return FolderDataset(str(folder), settings.classes or own, settings.mask_values)
+
+
+def _layout(cfg: Config, asked: str | None = None) -> str:
+    """The layout of `evaluate.folder`: osd, sos or folder.  asked: in place of `evaluate.dataset`."""
+    asked, own = asked or cfg.evaluate.dataset, cfg.prepare.dataset
+    return asked if asked != "auto" else "folder" if own == "simulated" else own
 
 
 def _open_sos(settings: PrepareConfig, folder: Path) -> Dataset:

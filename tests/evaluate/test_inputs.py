@@ -202,6 +202,22 @@ def test_two_folders_of_one_name_and_two_students_on_one_folder_have_their_own_t
     }
 
 
+def test_other_weights_scales_and_settings_of_labels_have_tables_of_their_own(run_dir, config, grey_file, pictures):
+    for path in (run_dir / "train_saross").glob("*/student.safetensors"):
+        shutil.copy(path, path.with_name("student_raw.safetensors"))
+    calls = [({}, None), ({"weights": "raw"}, None), ({"scales": (0.5, 1.0)}, None), ({}, {"resize": (8, 10)}),
+             ({}, {"mask_values": "colours"}), ({"dataset": "folder"}, None)]  # fmt: skip
+    for settings, prepare in [*calls, *calls]:
+        evaluation = evaluate(asking(config, prepare, folder=str(pictures), **settings), run_dir)
+        assert ("at the scales 0.5, 1, percent" in evaluation.table) == ("scales" in settings)
+    tables = {path.parent.name: read_json(path) for path in (run_dir / "evaluate").glob("*/table.json")}
+    plain = {"folder": str(pictures), "student": None, "split": "test"}
+    found = [dict(one["inputs"]) for one in tables.values()]
+    own = [{"weights": "raw"}, {"scales": [0.5, 1.0]}, {"resize": [8, 10]}, {"mask_values": "colours"}]
+    assert tables["harbour"]["inputs"] == plain and len(tables) == 5
+    assert all(plain | one in found for one in own)
+
+
 @pytest.mark.parametrize("name", ["table", "Generation", "manifest", "truth", "image", "NUL"])
 def test_a_student_called_like_a_table_or_a_picture_gets_a_name_of_its_own(name, run_dir, config, grey_file, tmp_path):
     path = tmp_path / "elsewhere" / f"{name}.safetensors"
