@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dakd.data.sample import IGNORE_INDEX
-from dakd.metrics.confusion import sum_over_ranks
+from dakd.metrics.confusion import check_are_integers, check_ids, sum_over_ranks
 
 WIDTH = 0.02  # of a band, as a share of the image's diagonal, as in the paper
 
@@ -41,12 +41,18 @@ class BoundaryCounts:
         self.counts = torch.zeros(num_classes, 2, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, target: Tensor) -> BoundaryCounts:
-        """Count a batch; prediction, target: (B, H, W) integer class ids, ignored pixels in the target."""
+        """Count a batch; prediction, target: (B, H, W) integer class ids, ignored pixels in the target.
+
+        Raises ValueError for other shapes, for numbers that are no integers, and for ids beyond the classes.
+        """
         if prediction.shape != target.shape or prediction.ndim != 3:
             found = f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}"
             raise ValueError(f"{found}; expected (B, H, W) for both")
         distance = max(1, round(self.width * math.hypot(*prediction.shape[1:])))
+        check_are_integers(prediction=prediction, target=target)
         unknown = target == self.ignore_index
+        for what, ids in (("prediction", prediction), ("target", target)):
+            check_ids(torch.where(unknown, 0, ids), what, self.num_classes)
         for class_id in range(self.num_classes):
             truth = band(target == class_id, distance, unknown, self.frame)
             guess = band((prediction == class_id) & ~unknown, distance, unknown, self.frame)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dakd.data.sample import IGNORE_INDEX
-from dakd.metrics.confusion import sum_over_ranks
+from dakd.metrics.confusion import check_are_integers, check_ids, sum_over_ranks
 
 # Confidences are summed as integers in this unit: integer sums do not depend on the order of images and ranks.
 _UNIT = 2**24
@@ -32,19 +32,24 @@ class CalibrationCounts:
         self.counts = torch.zeros(num_bins, 3, dtype=torch.int64, device=device)
 
     def update(self, probabilities: Tensor, target: Tensor) -> CalibrationCounts:
-        """Count a batch; probabilities: (B, K, H, W), floating, sums of 1 over K.  target: (B, H, W) integer ids."""
+        """Count a batch; probabilities: (B, K, H, W), floating, sums of 1 over K.  target: (B, H, W) integer ids.
+
+        Raises ValueError for other shapes, and for a target of floats or with ids beyond the classes.
+        """
         if probabilities.ndim != 4 or probabilities[:, 0].shape != target.shape:
             raise ValueError(
                 f"probabilities are {tuple(probabilities.shape)}, target {tuple(target.shape)}; "
                 "expected (B, K, H, W) and (B, H, W)"
             )
+        check_are_integers(target=target)
         target = target.to(probabilities.device)
         confidence, predicted = probabilities.max(dim=1)
         counted = target != self.ignore_index
-        confidence, is_correct = confidence[counted].double(), (predicted == target)[counted]
+        confidence, predicted, target = confidence[counted].double(), predicted[counted], target[counted]
+        check_ids(target, "target", probabilities.shape[1])
         bins = (confidence * self.num_bins).long().clamp(max=self.num_bins - 1)
         facts = torch.stack(
-            [torch.ones_like(bins), is_correct.to(torch.int64), (confidence * _UNIT).round().long()], dim=1
+            [torch.ones_like(bins), (predicted == target).long(), (confidence * _UNIT).round().long()], dim=1
         )
         self.counts.index_add_(0, bins.to(self.counts.device), facts.to(self.counts.device))
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -28,7 +29,8 @@ class ConfusionMatrix:
         """Count the pixels of a batch.
 
         prediction, target: integer class ids of one shape, usually (B, H, W), on any device.
-        Raises ValueError for different shapes and for ids outside 0 .. K-1 other than the ignore index.
+        Raises ValueError for different shapes, for numbers that are no integers, and for ids outside 0 .. K-1 other
+        than the ignore index.
         """
         self.counts += count_pairs(prediction, target, self.num_classes, self.ignore_index).to(self.counts.device)
         return self
@@ -49,12 +51,13 @@ def count_pairs(prediction: Tensor, target: Tensor, num_classes: int, ignore_ind
         raise ValueError(
             f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; give ids of one shape"
         )
+    check_are_integers(prediction=prediction, target=target)
     target = target.to(prediction.device)
     counted = target != ignore_index
     true_ids = target[counted].to(torch.int64)
     predicted_ids = prediction[counted].to(torch.int64)
-    _check_ids(true_ids, "target", num_classes)
-    _check_ids(predicted_ids, "prediction", num_classes)
+    check_ids(true_ids, "target", num_classes)
+    check_ids(predicted_ids, "prediction", num_classes)
     pairs = torch.bincount(true_ids * num_classes + predicted_ids, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)
 
@@ -66,9 +69,20 @@ def sum_over_ranks(counts: Tensor) -> Tensor:
     return counts
 
 
-def _check_ids(ids: Tensor, what: str, num_classes: int) -> None:
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= num_classes):
+def check_are_integers(**ids: Tensor | np.ndarray) -> None:
+    """ValueError for class ids, by what they are called, that are floats: 0.9 would count as class 0 or as none."""
+    for what, array in ids.items():
+        if any(kind in str(array.dtype) for kind in ("float", "complex")):
+            raise ValueError(f"{what} is {array.dtype}; expected integer class ids: take the argmax of probabilities")
+
+
+def check_ids(ids: Tensor, what: str, num_classes: int) -> None:
+    """ValueError for ids outside 0 .. K-1; ids: (N,) integers, without the ignored pixels.  what: names them."""
+    if not ids.numel():
+        return
+    low, high = torch.stack(ids.aminmax()).tolist()
+    if low < 0 or high >= num_classes:
         raise ValueError(
-            f"{what} has class ids from {int(ids.min())} to {int(ids.max())}; expected 0 to {num_classes - 1} or the "
-            f"ignore index; check the class table and the labels"
+            f"{what} has class ids from {low} to {high}; expected 0 to {num_classes - 1} or the ignore index; check "
+            "the class table and the labels"
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dakd.data.sample import IGNORE_INDEX, ClassTable
-from dakd.metrics.confusion import sum_over_ranks
+from dakd.metrics.confusion import check_are_integers, check_ids, sum_over_ranks
 
 COVERAGE = 0.5  # share of an object's pixels that must be predicted as its class
 SIZES = (16, 64, 256, 1024)  # pixels: lower edges of all bins of sizes but the first
@@ -43,6 +43,7 @@ class ObjectCounts:
         self.names = tuple(name for name in names if name in classes.names)
         self.unknown = tuple(name for name in names if name not in classes.names)
         self.sizes, self.coverage, self.ignore_index = tuple(sizes), coverage, ignore_index
+        self._num_classes = classes.num_classes
         self._ids = [classes.id_of(name) for name in self.names]
         num_bins = len(self.sizes) + 1
         self.total = torch.zeros(len(self.names), num_bins, dtype=torch.int64)
@@ -51,9 +52,16 @@ class ObjectCounts:
         self.num_images = torch.zeros(1, dtype=torch.int64)
 
     def update(self, prediction: np.ndarray, target: np.ndarray) -> ObjectCounts:
-        """Count one image; prediction, target: (H, W) integer class ids."""
+        """Count one image; prediction, target: (H, W) integer class ids.
+
+        Raises ValueError for other shapes, for numbers that are no integers, and for ids beyond the classes.
+        """
         if prediction.shape != target.shape or prediction.ndim != 2:
             raise ValueError(f"prediction is {prediction.shape} and target {target.shape}; give two (H, W) arrays")
+        check_are_integers(prediction=prediction, target=target)
+        known = np.asarray(target) != self.ignore_index
+        for what, ids in (("prediction", prediction), ("target", target)):
+            check_ids(torch.as_tensor(np.asarray(ids)[known].astype(np.int64)), what, self._num_classes)
         for place, class_id in enumerate(self._ids):
             truth, guess = target == class_id, prediction == class_id
             self._count_objects(place, truth, guess)

@@ -94,9 +94,15 @@ def score(counts: np.ndarray, class_names: tuple[str, ...]) -> SegmentationScore
     """Scores of a confusion matrix.
 
     counts: (K, K) non-negative integers, rows the true class, columns the predicted one.  class_names: K names.
-    Raises ValueError for another shape and for a matrix without a single pixel.
+    Raises ValueError for another shape, for numbers that are no counts, and for a matrix without a single pixel.
     """
-    counts = np.asarray(counts, dtype=np.int64)
+    counts = np.asarray(counts)
+    if counts.dtype.kind not in "biuf" or not (counts >= 0).all() or (counts % 1).any():
+        raise ValueError(
+            f"counts hold {counts.dtype} that are negative or no whole numbers; expected numbers of pixels: give the "
+            "matrix before it is normalised"
+        )
+    counts = counts.astype(np.int64)
     num_classes = len(class_names)
     if counts.shape != (num_classes, num_classes):
         raise ValueError(f"counts have shape {counts.shape} for {num_classes} classes; expected {(num_classes,) * 2}")

@@ -94,7 +94,7 @@ def test_an_error_at_the_rim_costs_more_than_in_plain_iou():
 
 
 def test_classes_without_a_contour_are_named_and_left_out():
-    everywhere, names = torch.zeros(1, 8, 8), ("sea", "oil", "ship")
+    everywhere, names = torch.zeros(1, 8, 8, dtype=torch.uint8), ("sea", "oil", "ship")
     table = BoundaryCounts(3).update(everywhere, everywhere).to_dict(names)
     assert table["absent"] == ["oil", "ship"] and table["per_class"] == {"sea": 1.0}  # along the frame
     table = BoundaryCounts(3, frame=False).update(everywhere, everywhere).to_dict(names)
@@ -116,3 +116,14 @@ def test_bad_settings_and_shapes_are_refused():
         BoundaryCounts(2, width=0)
     with pytest.raises(ValueError, match=r"expected \(B, H, W\)"):
         BoundaryCounts(2).update(torch.zeros(3, 3), torch.zeros(3, 3))
+
+
+def test_floats_and_ids_beyond_the_classes_are_refused():
+    ids = torch.arange(12).reshape(1, 3, 4) % 3
+    with pytest.raises(ValueError, match=r"prediction is torch\.float32; expected integer"):
+        BoundaryCounts(3).update(ids + 0.9, ids)
+    with pytest.raises(ValueError, match="target has class ids from 0 to 2; expected 0 to 1"):
+        BoundaryCounts(2).update(ids % 2, ids)
+    with pytest.raises(ValueError, match="prediction has class ids from 0 to 2"):
+        BoundaryCounts(2).update(ids, ids % 2)
+    BoundaryCounts(2).update(ids, torch.where(ids == 2, 255, ids))  # beside the unknown ones

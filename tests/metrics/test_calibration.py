@@ -60,3 +60,11 @@ def test_nothing_counted_and_bad_shapes_are_refused():
         counts.to_dict()
     with pytest.raises(ValueError, match=r"expected \(B, K, H, W\)"):
         counts.update(torch.zeros(2, 2, 2), torch.zeros(2, 2))
+
+
+def test_floats_and_ids_beyond_the_classes_are_refused():
+    target = torch.arange(12).reshape(1, 3, 4) % 3
+    with pytest.raises(ValueError, match=r"target is torch\.float32; expected integer"):
+        CalibrationCounts().update(torch.full((1, 3, 3, 4), 1 / 3), target + 0.9)
+    with pytest.raises(ValueError, match="target has class ids from 0 to 2; expected 0 to 1"):
+        CalibrationCounts().update(torch.full((1, 2, 3, 4), 0.5), target)

@@ -46,9 +46,17 @@ def test_scores_name_the_classes_of_the_table():
 
 def test_class_ids_beyond_the_table_are_refused():
     with pytest.raises(ValueError, match="target has class ids from 0 to 7"):
-        ConfusionMatrix(2).update(torch.zeros(1, 2), torch.tensor([[0, 7]]))
+        ConfusionMatrix(2).update(torch.tensor([[0, 0]]), torch.tensor([[0, 7]]))
     with pytest.raises(ValueError, match="prediction has class ids from -1 to 0"):
-        ConfusionMatrix(2).update(torch.tensor([[0, -1]]), torch.zeros(1, 2))
+        ConfusionMatrix(2).update(torch.tensor([[0, -1]]), torch.tensor([[0, 0]]))
+
+
+def test_ids_that_are_no_integers_are_refused():
+    ids = torch.tensor([0, 1, 2])
+    for prediction, target, what in ((ids + 0.9, ids, "prediction"), (ids, ids + 0.9, "target")):
+        with pytest.raises(ValueError, match=rf"{what} is torch\.float32; expected integer class ids"):
+            ConfusionMatrix(3).update(prediction, target)
+    assert ConfusionMatrix(2).update(ids > 0, (ids > 1).to(torch.uint8)).counts.tolist() == [[1, 1], [0, 1]]
 
 
 def test_different_shapes_are_refused():

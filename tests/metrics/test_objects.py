@@ -119,3 +119,13 @@ def test_settings_without_sense_are_refused(sizes, coverage, message):
 def test_different_shapes_are_refused():
     with pytest.raises(ValueError, match=r"give two \(H, W\)"):
         ObjectCounts(SOS_CLASSES, ("oil",), (3,)).update(np.zeros((3, 3)), np.zeros((3, 4)))
+
+
+def test_floats_and_ids_beyond_the_classes_are_refused():
+    guess, truth = scene()
+    with pytest.raises(ValueError, match="prediction is float64; expected integer"):
+        ObjectCounts(OSD_CLASSES, ("oil",)).update(guess + 0.9, truth)
+    with pytest.raises(ValueError, match="target has class ids from 0 to 3; expected 0 to 1"):
+        ObjectCounts(SOS_CLASSES, ("oil",)).update(guess, truth)
+    with pytest.raises(ValueError, match="prediction has class ids from 0 to 3"):
+        ObjectCounts(SOS_CLASSES, ("oil",)).update(truth, guess)

@@ -116,6 +116,13 @@ def test_an_empty_matrix_is_refused():
         score(np.zeros((2, 2)), ("sea", "oil"))
 
 
+@pytest.mark.parametrize("counts", [[[0.9, 0.1], [0.0, 1.0]], [[3, -1], [0, 2]], [[1.0, float("nan")], [0.0, 1.0]]])
+def test_numbers_that_are_no_counts_are_refused(counts):
+    with pytest.raises(ValueError, match="negative or no whole numbers; expected numbers of pixels"):
+        score(np.array(counts), ("sea", "oil"))
+    assert score(np.array([[3.0, 1.0], [0.0, 2.0]]), ("sea", "oil")).num_pixels == 6
+
+
 def test_a_matrix_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"expected \(3, 3\)"):
         score(np.eye(2), ("a", "b", "c"))
