@@ -11,6 +11,7 @@ only in case or in Unicode's composed and decomposed forms, count as the same.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -29,7 +30,7 @@ _RESERVED = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[
 
 
 def written_path(path: str | Path) -> Path:
-    """The path of a file or folder that is written; ValueError for a URL, and for an empty text."""
+    """The path of a file or folder that is written, `~/` as the home folder; ValueError for a URL and an empty text."""
     if path == "":  # Path("") is the current folder
         raise ValueError(f"the path is {path!r}; expected a file or folder; give . for the current folder")
     # A Path keeps one of two slashes.
@@ -38,7 +39,8 @@ def written_path(path: str | Path) -> Path:
             f"{str(path)!r} is a URL; expected a path of this machine; give a local or mounted folder, and copy to or "
             "from it"
         )
-    return Path(path)
+    # Shells leave the tilde of --out=~/x as it is. One of a user's name may begin a file's name.
+    return Path(os.path.expanduser(path)) if str(path).startswith("~/") else Path(path)
 
 
 def is_file_part(text: str) -> bool:

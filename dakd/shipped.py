@@ -6,6 +6,7 @@ The files are in `configs/` of a checkout and in `dakd/configs/` of an installed
 from __future__ import annotations
 
 import difflib
+import os
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -29,9 +30,9 @@ def find_file(name: str | Path, kind: str = "", suffix: str = ".yaml") -> Path |
     """The file at the path `name`, or else the file of that name that comes with dakd; None if there is neither.
 
     kind: the folder in `configs/`: "" for experiments, "ablate" for tables, "deepspeed" for ZeRO files.
-    `demo`, `demo.yaml` and `configs/demo.yaml` name the same shipped file.
+    `demo`, `demo.yaml` and `configs/demo.yaml` name the same shipped file; `~/` is the home folder.
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name)) if str(name).startswith("~/") else Path(name)
     if path.is_file():
         return path
     parts = list(path.with_suffix("").parts if path.suffix == suffix else path.parts)

@@ -17,7 +17,7 @@ from dakd.data.readers.label_meaning import refuse_contradiction
 from dakd.data.readers.read_picture import picture_size
 from dakd.data.readers.sos import SosDataset
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
-from dakd.names import FILE_PART, is_file_part
+from dakd.names import FILE_PART, is_file_part, written_path
 from dakd.runtime.files import write_text
 
 # For classes without a given colour: the colour of the OSD class of that name, then clearly different colours.
@@ -60,7 +60,7 @@ def write_starter(
     Raises ValueError (found, expected, remedy) for data or options that make no experiment, and if the file exists.
     """
     _check_name(name)
-    path = out or Path(f"{name}.yaml")
+    path = written_path(out or f"{name}.yaml")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the path of the YAML to write")
     if path.exists() and not overwrite:

@@ -53,6 +53,14 @@ def test_a_path_with_a_colon_is_no_url_and_an_empty_text_is_no_path():
         written_path("")
 
 
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("~/a/b", Path("~/a/b")):
+        assert written_path(path) == tmp_path / "a" / "b"
+    for path in ("~", "~a/b", "a/~/b"):
+        assert written_path(path) == Path(path)
+
+
 def nasty_names(rng: random.Random, count: int) -> list[str]:
     parts = ["a", "A", "é", unicodedata.normalize("NFD", "é"), "ß", "ss", "ſ", "Å", "\u212b", "_", "/", "\\", ".", " ",
              "~", "-", "\n", "\x00", "\u200d", "\udc80", "con", "NUL", "_class", "_probability_", "_overlay", "x" * 130,

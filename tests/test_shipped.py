@@ -27,6 +27,12 @@ def test_a_users_own_file_comes_before_a_shipped_one_and_a_folder_does_not(tmp_p
     assert load_config("demo.yaml").name == "mine" and load_config("demo").name == "demo"
 
 
+def test_a_file_below_the_home_folder_is_found_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "h.yaml").write_text("name: mine\n")
+    assert load_config("~/h.yaml").name == "mine" and shipped.find_file("~/demo") is None
+
+
 def test_tables_and_zero_files_have_kinds_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("zero2", "zero2.json", "deepspeed/zero2.json", "configs/deepspeed/zero2.json"):
