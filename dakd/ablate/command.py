@@ -10,7 +10,7 @@ from dakd.ablate.measures import measure_of
 from dakd.ablate.plan import TablePlan, make_plan
 from dakd.ablate.run import JobStore, Unfinished, work
 from dakd.ablate.spec import TableSpec, build_table, load_table, nearest_row, table_file, without_absent
-from dakd.ablate.table import table_folder, write_table
+from dakd.ablate.table import refuse_other_tables, table_folder, write_table
 from dakd.pipeline import Stopped
 from dakd.runtime.console import show
 from dakd.runtime.place import refuse_launcher
@@ -43,6 +43,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError(f"--reference {args.reference}: {absent[args.reference]}")
     plan = make_plan(table, file.parent, args.small, args.overrides)
     store, folder = JobStore(args.store), args.out or table_folder(file)
+    refuse_other_tables(folder, file)
     unfinished = Unfinished()
     if not args.status:
         refuse_launcher("ablate")

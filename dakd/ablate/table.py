@@ -6,7 +6,9 @@ Missing results are listed with their reasons; the lines below the table give se
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from dakd.runtime.sealed import read_json, write_json
 MISSING = "missing"
 TABLES = Path("runs/ablate")
 _SOURCE = "source.json"
+_TABLES = ("table.md", "table.csv", "table.tex", "seeds.csv")
 
 
 def table_folder(file: str | Path) -> Path:
@@ -35,6 +38,18 @@ def table_folder(file: str | Path) -> Path:
         name = hashed(file.stem, str(file))
         say(f"ablate: this table goes to {TABLES / name}, for {TABLES / file.stem} is taken")
     return TABLES / name
+
+
+def refuse_other_tables(folder: Path, file: Path) -> None:
+    """ValueError where a folder holds the table of another YAML, or tables that dakd did not write.  file: the YAML."""
+    source = _source_of(folder)
+    if source not in (None, file.resolve()):
+        raise ValueError(f"{folder} has the table of {source}, not of {file}; give another folder by --out")
+    if not (folder / _SOURCE).exists() and (others := [name for name in _TABLES if (folder / name).exists()]):
+        raise ValueError(
+            f"{folder} has {', '.join(others)} and no {_SOURCE}, so dakd did not write them; give another folder by "
+            "--out, or move them away"
+        )
 
 
 def _source_of(folder: Path) -> Path | None:
@@ -55,17 +70,29 @@ def write_table(
     """Write table.md, table.csv, table.tex and seeds.csv into a folder; the path of table.md.
 
     failed: the errors of failed jobs, by name.  absent: why rows are not in the plan, by name.  file: of the table, for
-    `table_folder`.
+    `table_folder`. Where it had a table of other rows, seeds, measures or settings there, one line says so.
     """
     folder = Path(folder)
     lines = collect(plan, store)
     if file is not None:
-        write_json(folder / _SOURCE, {"table": str(file.resolve())})
+        source = {"table": str(file.resolve()), "selection": _selection(plan)}
+        if (read_json(folder / _SOURCE) or {}).get("selection", source["selection"]) != source["selection"]:
+            what = "other rows, seeds, measures or settings"
+            say(f"ablate: {folder} had a table of {what}; it is replaced (--out DIR keeps both)")
+        write_json(folder / _SOURCE, source)
     write_text(folder / "table.csv", _csv(plan, lines))
     write_text(folder / "seeds.csv", _seeds_csv(plan, store))
     write_text(folder / "table.tex", _latex(plan, lines))
     write_text(folder / "table.md", markdown(plan, lines, store, failed or {}, absent or {}))
     return folder / "table.md"
+
+
+def _selection(plan: TablePlan) -> str:
+    """A sha256 of what the numbers of a table come from."""
+    cells = [[cell.dataset, cell.row.name, cell.seed, {key: job.name for key, job in cell.jobs.items()}]
+             for cell in plan.cells]  # fmt: skip
+    chosen = [cells, list(plan.table.measures), plan.table.reference]
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
 def markdown(

@@ -11,7 +11,8 @@ from sealed_edits import content_of, reseal
 
 from dakd.ablate.results import collect
 from dakd.ablate.run import JobStore
-from dakd.ablate.table import TABLES, table_folder, write_table
+from dakd.ablate.table import TABLES, refuse_other_tables, table_folder, write_table
+from dakd.cli import main
 from dakd.metrics.bootstrap import paired_bootstrap
 from dakd.runtime.files import file_hash
 
@@ -183,6 +184,39 @@ def test_two_tables_whose_files_have_one_name_have_folders_of_their_own(tmp_path
     assert all((folder / "table.md").is_file() for folder in folders)
     files[0].unlink()  # it was moved: its folder is free
     assert table_folder(tmp_path / "three" / "b_sweep.yaml") == TABLES / "b_sweep"
+
+
+def test_a_folder_with_the_table_of_another_file_or_of_somebody_is_refused(tmp_path, half_done):
+    one, two, out = tmp_path / "one.yaml", tmp_path / "two.yaml", tmp_path / "out"
+    one.touch()
+    refuse_other_tables(out, one)
+    write_table(*half_done, out, file=one)
+    refuse_other_tables(out, one)
+    with pytest.raises(ValueError, match=r"has the table of .*one\.yaml, not of .*two\.yaml; give another folder"):
+        refuse_other_tables(out, two)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"has table\.tex and no source\.json.*give another folder"):
+        refuse_other_tables(tmp_path / "mine", one)
+
+
+def test_the_command_asks_before_any_work_whether_a_folder_has_another_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table.md").write_text("mine")
+    assert main(["ablate", "--config", "ce_b", "--base", "smoke", "--status", "--out", "mine"]) == 1
+    assert "mine has table.md and no source.json" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "table.md").read_text() == "mine" and not (tmp_path / "runs").exists()
+
+
+def test_a_table_of_other_rows_or_settings_says_what_it_replaces(tmp_path, half_done, capsys):
+    file, (plan, store) = tmp_path / "one.yaml", half_done
+    for same in (plan, plan_of(REAL, WITH_B, seeds=(0, 1), reference="real & plain")):
+        write_table(same, store, tmp_path / "out", file=file)
+    assert "is replaced" not in capsys.readouterr().out
+    other = plan_of(REAL, WITH_B, seeds=(0, 1), overrides=["train_saross.steps=7"])
+    write_table(other, store, tmp_path / "out", file=file)
+    assert f"{tmp_path / 'out'} had a table of other rows" in capsys.readouterr().out
 
 
 def test_a_table_over_the_training_images_finds_their_scores(tmp_path):
