@@ -223,7 +223,7 @@ def _settings(table: TableSpec, spec: DataSpec, row: RowSpec | None, small: bool
     """Overrides: the table's, the dataset's and the row's settings; with --small, then those for small experiments."""
     parts = [table, spec, *([row] if row is not None else [])]
     layers = [part.set for part in parts] + [part.small for part in parts if small]
-    # Not merged by key: a later layer may replace a whole section of which an earlier one sets a key.
+    # Not merged by key here: a later layer may replace a whole section of which an earlier one sets a key.
     return [(key, value) for layer in layers for key, value in layer.items()]
 
 

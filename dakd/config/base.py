@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -58,6 +58,9 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    kind_key: ClassVar[str | None] = None
+    """The setting whose value says what the others mean: an override of another kind replaces the whole section."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,7 @@
-"""Overrides, `section.key=value`: a text setting takes the value as it is typed, any other one reads it as YAML."""
+"""Overrides, `section.key=value`: a text setting takes the value as it is typed, any other one reads it as YAML.
+
+A value that is a section, `section={key: value}`, changes the keys that it names.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import yaml
 
 from dakd.config.experiment import Config
-from dakd.config.validation import place_of, shown
+from dakd.config.validation import place_of, section_at, shown
 from dakd.config.yaml_text import Document, parse_yaml, yaml_problem
 
 Override = str | tuple[str, Any]
@@ -38,6 +41,10 @@ class Overridden:
         return self._documents[nearest].written(location[len(nearest) :])
 
     def _set(self, key: tuple[str, ...], document: Document, name: str) -> None:
+        if self._is_merged(key, document.tree):
+            for part in document.tree:
+                self._set((*key, part), document.part(part), name)
+            return
         node = self.tree
         for part in key[:-1]:
             inner = node.get(part)
@@ -50,6 +57,19 @@ class Overridden:
         node[key[-1]] = document.tree
         self._documents = {one: kept for one, kept in self._documents.items() if one[: len(key)] != key}
         self._documents[key] = document
+
+    def _is_merged(self, key: tuple[str, ...], value: Any) -> bool:
+        """Whether a value changes the settings that it names, as a section does; one of another kind replaces all."""
+        section = section_at(Config, key) if isinstance(value, dict) else None
+        found: Any = self.tree
+        for part in key:
+            found = found.get(part) if isinstance(found, dict) else found
+        if section is None or not isinstance(found, dict | None):
+            return False
+        kind = section.kind_key
+        if kind is None or kind not in value:
+            return True
+        return value[kind] == (found or {}).get(kind, section.model_fields[kind].default)
 
 
 def _read(override: str, key: tuple[str, ...], text: str) -> Document:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,8 @@ class SimulationConfig(Section):
 
 class PrepareConfig(Section):
     """The dataset, and how it is packed into shards."""
+
+    kind_key: ClassVar[str] = "dataset"
 
     dataset: Literal["simulated", "osd", "sos", "folder"] = "simulated"
     """Kind of dataset: scenes simulated by dakd, the folder layout of OSD or SOS, or any folder of images and masks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,6 +56,8 @@ class SamOilConfig(Section):
 class StudentConfig(Section):
     """SAROSS-Net (an encoder and the CAFT triangle), or one of its rivals by name."""
 
+    kind_key: ClassVar[str] = "name"
+
     name: Literal[tuple(STUDENT_KINDS)] = "saross"
     """Net of the student: SAROSS-Net ("saross") or a rival."""
 
@@ -104,7 +106,7 @@ class StudentConfig(Section):
         if self.name != "saross" and foreign:
             raise ValueError(
                 f"{', '.join(foreign)}: only SAROSS-Net has these settings, found with {self.name}; leave them out, or "
-                f"replace the whole section: train_saross.student={{name: {self.name}}}"
+                f"begin the section anew: train_saross.student=null train_saross.student.name={self.name}"
             )
         if self.name != "sam_oil" and self.sam_oil != fields["sam_oil"].default:
             raise ValueError(f"sam_oil holds settings of the student sam_oil, found with {self.name}; leave it out")

@@ -59,6 +59,13 @@ def place_of(root: Any, location: Sequence[Any]) -> Place:
     return place
 
 
+def section_at(root: type[BaseModel], location: Sequence[Any]) -> Any:
+    """The class of the section at a location of a model; None where there is none."""
+    place = place_of(root, location)
+    only = place.members[0] if place.key == tuple(location) and len(place.members) == 1 else None
+    return only if hasattr(only, "model_fields") else None
+
+
 def validated(model: type[Model], values: Mapping[str, Any], source: str, written: Written = lambda _: None) -> Model:
     """The values as a `model`; a ValueError lists all faults: found, expected, and the nearest known name.
 

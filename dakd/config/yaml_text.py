@@ -22,6 +22,10 @@ class Document(NamedTuple):
     tree: Any
     root: yaml.Node | None
 
+    def part(self, key: object) -> Document:
+        """The document of the value under a key of this one's mapping."""
+        return Document(self.tree[key], _child(self.root, key))
+
     def written(self, location: tuple) -> tuple[str, str] | None:
         """The characters of the plain value at a location, and what YAML reads in them; None where it reads text."""
         node = self.root

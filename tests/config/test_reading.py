@@ -301,6 +301,49 @@ def test_a_section_keeps_the_defaults_that_it_does_not_name(tmp_path):
     assert config.train_jointnet.stage2.steps == 250_000
 
 
+@pytest.mark.parametrize("override", ["train_saross={steps: 5}", "train_saross.optimizer={lr: 0.01}",
+                                      "train_saross={optimizer: {lr: 0.01}}", ("train_saross", {"steps": 5}),
+                                      "train_saross={}", "train_saross={optimizer: {}}"])  # fmt: skip
+def test_an_override_of_a_section_changes_only_the_settings_that_it_names(tmp_path, override):
+    text = "train_saross: {student: {encoder: resnet18}, optimizer: {warmup_steps: 20, ema_decay: 0.99}}"
+    path = write(tmp_path, f"name: a\n{text}")
+    plain, config = load_config(path).train_saross, load_config(path, [override]).train_saross
+    assert config.student == plain.student and config.optimizer.warmup_steps == 20
+    assert config.optimizer.ema_decay == 0.99 and config.optimizer.lr_decay == "poly"
+    assert (config.steps == 5) == ("steps" in str(override))
+    assert (config.optimizer.lr == 0.01) == ("lr" in str(override))
+    assert load_config(path, ["train_saross=null"]).train_saross == Config(name="a").train_saross
+
+
+def test_an_override_that_names_another_kind_replaces_its_section(tmp_path):
+    text = "train_saross: {student: {encoder: resnet18, caft_heads: [1, 1, 1]}}\nprepare: {dataset: osd, root: r}"
+    path = write(tmp_path, f"name: a\n{text}")
+    student = load_config(path, ["train_saross.student={encoder: resnet34}"]).train_saross.student
+    assert (student.encoder, student.caft_heads) == ("resnet34", (1, 1, 1))
+    assert load_config(path, ["train_saross.student={name: saross}"]).train_saross.student.encoder == "resnet18"
+    rival = load_config(path, ["train_saross={student: {name: segformer}}", "train_saross.student={name: segformer}"])
+    assert rival.train_saross.student.encoder == "mit_b2"
+    assert load_config(path, ["prepare={dataset: simulated}"]).prepare.root is None
+    assert load_config(path, ["prepare={dataset: osd, shard_size: 3}"]).prepare.root == "r"
+    with pytest.raises(ValueError, match="begin the section anew") as caught:
+        load_config(path, ["train_saross.student.name=segformer"])
+    anew = ["train_saross.student=null", "train_saross.student.name=segformer"]
+    assert " ".join(anew) in str(caught.value)
+    assert load_config(path, anew).train_saross.student.encoder == "mit_b2"
+
+
+def test_an_override_of_a_section_that_is_written_wrong_names_the_key_and_the_value(tmp_path):
+    path = write(tmp_path, "name: a\nbalance: 5\nprepare: {root: r}")
+    assert load_config(path, ["balance={b: 0.5}"]).balance.b == 0.5
+    with pytest.raises(ValueError, match=r"prepare\.root: must be text .found 2024, which YAML reads as a number"):
+        load_config(path, ["balance={}", "prepare={shard_size: 3, root: 2024}"])
+    with pytest.raises(ValueError, match=r"prepare\.shard_sise: unknown key; did you mean 'shard_size'"):
+        load_config(path, ["balance={}", "prepare={shard_sise: 3}"])
+    classes = load_config(path, ["balance={}", "prepare={classes: {a: [0, 0, 0], b: [1, 1, 1]}}",
+                                 "prepare={classes: {c: [0, 0, 0], d: [1, 1, 1]}}"]).prepare.classes  # fmt: skip
+    assert list(classes) == ["c", "d"]  # a value, not a section
+
+
 @pytest.mark.parametrize("data, message", [
     (b"name: x\n\tseed: 3", "line 2, column 1: .*indent with spaces"),
     ("name: é".encode("latin1"), r"byte 6 \(0xe9\) is not UTF-8; save the file as UTF-8"),
