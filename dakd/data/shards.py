@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
+import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,10 @@ __all__ = ["ShardInfo", "ShardSet", "describe_shard", "open_split", "shard_name"
            "write_shard", "write_shards"]  # fmt: skip
 
 MAX_OPEN_SHARDS = 128  # of a set and process: two windows of the default size, far below the limits of open files
+
+
+# Whole, or still written aside (`runtime/files.py`).
+_UNFINISHED = re.compile(r"\.?(?:shard-\d{6,}\.(?:tar|json)|index\.json)(?:\..+\.tmp)?")
 
 
 def shard_name(index: int) -> str:
@@ -101,8 +106,8 @@ def write_shards(
     provenance: JSON facts on where the set comes from.  overwrite: replace the set that is there, whose own samples may
     be among the new ones; of logprob8, with the same temperature.
     The set is written aside and takes its place when it is whole; an earlier one stays until then. Raises ValueError
-    where a set or shards are there already, where there is no sample, for a URL, and for a sample that no record can
-    hold; RuntimeError where another process writes to the folder.
+    where a set, shards or sidecars are there already, for files of others in .partial/, where there is no sample, for a
+    URL, and for a sample that no record can hold; RuntimeError where another process writes to the folder.
     """
     folder = written_path(folder)
     if not isinstance(shard_size, int) or shard_size < 1:
@@ -112,6 +117,7 @@ def write_shards(
     get_codec(codec, temperature)  # refused before anything is written
     _refuse_full(folder, overwrite)
     aside = folder / ".partial"
+    _refuse_foreign(aside)
     with locked(folder):
         shutil.rmtree(aside, ignore_errors=True)  # of a call that was killed
         try:
@@ -166,11 +172,22 @@ def _without_probabilities(sample: Sample) -> Sample:
 
 
 def _refuse_full(folder: Path, overwrite: bool) -> None:
-    """ValueError where a folder holds a set, or shards without an index, and nobody asked to replace them."""
+    """ValueError where a folder holds a set, or files of one without its index, and nobody asked to replace them."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder")
-    if not overwrite and ((folder / "index.json").exists() or any(folder.glob("shard-*.tar"))):
-        raise ValueError(f"{folder} holds a set of shards already; give another one, or overwrite=True (--overwrite)")
+    found = [path.name for name in ("index.json", "shard-*.tar", "shard-*.json") for path in sorted(folder.glob(name))]
+    if found and not overwrite:
+        raise ValueError(
+            f"{folder} holds a set of shards already; found {found[0]}; give another folder, or overwrite=True "
+            "(--overwrite)"
+        )
+
+
+def _refuse_foreign(aside: Path) -> None:
+    """ValueError where the folder for unfinished sets has files that a killed call did not leave."""
+    found = [path.name for path in aside.iterdir()] if aside.is_dir() else [aside.name] if aside.exists() else []
+    if others := sorted(name for name in found if not _UNFINISHED.fullmatch(name)):
+        raise ValueError(f"{aside} is for unfinished sets, and has {', '.join(others[:5])}; move it away")
 
 
 def _take_place(aside: Path, folder: Path) -> None:

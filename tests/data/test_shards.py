@@ -325,6 +325,24 @@ def test_shards_without_an_index_are_somebodys_and_stay(tmp_path):
         write_shards(tmp_path / "shard-000000.tar", [sample("ours")], OSD_CLASSES)
 
 
+@pytest.mark.parametrize("name", ["shard-000007.json", "shard-000000.json", ".partial/notes.txt", ".partial"])
+def test_no_file_that_another_wrote_is_removed_or_replaced(name, tmp_path):
+    theirs = tmp_path / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("theirs")
+    with pytest.raises(ValueError, match=r"holds a set of shards already; found shard-|move it away"):
+        write_shards(tmp_path, [sample("ours")], OSD_CLASSES)
+    assert theirs.read_text() == "theirs" and [path for path in tmp_path.rglob("*") if path.is_file()] == [theirs]
+
+
+def test_what_a_killed_call_left_is_removed(tmp_path):
+    (tmp_path / ".partial").mkdir()
+    for name in ("shard-000000.tar", "shard-000000.json", "index.json", ".shard-000001.tar.host.7.0a1b2c3d.tmp"):
+        (tmp_path / ".partial" / name).write_text("half")
+    write_shards(tmp_path, [sample("ours")], OSD_CLASSES)
+    assert len(ShardSet(tmp_path)) == 1 and not (tmp_path / ".partial").exists()
+
+
 def test_two_writers_of_one_folder_do_not_mix(tmp_path):
     def meeting_another():
         yield sample("first")
