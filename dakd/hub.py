@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,7 @@ from dakd.card import CARD_FILE, TEACHER_FILE, card_of, count_parameters, is_for
 from dakd.names import written_path
 from dakd.runtime.files import write_text
 from dakd.runtime.runlog import say
-from dakd.runtime.tensor_files import read_metadata, save_weights
+from dakd.runtime.tensor_files import read_metadata, save_weights, stated_hash
 from dakd.shipped import extra_remedy
 from dakd.weights import STUDENT_FILES
 
@@ -109,12 +109,14 @@ def save_folder(folder: str | Path, state: Mapping[str, Tensor], metadata: dict[
 
     state: the net's tensors by name.  metadata: of `save_weights`; paths of this machine are cut to file
     names. model.safetensors alone is enough to load the model. A README.md that dakd did not write is kept.
-    Raises ValueError, and writes nothing, for a URL and where the folder has a model that dakd did not write.
+    Raises ValueError, and writes nothing, for a URL and where the folder has a model that dakd did not write, or one of
+    another kind.
     """
     folder = written_path(folder)
     public = without_places(metadata)
     text = json.dumps(public, indent=2) + "\n"
-    _refuse_other_models(folder)
+    refuse_other_model(folder / CONFIG_FILE, public.get("kind"), lambda path: json.loads(path.read_bytes()))
+    refuse_other_model(folder / WEIGHTS_FILE, public.get("kind"))
     if is_foreign(folder / CARD_FILE):
         say(f"{folder / CARD_FILE} was not written by dakd, and is kept")
     else:
@@ -124,17 +126,19 @@ def save_folder(folder: str | Path, state: Mapping[str, Tensor], metadata: dict[
     return folder
 
 
-def _refuse_other_models(folder: Path) -> None:
-    """ValueError where a file that would be replaced is of another library."""
-    readers = {CONFIG_FILE: lambda path: json.loads(path.read_bytes()), WEIGHTS_FILE: read_metadata}
-    for name, read in readers.items():
-        path = folder / name
-        try:
-            is_ours = not path.exists() or "kind" in read(path)
-        except (ValueError, TypeError):
-            is_ours = False
-        if not is_ours:
-            raise ValueError(f"{path} was not written by dakd, and is not replaced; give another folder")
+def refuse_other_model(path: Path, kind: str | None, read: Callable[[Path], Any] = read_metadata) -> None:
+    """ValueError where a file that would be replaced is not dakd's, or of another kind of model.
+
+    read: gives the file's metadata.
+    """
+    if not path.exists():
+        return
+    try:
+        found = read(path)["kind"]
+    except (ValueError, TypeError, KeyError, FileNotFoundError):  # the last for a folder
+        raise ValueError(f"{path} was not written by dakd, and is not replaced; give another folder or file") from None
+    if found != kind:
+        raise ValueError(f"{path} is a model of the kind {found}, not {kind}; give another folder or file")
 
 
 def find_weights(name_or_path: str | Path, **download: Any) -> Path:
@@ -216,10 +220,18 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def _in_folder(folder: Path) -> Path:
-    """model.safetensors of a folder, or the only averaged weights of a training; else ValueError."""
-    if (folder / WEIGHTS_FILE).is_file():
-        return folder / WEIGHTS_FILE
+    """model.safetensors of a folder, or the only averaged weights of a training; else ValueError.
+
+    Both may be there where they are the same weights.
+    """
     trained = [folder / name for name in TRAINED_FILES if (folder / name).is_file()]
+    if (folder / WEIGHTS_FILE).is_file():
+        if others := [path.name for path in trained if stated_hash(path) != stated_hash(folder / WEIGHTS_FILE)]:
+            raise ValueError(
+                f"{folder} has {WEIGHTS_FILE} and other weights in {', '.join(others)}; give the .safetensors file "
+                "itself"
+            )
+        return folder / WEIGHTS_FILE
     if len(trained) == 1:
         return trained[0]
     there = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"

@@ -15,9 +15,9 @@ from worlds import toy_config
 
 from dakd.card import card_of, count_parameters
 from dakd.data.sample import OSD_CLASSES
-from dakd.hub import find_weights, is_hub_id, push_folder, save_folder
+from dakd.hub import find_weights, is_hub_id, local_weights, push_folder, save_folder
 from dakd.models.registry import build_student
-from dakd.runtime.tensor_files import read_metadata
+from dakd.runtime.tensor_files import read_metadata, save_weights
 from dakd.weights import load_student, save_student
 
 # Those that others are kinds of come first.
@@ -117,6 +117,28 @@ def test_a_model_of_another_library_is_not_written_over(name, student, tmp_path)
     with pytest.raises(ValueError, match=rf"{name} was not written by dakd, and is not replaced; give another folder"):
         save_as_hub(student, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == before
+
+
+def test_a_model_of_another_kind_is_not_written_over(student, folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"config\.json is a model of the kind student, not jointnet; give another"):
+        save_folder(folder, {"w": torch.zeros(1)}, {"kind": "jointnet"}, "")
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is a model of the kind student, not jointnet"):
+        save_folder(folder, {"w": torch.zeros(1)}, {"kind": "jointnet"}, "")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        name: content for name, content in before.items() if name != "config.json"
+    }
+
+
+def test_a_folder_with_two_weights_that_differ_is_refused_and_with_two_alike_taken(student, folder):
+    trained = folder / "student.safetensors"
+    trained.write_bytes(student.read_bytes())
+    assert find_weights(folder) == folder / "model.safetensors"
+    save_weights(trained, {"w": torch.zeros(1)}, {"kind": "student"})
+    for find in (find_weights, local_weights):
+        with pytest.raises(ValueError, match=r"has model\.safetensors and other weights in student\.safetensors; give"):
+            find(folder)
 
 
 def test_metadata_that_are_not_json_leave_nothing_behind(tmp_path):

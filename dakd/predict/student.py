@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
-from dakd.hub import HubModel, local_weights
+from dakd.hub import HubModel, local_weights, refuse_other_model
 from dakd.models.student import StudentNet, at_scales, checked_logits
 from dakd.names import written_path
 from dakd.predict.images import file_sources, grey_image
@@ -137,10 +137,13 @@ class Student(HubModel):
 
         facts: JSON-serialisable facts for the file, in place of those that the student was loaded with: a student that
         was trained further has others.
-        Raises ValueError for a net that was neither made by `create_student` nor loaded, and for a URL.
+        Raises ValueError for a net that was neither made by `create_student` nor loaded, for a URL, and for a file that
+        is there and is no student's.
         """
         state, metadata = self._state_and_metadata(facts)
-        save_weights(written_path(path), state, metadata)
+        path = written_path(path)
+        refuse_other_model(path, metadata["kind"])
+        save_weights(path, state, metadata)
 
     @classmethod
     def _from_file(cls, path: Path, **settings: Any) -> Student:

@@ -47,6 +47,11 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return metadata
 
 
+def stated_hash(path: str | Path) -> str | None:
+    """The checksum that a file states of its tensors, which are not read; None for a file of another origin."""
+    return _stored_metadata(path).get(_DIGEST_KEY)
+
+
 def load_state(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """The tensors that `save_weights` wrote, by name.
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_students import TINY_STUDENT
 
 from dakd.config import StudentConfig
@@ -16,6 +17,7 @@ from dakd.models.registry import build_student
 from dakd.predict.images import read_image
 from dakd.predict.prediction import Prediction
 from dakd.predict.student import Student
+from dakd.runtime.tensor_files import save_weights
 from dakd.weights import save_student
 
 TINY = StudentConfig(**TINY_STUDENT)
@@ -176,6 +178,17 @@ def test_what_predicts_is_saved_also_when_trained_further_replaced_or_compiled(f
     compiled = Student(torch.compile(student.net, backend="eager"), OSD_CLASSES)
     compiled.save(path)
     assert np.array_equal(Student.load(path).predict(sar).probability, compiled.predict(sar).probability)
+
+
+def test_a_file_that_is_no_student_is_not_written_over(file, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    save_weights(tmp_path / "teacher.safetensors", {"w": torch.zeros(1)}, {"kind": "jointnet"})
+    save_file({"w": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for path in [*before, tmp_path]:
+        with pytest.raises(ValueError, match=r"not written by dakd|of the kind jointnet, not student"):
+            Student.load(file).save(path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("device, message", [("gpu", "device is 'gpu'; expected cpu, cuda"), ("cuda:99", "torch sees")])
