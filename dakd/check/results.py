@@ -23,6 +23,7 @@ from dakd.evaluate.inputs import (
     student_classes,
 )
 from dakd.evaluate.neighbours import student_encoder
+from dakd.evaluate.students import refuse_unknown_objects
 from dakd.generate.gate import open_gate
 from dakd.generate.gate_measures import Labeller
 from dakd.generate.teacher import refuse_settings_of_another_set
@@ -86,9 +87,11 @@ def _evaluated_images(experiment: Experiment) -> Found:
     if cfg.folder is None:
         if cfg.split in experiment.splits:  # else `data` has said so
             refuse_unlabelled(*experiment.labelled(cfg.split), cfg.split)
+        refuse_unknown_objects(cfg, experiment.classes)
         return
     student = Path(cfg.student or "").expanduser()
     dataset, split = open_folder(config, student_classes(student) if student.is_file() else experiment.classes)
+    refuse_unknown_objects(cfg, dataset.classes)
     yield from problems(dataset, config.prepare.on_bad_file == "skip")
     yield from look_into(experiment, dataset, split)
     if (meaning := dataset.label_meaning(split)) is not None:

@@ -49,7 +49,8 @@ class EvaluateConfig(Section):
     """A weights file from anywhere, in place of the run's students."""
 
     object_classes: tuple[str, ...] = ("ship", "oil")
-    """Classes whose objects (connected pixels) are counted; those that the class table lacks are skipped."""
+    """Classes whose objects (connected pixels) are counted. Of the default ones, those that the class table lacks are
+    skipped."""
 
     bootstrap: NonNegative = 1000
     """Resamples of the images for the intervals. 0 makes no intervals; below 40, none lies in the tails of one of 95 %,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,8 +47,10 @@ class ClassTable:
         return self.names.index(name)
 
     def no_class(self, name: object) -> str:
-        """The message that there is no class of that name."""
-        return f"no class is called {name!r}; the table has {', '.join(self.names)}"
+        """The message that there is no class of that name, with the nearest one."""
+        nearest = difflib.get_close_matches(str(name), self.names, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        return f"no class is called {name!r}; the table has {', '.join(self.names)}{hint}"
 
     def palette(self) -> np.ndarray:
         """(256, 3) uint8 colours by id; ids outside the table, the ignore index among them, are mid-grey."""

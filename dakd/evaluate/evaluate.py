@@ -31,6 +31,7 @@ from dakd.evaluate.students import (
     bootstrap_students,
     evaluate_student,
     format_details,
+    refuse_unknown_objects,
 )
 from dakd.metrics import SegmentationScores, format_scores
 from dakd.models.student import at_scales
@@ -58,13 +59,14 @@ def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
     """Evaluate all students under run_dir/train_saross; every rank takes part, rank 0 writes and prints.
 
     run_dir: None takes the configuration's. Of a run that has pairs and no student yet, the pairs alone are evaluated.
-    Raises ValueError where there is neither or no prepared split, and for a folder that cannot be evaluated (see
-    `inputs.py`); RuntimeError where another process evaluates the same.
+    Raises ValueError where there is neither or no prepared split, for a folder that cannot be evaluated (see
+    `inputs.py`), and for objects of a class that there is not; RuntimeError where another process evaluates the same.
     """
     init_if_many()
     run_dir = Path(run_dir) if run_dir is not None else cfg.run_path
     students = choose_students(cfg, run_dir)
     held_out = open_images(cfg, run_dir, students)
+    refuse_unknown_objects(cfg.evaluate, held_out.classes)
     out_dir = out_folder(cfg, run_dir, students)
     with locked(out_dir):
         evaluation = _evaluate(cfg, run_dir, out_dir, students, held_out)

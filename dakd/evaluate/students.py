@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dakd.config import EvaluateConfig
 from dakd.data.records import hard_label
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
@@ -23,6 +24,17 @@ from dakd.runtime.runlog import progress
 # Scores that get intervals; IoU of oil too where the class table has it.
 _SCORES = ("miou", "f1")
 DIFFERENCE_HEADER = ("difference", "score", "points (95 %)", "p")
+
+
+def refuse_unknown_objects(cfg: EvaluateConfig, classes: ClassTable) -> None:
+    """ValueError where evaluate.object_classes names a class that the table lacks; the default list may."""
+    names = cfg.object_classes
+    unknown = [name for name in names if name not in classes.names]
+    if unknown and names != EvaluateConfig.model_fields["object_classes"].default:
+        raise ValueError(
+            f"evaluate.object_classes is {', '.join(names)}; expected names of the class table: "
+            f"{classes.no_class(unknown[0])}"
+        )
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,17 @@ def test_codes_of_many_classes_are_fine(tmp_path, num_classes):
     assert refusals(toy(tmp_path, prepare=data, generate__codec="logprob8", evaluate__object_classes=[])) == {}
 
 
+def test_objects_of_a_class_that_there_is_not_are_refused_before_the_run(tmp_path):
+    found = refusals(toy(tmp_path, evaluate__object_classes=["ship", "oill"]))["evaluate"]
+    assert "evaluate.object_classes is ship, oill; expected names of the class table: no class is called" in found
+    assert "did you mean 'oil'?" in found
+    data = folder(tmp_path / "data") | {"classes": {"sea": [0, 0, 0], "oil": [255, 255, 255]}}
+    assert refusals(toy(tmp_path, prepare=data)) == {}  # the default list names ships too
+    elsewhere = {"folder": data["root"], "dataset": "folder", "object_classes": ["kelp"]}
+    changes = {f"evaluate__{key}": value for key, value in elsewhere.items()}
+    assert "no class is called 'kelp'" in refusals(toy(tmp_path, prepare=data, **changes))["evaluate"]
+
+
 def test_the_data_are_looked_at(tmp_path):
     data = folder(tmp_path / "data")
     assert refusals(toy(tmp_path, prepare=data)) == {}

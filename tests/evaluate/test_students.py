@@ -9,8 +9,8 @@ import pytest
 import torch
 from evaluate_worlds import write_test_images
 
-from dakd.config import build_config
-from dakd.data.sample import OSD_CLASSES, Sample
+from dakd.config import EvaluateConfig, build_config
+from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, Sample
 from dakd.data.shards import ShardSet
 from dakd.evaluate.evaluate import evaluate
 from dakd.evaluate.students import (
@@ -24,6 +24,7 @@ from dakd.evaluate.students import (
     evaluate_student,
     format_details,
     labels_of,
+    refuse_unknown_objects,
 )
 from dakd.metrics import BoundaryCounts, CalibrationCounts, ObjectCounts, bootstrap, paired_bootstrap
 
@@ -147,6 +148,13 @@ def test_without_resamples_there_are_no_intervals(run_dir, config, grey_student)
     table = evaluate(config, run_dir).table
     assert written(run_dir, "real")["bootstrap"] is None
     assert "ship found" in table and "oil found" not in table and "minus real" not in table
+
+
+def test_objects_of_a_class_that_there_is_not_are_refused(run_dir, config, grey_student):
+    config = build_config(config.model_dump() | {"evaluate": {"object_classes": ("oill",)}})
+    with pytest.raises(ValueError, match=r"object_classes is oill; expected .*did you mean 'oil'\?"):
+        evaluate(config, run_dir)
+    refuse_unknown_objects(EvaluateConfig(), SOS_CLASSES)  # of the default ones, a ship may be absent
 
 
 def test_a_class_without_objects_is_named_and_shows_a_dash():

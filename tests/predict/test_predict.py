@@ -205,4 +205,5 @@ def test_the_share_of_a_class_that_there_is_not_is_an_error_with_the_classes():
     assert prediction.shares["sea"] == 1.0
     with pytest.raises(KeyError) as caught:
         prediction.shares["Oil"]
-    assert str(caught.value) == "no class is called 'Oil'; the table has sea, oil, look-alike, ship, land"
+    table = "sea, oil, look-alike, ship, land"
+    assert str(caught.value) == f"no class is called 'Oil'; the table has {table}; did you mean 'oil'?"
