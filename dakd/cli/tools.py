@@ -6,6 +6,7 @@ import argparse
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from dakd.cli.command import Command, add_config_options, local_path, positive
 from dakd.runtime.console import show
@@ -177,13 +178,20 @@ def _ablate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _ema(args: argparse.Namespace) -> None:
-    from dakd.train.posthoc import reconstruct
+    from dakd.config.student import TrainingSet
+    from dakd.train.posthoc import FOLDER, reconstruct
     from dakd.train.saross import student_folder
     from dakd.train.teacher import stage_folder, stage_weights
     from dakd.weights import STUDENT_FILES
 
-    config = open_config(args.config, args.overrides)
-    if args.of in ("stage1", "stage2", "stage3", "ddpm"):
+    config, stages = open_config(args.config, args.overrides), ("stage1", "stage2", "stage3", "ddpm")
+    if args.of not in (*stages, *get_args(TrainingSet)):
+        there = [path.parent.name for path in sorted(config.run_path.glob(f"train_*/*/{FOLDER}"))]
+        raise ValueError(
+            f"--of is {args.of!r}; expected one of {', '.join([*stages, *get_args(TrainingSet)])}; take one with "
+            f"snapshots: {', '.join(there) or f'{config.run_path} has none'}"
+        )
+    if args.of in stages:
         folder, weights = stage_folder(config, args.of), stage_weights(config, args.of, "ema")
     else:
         folder = student_folder(config, args.of)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -115,7 +116,11 @@ def _unknown(place: Place, name: object) -> str:
     names = sorted(getattr(_members(place.annotation)[0], "model_fields", {}))
     nearest = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys here: {', '.join(names)}"
-    return f"{str(name)[:_MOST_SHOWN]}: unknown key; {hint}"
+    text = str(name)[:_MOST_SHOWN]
+    if odd := [one for one in dict.fromkeys(text) if not one.isprintable()]:
+        characters = ", ".join(f"U+{ord(one):04X} {unicodedata.name(one, '')}".rstrip() for one in odd)
+        return f"{text!r}: unknown key; it has the invisible {characters}: write plain spaces, or remove it"
+    return f"{text}: unknown key; {hint}"
 
 
 def _quoted(detail: Mapping[str, Any], place: Place, written: Written) -> str | None:

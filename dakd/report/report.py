@@ -39,15 +39,20 @@ _NUM_PREDICTIONS = 8
 _WIDE = 200  # pixels; larger images get a row of their own
 
 
+_RESULTS = ("config.yaml", "prepare", "balance", "train_jointnet", "generate", "train_saross", "evaluate", "predict")
+
+
 def write_report(run_dir: str | Path) -> Path:
     """Write run_dir/report/index.html from the files of the run folder; returns its path.
 
     Scores and predictions of a student that was trained again since are shown with a line that says so, also printed.
-    Raises ValueError where there is no run folder.
+    Raises ValueError where there is no run folder, and for a folder without a result of any step.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"no run folder at {run_dir}; run the steps first")
+    if not any((run_dir / name).exists() for name in _RESULTS):
+        raise ValueError(f"{run_dir} is not a run folder: found none of {', '.join(_RESULTS)}; give runs/NAME")
     try:
         earlier = _earlier(run_dir)
         text = _page(run_dir, earlier)

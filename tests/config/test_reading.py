@@ -370,6 +370,15 @@ def test_files_of_other_editors_are_read(tmp_path, data):
     assert load_config(path).name == "ä" and load_config(path).seed == 3
 
 
+@pytest.mark.parametrize("text, message", [
+    ("name: a\nprepare:\n\u00a0\u00a0dataset: osd\n", r"'\\xa0\\xa0dataset': .* U\+00A0 NO-BREAK SPACE: write plain"),
+    ("name: a\nprepare:\n  data\u200bset: osd\n", r"prepare\.'data\\u200bset': .* U\+200B ZERO WIDTH SPACE: "),
+])  # fmt: skip
+def test_an_invisible_character_in_a_key_is_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write(tmp_path, text))
+
+
 WRONG = [None, True, -1, 1.5, "x", [], [1, "a"], {}, {"a": 1}, [[1]], {1: 2}, float("nan")]
 
 

@@ -80,7 +80,8 @@ def test_a_ddpm_has_its_one_curve_and_misses_no_stage(run_dir):
     assert "DDPM" in text and "samples, step-00000010" in text and "train_jointnet (stage" not in text
 
 
-def test_an_empty_run_folder_still_gives_a_page(tmp_path):
+def test_a_run_folder_without_results_still_gives_a_page(tmp_path):
+    (tmp_path / "prepare").mkdir()
     text = write_report(tmp_path).read_text()
     parse(text)
     assert "has not written" in text and "data:image/png" not in text
@@ -89,6 +90,11 @@ def test_an_empty_run_folder_still_gives_a_page(tmp_path):
 def test_no_run_folder_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no run folder"):
         write_report(tmp_path / "absent")
+    (tmp_path / "runs" / "demo" / "prepare").mkdir(parents=True)
+    (tmp_path / "runs" / "report").mkdir()
+    with pytest.raises(ValueError, match=r"runs is not a run folder: found none of config\.yaml, .*; give runs/NAME"):
+        write_report(tmp_path / "runs")
+    assert not list((tmp_path / "runs" / "report").iterdir())
 
 
 def test_names_are_escaped(run_dir, config, grey_student):

@@ -176,3 +176,7 @@ def test_a_training_leaves_snapshots_and_the_command_makes_weights_that_load(tmp
     assert bool(torch.isfinite(net(torch.rand(1, 3, 64, 64))).all())
     assert main(["ema", "--config", str(path), "--of", "stage3", "--length", "0.2", "--out", str(out)]) == 1
     assert "has no snapshots; set optimizer.posthoc_every" in capsys.readouterr().err
+    for of in ("stage9", "../real"):
+        assert main(["ema", "--config", str(path), "--of", of, "--length", "0.2", "--out", str(out)]) == 1
+        assert f"--of is '{of}'; expected one of stage1, stage2" in (error := capsys.readouterr().err)
+        assert "take one with snapshots: stage1, stage2, real" in error
