@@ -18,6 +18,7 @@ from dakd.models.registry import build_student
 from dakd.models.unet import UNetSizes
 from dakd.predict.prediction import Prediction
 from dakd.predict.student import Student
+from dakd.runtime.whole import plain, whole_number
 
 __all__ = [
     "ClassTable", "Prediction", "Sample", "ShardSet", "Student", "Teacher", "create_joint_net", "create_student",
@@ -69,10 +70,12 @@ def create_student(
     pretrained: a file of the encoder's public weights, or for sam_oil SAM's folder; nothing is downloaded.
     settings: others of `train_saross.student`, such as encoder_options or decoder_channels
     (`dakd config explain train_saross.student` lists them).
-    Raises ValueError for an unknown name, encoder or setting, RuntimeError where a package that it needs is missing.
+    Raises ValueError for an unknown name, encoder or setting, and fewer than two classes, RuntimeError where a package
+    that it needs is missing.
     """
     settings |= {"name": name, "encoder": encoder, "pretrained": None if pretrained is None else str(pretrained)}
-    cfg = validated(StudentConfig, settings, "settings of the student")
+    given = {key: plain(value) for key, value in settings.items()}
+    cfg = validated(StudentConfig, given, "settings of the student")
     net = build_student(cfg, num_classes)
     net.load_pretrained(cfg.pretrained)
     return net
@@ -86,6 +89,6 @@ def create_joint_net(num_classes: int = 5, **sizes: Unpack[UNetSizes]) -> SARJoi
     of 231.5 M parameters (`dakd config explain train_jointnet.unet`).
     Raises ValueError for sizes that make no net.
     """
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; expected at least 2")
-    return SARJointNet.from_config(validated(UNetConfig, sizes, "sizes of the joint net"), num_classes)
+    num_classes = whole_number(num_classes, "num_classes", 2)
+    given = {key: plain(value) for key, value in sizes.items()}
+    return SARJointNet.from_config(validated(UNetConfig, given, "sizes of the joint net"), num_classes)

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import typing
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -218,11 +219,14 @@ def test_pairs_are_written_as_shards_and_read_again(config, tmp_path):
 def test_impossible_pairs_are_refused_before_anything_is_computed(config):
     teacher = dakd.load_teacher(file_of(config))
     for settings, message in [
-        (dict(num=0), "num_samples.*found 0"),
+        (dict(num=0), "num_samples is 0; expected at least 1"),
         (dict(num=1, step=3), "step: unknown to sample; it takes eta, micro_batch"),
         (dict(num=1, weights="raw", gate={}), "weights, gate: unknown to sample"),
         (dict(num=1, eta=2), "eta.*found 2"),
+        (dict(num="2"), "num_samples is '2'; expected a whole number"),
         (dict(num=1, first=-1), "first is -1"),
+        (dict(num=1, first=1.5), "first is 1.5; expected a whole number"),
+        (dict(num=1, first=2**63), "first is 9223372036854775808; expected the index of a pair, at most"),
         (dict(num=1, steps=2000), "2000"),
         (dict(num=1, size=(33, 32), steps=2), "multiples of"),
     ]:
@@ -268,8 +272,33 @@ def test_a_precision_or_device_that_there_is_not_is_refused(config):
         dakd.load_teacher(file_of(config), precision="fp16")
     with pytest.raises(ValueError, match="device is 'tpu0'"):
         dakd.load_teacher(file_of(config), device="tpu0")
-    with pytest.raises(ValueError, match="num_classes is 0"):
-        dakd.create_joint_net(0)
+    with pytest.raises(ValueError, match="device is 'meta', which this torch does not compute on; use cpu, cuda"):
+        dakd.load_teacher(file_of(config), device="meta")
+
+
+@pytest.mark.parametrize("create", [dakd.create_joint_net, partial(dakd.create_student, "unet"),
+                                    partial(dakd.create_student, "saross")])  # fmt: skip
+@pytest.mark.parametrize("num_classes", [0, -1, 2.5, "5", None])
+def test_a_number_of_classes_that_is_none_is_refused(create, num_classes):
+    with pytest.raises(ValueError, match=rf"num_classes is '?{num_classes}'?; expected .*at least 2"):
+        create(num_classes=num_classes)
+
+
+def test_whole_numbers_of_numpy_make_nets_and_pairs(config):
+    net = dakd.create_joint_net(num_classes=np.int64(3), **TINY_UNET | {"channels": tuple(np.array([8, 16]))})
+    assert net.label_channels == 3
+    student = dakd.create_student(num_classes=np.int64(2), **TINY_STUDENT | {"decoder_channels": [*np.full(4, 8)]})
+    assert student.num_classes == 2 and student.student_config.decoder_channels == (8, 8, 8, 8)
+    teacher, size = dakd.load_teacher(file_of(config)), np.array(config.generate.size)
+    made = teacher.sample(np.int64(1), tuple(size), np.int64(2), np.int64(0), first=np.int64(3))
+    assert np.array_equal(made[0].sar, teacher.sample(1, config.generate.size, 2, 0, first=3)[0].sar)
+
+
+def test_a_joint_net_names_a_wrong_number_of_channels():
+    net, t = dakd.create_joint_net(num_classes=3, **TINY_UNET), torch.tensor([0])
+    for image, label in ((3, 3), (1, 2)):
+        with pytest.raises(ValueError, match=rf"x_t has shape \(1, {image}, 8, 8\) .*expected \(B, 1, H, W\)"):
+            net(torch.zeros(1, image, 8, 8), torch.zeros(1, label, 8, 8), t)
 
 
 def test_a_teacher_comes_back_from_a_folder_with_the_same_pairs(config, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dakd.config import Config, GenerateConfig, validated
+from dakd.config.base import LARGEST
 from dakd.data.sample import ClassTable, Sample
 from dakd.diffusion.label_reading import reading_of
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
@@ -23,6 +24,7 @@ from dakd.hub import HubModel, local_weights
 from dakd.runtime import distributed
 from dakd.runtime.files import file_hash
 from dakd.runtime.tensor_files import load_state, read_metadata
+from dakd.runtime.whole import plain, whole_number
 from dakd.weights import load_teacher
 
 CLIP = 1.0  # bound of the absolute value of the estimated clean state; grey values lie within -1 and 1
@@ -124,13 +126,15 @@ class Teacher(HubModel):
             raise ValueError(
                 f"{', '.join(unknown)}: unknown to sample; it takes {', '.join(_SETTINGS)}; leave out others"
             )
-        given = {"num_samples": num, "size": size or self.size, "seed": seed, **settings}
+        num, first = whole_number(num, "num_samples", 1), whole_number(first, "first", 0)
+        if first + num > LARGEST:
+            raise ValueError(f"first is {first}; expected the index of a pair, at most {LARGEST - num}")
+        given = {"num_samples": num, "size": self.size if size is None else size, "seed": seed, **settings}
         given["weights"] = self.facts.get("weights", "ema")
         if steps is not None:
             given["sampling_steps"] = steps
+        given = {key: plain(value) for key, value in given.items()}
         cfg = validated(GenerateConfig, given, "settings of the pairs")
-        if first < 0:
-            raise ValueError(f"first is {first}; expected the index of a pair, 0 or more")
         return self._stream(cfg, range(first, first + num))
 
     @classmethod

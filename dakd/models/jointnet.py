@@ -65,8 +65,13 @@ class SARJointNet(nn.Module):
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x_t: (B, 1, H, W).  y_t: (B, K, H, W) in [-b, b] plus noise.  t: (B,), one for both branches.
 
-        Returns (x_hat (B, 1, H, W), logits (B, K, H, W)).
+        Returns (x_hat (B, 1, H, W), logits (B, K, H, W)). Raises ValueError for other numbers of channels.
         """
+        if x_t.shape[1] != 1 or y_t.shape[1] != self.label_channels:
+            raise ValueError(
+                f"x_t has shape {tuple(x_t.shape)} and y_t {tuple(y_t.shape)}; expected (B, 1, H, W) and "
+                f"(B, {self.label_channels}, H, W): give one channel of the image and one of each class"
+            )
         return self.denoise(x_t, y_t, self.embed_time(t))
 
     def embed_time(self, t: Tensor) -> list[Tensor]:

@@ -41,6 +41,11 @@ def load_public_checkpoint(encoder: MambaVision | BasicResNet | TimmEncoder, pat
 def read_public_checkpoint(path: str | Path, encoder: nn.Module) -> dict[str, Tensor]:
     """The tensors of a checkpoint by their public names.  encoder: named in the error where the file is missing."""
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"pretrained checkpoint {path} is a folder; give the file in it with the weights of the encoder, "
+            f"{type(encoder).__name__}"
+        )
     if not path.is_file():
         raise FileNotFoundError(_where_to_get(path) if isinstance(encoder, MambaVision) else _absent(path, encoder))
     return load_foreign_state(path) if path.suffix == ".safetensors" else _load_pickled_state(path)

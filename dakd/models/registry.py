@@ -13,6 +13,7 @@ from dakd.models.rivals.sam_oil.net import SamOil
 from dakd.models.rivals.smp_nets import SMP_CLASSES, SmpStudent
 from dakd.models.saross import SAROSSNet
 from dakd.models.student import StudentNet
+from dakd.runtime.whole import whole_number
 
 if TYPE_CHECKING:
     from dakd.config import StudentConfig
@@ -30,8 +31,9 @@ def build_student(cfg: StudentConfig, num_classes: int) -> StudentNet:
     """The student that `cfg` describes, randomly initialised: image (B, 3, H, W) -> logits (B, num_classes, H, W).
 
     A pretrained encoder is loaded afterwards, by the net's `load_pretrained`.
-    ValueError for an unknown encoder or option; RuntimeError where a package that it needs is not installed.
+    ValueError for an unknown encoder or option, or fewer than two classes; RuntimeError where a package that it needs
+    is not installed.
     """
-    net = STUDENT_CLASSES[cfg.name].from_config(cfg, num_classes)
+    net = STUDENT_CLASSES[cfg.name].from_config(cfg, whole_number(num_classes, "num_classes", 2))
     net.student_config = cfg
     return net

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,6 +51,8 @@ class StudentNet(nn.Module, ABC):
         """image (B, 3, H, W) of any size, ImageNet-normalised -> logits (B, num_classes, H, W)."""
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, 3, H, W): repeat a grey image")
+        if not image.is_floating_point():
+            raise ValueError(f"image is {image.dtype}; expected floating point, normalised: see dakd.Student.predict")
         height, width = image.shape[-2:]
         try:
             return self.segment(pad_to_multiple(image, self.multiple))[..., :height, :width]
@@ -109,9 +113,17 @@ def checked_logits(found: object, image: Tensor) -> Tensor:
     )
 
 
+def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """Factors of an image's size.  ValueError where there is none, and for one that is no positive number."""
+    found = tuple(scales) if isinstance(scales, Iterable) else ()
+    if not found or not all(isinstance(one, Real) and 0 < one < math.inf for one in found):
+        raise ValueError(f"scales are {scales!r}; expected one or more positive numbers, such as (0.5, 0.75, 1)")
+    return found
+
+
 def at_scales(model: nn.Module, scales: Sequence[float]) -> nn.Module:
     """The model whose logits are the largest over `scales`; the model itself for (1.0,)."""
-    return model if tuple(scales) == (1.0,) else MultiScale(model, scales)
+    return model if checked_scales(scales) == (1.0,) else MultiScale(model, scales)
 
 
 class MultiScale(nn.Module):
@@ -123,10 +135,8 @@ class MultiScale(nn.Module):
 
     def __init__(self, model: nn.Module, scales: Sequence[float]) -> None:
         super().__init__()
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"scales are {tuple(scales)}; expected one or more positive numbers, such as 0.5, 0.75, 1")
         self.model = model
-        self.scales = tuple(scales)
+        self.scales = checked_scales(scales)
 
     def forward(self, image: Tensor) -> Tensor:
         size = image.shape[-2:]

@@ -57,12 +57,21 @@ def device_of(name: str | torch.device | None) -> torch.device:
         return device()
     try:
         found = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device is {str(name)!r}; expected cpu, cuda, or cuda:N for GPU number N") from None
     if found.type == "cuda" and not (found.index or 0) < torch.cuda.device_count():
         seen = torch.cuda.device_count()
         raise ValueError(f"device is {str(name)!r}, and torch sees {seen} GPUs; use cpu, or run dakd doctor to see why")
+    if found.type not in ("cpu", "cuda") and not _computes(found):
+        raise ValueError(f"device is {str(name)!r}, which this torch does not compute on; use cpu, cuda, or cuda:N")
     return found
+
+
+def _computes(device: torch.device) -> bool:
+    try:
+        return float(torch.ones(1, device=device)) == 1  # of the device meta there is no value
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError):
+        return False
 
 
 def init_process_group() -> None:

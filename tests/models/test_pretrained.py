@@ -50,6 +50,11 @@ def test_a_public_checkpoint_fills_the_encoder_without_its_classifier(tmp_path, 
     assert same(whole.state_dict(), source.state_dict())
 
 
+def test_a_folder_is_no_public_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="is a folder; give the file in it with the weights of the encoder, MambaV"):
+        load_public_checkpoint(encoder(), tmp_path)
+
+
 def test_a_public_checkpoint_of_another_size_is_refused(tmp_path):
     path = tmp_path / "c.pth.tar"
     torch.save({"state_dict": classifier().state_dict()}, path)

@@ -36,9 +36,15 @@ def test_each_scale_is_seen_at_its_size_and_brought_to_the_images():
 def test_one_scale_is_the_model_itself_and_none_is_refused():
     net = nn.Identity()
     assert at_scales(net, (1.0,)) is net
-    for scales in ((), (0.5, 0.0)):
+    for scales in ((), (0.5, 0.0), 0.5, "1", (1.0, "a"), (float("nan"),), (float("inf"),), None):
         with pytest.raises(ValueError, match="expected one or more positive numbers"):
             at_scales(net, scales)
+
+
+def test_an_image_of_whole_numbers_is_refused():
+    net = BareStudent(2, 1)
+    with pytest.raises(ValueError, match=r"image is torch\.uint8; expected floating point, normalised"):
+        net(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("missing", ["from_config", "encode", "segment"])
