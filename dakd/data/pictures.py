@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,18 @@ def save_png(picture: Image.Image, path: Path) -> None:
         picture.save(aside, format="PNG")
 
 
+def check_alpha(alpha: float) -> None:
+    """ValueError for a strength of an overlay that is not 0 to 1."""
+    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
+        raise ValueError(f"the overlay's alpha is {alpha!r}; expected a number from 0, invisible, to 1")
+
+
 def overlay(sar: np.ndarray, label: np.ndarray, classes: ClassTable, alpha: float = 0.45) -> np.ndarray:
     """(H, W, 3) uint8: the image with every class but the first laid over it in its colour, `alpha` strong (0 to 1).
 
     A class whose colour is grey, as SOS's white oil, would pass for a part of the image: it is laid on in orange.
     """
+    check_alpha(alpha)
     palette = classes.palette()
     own = palette[: classes.num_classes]
     own[np.ptp(own, axis=1) == 0] = _ORANGE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,17 @@ MAX_PIXELS = 1 << 28
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Names and RGB colours of the classes; the id of a class is its place in the table."""
+    """Names and RGB colours of the classes; the id of a class is its place in the table.
+
+    Lists and arrays are taken too, and kept as tuples.
+    """
 
     names: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self) -> None:
+        for field_name in ("names", "colours"):
+            object.__setattr__(self, field_name, _as_tuples(getattr(self, field_name)))
         if len(self.names) != len(self.colours):
             raise ValueError(f"class table has {len(self.names)} names and {len(self.colours)} colours; give one each")
         if not 2 <= len(self.names) <= IGNORE_INDEX:
@@ -68,6 +74,11 @@ class ClassTable:
         if not isinstance(names, list) or not isinstance(colours, list):
             raise ValueError(f"class table is {table!r:.80}; expected a list of names and one of colours")
         return cls(tuple(names), tuple(tuple(one) if isinstance(one, list) else one for one in colours))
+
+
+def _as_tuples(value: Any) -> Any:
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 # Krestenitis et al. 2019; (the authors' generated masks use the same palette).

@@ -14,6 +14,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from dakd.names import written_path
 from dakd.runtime.files import file_hash, replacing, sync, write_text
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import say
+from dakd.runtime.whole import whole_number
 
 __all__ = ["ShardInfo", "ShardSet", "describe_shard", "open_split", "shard_name", "verify", "write_index",
            "write_shard", "write_shards"]  # fmt: skip
@@ -84,8 +86,30 @@ def write_tar(
     # No user, host or time in the headers: equal samples give equal bytes on every machine.
     fixed = {"user": "dakd", "group": "dakd", "mode": 0o644, "mtime": 0, "encoder": False}
     with open(path, "wb") as stream, TarWriter(stream, **fixed) as writer:
-        for sample in samples:
-            writer.write(encode_record(sample, classes, encoder))
+        for place, sample in enumerate(samples):
+            _check_types(sample, place)
+            try:
+                record = encode_record(sample, classes, encoder)
+            except TypeError as error:
+                raise ValueError(
+                    f"{sample.key}: meta cannot be written ({error}); expected texts, numbers of Python, lists and "
+                    "dicts: convert numpy's by .item() or .tolist()"
+                ) from None
+            writer.write(record)
+
+
+def _check_types(sample: Sample, place: int) -> None:
+    """TypeError for what is no sample, or holds no arrays, naming it.  place: in its shard."""
+    if not isinstance(sample, Sample):
+        raise TypeError(f"sample {place} of the shard is a {type(sample).__name__}; expected a dakd.Sample")
+    if not isinstance(sample.key, str):
+        raise TypeError(f"sample {place} of the shard has the key {sample.key!r:.80}; expected text, such as '0005'")
+    for name in ("sar", "label", "soft_label"):
+        array = getattr(sample, name)
+        if not isinstance(array, np.ndarray) and (array is not None or name == "sar"):
+            raise TypeError(
+                f"{sample.key}: {name} is a {type(array).__name__}; expected a numpy array: np.asarray makes one"
+            )
 
 
 def write_shards(
@@ -107,11 +131,13 @@ def write_shards(
     be among the new ones; of logprob8, with the same temperature.
     The set is written aside and takes its place when it is whole; an earlier one stays until then. Raises ValueError
     where a set, shards or sidecars are there already, for files of others in .partial/, where there is no sample, for a
-    URL, and for a sample that no record can hold; RuntimeError where another process writes to the folder.
+    URL, and for a sample that no record can hold; TypeError for what is no sample; RuntimeError where another process
+    writes to the folder.
     """
     folder = written_path(folder)
-    if not isinstance(shard_size, int) or shard_size < 1:
-        raise ValueError(f"shard_size is {shard_size}; expected a whole number of samples, at least 1")
+    shard_size = whole_number(shard_size, "shard_size", 1)
+    if not isinstance(samples, Iterable):
+        raise TypeError(f"samples is a {type(samples).__name__}; expected a list, or others that yield dakd.Sample")
     if not isinstance(classes, ClassTable):
         raise TypeError(f"classes is a {type(classes).__name__}; expected a dakd.ClassTable")
     get_codec(codec, temperature)  # refused before anything is written
@@ -246,8 +272,18 @@ class ShardSet:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": OrderedDict()}  # open files stay with their process
 
-    def __getitem__(self, i: int) -> Sample:
-        """The sample at place i, negative places from the end; see `read`."""
+    @overload
+    def __getitem__(self, i: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[Sample]: ...
+
+    def __getitem__(self, i: int | slice) -> Sample | list[Sample]:
+        """The sample at place i, negative places from the end, or a list of those of a slice; see `read`."""
+        if isinstance(i, slice):
+            return [self.read(place) for place in range(len(self))[i]]
+        if i < -len(self):
+            raise IndexError(f"sample {i} of a set of {len(self)}")
         return self.read(i + len(self) if i < 0 else i)
 
     def __iter__(self) -> Iterator[Sample]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from sealed_edits import content_of, reseal
 
 from dakd.data.records import BadRecord
@@ -397,3 +398,38 @@ def test_a_list_of_names_is_no_class_table_and_two_samples_of_one_key_are_named(
     with pytest.raises(ValueError, match="two samples have the key 'a'"):
         write_shards(tmp_path / "set", [sample("a"), sample("a")], OSD_CLASSES)
     assert not (tmp_path / "set" / "index.json").exists()
+
+
+@pytest.mark.parametrize("samples, error, message", [
+    (sample("a"), TypeError, r"samples is a Sample; expected a list"),
+    ({"a": sample("a")}, TypeError, r"sample 0 of the shard is a str; expected a dakd\.Sample"),
+    ([sample("a"), {"key": "b"}], TypeError, r"sample 1 of the shard is a dict; expected a dakd\.Sample"),
+    ([replace(sample("a"), key=5)], TypeError, "sample 0 of the shard has the key 5; expected text"),
+    ([sample("a", sar=[[0, 1]])], TypeError, "a: sar is a list; expected a numpy array"),
+    ([sample("a", sar=Image.new("L", (9, 6)))], TypeError, "a: sar is a Image; expected a numpy array"),
+    ([sample("a", label=[[0, 1]])], TypeError, "a: label is a list; expected a numpy array"),
+    ([sample("a", meta={"x": np.float32(1)})], ValueError, r"a: meta cannot be written \(.*float32.*\.item\(\)"),
+])  # fmt: skip
+def test_what_is_no_sample_is_refused_by_its_place_or_key(tmp_path, samples, error, message):
+    with pytest.raises(error, match=message):
+        write_shards(tmp_path, samples, OSD_CLASSES)
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_a_set_gives_a_list_for_a_slice_and_names_the_place_that_was_asked_for(tmp_path):
+    shards = ShardSet(write_shards(tmp_path, [sample(key) for key in "abc"], OSD_CLASSES, shard_size=np.int64(2)))
+    assert len(shards.index.shards) == 2
+    for part, keys in ((slice(0, 2), "ab"), (slice(-1, None), "c"), (slice(None, None, -2), "ca"), (slice(5, 9), "")):
+        assert "".join(one.key for one in shards[part]) == keys
+    for place in (-4, 3):
+        with pytest.raises(IndexError, match=f"sample {place} of a set of 3"):
+            shards[place]
+    assert shards[-3].key == "a" == shards[np.int64(0)].key
+
+
+def test_a_class_table_of_lists_and_numbers_of_numpy_is_the_one_of_tuples(tmp_path, recwarn):
+    table = ClassTable(["sea", "oil"], [[0, 0, 0], [0, 255, 255]])
+    assert table == ClassTable(("sea", "oil"), np.array([[0, 0, 0], [0, 255, 255]], np.uint8))
+    assert table.names == ("sea", "oil") and table.colours == ((0, 0, 0), (0, 255, 255)) and hash(table)
+    flat = sample("a", label=np.zeros((6, 9), np.uint8))
+    assert ShardSet(write_shards(tmp_path, [flat], table)).classes == table and not list(recwarn)
