@@ -164,10 +164,10 @@ def _tile(text: str) -> int | str | None:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a multiple of 32, 0 or auto")
     if tile := int(text):
-        from dakd.predict.tiles import checked_overlap
+        from dakd.predict.tiles import checked_tile
 
         try:
-            checked_overlap(tile)
+            checked_tile(tile)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{error}") from None
     return tile or None

@@ -125,6 +125,8 @@ def file_sources(inputs: Sequence[str | Path], out_dir: str | Path) -> list[Sour
         if unread:
             say(f"{place}: not read: {', '.join(unread)}")
         paths |= dict.fromkeys(Path(os.path.abspath(path)) for path in found)
+    if not paths:
+        raise ValueError(f"inputs are {inputs!r:.80}; expected at least one image or folder: name one")
     return [_file_source(path) for path in paths]
 
 

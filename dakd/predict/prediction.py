@@ -6,24 +6,17 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dakd.data.pictures import class_map, overlay, save_png
+from dakd.data.pictures import check_alpha, class_map, overlay, save_png
 from dakd.data.sample import ClassTable
 from dakd.names import FILE_PART, file_part, hashed, is_file_part, unique_names, written_path
 from dakd.runtime.named import Named
 
 OVERLAY_ALPHA = 0.45
-
-
-def refuse_alpha(alpha: float) -> None:
-    """ValueError for a strength of an overlay that is no number from 0 to 1."""
-    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-        raise ValueError(f"the overlay's alpha is {alpha!r}; expected a number from 0 (the image alone) to 1")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +47,7 @@ class Prediction:
 
         Raises ValueError for an alpha that is no such number.
         """
-        refuse_alpha(alpha)
+        check_alpha(alpha)
         return Image.fromarray(overlay(self.sar, self.label, self.classes, alpha))
 
     def class_map(self) -> Image.Image:
@@ -70,7 +63,7 @@ class Prediction:
         if not is_file_part(name):
             raise ValueError(f"name is {name!r}; expected the start of a file's name, such as 'scene_1': {FILE_PART}")
         folder = written_path(folder)
-        refuse_alpha(alpha)
+        check_alpha(alpha)
         greys = ((255 * one).round().astype(np.uint8) for one in self.probability)
         pictures = chain([self.class_map(), self.overlay(alpha)], map(Image.fromarray, greys))
         for ending, picture in zip(output_endings(self.classes), pictures):

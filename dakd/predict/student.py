@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dakd.data.pictures import check_alpha
 from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
 from dakd.hub import HubModel, local_weights, refuse_other_model
-from dakd.models.student import StudentNet, at_scales, checked_logits
+from dakd.models.student import StudentNet, at_scales, checked_logits, checked_scales
 from dakd.names import written_path
 from dakd.predict.images import file_sources, grey_image
-from dakd.predict.prediction import OVERLAY_ALPHA, Prediction, refuse_alpha
+from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
 from dakd.predict.record import predict_to_folder
-from dakd.predict.tiles import TILE, checked_overlap, is_large, tiled
+from dakd.predict.tiles import TILE, checked_overlap, checked_tile, is_large, tiled
 from dakd.runtime.distributed import device_of
 from dakd.runtime.tensor_files import save_weights, tensors_hash
 from dakd.weights import load_student, student_metadata
@@ -44,7 +45,9 @@ class Student(HubModel):
         facts: dict[str, Any] | None = None,
         scales: Sequence[float] = (1.0,),
     ) -> None:
-        """Raises ValueError where the net has another number of classes than the table."""
+        """Raises ValueError where the net has another number of classes than the table, TypeError for no table."""
+        if not isinstance(classes, ClassTable):
+            raise TypeError(f"classes is a {type(classes).__name__}; expected a dakd.ClassTable")
         # Any module may serve as the net; one that states no number of classes is checked at its first prediction.
         num_classes = getattr(_uncompiled(net), "num_classes", classes.num_classes)
         if num_classes != classes.num_classes:
@@ -56,7 +59,7 @@ class Student(HubModel):
         self.classes = classes
         self.device = device_of(device)
         self.facts = facts or {}
-        self.scales = tuple(scales)
+        self.scales = checked_scales(scales)
 
     @classmethod
     def load(
@@ -93,6 +96,8 @@ class Student(HubModel):
         finite logits (1, K, H, W).
         """
         sar = grey_image(image)
+        if overlap is not None:
+            overlap = checked_overlap(TILE if tile in ("auto", None) else tile, overlap)
         if tile == "auto":
             tile = TILE if is_large(sar.shape) else None
         probability = self._probabilities(sar) if tile is None else tiled(self._probabilities, sar, tile, overlap)
@@ -110,14 +115,14 @@ class Student(HubModel):
 
         Returns the names of the outputs, in the order of the images: the stem of each image's file name, and another
         one where two images would share a file or the stem is no safe name. `out_dir`/predict.json says where each
-        comes from; later calls add to it. Raises ValueError, before anything is written, for a URL, a folder with
-        predictions of another student and an impossible tile or alpha; and BadImages, a ValueError, at the end when
-        some images could not be predicted: the others are written.
+        comes from; later calls add to it. Raises ValueError, before anything is written, for no input, a URL, a folder
+        with predictions of another student and an impossible tile or alpha; and BadImages, a ValueError, at the end
+        when some images could not be predicted: the others are written.
         """
+        check_alpha(overlay_alpha)
         out_dir = written_path(out_dir)
-        refuse_alpha(overlay_alpha)
         if tile is not None and tile != "auto":
-            checked_overlap(tile)
+            checked_tile(tile)
         sources = file_sources([inputs] if isinstance(inputs, str | Path) else inputs, out_dir)
         state = {name: one for name, one in _uncompiled(self.net).state_dict().items() if isinstance(one, Tensor)}
         maker = {"tensors_sha256": tensors_hash(state), "scales": list(self.scales)}
@@ -137,9 +142,11 @@ class Student(HubModel):
 
         facts: JSON-serialisable facts for the file, in place of those that the student was loaded with: a student that
         was trained further has others.
-        Raises ValueError for a net that was neither made by `create_student` nor loaded, for a URL, and for a file that
-        is there and is no student's.
+        Raises ValueError for a net that was neither made by `create_student` nor loaded, for a URL, and for a folder or
+        file that is there and is no student's.
         """
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a folder; give a file's name, such as {Path(path) / 'student.safetensors'}")
         state, metadata = self._state_and_metadata(facts)
         path = written_path(path)
         refuse_other_model(path, metadata["kind"])

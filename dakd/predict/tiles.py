@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dakd.runtime.whole import as_whole
+
 TILE, OVERLAP = 1024, 256  # pixels
 ALIGNMENT = 32  # pixels: tiles start where the coarsest maps of the encoders have their grid
 
@@ -29,7 +31,7 @@ def tiled(
     multiple of 32 and at most half of the tile; None takes a quarter of the tile.
     Raises ValueError for another tile or overlap.
     """
-    overlap = checked_overlap(tile, overlap)
+    tile, overlap = checked_tile(tile), checked_overlap(tile, overlap)
     rows, columns = (windows(side, tile, overlap) for side in sar.shape)
     blended: np.ndarray | None = None
     for top, bottom in rows:
@@ -77,15 +79,26 @@ def _weights(start: int, stop: int, side: int, overlap: int) -> np.ndarray:
     return weights
 
 
-def checked_overlap(tile: int, overlap: int | None = None) -> int:
-    """The overlap of tiles, None taken as `tiled` takes it; ValueError for a tile or overlap that is impossible."""
-    if not isinstance(tile, int) or tile < 2 * ALIGNMENT or tile % ALIGNMENT:
-        raise ValueError(f"tile is {tile!r} pixels; expected a multiple of {ALIGNMENT} of at least {2 * ALIGNMENT}")
-    if overlap is None:
-        overlap = max(ALIGNMENT, tile // 4 // ALIGNMENT * ALIGNMENT)
-    if not isinstance(overlap, int) or not 0 < overlap <= tile // 2 or overlap % ALIGNMENT:
+def checked_tile(tile: int) -> int:
+    """The side of a tile; ValueError for another than `tiled` takes."""
+    found = as_whole(tile)
+    if found is None or found < 2 * ALIGNMENT or found % ALIGNMENT:
         raise ValueError(
-            f"overlap is {overlap} pixels; expected a multiple of {ALIGNMENT} above 0 and at most half a tile, "
-            f"{tile // 2}"
+            f"tile is {tile!r}; expected a multiple of {ALIGNMENT} as a whole number of pixels, at least "
+            f"{2 * ALIGNMENT}"
         )
-    return overlap
+    return found
+
+
+def checked_overlap(tile: int, overlap: int | None = None) -> int:
+    """The overlap of tiles of that side, None taken as `tiled` takes it; ValueError for another than it takes."""
+    tile = checked_tile(tile)
+    if overlap is None:
+        return max(ALIGNMENT, tile // 4 // ALIGNMENT * ALIGNMENT)
+    found = as_whole(overlap)
+    if found is None or not 0 < found <= tile // 2 or found % ALIGNMENT:
+        raise ValueError(
+            f"overlap is {overlap!r}; expected a multiple of {ALIGNMENT} as a whole number of pixels, above 0 and at "
+            f"most half a tile, {tile // 2}"
+        )
+    return found

@@ -57,7 +57,7 @@ def test_predict_takes_files_and_folders_without_a_yaml(student, images, tmp_pat
     (["--student", "s", "--config", "demo"], "not allowed with"),
     (["--config", "demo", "--out", "o"], "go with --student"),
     (["--student", "s", "a.png", "--out", "o", "--tile", "big"], "found 'big', expected a multiple of 32, 0 or auto"),
-    (["--student", "s", "a.png", "--out", "o", "--tile", "100"], "tile is 100 pixels; expected a multiple of 32"),
+    (["--student", "s", "a.png", "--out", "o", "--tile", "100"], "tile is 100; expected a multiple of 32"),
     ([], "one of the arguments --config --student is required"),
 ])  # fmt: skip
 def test_a_predict_that_names_too_much_or_too_little_is_status_2(argv, message, capsys):

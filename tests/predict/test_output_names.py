@@ -199,7 +199,7 @@ def test_a_failure_of_a_readable_image_keeps_the_files_of_an_earlier_call(part, 
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"tile": 100}, "tile is 100 pixels; expected a multiple of 32"), ({"tile": 0}, "tile is 0"),
+    ({"tile": 100}, "tile is 100; expected a multiple of 32"), ({"tile": 0}, "tile is 0"),
     ({"tile": "64"}, "tile is '64'"), ({"overlay_alpha": -1}, "alpha is -1; expected a number from 0"),
     ({"overlay_alpha": float("nan")}, "alpha is nan"), ({"overlay_alpha": "half"}, "alpha is 'half'"),
 ])  # fmt: skip

@@ -185,13 +185,61 @@ def test_a_file_that_is_no_student_is_not_written_over(file, tmp_path):
     save_weights(tmp_path / "teacher.safetensors", {"w": torch.zeros(1)}, {"kind": "jointnet"})
     save_file({"w": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for path in [*before, tmp_path]:
+    for path in before:
         with pytest.raises(ValueError, match=r"not written by dakd|of the kind jointnet, not student"):
             Student.load(file).save(path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("device, message", [("gpu", "device is 'gpu'; expected cpu, cuda"), ("cuda:99", "torch sees")])
+@pytest.mark.parametrize("scales", [1.0, (1.0, "a"), (float("nan"),)])
+def test_scales_that_are_no_positive_numbers_are_refused(file, scales):
+    with pytest.raises(ValueError, match="expected one or more positive numbers"):
+        Student.load(file, scales=scales)
+
+
+def test_names_are_no_class_table(file):
+    with pytest.raises(TypeError, match=r"classes is a tuple; expected a dakd\.ClassTable"):
+        Student(Student.load(file).net, ("sea", "oil"))
+
+
+def test_a_student_is_not_saved_as_a_folder(file, tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder; give a file's name, such as .*student\.safetensors"):
+        Student.load(file).save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("alpha", [-1, 2, float("nan"), "0.5"])
+def test_a_strength_of_the_overlay_beyond_0_to_1_is_refused_before_anything_is_written(file, sar, tmp_path, alpha):
+    student = Student.load(file)
+    Image.fromarray(sar).save(tmp_path / "a.png")
+    prediction = student.predict(sar)
+    calls = [lambda: prediction.overlay(alpha), lambda: prediction.save(tmp_path / "out", "a", alpha),
+             lambda: student.predict_files(tmp_path / "a.png", tmp_path / "out", overlay_alpha=alpha)]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ValueError, match=r"alpha is .*; expected a number from 0"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_input_is_refused(file, tmp_path):
+    with pytest.raises(ValueError, match=r"inputs are \[\]; expected at least one image or folder"):
+        Student.load(file).predict_files([], tmp_path / "out")
+
+
+def test_an_overlap_is_checked_for_an_image_without_tiles_too(file, sar):
+    student = Student.load(file)
+    for tile in ("auto", None):
+        with pytest.raises(ValueError, match="overlap is 7; expected a multiple of 32"):
+            student.predict(sar, tile=tile, overlap=7)
+    wanted = student.predict(sar, tile=64, overlap=32).probability
+    assert np.array_equal(student.predict(sar, tile=np.int64(64), overlap=np.int64(32)).probability, wanted)
+    assert np.array_equal(student.predict(sar, overlap=64).probability, student.predict(sar).probability)
+
+
+@pytest.mark.parametrize("device, message", [("gpu", "device is 'gpu'; expected cpu, cuda"), ("cuda:99", "torch sees"),
+                                             ("meta", "'meta', which this torch does not compute on; use cpu"),
+                                             ("xpu", "'xpu', which this torch does not compute on; use cpu"),
+                                             (1.5, "device is '1.5'; expected cpu")])  # fmt: skip
 def test_a_device_that_is_not_there_is_refused(file, device, message):
     with pytest.raises(ValueError, match=message):
         Student.load(file, device)

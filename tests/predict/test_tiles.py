@@ -70,7 +70,7 @@ def test_probabilities_of_tiles_that_disagree_still_sum_to_one_and_change_withou
 
 
 @pytest.mark.parametrize("tile, overlap", [(100, 32), (32, 32), (128, 0), (128, 96), (128, 40), (0, 0), (64.0, 32),
-                                           ("big", 32), (128, 32.0)])  # fmt: skip
+                                           ("big", 32), (128, 32.0), (128, "32"), ("128", 32), (True, 32)])  # fmt: skip
 def test_an_impossible_tile_or_overlap_is_refused(tile, overlap):
     with pytest.raises(ValueError, match="expected a multiple of 32"):
         tiled(net_that_sees(1), np.zeros((8, 8), np.uint8), tile, overlap)
