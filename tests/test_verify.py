@@ -301,6 +301,32 @@ def test_settings_of_an_older_run_that_no_manifest_lists_are_read(run, capsys):
     assert states(run) == {"config.yaml": "damaged"}
 
 
+def test_settings_are_refused_by_their_own_checksum_where_the_manifest_is_damaged_or_gone(run):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("bootstrap: ", "bootstrap: 1"))
+    for spoil in (lambda: os.truncate(run / "manifest.json", 40), (run / "manifest.json").unlink):
+        spoil()
+        with pytest.raises(ValueError, match=r"config\.yaml has changed|manifest\.json"):
+            open_config(path)
+
+
+def test_settings_of_a_copied_run_are_not_those_of_the_original(run):
+    with pytest.raises(ValueError, match=r"config\.yaml is of the run in .*; expected its own folder: add run_dir="):
+        open_config(run / "config.yaml")
+    assert open_config(run / "config.yaml", [f"run_dir={run}"]).run_path == run
+    assert open_config(run / "config.yaml", ["name=other"]).name == "other"
+    assert open_config(run / "config.yaml", only_shown=True).name == "toy"
+
+
+def test_a_steps_folder_that_was_moved_and_linked_is_looked_at(run, tmp_path):
+    (run / "evaluate").rename(tmp_path / "elsewhere")
+    (run / "evaluate").symlink_to(tmp_path / "elsewhere")
+    (run / "loop").symlink_to(run)
+    assert not [name for name, state in states(run).items() if state != "unexpected"]
+    flip(tmp_path / "elsewhere" / "table.json")
+    assert states(run)["evaluate/table.json"] == "damaged"
+
+
 def test_the_settings_of_a_training_are_its_own(run):
     path = run / "train_saross" / "real" / "config.yaml"
     path.write_text(seal_yaml(dump_config(toy_config(run, flip=False))))

@@ -183,7 +183,8 @@ def experiment(
     spec = table.datasets[dataset]
     lines = _settings(table, spec, row, small)
     # Both: a base with a generate.seed of its own would give every seed the same noise.
-    config = open_config(folder / spec.base, [*lines, *overrides, f"seed={seed}", f"generate.seed={seed}"])
+    settings = [*lines, *overrides, f"seed={seed}", f"generate.seed={seed}"]
+    config = open_config(folder / spec.base, settings, only_shown=True)
     if config.evaluate.folder is not None or config.evaluate.student is not None:
         raise ValueError(
             "evaluate.folder and evaluate.student leave a table without scores: it shows each student on its test "
@@ -208,7 +209,8 @@ def foreign_test(table: TableSpec, dataset: str, folder: Path, small: bool, over
     if test_on is None:
         return None
     spec = table.datasets[test_on]
-    return _with_one_set_of_scenes(open_config(folder / spec.base, [*_settings(table, spec, None, small), *overrides]))
+    settings = [*_settings(table, spec, None, small), *overrides]
+    return _with_one_set_of_scenes(open_config(folder / spec.base, settings, only_shown=True))
 
 
 def _with_one_set_of_scenes(config: Config) -> Config:

@@ -14,6 +14,7 @@ from dakd.data.pipes import PipeDataset
 from dakd.data.prepared import open_shards
 from dakd.data.soft_labels import range_for
 from dakd.data.sources import bare_tars, default_cache, open_source
+from dakd.runtime.sealed import MANIFEST
 from dakd.train.checkpoint import check_identity, list_checkpoints
 from dakd.train.dry_run import check_pretrained, cost_of_stage, cost_of_student
 from dakd.train.jointnet import training_of_stage
@@ -113,7 +114,7 @@ def resume(experiment: Experiment) -> Found:
     trainings += [(one, student_folder, StudentTraining, _made_for_student) for one in sets]
     for name, folder_of, make, made_for in trainings:
         folder = folder_of(config, name)
-        if not list_checkpoints(folder / "checkpoints"):
+        if not list_checkpoints(folder / "checkpoints") and not (folder / MANIFEST).is_file():
             continue
         found += 1
         absent = next((path for path in made_for(experiment, name) if not path.is_file()), None)
@@ -123,6 +124,7 @@ def resume(experiment: Experiment) -> Found:
         try:
             training = make(config, name)
             check_identity(training.checkpoints, training.identity)
+            training.is_done_without_checkpoints()
         except (ValueError, RuntimeError) as error:
             yield "refused", str(error)
         else:

@@ -99,19 +99,20 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
 def _config_show(args: argparse.Namespace) -> None:
     from dakd.config import dump_config
 
-    show(dump_config(open_config(args.file, args.overrides)), end="")
+    show(dump_config(open_config(args.file, args.overrides, only_shown=True)), end="")
 
 
 def _config_explain(args: argparse.Namespace) -> None:
     from dakd.config.explain import explain
 
-    show(explain(args.key, None if args.config is None else open_config(args.config)))
+    show(explain(args.key, None if args.config is None else open_config(args.config, only_shown=True)))
 
 
 def _config_diff(args: argparse.Namespace) -> None:
     from dakd.config.explain import difference, format_difference
 
-    show(format_difference(difference(open_config(args.a), open_config(args.b)), args.a, args.b))
+    a, b = (open_config(one, only_shown=True) for one in (args.a, args.b))
+    show(format_difference(difference(a, b), args.a, args.b))
 
 
 def _config_options(parser: argparse.ArgumentParser) -> None:

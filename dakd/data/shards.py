@@ -192,7 +192,7 @@ def _write_set(
 
 def _without_probabilities(sample: Sample) -> Sample:
     """The sample; ValueError where its soft label holds probabilities. dakd's own teachers need no such guess."""
-    if sample.soft_label is not None and sample.soft_range is None:
+    if isinstance(sample, Sample) and sample.soft_label is not None and sample.soft_range is None:  # else refused later
         refuse_probabilities(f"{sample.key}: soft label", sample.soft_label)
     return sample
 

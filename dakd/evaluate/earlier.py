@@ -18,10 +18,12 @@ def earlier_scores(folder: Path, run_dir: Path) -> list[str]:
     """
     table = read_json(folder / "table.json")
     scores = {name: read_json(folder / f"{name}.json") for name in (table["students"] if table else ())}
+    # The table is shown, and an evaluation that was stopped may have written the students' own files alone.
+    hashes = table.get("sha256", {}) if table else {}
     return [
         f"{name}: scores of an earlier training of this student; run: dakd evaluate"
         for name, one in scores.items()
-        if one is not None and is_of_earlier_training(one, run_dir)
+        if one is not None and is_of_earlier_training({**one, "sha256": hashes.get(name, one.get("sha256"))}, run_dir)
     ]
 
 

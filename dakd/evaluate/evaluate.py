@@ -164,13 +164,14 @@ def _write(
         skipped = [str(problem) for problem in held_out.skipped]
         facts |= {"folder": str(held_out.folder), "split": held_out.split, "skipped": skipped}
     tables = {name: one.to_dict() | evaluation.details[name] for name, one in evaluation.scores.items()}
+    hashes = {name: file_hash(students[name]) for name in tables}
     for name, table in tables.items():
-        write_json(folder / f"{name}.json", facts | {"student": name, "sha256": file_hash(students[name])} | table)
+        write_json(folder / f"{name}.json", facts | {"student": name, "sha256": hashes[name]} | table)
     if evaluation.generation is not None:
         write_json(folder / "generation.json", evaluation.generation)
     else:
         (folder / "generation.json").unlink(missing_ok=True)
-    write_json(folder / "table.json", facts | {"inputs": inputs, "students": tables})
+    write_json(folder / "table.json", facts | {"inputs": inputs, "sha256": hashes, "students": tables})
     write_text(folder / "table.txt", evaluation.table + "\n")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from dakd.config import Config, load_config
 from dakd.config.overrides import Override
 from dakd.runtime.sealed import (
+    CHECKSUM_LINE,
     MANIFEST,
     Changed,
     listed_in,
@@ -36,9 +37,33 @@ def refuse_changed_config(path: Path) -> None:
         raise Changed(f"{path} does not exist, though {path.with_name(MANIFEST)} lists it; {remedy(path)}")
 
 
-def open_config(path: str | Path, overrides: Sequence[Override] | None = None) -> Config:
-    """`load_config` for a file that the user named: a run's own config.yaml only as the run has written it."""
-    named = Path(path)
-    if named.name == CONFIG and named.is_file() and CONFIG in listed_in(named.parent):
-        refuse_unlisted(named)
-    return load_config(path, overrides)
+def open_config(path: str | Path, overrides: Sequence[Override] | None = None, *, only_shown: bool = False) -> Config:
+    """`load_config` for a file that the user named: a run's own config.yaml only as the run has written it.
+
+    only_shown: whether nothing is written by it. ValueError where a run's config.yaml leads to another folder than its
+    own, as in a run that was copied or moved, and no override says which is meant.
+    """
+    named = Path(path).expanduser()
+    is_kept = named.name == CONFIG and named.is_file() and _is_of_a_run(named)
+    if is_kept:
+        refuse_changed_config(named)
+    config = load_config(path, overrides)
+    keys = [one.partition("=")[0] if isinstance(one, str) else one[0] for one in overrides or ()]
+    if is_kept and not only_shown and not {"name", "run_dir"}.intersection(keys):
+        run = config.run_path.resolve()
+        if run not in named.resolve().parents:
+            raise ValueError(
+                f"{named} is of the run in {run}; expected its own folder: add run_dir={named.parent} to use the run "
+                f"that it lies in, or run_dir={config.run_path} for the other one"
+            )
+    return config
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a config.yaml is the one that a run keeps, or was: its checksum is there, or a manifest lists it."""
+    if CONFIG in listed_in(path.parent):
+        return True
+    steps = (inner for name in (CONFIG, MANIFEST) for inner in path.parent.glob(f"*/{name}"))
+    is_among_others = (path.parent / MANIFEST).exists() or any(steps)
+    with open(path, errors="replace") as stream:
+        return is_among_others and stream.readline().startswith(CHECKSUM_LINE)

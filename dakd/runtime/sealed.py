@@ -22,7 +22,7 @@ from dakd.runtime.named import Named
 
 MANIFEST = "manifest.json"
 _MAX_JSON_BYTES = 1 << 28
-_YAML_LINE = "# content_sha256: "
+CHECKSUM_LINE = "# content_sha256: "
 REMEDY = "copy it again, or run its step again (dakd verify RUN names the command)"
 _TAIL = '\n "content_sha256": "{}"\n}}\n'
 _TAIL_LENGTH = len(_TAIL.format("0" * 64))
@@ -94,14 +94,14 @@ def read_json(path: str | Path, how: str = REMEDY) -> Named | None:
 
 def seal_yaml(text: str) -> str:
     """Settings with the checksum of all that follows in their first line, a comment."""
-    return f"{_YAML_LINE}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+    return f"{CHECKSUM_LINE}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def refuse_changed_yaml(path: Path) -> None:
     """Changed where the settings that a run keeps are not as written, wherever they were copied to."""
     first, _, text = path.read_text(errors="replace").partition("\n")
     if f"{first}\n{text}" != seal_yaml(text):
-        found = "its checksum differs" if first.startswith(_YAML_LINE) else "its first line is no checksum"
+        found = "its checksum differs" if first.startswith(CHECKSUM_LINE) else "its first line is no checksum"
         raise Changed(f"{path} has changed since dakd wrote it, and may not say what was run: {found}; {remedy(path)}")
 
 

@@ -169,7 +169,7 @@ def check_identity(folder: Path, identity: dict) -> None:
             break
     else:
         return
-    _refuse_another_experiment(path, found, identity)
+    refuse_another_experiment(path, found, identity)
 
 
 def _choose(folder: Path, identity: dict) -> Path | None:
@@ -181,7 +181,7 @@ def _choose(folder: Path, identity: dict) -> Path | None:
             damaged.append(path)
             say(f"damaged checkpoint: {error}; the one before it is taken")
             continue
-        _refuse_another_experiment(path, facts["identity"], identity)
+        refuse_another_experiment(path, facts["identity"], identity)
         # Renamed only once the run is known to belong here: a wrong command changes nothing in the folder.
         for broken in damaged:
             aside = broken.with_name(f"damaged-{broken.name}")
@@ -193,7 +193,8 @@ def _choose(folder: Path, identity: dict) -> Path | None:
     return None
 
 
-def _refuse_another_experiment(path: Path, found: dict, identity: dict) -> None:
+def refuse_another_experiment(path: Path, found: dict, identity: dict) -> None:
+    """ValueError naming the settings in which the identity found in a file differs from the present one."""
     # Through JSON, like the saved one: tuples become lists.
     saved, wanted = _flat(found), _flat(json.loads(json.dumps(identity)))
     differing = [name for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)]

@@ -23,7 +23,7 @@ from dakd.data.sample import ClassTable
 from dakd.runtime import distributed
 from dakd.runtime.kept_config import CONFIG
 from dakd.runtime.lock import locked
-from dakd.runtime.runlog import METRICS, RunLog, save_config, say
+from dakd.runtime.runlog import METRICS, RunLog, read_records, save_config, say
 from dakd.runtime.sealed import files_of, read_manifest, remove_manifest, write_manifest
 from dakd.runtime.seeding import seed_everything, seed_step
 from dakd.runtime.stopping import (
@@ -34,8 +34,15 @@ from dakd.runtime.stopping import (
     stop_reason,
     write_requeue_marker,
 )
-from dakd.runtime.tensor_files import load_state, load_strict
-from dakd.train.checkpoint import list_checkpoints, load_latest, save_checkpoint, step_of, write_state
+from dakd.runtime.tensor_files import load_state, load_strict, read_metadata
+from dakd.train.checkpoint import (
+    list_checkpoints,
+    load_latest,
+    refuse_another_experiment,
+    save_checkpoint,
+    step_of,
+    write_state,
+)
 from dakd.train.engine import Engine
 from dakd.train.optim import POSTHOC_LENGTHS, learning_rate, optimizer_identity
 from dakd.train.posthoc import FOLDER as POSTHOC
@@ -125,6 +132,28 @@ class Training(ABC):
         last_step = step_of(checkpoints[-1]) if checkpoints else 0
         return last_step >= self.total_steps and self.weights_file("ema").exists()
 
+    def is_done_without_checkpoints(self) -> bool:
+        """Whether the final weights of these settings are there, and their checkpoints were removed.
+
+        ValueError where such weights are of other settings, or of fewer or more steps: they would be written over.
+        """
+        path = self.weights_file("ema")
+        try:
+            if list_checkpoints(self.checkpoints) or not path.is_file() or read_manifest(self.folder) is None:
+                return False
+            facts = read_metadata(path)
+            records = read_records(self.folder / METRICS)
+        except (ValueError, OSError):  # damaged: they are made again
+            return False
+        refuse_another_experiment(path, {name: facts.get(name) for name in self.identity}, self.identity)
+        steps = records[-1]["step"] if records else self.total_steps
+        if steps != self.total_steps:
+            raise ValueError(
+                f"{path} was trained for {steps} steps, and its checkpoints are gone; expected {self.total_steps} "
+                f"steps: set them back, or remove {self.folder} to train again"
+            )
+        return True
+
     def has_whole_weights(self) -> bool:
         """Whether both weights files are those that `finish` wrote; a fault is printed."""
         try:
@@ -158,8 +187,9 @@ def _run(training: Training, listener: StopListener) -> None:
     first_step = saved[1]["step"] if saved else 0
     if distributed.is_main():
         (training.folder / MARKER_FILE).unlink(missing_ok=True)
-    if distributed.broadcast(distributed.is_main() and training.is_done() and training.has_whole_weights()):
-        say(f"{training.label}: {first_step} steps are done; nothing to do")
+    is_done = training.is_done_without_checkpoints() if saved is None else training.is_done()
+    if distributed.broadcast(distributed.is_main() and is_done and training.has_whole_weights()):
+        say(f"{training.label}: {first_step or training.total_steps} steps are done; nothing to do")
         return
     _stop_if_requested(training, first_step, distributed.all_reduce_sum(listener.votes(section.engine.max_hours)))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from dakd.runtime.kept_config import CONFIG
@@ -24,9 +26,18 @@ def verify_run(run: Path) -> list[Found]:
         )
     if not any((run / name).exists() for name in (*STEPS, CONFIG)):
         raise ValueError(f"{run} is not a run folder: found none of {CONFIG}, {', '.join(STEPS)}; give runs/NAME")
-    files = sorted(path for path in run.rglob("*") if path.is_file() and "wandb" not in path.relative_to(run).parts)
+    files = sorted(path for path in _files(run) if "wandb" not in path.relative_to(run).parts)
     found = {path: look_at(path) for path in progress(files, len(files), f"verify {run.name}")}
     for one in absent_and_foreign(run):
         if one.state != "unfinished" or one.path not in found or found[one.path].state == "ok":
             found[one.path] = one
     return [found[path] for path in sorted(found)]
+
+
+def _files(run: Path) -> Iterator[Path]:
+    """All files of a run, also those of a step's folder that was moved elsewhere and linked; each folder once."""
+    seen = set()
+    for folder, inner, names in os.walk(run, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        inner[:] = [name for name in inner if os.path.realpath(os.path.join(folder, name)) not in seen]
+        yield from (path for name in names if (path := Path(folder, name)).is_file())

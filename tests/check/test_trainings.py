@@ -28,7 +28,7 @@ def test_a_pretrained_encoder_that_is_none_is_refused(tmp_path):
     teacher = teacher_file(with_teacher(tmp_path / "other"))
     for path, what in (
         (tmp_path / "garbage.pth", "is not a whole file of plain tensors"),
-        (tmp_path / "folder", "does not exist"),
+        (tmp_path / "folder", "is a folder; give the file"),
         (tmp_path / "absent.pth", "does not exist"),
         (teacher, r"weights of .* do not fit \w+; build"),
     ):

@@ -172,6 +172,17 @@ def test_scores_and_predictions_of_an_earlier_training_are_marked_and_printed(ru
     assert capsys.readouterr().out.splitlines() == [f"report: {one}" for one in (scores, scores, predictions)]
 
 
+def test_scores_stay_marked_where_the_evaluation_that_follows_is_stopped_before_its_table(
+    run_dir, config, grey_student, capsys
+):
+    evaluate(config, run_dir)
+    student = run_dir / "train_saross" / "real" / "student.safetensors"
+    student.write_text("trained again")
+    scores = content_of(run_dir / "evaluate" / "real.json")
+    reseal(run_dir / "evaluate" / "real.json", scores | {"sha256": file_hash(student)})
+    assert "scores of an earlier training" in write_report(run_dir).read_text()
+
+
 def test_the_same_run_gives_the_same_bytes(run_dir, config, grey_student):
     evaluate(config, run_dir)
     assert write_report(run_dir).read_bytes() == write_report(run_dir).read_bytes()

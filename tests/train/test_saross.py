@@ -136,6 +136,23 @@ def test_final_weights_that_are_damaged_are_written_again_from_the_last_checkpoi
     assert "nothing to do" in capfd.readouterr().out
 
 
+def test_finished_weights_whose_checkpoints_were_removed_are_kept(trained, tmp_path, capfd):
+    shutil.copytree(trained.run_path, tmp_path / "run")
+    config = trained.model_copy(update={"run_dir": str(tmp_path / "run")})
+    folder = student_folder(config, "real")
+    shutil.rmtree(folder / "checkpoints")
+    weights = (folder / "student.safetensors").read_bytes()
+    train_saross(config, ("real",))
+    assert "nothing to do" in capfd.readouterr().out
+    section = config.train_saross
+    for key, value, message in (("global_batch", 2 * section.global_batch, "made with other settings"),
+                                ("steps", section.steps + 1, "steps: set them back|total_steps")):  # fmt: skip
+        other = config.model_copy(update={"train_saross": section.model_copy(update={key: value})})
+        with pytest.raises(ValueError, match=message):
+            train_saross(other, ("real",))
+    assert (folder / "student.safetensors").read_bytes() == weights and not (folder / "checkpoints").exists()
+
+
 def test_autocast_training_follows_fp32(trained, tmp_path):
     engine = trained.model_dump(mode="json")["train_saross"]["engine"] | {"precision": "autocast"}
     config = with_pairs(tmp_path, engine=engine)
