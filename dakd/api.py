@@ -18,7 +18,7 @@ from dakd.models.registry import build_student
 from dakd.models.unet import UNetSizes
 from dakd.predict.prediction import Prediction
 from dakd.predict.student import Student
-from dakd.runtime.whole import plain, whole_number
+from dakd.runtime.whole import whole_number
 
 __all__ = [
     "ClassTable", "Prediction", "Sample", "ShardSet", "Student", "Teacher", "create_joint_net", "create_student",
@@ -74,8 +74,7 @@ def create_student(
     that it needs is missing.
     """
     settings |= {"name": name, "encoder": encoder, "pretrained": None if pretrained is None else str(pretrained)}
-    given = {key: plain(value) for key, value in settings.items()}
-    cfg = validated(StudentConfig, given, "settings of the student")
+    cfg = validated(StudentConfig, settings, "settings of the student")
     net = build_student(cfg, num_classes)
     net.load_pretrained(cfg.pretrained)
     return net
@@ -90,5 +89,4 @@ def create_joint_net(num_classes: int = 5, **sizes: Unpack[UNetSizes]) -> SARJoi
     Raises ValueError for sizes that make no net.
     """
     num_classes = whole_number(num_classes, "num_classes", 2)
-    given = {key: plain(value) for key, value in sizes.items()}
-    return SARJointNet.from_config(validated(UNetConfig, given, "sizes of the joint net"), num_classes)
+    return SARJointNet.from_config(validated(UNetConfig, sizes, "sizes of the joint net"), num_classes)

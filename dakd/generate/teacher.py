@@ -24,7 +24,7 @@ from dakd.hub import HubModel, local_weights
 from dakd.runtime import distributed
 from dakd.runtime.files import file_hash
 from dakd.runtime.tensor_files import load_state, read_metadata
-from dakd.runtime.whole import plain, whole_number
+from dakd.runtime.whole import whole_number
 from dakd.weights import load_teacher
 
 CLIP = 1.0  # bound of the absolute value of the estimated clean state; grey values lie within -1 and 1
@@ -133,7 +133,6 @@ class Teacher(HubModel):
         given["weights"] = self.facts.get("weights", "ema")
         if steps is not None:
             given["sampling_steps"] = steps
-        given = {key: plain(value) for key, value in given.items()}
         cfg = validated(GenerateConfig, given, "settings of the pairs")
         return self._stream(cfg, range(first, first + num))
 

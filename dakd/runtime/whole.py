@@ -1,9 +1,8 @@
-"""Numbers that callers in Python give: numpy's are taken as Python's own, others are refused in words."""
+"""Whole numbers that callers in Python give: numpy's are taken as Python's own, others are refused in words."""
 
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import numpy as np
 
@@ -24,10 +23,3 @@ def whole_number(value: object, what: str, lowest: int) -> int:
     if found < lowest:
         raise ValueError(f"{what} is {found}; expected at least {lowest}")
     return found
-
-
-def plain(value: Any) -> Any:
-    """A value whose numbers of numpy, and those in its lists and tuples, are Python's own."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dakd.runtime.whole import as_whole, plain, whole_number
+from dakd.runtime.whole import as_whole, whole_number
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
@@ -24,8 +24,3 @@ def test_what_is_no_whole_number_is_refused_by_name(value):
 def test_a_number_below_the_lowest_is_refused():
     with pytest.raises(ValueError, match="n is -1; expected at least 0"):
         whole_number(np.int32(-1), "n", 0)
-
-
-def test_numbers_in_lists_and_tuples_become_plain_and_all_else_stays():
-    found = plain((np.int64(3), [np.float32(0.5)], "x", None))
-    assert found == (3, [0.5], "x", None) and type(found[0]) is int and type(found[1][0]) is float
