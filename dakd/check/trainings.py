@@ -12,6 +12,7 @@ from dakd.data.datasets import check_pairs
 from dakd.data.loader import make_loader
 from dakd.data.pipes import PipeDataset
 from dakd.data.prepared import open_shards
+from dakd.data.shards import ShardSet
 from dakd.data.soft_labels import range_for
 from dakd.data.sources import bare_tars, default_cache, open_source
 from dakd.runtime.sealed import MANIFEST
@@ -122,6 +123,8 @@ def resume(experiment: Experiment) -> Found:
             remade.setdefault(absent, []).append(folder)
             continue
         try:
+            if name in sets:
+                _refuse_other_number_of_pairs(experiment, name, folder)
             training = make(config, name)
             check_identity(training.checkpoints, training.identity)
             training.is_done_without_checkpoints()
@@ -137,6 +140,19 @@ def resume(experiment: Experiment) -> Found:
         )
     if fitting == found:
         yield "ok", f"{found} trainings have checkpoints of these settings" if found else "nothing is trained yet"
+
+
+def _refuse_other_number_of_pairs(experiment: Experiment, training_set: TrainingSet, folder: Path) -> None:
+    """ValueError where generate would replace the pairs that a student was trained on by fewer or more."""
+    index = experiment.run / "generate" / "index.json"
+    if index not in _made_for_student(experiment, training_set):
+        return
+    found, wanted = ShardSet(index.parent).index.num_samples, experiment.config.generate.num_samples
+    if found != wanted:
+        raise ValueError(
+            f"{folder} was trained beside {found} generated pairs, and generate.num_samples is {wanted}; set it back, "
+            "or remove that folder to train again on the new ones"
+        )
 
 
 def _made_for_stage(experiment: Experiment, stage: str) -> list[Path]:

@@ -15,6 +15,7 @@ from worlds import teacher_file, with_pairs, with_teacher
 
 from dakd.check.check import check
 from dakd.config import Config, StudentConfig, build_config
+from dakd.data.shards import ShardSet
 from dakd.models.registry import build_student
 from dakd.runtime.tensor_files import save_weights
 from dakd.train.checkpoint import write_state
@@ -96,6 +97,7 @@ def trained(tmp_path) -> Config:
     """A run whose trainings all have a checkpoint, and what they were trained on."""
     tree = with_pairs(tmp_path).model_dump(mode="json")
     tree["train_jointnet"]["crop"] = tree["generate"]["size"] = [32, 32]
+    tree["generate"]["num_samples"] = len(ShardSet(tmp_path / "run" / "generate"))
     config = build_config(tree)
     for one in config.train_jointnet.stages:
         training = training_of_stage(config, one)
@@ -127,3 +129,11 @@ def test_what_is_still_there_is_compared_where_the_pairs_were_removed(tmp_path):
     tree["train_saross"]["flip"] = False
     found = refusals(build_config(tree))["resume"]
     assert "train_saross/real/" in found and "flip: True there, False now" in found and "real+synthetic" not in found
+
+
+def test_another_number_of_pairs_is_refused_before_it_replaces_those_of_a_trained_student(tmp_path):
+    tree = trained(tmp_path).model_dump(mode="json")
+    tree["generate"]["num_samples"] += 4
+    found = refusals(build_config(tree))["resume"]
+    assert "real+synthetic was trained beside" in found and "train_saross/real was" not in found
+    assert "set it back, or remove that folder" in found
