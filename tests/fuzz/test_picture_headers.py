@@ -69,6 +69,6 @@ def test_a_picture_has_the_greys_that_were_written_or_is_refused(tmp_path, data)
     found = []
     outcome = judge("picture headers", lambda: found.append(read_image(file)), file.name)
     if outcome == "read":
-        limit = 40 if file.suffix == ".jpg" else 0  # JPEG's errors
+        limit = 60 if file.suffix == ".jpg" else 0  # JPEG errs most on noise, as these greys are
         assert np.abs(found[0].astype(int) - greys).max() <= limit, "other greys were read"
     assert outcome == "read" or not is_plain or file.suffix == ".jpg"
