@@ -231,7 +231,8 @@ def test_a_step_that_was_ended_is_not_taken_for_finished(tmp_path, code, message
 
 
 def test_a_step_that_proves_its_end_has_finished(tmp_path):
-    finish(tmp_path, PROVE)
+    finish(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w').close(); {PROVE}")
+    assert (tmp_path / "ran").exists()
 
 
 def test_rank_0_proves_its_end_and_no_failed_step_does(tmp_path):

@@ -136,7 +136,7 @@ def resume(experiment: Experiment) -> Found:
         yield (
             "warn",
             f"{absent} is not there and will be made again; the checkpoints in {', '.join(map(str, folders))} are "
-            "resumed only where it comes out the same: to train anew, remove them",
+            "resumed only where it comes out the same: to train again, remove them",
         )
     if fitting == found:
         yield "ok", f"{found} trainings have checkpoints of these settings" if found else "nothing is trained yet"

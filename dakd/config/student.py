@@ -106,7 +106,7 @@ class StudentConfig(Section):
         if self.name != "saross" and foreign:
             raise ValueError(
                 f"{', '.join(foreign)}: only SAROSS-Net has these settings, found with {self.name}; leave them out, or "
-                f"begin the section anew: train_saross.student=null train_saross.student.name={self.name}"
+                f"begin with the defaults: train_saross.student=null train_saross.student.name={self.name}"
             )
         if self.name != "sam_oil" and self.sam_oil != fields["sam_oil"].default:
             raise ValueError(f"sam_oil holds settings of the student sam_oil, found with {self.name}; leave it out")

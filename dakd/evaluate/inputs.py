@@ -123,7 +123,7 @@ def student_classes(path: Path) -> ClassTable:
 
 
 def inputs_of(cfg: Config, run_dir: Path, students: dict[str, Path]) -> dict[str, Any] | None:
-    """What is evaluated besides the run's own, JSON-serialisable; None for its own students on its held-out images.
+    """The inputs besides the run's own, JSON-serialisable; None for its own students on its held-out images.
 
     Of a folder and of a student also how they are read: weights, scales and the settings of labels, where these are not
     the defaults.

@@ -28,7 +28,7 @@ def student_file(path, classes=OSD_CLASSES):
 
 @pytest.fixture
 def no_students(tmp_path) -> dict:
-    """Paths in place of a student's weights, and what is said of them."""
+    """Paths in place of a student's weights, each with its message."""
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage")
     (tmp_path / "folder").mkdir()
     return {

@@ -325,11 +325,11 @@ def test_an_override_that_names_another_kind_replaces_its_section(tmp_path):
     assert rival.train_saross.student.encoder == "mit_b2"
     assert load_config(path, ["prepare={dataset: simulated}"]).prepare.root is None
     assert load_config(path, ["prepare={dataset: osd, shard_size: 3}"]).prepare.root == "r"
-    with pytest.raises(ValueError, match="begin the section anew") as caught:
+    with pytest.raises(ValueError, match="begin with the defaults") as caught:
         load_config(path, ["train_saross.student.name=segformer"])
-    anew = ["train_saross.student=null", "train_saross.student.name=segformer"]
-    assert " ".join(anew) in str(caught.value)
-    assert load_config(path, anew).train_saross.student.encoder == "mit_b2"
+    from_defaults = ["train_saross.student=null", "train_saross.student.name=segformer"]
+    assert " ".join(from_defaults) in str(caught.value)
+    assert load_config(path, from_defaults).train_saross.student.encoder == "mit_b2"
 
 
 def test_an_override_of_a_section_that_is_written_wrong_names_the_key_and_the_value(tmp_path):

@@ -53,12 +53,14 @@ def written(draw, folder: Path) -> tuple[Path, np.ndarray, bool]:
         options["tiffinfo"] = TiffImagePlugin.ImageFileDirectory_v2()
         options["tiffinfo"][42113] = draw(st.sampled_from(("0", "255", "nan", "-9999", "x")))  # GDAL's no-data value
         is_plain = False
+    if suffix == "jpg":  # JPEG errs most on noise, as these greys are
+        options["quality"] = 95
     file = folder / f"scene.{suffix}"
     try:
         picture.save(file, SUFFIXES[suffix], **options)
     except (OSError, ValueError, KeyError, TypeError):  # a kind that this format cannot hold
         picture, is_plain = Image.fromarray(greys), True
-        picture.save(file, SUFFIXES[suffix])
+        picture.save(file, SUFFIXES[suffix], **({"quality": 95} if suffix == "jpg" else {}))
     return file, greys, is_plain
 
 
@@ -69,6 +71,6 @@ def test_a_picture_has_the_greys_that_were_written_or_is_refused(tmp_path, data)
     found = []
     outcome = judge("picture headers", lambda: found.append(read_image(file)), file.name)
     if outcome == "read":
-        limit = 60 if file.suffix == ".jpg" else 0  # JPEG errs most on noise, as these greys are
+        limit = 40 if file.suffix == ".jpg" else 0  # JPEG's errors
         assert np.abs(found[0].astype(int) - greys).max() <= limit, "other greys were read"
     assert outcome == "read" or not is_plain or file.suffix == ".jpg"

@@ -47,7 +47,7 @@ def _rests(name: str, words: tuple[re.Pattern, re.Pattern]) -> list[str]:
 
 
 def _rests_of_mask(name: str) -> dict[str, bool]:
-    """What is left of a name without its words for masks, one or several, and whether one of them is sure to be."""
+    """The rest of a name without its words for masks, and whether one of these words is used for masks alone."""
     found: dict[str, bool] = {}
     new = [(name, False)]
     while new:
