@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import struct
 import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,12 +16,16 @@ from PIL import Image
 from sealed_edits import content_of
 from worlds import finished_run, toy_config, with_teacher
 
+from dakd.card import write_cards
 from dakd.card.subject import read_config
 from dakd.cli.main import main
 from dakd.config import build_config, dump_config
+from dakd.data.shards import ShardSet
+from dakd.evaluate.evaluate import evaluate
 from dakd.generate import generate as generating
 from dakd.generate import summaries
 from dakd.generate.generate import generate
+from dakd.predict.predict import predict
 from dakd.report.report import write_report
 from dakd.runtime.kept_config import open_config
 from dakd.runtime.runlog import read_records, save_config
@@ -224,7 +228,23 @@ def test_a_damaged_manifest_is_no_damage_to_the_files_that_it_lists(run):
     assert states(run) == {"evaluate/manifest.json": "damaged"}
 
 
-def test_repairs_of_what_a_finished_training_leaves_alone_remove_it(run, capsys, tmp_path, monkeypatch):
+def carry_out(commands: str) -> None:
+    """Runs commands as a shell would, those of dakd in this process."""
+    for line in commands.splitlines():
+        for command in line.split(" && "):
+            words = shlex.split(command, comments=True)
+            if words[0] == "dakd":
+                assert main(words[1:]) == 0, command
+            else:
+                subprocess.run(words, check=True)
+
+
+def repairs_of(run, capsys) -> str:
+    assert main(["verify", str(run)]) == 1
+    return capsys.readouterr().out.partition("to repair:\n")[2]
+
+
+def test_repairs_of_what_a_finished_training_leaves_alone_remove_it(run, capsys):
     folder = run / "train_saross" / "real"
     older = folder / "checkpoints" / "step-00000002"
     shutil.copytree(folder / "checkpoints" / "step-00000004", older)
@@ -233,16 +253,9 @@ def test_repairs_of_what_a_finished_training_leaves_alone_remove_it(run, capsys,
     for path in (older / "state.json", older.with_name("damaged-step-00000003") / "state.json",
                  folder / "samples" / "step-00000002.png", folder / "config.yaml"):  # fmt: skip
         path.write_text("damaged")
-    assert main(["verify", str(run)]) == 1
-    repairs = capsys.readouterr().out.partition("to repair:\n")[2]
+    repairs = repairs_of(run, capsys)
     assert "dakd train_saross" not in repairs and repairs.count("\n") == 3
-    command = tmp_path / "bin" / "dakd"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dakd "$@"\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    subprocess.run(repairs, shell=True, check=True)
+    carry_out(repairs)
     assert set(states(run).values()) == {"unfinished"}
 
 
@@ -474,3 +487,77 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["verify", str(tmp_path)]) == 1
     assert "is not a run folder: found none of config.yaml, prepare" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "none")]) == 1
+
+
+def overridden(run, *overrides):
+    return open_config(run / "config.yaml", [f"run_dir={run}", *overrides])
+
+
+def labelled_folder(run, folder: Path) -> Path:
+    """Images of the run's test split with their masks, as files."""
+    test = ShardSet(run / "prepare" / "test")
+    for index in range(len(test)):
+        sample = test.read(index)
+        for name, values in (("images", sample.sar), ("masks", sample.label)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(folder / name / f"{index}.png")
+    return folder
+
+
+def test_the_repair_of_an_evaluation_has_the_settings_that_it_was_made_with(run, tmp_path, capsys):
+    folder = labelled_folder(run, tmp_path / "new scenes")
+    evaluate(overridden(run, f"evaluate.folder={folder}", "evaluate.scales=[1, 0.5]", "prepare.mask_values=ids"))
+    evaluate(overridden(run, f"evaluate.student={run}/train_saross/real/student_raw.safetensors"))
+    evaluate(overridden(run, "evaluate.weights=raw"))
+    tables = [run / "evaluate" / place / "table.json" for place in (".", "new scenes", "real")]
+    whole = [path.read_bytes() for path in tables]
+    assert states(run) == {}
+    for path in tables:
+        path.write_bytes(b"")
+    repairs = repairs_of(run, capsys)
+    assert repairs.count("\n") == 3 and "'evaluate.scales=[1.0, 0.5]' " in repairs, repairs
+    carry_out(repairs)
+    assert [path.read_bytes() for path in tables] == whole and states(run) == {}
+
+
+def test_an_evaluation_of_which_no_file_says_the_inputs_is_removed(run, tmp_path, capsys):
+    folder = labelled_folder(run, tmp_path / "scenes")
+    evaluate(overridden(run, f"evaluate.folder={folder}"))
+    for path in (run / "evaluate" / "scenes").glob("*.json"):
+        path.write_bytes(b"")
+    repairs = repairs_of(run, capsys)
+    assert repairs.count("\n") == 1 and "with its evaluate.folder" in repairs
+    carry_out(repairs)
+    assert states(run) == {} and (run / "evaluate" / "real.json").is_file()
+
+
+def test_the_repair_of_a_prediction_predicts_its_image(run, tmp_path, capsys):
+    folder = labelled_folder(run, tmp_path / "new scenes") / "images"
+    predict(overridden(run, f"predict.inputs={folder}"))
+    place = run / "predict" / "real"
+    pictures = [place / "0_class.png", place / "1_overlay.png", place / "test-000001_class.png"]
+    whole = [path.read_bytes() for path in pictures]
+    for path in pictures:
+        flip(path)
+    repairs = repairs_of(run, capsys)
+    assert f"'predict.inputs={folder}/1.png'" in repairs
+    carry_out(repairs)
+    assert [path.read_bytes() for path in pictures] == whole and states(run) == {}
+
+
+def test_the_repair_of_a_record_predicts_by_the_same_student(run, capsys):
+    predict(overridden(run, "evaluate.weights=raw"))
+    (run / "predict" / "real" / "manifest.json").write_text("{")
+    repairs = repairs_of(run, capsys)
+    assert "evaluate.weights=raw" in repairs
+    carry_out(repairs)
+    assert states(run) == {}
+
+
+def test_the_repair_of_an_emptied_card_writes_it(run, capsys):
+    write_cards(run)
+    path = run / "train_saross" / "real" / "README.md"
+    whole = path.read_text()
+    path.write_text("")
+    carry_out(repairs_of(run, capsys))
+    assert path.read_text() == whole and states(run) == {}

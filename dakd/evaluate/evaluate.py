@@ -163,6 +163,7 @@ def _write(
     if isinstance(held_out, LabelledFolder):
         skipped = [str(problem) for problem in held_out.skipped]
         facts |= {"folder": str(held_out.folder), "split": held_out.split, "skipped": skipped}
+    facts["inputs"] = inputs
     tables = {name: one.to_dict() | evaluation.details[name] for name, one in evaluation.scores.items()}
     hashes = {name: file_hash(students[name]) for name in tables}
     for name, table in tables.items():
@@ -171,7 +172,7 @@ def _write(
         write_json(folder / "generation.json", evaluation.generation)
     else:
         (folder / "generation.json").unlink(missing_ok=True)
-    write_json(folder / "table.json", facts | {"inputs": inputs, "sha256": hashes, "students": tables})
+    write_json(folder / "table.json", facts | {"sha256": hashes, "students": tables})
     write_text(folder / "table.txt", evaluation.table + "\n")
 
 

@@ -15,6 +15,7 @@ from dakd.runtime.sealed import remedy
 
 State = Literal["ok", "damaged", "missing", "unexpected", "unfinished"]
 STEPS = ("prepare", "balance", "train_jointnet", "generate", "train_saross", "evaluate", "predict", "report")
+OWN_FOLDERS = ("pictures", "features")  # in evaluate/, of the run's own evaluation
 # What reading a damaged file raises.
 ERRORS = (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, SyntaxError, zipfile.BadZipFile,
           zlib.error, yaml.YAMLError)  # fmt: skip

@@ -6,11 +6,14 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
+from dakd.card.write import CARD_FILE
+from dakd.config import Config, load_config
 from dakd.runtime.kept_config import CONFIG, refuse_changed_config
 from dakd.runtime.runlog import METRICS
 from dakd.runtime.sealed import MANIFEST, listed_in
 from dakd.train.checkpoint import list_checkpoints
-from dakd.verify.found import STEPS, Found, State
+from dakd.verify.found import OWN_FOLDERS, STEPS, Found, State
+from dakd.verify.made_with import Settings, as_overrides, evaluation_settings, prediction_settings
 
 
 def next_command(run: Path, found: Found) -> str:
@@ -18,23 +21,26 @@ def next_command(run: Path, found: Found) -> str:
     place = shlex.quote(str(found.path))
     parts = found.path.relative_to(run).parts
     step = parts[0] if parts[0] in STEPS else None
-    config = run / CONFIG
-    config_name = shlex.quote(str(config)) if _is_whole_config(config) else "EXPERIMENT.yaml"
-    options = f"--config {config_name} run_dir={shlex.quote(str(run))}"
+    options = _options(run)
     if step is None:
         return f"dakd prepare {options}" if parts in ((CONFIG,), (MANIFEST,)) else f"rm -f {place}"
     if parts[-1] == CONFIG and step != "generate":
         return f"{_removal(found.path)}  # the {CONFIG} of the run says what was run"
+    if parts[-1] == CARD_FILE:  # an emptied one is not known as dakd's, which replaces no other
+        return f"rm -f {place} && dakd card {shlex.quote(str(run))}  # with --licence where it named one"
     if step == "prepare":
         if parts[-1].startswith("shard-") and parts[-1].endswith(".json"):
             return f"rm -f {place}  # it is made again from its tar"
         return f"rm -r {shlex.quote(str(run / step))} && dakd prepare {options}"
-    if step == "generate" and "audit" in parts:
-        return f"dakd generate {options} --audit"
-    if step == "generate" and parts[-1].endswith((".png", "provenance.json", CONFIG, MANIFEST)):
-        return f"rm -f {place} && dakd generate {options}"
     if step == "generate":
-        return f"dakd generate {options} --repair"
+        if "audit" in parts:
+            return f"dakd generate {options} --audit"
+        is_derived = parts[-1].endswith((".png", "provenance.json", CONFIG, MANIFEST))
+        return f"rm -f {place} && dakd generate {options}" if is_derived else f"dakd generate {options} --repair"
+    if step == "evaluate":
+        return _evaluation(run, found.path)
+    if step == "predict" and len(parts) > 2:
+        return f"dakd predict {options}" + _typed(run, prediction_settings(run / step / parts[1], parts[2]))
     if parts[-1] == METRICS:
         return f"dakd verify --accept {place}  # keeps its whole lines; only training again makes the others"
     if "samples" in parts:
@@ -44,6 +50,28 @@ def next_command(run: Path, found: Found) -> str:
     if "posthoc" in parts:
         return f"rm -r {shlex.quote(str(found.path.parent))}  # dakd ema leaves it out; only training again makes it"
     return f"dakd {step} {options}"
+
+
+def _evaluation(run: Path, path: Path) -> str:
+    name = path.relative_to(run / "evaluate").parts[0]
+    folder = run / "evaluate" if run / "evaluate" / name == path or name in OWN_FOLDERS else run / "evaluate" / name
+    settings = evaluation_settings(run, folder)
+    if settings is None:
+        hint = "no whole file names its inputs: evaluate again with its evaluate.folder or evaluate.student"
+        return f"rm -r {shlex.quote(str(folder))}  # {hint}"
+    return f"dakd evaluate {_options(run)}" + _typed(run, settings)
+
+
+def _options(run: Path) -> str:
+    config = run / CONFIG
+    name = "EXPERIMENT.yaml" if _kept(config) is None else shlex.quote(str(config))
+    return f"--config {name} run_dir={shlex.quote(str(run))}"
+
+
+def _typed(run: Path, settings: Settings) -> str:
+    """Overrides for a shell, each after a space."""
+    config = _kept(run / CONFIG) or Config(name="default")
+    return "".join(f" {shlex.quote(one)}" for one in as_overrides(settings, config))
 
 
 def format_found(run: Path, found: list[Found]) -> str:
@@ -67,9 +95,10 @@ def _removal(path: Path) -> str:
     return f"rm -f {place}" + f" && dakd verify --accept {place}" * is_listed
 
 
-def _is_whole_config(path: Path) -> bool:
+def _kept(path: Path) -> Config | None:
+    """A run's own configuration; None where it is damaged or gone."""
     try:
         refuse_changed_config(path)
+        return load_config(path) if path.is_file() else None
     except (OSError, ValueError):
-        return False
-    return path.is_file()
+        return None

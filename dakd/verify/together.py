@@ -12,9 +12,7 @@ from dakd.generate.sidecar import manifest_line
 from dakd.runtime.files import file_hash
 from dakd.runtime.kept_config import CONFIG
 from dakd.runtime.sealed import MANIFEST, listed_in, parse_sealed, read_manifest
-from dakd.verify.found import ERRORS, Found, short
-
-_OWN_FOLDERS = ("pictures", "features")  # of the evaluation around them
+from dakd.verify.found import ERRORS, OWN_FOLDERS, Found, short
 
 
 def absent_and_foreign(run: Path) -> Iterator[Found]:
@@ -24,7 +22,7 @@ def absent_and_foreign(run: Path) -> Iterator[Found]:
     yield from _generated(run / "generate")
     trainings = [path for step in ("train_jointnet", "train_saross") for path in (run / step).glob("*/")]
     evaluations = [run / "evaluate"] if _has_own_evaluation(run / "evaluate") else []
-    evaluations += [path for path in (run / "evaluate").glob("*/") if path.name not in _OWN_FOLDERS]
+    evaluations += [path for path in (run / "evaluate").glob("*/") if path.name not in OWN_FOLDERS]
     own = [run / step for step in ("prepare", "balance", "report")]
     for folder in (*own, *trainings, *evaluations, *(run / "predict").glob("*/")):
         yield from _listed(folder)
@@ -43,7 +41,7 @@ def _settings(run: Path) -> Iterator[Found]:
 
 def _has_own_evaluation(folder: Path) -> bool:
     """Whether the run's own evaluation was begun: those of other folders and students have folders of their own."""
-    return folder.is_dir() and any(path.is_file() or path.name in _OWN_FOLDERS for path in folder.iterdir())
+    return folder.is_dir() and any(path.is_file() or path.name in OWN_FOLDERS for path in folder.iterdir())
 
 
 def _listed(folder: Path) -> Iterator[Found]:
