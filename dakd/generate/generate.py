@@ -24,7 +24,9 @@ from dakd.generate.status import Progress
 from dakd.generate.summaries import draw_sheet, retract_summaries, write_summaries
 from dakd.generate.teacher import PairMaker, computed_deterministically, plan_of_settings, teacher_classes
 from dakd.generate.worker import Worker, share_from_environment
-from dakd.runtime.distributed import is_main
+from dakd.runtime.console import show
+from dakd.runtime.distributed import is_main, rank, world_size
+from dakd.runtime.place import how_to_run_alone
 from dakd.runtime.runlog import save_config, say
 
 
@@ -51,6 +53,9 @@ def generate(config: Config) -> Path:
         plan = GenerationPlan(folder, cfg.num_samples, cfg.num_samples, cfg.shard_size, maker.provenance)
         record_provenance(plan)
         save_config(config, folder)
+        if not is_main():  # of a left-over RANK, too
+            place = f"rank {rank()} of {world_size()}"
+            show(f"generate: {place} works at {folder}, and rank 0 reports; {how_to_run_alone()}")
         plan, selection = _make_shards(plan, gate, maker)
         refuse_changed_shards(plan, share_from_environment())
         write_summaries(plan, gate, selection, maker.classes)

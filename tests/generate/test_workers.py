@@ -294,6 +294,15 @@ def test_launchers_give_a_worker_its_share(monkeypatch, environment, share):
     assert share_from_environment() == share
 
 
+def test_a_rank_that_may_be_alone_says_which_it_is_and_how_to_run_alone(copy_of_set, monkeypatch, capsys):
+    config, folder = copy_of_set
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    generate(config)
+    printed = capsys.readouterr().out
+    assert f"rank 1 of 2 works at {folder}" in printed and "to run alone: unset RANK WORLD_SIZE" in printed
+
+
 def test_tasks_of_an_array_start_apart_and_the_last_ones_work_is_swept_up(new_set, tmp_path, whole_set):
     """Of four tasks two are never started; with their claims, the other two make no shard twice."""
     config, made = new_set(tmp_path / "run"), tmp_path / "made"
