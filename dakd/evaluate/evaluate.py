@@ -39,7 +39,7 @@ from dakd.runtime.distributed import barrier, device, init_if_many, is_main, ran
 from dakd.runtime.files import file_hash, replacing, write_text
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import say
-from dakd.runtime.sealed import files_of, remove_manifest, write_json, write_manifest
+from dakd.runtime.sealed import files_of, read_json, remove_manifest, write_json, write_manifest
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def _evaluate(
         generation = compare_pairs(cfg, run_dir, pair_sets["real"], synthetic, extractor, agreement)
     evaluation = _summarise(cfg, results, generation, held_out)
     if is_main():
+        _say_what_is_replaced(cfg, out_dir)
         remove_manifest(out_dir)
         _write(cfg, out_dir, evaluation, students, held_out, inputs_of(cfg, run_dir, students))
         _write_image_counts(out_dir, results, held_out)
@@ -107,6 +108,19 @@ def _evaluate(
         write_manifest(out_dir, files_of(out_dir, folder))
         say(f"\n{evaluation.table}\n")
     return evaluation
+
+
+def _say_what_is_replaced(cfg: Config, out_dir: Path) -> None:
+    """A line where the tables that are there are of other weights or scales."""
+    try:
+        table = read_json(out_dir / "table.json") or {}
+    except (ValueError, OSError):  # damaged: written again
+        return
+    now = {"weights": cfg.evaluate.student or cfg.evaluate.weights, "scales": list(cfg.evaluate.scales)}
+    before = {key: table.get(key, value) for key, value in now.items()}
+    if before != now:
+        shown, new = (f"weights {one['weights']} at scales {one['scales']}" for one in (before, now))
+        say(f"{out_dir}: tables of {shown} are replaced by those of {new}")
 
 
 def _open_pairs(cfg: Config, run_dir: Path, classes: ClassTable) -> dict[str, ShardSet]:

@@ -37,12 +37,15 @@ def test_every_student_is_scored_and_written(run_dir, config, grey_student, caps
     assert "tiny: 5 images of the test split" in text and "pixel share" in text
 
 
-def test_all_scales_of_the_settings_count_and_are_written(run_dir, config, grey_student):
+def test_all_scales_of_the_settings_count_and_are_written(run_dir, config, grey_student, capsys):
     alone = evaluate(config, run_dir).scores["real"].miou
     pictures = {path.name: path.read_bytes() for path in (run_dir / "evaluate" / "pictures").glob("*_real.png")}
     settings = config.model_dump(mode="json")
     settings["evaluate"]["scales"] = [0.5, 1.0]
+    assert "are replaced" not in capsys.readouterr().out
     fused = evaluate(build_config(settings), run_dir).scores["real"].miou
+    replaced = "tables of weights ema at scales [1.0] are replaced by those of weights ema at scales [0.5, 1.0]"
+    assert replaced in capsys.readouterr().out
     # Scores of 4 x 4 blocks at half the size are blurred, and a blurred score outvotes some of the sharp ones.
     assert fused < alone
     assert json.loads((run_dir / "evaluate" / "table.json").read_text())["scales"] == [0.5, 1.0]
