@@ -14,7 +14,7 @@ from dakd.data.transforms import pad
 from dakd.evaluate.neighbours import FLIP_NAMES, FLIPS, MEASURES, Neighbours, Window
 from dakd.metrics.tables import format_table
 from dakd.runtime.files import replacing, write_text
-from dakd.runtime.sealed import write_json
+from dakd.runtime.sealed import files_of, remove_manifest, write_json, write_manifest
 
 NUM_PICTURES = 12  # of the most suspicious pairs
 _SIDE = 160  # pixels; smaller images are magnified to about this side in the picture
@@ -31,7 +31,7 @@ def write_audit(
     found: dict[str, dict[str, Neighbours]],
     limits: dict[str, float],
 ) -> str:
-    """Write the three files; the text.
+    """Write the three files and their manifest; the text.
 
     facts: what was compared, and how.  kept: places of the synthetic images that were looked up.  found: by the name of
     the set, "synthetic" among them, and by measure.  limits: by measure, the distance below which an image is
@@ -48,9 +48,11 @@ def write_audit(
         "pairs": [_pair(synthetic, train, kept, ours, at, limits) for at in range(len(kept))],
     }
     text = _format(content)
+    remove_manifest(folder)
     write_json(folder / "audit.json", content)
     write_text(folder / "audit.txt", text + "\n")
     _draw(synthetic, train, kept, ours, suspects, facts["window"], folder / "nearest.png")
+    write_manifest(folder, files_of(folder))
     return text
 
 

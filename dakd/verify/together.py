@@ -23,7 +23,7 @@ def absent_and_foreign(run: Path) -> Iterator[Found]:
     trainings = [path for step in ("train_jointnet", "train_saross") for path in (run / step).glob("*/")]
     evaluations = [run / "evaluate"] if _has_own_evaluation(run / "evaluate") else []
     evaluations += [path for path in (run / "evaluate").glob("*/") if path.name not in OWN_FOLDERS]
-    own = [run / step for step in ("prepare", "balance", "report")]
+    own = [run / place for place in ("prepare", "balance", "generate/audit", "report")]
     for folder in (*own, *trainings, *evaluations, *(run / "predict").glob("*/")):
         yield from _listed(folder)
 

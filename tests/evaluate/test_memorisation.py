@@ -35,6 +35,7 @@ from dakd.evaluate.neighbours import (
 from dakd.generate.generate import generate
 from dakd.models.registry import build_student
 from dakd.runtime import distributed
+from dakd.verify import verify_run
 from dakd.weights import save_student
 
 SIZE = (32, 32)
@@ -205,4 +206,7 @@ def test_the_command_audits_a_run(tmp_path, monkeypatch, capfd):
     assert run_step("generate", command) == 0
     assert "the nearest pairs" in capfd.readouterr().out
     folder = config.run_path / "generate" / "audit"
-    assert {path.name for path in folder.iterdir()} == {"audit.json", "audit.txt", "nearest.png"}
+    assert {path.name for path in folder.iterdir()} == {"audit.json", "audit.txt", "nearest.png", "manifest.json"}
+    (folder / "audit.txt").write_text("nothing was found\n")
+    changed = {one.path.name: one.state for one in verify_run(config.run_path) if "audit" in one.path.parts}
+    assert changed.pop("audit.txt") == "damaged" and set(changed.values()) == {"ok"}
