@@ -22,6 +22,7 @@ from dakd.cli.main import main
 from dakd.config import build_config, dump_config
 from dakd.data.shards import ShardSet
 from dakd.evaluate.evaluate import evaluate
+from dakd.evaluate.inputs import inputs_of
 from dakd.generate import generate as generating
 from dakd.generate import summaries
 from dakd.generate.generate import generate
@@ -31,6 +32,7 @@ from dakd.runtime.kept_config import open_config
 from dakd.runtime.runlog import read_records, save_config
 from dakd.runtime.sealed import files_of, read_json, read_manifest, seal_yaml, write_json, write_manifest
 from dakd.verify import verify_run
+from dakd.verify.made_with import as_overrides, evaluation_settings
 from dakd.weights import load_student
 
 FILES = {  # one of each kind, with the command that makes it again
@@ -518,6 +520,27 @@ def test_the_repair_of_an_evaluation_has_the_settings_that_it_was_made_with(run,
     assert repairs.count("\n") == 3 and "'evaluate.scales=[1.0, 0.5]' " in repairs, repairs
     carry_out(repairs)
     assert [path.read_bytes() for path in tables] == whole and states(run) == {}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["evaluate.split=train", "evaluate.folder=/a b/c", "evaluate.dataset=sos", "prepare.sensor=palsar",
+         "prepare.polarity=oil_is_black", "prepare.mask_threshold=9", "evaluate.weights=raw"],
+        ["evaluate.folder=/a", "evaluate.scales=[0.5,1]", "prepare.resize=[32,64]", "prepare.mask_values=ids"],
+        ["evaluate.student=/x.safetensors", "evaluate.scales=[2]"],
+        ["evaluate.split=train"],
+    ],
+)  # fmt: skip
+def test_the_settings_of_an_evaluation_come_back_from_its_files(run, tmp_path, overrides):
+    asked = overridden(run, *overrides)
+    students = {"x": Path("/x.safetensors")} if asked.evaluate.student else {}
+    facts = {"inputs": inputs_of(asked, run, students), "split": asked.evaluate.split, "skipped": []}
+    facts |= {"scales": list(asked.evaluate.scales), "weights": asked.evaluate.weights}
+    write_json(tmp_path / "tables" / "table.json", facts)
+    config = overridden(run)
+    typed = as_overrides(evaluation_settings(run, tmp_path / "tables"), config)
+    assert overridden(run, *typed) == asked and len(typed) == len(overrides)
 
 
 def test_an_evaluation_of_which_no_file_says_the_inputs_is_removed(run, tmp_path, capsys):

@@ -33,6 +33,7 @@ from dakd.weights import STUDENT_FILES, load_student, read_student_metadata
 
 # The order of the paper's ablation; students of other names follow by name.
 _ORDER = ("real", "synthetic", "real+synthetic")
+_OF_SOS = ("sensor", "polarity", "mask_threshold")  # settings of prepare that say how its masks are read
 
 
 def find_students(run_dir: Path, weights: str = "ema") -> dict[str, Path]:
@@ -143,8 +144,9 @@ def inputs_of(cfg: Config, run_dir: Path, students: dict[str, Path]) -> dict[str
             inputs["dataset"] = _layout(cfg)
         if cfg.prepare.resize is not None:
             inputs["resize"] = list(cfg.prepare.resize)
-        if cfg.prepare.mask_values != "auto":
-            inputs["mask_values"] = cfg.prepare.mask_values
+        names = ("mask_values", *_OF_SOS) if _layout(cfg) == "sos" else ("mask_values",)
+        values = {name: (getattr(cfg.prepare, name), PrepareConfig.model_fields[name].default) for name in names}
+        inputs |= {name: value for name, (value, default) in values.items() if value != default}
     return inputs
 
 

@@ -38,7 +38,11 @@ def evaluation_settings(run: Path, folder: Path) -> Settings | None:
             "evaluate.dataset": inputs.get("dataset", "auto"),
             "prepare.resize": inputs.get("resize"),
             "prepare.mask_values": inputs.get("mask_values", "auto"),
+            "prepare.polarity": inputs.get("polarity", "oil_is_white"),
+            "prepare.mask_threshold": inputs.get("mask_threshold", 128),
         }
+        if "sensor" in inputs:
+            settings["prepare.sensor"] = inputs["sensor"]
         if facts["skipped"]:
             settings["prepare.on_bad_file"] = "skip"
     return settings

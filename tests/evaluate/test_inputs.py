@@ -19,7 +19,7 @@ from dakd.data.readers import BadDataset
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.data.shards import ShardSet
 from dakd.evaluate.evaluate import evaluate
-from dakd.evaluate.inputs import LabelledFolder
+from dakd.evaluate.inputs import LabelledFolder, inputs_of
 from dakd.evaluate.students import evaluate_student
 from dakd.models.registry import build_student
 from dakd.names import is_file_part
@@ -216,6 +216,14 @@ def test_other_weights_scales_and_settings_of_labels_have_tables_of_their_own(ru
     own = [{"weights": "raw"}, {"scales": [0.5, 1.0]}, {"resize": [8, 10]}, {"mask_values": "colours"}]
     assert tables["harbour"]["inputs"] == plain and len(tables) == 5
     assert all(plain | one in found for one in own)
+
+
+def test_how_masks_of_sos_are_read_is_among_the_inputs(config, run_dir, pictures):
+    changed = {"sensor": "palsar", "polarity": "oil_is_black", "mask_threshold": 200}
+    for dataset, own in (("sos", changed | {"dataset": "sos"}), ("folder", {})):
+        asked = asking(config, changed, folder=str(pictures), dataset=dataset)
+        plain = {"folder": str(pictures), "student": None, "split": "test"}
+        assert inputs_of(asked, run_dir, {}) == plain | own
 
 
 @pytest.mark.parametrize("name", ["table", "Generation", "manifest", "truth", "image", "NUL"])
