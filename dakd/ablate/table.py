@@ -27,6 +27,7 @@ from dakd.runtime.sealed import read_json, write_json
 MISSING = "missing"
 TABLES = Path("runs/ablate")
 _SOURCE = "source.json"
+_OF_EARLIER = "Scores of an earlier training of their student; remove these folders, and they are made again"
 _TABLES = ("table.md", "table.csv", "table.tex", "seeds.csv")
 
 
@@ -82,7 +83,10 @@ def write_table(
         write_json(folder / _SOURCE, source)
     write_text(folder / "table.csv", _csv(plan, lines))
     write_text(folder / "seeds.csv", _seeds_csv(plan, store))
-    write_text(folder / "table.tex", _latex(plan, lines))
+    earlier = earlier_jobs(plan, store)
+    write_text(folder / "table.tex", "".join(f"% {_OF_EARLIER}: {one}\n" for one in earlier) + _latex(plan, lines))
+    if earlier:
+        say(f"ablate: {_OF_EARLIER}: {', '.join(earlier)}")
     write_text(folder / "table.md", markdown(plan, lines, store, failed or {}, absent or {}))
     return folder / "table.md"
 
@@ -117,8 +121,7 @@ def markdown(
     if missing:
         parts.append("Missing (the same command resumes the work):\n\n" + "\n".join(missing))
     if earlier := earlier_jobs(plan, store):
-        what = "Scores of an earlier training of their student; remove these folders, and they are made again"
-        parts.append(f"{what}:\n\n" + "\n".join(f"- {folder}" for folder in earlier))
+        parts.append(f"{_OF_EARLIER}:\n\n" + "\n".join(f"- {folder}" for folder in earlier))
     if absent:
         parts.append("Absent:\n\n" + "\n".join(f"- {name}: {why}" for name, why in absent.items()))
     if failed:

@@ -93,7 +93,7 @@ def test_time_counts_every_job_that_a_line_needs_once(half_done):
     assert soft.seconds == 10 * (1 + 5)
 
 
-def test_scores_of_an_earlier_training_are_named_with_the_remedy(half_done, tmp_path):
+def test_scores_of_an_earlier_training_are_named_with_the_remedy(half_done, tmp_path, capsys):
     plan, store = half_done
     job = plan.cells[0].jobs["student"]
     path = store.folder_of(job) / "evaluate" / "real.json"
@@ -105,6 +105,8 @@ def test_scores_of_an_earlier_training_are_named_with_the_remedy(half_done, tmp_
     student.write_text("second")
     text = write_table(plan, store, tmp_path / "out").read_text()
     assert "earlier training of their student; remove these folders" in text and text.count(f"- {path.parents[1]}") == 1
+    assert (tmp_path / "out" / "table.tex").read_text().startswith("% Scores of an earlier training")
+    assert f"again: {path.parents[1]}" in capsys.readouterr().out
 
 
 def test_other_test_images_are_not_compared(tmp_path):
