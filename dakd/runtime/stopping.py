@@ -205,9 +205,10 @@ def signal_in(code: int) -> signal.Signals | None:
     """The signal that an exit status stands for; None for another status.
 
     Three forms: -N of a child process, 128 + N of a shell, and 256 - N, which is what exit makes of a rank's -N in
-    DeepSpeed's launch.py.
+    DeepSpeed's launch.py. 255 is none: many programs give it for any error.
     """
-    return next((signal.Signals(form) for form in (-code, code - 128, 256 - code) if 0 < form < 32), None)
+    forms = (-code, code - 128, 256 - code) if code != 255 else ()
+    return next((signal.Signals(form) for form in forms if 0 < form < 32), None)
 
 
 def prove_end() -> None:

@@ -19,6 +19,7 @@ from dakd.runtime.stopping import (
     read_requeue_markers,
     remove_requeue_markers,
     request_stop,
+    signal_in,
     stop_reason,
     write_requeue_marker,
 )
@@ -172,3 +173,12 @@ def test_a_reader_outlives_the_signals_of_its_rank_and_ends_when_the_rank_ends_i
 def test_the_marker_is_json_that_a_script_can_read(tmp_path):
     write_requeue_marker(tmp_path, "time limit", 3, 8)
     assert json.loads((tmp_path / "requeue.json").read_text())["reason"] == "time limit"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(-9, signal.SIGKILL), (137, signal.SIGKILL), (247, signal.SIGKILL), (241, signal.SIGTERM), (130, signal.SIGINT),
+     (0, None), (1, None), (85, None), (128, None), (160, None), (224, None), (255, None)],
+)  # fmt: skip
+def test_a_signal_is_known_from_the_status_of_a_child_a_shell_and_a_rank(code, expected):
+    assert signal_in(code) == expected
