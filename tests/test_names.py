@@ -95,3 +95,9 @@ def test_all_inputs_of_one_name_change_it_and_files_that_are_taken_are_left_alon
     assert unique_names(choices, ["_class.png"], taken=["B_CLASS.png"]) == ["a.png", "a.tif", "b.png"]
     with pytest.raises(ValueError, match="two inputs make files of one name, 'a'; expected a name for each"):
         unique_names([("a",), ("a",)])
+
+
+def test_two_inputs_of_one_text_are_told_apart_by_what_they_are():
+    first, second, plain = hashed("a?", "scenes/1"), hashed("a?", "scenes/2"), hashed("a?")
+    assert len({first, second, plain}) == 3 and all(name.startswith("a_~") for name in (first, second, plain))
+    assert unique_names([("a_", first), ("a_", second)]) == [first, second]

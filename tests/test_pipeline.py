@@ -27,6 +27,7 @@ from dakd.runtime.files import file_hash
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
 from dakd.runtime.sealed import write_json
+from dakd.runtime.stopping import Preempted, write_requeue_marker
 from dakd.train.checkpoint import list_checkpoints
 from dakd.verify import verify_run
 from dakd.weights import load_student
@@ -233,6 +234,28 @@ def test_a_step_that_was_ended_is_not_taken_for_finished(tmp_path, code, message
 def test_a_step_that_proves_its_end_has_finished(tmp_path):
     finish(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w').close(); {PROVE}")
     assert (tmp_path / "ran").exists()
+
+
+def test_what_a_step_leaves_after_a_proven_end_is_not_waited_for(tmp_path):
+    """Such as a service of W&B, which ends when it likes."""
+    left = f"import time, pathlib; time.sleep(6); pathlib.Path({str(tmp_path / 'ended')!r}).touch()"
+    finish(tmp_path, f"{PROVE}; subprocess.Popen([sys.executable, '-c', {left!r}])")
+    assert not (tmp_path / "ended").exists()
+
+
+def test_a_step_proves_nothing_to_the_pipeline_around_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAKD_PROOF_OF_END", str(tmp_path / "of another"))
+    code = "import os, sys; sys.exit('DAKD_PROOF_OF_END' in os.environ)"
+    finish_step("prepare", [sys.executable, "-c", code], tmp_path)
+
+
+def test_a_marker_says_that_a_training_stopped_and_one_of_an_earlier_start_nothing(tmp_path):
+    write_requeue_marker(tmp_path / "train_saross" / "real", "SIGTERM", 3, 9)
+    finish_step("train_saross", [sys.executable, "-c", f"import os; {PROVE}"], tmp_path)
+    marker = "from dakd.runtime.stopping import write_requeue_marker; from pathlib import Path\n"
+    marker += f"write_requeue_marker(Path({str(tmp_path / 'train_saross' / 'real')!r}), 'SIGTERM', 4, 9)"
+    with pytest.raises(Preempted, match="stopped in train_saross at step 4 of 9; the same command resumes"):
+        finish_step("train_saross", [sys.executable, "-c", marker], tmp_path)
 
 
 def test_rank_0_proves_its_end_and_no_failed_step_does(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import dakd
 from dakd import cli
 from dakd.cli import COMMANDS, STEPS, build_parser, main
 from dakd.config.explain import settings
-from dakd.runtime.stopping import Preempted
+from dakd.runtime.stopping import PROOF_VARIABLE, Preempted, Stopped
 
 
 def run(*argv, capsys) -> tuple[int, str, str]:
@@ -83,6 +84,27 @@ def test_one_place_turns_errors_into_a_message_and_a_status(error, status, messa
         monkeypatch.setenv("DAKD_TRACEBACK", "1")
         with pytest.raises(type(error)):
             main(["balance", "--config", "demo"])
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+def test_a_step_that_a_signal_stopped_ends_with_the_status_of_that_signal(number, status, capsys, monkeypatch):
+    def stop(_):
+        raise Stopped("stopped during balance", number)
+
+    monkeypatch.setitem(COMMANDS, "balance", COMMANDS["balance"]._replace(run=stop))
+    expected = (status, "", "dakd balance: stopped during balance\n")
+    assert run("balance", "--config", "demo", capsys=capsys) == expected
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_process_proves_its_end_only_with_status_0_and_a_call_from_python_never(status, tmp_path, monkeypatch):
+    proof = tmp_path / "finished"
+    monkeypatch.setenv(PROOF_VARIABLE, str(proof))
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setitem(COMMANDS, "balance", COMMANDS["balance"]._replace(run=lambda _: status))
+    monkeypatch.setattr(sys, "argv", ["dakd", "balance", "--config", "demo"])
+    assert main(sys.argv[1:]) == status and not proof.exists()
+    assert main() == status and proof.exists() == (status == 0)
 
 
 def test_a_command_that_cannot_resume_does_not_say_that_it_does(capsys, monkeypatch):

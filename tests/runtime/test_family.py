@@ -92,6 +92,8 @@ def deepspeed_like(folder):
 def test_a_training_leaves_a_checkpoint_when_deepspeeds_first_process_dies_alone(tmp_path, family, number):
     runner = family(deepspeed_like(tmp_path))
     rank = rank_of(tmp_path)
+    time.sleep(0.1)
+    assert not (tmp_path / "checkpoint").exists() and is_running(rank)  # all launchers are there
     runner.send_signal(number)
     runner.wait()
     wait_until(lambda: not is_running(rank), "the rank outlived its launcher")
@@ -263,3 +265,15 @@ def test_a_parent_that_ended_before_the_kernel_was_asked_ends_the_process_too(mo
     assert sent == []
     families._die_with(os.getppid() + 1, signal.SIGTERM)
     assert sent == [signal.SIGTERM]
+
+
+def test_the_processes_of_a_group_are_those_that_run_whatever_they_are_called():
+    code = "open('/proc/self/comm', 'w').write('a) Z 1 1'); print(flush=True); import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE) as leader:
+        try:
+            leader.stdout.readline()
+            assert families.processes_of_group(leader.pid) == [leader.pid]
+        finally:
+            leader.kill()
+        os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOWAIT)  # it has ended and is not reaped
+        assert families.processes_of_group(leader.pid) == []

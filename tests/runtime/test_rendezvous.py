@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,18 @@ def test_a_rank_that_is_there_twice_and_another_size_are_refused(key, theirs, me
     store.set(key, theirs)
     with pytest.raises(ValueError, match=message):
         rendezvous._Wait(1.0)._agree(store)
+
+
+def test_ranks_that_torchrun_starts_again_meet_anew_in_the_store_that_outlived_them(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    store = dist.HashStore()
+    monkeypatch.setattr(rendezvous._Wait, "connect", lambda _: store)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    first = rendezvous.meet(timedelta(seconds=1))
+    first.set("a", "of the first attempt")
+    store.set("dakd/meeting/0/rank0", "process 1 on other")  # which has ended
+    with pytest.raises(ValueError, match="RANK is 0, and process 1 on other has that rank already"):
+        rendezvous.meet(timedelta(seconds=1))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not rendezvous.meet(timedelta(seconds=1)).check(["a"])

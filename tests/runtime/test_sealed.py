@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 
+from dakd.runtime import sealed
 from dakd.runtime.sealed import (
     Changed,
+    files_of,
+    is_as_listed,
     parse_sealed,
     read_json,
     read_manifest,
+    refuse_unlisted,
     remove_manifest,
     seal,
     write_json,
+    write_listed,
     write_manifest,
 )
 
@@ -98,3 +104,38 @@ def test_a_manifest_keeps_the_hashes_of_files_that_stay_from_before(tmp_path):
     write_manifest(tmp_path, [kept, new], before)
     after = read_manifest(tmp_path)
     assert after["kept.png"] == before["kept.png"] and after.keys() == {"kept.png", "new.png"}
+
+
+def test_a_kill_while_a_listed_text_is_written_leaves_no_manifest_that_disagrees(tmp_path, monkeypatch):
+    path, other = tmp_path / "config.yaml", tmp_path / "other.json"
+    write_json(other, CONTENT)
+    write_manifest(tmp_path, [other])
+    write_listed(path, "one")
+    assert list(read_manifest(tmp_path)) == ["other.json", "config.yaml"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sealed, "file_hash", Mock(side_effect=KeyboardInterrupt))  # of the text that is written now
+        with pytest.raises(KeyboardInterrupt):
+            write_listed(path, "two")
+    refuse_unlisted(path)
+    assert path.read_text() == "two" and list(read_manifest(tmp_path)) == ["other.json"]
+    write_listed(path, "two")
+    assert list(read_manifest(tmp_path)) == ["other.json", "config.yaml"]
+
+
+def test_a_folder_is_as_listed_only_with_a_manifest_and_each_of_its_files(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("as written")
+    assert not is_as_listed(tmp_path)
+    write_manifest(tmp_path, [path])
+    assert is_as_listed(tmp_path)
+    path.write_text("other")
+    assert not is_as_listed(tmp_path)
+    path.unlink()
+    assert not is_as_listed(tmp_path)
+
+
+def test_neither_hidden_files_nor_the_manifest_nor_sub_folders_are_to_be_listed(tmp_path):
+    for name in ("a.txt", ".lock", ".a.txt.host.1.tmp", "manifest.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "inner").mkdir()
+    assert files_of(tmp_path, tmp_path / "absent") == [tmp_path / "a.txt"]

@@ -13,9 +13,11 @@ import pytest
 
 from dakd.runtime import stopping
 from dakd.runtime.stopping import (
+    PROOF_VARIABLE,
     REASONS,
     StopListener,
     listen_for_stop,
+    prove_end,
     read_requeue_markers,
     remove_requeue_markers,
     request_stop,
@@ -182,3 +184,16 @@ def test_the_marker_is_json_that_a_script_can_read(tmp_path):
 )  # fmt: skip
 def test_a_signal_is_known_from_the_status_of_a_child_a_shell_and_a_rank(code, expected):
     assert signal_in(code) == expected
+
+
+def test_rank_0_alone_proves_the_end_of_a_step(tmp_path, monkeypatch):
+    proof = tmp_path / "finished"
+    monkeypatch.setenv(PROOF_VARIABLE, str(proof))
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        prove_end()
+        assert proof.exists() == (rank == "0")
+    monkeypatch.setenv(PROOF_VARIABLE, str(tmp_path / "gone" / "finished"))  # its pipeline has ended
+    prove_end()
+    monkeypatch.delenv(PROOF_VARIABLE)
+    prove_end()
