@@ -162,6 +162,8 @@ def test_stretched_ids_and_jpegs_of_ids_are_refused(tmp_path):
     one_value = Image.fromarray(np.full_like(IDS, 1))  # as strong compression makes of ids 0, 1 and 2
     with pytest.raises(BadDataset, match="is a JPEG"):
         labels(write(tmp_path / "one value", one_value, suffix="jpg"), THREE)
+    with pytest.raises(BadDataset, match="is a JPEG"):
+        labels(write(tmp_path / "no white", one_value, suffix="jpg"), TWO, mask_values="binary")
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------
@@ -333,6 +335,12 @@ def test_palettes_of_the_class_colours_may_have_any_order_in_each_split(tmp_path
     assert np.array_equal(labels(data, THREE)[0], IDS)
 
 
+def test_a_number_that_palettes_of_one_split_show_in_two_colours_contradicts_no_other_split(tmp_path):
+    palettes = palette_picture(SWAPPED, GREEN, CYAN, BLACK), palette_picture(IDS, BLACK, CYAN, GREEN)
+    data = write(write(tmp_path / "data", *palettes), Image.fromarray(IDS), split="test")
+    assert all(np.array_equal(one, IDS) for one in labels(data, THREE))
+
+
 def test_white_among_ids_is_refused_where_white_is_a_class(tmp_path):
     mask = IDS.copy()
     mask[0] = 255
@@ -439,7 +447,9 @@ def test_the_setting_decides_what_is_doubtful(tmp_path):
 @pytest.mark.parametrize("white", [1, 255])
 def test_binary_takes_zero_for_black_by_the_class_colours(tmp_path, white):
     data = write(tmp_path / "data", Image.fromarray((white * OIL).astype(np.uint8)), Image.fromarray(EMPTY))
-    for classes, wanted in ((TWO, OIL), (WHITE_OIL, 1 - OIL), ({"a": [1, 2, 3], "b": [4, 5, 6]}, OIL)):
+    black_sea = {"oil": [0, 255, 255], "sea": [0, 0, 0]}
+    neither = {"a": [1, 2, 3], "b": [4, 5, 6]}
+    for classes, wanted in ((TWO, OIL), (WHITE_OIL, 1 - OIL), (black_sea, 1 - OIL), (neither, OIL)):
         assert np.array_equal(labels(data, classes, mask_values="binary")[0], wanted)
     with pytest.raises(ValueError, match="mask_values is binary and there are 3 classes"):
         labels(data, THREE, mask_values="binary")

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
 from dakd.config import build_config
 from dakd.data.foreign_records import decode_foreign
 from dakd.data.prepare import prepare
 from dakd.data.readers import BadDataset, BadFile, read_picture
+from dakd.data.readers.known_header import known_structure
 from dakd.data.readers.mask_pixels import read_mask
 from dakd.data.readers.picture_structure import read_structure
 from dakd.data.readers.read_picture import (
@@ -451,6 +452,33 @@ def test_no_data_is_compared_with_the_stored_number_where_0_is_white(tmp_path):
         with pytest.raises(BadFile, match=r"no-data value [02] in 25\.0 %"):
             read_grey(tmp_path / "a.tif", content)
     assert np.array_equal(read_grey(tmp_path / "a.tif", tiff(HIDDEN, 0, t42113=b"9")), 255 - HIDDEN)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_each_orientation_that_turns_a_picture_is_refused_and_no_other_number(orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = saved("PNG", GREY, exif=exif)
+    if orientation in (0, 1, 9):  # 0 and 9 mean nothing
+        assert np.array_equal(read_grey(Path("a.png"), content), GREY)
+    else:
+        with pytest.raises(BadFile, match=f"has the EXIF orientation {orientation}"):
+            read_grey(Path("a.png"), content)
+
+
+def test_channels_differ_by_no_more_than_jpeg_makes_of_a_grey_picture():
+    low = np.minimum(GREY, 200)
+    taken, refused = (saved("PNG", np.stack([low, low, low + more], -1)) for more in (8, 9))
+    assert np.array_equal(read_grey(Path("a.png"), taken), np.rint(low + 8 / 3).astype(np.uint8))
+    with pytest.raises(BadFile, match=r"is a colour picture \(channels differ by 9\)"):
+        read_grey(Path("a.png"), refused)
+
+
+def test_a_stream_is_left_where_pil_has_read_to():
+    stream = io.BytesIO(saved("PNG", GREY))
+    picture = Image.open(stream)
+    place = stream.tell()
+    assert known_structure(picture, "the picture").format == "PNG" and stream.tell() == place
 
 
 def test_every_changed_byte_of_a_deflated_tiff_is_refused(tmp_path):
