@@ -33,6 +33,7 @@ from dakd.runtime.runlog import read_records, save_config
 from dakd.runtime.sealed import files_of, read_json, read_manifest, seal_yaml, write_json, write_manifest
 from dakd.verify import verify_run
 from dakd.verify.made_with import as_overrides, evaluation_settings
+from dakd.verify.one_file import look_at
 from dakd.weights import load_student
 
 FILES = {  # one of each kind, with the command that makes it again
@@ -131,6 +132,22 @@ def test_whole_files_of_another_run_are_found(run, tmp_path):
     ).read_bytes()
 
 
+def test_a_whole_split_of_another_set_is_found(run):
+    shutil.rmtree(run / "prepare" / "train")
+    shutil.copytree(run / "prepare" / "test", run / "prepare" / "train")
+    assert states(run) == {"prepare/train/index.json": "damaged"}
+
+
+def test_files_that_a_step_at_work_writes_or_removes_are_not_damaged(tmp_path):
+    log, page = tmp_path / "metrics.jsonl", tmp_path / "README.md"
+    for text, state in (('{"step": 1}\n{"st', "ok"), ('{"step": 1}\n{"st\n', "damaged")):
+        log.write_text(text)
+        assert look_at(log).state == state
+    assert look_at(tmp_path / "gone.json").state == "unfinished"
+    page.write_text(" \n")
+    assert look_at(page) == ("damaged", page, "is empty")
+
+
 def test_a_run_in_progress_says_what_is_not_finished(run, capsys):
     (run / "train_saross" / "real" / "manifest.json").unlink()
     (run / "evaluate" / ".table.json.host.1.abcd.tmp").write_text("{")
@@ -201,6 +218,7 @@ def test_the_log_of_a_finished_training_is_believed_as_it_was_written_and_its_wh
     assert states(run) == {"train_saross/real/metrics.jsonl": "damaged"}
     assert main(["verify", "--accept", str(path)]) == 0
     assert states(run) == {} and [record["step"] for record in read_records(path)] == [1, 2, 4]
+    assert "sfep" not in path.read_text()
 
 
 @pytest.mark.parametrize("name, reason", [
@@ -212,12 +230,13 @@ def test_the_log_of_a_finished_training_is_believed_as_it_was_written_and_its_wh
     ("evaluate/experiment.yaml", "is no file that dakd verify checks"),
     ("../elsewhere/config.yaml", "is no file that dakd verify checks"),
     ("../elsewhere/metrics.jsonl", "holds no checksum of its own"),
+    ("../elsewhere/predict/metrics.jsonl", "holds no checksum of its own"),
     ("evaluate/notes.jsonl", "holds no checksum of its own"),
     ("train_saross/real/config.yaml", "is not valid YAML"),
 ])  # fmt: skip
 def test_a_file_that_dakd_did_not_write_is_not_accepted(run, name, reason, capsys):
     content, path = '{"a": 1' + "}" * (name not in ("cut.json", "train_saross/real/config.yaml")), run / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if name != "gone.json":
         path.write_text(content)
     assert main(["verify", "--accept", str(path)]) == 1
@@ -312,6 +331,10 @@ def test_settings_of_an_older_run_that_no_manifest_lists_are_read(run, capsys):
     assert main(["verify", str(run)]) == 0
     assert "unfinished  config.yaml: it has no checksum that is of this run" in capsys.readouterr().out
     assert read_config(run).name == "toy" and write_report(run).is_file()
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
+    assert main(["verify", "--accept", str(path)]) == 0
+    assert states(run) == {"config.yaml": "unfinished"} and read_config(run).seed == 4
     flip(run / "config.yaml")
     assert states(run) == {"config.yaml": "damaged"}
 
@@ -437,7 +460,10 @@ def test_whole_files_of_other_pairs_are_found(pairs_run):
     (folder / "manifest.json").unlink()  # as in a run of an older version
     assert states(pairs_run) == {"generate": "unfinished", "generate/provenance.json": "damaged"}
     (folder / "provenance.json").unlink()
-    assert states(pairs_run) == {"generate": "unfinished", "generate/provenance.json": "missing"}
+    lines = (folder / "manifest.jsonl").read_text().replace('"file": "shard-000000', '"file": "shard-000009')
+    (folder / "manifest.jsonl").write_text(lines)  # of one shard of several
+    found = {"generate/provenance.json": "missing", "generate/manifest.jsonl": "damaged"}
+    assert states(pairs_run) == {"generate": "unfinished"} | found
 
 
 def test_pairs_are_unfinished_until_their_last_file_is_written(pairs_run, monkeypatch):

@@ -95,6 +95,18 @@ def test_the_data_are_looked_at(tmp_path):
     assert not is_refused(check(toy(tmp_path, prepare=data | {"on_bad_file": "skip"})))
 
 
+def test_files_of_a_large_split_are_looked_at_from_its_beginning_to_its_end(tmp_path):
+    data = folder(tmp_path / "data", count=30)
+    images = sorted((tmp_path / "data" / "train" / "images").iterdir())
+    for path in images[:-1]:
+        Image.new("L", (32, 32), 7).save(path)
+    assert refusals(toy(tmp_path, prepare=data)) == {}  # the last one was not read, and is of more than one grey
+    levels = [one.level for one in check(toy(tmp_path, prepare=data)) if "one grey in all pixels" in one.text]
+    assert levels == ["warn"]
+    images[-2].write_bytes(b"no picture")
+    assert images[-2].name in refusals(toy(tmp_path, prepare=data))["data"]
+
+
 def test_a_dataset_that_is_absent_or_lacks_a_split_is_refused_and_small_images_are_reported(tmp_path):
     absent = folder(tmp_path / "a") | {"root": str(tmp_path / "absent")}
     assert "absent" in refusals(toy(tmp_path, prepare=absent))["data"]

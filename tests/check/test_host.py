@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from check_worlds import refusals, toy
 
-from dakd.check import host
+from dakd.check import capacity, host
 from dakd.check.check import check
+from dakd.check.experiment import Experiment
 
 
 def warnings(config) -> list[str]:
@@ -52,3 +55,27 @@ def test_more_reader_processes_than_cores_are_reported(tmp_path, monkeypatch):
     assert warnings(toy(tmp_path, train_saross__engine__num_workers=3)) == []
     (text,) = warnings(toy(tmp_path, train_saross__engine__num_workers=4))
     assert "train_saross.engine.num_workers makes 4 reader processes for 3 cores" in text
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_memory_is_that_of_all_ranks_of_a_host_and_tight_from_four_fifths_of_what_is_free(
+    tmp_path, monkeypatch, processes
+):
+    experiment = Experiment(toy(tmp_path), processes)
+    experiment.costs["student"] = None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(capacity, "memory_parts", lambda *_: {"weights": 30.0 * 2**30, "gradients": 50.0 * 2**30})
+    for free, level in ((99, "warn"), (101, "ok")):
+        monkeypatch.setattr(capacity, "_free_memory", partial(tuple, (free * processes * 2**30, "host")))
+        ((found, text),) = capacity.on_memory(experiment)
+        assert found == level and f"about {80 * processes}.00 GiB of {free * processes}.00 GiB on the host" in text
+
+
+def test_the_disk_that_pairs_take_is_that_of_their_codec(tmp_path):
+    sizes = {}
+    for codec in ("fp16", "logprob8"):
+        experiment = Experiment(toy(tmp_path, generate__codec=codec, generate__num_samples=2**20), 1)
+        ((_, text),) = capacity.on_disk(experiment)
+        sizes[codec] = float(text.split()[1])
+    # A GiB for each byte of a pixel: one grey, and five classes of two bytes, or of one that zstandard packs.
+    assert sizes["fp16"] == 1 + 5 * 2 and 1 < sizes["logprob8"] < 1 + 5

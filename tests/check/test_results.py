@@ -17,6 +17,7 @@ from dakd.config import StudentConfig
 from dakd.data.prepare import prepare
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.models.registry import build_student
+from dakd.train.saross import student_folder
 from dakd.weights import save_student
 
 
@@ -68,6 +69,13 @@ def test_a_prediction_of_test_images_that_are_not_there_is_refused(tmp_path, is_
     assert refusals(config).keys() == {"predict"} and "no test split at" in refusals(config)["predict"]
     grey(images / "a.png")
     assert refusals(toy(tmp_path, prepare=data, evaluate__split="train", predict__inputs=str(images))) == {}
+
+
+def test_a_prediction_by_a_student_that_is_not_trained_is_refused(tmp_path):
+    config = toy(tmp_path, train_saross__training_sets=["real"], predict__training_set="real+synthetic")
+    assert "training_sets (real) does not train" in refusals(config)["predict"]
+    student_folder(config, "real+synthetic").mkdir(parents=True)  # of an earlier call
+    assert refusals(config) == {}
 
 
 def test_images_to_predict_that_cannot_be_read_are_refused(tmp_path):

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from check_worlds import refusals, toy
+from check_worlds import folder, refusals, toy
 from evaluate_worlds import scene, write_set
 from tiny_sam import save_tiny_sam, tiny_sam_oil
 from tiny_students import TINY_STUDENT
@@ -137,3 +137,12 @@ def test_another_number_of_pairs_is_refused_before_it_replaces_those_of_a_traine
     found = refusals(build_config(tree))["resume"]
     assert "real+synthetic was trained beside" in found and "train_saross/real was" not in found
     assert "set it back, or remove that folder" in found
+
+
+def test_training_images_without_labels_are_refused_and_a_stage_of_warm_up_alone_is_reported(tmp_path):
+    data = folder(tmp_path / "data")
+    config = toy(tmp_path, prepare=data, train_jointnet__stage2__steps=2)
+    texts = [one.text for one in check(config) if one.topic == "teacher" and one.level == "warn"]
+    assert texts == ["warmup_steps 2 last as long as a stage of 2 steps"]
+    shutil.rmtree(tmp_path / "data" / "train" / "masks")
+    assert "6 of 6 training images have no labels; expected all" in refusals(config)["training sets"]

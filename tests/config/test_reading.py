@@ -173,6 +173,11 @@ def test_sigma_data_has_one_error_line(value):
         assert build_config({"name": "x", "train_jointnet": {"sigma_data": allowed}})
 
 
+@pytest.mark.parametrize("value", ["maybe", -1, None, []])
+def test_a_setting_of_several_types_has_one_error_line(value):
+    assert explain(generate={"capture": value}) == f"  generate.capture: expected auto, true or false (found {value!r})"
+
+
 def test_errors_of_a_section_do_not_print_it():
     wanted = "  prepare: dataset 'osd' has no root; set prepare.root to its folder"
     assert explain(prepare={"dataset": "osd", "max_samples": 3}) == wanted
@@ -275,6 +280,14 @@ def test_a_merged_key_may_be_overridden(tmp_path):
     config = load_config(write(tmp_path, text))
     assert config.train_jointnet.engine.wandb == "offline" and config.train_jointnet.engine.threads == 3
     assert config.train_saross.engine.threads == 2
+
+
+def test_an_error_shows_the_value_that_counts_and_not_one_that_it_replaced(tmp_path):
+    text = "name: a\ntrain_saross: {engine: &e {deepspeed: d}}\ntrain_jointnet: {engine: {<<: *e, deepspeed: 2024}}"
+    with pytest.raises(ValueError, match=r"train_jointnet\.engine\.deepspeed: must be text .found 2024, which YAML"):
+        load_config(write(tmp_path, text))
+    with pytest.raises(ValueError, match=r"prepare\.root: must be text .found 2024, which YAML reads as a number"):
+        load_config(write(tmp_path, "name: a"), ["prepare.root=r", "prepare={dataset: osd, root: 2024}"])
 
 
 def test_an_override_reaches_one_of_the_places_that_share_an_anchor(tmp_path):
