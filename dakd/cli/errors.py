@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import traceback
 from pathlib import Path
 
@@ -30,11 +31,20 @@ _MEMORY = (
     "takes), or predict smaller images"
 )
 
+# torch raises it wherever the rank is when it hears of the death, not only where a batch is asked for.
+_DEAD_READER = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)")
+
 
 def message_of(error: Exception) -> str:
     """The text about an error; the last line says how to see where it happened, if the message alone may not do."""
     if is_out_of_memory(error):
         return f"{_MEMORY}\n({_first_line(error)}; {_SHOW})"
+    if isinstance(error, RuntimeError) and _DEAD_READER.match(str(error)):
+        return (
+            f"a process that reads the data has died, and its rank needs it to the end ({_first_line(error)}); the "
+            "kernel kills one where memory runs out (see dmesg): set fewer num_workers; the same command resumes the "
+            f"work\n({_SHOW})"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return f"{_of_system(error)}\n({_SHOW})"
     if isinstance(error, json.JSONDecodeError | UnicodeError):

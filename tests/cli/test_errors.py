@@ -39,6 +39,8 @@ def no_json() -> Exception:
     (OSError(errno.EXDEV, "Invalid link", "/a", None, "/b"), ["/a and /b: invalid link"]),
     (MemoryError(), ["not enough memory", "micro_batch"]),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), ["not enough memory"]),
+    (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "), ["pid 12", "fewer num_workers", "resumes"]),
+    (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), ["pid(s) 12", "fewer num_workers", "resumes"]),
     (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), ["not enough memory", "CUDA out of memory"]),
     (KeyError("Oil"), ["does not expect, KeyError: 'Oil'"]),
     (TypeError("no int"), ["does not expect, TypeError: no int"]),
