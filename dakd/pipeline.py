@@ -88,7 +88,7 @@ def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequenc
     """Run a step's command in the run folder `run_path` to its end.
 
     pass_fds: file descriptors that the step keeps open, such as a lock's.
-    Raises RuntimeError naming the step that failed, Preempted where a training stopped at a checkpoint, and Stopped
+    Raises RuntimeError naming the step that failed, Preempted where a training was asked to stop, and Stopped
     where this process received a signal and the step left no checkpoint for it.
     """
     remove_requeue_markers(run_path / step)
@@ -98,8 +98,11 @@ def finish_step(step: str, command: list[str], run_path: Path, pass_fds: Sequenc
         proof = Path(folder) / "finished" if step in UNDER_DEEPSPEED else None
         code, received = run_command(command, request, pass_fds, proof)
         is_finished = code == 0 and (proof is None or proof.exists())
+    is_requested = request is not None and request.exists()  # by `dakd stop`, maybe after the training's last step
+    if is_requested:
+        request.unlink(missing_ok=True)
     stopped_at = [f"step {m['step']} of {m['total_steps']}" for m in read_requeue_markers(run_path / step)]
-    if stopped_at or (received and code == 0):
+    if stopped_at or ((received or is_requested) and code == 0):
         where = "".join(f" at {place}" for place in stopped_at)
         raise Preempted(f"stopped in {step}{where}; the same command resumes the work")
     if received:

@@ -270,6 +270,18 @@ def test_rank_0_proves_its_end_and_no_failed_step_does(tmp_path):
         assert (status == 0) == is_proven and proof.exists() == is_proven
 
 
+def test_a_stop_request_after_the_last_step_of_a_training_stops_the_pipeline(tmp_path):
+    """`dakd stop` has said that it asked; the generation, which may take days, must not begin."""
+    folder = str(tmp_path)
+    training = (
+        "from pathlib import Path; from dakd.runtime.stopping import listen_for_stop, prove_end, request_stop\n"
+        f"with listen_for_stop(Path({folder!r})):\n    request_stop(Path({folder!r}))\nprove_end()"
+    )
+    with pytest.raises(Preempted, match="stopped in train_jointnet; the same command resumes"):
+        finish_step("train_jointnet", [sys.executable, "-c", training], tmp_path)
+    assert not (tmp_path / "stop.json").exists()
+
+
 def test_what_a_killed_launcher_leaves_is_waited_for(tmp_path):
     """Ranks write their checkpoint after it, and the same command would find the run's lock taken."""
     rank = f"import time, pathlib; time.sleep(1); pathlib.Path({str(tmp_path / 'checkpoint')!r}).touch()"
