@@ -17,6 +17,7 @@ from typing import TextIO
 from dakd.runtime.named import Named
 
 REMEDY = "run the step that writes it again, or copy it again"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -46,6 +47,10 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f".{start}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield aside
+    except OSError as error:
+        if error.filename is None and error.errno in _NO_ROOM:  # of a write the kernel names no file
+            error.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

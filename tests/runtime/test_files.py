@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -35,6 +36,12 @@ def test_a_writer_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
         raise RuntimeError("killed")
     assert json.loads(path.read_text()) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_is_told_with_the_file_for_which_there_was_no_room(tmp_path):
+    with pytest.raises(OSError) as raised, replacing(tmp_path / "a.txt"), open("/dev/full", "w") as full:
+        full.write("text")
+    assert raised.value.errno == errno.ENOSPC and raised.value.filename == str(tmp_path / "a.txt")
 
 
 def test_the_bytes_are_on_the_disk_before_the_name_stands_for_them(tmp_path, monkeypatch):
