@@ -31,9 +31,9 @@ from dakd.report.report import write_report
 from dakd.runtime.kept_config import open_config
 from dakd.runtime.runlog import read_records, save_config
 from dakd.runtime.sealed import files_of, read_json, read_manifest, seal_yaml, write_json, write_manifest
-from dakd.verify import verify_run
+from dakd.train.checkpoint import verified_facts
+from dakd.verify import one_file, verify_run
 from dakd.verify.made_with import as_overrides, evaluation_settings
-from dakd.verify.one_file import look_at
 from dakd.weights import load_student
 
 FILES = {  # one of each kind, with the command that makes it again
@@ -142,10 +142,10 @@ def test_files_that_a_step_at_work_writes_or_removes_are_not_damaged(tmp_path):
     log, page = tmp_path / "metrics.jsonl", tmp_path / "README.md"
     for text, state in (('{"step": 1}\n{"st', "ok"), ('{"step": 1}\n{"st\n', "damaged")):
         log.write_text(text)
-        assert look_at(log).state == state
-    assert look_at(tmp_path / "gone.json").state == "unfinished"
+        assert one_file.look_at(log).state == state
+    assert one_file.look_at(tmp_path / "gone.json").state == "unfinished"
     page.write_text(" \n")
-    assert look_at(page) == ("damaged", page, "is empty")
+    assert one_file.look_at(page) == ("damaged", page, "is empty")
 
 
 def test_a_run_in_progress_says_what_is_not_finished(run, capsys):
@@ -156,6 +156,19 @@ def test_a_run_in_progress_says_what_is_not_finished(run, capsys):
     printed = capsys.readouterr().out
     assert "unfinished  train_saross/real: its step has not finished" in printed
     assert "unfinished  generate: generate has not finished" in printed and "3 unfinished" in printed
+
+
+def test_a_checkpoint_that_its_training_removes_meanwhile_is_no_damage(run, monkeypatch):
+    old, *_ = sorted((run / "train_saross" / "real" / "checkpoints").glob("step-*"))
+
+    def remove_and_verify(folder):
+        if folder == old and old.exists():
+            shutil.rmtree(old)
+        return verified_facts(folder)
+
+    monkeypatch.setattr(one_file, "verified_facts", remove_and_verify)
+    found = states(run)
+    assert {path for path in found if old.name in path} and set(found.values()) == {"unfinished"}
 
 
 def test_a_run_of_which_only_other_images_were_evaluated_has_no_unfinished_evaluation(run):

@@ -35,9 +35,10 @@ def look_at(path: Path) -> Found:
         _CHECKS.get(path.suffix, lambda _: None)(path)
         if path.name not in _STATE and path.name in listed_in(path.parent):
             refuse_unlisted(path)
-    except FileNotFoundError:
-        return Found("unfinished", path, "it went away: its step is at work")
     except ERRORS as error:
+        # An old checkpoint is renamed before it is removed, and found gone by an error of its own.
+        if isinstance(error, FileNotFoundError) or not path.exists():
+            return Found("unfinished", path, "it went away: its step is at work")
         return Found("damaged", path, short(error, path))
     return Found("ok", path)
 
