@@ -245,6 +245,10 @@ DOUBTFUL = {
         [palette_picture(IDS, BLACK, GREEN, CYAN), Image.fromarray(IDS)], "fit the class table in part"),
     "a palette of nearly the class colours in another order": (
         [palette_picture(IDS, (0, 250, 255), (2, 2, 2), (0, 150, 3))], "nearly the colour of 'oil', whose id is 1"),
+    "a palette of the ids as greys in another order": (
+        [palette_picture(IDS, BLACK, (2, 2, 2), (1, 1, 1))], "the value 1 shows the grey 2, which is another id"),
+    "a palette of ids and unknown as greys": (
+        [palette_picture(IDS, BLACK, (1, 1, 1), WHITE)], "the value 2 shows the grey 255, which is another id"),
     "colours beside ids": ([coloured(IDS, THREE), Image.fromarray(IDS)], "contradict each other"),
     "bits beside ids": ([Image.fromarray(OIL.astype(bool)), Image.fromarray(IDS)], "hold black and white in 1-bit"),
     "0/255 beside 0/1": (

@@ -135,6 +135,8 @@ def _refuse_half_known_palette(split: str, group: MaskGroup, classes: ClassTable
         classes.num_classes == 2 and used.get(0, BLACK) == BLACK and used.get(1, WHITE) == WHITE
     ):  # fmt: skip
         doubt = "the palette is black and white, and no class is white"
+    elif (other := _other_id(used, classes)) is not None:
+        doubt = f"the value {other} shows the grey {used[other] & 255}, which is another id"
     elif (near := _near_classes(used, classes)) and any(value != class_id for value, class_id in near.items()):
         value, class_id = next(item for item in near.items() if item[0] != item[1])
         doubt = (
@@ -147,6 +149,18 @@ def _refuse_half_known_palette(split: str, group: MaskGroup, classes: ClassTable
         f"the masks of the split {split!r} have palettes that fit the class table in part: {doubt} "
         f"({listed([group])}); complete prepare.classes, or {CHOICES}"
     )
+
+
+def _other_id(used: dict[int, int | None], classes: ClassTable) -> int | None:
+    """The first value of a palette whose greys are ids themselves, of which it shows another one; else None.
+
+    As where a program has turned greys into a palette, in an order of its own: then the greys are the ids.
+    """
+    greys = {pack((grey, grey, grey)): grey for grey in (*range(classes.num_classes), IGNORE_INDEX)}
+    shown = set(used.values())
+    if not shown <= greys.keys() or len(shown) < len(used) or (WHITE in shown and shown <= {BLACK, WHITE}):
+        return None
+    return next((value for value, colour in sorted(used.items()) if value != greys[colour]), None)
 
 
 def _voc_colour(class_id: int) -> int:
