@@ -224,7 +224,8 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
     ),
     "alpha channel or transparent colour, all opaque": (
         [saved("PNG", bands(GREY, SOLID)), saved("TIFF", bands(GREY, SOLID)), saved("PNG", bands(*[GREY] * 3, SOLID)),
-         saved("PNG", GREY, transparency=UNUSED)],
+         saved("PNG", GREY, transparency=UNUSED), tiff(bands(GREY, SOLID), extra=(1,)),
+         tiff(bands(*[GREY] * 3, SOLID), photometric=2, extra=(1,))],
         GREY, None,
     ),
     "alpha channel or transparent colour, some pixels hidden": (

@@ -286,7 +286,8 @@ def _grey(picture: Image.Image, path: str | Path, structure: Structure | None) -
     picture.load()
     _refuse_hidden(picture, path, structure)
     _refuse_short_palette(picture, path)
-    grey = np.array(picture) if picture.mode == "L" else _channels_to_grey(np.array(picture.convert("RGB")), path)
+    shown = picture.getchannel("L") if picture.mode == "La" else picture  # PIL converts La to nothing but LA
+    grey = np.array(shown) if shown.mode == "L" else _channels_to_grey(np.array(shown.convert("RGB")), path)
     has_nodata = structure is not None and structure.nodata is not None
     if has_nodata and (share := float(is_nodata(picture, structure).mean())):
         value, how = number_text(structure.nodata), _no_values("gdal_translate -a_nodata none IN OUT")
