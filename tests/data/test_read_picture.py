@@ -497,6 +497,38 @@ def test_every_changed_byte_of_a_deflated_tiff_is_refused(tmp_path):
     assert np.array_equal(read_grey(tmp_path / "a.tif", content), greys)
 
 
+def png_of_bytes(body: bytes, width: int, height: int, depth: int, kind: int, is_interlaced: bool) -> bytes:
+    """A PNG of inflated data, which may be more or less than its header claims."""
+    data = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, is_interlaced)
+    for name, part in ((b"IHDR", header), (b"IDAT", zlib.compress(body)), (b"IEND", b"")):
+        data += struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+    return data
+
+
+@pytest.mark.parametrize("is_interlaced", [False, True])
+@pytest.mark.parametrize(("depth", "kind", "channels"), [(8, 0, 1), (1, 0, 1), (2, 0, 1), (16, 0, 1), (8, 6, 4)])
+@pytest.mark.parametrize(("width", "height"), [(8, 6), (1, 2), (13, 3), (3, 9)])
+def test_a_png_that_ends_before_its_last_pixels_is_refused(
+    tmp_path, is_interlaced, depth, kind, channels, width, height
+):
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    lines = []
+    for column, row, right, down in passes if is_interlaced else [(0, 0, 1, 1)]:
+        columns = len(range(column, width, right))
+        line = b"\0" + b"\xff" * -(-columns * depth * channels // 8)
+        lines += [line] * len(range(row, height, down)) if columns else []
+    body, found = b"".join(lines), len(b"".join(lines[:-1]))
+    for content in (body, body + b"\0"):
+        (tmp_path / "a.png").write_bytes(png_of_bytes(content, width, height, depth, kind, is_interlaced))
+        assert np.array(open_picture(tmp_path / "a.png")).all()
+    short = png_of_bytes(body[:found], width, height, depth, kind, is_interlaced)
+    (tmp_path / "a.png").write_bytes(short)
+    for arguments in ((tmp_path / "a.png",), (tmp_path / "a.png", short)):
+        with pytest.raises(BadFile, match=rf"a.png: .*end after {found} of {len(body)} bytes, .*write it again"):
+            open_picture(*arguments)
+
+
 def test_a_single_picture_that_keeps_the_words_of_its_stack_is_read():
     content = tiff(GREY, t270=b"ImageJ=1.53t\nimages=9\n")
     assert len(content) < 9 * GREY.size and np.array_equal(read_grey(Path("a.tif"), content), GREY)

@@ -29,6 +29,9 @@ _STRIPS, _TILES = (273, 279), (324, 325)  # tags of their places and of their si
 _LOSSY = (6, 7, 34712, 34887, 34892, 50001, 50002)  # JPEG, JPEG 2000, LERC, WebP, JPEG XL; some know exact modes too
 _DEFLATE = (8, 32946)
 _INFLATED = 1 << 20  # bytes at a time
+# First column and row of each pass of a PNG, and the steps to the next ones.
+_ONE_PASS = ((0, 0, 1, 1),)
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType: an overview, a transparency mask
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # channels of colour by PhotometricInterpretation; else one
 _NUMBERS = {1: "unsigned", 2: "signed", 3: "float", 4: "unsigned", 5: "complex", 6: "complex"}  # by SampleFormat
@@ -116,6 +119,27 @@ def check_deflated(stream: BinaryIO, structure: Structure) -> None:
             data = inflater.unconsumed_tail
             if not some and not data:
                 raise ValueError(f"its part at byte {place} ends without a checksum; write it again")
+
+
+def check_png(stream: BinaryIO) -> None:
+    """ValueError where a PNG ends, its checksums right, before the pixels that its header claims."""
+    stream.seek(16)
+    width, height, depth, kind, _, _, is_interlaced = struct.unpack(">IIBBBBB", stream.read(13))
+    wanted, found, inflater = 0, 0, zlib.decompressobj()
+    for column, row, right, down in _ADAM7 if is_interlaced else _ONE_PASS:
+        columns, rows = -((column - width) // right), -((row - height) // down)
+        row_bytes = (columns * depth * _PNG_CHANNELS[kind] + 7) // 8
+        wanted += rows * (1 + row_bytes) if columns > 0 and rows > 0 else 0
+    stream.seek(33)
+    while found < wanted and len(head := stream.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        data = stream.read(length) if name == b"IDAT" else b""
+        stream.seek(length - len(data) + 4, os.SEEK_CUR)
+        while data:
+            found += len(inflater.decompress(data, _INFLATED))
+            data = inflater.unconsumed_tail
+    if found < wanted and (found := found + len(inflater.flush())) < wanted:
+        raise ValueError(f"its data end after {found} of {wanted} bytes, so that pixels are missing; write it again")
 
 
 def _jpeg(stream: BinaryIO) -> Structure:

@@ -59,7 +59,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from dakd.data.readers.bad_file import BadFile
 from dakd.data.readers.known_header import known_structure
-from dakd.data.readers.picture_structure import FORMATS, Structure, check_deflated, read_structure
+from dakd.data.readers.picture_structure import FORMATS, Structure, check_deflated, check_png, read_structure
 from dakd.data.sample import MAX_PIXELS
 
 MAX_SCENE_PIXELS = 8 * MAX_PIXELS  # of an image to predict, which no record has to hold
@@ -271,10 +271,19 @@ def _decode(path: Path, data: bytes | None, structure: Structure, max_pixels: in
             with _opened(path, data) as stream:
                 check_deflated(stream, structure)
         picture.load()
+        if structure.format == "PNG" and _may_lack_pixels(picture):
+            with _opened(path, data) as stream:
+                check_png(stream)
         if structure.palette and picture.mode in _PALETTE_MODES:
             picture.putpalette(structure.palette)
         _refuse_turned(picture.getexif().get(ExifTags.Base.Orientation, 1), path)
         return picture
+
+
+def _may_lack_pixels(picture: Image.Image) -> bool:
+    """Whether the last row of a decoded PNG is 0, as PIL leaves what it does not find; those in seven passes may."""
+    last = picture.crop((0, picture.height - 1, picture.width, picture.height))
+    return "interlace" in picture.info or not np.array(last).any()
 
 
 def _grey(picture: Image.Image, path: str | Path, structure: Structure | None) -> np.ndarray:
