@@ -39,6 +39,8 @@ def encode_record(sample: Sample, classes: ClassTable, codec: Codec | None) -> d
             f"sample key {sample.key!r} is not usable in a tar; expected {KEY_FORM}, nor a slash at an end"
         )
     _check_arrays(sample, classes)
+    if not isinstance(sample.meta, dict):
+        raise ValueError(f"{sample.key}: meta is {sample.meta!r:.80}; expected a dict of facts: give {{}} for none")
     height, width = sample.sar.shape
     facts = {"height": height, "width": width, "num_classes": classes.num_classes, "meta": sample.meta}
     members = {
@@ -51,7 +53,10 @@ def encode_record(sample: Sample, classes: ClassTable, codec: Codec | None) -> d
             raise ValueError(f"{sample.key} has a soft label but no codec is named; give codec='fp16'")
         is_coded = sample.soft_range is not None
         soft = sample.soft_label
-        members[f"soft.{codec.name}"] = codec.pack(soft, sample.soft_range) if is_coded else codec.encode(soft)
+        try:
+            members[f"soft.{codec.name}"] = codec.pack(soft, sample.soft_range) if is_coded else codec.encode(soft)
+        except ValueError as error:
+            raise ValueError(f"{sample.key}: check its soft label: {error}") from None
     facts["sha256"] = _digest(facts, members)
     return {"__key__": sample.key, "json": json.dumps(facts, sort_keys=True).encode(), **members}
 

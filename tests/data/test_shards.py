@@ -409,6 +409,9 @@ def test_a_list_of_names_is_no_class_table_and_two_samples_of_one_key_are_named(
     ([sample("a", sar=Image.new("L", (9, 6)))], TypeError, "a: sar is a Image; expected a numpy array"),
     ([sample("a", label=[[0, 1]])], TypeError, "a: label is a list; expected a numpy array"),
     ([sample("a", meta={"x": np.float32(1)})], ValueError, r"a: meta cannot be written \(.*float32.*\.item\(\)"),
+    ([sample("a", meta=[1])], ValueError, r"a: meta is \[1\]; expected a dict"),
+    ([sample("a", meta=None)], ValueError, r"a: meta is None; expected a dict.*\{\} for none"),
+    ([sample("a", soft_label=np.full((5, 6, 9), np.nan))], ValueError, "a: check its soft label: .* holds NaN"),
 ])  # fmt: skip
 def test_what_is_no_sample_is_refused_by_its_place_or_key(tmp_path, samples, error, message):
     with pytest.raises(error, match=message):
