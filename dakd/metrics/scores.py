@@ -94,7 +94,8 @@ def score(counts: np.ndarray, class_names: tuple[str, ...]) -> SegmentationScore
     """Scores of a confusion matrix.
 
     counts: (K, K) non-negative integers, rows the true class, columns the predicted one.  class_names: K names.
-    Raises ValueError for another shape, for numbers that are no counts, and for a matrix without a single pixel.
+    Raises ValueError for another shape, for numbers that are no counts, for a name that two classes share, and for a
+    matrix without a single pixel.
     """
     counts = np.asarray(counts)
     if counts.dtype.kind not in "biuf" or not (counts >= 0).all() or (counts % 1).any():
@@ -106,6 +107,8 @@ def score(counts: np.ndarray, class_names: tuple[str, ...]) -> SegmentationScore
     num_classes = len(class_names)
     if counts.shape != (num_classes, num_classes):
         raise ValueError(f"counts have shape {counts.shape} for {num_classes} classes; expected {(num_classes,) * 2}")
+    if len(set(class_names)) < num_classes:
+        raise ValueError(f"class_names are {', '.join(class_names)}; expected another one for each class: rename one")
     num_pixels = int(counts.sum())
     if num_pixels == 0:
         raise ValueError(

@@ -128,6 +128,11 @@ def test_a_matrix_of_another_size_is_refused():
         score(np.eye(2), ("a", "b", "c"))
 
 
+def test_a_name_of_two_classes_is_refused():
+    with pytest.raises(ValueError, match="class_names are sea, oil, sea; expected another one"):
+        score(np.ones((3, 3), int), ("sea", "oil", "sea"))
+
+
 def test_mean_iou_of_one_image_leaves_absent_classes_out():
     assert mean_iou(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])) == pytest.approx((3 / 4 + 4 / 5) / 2)
     assert np.isnan(mean_iou(np.zeros((3, 3), int)))
