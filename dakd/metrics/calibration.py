@@ -15,6 +15,7 @@ from dakd.metrics.confusion import check_are_integers, check_ids, sum_over_ranks
 
 # Confidences are summed as integers in this unit: integer sums do not depend on the order of images and ranks.
 _UNIT = 2**24
+_MAX_OFF_ONE = 0.02  # of a sum of probabilities; those in bfloat16 are off by 0.004
 
 
 NUM_BINS = 15  # as in the paper
@@ -34,7 +35,8 @@ class CalibrationCounts:
     def update(self, probabilities: Tensor, target: Tensor) -> CalibrationCounts:
         """Count a batch; probabilities: (B, K, H, W), floating, sums of 1 over K.  target: (B, H, W) integer ids.
 
-        Raises ValueError for other shapes, and for a target of floats or with ids beyond the classes.
+        Raises ValueError for other shapes, for numbers that are no probabilities, and for a target of floats or with
+        ids beyond the classes.
         """
         if probabilities.ndim != 4 or probabilities[:, 0].shape != target.shape:
             raise ValueError(
@@ -42,6 +44,7 @@ class CalibrationCounts:
                 "expected (B, K, H, W) and (B, H, W)"
             )
         check_are_integers(target=target)
+        _check_are_probabilities(probabilities)
         target = target.to(probabilities.device)
         confidence, predicted = probabilities.max(dim=1)
         counted = target != self.ignore_index
@@ -80,3 +83,16 @@ class CalibrationCounts:
         ]
         gaps = sum(abs(correct - confidence / _UNIT) for _, correct, confidence in counts)
         return {"ece": gaps / num_pixels, "num_pixels": num_pixels, "bins": bins}
+
+
+def _check_are_probabilities(values: Tensor) -> None:
+    """ValueError for logits, percent, bytes and NaN; values: (B, K, ...)."""
+    if not values.numel():
+        return
+    least, furthest = values.min().item(), (values.sum(dim=1, dtype=torch.float64) - 1).abs().max().item()
+    if not (values.is_floating_point() and least >= 0 and furthest <= _MAX_OFF_ONE):
+        raise ValueError(
+            f"probabilities are {values.dtype} from {least:g} to {values.max().item():g}, whose sums over the classes "
+            f"differ from 1 by up to {furthest:g}; expected numbers from 0 to 1 with the sum 1: take the softmax of "
+            "logits, and divide percent by 100"
+        )

@@ -68,3 +68,20 @@ def test_floats_and_ids_beyond_the_classes_are_refused():
         CalibrationCounts().update(torch.full((1, 3, 3, 4), 1 / 3), target + 0.9)
     with pytest.raises(ValueError, match="target has class ids from 0 to 2; expected 0 to 1"):
         CalibrationCounts().update(torch.full((1, 2, 3, 4), 0.5), target)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda p: p.log(), lambda p: 100 * p, lambda p: (255 * p).byte(), lambda p: p * torch.nan, lambda p: p[:, :4]],
+    ids=["logits", "percent", "bytes", "NaN", "a class less"],
+)
+def test_what_are_no_probabilities_is_refused(change):
+    probabilities, target = random_maps(2, 1.0)
+    with pytest.raises(ValueError, match=r"probabilities are torch.* sums over the classes .*softmax"):
+        CalibrationCounts().update(change(probabilities), target.clamp(max=3))
+
+
+def test_probabilities_of_few_bits_are_taken():
+    probabilities, target = random_maps(2, 1.0)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert CalibrationCounts().update(probabilities.to(dtype), target).counts[:, 0].sum() == target.numel()
