@@ -172,6 +172,8 @@ MASKS = (
     "1_vv 1_vh 1_mask", "image_1 mask_1", "image1 mask1", "x_leftImg8bit x_gtFine_labelIds", "a a_labelIds",
     "x_leftImg8bit x_gtFine_color", "a a_color", "a a_segmentation", "a a_groundtruth", "a a_L", "a a_binary",
     "a a_target", "a a_bin_mask", "a a_manual1", "a.img a.mask",
+    "a a_msk", "a a_lbl", "a a_trainIds", "a a_ground-truth", "a a_anno", "a a_mask_0 a_mask_1", "1_rgb 1_mask2",
+    "1_vv 1_label-12",
 )  # fmt: skip
 
 
@@ -189,6 +191,7 @@ def test_masks_among_the_images_are_not_read_as_images(tmp_path, names, split):
 IMAGES = (
     "1_mask 2_mask", "label_1 label_2", "gt_1 seg_2", "target_1 clutter_1", "a_color a_vv", "a_L a_C", "a_vv a_vh",
     "mask_1 2", "masked seg1 labels", "a_mask a_label", "1_sat 2_mask", "L_1 L_2",
+    "a_mask_1 a_mask_2", "a_seg1 a", "mask_1_x 2_x",
 )  # fmt: skip
 
 

@@ -6,14 +6,18 @@ import re
 from pathlib import Path
 
 
-def _at_an_end(words: str) -> tuple[re.Pattern, re.Pattern]:
-    """These words as the end of a name, and as its beginning, where a digit may follow at once."""
-    return re.compile(rf"[_-]+(?:{words})$"), re.compile(rf"^(?:{words})(?:[_-]+|(?=[0-9]))")
+def _at_an_end(words: str, numbered: str = "(?!)") -> tuple[re.Pattern, re.Pattern]:
+    """These words as the end of a name, and as its beginning, where a digit may follow at once.
+
+    numbered: those that may have a number behind them at the end, as where an image has several masks.
+    """
+    return re.compile(rf"[_-]+(?:{words}|(?:{numbered})[_-]?[0-9]+)$"), re.compile(rf"^(?:{words})(?:[_-]+|(?=[0-9]))")
 
 
 _MASK = _at_an_end(
-    "masks?|labels?|label_?(?:train_?)?ids?|instance_?ids?|gt|gt_?fine|gt_?coarse|segs?|segmentations?|annotations?"
-    "|annot|ground_?truths?"
+    "masks?|msks?|labels?|lbls?|(?:label_?)?train_?ids?|label_?ids?|instance_?ids?|gt|gt_?fine|gt_?coarse|segs?"
+    "|segmentations?|annotations?|annot?|ground[_-]?truths?",
+    numbered="masks?|msks?|labels?|lbls?|gt",
 )
 # Words of images too: target_1 and clutter_1, a_color and a_vv, a_l and a_c of two bands.
 _PERHAPS_MASK = _at_an_end("colou?r|binary|bin|targets?|l|manual[0-9]*")
