@@ -229,6 +229,25 @@ def test_colours_beside_those_of_the_table_are_named(tmp_path, suffix):
         labels(write(tmp_path / "data", Image.fromarray(pixels), suffix=suffix), THREE)
 
 
+# --- masks that are their images --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_mask_with_the_bytes_of_its_image_is_refused(tmp_path, link):
+    data = write(tmp_path / "data", Image.fromarray(IDS), Image.fromarray(EMPTY))
+    image, mask = (data / "train" / kind / "0.png" for kind in ("images", "masks"))
+    image.unlink()
+    image.symlink_to(mask) if link else image.write_bytes(mask.read_bytes())
+    with pytest.raises(BadDataset, match=r"(?s)has 1 problem.*masks/0.png: has the same bytes as its image .*0.png"):
+        labels(data, THREE)
+
+
+def test_an_empty_mask_may_have_the_bytes_of_its_empty_image(tmp_path):
+    data = write(tmp_path / "data", Image.fromarray(IDS), Image.fromarray(EMPTY))
+    Image.fromarray(EMPTY).save(data / "train" / "images" / "1.png")
+    assert np.array_equal(labels(data, THREE)[1], EMPTY)
+
+
 # --- what has two meanings --------------------------------------------------------------------------------------------
 
 CYAN, GREEN, BLACK, WHITE, GREY = (0, 255, 255), (0, 153, 0), (0, 0, 0), (255, 255, 255), (9, 9, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import re
 import unicodedata
 from collections import Counter
@@ -110,6 +111,13 @@ class Dataset:
         if entry.label_path is None:
             return Sample(entry.key, sar, meta={"source": entry.image_path.name})
         label, facts = self._read_label(entry)
+        # An empty image and its empty mask may well be one picture.
+        if sar.min() < sar.max() and filecmp.cmp(entry.image_path, entry.label_path, shallow=False):
+            raise BadFile(
+                entry.label_path,
+                f"has the same bytes as its image {entry.image_path}; expected an image and a mask of its classes: put "
+                "the other one into its place",
+            )
         if label.shape != sar.shape:
             name, label_size, size = entry.image_path.name, _size(label), _size(sar)
             raise BadFile(
