@@ -257,6 +257,7 @@ ROWS: dict[str, tuple[list[bytes], np.ndarray | str, str | None]] = {
     "TIFF with overviews": ([tiff(GREY, pages=(0, 1, 1)), tiff(GREY, pages=(0, 1), t42113=b"nan")], GREY, None),
     "TIFF that leaves blocks out (sparse)": (
         [tiff(GREY, t278=3, t273=[8, 0], t279=[24, 0]), tiff(GREY, t278=3, t273=[8, 0], t279=None),
+         tiff(GREY, t278=2, t273=[8, 24], t279=[16, 16]),
          tiff(GREY, t259=8, t278=3, t273=[8, 0], t279=[24, 0]), tiff(GREY, t259=5, t278=3, t273=[8, 0], t279=[24, 0]),
          tiff(GREY, t322=16, t323=16, t324=[0], t325=[0], t273=None, t278=None, t279=None)],
         "leaves blocks out .*-co SPARSE_OK=FALSE", "leaves blocks out",

@@ -205,7 +205,8 @@ def _first_page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> dict:
         "is_lossy": compression in _LOSSY,
         "palette": _palette(_numbers(tags.get(_PALETTE, ()))),
         "deflated": _parts(tags) if compression in _DEFLATE else (),
-        "is_sparse": 0 in _places(tags),  # by the size it would also be a file that states no sizes
+        # By the sizes of 0 it would also be a file that states none.
+        "is_sparse": 0 in _places(tags) or _lacks_parts(tags),
         "has_photometric": _PHOTOMETRIC in tags or not _places(tags),  # cut before its places: damaged
     }
 
@@ -228,6 +229,17 @@ def _places(tags: TiffImagePlugin.ImageFileDirectory_v2) -> tuple[int, ...]:
 
 def _sizes(tags: TiffImagePlugin.ImageFileDirectory_v2) -> tuple[int, ...]:
     return _numbers(tags.get(_TILES[1] if _TILES[0] in tags else _STRIPS[1], ()))
+
+
+def _lacks_parts(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
+    """Whether there are fewer strips or tiles than the size asks for; False where there is none at all: damaged."""
+    width, height = (_number(tags.get(tag, 0)) for tag in (256, 257))
+    if _TILES[0] in tags:
+        across, down = (_number(tags.get(tag, 0)) or 1 << 32 for tag in (322, 323))
+    else:
+        across, down = width, _number(tags.get(278, 0)) or height
+    wanted = -(-width // max(across, 1)) * -(-height // max(down, 1))
+    return 0 < len(_places(tags)) < wanted
 
 
 def _numbers(value) -> tuple[int, ...]:
