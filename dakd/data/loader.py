@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from torch import Tensor
@@ -15,10 +19,12 @@ from dakd.data.datasets import StudentDataset, TeacherDataset
 from dakd.data.order import PositionBatches
 from dakd.data.pipes import PipeDataset, PipeReaders
 from dakd.runtime.console import show
-from dakd.runtime.distributed import rank
+from dakd.runtime.distributed import collective_timeout_s, rank
 from dakd.runtime.files import open_to_append
 from dakd.runtime.stopping import ignore_stop_signals
+from dakd.runtime.waiting import Watch
 
+_SAID_AFTER_S = 60.0  # until a wait for data is reported
 _PREFETCHED = 4  # batches that a reader works ahead
 _MOST_PRINTED = 10  # skipped records, on the console
 
@@ -45,7 +51,8 @@ class BatchLoader:
         if not isinstance(self.dataset, PipeDataset):
             return map(self.dataset.pack, self.batches)
         readers = PipeReaders(self.dataset, self.batches, self.num_workers)
-        return iter(DataLoader(readers, **self._options()))
+        loader = DataLoader(readers, **self._options())
+        return self._awaited(loader) if self.num_workers else iter(loader)
 
     def _from_readers(self) -> Iterator[Batch]:
         # A reader has at most _PREFETCHED batches under way while another is copied here, and takes its blocks in turn.
@@ -54,7 +61,7 @@ class BatchLoader:
         served = _Served(self.dataset, blocks)
         # fork: the readers inherit the blocks.
         loader = DataLoader(served, sampler=enumerate(self.batches), multiprocessing_context="fork", **self._options())
-        for number, packed in loader:
+        for number, packed in self._awaited(loader):
             shared = blocks[number][: packed.num_bytes]
             # Copied, because the reader fills this block again for a later batch.
             yield packed.unpack(shared.pin_memory() if self.pin_memory else shared.clone())
@@ -63,7 +70,51 @@ class BatchLoader:
         """Options of torch's loader, which takes the batches as they are."""
         options = {"batch_size": None, "collate_fn": _as_it_is, "num_workers": self.num_workers,
                    "worker_init_fn": ignore_stop_signals}  # fmt: skip
-        return options | ({"prefetch_factor": _PREFETCHED} if self.num_workers else {})
+        of_readers = {"prefetch_factor": _PREFETCHED, "timeout": collective_timeout_s()}
+        return options | (of_readers if self.num_workers else {})
+
+    def _awaited(self, loader: DataLoader) -> Iterator:
+        """What torch's loader gives, with words where its reader processes give nothing for long.
+
+        Raises RuntimeError at the limit of torch's loader, and ends the readers, which may hang.
+        """
+        limit_s = loader.timeout
+        watch = Watch(f"rank {rank()} waits for data, and its {loader.num_workers} reader processes send none; "
+                      f"DAKD_COLLECTIVE_S allows {limit_s:g} s", _SAID_AFTER_S)  # fmt: skip
+        others = set(multiprocessing.active_children())
+        batches = iter(loader)
+        readers = [process for process in multiprocessing.active_children() if process not in others]
+        try:
+            while True:
+                with watch:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            _kill(readers)
+            raise RuntimeError(
+                f"no data came for {limit_s:g} s, the limit of DAKD_COLLECTIVE_S, from the processes that read it; "
+                "look whether the data's disk or network folder answers; the same command resumes the work"
+            ) from None
+        finally:
+            watch.close()
+
+
+def _kill(readers: Sequence[BaseProcess]) -> None:
+    """A reader that hangs would have this process wait for it at its end."""
+    # torch raises an error of its own where it hears of the death.
+    own = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if own else None
+    try:
+        for reader in readers:
+            reader.kill()
+            reader.join(1)
+    finally:
+        if own:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _as_it_is(batch: object) -> object:

@@ -100,7 +100,7 @@ def init_process_group() -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank())
-    timeout = timedelta(seconds=seconds("DAKD_COLLECTIVE_S", COLLECTIVE_S))
+    timeout = timedelta(seconds=collective_timeout_s())
     store = meet(timeout) if world_size() > 1 else dist.HashStore()
     backend = "nccl" if on_gpu else "gloo"
     with saying_after(f"rank {rank()} of {world_size()} connects to the others by {backend}; DAKD_COLLECTIVE_S allows "
@@ -108,6 +108,11 @@ def init_process_group() -> None:
         dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
     # Destroyed when the process ends and not before: DeepSpeed caches the group, and a second one would confuse it.
     atexit.register(shut_down)
+
+
+def collective_timeout_s() -> float:
+    """After how long a rank that waits for others, or for its data, ends with an error."""
+    return seconds("DAKD_COLLECTIVE_S", COLLECTIVE_S)
 
 
 def init_if_many() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dakd.data import loader as loading
 from dakd.data.batch import Batch
 from dakd.data.datasets import StudentDataset, TeacherDataset
 from dakd.data.loader import make_loader
@@ -256,3 +260,21 @@ def test_a_set_whose_every_label_is_unknown_trains_neither_students_nor_the_join
         with pytest.raises(ValueError, match="every pixel of its 4 labels is unknown"):
             make()
     assert len(teacher(unknown, labelled=False).records) == 4
+
+
+def test_a_reader_that_hangs_is_reported_and_ended_at_the_limit(real_set, monkeypatch, capsys):
+    monkeypatch.setenv("DAKD_COLLECTIVE_S", "2")
+    monkeypatch.setattr(loading, "_SAID_AFTER_S", 0.4)
+    others = set(multiprocessing.active_children())
+    batches = iter(make_loader(teacher(real_set), 4, 0, 1, 0, num_workers=1))
+    next(batches)
+    (reader,) = set(multiprocessing.active_children()) - others
+    os.kill(reader.pid, signal.SIGSTOP)  # as a network folder that does not answer holds it up
+    try:
+        with pytest.raises(RuntimeError, match="no data came for 2 s, the limit of DAKD_COLLECTIVE_S"):
+            list(batches)
+        assert not reader.is_alive()
+    finally:
+        if reader.is_alive():
+            reader.kill()
+    assert "waits for data, and its 1 reader processes send none" in capsys.readouterr().out
