@@ -127,7 +127,10 @@ def _refuse_unfinished(step: str, code: int) -> NoReturn:
         raise RuntimeError(
             f"a process of {step} was ended by {number.name}{why}; the same command resumes the work"
         )
-    raise RuntimeError(f"step {step} ended with status {code}; fix the error above and run the same command again")
+    raise RuntimeError(
+        f"step {step} ended with status {code}; fix the error above (without one, its launcher was ended) and run the "
+        "same command again"
+    )
 
 
 def fitting_processes(config: Config, available: int) -> int:

@@ -23,6 +23,7 @@ from dakd.data.sample import ClassTable
 from dakd.names import file_part, hashed, unique_names
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction, output_endings
 from dakd.runtime.distributed import barrier, rank, world_size
+from dakd.runtime.files import NO_ROOM
 from dakd.runtime.runlog import progress, say
 from dakd.runtime.stopping import Preempted
 
@@ -220,6 +221,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return f"too little memory for it; take it in tiles (dakd.Student.predict_files), or cut it in parts ({error})"
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        text += "; free some space there, and predict again"
     return text if isinstance(error, ValueError | OSError | BadRecord) else f"{type(error).__name__}: {text}"
 
 

@@ -17,7 +17,7 @@ from typing import TextIO
 from dakd.runtime.named import Named
 
 REMEDY = "run the step that writes it again, or copy it again"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # of a disk, and of a user's share of it
 
 
 @contextmanager
@@ -48,7 +48,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     try:
         yield aside
     except OSError as error:
-        if error.filename is None and error.errno in _NO_ROOM:  # of a write the kernel names no file
+        # Of a write the kernel names no file, and of one that cannot be made a hidden one.
+        if (error.filename is None and error.errno in NO_ROOM) or error.filename == str(aside):
             error.filename = str(path)
         raise
     finally:

@@ -290,8 +290,9 @@ def test_one_image_that_fails_costs_no_other_and_leaves_no_file(part, error, tmp
     else:
         real = Prediction.overlay
         monkeypatch.setattr(Prediction, "overlay", failing(real, lambda one, *_: (one.sar == 20).sum() == 2))
-    with pytest.raises(BadImages, match=r"1 of 3 images could not be predicted \(2 were\):\n.*b\.png: .+"):
+    with pytest.raises(BadImages, match=r"1 of 3 images could not be predicted \(2 were\):\n.*b\.png: .+") as caught:
         run(tmp_path / "in")
+    assert ("free some space there" in str(caught.value)) == (getattr(error, "errno", None) == 28)
     folder = tmp_path / "run" / "predict" / "real"
     record = record_of(folder)
     assert record["images"] == ["a", "c"] and list(record["failed"]) == [f"{tmp_path}/in/b.png"]

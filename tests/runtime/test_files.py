@@ -10,7 +10,7 @@ import os
 import pytest
 
 from dakd.runtime import files
-from dakd.runtime.files import file_hash, is_alive, open_to_append, replacing, write_text
+from dakd.runtime.files import file_hash, is_alive, open_to_append, replacing, write_text, written_aside
 
 
 def test_a_file_is_replaced_as_a_whole_and_its_folder_made(tmp_path):
@@ -38,10 +38,16 @@ def test_a_writer_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_full_disk_is_told_with_the_file_for_which_there_was_no_room(tmp_path):
+def test_a_full_disk_is_reported_with_the_file_for_which_there_was_no_room(tmp_path):
     with pytest.raises(OSError) as raised, replacing(tmp_path / "a.txt"), open("/dev/full", "w") as full:
         full.write("text")
     assert raised.value.errno == errno.ENOSPC and raised.value.filename == str(tmp_path / "a.txt")
+
+
+def test_a_file_that_cannot_be_made_is_named_not_its_hidden_part(tmp_path):
+    with pytest.raises(PermissionError) as raised, written_aside(tmp_path / "a.txt") as aside:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(aside))
+    assert raised.value.filename == str(tmp_path / "a.txt")
 
 
 def test_the_bytes_are_on_the_disk_before_the_name_stands_for_them(tmp_path, monkeypatch):
