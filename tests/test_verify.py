@@ -148,6 +148,14 @@ def test_files_that_a_step_at_work_writes_or_removes_are_not_damaged(tmp_path):
     assert one_file.look_at(page) == ("damaged", page, "is empty")
 
 
+def test_files_in_other_folders_than_the_steps_are_unexpected_and_no_damage(run, capsys):
+    path = run / "exported" / "config.json"
+    path.parent.mkdir()
+    path.write_text('{"kind": "student"}')
+    assert main(["verify", str(run)]) == 0
+    assert "unexpected  exported/config.json: no step writes into such a folder" in capsys.readouterr().out
+
+
 def test_a_run_in_progress_says_what_is_not_finished(run, capsys):
     (run / "train_saross" / "real" / "manifest.json").unlink()
     (run / "evaluate" / ".table.json.host.1.abcd.tmp").write_text("{")
