@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dakd.data.sample import IGNORE_INDEX
-from dakd.metrics.confusion import check_are_integers, check_ids, sum_over_ranks
+from dakd.metrics.confusion import as_ids, check_are_integers, check_ids, sum_over_ranks
 
 WIDTH = 0.02  # of a band, as a share of the image's diagonal, as in the paper
 
@@ -50,6 +50,7 @@ class BoundaryCounts:
             raise ValueError(f"{found}; expected (B, H, W) for both")
         distance = max(1, round(self.width * math.hypot(*prediction.shape[1:])))
         check_are_integers(prediction=prediction, target=target)
+        prediction, target = as_ids(prediction), as_ids(target)
         unknown = target == self.ignore_index
         for what, ids in (("prediction", prediction), ("target", target)):
             check_ids(torch.where(unknown, 0, ids), what, self.num_classes)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dakd.data.sample import IGNORE_INDEX
-from dakd.metrics.confusion import check_are_integers, check_ids, sum_over_ranks
+from dakd.metrics.confusion import as_ids, check_are_integers, check_ids, sum_over_ranks
 
 # Confidences are summed as integers in this unit: integer sums do not depend on the order of images and ranks.
 _UNIT = 2**24
@@ -44,8 +44,9 @@ class CalibrationCounts:
                 "expected (B, K, H, W) and (B, H, W)"
             )
         check_are_integers(target=target)
+        probabilities = torch.as_tensor(probabilities)
         _check_are_probabilities(probabilities)
-        target = target.to(probabilities.device)
+        target = as_ids(target).to(probabilities.device)
         confidence, predicted = probabilities.max(dim=1)
         counted = target != self.ignore_index
         confidence, predicted, target = confidence[counted].double(), predicted[counted], target[counted]

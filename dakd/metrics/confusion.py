@@ -52,6 +52,7 @@ def count_pairs(prediction: Tensor, target: Tensor, num_classes: int, ignore_ind
             f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; give ids of one shape"
         )
     check_are_integers(prediction=prediction, target=target)
+    prediction, target = as_ids(prediction), as_ids(target)
     target = target.to(prediction.device)
     counted = target != ignore_index
     true_ids = target[counted].to(torch.int64)
@@ -74,6 +75,12 @@ def check_are_integers(**ids: Tensor | np.ndarray) -> None:
     for what, array in ids.items():
         if any(kind in str(array.dtype) for kind in ("float", "complex")):
             raise ValueError(f"{what} is {array.dtype}; expected integer class ids: take the argmax of probabilities")
+
+
+def as_ids(ids: Tensor | np.ndarray) -> Tensor:
+    """Integers as a tensor of a dtype that torch computes with, and in which 255 is not -1, as it is in int8."""
+    tensor = torch.as_tensor(ids)
+    return tensor if tensor.dtype in (torch.uint8, torch.int16, torch.int32) else tensor.to(torch.int64)
 
 
 def check_ids(ids: Tensor, what: str, num_classes: int) -> None:

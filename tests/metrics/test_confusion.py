@@ -10,6 +10,8 @@ import torch
 
 from dakd.data.sample import OSD_CLASSES
 from dakd.metrics import ConfusionMatrix
+from dakd.metrics.boundary import BoundaryCounts
+from dakd.metrics.calibration import CalibrationCounts
 
 
 def test_rows_are_true_classes_and_columns_predictions():
@@ -74,6 +76,8 @@ import sys
 import torch
 import torch.distributed as dist
 from dakd.metrics import ConfusionMatrix
+from dakd.metrics.boundary import BoundaryCounts
+from dakd.metrics.calibration import CalibrationCounts
 
 rank, store, result = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -92,3 +96,24 @@ def test_two_ranks_sum_exactly(tmp_path):
     assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
     # 2^53 + 1 has no float64: only an integer reduction keeps its last bit.
     assert torch.load(result, weights_only=True).tolist() == [[2**53 + 1, 7], [2, 5]]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "uint16", "int8"])
+def test_ids_count_alike_as_arrays_and_in_every_integer_type(kind):
+    prediction, target = torch.tensor([[[0, 1], [2, 1]]]), torch.tensor([[[0, 2], [2, 255]]])
+    probabilities = torch.nn.functional.one_hot(prediction, 3).movedim(-1, 1).float()
+    if kind == "int8":  # where 255 would be -1
+        given = [prediction.to(torch.int8), torch.where(target == 255, -1, target).to(torch.int8)]
+        for counts, ids in ((ConfusionMatrix(3), given), (BoundaryCounts(3), given),
+                            (CalibrationCounts(), [probabilities, given[1]])):  # fmt: skip
+            with pytest.raises(ValueError, match="target has class ids from -1"):
+                counts.update(*ids)
+        return
+    change = (lambda ids: ids.numpy()) if kind == "numpy" else (lambda ids: ids.to(torch.uint16))
+    shares = probabilities.numpy() if kind == "numpy" else probabilities
+    for counts, given, own in (
+        (lambda: ConfusionMatrix(3), [change(prediction), change(target)], [prediction, target]),
+        (lambda: BoundaryCounts(3), [change(prediction), change(target)], [prediction, target]),
+        (CalibrationCounts, [shares, change(target)], [probabilities, target]),
+    ):
+        assert torch.equal(counts().update(*given).counts, counts().update(*own).counts)
