@@ -16,7 +16,7 @@ def _at_an_end(words: str, numbered: str = "(?!)") -> tuple[re.Pattern, re.Patte
 
 _MASK = _at_an_end(
     "masks?|msks?|labels?|lbls?|(?:label_?)?train_?ids?|label_?ids?|instance_?ids?|gt|gt_?fine|gt_?coarse|segs?"
-    "|segmentations?|annotations?|annot?|ground[_-]?truths?",
+    "|segmentations?|annotations?|annot?|(?:ground[_-]?)?truths?",
     numbered="masks?|msks?|labels?|lbls?|gt",
 )
 # Words of images too: target_1 and clutter_1, a_color and a_vv, a_l and a_c of two bands.
