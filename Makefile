@@ -36,7 +36,7 @@ help:
 	@echo "make lint         ruff"
 	@echo "make test         the quick tests; no GPU needed"
 	@echo "make test-slow    the slow tests; make test-all runs both"
-	@echo "make fuzz         18,000 damaged inputs: each must be read right, skipped or refused; 3 minutes"
+	@echo "make fuzz         22,000 damaged inputs: each must be read right, skipped or refused; 5 minutes"
 	@echo "make torture      965 faults: kills, damaged files, full disks, hangs, races, jumping clocks; 20 minutes"
 	@echo "make mutants      109 faults put into the source, one at a time: the tests must notice each; 4 minutes"
 	@echo "make bench-cpu    every op on this CPU against eager torch and torch.compile, one thread"
