@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread, Timer
 
+from dakd.runtime.console import show
+
 
 @contextmanager
 def saying_after(text: str, after_s: float = 3.0) -> Iterator[None]:
     """Print the text, once, where the block takes longer than `after_s`."""
-    timer = Timer(after_s, print, [f"dakd: {text}"], {"flush": True})
+    timer = Timer(after_s, show, [f"dakd: {text}"])
     timer.daemon = True
     timer.start()
     try:
@@ -44,5 +46,5 @@ class Watch:
         while not self._closed.wait(self._after_s / 4):
             since_s = self._since_s
             if since_s is not None and time.monotonic() - since_s > self._after_s:
-                print(f"dakd: {self._text}", flush=True)
+                show(f"dakd: {self._text}")
                 return

@@ -262,7 +262,8 @@ def test_what_init_names_for_the_masks_of_sos_is_what_it_takes(tmp_path, monkeyp
     for split in ("train", "test"):
         own_data(tmp_path / "sos" / split, values=(2, 90), splits=("palsar",))
         for path in (tmp_path / "sos" / split / "palsar" / "masks").iterdir():  # oil is dark, and its mask is 2
-            Image.open(path).save(tmp_path / "sos" / split / "palsar" / "images" / path.name)
+            image = Image.open(path).point(lambda value: value + 9)
+            image.save(tmp_path / "sos" / split / "palsar" / "images" / path.name)
     argv = ["init", "mine", "--dataset", "sos", "--sensor", "palsar", "--root", "sos"]
     assert main(argv) == 1 and "give dakd init --mask-threshold" in capsys.readouterr().err
     assert main([*argv, "--mask-threshold", "50"]) == 1
