@@ -137,8 +137,10 @@ def _image_counts(cell: Cell, store: JobStore) -> tuple[np.ndarray, np.ndarray] 
     """(N, K, K) counts of the test images and their (N,) keys; None before the job is done."""
     job = cell.jobs.get("student")
     path = _result_file("student", cell, store).with_suffix(".images.npz") if job is not None else None
-    if path is None or not store.is_done(job) or not path.is_file():
+    if path is None or not store.is_done(job):
         return None
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist, though its job is done; {_remedy(store, job)}")
     try:
         refuse_unlisted(path)
         with np.load(path) as arrays:

@@ -55,6 +55,14 @@ def test_differences_are_paired_over_images_and_seeds(half_done):
     assert (found.value, found.low, found.high) == (wanted.value, wanted.low, wanted.high) and found.value < 0
 
 
+def test_the_counts_of_a_done_job_that_are_gone_are_named_in_place_of_no_difference(half_done):
+    plan, store = half_done
+    gone = next(store.folder.glob("*/evaluate/real+synthetic.images.npz"))
+    gone.unlink()
+    with pytest.raises(ValueError, match=r"images.npz does not exist, though its job is done; remove .* done again"):
+        collect(plan, store)
+
+
 def test_a_half_finished_table_shows_what_is_missing_and_the_forms_agree(half_done, tmp_path):
     plan, store = half_done
     path = write_table(plan, store, tmp_path / "out", {"student-1": "it broke"}, {"SAM": "set SAM_ROOT to run it"})
