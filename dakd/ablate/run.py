@@ -60,9 +60,13 @@ class JobStore:
         return self.folder / job.name
 
     def record(self, job: Job) -> dict | None:
-        """The commit, device and seconds of a job that is done; None before."""
+        """The commit, device and seconds of a job that is done; None before. ValueError where it is another job's."""
         path = self.folder_of(job) / _DONE
-        return read_json(path, f"remove {path.parent}, and the job is done again")
+        how = f"remove {path.parent}, and the job is done again"
+        found = read_json(path, how)
+        if found is not None and (name := found.get("job", job.name)) != job.name:
+            raise ValueError(f"{path} is the record of {name}; expected that of {job.name}; {how}")
+        return found
 
     def is_done(self, job: Job) -> bool:
         return (self.folder_of(job) / _DONE).is_file()
@@ -144,6 +148,7 @@ def _do(job: Job, store: JobStore, processes: int | None, locks: Sequence[int]) 
     config = job.config.model_copy(update={"run_dir": str(folder), "name": job.name})
     write_text(folder / "experiment.yaml", dump_config(config))
     for path, other in job.links.items():
+        store.record(other)  # nothing is built on a job whose record is damaged or another's
         _link(folder / path, store.folder_of(other) / path)
     say(f"ablate: {job.name}")
     with _time_kept(folder):
@@ -194,10 +199,16 @@ def _do_here(step: str, options: Sequence[str], config: Config) -> None:
 
 
 def _link(place: Path, target: Path) -> None:
-    """Link by a relative path, so that the store can be moved; a link of an earlier call stays."""
+    """Link by a relative path, so that the store can be moved; a link of an earlier call stays.
+
+    ValueError where something else is there: the job would be done from other data than its name says.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
-    if not place.is_symlink():
+    if not place.is_symlink() and not place.exists():
         place.symlink_to(os.path.relpath(target, place.parent))
+    if not place.is_symlink() or place.resolve() != target.resolve():
+        found = f"a link to {place.resolve()}" if place.is_symlink() else "no link"
+        raise ValueError(f"{place} is {found}; expected a link to {target.resolve()}; move it away, and it is made")
 
 
 def _command(step: str, options: Sequence[str], config: Path, processes: int) -> list[str]:

@@ -55,6 +55,33 @@ def test_a_job_finds_what_it_builds_on_linked_into_its_folder(tmp_path, done_ste
     assert (tmp_path / "moved" / by_kind["student"].name / "prepare").is_dir()
 
 
+def test_nothing_is_built_on_a_job_whose_record_is_another_jobs(tmp_path, done_steps):
+    plan, store = plan_of({"name": "real"}), JobStore(tmp_path)
+    first, student = plan.jobs[:2]
+    store.folder_of(first).mkdir()
+    write_json(store.folder_of(first) / "job.json", {"job": "prepare-of-another", "seconds": 1})
+    failed = work(plan, store, processes=0).failed
+    assert list(failed) == [student.name] and not done_steps
+    assert f"the record of prepare-of-another; expected that of {first.name}; remove" in failed[student.name]
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_job_is_not_done_from_what_lies_where_its_link_belongs(tmp_path, done_steps, is_link):
+    plan, store = plan_of({"name": "real"}), JobStore(tmp_path)
+    student = store.folder_of(plan.jobs[1])
+    (tmp_path / "other").mkdir()
+    student.mkdir()
+    if is_link:
+        (student / "prepare").symlink_to(tmp_path / "other")
+    else:
+        (student / "prepare").mkdir()
+    failed = work(plan, store, processes=0).failed
+    assert list(failed) == [student.name] and [step for step, _, _ in done_steps] == ["prepare"]
+    found = f"a link to {tmp_path / 'other'}" if is_link else "no link"
+    expected = store.folder_of(plan.jobs[0]) / "prepare"
+    assert f"{student / 'prepare'} is {found}; expected a link to {expected}; move it away" in failed[student.name]
+
+
 def test_a_failed_job_is_reported_its_followers_are_left_out_and_all_others_done(tmp_path, monkeypatch):
     plan, store = plan_of({"name": "real"}, SOFT), JobStore(tmp_path)
     is_broken = True
