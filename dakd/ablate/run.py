@@ -7,6 +7,7 @@ again by the next call; jobs that build on it are left out, and all others are d
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -169,11 +170,18 @@ def _do(job: Job, store: JobStore, processes: int | None, locks: Sequence[int]) 
 @contextmanager
 def _time_kept(folder: Path) -> Iterator[None]:
     """Add the time of the block to that of earlier calls, however it ends, except by a kill."""
-    start = time.monotonic()
+    earlier, start = _spent(folder), time.monotonic()  # read first: a damaged file is no reason to lose a stop
+
+    def write() -> None:
+        write_json(folder / _SPENT, {"seconds": round(earlier + time.monotonic() - start, 1)})
+
     try:
         yield
-    finally:
-        write_json(folder / _SPENT, {"seconds": round(_spent(folder) + time.monotonic() - start, 1)})
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk must not hide why the job ended: a stop is not a failure
+            write()
+        raise
+    write()
 
 
 def _spent(folder: Path) -> float:

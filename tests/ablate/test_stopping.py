@@ -87,6 +87,31 @@ def test_a_jobs_time_is_that_of_all_calls_that_it_took(tmp_path, monkeypatch):
     assert [store.record(job)["seconds"] for job in plan.jobs] == [20, 10, 10]
 
 
+def test_a_stop_stays_a_stop_where_the_time_cannot_be_written(tmp_path, monkeypatch):
+    """As on a full disk; as a failure of its job it would let the worker go on with the next one."""
+    plan, store, begun = plan_of({"name": "real"}, SOFT), JobStore(tmp_path), []
+
+    def stop(step, options, config):
+        begun.append(step)
+        (config.run_path / "spent.json").mkdir()
+        raise Preempted("stopped after step 3 of 9")
+
+    monkeypatch.setattr(run, "_do_here", stop)
+    with pytest.raises(Preempted, match="step 3 of 9"):
+        work(plan, store, processes=0)
+    assert begun == ["prepare"]
+
+
+def test_a_damaged_time_is_named_before_the_job_is_done(tmp_path, monkeypatch):
+    plan, store, begun = plan_of({"name": "real"}), JobStore(tmp_path), []
+    spent = store.folder_of(plan.jobs[0]) / "spent.json"
+    spent.parent.mkdir()
+    spent.write_text("{}")
+    monkeypatch.setattr(run, "_do_here", lambda step, *_: begun.append(step))
+    failed = work(plan, store, processes=0).failed
+    assert not begun and f"remove {spent}" in failed[plan.jobs[0].name]
+
+
 def test_the_command_says_that_it_was_stopped(monkeypatch, capsys):
     def stop(_):
         raise Stopped("stopped during generate")
