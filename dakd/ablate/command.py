@@ -15,18 +15,20 @@ from dakd.pipeline import Stopped
 from dakd.runtime.console import show
 from dakd.runtime.place import refuse_launcher
 from dakd.runtime.slurm import array_task
-from dakd.runtime.stopping import Preempted
+from dakd.runtime.stopping import INTERRUPTED, Preempted
 from dakd.shipped import find_file, not_found
 
 
 def make_table(args: argparse.Namespace) -> int:
     """Make a table, or resume one; the exit status: 0, or 1 where a job failed.
 
-    args: of `dakd ablate`.  Raises Preempted after a stop request.
+    args: of `dakd ablate`.  Raises Preempted after a stop request, and Stopped after Ctrl-C.
     """
     try:
         return _run(args)
     except Stopped as stopped:
+        if stopped.exit_status == INTERRUPTED:  # nobody is to start the command again by itself
+            raise
         raise Preempted(str(stopped)) from stopped
 
 

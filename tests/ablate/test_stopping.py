@@ -18,7 +18,7 @@ from dakd.ablate.run import JobStore, work
 from dakd.cli import run_step
 from dakd.pipeline import Stopped
 from dakd.runtime.lock import locked
-from dakd.runtime.stopping import PREEMPTED, Preempted
+from dakd.runtime.stopping import INTERRUPTED, PREEMPTED, Preempted
 
 SLEEP = [sys.executable, "-c", "import time; print('started', flush=True); time.sleep(60)"]
 
@@ -112,12 +112,15 @@ def test_a_damaged_time_is_named_before_the_job_is_done(tmp_path, monkeypatch):
     assert not begun and f"remove {spent}" in failed[plan.jobs[0].name]
 
 
-def test_the_command_says_that_it_was_stopped(monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, PREEMPTED), (signal.SIGINT, INTERRUPTED)])
+def test_the_command_says_that_it_was_stopped(monkeypatch, capsys, number, status):
+    """Ctrl-C is no request to start again, which 85 is for SLURM's scripts."""
+
     def stop(_):
-        raise Stopped("stopped during generate")
+        raise Stopped("stopped during generate", number)
 
     monkeypatch.setattr(command, "_run", stop)
-    assert run_step("ablate", ["--config", "any.yaml"]) == PREEMPTED
+    assert run_step("ablate", ["--config", "any.yaml"]) == status
     assert capsys.readouterr().err == "dakd ablate: stopped during generate\n"
 
 
