@@ -172,8 +172,8 @@ MASKS = (
     "1_vv 1_vh 1_mask", "image_1 mask_1", "image1 mask1", "x_leftImg8bit x_gtFine_labelIds", "a a_labelIds",
     "x_leftImg8bit x_gtFine_color", "a a_color", "a a_segmentation", "a a_groundtruth", "a a_L", "a a_binary",
     "a a_target", "a a_bin_mask", "a a_manual1", "a.img a.mask",
-    "a a_msk", "a a_lbl", "a a_trainIds", "a a_ground-truth", "a a_truth", "a a_anno", "a a_mask_0 a_mask_1", "1_rgb 1_mask2",
-    "1_vv 1_label-12",
+    "a a_msk", "a a_lbl", "a a_trainIds", "a a_ground-truth", "a a_truth", "a a_anno", "a a_mask_0 a_mask_1",
+    "1_rgb 1_mask2", "1_vv 1_label-12",
 )  # fmt: skip
 
 
