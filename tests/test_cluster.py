@@ -81,6 +81,18 @@ def test_stop_asks_a_training_and_refuses_where_there_is_none(tmp_path, capsys):
     assert "no run folder" in capsys.readouterr().err
 
 
+def test_a_stop_of_a_run_whose_training_lies_in_another_one_reaches_it_there(tmp_path):
+    scores, student, moved = (tmp_path / name for name in ("scores", "student", "disk"))
+    with locked(student / "train_saross" / "real"), locked(moved / "train_jointnet" / "stage1"):
+        (student / "config.yaml").touch()
+        for step, run in (("train_saross", student), ("train_jointnet", moved)):
+            scores.mkdir(exist_ok=True)
+            (scores / step).symlink_to(run / step)
+        assert main(["stop", str(scores)]) == 0
+    assert (student / "stop.json").is_file() and (scores / "stop.json").is_file()
+    assert not (moved / "stop.json").exists()  # a folder on another disk, in which no run looks
+
+
 def test_pipeline_turns_its_signal_into_a_request_and_asks_until_the_step_has_ended(tmp_path):
     """The step drops the first request, as one that is only starting does, and obeys the second."""
     request = tmp_path / "stop.json"

@@ -10,7 +10,7 @@ from typing import get_args
 
 from dakd.cli.command import Command, add_config_options, local_path, positive
 from dakd.runtime.console import show
-from dakd.runtime.kept_config import open_config
+from dakd.runtime.kept_config import CONFIG, open_config
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -252,9 +252,16 @@ def _stop(args: argparse.Namespace) -> None:
             f"found no training in {args.run}; expected one at work; give its run folder, and ask again where one is "
             "only starting"
         )
-    request_stop(args.run)
+    for run in _runs_of_trainings(args.run):
+        request_stop(run)
     for training in found:
         show(f"{training}: asked to write a checkpoint after the current step and end")
+
+
+def _runs_of_trainings(run: Path) -> list[Path]:
+    """A run, and those that its trainings lie in by a link, as a table's jobs have them: a training looks in its own."""
+    places = {folder.resolve().parents[1] for folder in run.glob("train_*/*/")} - {run.resolve()}
+    return [run, *sorted(place for place in places if (place / CONFIG).is_file())]
 
 
 def _stop_options(parser: argparse.ArgumentParser) -> None:
