@@ -259,7 +259,7 @@ def _stop(args: argparse.Namespace) -> None:
 
 
 def _runs_of_trainings(run: Path) -> list[Path]:
-    """A run, and those that its trainings lie in by a link, as a table's jobs have them: a training looks in its own."""
+    """A run, and those that its trainings lie in by a link, as a table's jobs have them: each looks in its own."""
     places = {folder.resolve().parents[1] for folder in run.glob("train_*/*/")} - {run.resolve()}
     return [run, *sorted(place for place in places if (place / CONFIG).is_file())]
 
