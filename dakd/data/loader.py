@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from torch import Tensor
@@ -70,20 +67,25 @@ class BatchLoader:
         """Options of torch's loader, which takes the batches as they are."""
         options = {"batch_size": None, "collate_fn": _as_it_is, "num_workers": self.num_workers,
                    "worker_init_fn": ignore_stop_signals}  # fmt: skip
-        of_readers = {"prefetch_factor": _PREFETCHED, "timeout": collective_timeout_s()}
-        return options | (of_readers if self.num_workers else {})
+        return options | ({"prefetch_factor": _PREFETCHED} if self.num_workers else {})
 
     def _awaited(self, loader: DataLoader) -> Iterator:
         """What torch's loader gives, with words where its reader processes give nothing for long.
 
-        Raises RuntimeError at the limit of torch's loader, and ends the readers, which may hang.
+        Raises RuntimeError at the limit of DAKD_COLLECTIVE_S. The readers, which may hang, are killed then; torch's own
+        limit would let them be, and a dead one unnoticed outside the main thread.
         """
-        limit_s = loader.timeout
-        watch = Watch(f"rank {rank()} waits for data, and its {loader.num_workers} reader processes send none; "
-                      f"DAKD_COLLECTIVE_S allows {limit_s:g} s", _SAID_AFTER_S)  # fmt: skip
-        others = set(multiprocessing.active_children())
+        limit_s, others = collective_timeout_s(), set(multiprocessing.active_children())
         batches = iter(loader)
         readers = [process for process in multiprocessing.active_children() if process not in others]
+
+        def end() -> None:
+            for reader in readers:
+                reader.kill()
+
+        # After the readers were forked: a fork keeps no other thread, but the locks that it holds.
+        text = f"rank {rank()} waits for data, and its {len(readers)} reader processes send none"
+        watch = Watch(f"{text}; DAKD_COLLECTIVE_S allows {limit_s:g} s", _SAID_AFTER_S, limit_s, end)
         try:
             while True:
                 with watch:
@@ -91,30 +93,15 @@ class BatchLoader:
                 if batch is None:
                     return
                 yield batch
-        except RuntimeError as error:
-            if "timed out" not in str(error):
+        except RuntimeError as error:  # of the death of a reader
+            if not watch.is_over:
                 raise
-            _kill(readers)
             raise RuntimeError(
                 f"no data came for {limit_s:g} s, the limit of DAKD_COLLECTIVE_S, from the processes that read it; "
                 "look whether the data's disk or network folder answers; the same command resumes the work"
-            ) from None
+            ) from error
         finally:
             watch.close()
-
-
-def _kill(readers: Sequence[BaseProcess]) -> None:
-    """A reader that hangs would have this process wait for it at its end."""
-    # torch raises an error of its own where it hears of the death.
-    own = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if own else None
-    try:
-        for reader in readers:
-            reader.kill()
-            reader.join(1)
-    finally:
-        if own:
-            signal.signal(signal.SIGCHLD, handler)
 
 
 def _as_it_is(batch: object) -> object:

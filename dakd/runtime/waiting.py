@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread, Timer
 
@@ -23,14 +23,16 @@ def saying_after(text: str, after_s: float = 3.0) -> Iterator[None]:
 
 
 class Watch:
-    """Prints a text, once, where one of many blocks takes longer than `after_s`; a thread looks, no block starts one.
+    """Prints a text, once, where one of many blocks takes longer than `after_s`, and calls `end` at `limit_s`.
 
-    Use: `with watch: ...` for each block, of one thread, and `close` in the end.
+    A thread looks, so that no block starts one. Use: `with watch: ...` for each block, of one thread, and `close` in
+    the end.  is_over: whether a block has reached the limit.
     """
 
-    def __init__(self, text: str, after_s: float) -> None:
-        self._text, self._after_s, self._since_s = text, after_s, None
-        self._closed = Event()
+    def __init__(self, text: str, after_s: float, limit_s: float, end: Callable[[], None]) -> None:
+        self._text, self._after_s, self._limit_s, self._end = text, after_s, limit_s, end
+        self._since_s: float | None = None
+        self._closed, self.is_over = Event(), False
         Thread(target=self._look, name="dakd-watch", daemon=True).start()
 
     def __enter__(self) -> None:
@@ -43,8 +45,14 @@ class Watch:
         self._closed.set()
 
     def _look(self) -> None:
-        while not self._closed.wait(self._after_s / 4):
+        is_said = False
+        while not self._closed.wait(min(self._after_s, self._limit_s) / 4):
             since_s = self._since_s
-            if since_s is not None and time.monotonic() - since_s > self._after_s:
+            waited_s = 0.0 if since_s is None else time.monotonic() - since_s
+            if waited_s > self._after_s and not is_said:
+                is_said = True
                 show(f"dakd: {self._text}")
+            if waited_s > self._limit_s:
+                self.is_over = True
+                self._end()
                 return
