@@ -245,8 +245,10 @@ def test_what_a_step_leaves_after_a_proven_end_is_not_waited_for(tmp_path):
 
 def test_a_step_proves_nothing_to_the_pipeline_around_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("DAKD_PROOF_OF_END", str(tmp_path / "of another"))
-    code = "import os, sys; sys.exit('DAKD_PROOF_OF_END' in os.environ)"
+    seen = tmp_path / "seen"
+    code = f"import os; open({str(seen)!r}, 'w').write(os.environ.get('DAKD_PROOF_OF_END', 'none'))"
     finish_step("prepare", [sys.executable, "-c", code], tmp_path)
+    assert seen.read_text() == "none" and not (tmp_path / "of another").exists()
 
 
 def test_a_marker_says_that_a_training_stopped_and_one_of_an_earlier_start_nothing(tmp_path):
