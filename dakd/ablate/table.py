@@ -87,7 +87,7 @@ def write_table(
     write_text(folder / "table.tex", "".join(f"% {_OF_EARLIER}: {one}\n" for one in earlier) + _latex(plan, lines))
     if earlier:
         say(f"ablate: {_OF_EARLIER}: {', '.join(earlier)}")
-    write_text(folder / "table.md", markdown(plan, lines, store, failed or {}, absent or {}))
+    write_text(folder / "table.md", markdown(plan, lines, store, failed or {}, absent or {}, earlier))
     return folder / "table.md"
 
 
@@ -100,8 +100,14 @@ def _selection(plan: TablePlan) -> str:
 
 
 def markdown(
-    plan: TablePlan, lines: Sequence[Line], store: JobStore, failed: dict[str, str], absent: dict[str, str]
+    plan: TablePlan,
+    lines: Sequence[Line],
+    store: JobStore,
+    failed: dict[str, str],
+    absent: dict[str, str],
+    earlier: Sequence[str],
 ) -> str:
+    """The text of table.md.  failed, absent: of `write_table`.  earlier: of `earlier_jobs`."""
     header, rows = grid(plan, lines)
     parts = [f"# {plan.table.title}", _markdown_table(header, rows)]
     if plan.table.reference is not None:
@@ -120,7 +126,7 @@ def markdown(
     ]
     if missing:
         parts.append("Missing (the same command resumes the work):\n\n" + "\n".join(missing))
-    if earlier := earlier_jobs(plan, store):
+    if earlier:
         parts.append(f"{_OF_EARLIER}:\n\n" + "\n".join(f"- {folder}" for folder in earlier))
     if absent:
         parts.append("Absent:\n\n" + "\n".join(f"- {name}: {why}" for name, why in absent.items()))
