@@ -76,8 +76,6 @@ import sys
 import torch
 import torch.distributed as dist
 from dakd.metrics import ConfusionMatrix
-from dakd.metrics.boundary import BoundaryCounts
-from dakd.metrics.calibration import CalibrationCounts
 
 rank, store, result = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
