@@ -148,7 +148,7 @@ def test_a_rank_that_is_there_twice_and_another_size_are_refused(key, theirs, me
         rendezvous._Wait(1.0)._agree(store)
 
 
-def test_ranks_that_torchrun_starts_again_meet_anew_in_the_store_that_outlived_them(monkeypatch):
+def test_ranks_that_torchrun_starts_again_meet_again_in_the_store_that_outlived_them(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     store = dist.HashStore()
