@@ -42,6 +42,7 @@ void seg_loss_backward_cuda(const Tensor& dce, const Tensor& dkd, const Tensor& 
                             Tensor dlogits);
 
 void ddim_step_forward_cpu(const Tensor& x, const Tensor& y, const Tensor& x0_pred, const Tensor& logits,
+                           const std::optional<Tensor>& x0_before, const std::optional<Tensor>& logits_before,
                            const Tensor& coefficients, const Tensor& step, const std::optional<Tensor>& noise_ids,
                            double b, double clip, bool is_softmax, int64_t seed, Tensor x_next, Tensor y_next,
                            const std::optional<Tensor>& x_input, const std::optional<Tensor>& y_input);
@@ -81,7 +82,8 @@ STABLE_TORCH_LIBRARY(dakd_C, m) {
       " Tensor? delta_bias, bool has_softplus, Tensor(a!) du, Tensor(b!) ddelta, Tensor(c!) dB, Tensor(d!) dC,"
       " Tensor(e!) step_sums, Tensor(f!) channel_sums, Tensor(g!) totals) -> ()");
   m.def(
-      "ddim_step_forward(Tensor x, Tensor y, Tensor x0_pred, Tensor logits, Tensor coefficients, Tensor step,"
+      "ddim_step_forward(Tensor x, Tensor y, Tensor x0_pred, Tensor logits, Tensor? x0_before, Tensor? logits_before,"
+      " Tensor coefficients, Tensor step,"
       " Tensor? noise_ids, float b, float clip, bool is_softmax, int seed, Tensor(a!) x_next, Tensor(b!) y_next,"
       " Tensor(c!)? x_input, Tensor(d!)? y_input) -> ()");
   m.def(

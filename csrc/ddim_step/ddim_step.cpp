@@ -11,11 +11,11 @@ namespace {
 
 constexpr const char* kOp = "ddim_step";
 
-// The row of the table (S, 3) at `step`.
+// The row of the table (S, 4) at `step`.
 template <typename Number>
-void read_row(const Tensor& table, int64_t step, float (&row)[3]) {
+void read_row(const Tensor& table, int64_t step, float (&row)[4]) {
   const Number* first = data<Number>(table) + step * table.stride(0);
-  for (int column = 0; column < 3; ++column) row[column] = static_cast<float>(first[column * table.stride(1)]);
+  for (int column = 0; column < 4; ++column) row[column] = static_cast<float>(first[column * table.stride(1)]);
 }
 
 // with_number, less double: the state is float.
@@ -30,19 +30,24 @@ void with_narrow_number(ScalarType type, const Function& function) {
 }  // namespace
 
 void ddim_step_forward_cpu(const Tensor& x, const Tensor& y, const Tensor& x0_pred, const Tensor& logits,
+                           const std::optional<Tensor>& x0_before, const std::optional<Tensor>& logits_before,
                            const Tensor& coefficients, const Tensor& step, const std::optional<Tensor>& noise_ids,
                            double b, double clip, bool is_softmax, int64_t seed, Tensor x_next, Tensor y_next,
                            const std::optional<Tensor>& x_input, const std::optional<Tensor>& y_input) {
-  check(x0_pred.scalar_type() == logits.scalar_type(), kOp, "both predictions must have one dtype");
+  bool has_one_dtype = x0_pred.scalar_type() == logits.scalar_type();
+  for (const auto* before : {&x0_before, &logits_before})
+    has_one_dtype = has_one_dtype && (!*before || (*before)->scalar_type() == logits.scalar_type());
+  check(has_one_dtype, kOp, "all predictions must have one dtype");
   const int64_t now = *data<int64_t>(step);
   check(0 <= now && now < coefficients.size(0), kOp, "step is outside the table of coefficients");
-  float row[3];
+  float row[4];
   if (coefficients.scalar_type() == ScalarType::Double) read_row<double>(coefficients, now, row);
   else read_row<float>(coefficients, now, row);
   bool flat = true;
   for (const Tensor* tensor : {&x, &y, &x0_pred, &logits, &std::as_const(x_next), &std::as_const(y_next)})
     flat = flat && is_flat(*tensor);
   if (x_input) flat = flat && is_flat(*x_input) && is_flat(*y_input);
+  if (x0_before) flat = flat && is_flat(*x0_before) && is_flat(*logits_before);
   const int64_t batch = y.size(0), height = y.size(2), width = y.size(3);
 
   with_narrow_number(logits.scalar_type(), [&](auto prediction) {
@@ -52,11 +57,13 @@ void ddim_step_forward_cpu(const Tensor& x, const Tensor& y, const Tensor& x0_pr
       DdimStep<Prediction, Input> p{};
       p.x = maps<const float>(x), p.y = maps<const float>(y);
       p.x0 = maps<const Prediction>(x0_pred), p.logits = maps<const Prediction>(logits);
+      if (x0_before)
+        p.x0_before = maps<const Prediction>(*x0_before), p.logits_before = maps<const Prediction>(*logits_before);
       p.x_next = maps<float>(x_next), p.y_next = maps<float>(y_next);
       if (x_input) p.x_input = maps<Input>(*x_input), p.y_input = maps<Input>(*y_input);
       p.runs = flat ? Runs{1, height * width} : Runs{height, width};
       p.num_classes = y.size(1), p.num_pixels = height * width;
-      p.keep = row[0], p.take = row[1], p.sigma = row[2];
+      p.keep = row[0], p.take = row[1], p.take_before = row[2], p.sigma = row[3];
       p.b = static_cast<float>(b), p.clip = static_cast<float>(clip), p.is_softmax = is_softmax;
       p.seed = seed, p.step = now;
       p.streams = (x_next.numel() + y_next.numel()) * sizeof(float) >= kStreamingBytes;

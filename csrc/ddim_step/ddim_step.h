@@ -1,4 +1,4 @@
-// One step of the DDIM sampler for image and label: the meaning stands in dakd/kernels/ddim_step/reference.py.
+// One step of the sampler for image and label: the meaning stands in dakd/kernels/ddim_step/reference.py.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +20,12 @@ template <typename Prediction, typename Input>
 struct DdimStep {
   Maps<const float> x, y;
   Maps<const Prediction> x0, logits;
+  Maps<const Prediction> x0_before, logits_before;  // first is null where the step has none
   Maps<float> x_next, y_next;
   Maps<Input> x_input, y_input;  // first is null where none are wanted
   Runs runs;
   int64_t num_classes;
-  float keep, take, sigma, b, clip;
+  float keep, take, take_before, sigma, b, clip;
   bool is_softmax;
   bool streams;  // whether the results are too large for a cache
   const int64_t* noise_ids;  // null without noise
@@ -35,9 +36,9 @@ namespace {  // see numbers.h
 
 template <typename Prediction, typename Input>
 inline bool is_fused(const DdimStep<Prediction, Input>& p) {
-  return p.num_classes >= 2 && p.num_classes <= kMaxFused && p.is_softmax && p.logits.pixel_stride == 1 &&
-         p.y.pixel_stride == 1 && p.y_next.pixel_stride == 1 &&
-         (p.y_input.first == nullptr || p.y_input.pixel_stride == 1);
+  const auto is_dense = [](const auto& maps) { return maps.first == nullptr || maps.pixel_stride == 1; };
+  return p.num_classes >= 2 && p.num_classes <= kMaxFused && p.is_softmax && is_dense(p.logits) &&
+         is_dense(p.logits_before) && is_dense(p.y) && is_dense(p.y_next) && is_dense(p.y_input);
 }
 
 }  // namespace
@@ -45,8 +46,8 @@ inline bool is_fused(const DdimStep<Prediction, Input>& p) {
 // Bytes of new state from which on streaming pays; less may still be in a cache when the networks read it.
 constexpr int64_t kStreamingBytes = int64_t{16} << 20;
 
-// Floats of scratch memory that ddim_step_forward needs: noise and clean estimates of a chunk.
-inline int64_t ddim_step_scratch(int64_t num_classes) { return (num_classes + 1) * (Runs::kChunk + 8); }
+// Floats of scratch memory that ddim_step_forward needs: noise of a chunk, and its clean estimates of two steps.
+inline int64_t ddim_step_scratch(int64_t num_classes) { return (2 * num_classes + 1) * (Runs::kChunk + 8); }
 
 // Does the items first <= item < last.
 #define DAKD_DECLARE_DDIM(Prediction, Input) \

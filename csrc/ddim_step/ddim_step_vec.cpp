@@ -35,12 +35,13 @@ struct Row {
   }
 };
 
-// state' = keep state + take clean (+ sigma z). Loops hold it by value: what they store might alias the original.
+// state' = keep state + take clean + take_before clean_before (+ sigma z). Loops hold it by value: what they store might
+// alias the original.
 struct Coefficients {
-  float keep, take, sigma;
+  float keep, take, take_before, sigma;
 };
 
-// The update of one channel of a chunk from its clean estimate.
+// The update of one channel of a chunk from its clean estimates, which come multiplied and added up.
 template <typename Input>
 struct Update {
   Row<const float> state;
@@ -49,8 +50,8 @@ struct Update {
   Row<Input> input;  // first is null where none is wanted
 
   template <bool kWhole>
-  DAKD_INLINE Floats advance(Coefficients c, int64_t i, int64_t count, const Floats& clean) const {
-    const Floats advanced = c.keep * state.template at<kWhole>(i, count) + c.take * clean;
+  DAKD_INLINE Floats advance(Coefficients c, int64_t i, int64_t count, const Floats& taken) const {
+    const Floats advanced = c.keep * state.template at<kWhole>(i, count) + taken;
     return noise == nullptr ? advanced : advanced + c.sigma * Row<const float>{noise, 1}.at<kWhole>(i, count);
   }
   void put(int64_t i, int64_t count, const Floats& advanced) const {
@@ -96,61 +97,88 @@ struct Step {
     return {row(state, channel), noise, row(next, channel), row(input, channel)};
   }
 
-  Coefficients coefficients() const { return {p.keep, p.take, p.sigma}; }
+  Coefficients coefficients() const { return {p.keep, p.take, p.take_before, p.sigma}; }
+
+  // The image's clean estimates, multiplied.
+  struct TakenImage {
+    Row<const Prediction> x0, before;  // first of before is null without
+    Coefficients c;
+    float clip;
+
+    template <bool kWhole>
+    DAKD_INLINE Floats at(int64_t i, int64_t count) const {
+      const Floats taken = c.take * clamp(x0.template at<kWhole>(i, count), clip);
+      if (before.first == nullptr) return taken;
+      return taken + c.take_before * clamp(before.template at<kWhole>(i, count), clip);
+    }
+    bool is_contiguous() const { return x0.stride == 1 && (before.first == nullptr || before.stride == 1); }
+  };
 
   void image() const {
     const auto update = this->update(p.x, p.x_next, p.x_input, 0, kDdimImage, scratch);
-    const auto x0 = row(p.x0, 0);
     const Coefficients c = coefficients();
-    const float clip = p.clip;
+    const TakenImage taken = {row(p.x0, 0), row(p.x0_before, 0), c, p.clip};
     const bool streams = p.streams && update.can_stream();
     int64_t i = 0;
-    if (update.is_contiguous() && x0.stride == 1)
+    if (update.is_contiguous() && taken.is_contiguous())
       for (; i + 2 * kLanes <= chunk.length; i += 2 * kLanes) {
         Floats out[2];
         for (int half = 0; half < 2; ++half) {
           const int64_t at = i + half * kLanes;
-          out[half] = update.template advance<true>(c, at, kLanes, clamp(x0.template at<true>(at, kLanes), clip));
+          out[half] = update.template advance<true>(c, at, kLanes, taken.template at<true>(at, kLanes));
         }
         update.put_both(i, out[0], out[1], streams);
       }
     for (; i < chunk.length; i += kLanes) {
       const int64_t count = chunk.length - i;
-      update.put(i, count, update.template advance<false>(c, i, count, clamp(x0.template at<false>(i, count), clip)));
+      update.put(i, count, update.template advance<false>(c, i, count, taken.template at<false>(i, count)));
     }
   }
 
   // y_0 = b (2 softmax(logits) - 1), and the update, in registers; pixels are contiguous.
-  template <int kClasses>
+  template <int kClasses, bool kHasBefore>
   struct FusedLabel {
     Update<Input> updates[kClasses];
-    Row<const Prediction> logits[kClasses];
+    Row<const Prediction> logits[kClasses], logits_before[kClasses];
     Coefficients c;
     float b;
 
     template <bool kWhole>
     DAKD_INLINE void advance(int64_t i, int64_t count, Floats (&out)[kClasses]) const {
+      Floats taken[kClasses];
+      take<kWhole, false>(logits, c.take, i, count, taken);
+      if constexpr (kHasBefore) take<kWhole, true>(logits_before, c.take_before, i, count, taken);
+      for (int k = 0; k < kClasses; ++k) out[k] = updates[k].template advance<kWhole>(c, i, count, taken[k]);
+    }
+
+    // taken = factor y_0, or adds it.
+    template <bool kWhole, bool kAdds>
+    DAKD_INLINE void take(const Row<const Prediction> (&rows)[kClasses], float factor, int64_t i, int64_t count,
+                          Floats (&taken)[kClasses]) const {
       Floats e[kClasses];
-      for (int k = 0; k < kClasses; ++k) e[k] = logits[k].template at<kWhole>(i, count);
+      for (int k = 0; k < kClasses; ++k) e[k] = rows[k].template at<kWhole>(i, count);
       Floats largest = e[0];
       for (int k = 1; k < kClasses; ++k) largest = larger(e[k], largest);
       Floats total = {};
       for (int k = 0; k < kClasses; ++k) total += e[k] = power(e[k] - largest);
       const Floats inverse = 1 / total;
       // matches the range that the label was noised in (paper, Eq. 21)
-      for (int k = 0; k < kClasses; ++k)
-        out[k] = updates[k].template advance<kWhole>(c, i, count, 2 * b * (e[k] * inverse) - b);
+      for (int k = 0; k < kClasses; ++k) {
+        const Floats own = factor * (2 * b * (e[k] * inverse) - b);
+        taken[k] = kAdds ? taken[k] + own : own;
+      }
     }
   };
 
-  template <int kClasses>
+  template <int kClasses, bool kHasBefore>
   void label_fused() const {
-    FusedLabel<kClasses> label;
+    FusedLabel<kClasses, kHasBefore> label;
     label.c = coefficients(), label.b = p.b;
     bool streams = p.streams;
     for (int k = 0; k < kClasses; ++k) {
       label.updates[k] = update(p.y, p.y_next, p.y_input, k, kDdimLabel, scratch + k * (Runs::kChunk + 8));
       label.logits[k] = row(p.logits, k);
+      label.logits_before[k] = row(p.logits_before, k);
       streams = streams && label.updates[k].can_stream();
     }
     int64_t i = 0;
@@ -170,13 +198,15 @@ struct Step {
   // Any number of classes, any layout, both kinds of update: the clean estimates wait in memory, a row for each class.
   void label_any() const {
     const int64_t length = chunk.length;
-    float* clean = scratch + Runs::kChunk + 8;
-    if (p.is_softmax) softmax(clean);
-    else
-      for (int64_t k = 0; k < p.num_classes; ++k)
-        for (int64_t i = 0; i < length; i += kLanes)
-          store(clean + k * Runs::kChunk + i, clamp(row(p.logits, k).template at<false>(i, length - i), p.b));
     const Coefficients c = coefficients();
+    float* clean = scratch + Runs::kChunk + 8;
+    clean_estimates(p.logits, clean);
+    scale(clean, c.take);
+    if (p.logits_before.first != nullptr) {
+      float* before = clean + p.num_classes * (Runs::kChunk + 8);
+      clean_estimates(p.logits_before, before);
+      scale(clean, 1, before, c.take_before);
+    }
     for (int64_t k = 0; k < p.num_classes; ++k) {
       const auto update = this->update(p.y, p.y_next, p.y_input, k, kDdimLabel, scratch);
       for (int64_t i = 0; i < length; i += kLanes)
@@ -184,11 +214,28 @@ struct Step {
     }
   }
 
-  void softmax(float* clean) const {
+  // The estimates of all classes, a row of kChunk for each.
+  void clean_estimates(const Maps<const Prediction>& logits, float* clean) const {
+    if (p.is_softmax) return softmax(logits, clean);
+    for (int64_t k = 0; k < p.num_classes; ++k)
+      for (int64_t i = 0; i < chunk.length; i += kLanes)
+        store(clean + k * Runs::kChunk + i, clamp(row(logits, k).template at<false>(i, chunk.length - i), p.b));
+  }
+
+  // clean = factor clean (+ other_factor other), over all rows.
+  void scale(float* clean, float factor, const float* other = nullptr, float other_factor = 0) const {
+    for (int64_t k = 0; k < p.num_classes; ++k)
+      for (int64_t i = k * Runs::kChunk; i < k * Runs::kChunk + chunk.length; i += kLanes) {
+        const Floats scaled = factor * load(clean + i);
+        store(clean + i, other == nullptr ? scaled : scaled + other_factor * load(other + i));
+      }
+  }
+
+  void softmax(const Maps<const Prediction>& maps, float* clean) const {
     const float twice_b = 2 * p.b;
     for (int64_t i = 0; i < chunk.length; i += kLanes) {
       const int64_t count = chunk.length - i;
-      const auto logits = [&](int64_t k) { return row(p.logits, k).template at<false>(i, count); };
+      const auto logits = [&](int64_t k) { return row(maps, k).template at<false>(i, count); };
       Floats largest = logits(0), total = {};
       for (int64_t k = 1; k < p.num_classes; ++k) largest = larger(logits(k), largest);
       for (int64_t k = 0; k < p.num_classes; ++k) {
@@ -207,7 +254,10 @@ struct Step {
   template <int kClasses = 2>
   void label() const {
     if constexpr (kClasses > kMaxFused) return label_any();
-    else if (p.num_classes == kClasses && is_fused(p)) label_fused<kClasses>();
+    else if (p.num_classes == kClasses && is_fused(p)) {
+      if (p.logits_before.first == nullptr) label_fused<kClasses, false>();
+      else label_fused<kClasses, true>();
+    }
     else label<kClasses + 1>();
   }
 };

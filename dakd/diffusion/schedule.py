@@ -35,34 +35,14 @@ class CosineSchedule:
         """(T,) float64: products of 1 - beta."""
         return torch.cumprod(1 - self.betas, dim=0)
 
+    @cached_property
+    def half_log_snr(self) -> torch.Tensor:
+        """(T,) float64, falling: ln(sqrt(alpha_bar_t) / sqrt(1 - alpha_bar_t)), half the logarithm of the SNR."""
+        return (self.alpha_bar / (1 - self.alpha_bar)).log() / 2
+
     def noising_table(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """(T, 2) fp32: sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) of every step; made once for a device."""
         return _noising_table(self, str(device))
-
-    def sampling_timesteps(self, num_steps: int) -> torch.Tensor:
-        """(num_steps,) int64, descending: "leading" spacing, e.g. 995, 990, ..., 0 for 200 of 1000."""
-        if not 1 <= num_steps <= self.num_train_timesteps:
-            raise ValueError(
-                f"{num_steps} sampling steps of a schedule of {self.num_train_timesteps}; "
-                f"set sampling_steps to 1..{self.num_train_timesteps}"
-            )
-        spacing = self.num_train_timesteps // num_steps
-        return (torch.arange(num_steps) * spacing).flip(0)
-
-    def ddim_table(self, num_steps: int, eta: float = 0.0, device: torch.device | str = "cpu") -> torch.Tensor:
-        """(num_steps, 3) fp32: A, B, sigma of x_prev = A x_t + B x0_hat + sigma z, in sampling order.
-
-        With a = alpha_bar_t and p = alpha_bar of the next timestep (1 after the last, so that A = 0 and B = 1 there):
-        sigma = eta sqrt((1 - p) / (1 - a)) sqrt(1 - a / p), A = sqrt((1 - p - sigma^2) / (1 - a)),
-        B = sqrt(p) - A sqrt(a). eta = 0 is deterministic DDIM (Song et al. 2021; the paper samples so).
-        """
-        timesteps = self.sampling_timesteps(num_steps)
-        a = self.alpha_bar[timesteps]
-        p = torch.cat([a[1:], torch.ones(1, dtype=torch.float64)])
-        sigma = eta * ((1 - p) / (1 - a)).sqrt() * (1 - a / p).sqrt()
-        A = ((1 - p - sigma**2).clamp(min=0) / (1 - a)).sqrt()
-        B = p.sqrt() - A * a.sqrt()
-        return torch.stack([A, B, sigma], dim=1).float().to(device)
 
 
 @lru_cache(maxsize=8)

@@ -212,7 +212,7 @@ def _ddim_step(generator: torch.Generator, *, batch: int, num_classes: int, heig
         y=_normal(generator, batch, num_classes, height, width),
         x0_pred=_normal(generator, batch, 1, height, width),
         logits=4 * _normal(generator, batch, num_classes, height, width),
-        coefficients=_uniform(generator, 20, 3),
+        coefficients=_uniform(generator, 20, 4),
         step=torch.tensor([7]),
         b=0.528,
         seed=3,

@@ -9,6 +9,8 @@ which plain torch has to draw with slow integer tensors; labels that name no cla
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -101,6 +103,8 @@ def ddim_step(
     step: Tensor,
     *,
     b: float,
+    x0_before: Tensor | None = None,
+    logits_before: Tensor | None = None,
     clip: float = 1.0,
     label_update: str = "softmax",
     stochastic: bool = False,
@@ -109,19 +113,26 @@ def ddim_step(
     input_dtype: torch.dtype | None = None,
     racing: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    A, B, sigma = coefficients[step.reshape(1)].unbind(1)
-    y0_pred = logits.to(y.dtype)
-    y0_pred = b * (2 * F.softmax(y0_pred, dim=1) - 1) if label_update == "softmax" else y0_pred.clamp(-b, b)
+    A, B, C, sigma = coefficients[step.reshape(1)].unbind(1)
 
-    def advanced(state: Tensor, clean: Tensor, stream: Stream) -> Tensor:
-        state = A * state + B * clean
+    def clean_image(x0_pred: Tensor) -> Tensor:
+        return x0_pred.to(x.dtype).clamp(-clip, clip)
+
+    def clean_label(logits: Tensor) -> Tensor:
+        y0_pred = logits.to(y.dtype)
+        return b * (2 * F.softmax(y0_pred, dim=1) - 1) if label_update == "softmax" else y0_pred.clamp(-b, b)
+
+    def advanced(state: Tensor, clean: Callable, pred: Tensor, before: Tensor | None, stream: Stream) -> Tensor:
+        state = A * state + B * clean(pred)
+        if before is not None:
+            state = state + C * clean(before)
         if not stochastic:
             return state
         z = torch.randn_like(state) if racing else _own_noise(state, seed, sample_ids, step, stream)
         return state + sigma * z
 
-    x_next = advanced(x, x0_pred.to(x.dtype).clamp(-clip, clip), Stream.DDIM_IMAGE)
-    y_next = advanced(y, y0_pred, Stream.DDIM_LABEL)
+    x_next = advanced(x, clean_image, x0_pred, x0_before, Stream.DDIM_IMAGE)
+    y_next = advanced(y, clean_label, logits, logits_before, Stream.DDIM_LABEL)
     dtype = x.dtype if input_dtype is None else input_dtype
     return x_next, y_next, x_next.to(dtype), y_next.to(dtype)
 

@@ -14,13 +14,15 @@ why_not = extension.why_not_cpu
 
 
 def forward(operands: Operands, outputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    x, y, x0_pred, logits, coefficients, step, noise_ids, b, clip, label_update, seed, input_dtype = operands
-    if x0_pred.dtype != logits.dtype or logits.dtype == torch.float64:
-        x0_pred, logits = x0_pred.float(), logits.float()
+    x, y, *predictions = operands[:6]
+    coefficients, step, noise_ids, b, clip, label_update, seed, input_dtype = operands[6:]
+    dtypes = {pred.dtype for pred in predictions if pred is not None}
+    if len(dtypes) > 1 or torch.float64 in dtypes:
+        predictions = [None if pred is None else pred.float() for pred in predictions]
     x_next, y_next, x_input, y_input = outputs
     is_fused = input_dtype in (torch.bfloat16, torch.float16)
     inputs = (x_input, y_input) if is_fused else (None, None)
-    tensors = (x, y, x0_pred, logits, coefficients, step, noise_ids)
+    tensors = (x, y, *predictions, coefficients, step, noise_ids)
     options = (b, clip, label_update == "softmax", seed)
     torch.ops.dakd_C.ddim_step_forward(*tensors, *options, x_next, y_next, *inputs)
     if input_dtype is not None and not is_fused:

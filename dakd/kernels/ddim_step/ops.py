@@ -16,7 +16,7 @@ _OP = "ddim_step"
 class Operands(NamedTuple):
     """The arguments of the op; shapes and meaning are those of api.py.
 
-    noise_ids: (B,) int64, or None to add no noise.  seed: the int64 with the seed's bits (contract.seed_bits).
+    x0_before, logits_before: both or neither.  noise_ids: (B,) int64, or None to add no noise.  seed: the int64 with the seed's bits (contract.seed_bits).
     input_dtype: dtype of the networks' inputs; None where they are not wanted.
     """
 
@@ -24,6 +24,8 @@ class Operands(NamedTuple):
     y: Tensor
     x0_pred: Tensor
     logits: Tensor
+    x0_before: Tensor | None
+    logits_before: Tensor | None
     coefficients: Tensor
     step: Tensor
     noise_ids: Tensor | None

@@ -1,0 +1,137 @@
+"""The solvers of the sampler: which timesteps the net is called at, and how each call moves the state.
+
+With alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar) and lambda = ln(alpha / sigma), every step from timestep s to
+the next one, t, is linear in the state and in the estimates of the clean state of this call and of the one before:
+
+    x_t = A x_s + B x0_hat + C x0_hat_before + eta-noise z
+
+- ddim: A = sigma_t / sigma_s, B = alpha_t - A alpha_s, C = 0 (Song et al. 2021; the paper samples so).
+- dpmpp_2m: DPM-Solver++(2M) in its form for predictions of the data (Lu et al. 2022): with h = lambda_t - lambda_s and
+  r = h_before / h, the estimate is extrapolated, x0_hat + (x0_hat - x0_hat_before) / (2 r). The first step and the last
+  one are of first order.
+- heun: Algorithm 1 of Karras et al. 2022 without noise. Each step but the last calls the net twice: a DDIM step, and
+  its correction with the estimate at the place where it led.
+
+The last call's estimate is the result. With eta > 0, a step keeps less of the state and adds as much noise: eta = 1 is
+DDPM's sampler for ddim, and SDE-DPM-Solver++(2M) for dpmpp_2m.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from dakd.diffusion.schedule import CosineSchedule
+
+Solver = Literal["ddim", "dpmpp_2m", "heun"]
+Spacing = Literal["leading", "trailing", "logsnr"]
+
+# lambda of the first and of the last call of the log-SNR grid. Above, an estimate changes no more: t = 25 of 1000.
+LOGSNR_RANGE = (-5.0, 3.5)
+
+
+class Steps(NamedTuple):
+    """The calls of the net, in order, S of them.
+
+    timesteps: (S,) int64.  coefficients: (S, 4) fp32, columns A, B, C, sigma of kernels.ddim_step.
+    """
+
+    timesteps: Tensor
+    coefficients: Tensor
+
+
+def check_solver(solver: str, spacing: str, eta: float = 0.0) -> None:
+    """ValueError for a solver or spacing that does not exist, or that does not go with the other settings."""
+    for name, value, known in (("solver", solver, get_args(Solver)), ("spacing", spacing, get_args(Spacing))):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; expected {', '.join(known[:-1])} or {known[-1]}")
+    if solver != "ddim" and spacing == "leading":
+        raise ValueError(
+            f"solver {solver} with spacing leading overshoots in its last steps, where log-SNR grows most; expected "
+            "trailing or logsnr; set spacing to logsnr, or solver to ddim"
+        )
+    if solver == "heun" and eta > 0:
+        raise ValueError(f"solver heun has no stochastic form, and eta is {eta:g}; set eta to 0, or solver to dpmpp_2m")
+
+
+def sampling_timesteps(schedule: CosineSchedule, num_steps: int, spacing: str = "leading") -> Tensor:
+    """(num_steps,) int64, descending.
+
+    leading: multiples of T // num_steps, such as 995, 990, ..., 0 for 200 of 1000. It begins before the last timestep,
+    which pure noise belongs to: 25 steps begin at 960, where 6 % of the state should be the image.
+    trailing: T - 1 and down by T / num_steps (Lin et al. 2024).
+    logsnr: the timesteps nearest to equal steps of lambda, each of them once.
+    Raises ValueError for more steps than timesteps.
+    """
+    last = schedule.num_train_timesteps
+    if not 1 <= num_steps <= last:
+        raise ValueError(
+            f"{num_steps} sampling steps of a schedule of {last} timesteps; set sampling_steps to 1..{last}"
+        )
+    counted = torch.arange(num_steps)
+    if spacing == "leading":
+        return (counted * (last // num_steps)).flip(0)
+    if spacing == "trailing":
+        return (last - counted * (last / num_steps)).round().long() - 1
+    return _logsnr_timesteps(schedule, num_steps)
+
+
+def _logsnr_timesteps(schedule: CosineSchedule, num_steps: int) -> Tensor:
+    targets = torch.linspace(*LOGSNR_RANGE, num_steps, dtype=torch.float64)
+    nearest = (schedule.half_log_snr - targets[:, None]).abs().argmin(dim=1)
+    # Where the grid is finer than the timesteps, neighbours follow one another, within 0 .. T - 1.
+    counted = torch.arange(num_steps)
+    falling = (nearest + counted).cummin(0).values - counted
+    return torch.maximum(falling, counted.flip(0))
+
+
+def solver_steps(
+    schedule: CosineSchedule, num_steps: int, solver: str = "ddim", spacing: str = "leading", eta: float = 0.0
+) -> Steps:
+    """The calls of the net and their coefficients: num_steps of them, and with heun 2 num_steps - 1.
+
+    Raises ValueError for settings that do not go together and for more steps than timesteps.
+    """
+    check_solver(solver, spacing, eta)
+    timesteps = sampling_timesteps(schedule, num_steps, spacing)
+    rows = _ddim_rows(schedule, timesteps, eta)
+    if solver == "dpmpp_2m":
+        rows[1:-1] = _extrapolated(rows[1:-1], schedule.half_log_snr[timesteps])
+    if solver == "heun":
+        timesteps, rows = _corrected(schedule, timesteps, rows)
+    return Steps(timesteps, rows.float())
+
+
+def _ddim_rows(schedule: CosineSchedule, grid: Tensor, eta: float) -> Tensor:
+    """(S, 4) float64: sigma = eta sqrt((1 - p) / (1 - a)) sqrt(1 - a / p), A = sqrt((1 - p - sigma^2) / (1 - a)),
+    B = sqrt(p) - A sqrt(a), C = 0, with a = alpha_bar_t and p that of the next timestep, 1 after the last."""
+    a = schedule.alpha_bar[grid]
+    p = torch.cat([a[1:], torch.ones(1, dtype=torch.float64)])
+    sigma = eta * ((1 - p) / (1 - a)).sqrt() * (1 - a / p).sqrt()
+    A = ((1 - p - sigma**2).clamp(min=0) / (1 - a)).sqrt()
+    B = p.sqrt() - A * a.sqrt()
+    return torch.stack([A, B, torch.zeros_like(B), sigma], dim=1)
+
+
+def _extrapolated(rows: Tensor, lambdas: Tensor) -> Tensor:
+    """The rows of the steps between the first and the last, whose estimates are extrapolated; lambdas: of all."""
+    h = lambdas.diff()
+    beyond = rows[:, 1] * h[1:] / (2 * h[:-1])
+    A, B, _, sigma = rows.unbind(1)
+    return torch.stack([A, B + beyond, -beyond, sigma], dim=1)
+
+
+def _corrected(schedule: CosineSchedule, grid: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Timesteps and rows with a correction after each row but the last.
+
+    In u = x / alpha and v = sigma / alpha, Heun's step from (u_s, v_s) ends at u_s + (v_t - v_s)(d_s + d_t) / 2 with
+    d = (u - x0_hat) / v. Written from Euler's end, that is (x0_hat_t - x0_hat_s)(v_s - v_t) / (2 v_t) beyond it.
+    """
+    alpha_bar = schedule.alpha_bar[grid]
+    v = ((1 - alpha_bar) / alpha_bar).sqrt()
+    beyond = alpha_bar[1:].sqrt() * (v[:-1] - v[1:]) / (2 * v[1:])
+    corrections = torch.stack([torch.ones_like(beyond), beyond, -beyond, torch.zeros_like(beyond)], dim=1)
+    both = torch.stack([rows[:-1], corrections], dim=1).flatten(0, 1)
+    return grid.repeat_interleave(2)[1:], torch.cat([both, rows[-1:]])
