@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from dakd.cli.command import Command, add_config_options, local_path, positive
+from dakd.config.solver import Solver, Spacing
 from dakd.runtime.console import show
 from dakd.runtime.kept_config import CONFIG, open_config
 
@@ -70,6 +71,8 @@ def _sample(args: argparse.Namespace) -> None:
         device=args.device,
         pictures=args.png,
         overwrite=args.overwrite,
+        solver=args.solver,
+        spacing=args.spacing,
         eta=args.eta,
         deterministic=args.deterministic,
         micro_batch=args.micro_batch,
@@ -86,8 +89,12 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, metavar="N", help="steps of the sampler (default: 200, the paper's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the starting noise (default: 0)")
     parser.add_argument("--first", type=int, default=0, metavar="I", help="index of the first pair (default: 0)")
+    parser.add_argument("--solver", choices=get_args(Solver), default="ddim",
+                        help="ddim: the paper's; dpmpp_2m: of second order, for 10 to 25 steps (default: ddim)")
+    parser.add_argument("--spacing", choices=get_args(Spacing), default=None,
+                        help="of the steps (default: leading, the paper's, for ddim, logsnr for the others)")
     parser.add_argument(
-        "--eta", type=float, default=0.0, help="0: deterministic DDIM; 1: as much fresh noise as DDPM (default: 0)"
+        "--eta", type=float, default=0.0, help="0: deterministic; 1: as much fresh noise as DDPM (default: 0)"
     )
     parser.add_argument("--micro-batch", type=positive, default=16, metavar="N", help="pairs per batch (default: 16)")
     parser.add_argument("--deterministic", action="store_true", help="the same bytes in every run on one device type")

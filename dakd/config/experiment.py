@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dakd.config.base import NonNegative, Section, WrittenPath
 from dakd.config.evaluate import EvaluateConfig, PredictConfig
 from dakd.config.generate import GenerateConfig
 from dakd.config.prepare import PrepareConfig
+from dakd.config.solver import check_num_steps
 from dakd.config.student import TrainSarossConfig
 from dakd.config.teacher import BalanceConfig, TrainJointNetConfig
 from dakd.config.training import DataConfig
@@ -60,6 +61,13 @@ class Config(Section):
         if not is_file_part(name):
             raise ValueError(f"expected a folder's name: {FILE_PART}; set run_dir for a run in another place")
         return name
+
+    @model_validator(mode="after")
+    def _has_a_timestep_for_each_step(self) -> Config:
+        timesteps = self.train_jointnet.schedule.num_train_timesteps
+        check_num_steps(self.generate.sampling_steps, timesteps)
+        check_num_steps(self.train_jointnet.engine.sample_steps, timesteps, "sample_steps")
+        return self
 
     @property
     def soft_label_temperature(self) -> float:

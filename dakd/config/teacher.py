@@ -88,7 +88,7 @@ class TeacherEngineConfig(EngineConfig):
     """Pairs in a grid."""
 
     sample_steps: Positive = 50
-    """DDIM steps for the pairs of a grid."""
+    """Steps for the pairs of a grid, of `generate.solver` on `generate.spacing`."""
 
 
 class TrainJointNetConfig(Section):

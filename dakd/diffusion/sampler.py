@@ -1,17 +1,17 @@
-"""The DDIM sampler of pairs: image and label from noise, by one function (paper, inference listing and Eq. 21).
+"""The sampler of pairs: image and label from noise, by one function (paper, inference listing and Eq. 21).
 
 At every step the networks predict the clean image and the label's logits; the image estimate is clamped, the label
-estimate is b (2 softmax(logits) - 1), and both states move by x_prev = A x_t + B x0_hat (+ sigma z). A label branch
-trained with L2 predicts the clean label itself, which is clamped (diffusion/label_reading.py). The state is fp32
-throughout; coefficients and timesteps are read from device tables at a device step counter, so that nothing
-synchronises. On a GPU the step may be captured once into a CUDA graph and replayed: at small batches Python cannot
-launch its several hundred kernels as fast as the GPU runs them.
+estimate is b (2 softmax(logits) - 1), and both states move by x_prev = A x_t + B x0_hat + C x0_hat_before (+ sigma z),
+with the coefficients of a solver (diffusion/solvers.py). A label branch trained with L2 predicts the clean label
+itself, which is clamped (diffusion/label_reading.py). The state is fp32 throughout; coefficients and timesteps are read
+from device tables at a device step counter, so that nothing synchronises. On a GPU the step may be captured once into a
+CUDA graph and replayed: at small batches Python cannot launch its several hundred kernels as fast as the GPU runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from dakd.diffusion.label_reading import LOGITS, LabelReading
 from dakd.diffusion.precondition import clean_image, skip_and_scale
 from dakd.diffusion.schedule import CosineSchedule
+from dakd.diffusion.solvers import solver_steps
 from dakd.kernels.ddim_step import DdimStep, ddim_step
 from dakd.runtime.seeding import Stream, numpy_rng
 
@@ -53,9 +54,21 @@ def start_noise(seed: int, indices: Iterable[int], size: tuple[int, int], num_cl
     return draw(Stream.START_IMAGE, 1), draw(Stream.START_LABEL, num_classes)
 
 
-class PairSampler:
-    """DDIM over `num_steps` of the schedule's steps, "leading" spacing; eta = 0 is deterministic.
+class State(NamedTuple):
+    """Where a sample stands between two calls of the net.
 
+    moved: the noisy pair.  before: the net's outputs of the call before, image and label; None before the first call
+    and with a solver of first order.
+    """
+
+    moved: DdimStep
+    before: tuple[Tensor, Tensor] | None = None
+
+
+class PairSampler:
+    """`num_steps` steps of a solver; eta = 0 is deterministic.
+
+    solver, spacing: see diffusion/solvers.py; the defaults are the paper's.  num_calls: of the net, for each pair.
     net: a JointDenoiser; or, with tabulate_time, a TimedDenoiser whose weights do not change: its tensors of the
     timesteps are then computed once for all steps and looked up, with the same numbers.
     capture: replay one captured step (CUDA only); the numbers are those of the loop. A call captures again if its
@@ -63,7 +76,7 @@ class PairSampler:
     Cast the network rather than call a capturing sampler under autocast: autocast drops its cast weights when it ends,
     while the graph would still read their memory.
     reading, sigma_data: the meaning of the label branch's and of the image branch's output.
-    Raises ValueError for capture on another device.
+    Raises ValueError for capture on another device, and for a solver that does not go with the spacing or eta.
     """
 
     def __init__(
@@ -73,6 +86,8 @@ class PairSampler:
         num_steps: int,
         *,
         b: float,
+        solver: str = "ddim",
+        spacing: str | None = None,
         eta: float = 0.0,
         clip: float = 1.0,
         reading: LabelReading = LOGITS,
@@ -87,7 +102,6 @@ class PairSampler:
                 f"only CUDA devices can capture a step, and the sampler is on {device}; set generate.capture=false"
             )
         self.net = net
-        self.num_steps = num_steps
         self.b = b
         self.eta = eta
         self.clip = clip
@@ -95,8 +109,10 @@ class PairSampler:
         self.device = torch.device(device)
         self.dtype = dtype
         self.capture = capture
-        self._timesteps = schedule.sampling_timesteps(num_steps).to(device)
-        self._coefficients = schedule.ddim_table(num_steps, eta, device)
+        timesteps, coefficients = solver_steps(schedule, num_steps, solver, spacing, eta)
+        self.num_calls = len(timesteps)
+        self._timesteps, self._coefficients = timesteps.to(device), coefficients.to(device)
+        self._looks_back = bool(coefficients[:, 2].any())
         table = schedule.noising_table(device)[self._timesteps]
         self._factors = None if sigma_data is None else skip_and_scale(table, sigma_data)
         self._tabulate_time = tabulate_time
@@ -124,30 +140,35 @@ class PairSampler:
             return self._replay(x, y, ids, seed)
         state = self.start(x, y)
         step = torch.zeros(1, dtype=torch.int64, device=self.device)
-        for _ in range(self.num_steps):
+        for _ in range(self.num_calls):
             state, output = self.advance(state, step, ids, seed)
-        return state.x, output
+        return state.moved.x, output
 
-    def start(self, x: Tensor, y: Tensor) -> DdimStep:
+    def start(self, x: Tensor, y: Tensor) -> State:
         """The state before the first step.  x, y: standard normal, fp32."""
-        return DdimStep(x, y, x.to(self.dtype), y.to(self.dtype))
+        return State(DdimStep(x, y, x.to(self.dtype), y.to(self.dtype)))
 
-    def advance(self, state: DdimStep, step: Tensor, ids: Tensor | None, seed: int) -> tuple[DdimStep, Tensor]:
-        """One step: the next state and the label branch's output; moves the step counter."""
-        batch = len(state.x)
+    def advance(self, state: State, step: Tensor, ids: Tensor | None, seed: int) -> tuple[State, Tensor]:
+        """One call of the net: the next state and the label branch's output; moves the step counter."""
+        (x, y, x_input, y_input), before = state
         if self._tabulate_time:
-            x_hat, output = self.net.denoise(state.x_input, state.y_input, self._shifts[batch].row(step))
+            x_hat, output = self.net.denoise(x_input, y_input, self._shifts[len(x)].row(step))
         else:
-            x_hat, output = self.net(state.x_input, state.y_input, self._timesteps[step].expand(batch))
+            x_hat, output = self.net(x_input, y_input, self._timesteps[step].expand(len(x)))
         if self._factors is not None:
-            x_hat = clean_image(x_hat, state.x, self._factors[step])
-        state = ddim_step(
-            state.x,
-            state.y,
+            x_hat = clean_image(x_hat, x, self._factors[step])
+        if before is None and self._looks_back:
+            before = torch.zeros_like(x_hat), torch.zeros_like(output)  # the first step's C is 0
+        x_before, output_before = before or (None, None)
+        moved = ddim_step(
+            x,
+            y,
             x_hat,
             output,
             self._coefficients,
             step,
+            x0_before=x_before,
+            logits_before=output_before,
             b=self.b,
             clip=self.clip,
             label_update=self.reading.label_update,
@@ -157,7 +178,7 @@ class PairSampler:
             input_dtype=self.dtype,
         )
         step.add_(1)
-        return state, output
+        return State(moved, (x_hat, output) if self._looks_back else None), output
 
     def _replay(self, x: Tensor, y: Tensor, ids: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
         # The seed is a constant of the captured launches; the ids are a tensor, which each call overwrites.
@@ -165,7 +186,7 @@ class PairSampler:
         if self._captured is None or self._captured[0] != key:
             self._captured = None  # frees the old graph's memory before the new graph takes its own
             self._captured = key, CapturedStep(self, x, y, ids, seed)
-        return self._captured[1].run(x, y, ids, self.num_steps)
+        return self._captured[1].run(x, y, ids, self.num_calls)
 
 
 class ShiftTable:
@@ -199,34 +220,40 @@ class CapturedStep:
     """
 
     def __init__(self, sampler: PairSampler, x: Tensor, y: Tensor, ids: Tensor | None, seed: int):
-        self._state = sampler.start(x.clone(), y.clone())
         self._ids = None if ids is None else ids.clone()
         self._step = torch.zeros(1, dtype=torch.int64, device=sampler.device)
         self._output = torch.empty(0, device=sampler.device)
+        start = sampler.start(x.clone(), y.clone())
+        # The dtypes and layouts of what a step hands to the next one are known after a step.
+        after, _ = sampler.advance(start, self._step, self._ids, seed)
+        before = None if after.before is None else tuple(torch.zeros_like(one) for one in after.before)
+        self._state = State(start.moved, before)
 
         def advance() -> None:
             state, self._output = sampler.advance(self._state, self._step, self._ids, seed)
-            self._write(state)
+            self._write(state.moved, state.before)
 
         def rewind() -> None:
             self._step.zero_()
 
         self._replay_once = capture_graph(advance, rewind, sampler.device)
 
-    def run(self, x: Tensor, y: Tensor, ids: Tensor | None, num_steps: int) -> tuple[Tensor, Tensor]:
-        """The image and the label branch's last output after `num_steps` replays, in memory of their own."""
+    def run(self, x: Tensor, y: Tensor, ids: Tensor | None, num_calls: int) -> tuple[Tensor, Tensor]:
+        """The image and the label branch's last output after `num_calls` replays, in memory of their own."""
         # copy_ rounds x and y to the dtype of the net's inputs, as `start` does.
-        self._write(DdimStep(x, y, x, y))
+        self._write((x, y, x, y))
+        for own in self._state.before or ():
+            own.zero_()  # what the call before left there counts 0 times, which a NaN would survive
         if self._ids is not None:
             self._ids.copy_(ids)
         self._step.zero_()
-        for _ in range(num_steps):
+        for _ in range(num_calls):
             self._replay_once()
         # Copies: the next call overwrites the memory of the graph.
-        return self._state.x.clone(), self._output.clone()
+        return self._state.moved.x.clone(), self._output.clone()
 
-    def _write(self, state: DdimStep) -> None:
-        for own, new in zip(self._state, state):
+    def _write(self, moved: Sequence[Tensor], before: Sequence[Tensor] | None = None) -> None:
+        for own, new in (*zip(self._state.moved, moved), *zip(self._state.before or (), before or ())):
             own.copy_(new)
 
 

@@ -18,17 +18,15 @@ DDPM's sampler for ddim, and SDE-DPM-Solver++(2M) for dpmpp_2m.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dakd.config.solver import check_num_steps, check_solver, spacing_of
 from dakd.diffusion.schedule import CosineSchedule
 
-Solver = Literal["ddim", "dpmpp_2m", "heun"]
-Spacing = Literal["leading", "trailing", "logsnr"]
-
-# lambda of the first and of the last call of the log-SNR grid. Above, an estimate changes no more: t = 25 of 1000.
+# lambda of the first and of the last call of the log-SNR grid: t = 995 and t = 12 of 1000.
 LOGSNR_RANGE = (-5.0, 3.5)
 
 
@@ -42,20 +40,6 @@ class Steps(NamedTuple):
     coefficients: Tensor
 
 
-def check_solver(solver: str, spacing: str, eta: float = 0.0) -> None:
-    """ValueError for a solver or spacing that does not exist, or that does not go with the other settings."""
-    for name, value, known in (("solver", solver, get_args(Solver)), ("spacing", spacing, get_args(Spacing))):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; expected {', '.join(known[:-1])} or {known[-1]}")
-    if solver != "ddim" and spacing == "leading":
-        raise ValueError(
-            f"solver {solver} with spacing leading overshoots in its last steps, where log-SNR grows most; expected "
-            "trailing or logsnr; set spacing to logsnr, or solver to ddim"
-        )
-    if solver == "heun" and eta > 0:
-        raise ValueError(f"solver heun has no stochastic form, and eta is {eta:g}; set eta to 0, or solver to dpmpp_2m")
-
-
 def sampling_timesteps(schedule: CosineSchedule, num_steps: int, spacing: str = "leading") -> Tensor:
     """(num_steps,) int64, descending.
 
@@ -65,12 +49,8 @@ def sampling_timesteps(schedule: CosineSchedule, num_steps: int, spacing: str = 
     logsnr: the timesteps nearest to equal steps of lambda, each of them once.
     Raises ValueError for more steps than timesteps.
     """
-    last = schedule.num_train_timesteps
-    if not 1 <= num_steps <= last:
-        raise ValueError(
-            f"{num_steps} sampling steps of a schedule of {last} timesteps; set sampling_steps to 1..{last}"
-        )
-    counted = torch.arange(num_steps)
+    last, counted = schedule.num_train_timesteps, torch.arange(num_steps)
+    check_num_steps(num_steps, last)
     if spacing == "leading":
         return (counted * (last // num_steps)).flip(0)
     if spacing == "trailing":
@@ -88,14 +68,14 @@ def _logsnr_timesteps(schedule: CosineSchedule, num_steps: int) -> Tensor:
 
 
 def solver_steps(
-    schedule: CosineSchedule, num_steps: int, solver: str = "ddim", spacing: str = "leading", eta: float = 0.0
+    schedule: CosineSchedule, num_steps: int, solver: str = "ddim", spacing: str | None = None, eta: float = 0.0
 ) -> Steps:
     """The calls of the net and their coefficients: num_steps of them, and with heun 2 num_steps - 1.
 
     Raises ValueError for settings that do not go together and for more steps than timesteps.
     """
     check_solver(solver, spacing, eta)
-    timesteps = sampling_timesteps(schedule, num_steps, spacing)
+    timesteps = sampling_timesteps(schedule, num_steps, spacing_of(solver, spacing))
     rows = _ddim_rows(schedule, timesteps, eta)
     if solver == "dpmpp_2m":
         rows[1:-1] = _extrapolated(rows[1:-1], schedule.half_log_snr[timesteps])

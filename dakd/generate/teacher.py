@@ -31,7 +31,7 @@ CLIP = 1.0  # bound of the absolute value of the estimated clean state; grey val
 # The settings that change a pair by no more than a rounding (see `generate`).
 _COMPUTED_BY = ("deterministic", "micro_batch", "threads")
 # The settings of `generate` that `Teacher.sample` takes besides its own arguments.
-_SETTINGS = ("eta", "micro_batch", "deterministic", "threads", "capture")
+_SETTINGS = ("solver", "spacing", "eta", "micro_batch", "deterministic", "threads", "capture")
 
 
 class Teacher(HubModel):
@@ -104,8 +104,8 @@ class Teacher(HubModel):
         """`num` pairs, the same as those that `dakd generate` makes from index `first` on with the same settings.
 
         size: (height, width) in pixels, multiples of the net's stride; None takes that of the training crops.
-        steps: of DDIM; None takes the paper's 200.  seed: of the starting noise: pair i depends only on (seed, i).
-        settings: eta, micro_batch, deterministic, threads and capture of the section `generate`.
+        steps: of the solver; None takes the paper's 200.  seed: of the starting noise; pair i depends on (seed, i) only.
+        settings: solver, spacing, eta, micro_batch, deterministic, threads and capture of the section `generate`.
         Returns samples with `sar` (H, W) uint8 and `soft_label`, raw logits (K, H, W) float32.
         Raises ValueError for a setting that is out of its range or unknown.
         """
@@ -178,6 +178,8 @@ class PairMaker:
             teacher.schedule,
             cfg.sampling_steps,
             b=teacher.b,
+            solver=cfg.solver,
+            spacing=cfg.steps_spacing,
             eta=cfg.eta,
             clip=CLIP,
             reading=reading_of(teacher.facts),
@@ -237,7 +239,8 @@ def provenance_of(
     """
     facts = {
         "seed": cfg.seed,
-        "sampler": "ddim",
+        "sampler": cfg.solver,
+        "spacing": cfg.steps_spacing,
         "steps": cfg.sampling_steps,
         "eta": cfg.eta,
         "clip": CLIP,

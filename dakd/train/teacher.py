@@ -114,6 +114,8 @@ class TeacherTraining(Training):
             self.schedule,
             engine.sample_steps,
             b=self.b,
+            solver=self.config.generate.solver,
+            spacing=self.config.generate.steps_spacing,
             reading=self.reading,
             sigma_data=self.sigma_data,
             device=device(),

@@ -10,6 +10,7 @@ import torch
 from dakd.diffusion.label_reading import MIN_PROBABILITY, READINGS, one_hot_logits
 from dakd.diffusion.sampler import PairSampler, start_noise
 from dakd.diffusion.schedule import CosineSchedule
+from dakd.diffusion.solvers import sampling_timesteps
 
 
 def toy_net(x_t, y_t, t):
@@ -20,7 +21,7 @@ def toy_net(x_t, y_t, t):
 
 def ddim_loop(net, x, y, num_steps, b):
     """Song et al. 2021, eta = 0, in float64: eps from the clamped estimate, then the next state."""
-    alpha_bar, ts = CosineSchedule().alpha_bar, CosineSchedule().sampling_timesteps(num_steps).tolist()
+    alpha_bar, ts = CosineSchedule().alpha_bar, sampling_timesteps(CosineSchedule(), num_steps).tolist()
     x, y = x.double(), y.double()
     for t, after in zip(ts, [*ts[1:], None]):
         a, p = alpha_bar[t], 1.0 if after is None else float(alpha_bar[after])

@@ -185,17 +185,17 @@ def captured_on_the_cpu(monkeypatch, captures):
     monkeypatch.setattr(sampling, "capture_graph", capture)
 
 
-def samplers(device, dtype, eta, reading, sigma_data):
+def samplers(device, dtype, eta, reading, sigma_data, solver):
     reading = READINGS_OF_THREE_CHANNELS[reading]
-    settings = dict(b=0.5, eta=eta, reading=reading, sigma_data=sigma_data, device=device, dtype=dtype)
+    settings = dict(b=0.5, eta=eta, reading=reading, sigma_data=sigma_data, device=device, dtype=dtype, solver=solver)
     made = [PairSampler(toy_net, CosineSchedule(), 7, **settings) for _ in range(2)]
     made[1].capture = True
     return made
 
 
-def assert_replays_equal_the_loop(device, dtype, eta, reading, sigma_data, captures):
+def assert_replays_equal_the_loop(device, dtype, eta, reading, sigma_data, solver, captures):
     """Over calls that change ids, seed and batch; `captures` counts how often a step was captured."""
-    looped, replayed = samplers(device, dtype, eta, reading, sigma_data)
+    looped, replayed = samplers(device, dtype, eta, reading, sigma_data, solver)
     for ids, seed, count in (([3, 4], 0, 1), ([8, 9], 0, 1), ([8, 9], 1, 1 if eta == 0 else 2), ([5], 1, None)):
         x, y = (noise.to(device) for noise in start_noise(2, ids, (8, 8), 3))
         keys = dict(sample_ids=torch.tensor(ids, device=device), seed=seed)
@@ -208,13 +208,23 @@ def assert_replays_equal_the_loop(device, dtype, eta, reading, sigma_data, captu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("solver", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmpp_2m", 0.0), ("dpmpp_2m", 1.0), ("heun", 0.0)]
+)
 @pytest.mark.parametrize("sigma_data", [None, 0.2])
 @readings
-def test_replayed_steps_equal_the_loop_bitwise(monkeypatch, dtype, eta, reading, sigma_data):
+def test_replayed_steps_equal_the_loop_bitwise(monkeypatch, dtype, eta, reading, sigma_data, solver):
     captures = []
     captured_on_the_cpu(monkeypatch, captures)
-    assert_replays_equal_the_loop("cpu", dtype, eta, reading, sigma_data, captures)
+    assert_replays_equal_the_loop("cpu", dtype, eta, reading, sigma_data, solver, captures)
+
+
+def test_a_replay_keeps_nothing_of_estimates_that_were_not_numbers(monkeypatch):
+    captured_on_the_cpu(monkeypatch, [])
+    looped, replayed = samplers("cpu", torch.float32, 0.0, "logits", None, "dpmpp_2m")
+    x, y = start_noise(2, range(2), (8, 8), 3)
+    assert bool(replayed(x * float("nan"), y)[0].isnan().all())
+    assert torch.equal(replayed(x, y)[0], looped(x, y)[0])
 
 
 @pytest.mark.gpu
@@ -222,10 +232,11 @@ def test_replayed_steps_equal_the_loop_bitwise(monkeypatch, dtype, eta, reading,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("sigma_data", [None, 0.2])
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
 @readings
-def test_captured_steps_equal_the_loop_bitwise_and_never_synchronise(dtype, eta, reading, sigma_data):
-    assert_replays_equal_the_loop("cuda", dtype, eta, reading, sigma_data, None)
-    _, replayed = samplers("cuda", dtype, eta, reading, sigma_data)
+def test_captured_steps_equal_the_loop_bitwise_and_never_synchronise(dtype, eta, reading, sigma_data, solver):
+    assert_replays_equal_the_loop("cuda", dtype, eta, reading, sigma_data, solver, None)
+    _, replayed = samplers("cuda", dtype, eta, reading, sigma_data, solver)
     x, y = (noise.cuda() for noise in start_noise(2, [1, 2], (8, 8), 3))
     ids = torch.tensor([1, 2], device="cuda")
     replayed(x, y, sample_ids=ids)

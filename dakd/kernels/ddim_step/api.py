@@ -47,8 +47,8 @@ def ddim_step(
 
     x: (B, 1, H, W) and y: (B, K, H, W), the fp32 state (fp64 welcome).
     x0_pred, logits: the networks' outputs, of the same shapes, any floating dtype.
-    coefficients: (S, 4) table of A, B, C, sigma, fp32 or fp64.  step: int64 tensor of one element, the row of the table;
-    it is read on the device, and the caller advances it.
+    coefficients: (S, 4) table of A, B, C, sigma, fp32 or fp64.  step: int64 tensor of one element, the table's row; it
+    is read on the device, and the caller advances it.
     x0_before, logits_before: the networks' outputs of the step before, for solvers of second order; both or neither.
     Without them C is not used, and with them they must be finite even where C is 0.
     label_update: "softmax" (paper, Eq. 21), or "identity": logits clamped to [-b, b] are the label's x_0 (for a label

@@ -16,7 +16,8 @@ _OP = "ddim_step"
 class Operands(NamedTuple):
     """The arguments of the op; shapes and meaning are those of api.py.
 
-    x0_before, logits_before: both or neither.  noise_ids: (B,) int64, or None to add no noise.  seed: the int64 with the seed's bits (contract.seed_bits).
+    x0_before, logits_before: both or neither.  noise_ids: (B,) int64, or None to add no noise.
+    seed: the int64 with the seed's bits (contract.seed_bits).
     input_dtype: dtype of the networks' inputs; None where they are not wanted.
     """
 
