@@ -90,13 +90,15 @@ def comparisons() -> Iterator[Comparison]:
 
 def _ddim_steps() -> Iterator[Comparison]:
     op = "ddim_step"
-    for num_classes, bars, least_of_copy in ((5, {EAGER: 6.0, COMPILED: 1.8}, {COPY: 1 / 1.3}), (2, {}, {})):
-        sizes = _images(16, num_classes, 256)
+    first, second = ({EAGER: 6.0, COMPILED: 1.8}, {COPY: 1 / 1.3}), ({EAGER: 6.0, COMPILED: 1.8}, {})
+    for num_classes, order, (bars, least_of_copy) in ((5, 1, first), (2, 1, ({}, {})), (5, 2, second)):
+        sizes = _images(16, num_classes, 256) | (dict(order=2) if order == 2 else {})
         inputs = operands(op, sizes) | dict(input_dtype=torch.bfloat16)
-        inputs |= {name: inputs[name].bfloat16() for name in ("x0_pred", "logits")}
+        predictions = ("x0_pred", "logits", "x0_before", "logits_before")
+        inputs |= {name: inputs[name].bfloat16() for name in predictions if name in inputs}
         copy = {COPY: _copy_of(inputs)}
         others = {EAGER: rivals.ddim_step, COMPILED: compile_with(rivals.ddim_step, "default")} | copy
-        name = f"C2 ddim_step B16 K{num_classes}"
+        name = f"C2 ddim_step B16 K{num_classes}" + (" second order" if order == 2 else "")
         yield Comparison(name, op, sizes, ddim_step, inputs, FORWARD, others, bars)
         given = _into_given_memory(inputs)
         yield Comparison(f"{name}, memory given", op, sizes, given, inputs, FORWARD, copy, least_of_copy)
@@ -201,8 +203,11 @@ def _into_given_memory(inputs: dict) -> Callable:
     variant, outputs = backends.load("ddim_step", "auto", "cpu"), tuple(ddim_step(**inputs))
     options = (None, inputs["b"], 1.0, "softmax", 0, torch.bfloat16)
 
-    def call(*, x, y, x0_pred, logits, coefficients, step, **_options) -> tuple[Tensor, ...]:
-        variant.forward(Operands(x, y, x0_pred, logits, coefficients, step, *options), outputs)
+    def call(
+        *, x, y, x0_pred, logits, coefficients, step, x0_before=None, logits_before=None, **_options
+    ) -> tuple[Tensor, ...]:
+        predictions = (x0_pred, logits, x0_before, logits_before)
+        variant.forward(Operands(x, y, *predictions, coefficients, step, *options), outputs)
         return outputs
 
     return call
@@ -211,6 +216,7 @@ def _into_given_memory(inputs: dict) -> Callable:
 def _copy_of(inputs: dict) -> Callable:
     """A copy that moves as many bytes as the step: state and predictions read, state and next input written."""
     moved = sum(2 * inputs[name].nbytes for name in ("x", "y", "x0_pred", "logits"))
+    moved += sum(inputs[name].nbytes for name in ("x0_before", "logits_before") if name in inputs)
     source = torch.ones(moved // 8)
     target = torch.empty_like(source)
     return lambda **_inputs: target.copy_(source)

@@ -92,6 +92,7 @@ CASES: dict[str, list[Case]] = {
     "ddim_step": [
         *(Case(_images(64, num_classes, 256), FP32, extra=dict(input_dtype=BF16)) for num_classes in (2, 5)),
         Case(_images(64, 5, 256), FP32, extra=dict(input_dtype=BF16, stochastic=True)),
+        *(Case(_images(64, num_classes, 256, order=2), FP32, extra=dict(input_dtype=BF16)) for num_classes in (2, 5)),
         Case(_images(64, 5, 256), FP32),
     ],
     "joint_noising": [

@@ -70,11 +70,20 @@ def caft_block(batch: int, channels: int, height: int, width: int, feature_bytes
 
 
 def ddim_step(
-    batch: int, num_classes: int, height: int, width: int, feature_bytes: int = 2, state_bytes: int = 4
+    batch: int,
+    num_classes: int,
+    height: int,
+    width: int,
+    order: int = 1,
+    feature_bytes: int = 2,
+    state_bytes: int = 4,
 ) -> Work:
-    """State read and written, the networks' outputs read, their next inputs written unless these are the state."""
+    """State read and written, the networks' outputs read, their next inputs written unless these are the state.
+
+    order: of the solver; 2 also reads the networks' outputs of the step before.
+    """
     inputs = feature_bytes if feature_bytes != state_bytes else 0
-    return Work(batch * height * width * (1 + num_classes) * (2 * state_bytes + feature_bytes + inputs))
+    return Work(batch * height * width * (1 + num_classes) * (2 * state_bytes + order * feature_bytes + inputs))
 
 
 def seg_loss(

@@ -75,6 +75,7 @@ def _goals() -> Iterator[Case]:
 
 def _further() -> Iterator[Case]:
     yield Case("ddim_step", "batch 64", _images(64, 5, 256), "bf16", "channels_last", ("--stochastic",))
+    yield Case("ddim_step", "batch 64 order 2", _images(64, 5, 256, order=2), "bf16", "channels_last")
     yield Case("joint_noising", "batch 256", _images(256, 5, 256), "bf16", "contiguous")
     loss = dict(batch=16, synthetic=8, num_classes=5, height=640, width=1248)
     yield Case("seg_loss", "640 x 1248", loss, "bf16", "channels_last")
@@ -95,8 +96,8 @@ def _scan(batch: int, channels: int, length: int) -> Case:
     return Case("selective_scan", f"{batch}x{channels}x{length}", sizes, "bf16", "tokens")
 
 
-def _images(batch: int, num_classes: int, side: int) -> dict[str, int]:
-    return dict(batch=batch, num_classes=num_classes, height=side, width=side)
+def _images(batch: int, num_classes: int, side: int, **more: int) -> dict[str, int]:
+    return dict(batch=batch, num_classes=num_classes, height=side, width=side, **more)
 
 
 def _layouts(op: str) -> list[str]:

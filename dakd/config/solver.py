@@ -7,6 +7,9 @@ from typing import Literal, get_args
 Solver = Literal["ddim", "dpmpp_2m", "heun"]
 Spacing = Literal["leading", "trailing", "logsnr"]
 
+# Those on which a solver is no farther from a fine solution than ddim is with as many calls of the net.
+_SPACINGS_OF = {"ddim": get_args(Spacing), "dpmpp_2m": ("trailing", "logsnr"), "heun": ("logsnr",)}
+
 
 def spacing_of(solver: str, spacing: str | None) -> str:
     """The spacing, or the solver's own where it is None."""
@@ -19,10 +22,10 @@ def check_solver(solver: str, spacing: str | None, eta: float = 0.0) -> None:
     for name, value, known in (("solver", solver, get_args(Solver)), ("spacing", spacing, get_args(Spacing))):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; expected {', '.join(known[:-1])} or {known[-1]}")
-    if solver != "ddim" and spacing == "leading":
+    if spacing not in _SPACINGS_OF[solver]:
         raise ValueError(
-            f"solver {solver} was given with spacing leading, on which it overshoots in the last steps, where the "
-            "noise falls most; expected trailing or logsnr; set spacing to logsnr, or solver to ddim"
+            f"solver {solver} was given with spacing {spacing}, on which it overshoots in the last steps, where the "
+            f"noise falls most; expected {' or '.join(_SPACINGS_OF[solver])}; set spacing to logsnr, or solver to ddim"
         )
     if solver == "heun" and eta > 0:
         raise ValueError(f"eta is {eta:g}, and solver heun has no stochastic form; set eta to 0, or solver to dpmpp_2m")

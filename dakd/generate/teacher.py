@@ -104,7 +104,7 @@ class Teacher(HubModel):
         """`num` pairs, the same as those that `dakd generate` makes from index `first` on with the same settings.
 
         size: (height, width) in pixels, multiples of the net's stride; None takes that of the training crops.
-        steps: of the solver; None takes the paper's 200.  seed: of the starting noise; pair i depends on (seed, i) only.
+        steps: of the solver; None takes the paper's 200.  seed: of the start noise: pair i depends only on (seed, i).
         settings: solver, spacing, eta, micro_batch, deterministic, threads and capture of the section `generate`.
         Returns samples with `sar` (H, W) uint8 and `soft_label`, raw logits (K, H, W) float32.
         Raises ValueError for a setting that is out of its range or unknown.

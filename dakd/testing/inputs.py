@@ -23,7 +23,7 @@ LAYOUTS = ("contiguous", "channels_last", "tokens")
 # The sampler's state, the loader's images and the shards' soft labels are contiguous.
 FEATURES = {
     "transposed_attention": ("q", "k", "v", "residual"),
-    "ddim_step": ("x0_pred", "logits"),
+    "ddim_step": ("x0_pred", "logits", "x0_before", "logits_before"),
     "joint_noising": (),
     "seg_loss": ("logits",),
     "selective_scan": ("u", "delta", "B", "C"),
@@ -38,6 +38,9 @@ MODEL_LAYOUT = {
     "selective_scan": "tokens",
     "depthwise_conv1d": "tokens",
 }
+
+# Numbers that a shape may have besides those of its named ones. order: 2 for a step of a solver of second order.
+OPTIONAL_SIZES = {"ddim_step": {"order"}}
 
 # Named shapes; the numbers are the keyword arguments of the op's builder below.
 SHAPES: dict[str, dict[str, dict[str, int]]] = {
@@ -121,7 +124,7 @@ def laid_out(op: str, inputs: dict, layout: str) -> dict:
     layout = MODEL_LAYOUT[op] if layout == "model" else layout
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; expected one of model, {', '.join(LAYOUTS)}")
-    return inputs | {name: _lay(inputs[name], layout) for name in FEATURES[op] if isinstance(inputs[name], Tensor)}
+    return inputs | {name: _lay(inputs[name], layout) for name in FEATURES[op] if isinstance(inputs.get(name), Tensor)}
 
 
 def _lay(tensor: Tensor, layout: str) -> Tensor:
@@ -206,8 +209,10 @@ def _joint_noising(generator: torch.Generator, *, batch: int, num_classes: int, 
     )
 
 
-def _ddim_step(generator: torch.Generator, *, batch: int, num_classes: int, height: int, width: int) -> dict:
-    return dict(
+def _ddim_step(
+    generator: torch.Generator, *, batch: int, num_classes: int, height: int, width: int, order: int = 1
+) -> dict:
+    inputs = dict(
         x=_normal(generator, batch, 1, height, width),
         y=_normal(generator, batch, num_classes, height, width),
         x0_pred=_normal(generator, batch, 1, height, width),
@@ -218,6 +223,10 @@ def _ddim_step(generator: torch.Generator, *, batch: int, num_classes: int, heig
         seed=3,
         sample_ids=torch.arange(batch) + 2**33,
     )
+    if order == 2:
+        inputs["x0_before"] = _normal(generator, batch, 1, height, width)
+        inputs["logits_before"] = 4 * _normal(generator, batch, num_classes, height, width)
+    return inputs
 
 
 def _seg_loss(

@@ -124,6 +124,10 @@ def test_shape_may_be_written_as_numbers():
     assert op_race.shape_sizes("depthwise_conv1d", "batch=2,channels=3,length=4") == dict(batch=2, channels=3, length=4)
     with pytest.raises(SystemExit, match="expected batch, channels, length"):
         op_race.shape_sizes("depthwise_conv1d", "batch=2")
+    numbers = "batch=2,num_classes=3,height=4,width=5"
+    assert op_race.shape_sizes("ddim_step", f"{numbers},order=2")["order"] == 2
+    with pytest.raises(SystemExit, match="odd"):
+        op_race.shape_sizes("ddim_step", f"{numbers},odd=2")
 
 
 @pytest.mark.parametrize("op", ["ddim_step", "seg_loss", "joint_noising"])

@@ -38,6 +38,11 @@ def test_ddim_step_moves_twelve_bytes_a_number(batch, num_classes, megabytes, fl
     assert (round(count / 1e6, 1), us(count)) == (megabytes, floor_us)
 
 
+def test_a_step_of_second_order_reads_two_bytes_a_number_more():
+    first, second = (roofline.ddim_step(2, 5, 8, 8, order=order).forward_bytes for order in (1, 2))
+    assert second - first == 2 * 8 * 8 * 2 * (1 + 5)
+
+
 def test_fp32_sampler_writes_its_state_once():
     assert roofline.ddim_step(1, 5, 1, 1, feature_bytes=4).forward_bytes == 6 * (4 + 4 + 4)
 

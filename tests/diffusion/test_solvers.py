@@ -143,7 +143,7 @@ def test_multistep_sampler_equals_diffusers_on_both_branches(num_steps, spacing)
 
 
 def test_heun_sampler_equals_algorithm_1_of_karras():
-    timesteps = sampling_timesteps(SCHEDULE, 9, "trailing").tolist()
+    timesteps = sampling_timesteps(SCHEDULE, 9, "logsnr").tolist()
     alpha = SCHEDULE.alpha_bar.sqrt()
     sigma = ((1 - SCHEDULE.alpha_bar) / SCHEDULE.alpha_bar).sqrt()
     start = start_noise(3, range(2), (8, 8), 5)
@@ -160,7 +160,7 @@ def test_heun_sampler_equals_algorithm_1_of_karras():
         (dx_end, dy_end), _ = slopes(x + h * dx, y + h * dy, t)
         x, y = x + h * (dx + dx_end) / 2, y + h * (dy + dy_end) / 2
     wanted = slopes(x, y, timesteps[-1])[1]
-    sampler = PairSampler(toy_net, SCHEDULE, 9, b=B_FACTOR, solver="heun", spacing="trailing")
+    sampler = PairSampler(toy_net, SCHEDULE, 9, b=B_FACTOR, solver="heun", spacing="logsnr")
     assert sampler.num_calls == 17
     torch.testing.assert_close(sampler(*start)[0].double(), wanted.double(), rtol=0, atol=2e-3)
 
@@ -200,7 +200,7 @@ def test_error_falls_with_the_order_of_the_solver(solver, order):
         (dict(solver="euler"), "solver is 'euler'; expected ddim, dpmpp_2m or heun"),
         (dict(spacing="karras"), "spacing is 'karras'; expected leading, trailing or logsnr"),
         (dict(solver="dpmpp_2m", spacing="leading"), "overshoots.*set spacing to logsnr, or solver to ddim"),
-        (dict(solver="heun", spacing="leading"), "overshoots"),
+        (dict(solver="heun", spacing="trailing"), "solver heun was given with spacing trailing.*expected logsnr"),
         (dict(solver="heun", eta=0.5), "eta is 0.5, and solver heun has no stochastic form; set eta to 0"),
     ],
 )

@@ -11,7 +11,7 @@ from variants import variants
 from dakd.kernels import extension, triton_runtime
 from dakd.kernels.ddim_step import ddim_step, ops
 from dakd.testing import numerics, plain
-from dakd.testing.inputs import operands, sliced
+from dakd.testing.inputs import SHAPES, operands, sliced
 
 VARIANTS = variants("ddim_step")
 FEATURES = ("x", "y", "x0_pred", "logits")
@@ -22,11 +22,8 @@ ODD = dict(batch=2, num_classes=5, height=7, width=9)
 
 def inputs_of(shape, order, **settings):
     """The op's operands; with order 2 also the estimates of the step before."""
-    inputs = operands("ddim_step", shape, **settings)
-    if order == 2:
-        others = operands("ddim_step", shape, seed=1, **settings)
-        inputs |= dict(x0_before=others["x0_pred"], logits_before=others["logits"])
-    return inputs
+    sizes = SHAPES["ddim_step"][shape] if isinstance(shape, str) else shape
+    return operands("ddim_step", sizes | dict(order=order), **settings)
 
 
 @pytest.mark.parametrize(("backend", "device"), VARIANTS)
