@@ -65,8 +65,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _has_a_timestep_for_each_step(self) -> Config:
         timesteps = self.train_jointnet.schedule.num_train_timesteps
-        check_num_steps(self.generate.sampling_steps, timesteps)
-        check_num_steps(self.train_jointnet.engine.sample_steps, timesteps, "sample_steps")
+        check_num_steps(self.generate.sampling_steps, timesteps, "generate.sampling_steps")
+        check_num_steps(self.train_jointnet.engine.sample_steps, timesteps, "train_jointnet.engine.sample_steps")
         return self
 
     @property

@@ -89,7 +89,12 @@ def test_sample_writes_the_pairs_of_generate_as_shards_and_pictures(tmp_path, ca
     class_map = np.asarray(Image.open(tmp_path / "out" / "synthetic-00000002_class.png"))
     assert (class_map == ours[2].soft_label.argmax(axis=0)).all() and (tmp_path / "out" / "contact_sheet.png").exists()
     assert main(argv) == 1 and "holds a set of shards already" in capsys.readouterr().err
-    assert main([*argv, "--overwrite", "--num", "2"]) == 0
+    assert main([*argv, "--overwrite", "--num", "2", "--solver", "dpmpp_2m"]) == 0
+    meta = dakd.ShardSet(tmp_path / "out")[0].meta
+    assert (meta["sampler"], meta["spacing"]) == ("dpmpp_2m", "logsnr")
+    assert main([*argv, "--overwrite", "--solver", "heun", "--eta", "1"]) == 1
+    assert "solver heun has no stochastic form" in capsys.readouterr().err
+    assert dakd.ShardSet(tmp_path / "out")[0].meta == meta
     assert not (tmp_path / "out" / "synthetic-00000002_sar.png").exists()
     (tmp_path / "prepare").mkdir()
     (tmp_path / "prepare" / "contact_sheet.png").write_bytes(b"of a real set")

@@ -410,3 +410,25 @@ def test_every_setting_refuses_wrong_values_in_plain_words_and_under_its_own_key
                 assert [word for word in foreign if word in line] == [], line
                 assert line.strip().startswith(".".join(setting.key.split(".")[:2])), line
                 assert "found" in line or "unknown key" in line or "has no" in line or "set " in line, line
+
+
+def test_solver_spacing_and_steps_that_do_not_go_together_are_refused():
+    def refused(**sections):
+        with pytest.raises(ValueError) as error:
+            build_config({"name": "a", **sections})
+        return str(error.value)
+
+    assert "overshoots" in refused(generate={"solver": "dpmpp_2m", "spacing": "leading"})
+    assert "heun has no stochastic form" in refused(generate={"solver": "heun", "eta": 1})
+    assert "generate.sampling_steps is 1001 with a schedule of 1000" in refused(generate={"sampling_steps": 1001})
+    short = {"schedule": {"num_train_timesteps": 40}}
+    assert "train_jointnet.engine.sample_steps is 50" in refused(generate={"sampling_steps": 40}, train_jointnet=short)
+    assert "did you mean 'dpmpp_2m'" in refused(generate={"solver": "dpmpp2m"})
+
+
+def test_each_solver_has_a_spacing_of_its_own():
+    def spacing(**generate):
+        return build_config({"name": "a", "generate": generate}).generate.steps_spacing
+
+    assert spacing() == spacing(solver="ddim") == "leading"
+    assert spacing(solver="dpmpp_2m") == spacing(solver="heun") == spacing(solver="ddim", spacing="logsnr") == "logsnr"

@@ -60,7 +60,8 @@ def test_a_sidecar_and_its_line_of_the_manifest_say_how_the_shard_was_made(gener
         assert sum(facts["class_pixel_shares"]) == pytest.approx(1)
         assert facts["device"] == "cpu" and facts["images_per_s"] > 0 and len(facts["commit"]) >= 7
         assert provenance["checkpoint"] == file_hash(teacher_file(config)) and len(provenance["config"]) == 64
-        assert (provenance["sampler"], provenance["steps"], provenance["b"]) == ("ddim", 3, 0.4)
+        assert (provenance["sampler"], provenance["spacing"], provenance["steps"]) == ("ddim", "leading", 3)
+        assert provenance["b"] == 0.4
         assert line == {key: value for key, value in sidecar.items() if key not in own} | facts
 
 
@@ -138,6 +139,25 @@ def test_shards_of_other_settings_are_not_mixed_in(tmp_path):
             generate(with_teacher(tmp_path / "run", seed=1))
         (folder / "provenance.json").unlink(missing_ok=True)  # the shards say so too
     assert verify(folder) == []
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "heun"])
+def test_pairs_of_another_solver_are_those_of_its_sampler_and_a_set_of_their_own(generated, tmp_path, solver):
+    config, folder = generated
+    settings = config.generate.model_dump() | {"solver": solver, "sampling_steps": 4}
+    other = build_config(config.model_dump(mode="json") | {"run_dir": str(tmp_path / "run"), "generate": settings})
+    save_weights(teacher_file(other), *_teacher(config))
+    net, facts = load_teacher(teacher_file(other))
+    sampler = PairSampler(net, CosineSchedule(), 4, b=facts["b"], solver=solver, spacing="logsnr")
+    image, logits = sampler(*start_noise(0, [4], (16, 16), 5))
+    sample = ShardSet(generate(other)).read(4)
+    assert np.abs(sample.sar.astype(int) - to_grey(image)[0, 0].numpy().astype(int)).max() <= 1
+    np.testing.assert_allclose(sample.soft_label, logits[0].numpy(), rtol=2e-3, atol=2e-3)
+    assert (sample.meta["sampler"], sample.meta["spacing"]) == (solver, "logsnr")
+    for changed, named in (({"solver": "ddim"}, "sampler, spacing"), ({"solver": "ddim", "spacing": "logsnr"}, "sampler")):
+        mixed = build_config(other.model_dump(mode="json") | {"generate": settings | changed})
+        with pytest.raises(ValueError, match=f"made with another {named}; set it back"):
+            generate(mixed)
 
 
 def test_a_larger_set_keeps_all_shards_for_every_shard_is_full(generated, tmp_path, capfd):
