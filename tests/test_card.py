@@ -259,6 +259,10 @@ def test_a_ddpm_has_a_card_and_a_stage_1_has_none(tmp_path):
     text = card.read_text()
     assert card.parent.name == "ddpm" and "# DDPM: SAR images with labels" in text and "label loss" not in text
     assert "teacher.sample(8, size=(16, 16), steps=3, seed=0)" in text
+    generate = config.generate.model_copy(update={"solver": "dpmpp_2m", "spacing": "trailing"})
+    save_config(config.model_copy(update={"generate": generate}), tmp_path / "prepare")
+    (card,) = write_cards(tmp_path)
+    assert 'steps=3, solver="dpmpp_2m", spacing="trailing", seed=0)' in card.read_text()
     path = tmp_path / "stage1.safetensors"
     save_weights(path, {"only": torch.zeros(1)}, {"kind": "unet"})
     with pytest.raises(ValueError, match=r"holds unet; expected a student or a teacher"):

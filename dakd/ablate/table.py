@@ -216,7 +216,7 @@ def budget(config: Config, sources: set[str]) -> str:
     steps = "+".join(str(stage.steps) for stage in (teacher.stage1, teacher.stage2, teacher.stage3))
     said = [f"images {teacher.crop[0]}x{teacher.crop[1]}"]
     said.append(f"teacher {steps} steps of {teacher.global_batch}")
-    said.append(f"{pairs.num_samples} pairs, {pairs.sampling_steps} sampling steps")
+    said.append(f"{pairs.num_samples} pairs, {pairs.sampling_steps} {pairs.steps_spacing} steps of {pairs.solver}")
     if "student" in sources:
         length = f"{student.steps} steps" if student.steps else f"{student.epochs} epochs"
         said.append(f"student {length} of {student.global_batch}")

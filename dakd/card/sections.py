@@ -50,18 +50,19 @@ def use(model: Subject) -> str:
     if model.is_student:
         calls = [f'student = dakd.load_student("{model.file}")', 'result = student.predict("image.png")']
     else:
-        size, steps = _sampling(model)
-        sample = f"pairs = teacher.sample(8, size={size}, steps={steps}, seed=0)"
+        sample = f"pairs = teacher.sample(8, {_sampling(model)}, seed=0)"
         calls = [f'teacher = dakd.load_teacher("{model.file}")', sample]
     return fenced("python", "\n".join(["import dakd", "", *calls]))
 
 
-def _sampling(model: Subject) -> tuple[tuple[int, ...], int]:
-    """Height and width, and the number of steps: as the run generates, else of the training's crops."""
-    if model.config is not None:
-        return model.config.generate.size, model.config.generate.sampling_steps
-    default = GenerateConfig()
-    return tuple(model.metadata.get("crop", default.size)), default.sampling_steps
+def _sampling(model: Subject) -> str:
+    """Arguments of `Teacher.sample`: as the run generates, else the size of the training's crops and the defaults."""
+    cfg = GenerateConfig() if model.config is None else model.config.generate
+    size = cfg.size if model.config is not None else tuple(model.metadata.get("crop", cfg.size))
+    given = f"size={size}, steps={cfg.sampling_steps}"
+    if cfg.solver != "ddim":
+        given += f', solver="{cfg.solver}"'
+    return given if cfg.spacing is None else f'{given}, spacing="{cfg.spacing}"'
 
 
 def class_table(model: Subject) -> str:

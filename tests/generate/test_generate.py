@@ -143,7 +143,7 @@ def test_shards_of_other_settings_are_not_mixed_in(tmp_path):
 
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "heun"])
 def test_pairs_of_another_solver_are_those_of_its_sampler_and_a_set_of_their_own(generated, tmp_path, solver):
-    config, folder = generated
+    config = generated[0]
     settings = config.generate.model_dump() | {"solver": solver, "sampling_steps": 4}
     other = build_config(config.model_dump(mode="json") | {"run_dir": str(tmp_path / "run"), "generate": settings})
     save_weights(teacher_file(other), *_teacher(config))
@@ -154,7 +154,8 @@ def test_pairs_of_another_solver_are_those_of_its_sampler_and_a_set_of_their_own
     assert np.abs(sample.sar.astype(int) - to_grey(image)[0, 0].numpy().astype(int)).max() <= 1
     np.testing.assert_allclose(sample.soft_label, logits[0].numpy(), rtol=2e-3, atol=2e-3)
     assert (sample.meta["sampler"], sample.meta["spacing"]) == (solver, "logsnr")
-    for changed, named in (({"solver": "ddim"}, "sampler, spacing"), ({"solver": "ddim", "spacing": "logsnr"}, "sampler")):
+    same_spacing = {"solver": "ddim", "spacing": "logsnr"}
+    for changed, named in (({"solver": "ddim"}, "sampler, spacing"), (same_spacing, "sampler")):
         mixed = build_config(other.model_dump(mode="json") | {"generate": settings | changed})
         with pytest.raises(ValueError, match=f"made with another {named}; set it back"):
             generate(mixed)
