@@ -53,11 +53,17 @@ def test_every_number_of_steps_has_falling_timesteps_of_the_schedule(spacing, nu
 
 
 def test_logsnr_timesteps_lie_at_equal_steps_of_lambda():
-    timesteps = sampling_timesteps(SCHEDULE, 12, "logsnr")
-    targets = torch.linspace(*LOGSNR_RANGE, 12, dtype=torch.float64)
-    gaps = SCHEDULE.half_log_snr.diff().abs()[timesteps - 1]  # to the timestep below
-    assert bool(((SCHEDULE.half_log_snr[timesteps] - targets).abs() <= gaps).all())
-    assert (int(timesteps[0]), int(timesteps[-1])) == (995, 12)
+    first, *others = sampling_timesteps(SCHEDULE, 12, "logsnr").tolist()
+    targets = torch.linspace(*LOGSNR_RANGE, 12, dtype=torch.float64)[1:]
+    gaps = SCHEDULE.half_log_snr.diff().abs()[torch.tensor(others) - 1]  # to the timestep below
+    assert bool(((SCHEDULE.half_log_snr[others] - targets).abs() <= gaps).all())
+    assert (first, others[-1]) == (999, 12)
+
+
+def test_start_noise_fits_the_first_timestep_but_for_leading_ones():
+    """The image's share of the first state, which pure noise lacks."""
+    missing = [float(SCHEDULE.alpha_bar[sampling_timesteps(SCHEDULE, 25, one)[0]].sqrt()) for one in SPACINGS]
+    assert missing[0] == pytest.approx(0.0607, rel=0.01) and max(missing[1:]) < 1e-4
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
