@@ -30,7 +30,7 @@ from dakd.config.solver import check_num_steps, check_solver, spacing_of
 from dakd.diffusion.schedule import CosineSchedule
 
 # lambda of the first and of the last call of the log-SNR grid. The first one is moved to the last timestep, which pure
-# noise belongs to: with 20 steps that halved the distance to a fine solution (0.025 to 0.013, demo's teacher, 48 pairs).
+# noise belongs to: that halved the distance of 20 steps to the paper's 200 (0.025 to 0.013, demo's teacher, 48 pairs).
 LOGSNR_RANGE = (-5.0, 3.5)
 
 
