@@ -12,6 +12,12 @@ from dakd.models.jointnet import SARJointNet
 NUM_CLASSES = 5
 B_FACTOR = 0.528
 _TINY_UNET = UNetConfig(channels=(8, 16), blocks_per_level=1, attention_levels=(1,), norm_groups=4)
+# Between the toy and the paper's: what a CPU trains and samples in minutes. `small` is that of configs/real_small.yaml.
+UNETS = {
+    "small": UNetConfig(channels=(16, 32, 64, 96), blocks_per_level=1, attention_levels=(3,), norm_groups=8),
+    "16M": UNetConfig(channels=(32, 64, 128, 208), blocks_per_level=1, attention_levels=(3,), norm_groups=16),
+    "paper": UNetConfig(),
+}
 _TINY_STUDENT = StudentConfig(
     encoder="mamba_vision",
     encoder_options=dict(dim=24, in_dim=16, depths=[1, 1, 2, 2], num_heads=[1, 2, 4, 8], window_size=[8, 8, 4, 2],
@@ -30,10 +36,15 @@ def student_config(is_tiny: bool) -> StudentConfig:
 
 
 def joint_net(is_tiny: bool, device: str, dtype: torch.dtype = torch.float32) -> SARJointNet:
+    """The net of the paper's size, or a toy one."""
+    return joint_net_of(unet_config(is_tiny), device, dtype)
+
+
+def joint_net_of(cfg: UNetConfig, device: str, dtype: torch.dtype = torch.float32) -> SARJointNet:
     """Random weights, also in the bridges, which start at zero: zeros draw less power and hide a wrong sum."""
     torch.manual_seed(0)
     with torch.device(device):  # a GPU draws 227 million weights fast
-        net = SARJointNet.from_config(unet_config(is_tiny), NUM_CLASSES)
+        net = SARJointNet.from_config(cfg, NUM_CLASSES)
     for parameter in (*net.sar_bridge.parameters(), *net.label_bridge.parameters()):
         torch.nn.init.normal_(parameter, std=0.02)
     return net.to(device, dtype)

@@ -16,8 +16,14 @@ from lib.timing import Call, Timing, time_in_turns
 TINY_COPY_BYTES = 1 << 24
 
 
-def parse(description: str, argv: Sequence[str] | None = None, *, choices: Sequence[str] = ()) -> argparse.Namespace:
-    """The options that all benchmarks of nets and blocks have."""
+def parse(
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    choices: Sequence[str] = (),
+    further: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.Namespace:
+    """The options that all benchmarks of nets and blocks have.  further: adds those of one benchmark."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--tiny", action="store_true", help="toy sizes: a rehearsal whose numbers mean nothing")
@@ -25,6 +31,8 @@ def parse(description: str, argv: Sequence[str] | None = None, *, choices: Seque
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on each contestant, about")
     if choices:
         parser.add_argument("--only", action="append", choices=choices, help="repeatable; default: all")
+    if further:
+        further(parser)
     options = parser.parse_args(argv)
     options.device = options.device or default_device()
     return options
