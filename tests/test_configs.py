@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dakd.config import load_config
+from dakd.config import EngineConfig, OptimizerConfig, load_config
 from dakd.pipeline import fitting_processes
-from dakd.train.zero import fitting_micro_batch, zero_config
+from dakd.train.zero import deepspeed_config, fitting_micro_batch, zero_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -68,6 +68,18 @@ def test_zero_files_are_found_by_name_and_a_wrong_name_is_refused_with_the_neare
         assert zero_config(name)["zero_optimization"]["stage"] == 2
     with pytest.raises(ValueError, match=r"no DeepSpeed configuration at zero4; did you mean 'zero"):
         zero_config("zero4")
+
+
+def test_the_buffers_of_gradients_are_as_large_as_the_net_unless_the_file_says_otherwise(tmp_path):
+    def bucket(num_trained, **file):
+        engine = EngineConfig(**file)
+        return deepspeed_config(engine, OptimizerConfig(), "fp32", 2, 1, num_trained)["zero_optimization"]
+
+    assert bucket(1234)["reduce_bucket_size"] == 1234
+    assert bucket(10**9)["reduce_bucket_size"] == 500_000_000  # DeepSpeed's own limit
+    path = tmp_path / "z.json"
+    path.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 77}}')
+    assert bucket(1234, deepspeed=str(path)) == {"stage": 2, "reduce_bucket_size": 77}
 
 
 def test_zero_file_with_other_settings_is_refused(tmp_path):

@@ -74,12 +74,13 @@ class Engine:
         exact = {n: p.detach().clone() for n, p in module.named_parameters()} if precision == "bf16" else {}
         self._num_steps, self._decays = 0, decays_of(optimizer)
         self._state_kinds = (MASTER, *MOMENTS, *self._decays)
+        num_trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         if engine.compile:
             module.net.compile()
         self.engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module, optimizer, decays_vectors),
-            config=deepspeed_config(engine, optimizer, precision, micro_batch, self.accumulation),
+            config=deepspeed_config(engine, optimizer, precision, micro_batch, self.accumulation, num_trained),
         )
         self.module: nn.Module = self.engine.module
         # DeepSpeed takes its fp32 masters from weights that it has rounded to bf16 already: give them back in full.

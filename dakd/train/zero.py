@@ -20,6 +20,7 @@ from dakd.runtime.files import parse_json
 from dakd.shipped import config_folder, extra_remedy, find_file, not_found
 
 MASTER = "master"  # the fp32 weights; other states are named as in the optimizer
+_LARGEST_BUCKET = 500_000_000  # gradients that DeepSpeed adds up at once, by its default
 
 
 def import_deepspeed() -> Any:
@@ -62,10 +63,21 @@ def zero_config(path: str) -> dict:
 
 
 def deepspeed_config(
-    engine: EngineConfig, optimizer: OptimizerConfig, precision: str, micro_batch: int, accumulation: int
+    engine: EngineConfig,
+    optimizer: OptimizerConfig,
+    precision: str,
+    micro_batch: int,
+    accumulation: int,
+    num_trained: int,
 ) -> dict:
-    """The whole configuration that DeepSpeed reads: the file's ZeRO section, and the rest from the YAML's settings."""
-    config = zero_config(engine.deepspeed) | {
+    """The whole configuration that DeepSpeed reads: the file's ZeRO section, and the rest from the YAML's settings.
+
+    num_trained: trained parameters.
+    """
+    config = zero_config(engine.deepspeed)
+    # DeepSpeed makes two buffers of this size, whatever the net: 4 GB in fp32 for a net of 4 million parameters.
+    config["zero_optimization"].setdefault("reduce_bucket_size", min(_LARGEST_BUCKET, num_trained))
+    config |= {
         "train_batch_size": micro_batch * accumulation * distributed.world_size(),
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
