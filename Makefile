@@ -28,7 +28,7 @@ OTHER_TESTS := test_api.py test_readme.py::test_a_snippet_runs_as_it_stands cli 
 # gpu-run uses the Python that is there: a GPU host may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-slow test-all lint bench-cpu bench-data fuzz torture mutants compile-check wheel-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
+.PHONY: help venv demo test test-slow test-all lint bench-cpu bench-data bench-generate bench-train fuzz torture mutants compile-check wheel-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
 
 help:
 	@echo "make demo         the whole pipeline on simulated images, with a table and a report; 8 to 14 minutes on two AMD EPYC cores"
@@ -41,6 +41,8 @@ help:
 	@echo "make mutants      184 faults put into the source, one at a time: the tests must notice each; 13 minutes"
 	@echo "make bench-cpu    every op on this CPU against eager torch and torch.compile, one thread"
 	@echo "make bench-data   the codecs of soft labels, and the loader against webdataset"
+	@echo "make bench-generate  seconds per 64 pairs against diffusers, eager and compiled; with as many calls, and at equal quality"
+	@echo "make bench-train  a training step of the teacher against a plain PyTorch DDP loop"
 	@echo "make compile-check  compiles every GPU kernel for three architectures; needs nvcc, no GPU"
 	@echo "make wheel-check  installs the wheel for another Python (3.13 or 3.12), runs the pipeline and some tests; 3 minutes"
 	@echo "make visit-venv   the software of a GPU host without network, into .venv-visit; 5 GB. compile-check then uses it too"
@@ -95,6 +97,13 @@ bench-cpu: venv
 bench-data: venv
 	$(BIN)/python benchmarks/data/bench_codec.py $(ARGS)
 	$(BIN)/python benchmarks/data/bench_loader.py
+
+# ARGS="--only small --device cuda --precision bf16" races one net on a GPU.
+bench-generate: venv
+	$(BIN)/python benchmarks/models/bench_generate.py $(ARGS)
+
+bench-train: venv
+	$(BIN)/python benchmarks/models/bench_train.py $(ARGS)
 
 visit-venv: $(VISIT)/bin/.installed
 

@@ -1,10 +1,10 @@
-"""Draws a folder of results as bars against the floor: one panel an op, forward and with backward.
+"""Draws a folder of results as bars: one panel an op against its floor, and panels of generation and training.
 
     python benchmarks/plot_results.py benchmarks/results/nvidia-h200        # writes results/pictures/nvidia-h200.png
 
 A bar is the time of one contestant; the line is the floor, the op's least bytes over the copy bandwidth of the same
-run. It shows the largest shape of each op from its newest run; --shape chooses another. Rivals and the reference are
-grey.
+run; generation and training have none. It shows the largest shape of each op from its newest run; --shape chooses
+another. Rivals and the reference are grey.
 """
 
 from __future__ import annotations
@@ -25,17 +25,22 @@ _TITLES = {
     "seg_loss": "segmentation loss",
     "selective_scan": "selective scan",
     "depthwise_conv1d": "depthwise conv1d",
+    "generate": "64 pairs",
+    "train": "training step",
 }
+_WITHOUT_FLOOR = ("generate", "train")
 _MAX_COLUMNS = 2
+_UNITS = ((1e7, 1e-6, "s"), (1e3, 1e-3, "ms"), (0.0, 1.0, "µs"))  # from how many microseconds on, scale, unit
 
 
 def newest(rows: list[dict[str, str]]) -> dict[tuple[str, str], list[dict[str, str]]]:
     """The rows of each (op, what) at its largest shape: the newest of each contestant, the fastest last."""
     chosen = {}
-    timed = [row for row in rows if row.get("least_mb") and row["op"] in _TITLES and row["contestant"] != "copy"]
+    timed = [row for row in rows if row["op"] in _TITLES and row["contestant"] != "copy"
+             and (row.get("least_mb") or row["op"] in _WITHOUT_FLOOR)]  # fmt: skip
     for key in dict.fromkeys((row["op"], row["what"]) for row in timed):
         group = [row for row in timed if (row["op"], row["what"]) == key]
-        largest = max(group, key=lambda row: float(row["least_mb"]))
+        largest = max(group, key=lambda row: float(row["least_mb"] or row["time_us"]))
         same = [row for row in group if all(row.get(key) == largest.get(key) for key in ("shape", "dtype", "layout"))]
         by_contestant = {row["contestant"]: row for row in sorted(same, key=lambda row: row["date"])}
         chosen[key] = sorted(by_contestant.values(), key=lambda row: -float(row["time_us"]))
@@ -75,20 +80,21 @@ def draw(groups: dict[tuple[str, str], list[dict[str, str]]], path: Path) -> Non
 
 def _draw_panel(panel, op: str, what: str, group: list[dict[str, str]]) -> None:
     times = [float(row["time_us"]) for row in group]
-    scale, unit = (1e-3, "ms") if max(times) >= 1e3 else (1.0, "µs")
+    scale, unit = next((scale, unit) for least, scale, unit in _UNITS if max(times) >= least)
     names = [row["contestant"] for row in group]
     colours = [_GREYS.get(name, _GREY) if name in RIVALS else _OURS for name in names]
     panel.barh(names, [time * scale for time in times], color=colours, height=0.72)
-    floor = floor_us(group[0]) * scale
-    panel.axvline(floor, color=_FLOOR, linewidth=1.2)
+    if op not in _WITHOUT_FLOOR:
+        floor = floor_us(group[0]) * scale
+        panel.axvline(floor, color=_FLOOR, linewidth=1.2)
+        panel.set_title(f"floor {floor:.3g} {unit}", fontsize=8, loc="right", color=_FLOOR)
     for index, (row, time) in enumerate(zip(group, times)):
         label = f" {time * scale:.3g}"
-        if row["times_eager"] and row["contestant"] != "eager":
+        if row["times_eager"] and float(row["times_eager"]) != 1:
             label += f"  ({float(row['times_eager']):.2g}x eager)"
         panel.text(time * scale, index, label, va="center", fontsize=7.5)
     panel.set_xlim(0, max(times) * scale * 1.35)
     panel.set_title(f"{_TITLES[op]}, {what}   {_shape(group[0])}", fontsize=8.5, loc="left")
-    panel.set_title(f"floor {floor:.3g} {unit}", fontsize=8, loc="right", color=_FLOOR)
     panel.set_xlabel(unit, fontsize=7.5, labelpad=1)
     panel.tick_params(labelsize=7.5)
     for side in ("top", "right"):

@@ -17,7 +17,7 @@ from lib.timing import Timing, ratio
 EAGER, COMPILED = "eager", "compile"
 # What a fast variant has to beat.
 RIVALS = (EAGER, "autocast", COMPILED, "max-autotune-no-cudagraphs", "aot_eager", "diffusers", "channels_last",
-          "reference")  # fmt: skip
+          "reference", "diffusers channels_last", "diffusers compile", "ddp", "ddp, bare")  # fmt: skip
 
 
 @dataclass

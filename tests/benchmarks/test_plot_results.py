@@ -29,6 +29,27 @@ def test_largest_shape_is_shown_with_the_newest_row_of_each_contestant(tmp_path)
     assert plot_results._shape(shown[0]) == "16 x 256, fp32"
 
 
+def keep_pairs(folder, shape, times_us):
+    """Appends rows of generation, which have no floor."""
+    file = table.RowFile(folder / "bench_generate.csv", "cpu", device.Ceilings(10.0, None))
+    for name, time_us in times_us.items():
+        file.add(table.Row("generate", shape, "fp32", "ddim/leading/200", name, time_us, "CPU time", time_us))
+
+
+def test_generation_is_shown_at_the_largest_net_without_a_floor(tmp_path):
+    pytest.importorskip("matplotlib")
+    keep_pairs(tmp_path, "small, B 16, 64x64", {"diffusers": 3e8, "dakd": 2.9e8})
+    keep_pairs(tmp_path, "16M, B 16, 64x64", {"diffusers": 9e8, "dakd": 8e8})
+    groups = plot_results.newest(table.read_rows(tmp_path))
+    assert list(groups) == [("generate", "ddim/leading/200")]
+    assert [(row["contestant"], float(row["time_us"])) for row in groups["generate", "ddim/leading/200"]] == [
+        ("diffusers", 9e8), ("dakd", 8e8),
+    ]  # fmt: skip
+    path = tmp_path / "pictures" / "host.png"
+    plot_results.draw(groups, path)
+    assert path.stat().st_size > 5000
+
+
 def test_picture_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     keep(tmp_path, "main", 20.0, {"eager": 9000.0, "cpu": 2500.0})
