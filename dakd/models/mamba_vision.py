@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dakd.kernels.depthwise_conv1d import depthwise_conv1d
 from dakd.kernels.selective_scan import selective_scan
+from dakd.models.cpu_training import attend
 from dakd.runtime.seeding import Stream, numpy_rng
 
 # The published sizes. Windows are (8, 8, 14, 7) in all of them; the convolution stages do not use the first two.
@@ -262,7 +263,7 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

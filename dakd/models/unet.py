@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dakd.models.cpu_training import GroupNorm, attend
+
 if TYPE_CHECKING:
     from dakd.config import UNetConfig
 
@@ -41,7 +43,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 def group_norm(channels: int, max_groups: int) -> nn.GroupNorm:
     """GroupNorm with as many groups as divide the channels, `max_groups` at most."""
-    return nn.GroupNorm(math.gcd(channels, max_groups), channels, eps=1e-5)
+    return GroupNorm(math.gcd(channels, max_groups), channels, eps=1e-5)
 
 
 class ResBlock(nn.Module):
@@ -89,7 +91,7 @@ class SelfAttention(nn.Module):
         tokens = self.norm(h).flatten(2).transpose(1, 2)
         qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.num_heads, channels // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed = attend(q, k, v).transpose(1, 2).flatten(2)
         return h + self.out(mixed).transpose(1, 2).reshape(h.shape)
 
 
