@@ -46,7 +46,7 @@ def load_teacher(file: str | Path, device: str | torch.device | None = None, pre
     """The teacher of pairs of a weights file, such as RUN/train_jointnet/stage3/weights_ema.safetensors.
 
     The file is enough: it carries b, the schedule, the class table and the net's sizes.
-    device: None takes a GPU where there is one.  precision: fp32, bf16, or auto: bf16 on a GPU, fp32 on a CPU.
+    device: None takes a GPU where there is one.  precision: see `Teacher`.
     Raises FileNotFoundError or ValueError where the file holds no teacher.
 
         teacher = dakd.load_teacher("weights_ema.safetensors")

@@ -17,6 +17,7 @@ import torch
 
 from dakd.kernels import extension, triton_runtime
 from dakd.kernels.backend import report
+from dakd.runtime.precision import on_this_cpu
 from dakd.shipped import extra_remedy, is_installed
 
 # (distribution, module, purpose, the command that installs it)
@@ -59,7 +60,7 @@ def _host_lines() -> list[str]:
         lines.append(f"CUDA           an NVIDIA driver is installed, but torch is a CPU build; {remedy}")
     else:
         lines.append("CUDA           none (no NVIDIA driver); everything runs on the CPU")
-    return lines
+    return [*lines, f"CPU's bf16     {on_this_cpu()}"]
 
 
 def _package_lines() -> list[str]:

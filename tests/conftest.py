@@ -2,9 +2,21 @@
 
 import os
 
+import pytest
 import torch
 from hang_up import heed_signals
 
 heed_signals()
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def cpu_with_amx(monkeypatch):
+    """For tests of bf16 that is asked for: a CPU without it would refuse, and is merely slow with toy nets."""
+    monkeypatch.setattr("dakd.runtime.precision.cpu_bf16", lambda: "AMX")
+
+
+@pytest.fixture
+def cpu_without_bf16(monkeypatch):
+    monkeypatch.setattr("dakd.runtime.precision.cpu_bf16", lambda: "")

@@ -301,6 +301,7 @@ def test_a_joint_net_names_a_wrong_number_of_channels():
             net(torch.zeros(1, image, 8, 8), torch.zeros(1, label, 8, 8), t)
 
 
+@pytest.mark.usefixtures("cpu_with_amx")
 def test_a_teacher_comes_back_from_a_folder_with_the_same_pairs(config, tmp_path):
     teacher = dakd.load_teacher(file_of(config), precision="bf16")
     teacher.save_pretrained(tmp_path / "model")

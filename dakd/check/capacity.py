@@ -12,9 +12,11 @@ import torch
 from dakd.check.experiment import Experiment
 from dakd.check.findings import Found
 from dakd.runtime.runlog import format_count
-from dakd.train.dry_run import memory_parts
+from dakd.train.dry_run import memory_parts, precision_of
 from dakd.train.optim import decays_of
-from dakd.train.zero import fitting_micro_batch, resolve_precision, zero_config
+from dakd.train.saross import StudentTraining
+from dakd.train.teacher import TeacherTraining
+from dakd.train.zero import fitting_micro_batch, zero_config
 
 _TIGHT = 0.8  # share of the free disk or memory from which an estimate is a warning
 
@@ -27,7 +29,7 @@ def on_memory(experiment: Experiment) -> Found:
         cfg = config.train_saross if name == "student" else config.train_jointnet
         micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, processes)
         stage = zero_config(cfg.engine.deepspeed)["zero_optimization"]["stage"]
-        precision = resolve_precision(cfg.engine.precision, "autocast" if name == "student" else "bf16")
+        precision = precision_of(cost, cfg, StudentTraining if name == "student" else TeacherTraining)
         parts = memory_parts(cost, precision, stage, processes, micro_batch, len(decays_of(cfg.optimizer)))
         needed = sum(parts.values()) * (1 if torch.cuda.is_available() else processes)
         said = f"{name}: about {_gib(needed)} of {_gib(free)} on the {where}"

@@ -5,21 +5,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from pathlib import Path
+from functools import partial
 
 import torch
 
 from dakd.check.capacity import nearest_folder
 from dakd.check.experiment import Experiment
-from dakd.check.findings import Found
+from dakd.check.findings import Found, as_level
 from dakd.evaluate.extractors import import_torch_fidelity
 from dakd.kernels import backend
-from dakd.runtime import distributed
+from dakd.runtime import distributed, precision
 from dakd.runtime.place import hint_about_slurm, refuse_launcher, refuse_mpi
 from dakd.runtime.runlog import refuse_wandb
 from dakd.shipped import extra_remedy
-
-_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86; the last one of ARM
 
 
 def run_folder(experiment: Experiment) -> Found:
@@ -73,6 +71,7 @@ def backends(experiment: Experiment) -> Found:
     if experiment.config.generate.capture is True and kind != "cuda":
         yield "refused", "generate.capture is true, which needs a GPU; set it to auto or false"
     yield from _slow(experiment)
+    yield from _emulated(experiment)
     if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield "warn", "this GPU has no bf16, which precision auto takes; set precision to fp32"
     num_gpus = torch.cuda.device_count()
@@ -82,21 +81,19 @@ def backends(experiment: Experiment) -> Found:
 
 def _slow(experiment: Experiment) -> Found:
     """What runs, but several times slower than need be."""
-    config = experiment.config
-    engines = {step: getattr(config, step).engine for step in ("train_jointnet", "train_saross")}
-    precisions = {f"{step}.engine.precision": engine.precision for step, engine in engines.items()}
-    precisions["generate.precision"] = config.generate.precision
-    for key, precision in precisions.items():
-        if precision in ("bf16", "autocast") and distributed.device().type == "cpu" and not _computes_bf16():
-            yield "warn", f"{key} is {precision}, which this CPU emulates, about ten times slower than fp32; set auto"
+    engines = {step: getattr(experiment.config, step).engine for step in ("train_jointnet", "train_saross")}
     for step, engine in engines.items():
         readers, cores = engine.num_workers * experiment.processes, distributed.num_cores()
         if readers > cores:
             yield "warn", f"{step}.engine.num_workers makes {readers} reader processes for {cores} cores; lower it"
 
 
-def _computes_bf16() -> bool:
-    """Whether the CPU has instructions for bf16, by the system's own list; True where there is none."""
-    facts = Path("/proc/cpuinfo")
-    words = set(facts.read_text().split()) if facts.is_file() else _BF16
-    return bool(words & _BF16)
+
+def _emulated(experiment: Experiment) -> Found:
+    """Precisions that this CPU would emulate."""
+    config = experiment.config
+    settings = {f"{step}.engine.precision": getattr(config, step).engine.precision
+                for step in ("train_jointnet", "train_saross")}  # fmt: skip
+    settings["generate.precision"] = config.generate.precision
+    for key, setting in settings.items():
+        yield from as_level("refused", partial(precision.refuse_emulated, setting, key, distributed.device()))

@@ -69,6 +69,7 @@ def _sample(args: argparse.Namespace) -> None:
         seed=args.seed,
         first=args.first,
         device=args.device,
+        precision=args.precision,
         pictures=args.png,
         overwrite=args.overwrite,
         solver=args.solver,
@@ -98,6 +99,8 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--micro-batch", type=positive, default=16, metavar="N", help="pairs per batch (default: 16)")
     parser.add_argument("--deterministic", action="store_true", help="the same bytes in every run on one device type")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                        help="number format (default: auto, bf16 on a GPU and for wide nets on a CPU with AMX)")
     parser.add_argument("--png", action="store_true", help="also write each image and its class map as PNG")
     parser.add_argument("--overwrite", action="store_true", help="replace a set that is already in DIR")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU if there is one)")  # fmt: skip

@@ -156,7 +156,9 @@ class GenerateConfig(Section):
     """Temperature that soft labels are stored for. null takes the student's, train_saross.loss.temperature."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the sampling. "auto" takes fp32 on a CPU and bf16 on a GPU."""
+    """Number format of the sampling. "auto" takes bf16 on a GPU, and on a CPU with AMX where a level of the teacher has
+    64 channels or more; else fp32. On a CPU a set that was begun keeps its own. "bf16" is refused on a CPU without
+    instructions for it."""
 
     capture: Literal["auto"] | bool = "auto"
     """Whether a sampling step is replayed from a CUDA graph. "auto" does so on a GPU."""

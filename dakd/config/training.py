@@ -61,8 +61,10 @@ class EngineConfig(Section):
     the name of a file that comes with dakd."""
 
     precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
-    """Number format of the training. "auto" takes fp32 on a CPU; on a GPU it takes bf16 parameters for the teacher
-    (GroupNorm) and autocast for the student (BatchNorm)."""
+    """Number format of the training. "auto" takes bf16 parameters for the teacher (GroupNorm) and autocast for the
+    student (BatchNorm) on a GPU, and on a CPU with AMX for teachers that have a level of 64 channels or more and for
+    students of 10 million parameters or more; else fp32. On a CPU a training that resumes keeps its own. Masters and
+    the optimizer's state are fp32. "bf16" and "autocast" are refused on a CPU without instructions for bf16."""
 
     channels_last: bool = True
     """Whether images and weights have their channels last in memory."""

@@ -151,6 +151,8 @@ def refuse_other_provenance(path: Path, found: dict, plan: GenerationPlan) -> No
     differing = sorted(key for key in plan.provenance.keys() | found if found.get(key) != plan.provenance.get(key))
     if differing:
         named = ", ".join(key for key in differing if key != "config") or "config"
+        if "precision" in differing:  # `auto` depends on the host: say what this one took
+            named += f" (precision {found.get('precision')} there, {plan.provenance.get('precision')} on this host)"
         raise ValueError(
             f"{path} was made with another {named}; set it back to keep the shards, "
             f"or remove {plan.folder} to start again"

@@ -32,6 +32,7 @@ def sample_to_folder(
     seed: int = 0,
     first: int = 0,
     device: str | None = None,
+    precision: str = "auto",
     pictures: bool = False,
     overwrite: bool = False,
     **settings: Any,
@@ -39,6 +40,7 @@ def sample_to_folder(
     """Write `num` pairs of a teacher to a folder, as shards with an index and contact_sheet.png; return the folder.
 
     size, steps, seed, first, settings: see `Teacher.sample`; the pairs are those of `dakd generate`.
+    device, precision: see `Teacher`.
     pictures: also write KEY_sar.png and KEY_class.png (the likeliest class, as a palette picture) of each pair.
     Raises ValueError where the folder already holds a set of shards, unless `overwrite` is set, and where it holds
     pictures of those names without a set that they belong to.
@@ -49,7 +51,9 @@ def sample_to_folder(
             f"{pictures_there[0]} is there already, and no set of pairs that it belongs to; give another folder, or "
             "move it away"
         )
-    teacher = Teacher(weights, device)
+    teacher = Teacher(weights, device, precision)
+    if teacher.precision.reason:
+        say(f"sample: precision: {teacher.precision.name} ({teacher.precision.reason})")
     made = teacher.stream(num, size, steps, seed, first=first, **settings)
     write_shards(out_dir, progress(made, num, "sample"), teacher.classes, overwrite=overwrite,
                  provenance={"checkpoint": teacher.checkpoint, "seed": seed})  # fmt: skip

@@ -23,11 +23,14 @@ from dakd.generate.plan import GenerationPlan, open_plan, refuse_other_provenanc
 from dakd.hub import HubModel, local_weights
 from dakd.runtime import distributed
 from dakd.runtime.files import file_hash
+from dakd.runtime.precision import Precision, choose, keep, pays_in_unet
+from dakd.runtime.runlog import say
 from dakd.runtime.tensor_files import load_state, read_metadata
 from dakd.runtime.whole import whole_number
 from dakd.weights import load_teacher
 
 CLIP = 1.0  # bound of the absolute value of the estimated clean state; grey values lie within -1 and 1
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # as provenance has them
 # The settings that change a pair by no more than a rounding (see `generate`).
 _COMPUTED_BY = ("deterministic", "micro_batch", "threads")
 # The settings of `generate` that `Teacher.sample` takes besides its own arguments.
@@ -45,14 +48,17 @@ class Teacher(HubModel):
     def __init__(self, path: str | Path, device: str | torch.device | None = None, precision: str = "auto") -> None:
         """path: a file of stage 2 or 3, or of a DDPM.  device: None takes a GPU where there is one.
 
-        precision: fp32, bf16, or auto: bf16 on a GPU and fp32 on a CPU.
-        Raises FileNotFoundError or ValueError where the file holds no teacher.
+        precision: fp32, bf16, or auto: bf16 on a GPU, and on a CPU with AMX where the net is wide; else fp32.
+        Raises FileNotFoundError or ValueError where the file holds no teacher, and ValueError for bf16 on a CPU that
+        would emulate it.
         """
         self.path = local_weights(path).absolute()
         self.device = distributed.device_of(device)
-        self.dtype = _dtype(precision, self.device)
+        _refuse_unknown(precision)
         with torch.inference_mode(False):  # tensors made in that mode have no version counter, see _count_changes
             net, self.facts = load_teacher(self.path, self.device)
+        self.precision = _precision(precision, self.device, self.facts)
+        self.dtype = torch.bfloat16 if self.precision.name == "bf16" else torch.float32
         # On a GPU torch's GroupNorm copies channels_last maps to contiguous ones and back: an H200 took 160 ms for a
         # step of the paper's net at batch 16, and 119 ms with contiguous maps.
         layout = torch.contiguous_format if self.device.type == "cuda" else torch.channels_last
@@ -200,7 +206,12 @@ class PairMaker:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         _set_threads(cfg)
-        return cls(Teacher(path, device, cfg.precision), cfg, config.soft_label_temperature)
+        provenance = config.run_path / "generate" / "provenance.json"
+        begun = open_plan(config).provenance if provenance.is_file() else {}
+        chosen = _precision(cfg.precision, device, read_metadata(path), begun)
+        if chosen.reason:
+            say(f"generate: precision: {chosen.name} ({chosen.reason})")
+        return cls(Teacher(path, device, chosen.name), cfg, config.soft_label_temperature)
 
     def pairs(self, indices: range, before_each: Callable[[int], None] = lambda count: None) -> Iterator[Sample]:
         """The samples of these indices, in order, made a micro-batch at a time.
@@ -280,7 +291,10 @@ def plan_of_settings(config: Config, found: GenerationPlan, may_grow: bool = Tru
     """
     cfg, teacher = config.generate.model_copy(update={"seed": config.generate_seed}), teacher_file_name(config)
     facts = read_metadata(teacher) if teacher.is_file() else {}
-    precision = str(_dtype(cfg.precision, distributed.device())).removeprefix("torch.")
+    name = cfg.precision  # not refused where this CPU would emulate it: nothing is computed here
+    if name == "auto":
+        name = _precision(name, distributed.device(), facts, found.provenance).name
+    precision = _DTYPES[name]
     if not may_grow:
         own = {name: found.provenance.get(name, getattr(cfg, name)) for name in _COMPUTED_BY}
         cfg = cfg.model_copy(update=own)
@@ -351,9 +365,15 @@ def _computed_as(cfg: GenerateConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision not in ("auto", "fp32", "bf16"):
+def _refuse_unknown(precision: str) -> None:
+    if precision not in ("auto", *_DTYPES):
         raise ValueError(f"precision is {precision!r}; expected auto, fp32 or bf16")
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _precision(setting: str, device: torch.device, facts: dict, begun: dict | None = None) -> Precision:
+    """facts: metadata of the teacher's file, empty where there is none.  begun: the provenance of a set to add to."""
+    pays = "unet" in facts and pays_in_unet(facts["unet"]["channels"])
+    given = setting, "generate.precision", "bf16", device, pays
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    before = names.get((begun or {}).get("precision", ""))
+    return choose(*given) if before is None else keep(before, *given)

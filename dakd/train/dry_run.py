@@ -16,8 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from dakd.config import (
     STUDENT_KINDS,
     Config,
-    EngineConfig,
-    OptimizerConfig,
     TrainJointNetConfig,
     TrainSarossConfig,
     dump_config,
@@ -26,13 +24,15 @@ from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.diffusion.label_bits import num_bits
 from dakd.models.jointnet import SARJointNet
 from dakd.models.registry import build_student
-from dakd.runtime.distributed import world_size
+from dakd.runtime.distributed import device, world_size
+from dakd.runtime.precision import choose, pays_in_student, pays_in_unet
 from dakd.runtime.runlog import format_count
 from dakd.train.jointnet import freeze_for_stage
 from dakd.train.optim import decays_of
 from dakd.train.saross import StudentTraining, check_loss
 from dakd.train.teacher import TeacherTraining, net_of
-from dakd.train.zero import fitting_micro_batch, resolve_precision, zero_config
+from dakd.train.training import Training
+from dakd.train.zero import fitting_micro_batch, zero_config
 
 # The part that a count on the meta device leaves out, by the student's name.
 UNCOUNTED = {
@@ -61,7 +61,7 @@ def describe_jointnet(config: Config) -> str:
     for stage in cfg.stages:
         cost = cost_of_stage(stage, cfg, num_classes)
         lines.append(f"{stage.replace('stage', 'stage ')}   {_cost_line(cost)}")
-        lines += _memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, TeacherTraining.precision_on_gpu)
+        lines += _memory_lines(cost, cfg, micro_batch, TeacherTraining)
     return "\n".join(lines)
 
 
@@ -88,7 +88,7 @@ def describe_saross(config: Config) -> str:
         dump_config(config),
         f"{STUDENT_KINDS[cfg.student.name].title}, {cfg.student.encoder}, crop {cfg.crop[0]} x {cfg.crop[1]}",
         f"student   {_cost_line(cost)}{uncounted}",
-        *_memory_lines(cost, cfg.optimizer, cfg.engine, micro_batch, StudentTraining.precision_on_gpu),
+        *_memory_lines(cost, cfg, micro_batch, StudentTraining),
     ]
     return "\n".join(lines)
 
@@ -165,16 +165,24 @@ def memory_parts(
     }
 
 
+def precision_of(cost: Cost, cfg: TrainJointNetConfig | TrainSarossConfig, training: type[Training]) -> str:
+    """The precision of a new training on this host; ValueError for bf16 on a CPU that would emulate it."""
+    is_teacher = isinstance(cfg, TrainJointNetConfig)
+    pays = pays_in_unet(cfg.unet.channels) if is_teacher else pays_in_student(cost.num_parameters)
+    key = f"{training.key}.engine.precision"
+    return choose(cfg.engine.precision, key, training.low_precision, device(), pays).name
+
+
 def _memory_lines(
-    cost: Cost, optimizer: OptimizerConfig, engine: EngineConfig, micro_batch: int, on_gpu: str
+    cost: Cost, cfg: TrainJointNetConfig | TrainSarossConfig, micro_batch: int, training: type[Training]
 ) -> list[str]:
     """One line a precision: that of this host, and that of a GPU where `auto` means another there."""
-    stage, world = zero_config(engine.deepspeed)["zero_optimization"]["stage"], world_size()
-    here = resolve_precision(engine.precision, on_gpu)
-    precisions = {here: here} | ({on_gpu: f"{on_gpu}, as on a GPU"} if engine.precision == "auto" else {})
+    stage, world = zero_config(cfg.engine.deepspeed)["zero_optimization"]["stage"], world_size()
+    here, on_gpu = precision_of(cost, cfg, training), training.low_precision
+    precisions = {here: here} | ({on_gpu: f"{on_gpu}, as on a GPU"} if cfg.engine.precision == "auto" else {})
     lines = []
     for precision, title in precisions.items():
-        parts = memory_parts(cost, precision, stage, world, micro_batch, len(decays_of(optimizer)))
+        parts = memory_parts(cost, precision, stage, world, micro_batch, len(decays_of(cfg.optimizer)))
         listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
         total = sum(parts.values()) / 2**30
         lines.append(f"          {title}: about {total:.2f} GiB a rank ({listed}; ZeRO-{stage} on {world})")

@@ -20,6 +20,7 @@ from dakd.kernels.seg_loss import seg_loss
 from dakd.models.registry import STUDENT_CLASSES, build_student
 from dakd.models.student import StudentNet
 from dakd.runtime.distributed import device, is_main
+from dakd.runtime.precision import pays_in_student
 from dakd.runtime.runlog import say
 from dakd.runtime.tensor_files import load_strict
 from dakd.train.engine import Engine
@@ -105,7 +106,7 @@ class StudentTraining(Training):
 
     section: TrainSarossConfig
     dataset: StudentDataset
-    precision_on_gpu = "autocast"
+    key, low_precision = "train_saross", "autocast"
     decays_vectors = False
 
     def __init__(self, config: Config, training_set: TrainingSet):
@@ -132,6 +133,9 @@ class StudentTraining(Training):
         if cfg.batch_norm == "sync":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         return StudentLoss(net, cfg.loss, self.seed, self.memory_format, cfg.batch_norm)
+
+    def pays_in_bf16(self, module: nn.Module) -> bool:
+        return pays_in_student(sum(parameter.numel() for parameter in module.parameters()))
 
     def own_identity(self) -> dict:
         cfg = self.section

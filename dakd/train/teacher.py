@@ -23,6 +23,7 @@ from dakd.models.jointnet import SARJointNet
 from dakd.models.rivals.ddpm import DDPM
 from dakd.models.unet import UNet
 from dakd.runtime.distributed import device, is_main
+from dakd.runtime.precision import pays_in_unet
 from dakd.runtime.runlog import say
 from dakd.runtime.tensor_files import load_strict
 from dakd.train.engine import Engine
@@ -59,7 +60,7 @@ class TeacherTraining(Training):
     """
 
     section: TrainJointNetConfig
-    precision_on_gpu = "bf16"
+    key, low_precision = "train_jointnet", "bf16"
     decays_vectors = True
     kind: str  # of net, in the weights' metadata
     is_labelled = True  # whether it trains on labels, and samples them
@@ -77,6 +78,9 @@ class TeacherTraining(Training):
     def new_net(self) -> UNet | SARJointNet | DDPM:
         """The net with fresh weights."""
         return net_of(self.label, self.section, self.classes.num_classes)
+
+    def pays_in_bf16(self, module: nn.Module) -> bool:
+        return pays_in_unet(self.section.unet.channels)
 
     def own_identity(self) -> dict:
         return {

@@ -20,7 +20,7 @@ from dakd.config import Config, TrainJointNetConfig, TrainSarossConfig
 from dakd.data.batch import Batch
 from dakd.data.loader import make_loader, report_skipped
 from dakd.data.sample import ClassTable
-from dakd.runtime import distributed
+from dakd.runtime import distributed, precision
 from dakd.runtime.kept_config import CONFIG
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import METRICS, RunLog, read_records, save_config, say
@@ -46,7 +46,7 @@ from dakd.train.checkpoint import (
 from dakd.train.engine import Engine
 from dakd.train.optim import POSTHOC_LENGTHS, learning_rate, optimizer_identity
 from dakd.train.posthoc import FOLDER as POSTHOC
-from dakd.train.zero import fitting_micro_batch, resolve_precision
+from dakd.train.zero import fitting_micro_batch
 
 WEIGHTS = ("raw", "ema")  # the kinds of final weights
 
@@ -67,7 +67,8 @@ class Training(ABC):
     total_steps: int  # optimizer steps
     lr: float  # after the warm-up
     seed: int  # of the initial weights, the order of the samples and the noise
-    precision_on_gpu: ClassVar[str]  # what `engine.precision: auto` means there
+    key: ClassVar[str]  # of the section in an experiment's YAML
+    low_precision: ClassVar[str]  # what `engine.precision: auto` means on a GPU, and on a CPU where bf16 pays
     decays_vectors: ClassVar[bool]  # whether weight decay acts on biases and norm weights too
 
     @abstractmethod
@@ -76,6 +77,10 @@ class Training(ABC):
 
         is_new: False where a checkpoint's weights will replace the initial ones.
         """
+
+    @abstractmethod
+    def pays_in_bf16(self, module: nn.Module) -> bool:
+        """Whether a CPU that computes in bf16 trains this module faster in it (runtime/precision.py)."""
 
     @abstractmethod
     def own_identity(self) -> dict:
@@ -113,10 +118,6 @@ class Training(ABC):
     def micro_batch(self) -> int:
         """Samples a rank and forward pass; ValueError where the ranks cannot share the global batch."""
         return fitting_micro_batch(self.section.global_batch, self.section.micro_batch, distributed.world_size())
-
-    @property
-    def precision(self) -> str:
-        return resolve_precision(self.section.engine.precision, self.precision_on_gpu)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -183,6 +184,7 @@ def run_training(training: Training) -> None:
 def _run(training: Training, listener: StopListener) -> None:
     section, config = training.section, training.config
     micro_batch = training.micro_batch  # first, to refuse before anything is written
+    precision.refuse_emulated(section.engine.precision, f"{training.key}.engine.precision", distributed.device())
     saved = load_latest(training.checkpoints, training.identity)
     first_step = saved[1]["step"] if saved else 0
     if distributed.is_main():
@@ -202,19 +204,20 @@ def _run(training: Training, listener: StopListener) -> None:
         say(f"{training.label}: resumes after step {first_step} of {training.total_steps}")
         # Before the engine is built: DeepSpeed takes its fp32 masters from the weights that it finds.
         load_strict(module, _module_state(saved[0]), f"checkpoint of step {first_step}")
+    chosen = _precision(training, module, saved[1].get("precision", "fp32") if saved else None)
     engine = Engine(
         module,
         section.optimizer,
         section.engine,
         global_batch=section.global_batch,
         micro_batch=micro_batch,
-        precision=training.precision,
+        precision=chosen,
         decays_vectors=training.decays_vectors,
     )
     if saved:
         engine.restore(saved[0], first_step, lambda: _batches(training, first_step))
     del saved  # a copy of all states, which would fill the host while training
-    _train_steps(training, engine, first_step, listener)
+    _train_steps(training, engine, first_step, listener, chosen)
     _finish(training, engine)
     engine.close()
 
@@ -228,7 +231,22 @@ def _finish(training: Training, engine: Engine) -> None:
         write_manifest(training.folder, [path for path in files if path.exists()])
 
 
-def _train_steps(training: Training, engine: Engine, first_step: int, listener: StopListener) -> None:
+def _precision(training: Training, module: nn.Module, began: str | None) -> str:
+    """The precision to train in, the same on all ranks.  began: that of the checkpoint to resume from, or None."""
+    setting, key = training.section.engine.precision, f"{training.key}.engine.precision"
+    given = setting, key, training.low_precision, distributed.device(), training.pays_in_bf16(module)
+    chosen = precision.choose(*given) if began is None else precision.keep(began, *given)
+    # Hosts may differ, and all ranks must compute alike.
+    others = set(distributed.all_gather_text(chosen.name)) - {chosen.name}
+    if others:
+        chosen = precision.Precision("fp32", "not all hosts compute in bf16")
+    if chosen.reason:
+        say(f"{training.label}: precision: {chosen.name} ({chosen.reason})")
+    return chosen.name
+
+
+def _train_steps(training: Training, engine: Engine, first_step: int, listener: StopListener, chosen: str) -> None:
+    """chosen: the precision, for the checkpoints."""
     section, settings, total_steps = training.section, training.section.engine, training.total_steps
     log = RunLog(training.folder, training.label, total_steps, first_step, settings.wandb, training.config)
     batches = _batches(training, first_step)
@@ -257,7 +275,7 @@ def _train_steps(training: Training, engine: Engine, first_step: int, listener: 
         if is_leaving or is_due(settings.checkpoint_every, step, total_steps):
             # Before the checkpoint, so that the log is never behind the step that a resume starts from.
             log.flush()
-            facts = _checkpoint_facts(training, step, lr)
+            facts = _checkpoint_facts(training, step, lr) | {"precision": chosen}
             save_checkpoint(training.checkpoints, step, engine.state(), facts, settings.keep_checkpoints)
         if is_leaving:
             log.close()

@@ -94,11 +94,6 @@ def deepspeed_config(
     return config
 
 
-def resolve_precision(precision: str, on_gpu: str) -> str:
-    """`auto` is fp32 on a CPU and `on_gpu` on a GPU."""
-    return precision if precision != "auto" else (on_gpu if torch.cuda.is_available() else "fp32")
-
-
 def fitting_micro_batch(global_batch: int, largest: int, world: int) -> int:
     """Samples a rank and forward pass: the largest divisor of a rank's share of the batch that is at most `largest`.
 

@@ -11,6 +11,8 @@ from check_worlds import refusals, toy
 from dakd.check import capacity, host
 from dakd.check.check import check
 from dakd.check.experiment import Experiment
+from dakd.runtime import precision
+from dakd.train.dry_run import Cost
 
 
 def warnings(config) -> list[str]:
@@ -40,14 +42,17 @@ def test_logging_online_without_a_key_is_refused(tmp_path, monkeypatch):
     wandb.teardown()
 
 
-def test_bf16_on_a_cpu_that_emulates_it_is_reported(tmp_path, monkeypatch):
+def test_bf16_on_a_cpu_that_emulates_it_is_refused(tmp_path, monkeypatch):
     config = toy(tmp_path, train_saross__engine={"precision": "autocast", "num_workers": 0}, generate__precision="bf16")
     monkeypatch.setattr(host.distributed, "device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(host, "_computes_bf16", lambda: True)
-    assert warnings(config) == []
-    monkeypatch.setattr(host, "_computes_bf16", lambda: False)
-    assert [text.split()[0] for text in warnings(config)] == ["train_saross.engine.precision", "generate.precision"]
-    assert warnings(toy(tmp_path)) == []
+    for instructions in ("AMX", "AVX512-BF16", None):
+        monkeypatch.setattr(precision, "cpu_bf16", lambda found=instructions: found)
+        assert refusals(config) == {}
+    monkeypatch.setattr(precision, "cpu_bf16", lambda: "")
+    texts = [finding.text for finding in check(config) if finding.level == "refused"]
+    assert [text.split()[0] for text in texts] == ["train_saross.engine.precision", "generate.precision"]
+    assert all("set train_saross.engine.precision to fp32 or auto" in text for text in texts[:1])
+    assert refusals(toy(tmp_path)) == {}
 
 
 def test_more_reader_processes_than_cores_are_reported(tmp_path, monkeypatch):
@@ -62,7 +67,7 @@ def test_memory_is_that_of_all_ranks_of_a_host_and_tight_from_four_fifths_of_wha
     tmp_path, monkeypatch, processes
 ):
     experiment = Experiment(toy(tmp_path), processes)
-    experiment.costs["student"] = None
+    experiment.costs["student"] = Cost(num_parameters=1000, num_trained=1000, macs=0.0, saved_bytes=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(capacity, "memory_parts", lambda *_: {"weights": 30.0 * 2**30, "gradients": 50.0 * 2**30})
     for free, level in ((99, "warn"), (101, "ok")):

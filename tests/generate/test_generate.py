@@ -17,8 +17,12 @@ from dakd.diffusion.label_reading import READINGS
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.generate import generate
+from dakd.generate.plan import open_plan
+from dakd.generate.sample_to_folder import sample_to_folder
+from dakd.generate.teacher import refuse_settings_of_another_set
+from dakd.models.jointnet import SARJointNet
 from dakd.runtime.files import file_hash
-from dakd.runtime.tensor_files import save_weights
+from dakd.runtime.tensor_files import read_metadata, save_weights
 from dakd.testing.distributed import run_world
 from dakd.weights import load_teacher
 
@@ -223,7 +227,68 @@ def test_in_fp32_the_size_of_a_micro_batch_changes_a_pair_by_no_more_than_a_roun
         assert np.abs(soft - made[2][1]).max() <= 1e-3
 
 
+@pytest.fixture
+def wide_teacher(tmp_path):
+    """A run whose teacher has a level of 64 channels, which bf16 pays for."""
+    config = with_teacher(tmp_path / "run", size=[32, 32], num_samples=6, shard_size=3, sampling_steps=3)
+    unet = config.train_jointnet.unet.model_dump(mode="json") | {"channels": [16, 64]}
+    tree = config.model_dump(mode="json")
+    tree["train_jointnet"]["unet"] = unet
+    config = build_config(tree)
+    torch.manual_seed(0)
+    facts = read_metadata(teacher_file(config)) | {"unet": unet}
+    save_weights(teacher_file(config), SARJointNet.from_config(config.train_jointnet.unet, 5).state_dict(), facts)
+    return config
+
+
+def on_a_cpu_with(monkeypatch, instructions: str) -> None:
+    monkeypatch.setattr("dakd.runtime.precision.cpu_bf16", lambda: instructions)
+
+
+def precision_of(config) -> str:
+    return open_plan(config).provenance["precision"]
+
+
+def test_a_set_goes_on_in_the_precision_that_it_was_begun_in(wide_teacher, monkeypatch, capfd):
+    begun = wide_teacher.model_copy(update={"generate": wide_teacher.generate.model_copy(update={"num_samples": 3})})
+    on_a_cpu_with(monkeypatch, "AVX512-BF16")  # has it, but gains nothing
+    generate(begun)
+    assert precision_of(begun) == "float32" and "precision:" not in capfd.readouterr().out
+    on_a_cpu_with(monkeypatch, "AMX")
+    generate(wide_teacher)
+    assert precision_of(wide_teacher) == "float32"
+    assert "precision: fp32 (as it was begun; another by generate.precision)" in capfd.readouterr().out
+    shutil.rmtree(wide_teacher.run_path / "generate")
+    generate(begun)
+    assert precision_of(begun) == "bfloat16"
+    assert "generate: precision: bf16 (this CPU has AMX; fp32 by generate.precision=fp32)" in capfd.readouterr().out
+    generate(wide_teacher)
+    assert {ShardSet(wide_teacher.run_path / "generate").read(i).meta["precision"] for i in range(6)} == {"bfloat16"}
+
+
+def test_a_worker_on_a_host_without_bf16_is_told_what_the_set_was_begun_in(wide_teacher, monkeypatch):
+    begun = wide_teacher.model_copy(update={"generate": wide_teacher.generate.model_copy(update={"num_samples": 3})})
+    on_a_cpu_with(monkeypatch, "AMX")
+    generate(begun)
+    on_a_cpu_with(monkeypatch, "")
+    with pytest.raises(ValueError, match=r"another precision \(precision bfloat16 there, float32 on this host\)"):
+        generate(wide_teacher)
+    # The set is read there all the same, as a student's training reads it.
+    refuse_settings_of_another_set(begun, may_grow=False)
+
+
+def test_bf16_is_refused_where_the_cpu_would_emulate_it(tmp_path, cpu_without_bf16):
+    config = with_teacher(tmp_path / "run", precision="bf16")
+    wanted = r"generate.precision is bf16, and this CPU has no instructions .* set generate.precision to fp32 or auto"
+    with pytest.raises(ValueError, match=wanted):
+        generate(config)
+    with pytest.raises(ValueError, match=wanted):
+        sample_to_folder(teacher_file(config), tmp_path / "pairs", 1, precision="bf16")
+    assert not (tmp_path / "pairs").exists()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("cpu_with_amx")
 def test_in_bf16_pairs_stay_near_those_of_fp32(tmp_path):
     """Found on a CPU with AVX-512 BF16, against fp32: 60 % of the pixels within 1 grey level, 93 % within 4, all within
     14; softened labels within 1e-3 in 65 % and 0.012 in all entries; no difference between sizes of a micro-batch.
@@ -237,6 +302,7 @@ def test_in_bf16_pairs_stay_near_those_of_fp32(tmp_path):
         assert (np.abs(grey - other_grey) <= 4).mean() >= 0.85
         assert (np.abs(soft - other_soft) <= 0.01).mean() >= 0.99
     assert not np.array_equal(grey, made["fp32", 4][0])  # bf16 was at work
+    assert (soft.argmax(1) == made["fp32", 4][1].argmax(1)).mean() >= 0.99
 
 
 def test_deterministic_shards_are_bitwise_equal_and_record_their_micro_batch(tmp_path):

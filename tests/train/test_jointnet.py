@@ -19,7 +19,7 @@ from dakd.models.unet import UNet
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
 from dakd.runtime.tensor_files import load_state, read_metadata, save_weights
-from dakd.train.checkpoint import list_checkpoints
+from dakd.train.checkpoint import list_checkpoints, verified_facts
 from dakd.train.engine import Engine, NonFiniteLoss
 from dakd.train.jointnet import (
     ImageLoss,
@@ -126,6 +126,7 @@ def test_a_run_goes_on_under_another_zero_stage(tmp_path, first, then, tolerance
             torch.testing.assert_close(ours[name], value, rtol=0, atol=tolerance)
 
 
+@pytest.mark.usefixtures("cpu_with_amx")
 def test_bf16_training_follows_fp32_and_keeps_fp32_masters(trained, tmp_path):
     config = prepared(tmp_path)
     engine = config.model_dump(mode="json")["train_jointnet"]["engine"] | {"precision": "bf16"}
@@ -141,6 +142,58 @@ def test_bf16_training_follows_fp32_and_keeps_fp32_masters(trained, tmp_path):
     assert value.dtype == torch.float32 and not torch.equal(value, value.bfloat16().float())
     frozen = load_state(stage_weights(config, "stage1", "ema"))["conv_in.weight"]
     assert torch.equal(weights["sar_net.conv_in.weight"], frozen)
+
+
+def checkpoint_precisions(config) -> set[str]:
+    paths = list_checkpoints(stage_folder(config, "stage1") / "checkpoints")
+    return {verified_facts(path)["precision"] for path in paths}
+
+
+def test_a_training_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch, capfd):
+    """auto takes bf16 for the wide net where there is AMX. A host of another kind joins later, both ways."""
+    wide = {"unet": {"channels": [8, 64], "blocks_per_level": 1, "attention_levels": [1], "norm_groups": 4}}
+    short, whole = {"stage1": {"steps": 2, "lr": 1e-3}}, {"stage1": {"steps": 4, "lr": 1e-3}}
+    runs = (("", "AMX", "fp32", "fp32"), ("AMX", "AMX", "bf16", "bf16"), ("AMX", "", "bf16", "fp32"))
+    for first, then, began, ends in runs:
+        config = prepared(tmp_path / f"{first}-{then}", **wide, **short)
+        monkeypatch.setattr("dakd.runtime.precision.cpu_bf16", lambda first=first: first)
+        train_jointnet(config, (1,))
+        assert checkpoint_precisions(config) == {began}
+        monkeypatch.setattr("dakd.runtime.precision.cpu_bf16", lambda then=then: then)
+        train_jointnet(replaced(config, **whole), (1,))
+        assert checkpoint_precisions(config) == {began, ends}
+    said = capfd.readouterr().out
+    assert "stage1: precision: bf16 (this CPU has AMX; fp32 by train_jointnet.engine.precision=fp32)" in said
+    assert "stage1: precision: fp32 (as it was begun; another by train_jointnet.engine.precision)" in said
+    assert "stage1: precision: fp32 (begun in bf16, which this CPU would emulate)" in said
+
+
+@pytest.mark.usefixtures("cpu_without_bf16")
+def test_a_training_in_bf16_is_refused_where_the_cpu_would_emulate_it(tmp_path):
+    config = prepared(tmp_path)
+    engine = config.model_dump(mode="json")["train_jointnet"]["engine"] | {"precision": "bf16"}
+    with pytest.raises(ValueError, match=r"train_jointnet.engine.precision is bf16, .*; set .* to fp32 or auto"):
+        train_jointnet(replaced(config, engine=engine), (1,))
+    assert not list_checkpoints(stage_folder(config, "stage1") / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cpu_with_amx")
+def test_the_final_loss_in_bf16_lies_within_the_spread_of_seeds(tmp_path):
+    """40 steps of stage 1. Found: fp32 with three seeds 0.1, bf16 within."""
+    finals = {}
+    for precision, seed in (("fp32", 0), ("fp32", 1), ("fp32", 2), ("bf16", 0)):
+        config = prepared(tmp_path / f"{precision}{seed}", stage1={"steps": 40, "lr": 1e-3})
+        tree = config.model_dump(mode="json") | {"seed": seed}
+        tree["train_jointnet"]["engine"]["precision"] = precision
+        config = build_config(tree)
+        train_jointnet(config, (1,))
+        losses = [record["loss"] for record in read_records(stage_folder(config, "stage1") / "metrics.jsonl")]
+        finals[precision, seed] = np.mean(losses[-10:])
+    print(finals)
+    fp32 = [value for (precision, _), value in finals.items() if precision == "fp32"]
+    assert min(fp32) <= finals["bf16", 0] <= max(fp32)
+    assert finals["bf16", 0] != finals["fp32", 0]
 
 
 @pytest.mark.slow

@@ -153,6 +153,7 @@ def test_finished_weights_whose_checkpoints_were_removed_are_kept(trained, tmp_p
     assert (folder / "student.safetensors").read_bytes() == weights and not (folder / "checkpoints").exists()
 
 
+@pytest.mark.usefixtures("cpu_with_amx")
 def test_autocast_training_follows_fp32(trained, tmp_path):
     engine = trained.model_dump(mode="json")["train_saross"]["engine"] | {"precision": "autocast"}
     config = with_pairs(tmp_path, engine=engine)

@@ -39,6 +39,7 @@ def with_rival(folder, name: str, **train: object) -> Config:
     return with_pairs(folder, **settings)
 
 
+@pytest.mark.usefixtures("cpu_with_amx")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("linknet", "pspnet", "unetplusplus"))) for n in RIVALS]
 )
