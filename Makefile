@@ -28,7 +28,7 @@ OTHER_TESTS := test_api.py test_readme.py::test_a_snippet_runs_as_it_stands cli 
 # gpu-run uses the Python that is there: a GPU host may have no network to install from.
 MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
-.PHONY: help venv demo test test-slow test-all lint bench-cpu bench-data bench-generate bench-train fuzz torture mutants compile-check wheel-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
+.PHONY: help venv demo test test-slow test-all lint bench-cpu bench-bf16 bench-data bench-generate bench-train fuzz torture mutants compile-check wheel-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
 
 help:
 	@echo "make demo         the whole pipeline on simulated images, with a table and a report; 8 to 14 minutes on two AMD EPYC cores"
@@ -40,6 +40,7 @@ help:
 	@echo "make torture      965 faults: kills, damaged files, full disks, hangs, races, jumping clocks; 20 to 30 minutes"
 	@echo "make mutants      184 faults put into the source, one at a time: the tests must notice each; 13 minutes"
 	@echo "make bench-cpu    every op on this CPU against eager torch and torch.compile, one thread"
+	@echo "make bench-bf16   sampling and training steps on this CPU in bf16 against fp32; bars where it has AMX"
 	@echo "make bench-data   the codecs of soft labels, and the loader against webdataset"
 	@echo "make bench-generate  seconds per 64 pairs against diffusers, eager and compiled; with as many calls, and at equal quality"
 	@echo "make bench-train  a training step of the teacher against a plain PyTorch DDP loop"
@@ -92,6 +93,10 @@ lint: venv
 
 bench-cpu: venv
 	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)
+
+# ARGS="--threads 2 --only sample" runs a part with two threads.
+bench-bf16: venv
+	$(BIN)/python benchmarks/models/bench_bf16_cpu.py $(ARGS)
 
 # ARGS="--shards RUN/generate" uses the logits of a trained teacher.
 bench-data: venv
