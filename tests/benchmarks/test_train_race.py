@@ -42,7 +42,7 @@ def test_a_rehearsal_times_the_loops_and_their_memory(tmp_path):
     assert float(rows[bench.BARE]["peak_gb"]) < float(rows[bench.RIVAL]["peak_gb"])
 
 
-@pytest.mark.parametrize(("ours_us", "status"), [(1e6, 0), (1.01e6, 1)])
+@pytest.mark.parametrize(("ours_us", "status"), [(1e6 / 0.851, 0), (1e6 / 0.84, 1)])
 def test_a_slower_step_ends_with_status_1(ours_us, status, monkeypatch, capsys):
     timings = {name: Timing(2 * us) for name, us in ((bench.OURS, ours_us), (bench.RIVAL, 1e6))}  # of two steps
     monkeypatch.setattr(bench, "least_of_rounds", lambda *_: (timings, {}))
@@ -56,7 +56,7 @@ def test_a_slower_step_ends_with_status_1(ours_us, status, monkeypatch, capsys):
     finally:
         torch.set_num_threads(threads)
     shown = capsys.readouterr().out
-    assert ("small, B 8, 64x64: 0.99x the plain loop; the bar is 1.00x" in shown) == bool(status)
+    assert ("small, B 8, 64x64: 0.84x the plain loop; the bar is 0.85x" in shown) == bool(status)
 
 
 def test_peak_is_the_most_that_is_held_at_once():
