@@ -30,10 +30,11 @@ def test_largest_shape_is_shown_with_the_newest_row_of_each_contestant(tmp_path)
 
 
 def keep_pairs(folder, shape, times_us):
-    """Appends rows of generation, which have no floor."""
+    """Appends rows of generation, which have no floor, each in a layout of its own."""
     file = table.RowFile(folder / "bench_generate.csv", "cpu", device.Ceilings(10.0, None))
     for name, time_us in times_us.items():
-        file.add(table.Row("generate", shape, "fp32", "ddim/leading/200", name, time_us, "CPU time", time_us))
+        file.add(table.Row("generate", shape, "fp32", "ddim/leading/200", name, time_us, "CPU time", time_us,
+                           layout=name))  # fmt: skip
 
 
 def test_generation_is_shown_at_the_largest_net_without_a_floor(tmp_path):
@@ -45,6 +46,7 @@ def test_generation_is_shown_at_the_largest_net_without_a_floor(tmp_path):
     assert [(row["contestant"], float(row["time_us"])) for row in groups["generate", "ddim/leading/200"]] == [
         ("diffusers", 9e8), ("dakd", 8e8),
     ]  # fmt: skip
+    assert plot_results._shape(groups["generate", "ddim/leading/200"][0]) == "16M, B 16, 64x64, fp32"
     path = tmp_path / "pictures" / "host.png"
     plot_results.draw(groups, path)
     assert path.stat().st_size > 5000
