@@ -64,7 +64,7 @@ def main() -> int:
         print("this CPU has no instructions for bf16, and dakd refuses to emulate them: nothing is measured")
         return 0
     torch.set_num_threads(options.threads)
-    races = Races("cpu", options.csv, options.seconds, is_tiny=options.tiny)
+    races = Races("cpu", options.csv, options.seconds, is_tiny=options.tiny, limit_s=1800)
     has_bars = found == "AMX" and not options.tiny
     print(f"bf16    {precision.on_this_cpu()}{'' if has_bars else '; no bars'}")
     failures = []

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from worlds import generate_pairs, teacher_file, toy_config, with_teacher
+from worlds import generate_pairs, prepared, teacher_file, toy_config, with_teacher
 
 from dakd.config import build_config
 from dakd.data.shards import ShardSet, verify
@@ -19,11 +19,13 @@ from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.generate import generate
 from dakd.generate.plan import open_plan
 from dakd.generate.sample_to_folder import sample_to_folder
-from dakd.generate.teacher import refuse_settings_of_another_set
+from dakd.generate.teacher import Teacher, refuse_settings_of_another_set
 from dakd.models.jointnet import SARJointNet
 from dakd.runtime.files import file_hash
 from dakd.runtime.tensor_files import read_metadata, save_weights
 from dakd.testing.distributed import run_world
+from dakd.train.jointnet import train_jointnet
+from dakd.train.teacher import stage_weights
 from dakd.weights import load_teacher
 
 
@@ -302,7 +304,25 @@ def test_in_bf16_pairs_stay_near_those_of_fp32(tmp_path):
         assert (np.abs(grey - other_grey) <= 4).mean() >= 0.85
         assert (np.abs(soft - other_soft) <= 0.01).mean() >= 0.99
     assert not np.array_equal(grey, made["fp32", 4][0])  # bf16 was at work
-    assert (soft.argmax(1) == made["fp32", 4][1].argmax(1)).mean() >= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cpu_with_amx")
+def test_labels_of_a_trained_teacher_in_bf16_agree_with_fp32_in_99_percent_of_the_pixels(tmp_path):
+    """A small net after 150 steps: an untrained one is undecided between classes, and agrees in 98.4 %.
+
+    The demo's teacher on a CPU with AMX, 32 pairs of 64 x 64 in 25 steps: 99.79 %.
+    """
+    stages = {f"stage{i}": {"steps": 50, "lr": 3e-3} for i in (1, 2, 3)}
+    config = prepared(tmp_path, **stages)
+    train_jointnet(config)
+    file = stage_weights(config, "stage3", "ema")
+    labels = [
+        np.stack([pair.soft_label.argmax(0) for pair in Teacher(file, "cpu", name).sample(16, (32, 32), 20)])
+        for name in ("fp32", "bf16")
+    ]
+    assert len(np.unique(labels[0])) > 1
+    assert 0.99 <= (labels[0] == labels[1]).mean() < 1
 
 
 def test_deterministic_shards_are_bitwise_equal_and_record_their_micro_batch(tmp_path):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from worlds import prepared, replaced, with_engine
+from worlds import prepared, replaced, toy_config, with_engine
 
 from dakd.config import build_config
 from dakd.data.batch import Batch
+from dakd.data.prepare import prepare
 from dakd.data.records import BadRecord
 from dakd.data.sample import SOS_CLASSES, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
@@ -179,21 +180,21 @@ def test_a_training_in_bf16_is_refused_where_the_cpu_would_emulate_it(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cpu_with_amx")
-def test_the_final_loss_in_bf16_lies_within_the_spread_of_seeds(tmp_path):
-    """40 steps of stage 1. Found: fp32 with three seeds 0.1, bf16 within."""
+def test_the_final_loss_in_bf16_differs_from_fp32_by_a_tenth_of_the_spread_of_seeds_at_most(tmp_path):
+    """Stage 1, 40 steps, a mean of the last 10. Found: 0.06486, 0.06987 and 0.07450 in fp32, 0.06483 in bf16."""
     finals = {}
     for precision, seed in (("fp32", 0), ("fp32", 1), ("fp32", 2), ("bf16", 0)):
-        config = prepared(tmp_path / f"{precision}{seed}", stage1={"steps": 40, "lr": 1e-3})
+        config = toy_config(tmp_path / f"{precision}{seed}", stage1={"steps": 40, "lr": 1e-3})
         tree = config.model_dump(mode="json") | {"seed": seed}
+        tree["prepare"]["simulation"]["seed"] = 3  # the same images for all
         tree["train_jointnet"]["engine"]["precision"] = precision
         config = build_config(tree)
+        prepare(config, config.run_path)
         train_jointnet(config, (1,))
         losses = [record["loss"] for record in read_records(stage_folder(config, "stage1") / "metrics.jsonl")]
         finals[precision, seed] = np.mean(losses[-10:])
-    print(finals)
     fp32 = [value for (precision, _), value in finals.items() if precision == "fp32"]
-    assert min(fp32) <= finals["bf16", 0] <= max(fp32)
-    assert finals["bf16", 0] != finals["fp32", 0]
+    assert 0 < abs(finals["bf16", 0] - finals["fp32", 0]) <= 0.1 * (max(fp32) - min(fp32))
 
 
 @pytest.mark.slow
