@@ -39,10 +39,9 @@ def generate(config: Config) -> Path:
 
     With `generate.deterministic` the shards are bitwise equal on one device type. Elsewhere the size of a micro-batch
     changes the order of sums: in fp32 at least 99.9 % of the pixels agree within one grey level, and softened labels
-    within 1e-3. In bf16 it depends on the device. Measured with the demo's trained teacher on a CPU with AVX-512 BF16
-    (25 steps, 32 pairs of 64 x 64): micro-batches of 16 and of 5 make equal pairs; against fp32, 99.5 % of the pixels
-    lie within one grey level and all within 20, softened labels (tau = 2) within 1e-3 in 94 % and within 7e-3 in 99 %
-    of the entries, and 0.09 % of the pixels are of another class.
+    within 1e-3. In bf16 it depends on the device. Measured with the demo's trained teacher on a CPU with AMX (25 steps,
+    32 pairs of 64 x 64) against fp32: 86 % of the pixels lie within one grey level and all within 5, softened labels
+    (tau = 2) within 1e-3 in 91 % and within 7e-3 in 98 % of the entries, and 0.21 % of the pixels are of another class.
     Raises ValueError where the teacher is not trained, where the folder holds shards made with other settings, where a
     shard in it is damaged, or where the gate keeps too few of the candidates that it may have.
     """
