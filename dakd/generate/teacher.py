@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -227,13 +227,19 @@ class PairMaker:
             yield from self._micro_batch(ids, [ids[-1]] * padding)
 
     def _micro_batch(self, ids: range, padding: list[int]) -> Iterator[Sample]:
-        padded = [*ids, *padding]
-        x, y = start_noise(self.cfg.seed, padded, self.cfg.size, self.teacher.net.label_channels)
-        image, logits = self._sampler(x, y, sample_ids=torch.tensor(padded), seed=self.cfg.seed)
+        image, logits = self.sample([*ids, *padding])
         # The one place where the host waits for the device: once a micro-batch, after all steps.
         grey, soft = to_grey(image)[:, 0].cpu().numpy(), logits.float().cpu().numpy()
         for index, sar, soft_label in zip(ids, grey, soft):
             yield Sample(sample_key(index), sar, soft_label=soft_label, meta={"index": index, **self.provenance})
+
+    def sample(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pairs of these indices in one batch, before they are stored.
+
+        Returns the images (B, 1, H, W) in [-1, 1] and the labels' logits (B, K, H, W), both on the teacher's device.
+        """
+        x, y = start_noise(self.cfg.seed, indices, self.cfg.size, self.teacher.net.label_channels)
+        return self._sampler(x, y, sample_ids=torch.tensor(indices), seed=self.cfg.seed)
 
     @property
     def device_name(self) -> str:
