@@ -20,6 +20,7 @@ _BACKGROUND = (245, 245, 245)
 _INK = (40, 40, 40)
 _ORANGE = (255, 110, 0)
 _ROWS_AT_ONCE = 256
+_LINE = 16  # pixels: height of a line of text
 
 
 def colourise(label: np.ndarray, classes: ClassTable) -> np.ndarray:
@@ -69,15 +70,21 @@ def contact_sheet(
     classes: ClassTable,
     columns: int = 4,
     scale: int = 1,
+    titles: Sequence[str] = (),
 ) -> Image.Image:
     """One picture of many pairs, image left and label right, with a legend of the class colours below.
 
     pairs: samples, or (sar, label); a soft label shows as its argmax, a missing one not at all.
-    columns: pairs in a row.  scale: whole-number magnification.
+    columns: pairs in a row.  scale: whole-number magnification.  titles: a line of text above each row, or none.
     """
     arrays = [_arrays(pair) for pair in pairs]
-    rows = [[sar] if label is None else [sar, colourise(label, classes)] for sar, label in arrays]
-    sheet = image_grid([_beside(row, scale) for row in rows], columns)
+    parts = [[sar] if label is None else [sar, colourise(label, classes)] for sar, label in arrays]
+    tiles = [_beside(one, scale) for one in parts]
+    if titles:
+        rows = [image_grid(tiles[first : first + columns], columns) for first in range(0, len(tiles), columns)]
+        sheet = _titled(rows, titles)
+    else:
+        sheet = image_grid(tiles, columns)
     entries = list(zip(classes.names, classes.colours))
     if any(label is not None and (label == IGNORE_INDEX).any() for _, label in arrays):
         entries.append(("unknown", tuple(classes.palette()[IGNORE_INDEX].tolist())))
@@ -122,17 +129,30 @@ def _magnify(image: np.ndarray, scale: int) -> np.ndarray:
     return image.repeat(scale, axis=0).repeat(scale, axis=1) if scale > 1 else image
 
 
+def _titled(rows: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Rows below one another, each below its title."""
+    font = ImageFont.load_default()
+    widths = [row.width for row in rows] + [2 * _GAP + math.ceil(font.getlength(title)) for title in titles]
+    canvas = Image.new("RGB", (max(widths), sum(_LINE + row.height for row in rows)), _BACKGROUND)
+    draw, top = ImageDraw.Draw(canvas), 0
+    for row, title in zip(rows, titles, strict=True):
+        draw.text((_GAP, top + 3), title, fill=_INK, font=font)
+        canvas.paste(row, (0, top + _LINE))
+        top += _LINE + row.height
+    return canvas
+
+
 def _with_legend(sheet: Image.Image, entries: list[tuple[str, tuple[int, int, int]]]) -> Image.Image:
     font = ImageFont.load_default()
-    swatch, line = 10, 16
+    swatch = 10
     places, x, y = [], _GAP, sheet.height + 2
     for name, _ in entries:
         width = swatch + 5 + int(font.getlength(name)) + 12
         if x + width > sheet.width and x > _GAP:
-            x, y = _GAP, y + line
+            x, y = _GAP, y + _LINE
         places.append((x, y))
         x += width
-    canvas = Image.new("RGB", (sheet.width, y + line), _BACKGROUND)
+    canvas = Image.new("RGB", (sheet.width, y + _LINE), _BACKGROUND)
     canvas.paste(sheet)
     draw = ImageDraw.Draw(canvas)
     for (x, y), name, colour in zip(places, *zip(*entries)):

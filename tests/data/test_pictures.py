@@ -57,3 +57,15 @@ def test_the_legend_names_unknown_pixels_where_there_are_some():
     label[0, 0] = 255
     with_unknown = contact_sheet([(label, label)], OSD_CLASSES)
     assert with_unknown.height - without.height == 16
+
+
+def test_a_contact_sheet_with_titles_has_each_above_its_row():
+    plain = np.array(contact_sheet([(SAR, LABEL)] * 3, OSD_CLASSES, columns=2, scale=2))
+    titled = np.array(contact_sheet([(SAR, LABEL)] * 3, OSD_CLASSES, columns=2, scale=2, titles=("first", "second")))
+    assert (titled[16 : 16 + 16, : plain.shape[1]] == plain[:16]).all(), "the first row, with the gap above it"
+    second = 16 + 20 + 16  # a title, a row of 12 pixels with a gap above and below, a title
+    assert (titled[second + 4 : second + 16, 4:20] == 100).all()
+    for top in (0, second - 16):
+        assert (titled[top : top + 16] != 245).any(), "a title"
+    with pytest.raises(ValueError, match="shorter"):
+        contact_sheet([(SAR, LABEL)] * 3, OSD_CLASSES, columns=2, titles=("first",))
