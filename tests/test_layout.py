@@ -15,7 +15,7 @@ ROOMS = sorted(path.name for path in (ROOT / "dakd" / "kernels").iterdir() if (p
 ROWS = [
     {"__main__"},
     {"cli"},
-    {"ablate", "doctor", "verify"},
+    {"ablate", "convergence", "doctor", "verify"},
     {"api"},
     {"pipeline", "report"},
     {"check"},

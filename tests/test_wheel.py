@@ -139,7 +139,8 @@ def test_a_wheel_holds_every_module_and_configuration_and_nothing_else(wheels):
     names = {name for name in names_of(wheels["pure"]) if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dakd").rglob("*.py")}
     configs = {f"dakd/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.*") if path.suffix != ".md"}
-    assert names == modules | configs | {"dakd/py.typed", "dakd/report/page.html", "dakd/report/style.css"}
+    pages = {"dakd/convergence/page.html", "dakd/report/page.html", "dakd/report/style.css"}
+    assert names == modules | configs | {"dakd/py.typed", *pages}
     assert {"dakd/configs/demo.yaml", "dakd/configs/ablate/ce_b.yaml", "dakd/configs/deepspeed/zero1.json"} < names
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from dakd.cli.command import Command, add_config_options, local_path, positive
+from dakd.cli.convergence import check_sample, convergence_options, run_convergence
 from dakd.config.solver import Solver, Spacing
 from dakd.runtime.console import show
 from dakd.runtime.kept_config import CONFIG, open_config
@@ -53,17 +54,19 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")  # fmt: skip
 
 
-def _sample(args: argparse.Namespace) -> None:
+def _sample(args: argparse.Namespace) -> int:
     from dakd.generate.sample_to_folder import sample_to_folder
     from dakd.runtime.distributed import init_if_many, is_main
 
     init_if_many()
     if not is_main():  # one process writes, however many were launched
-        return
+        return 0
+    if args.convergence:
+        return run_convergence(args)
     sample_to_folder(
         args.teacher,
         args.out,
-        args.num,
+        args.num or 16,
         size=None if args.size is None else tuple(args.size),
         steps=args.steps,
         seed=args.seed,
@@ -72,17 +75,19 @@ def _sample(args: argparse.Namespace) -> None:
         precision=args.precision,
         pictures=args.png,
         overwrite=args.overwrite,
-        solver=args.solver,
+        solver=args.solver or "ddim",
         spacing=args.spacing,
         eta=args.eta,
         deterministic=args.deterministic,
         micro_batch=args.micro_batch,
     )
+    return 0
 
 
 def _sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", required=True, metavar="FILE", help="a teacher's weights file")
-    parser.add_argument("--num", type=positive, default=16, metavar="N", help="number of pairs (default: 16)")
+    parser.add_argument("--num", type=positive, metavar="N",
+                        help="number of pairs (default: 16; with --convergence 32)")
     parser.add_argument("--out", required=True, type=local_path, metavar="DIR",
                         help="folder for the shards and the contact sheet")
     parser.add_argument("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"),
@@ -90,7 +95,7 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, metavar="N", help="steps of the sampler (default: 200, the paper's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the starting noise (default: 0)")
     parser.add_argument("--first", type=int, default=0, metavar="I", help="index of the first pair (default: 0)")
-    parser.add_argument("--solver", choices=get_args(Solver), default="ddim",
+    parser.add_argument("--solver", choices=get_args(Solver),
                         help="ddim: the paper's; dpmpp_2m: of second order, for 10 to 25 steps (default: ddim)")
     parser.add_argument("--spacing", choices=get_args(Spacing), default=None,
                         help="of the steps (default: leading, the paper's, for ddim, logsnr for the others)")
@@ -104,6 +109,7 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", action="store_true", help="also write each image and its class map as PNG")
     parser.add_argument("--overwrite", action="store_true", help="replace a set that is already in DIR")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU if there is one)")  # fmt: skip
+    convergence_options(parser)
 
 
 def _config_show(args: argparse.Namespace) -> None:
@@ -306,7 +312,7 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 TOOL_COMMANDS = (
     Command("init", "write the YAML of an experiment on your own data", _init, _init_options, resumes=False),
     Command("sample", "sample pairs from a teacher's weights file; no experiment is needed", _sample, _sample_options,
-            resumes=False),
+            check=check_sample, resumes=False),
     Command("config", "show, explain and compare settings", lambda args: args.config_action(args), _config_options,
             resumes=False, is_group=True),
     Command("card", "write a model card next to the final weights of a run", _card, _card_options, resumes=False),
