@@ -259,7 +259,7 @@ train_jointnet:  # the teacher; longer training gives better pairs
   stage2: {{steps: 2400, lr: 1.0e-3}}  # labels
   stage3: {{steps: 1200, lr: 3.0e-4}}  # both
 
-generate:  # 20 steps of this solver come as near to the teacher's solution as the paper's 200
+generate:  # 20 steps of this solver give nearly the pairs of the paper's 200
   {{num_samples: {num_train}, size: [{teacher_crop}, {teacher_crop}], solver: dpmpp_2m, sampling_steps: 20}}
 
 train_saross:  # two students: on real images, and on real and synthetic ones

@@ -28,7 +28,7 @@ ROWS = [
     {"kernels"},
     {"runtime"},
     {"config"},
-    {"names", "shipped"},
+    {"names", "sampling", "shipped"},
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 TOP_LEVEL = {

@@ -10,9 +10,9 @@ from typing import get_args
 
 from dakd.cli.command import Command, add_config_options, local_path, positive
 from dakd.cli.convergence import check_sample, convergence_options, run_convergence
-from dakd.config.solver import Solver, Spacing
 from dakd.runtime.console import show
 from dakd.runtime.kept_config import CONFIG, open_config
+from dakd.sampling import Solver, Spacing
 
 
 def _init(args: argparse.Namespace) -> None:

@@ -10,11 +10,11 @@ from dakd.config.base import NonNegative, Section, WrittenPath
 from dakd.config.evaluate import EvaluateConfig, PredictConfig
 from dakd.config.generate import GenerateConfig
 from dakd.config.prepare import PrepareConfig
-from dakd.config.solver import check_num_steps
 from dakd.config.student import TrainSarossConfig
 from dakd.config.teacher import BalanceConfig, TrainJointNetConfig
 from dakd.config.training import DataConfig
 from dakd.names import FILE_PART, is_file_part
+from dakd.sampling import check_num_steps
 
 
 class Config(Section):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dakd.config.solver import check_num_steps
 from dakd.convergence.choice import MIN_JUDGED, Tolerances
 from dakd.convergence.distances import Pairs, compare, measure_pairs, physics_distances, whole
 from dakd.convergence.record import Record, open_record
@@ -20,6 +19,7 @@ from dakd.generate.teacher import Teacher
 from dakd.metrics.bootstrap import MIN_IMAGES
 from dakd.names import written_path
 from dakd.runtime.runlog import say
+from dakd.sampling import check_num_steps
 
 
 @dataclass(frozen=True)

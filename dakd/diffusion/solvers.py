@@ -26,8 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dakd.config.solver import check_num_steps, check_solver, spacing_of
 from dakd.diffusion.schedule import CosineSchedule
+from dakd.sampling import check_num_steps, check_solver, spacing_of
 
 # lambda of the first and of the last call of the log-SNR grid. The first one is moved to the last timestep, which pure
 # noise belongs to: that halved the distance of 20 steps to the paper's 200 (0.025 to 0.013, demo's teacher, 48 pairs).

@@ -1,4 +1,7 @@
-"""The solvers of the sampler and the spacings of their timesteps, by name, and which of them go together."""
+"""The solvers of the sampler and the spacings of their timesteps, by name, and which of them go together.
+
+The settings and the sampler read it; the sampler also runs where pydantic, which the settings need, is not installed.
+"""
 
 from __future__ import annotations
 
