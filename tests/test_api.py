@@ -220,7 +220,7 @@ def test_impossible_pairs_are_refused_before_anything_is_computed(config):
     teacher = dakd.load_teacher(file_of(config))
     for settings, message in [
         (dict(num=0), "num_samples is 0; expected at least 1"),
-        (dict(num=1, step=3), "step: unknown to sample; it takes eta, micro_batch"),
+        (dict(num=1, step=3), "step: unknown to sample; it takes solver, spacing, eta, micro_batch"),
         (dict(num=1, weights="raw", gate={}), "weights, gate: unknown to sample"),
         (dict(num=1, eta=2), "eta.*found 2"),
         (dict(num="2"), "num_samples is '2'; expected a whole number"),
