@@ -249,8 +249,10 @@ def _sampler() -> None:
 
     def work() -> None:
         _on_fake_cuda(net)
-        for size, eta in ((16, 0.0), (64, 0.0), (1, 0.0), (1, 1.0)):
-            sampler = PairSampler(net, CosineSchedule(), 2, b=B_FACTOR, eta=eta, device="cuda", dtype=torch.bfloat16)
+        settings = dict(b=B_FACTOR, device="cuda", dtype=torch.bfloat16)
+        for size, eta, solver in ((16, 0.0, "ddim"), (64, 0.0, "ddim"), (1, 0.0, "ddim"), (1, 1.0, "ddim"),
+                                  (16, 0.0, "dpmpp_2m")):  # fmt: skip
+            sampler = PairSampler(net, CosineSchedule(), 2, solver=solver, eta=eta, **settings)
             x, y = (torch.empty(size, channels, 256, 256, device="cuda") for channels in (1, NUM_CLASSES))
             sampler(x, y, sample_ids=torch.arange(size, device="cuda"))
 

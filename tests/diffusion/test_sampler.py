@@ -6,6 +6,7 @@ import collections
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dakd.diffusion import sampler as sampling
@@ -171,6 +172,16 @@ def test_the_loop_over_a_whole_net_reads_no_value_on_the_host_and_embeds_no_time
     with Counter() as counter:
         torch.ones(1).item()
     assert counter.calls["aten::_local_scalar_dense"] == 1  # the counter would have seen one
+
+
+# Schedules that no other test has: their tables are kept, and these have no values.
+@pytest.mark.parametrize(("solver", "num_timesteps"), [("ddim", 991), ("dpmpp_2m", 992), ("heun", 993)])
+def test_a_sampler_is_built_and_runs_on_tensors_without_values(solver, num_timesteps):
+    """As the kernels of a GPU visit are compiled beforehand."""
+    with FakeTensorMode():
+        sampler = PairSampler(toy_net, CosineSchedule(num_timesteps), 3, b=0.5, solver=solver)
+        image, logits = sampler(torch.empty(2, 1, 8, 8), torch.empty(2, 3, 8, 8))
+    assert image.shape == (2, 1, 8, 8) and logits.shape == (2, 3, 8, 8)
 
 
 def captured_on_the_cpu(monkeypatch, captures):
