@@ -88,7 +88,6 @@ def _slow(experiment: Experiment) -> Found:
             yield "warn", f"{step}.engine.num_workers makes {readers} reader processes for {cores} cores; lower it"
 
 
-
 def _emulated(experiment: Experiment) -> Found:
     """Precisions that this CPU would emulate."""
     config = experiment.config

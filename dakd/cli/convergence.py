@@ -74,6 +74,7 @@ def run_convergence(args: argparse.Namespace) -> int:
         real=args.real,
         micro_batch=args.micro_batch,
         device=args.device,
+        precision=args.precision,
         overwrite=args.overwrite,
         **given,
     )

@@ -46,13 +46,14 @@ def measure_convergence(
     real: str | Path | None = None,
     micro_batch: int = 16,
     device: str | None = None,
+    precision: str = "auto",
     overwrite: bool = False,
 ) -> bool:
     """Measure a teacher's settings at each number of calls and write the results to a folder.
 
     num, size, seed: of the pairs (see `Teacher.sample`).  calls: of the net for each pair.  agreement, rms: see
     `Tolerances`; None takes its values.  real: a folder of shards of real images, which the physics distances then
-    refer to.  overwrite: begin again, whatever settings the folder's results have.
+    refer to.  device, precision: see `Teacher`.  overwrite: begin again, whatever settings the folder's results have.
     The record is written after each setting, and a repeated call measures only what it lacks.
     Returns whether a setting is within tolerance.
     Raises ValueError for too few pairs, more steps than the schedule has timesteps, other classes of the real images,
@@ -60,7 +61,7 @@ def measure_convergence(
     """
     out_dir, calls = written_path(out_dir), sorted(set(calls))
     _check_num(num, real)
-    tolerances, teacher = Tolerances.of(agreement, rms), Teacher(weights, device)
+    tolerances, teacher = Tolerances.of(agreement, rms), Teacher(weights, device, precision)
     check_num_steps(reference_steps, teacher.schedule.num_train_timesteps, "--reference-steps")
     for number in calls:
         check_num_steps(number, teacher.schedule.num_train_timesteps, "--calls")

@@ -13,7 +13,8 @@ the next one, t, is linear in the state and in the estimates of the clean state 
   its correction with the estimate at the place where it led.
 
 Both modalities are extrapolated alike. The label's estimate may leave the range of probabilities by that; clamping it,
-or its projection onto the simplex, changed no result (demo's teacher, 10 to 25 steps), and first order was worse.
+or projecting it onto the simplex, changed at most 0.1 % of the labels (demo's teacher, 10 to 25 steps), and with labels
+of first order 0.3 to 1.8 % fewer agreed with the paper's 200 steps.
 
 The last call's estimate is the result. With eta > 0, a step keeps less of the state and adds as much noise: eta = 1 is
 DDPM's sampler for ddim, and SDE-DPM-Solver++(2M) for dpmpp_2m.

@@ -243,3 +243,13 @@ def test_options_that_do_not_go_together_are_status_2(argv, message, capsys):
     with pytest.raises(SystemExit) as left:
         main(["sample", "--teacher", "t", "--out", "o", *argv])
     assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_precision_that_is_asked_for_is_that_of_the_samples(teacher, tmp_path, monkeypatch, capsys):
+    argv = ["sample", "--teacher", str(teacher), "--out", str(tmp_path / "out"), "--convergence", "--precision", "bf16"]
+    monkeypatch.setattr("dakd.runtime.precision.cpu_bf16", lambda: "")
+    assert main(argv) == 1 and "bf16, and this CPU has no instructions for bf16" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("dakd.runtime.precision.cpu_bf16", lambda: "AMX")
+    main([*argv, "--num", "4", "--size", "16", "16", "--calls", "2", "--reference-steps", "3"])
+    assert json.loads((tmp_path / "out" / "convergence.json").read_text())["made_with"]["precision"] == "bfloat16"
