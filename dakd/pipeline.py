@@ -23,7 +23,7 @@ import torch
 from dakd.config import Config
 from dakd.runtime.distributed import free_port
 from dakd.runtime.family import dying_with_this_process, processes_of_group
-from dakd.runtime.place import PLACE_VARIABLES, refuse_launcher
+from dakd.runtime.place import refuse_launcher, without_place
 from dakd.runtime.runlog import format_duration, say
 from dakd.runtime.stopping import (
     BROKEN_PIPE,
@@ -231,7 +231,7 @@ def step_environment() -> dict[str, str]:
 
     Without a GPU it says so to DeepSpeed's launcher, which would look for one.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in PLACE_VARIABLES}
+    environment = without_place()
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     environment.pop(PROOF_VARIABLE, None)

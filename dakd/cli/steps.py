@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from dakd.cli.command import Command, add_config_options, local_path, positive
 from dakd.runtime.console import show
 from dakd.runtime.kept_config import open_config
+from dakd.runtime.place import number
+from dakd.runtime.side_by_side import run_side_by_side
 from dakd.runtime.stopping import listen_for_stop
 
 _GENERAL = ("name", "run_dir", "seed")
@@ -111,14 +114,20 @@ def _train_saross(args: argparse.Namespace) -> None:
 
         show(describe_saross(config))
         return
+    training_sets = (args.training_set,) if args.training_set else config.train_saross.training_sets
+    at_once = config.train_saross.students_at_once
     with listen_for_stop(config.run_path):
         from dakd.generate.teacher import refuse_settings_of_another_set
-        from dakd.train.saross import reads_generated_pairs, train_saross
+        from dakd.train.saross import list_trainings, reads_generated_pairs, train_saross
 
-        training_sets = (args.training_set,) if args.training_set else None
         if reads_generated_pairs(config, training_sets):
             refuse_settings_of_another_set(config, may_grow=False)
-        train_saross(config, training_sets)
+        if at_once == 1 or len(training_sets) == 1 or number("WORLD_SIZE", 1) > 1:
+            train_saross(config, training_sets)
+        else:
+            list_trainings(config, training_sets)  # data that one of them lacks is reported before any is trained
+            own = [sys.executable, "-m", "dakd", "train_saross", "--config", args.config, *args.overrides]
+            run_side_by_side({f"student {name}": [*own, "--training-set", name] for name in training_sets}, at_once)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

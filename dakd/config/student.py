@@ -189,6 +189,10 @@ class TrainSarossConfig(Section):
     depend on how the global batch is cut. "sync": those of the micro-batches of all ranks (GPUs). "frozen": those that
     the encoder came with, so that neither ranks nor micro-batch matter. Drop-path is a function of (seed, position)."""
 
+    students_at_once: Positive = 1
+    """Students that one rank trains at the same time, each by a process with an equal share of the cores. Small nets
+    train faster so on CPUs. Several ranks train one student after the other."""
+
     global_batch: Positive = 16
     """Samples per optimizer step, over all ranks."""
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from dakd.runtime.console import show
-from dakd.runtime.place import check_place, hint_about_slurm, number, refuse_mpi, seconds
+from dakd.runtime.place import CORES_SHARED_BY, check_place, hint_about_slurm, number, refuse_mpi, seconds
 from dakd.runtime.rendezvous import meet
 from dakd.runtime.slurm import set_rank_from_slurm
 from dakd.runtime.stopping import end_with_launcher
@@ -173,12 +173,13 @@ def broadcast(value: Any) -> Any:
 
 
 def limit_threads(threads: int) -> None:
-    """Give this rank its share of the host's cores: `threads`, or with 0 an equal share among the host's ranks.
+    """Give this rank its share of the host's cores: `threads`, or with 0 an equal share among the host's ranks, and the
+    processes that work beside them (see side_by_side.py).
 
     Two ranks that each start a thread a core slow one another down several times over.
     """
-    ranks_here = number("LOCAL_WORLD_SIZE", world_size(), 1)
-    torch.set_num_threads(threads or max(1, num_cores() // max(1, ranks_here)))
+    sharers = number("LOCAL_WORLD_SIZE", world_size(), 1) * number(CORES_SHARED_BY, 1, 1)
+    torch.set_num_threads(threads or max(1, num_cores() // sharers))
 
 
 def num_cores() -> int:

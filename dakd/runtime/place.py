@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 
 PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+CORES_SHARED_BY = "DAKD_CORES_SHARED_BY"  # the number of processes of a step that run side by side on this host
 _SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -34,6 +35,11 @@ def seconds(name: str, default: float, environ: Mapping[str, str] = os.environ) 
     if not 0 < value < 1e9:
         raise ValueError(f"{name} is {text!r}; expected seconds, such as {default:g}")
     return value
+
+
+def without_place(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a process that this one starts and that has no place among its ranks."""
+    return {name: value for name, value in environ.items() if name not in PLACE_VARIABLES}
 
 
 def check_place(environ: Mapping[str, str] = os.environ) -> None:

@@ -190,8 +190,13 @@ def student_folder(config: Config, training_set: TrainingSet) -> Path:
 def train_saross(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> None:
     """Train one student, SAROSS-Net or a rival by name, for each training set, all for the same number of steps."""
     # All are set up before the first is trained: data that one of them lacks is reported at once.
-    for training in [StudentTraining(config, one) for one in training_sets or config.train_saross.training_sets]:
+    for training in list_trainings(config, training_sets):
         run_training(training)
+
+
+def list_trainings(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> list[StudentTraining]:
+    """The trainings of these sets, None for the configured ones.  ValueError where the data of one are not there."""
+    return [StudentTraining(config, one) for one in training_sets or config.train_saross.training_sets]
 
 
 def reads_generated_pairs(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> bool:
