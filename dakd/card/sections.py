@@ -171,6 +171,7 @@ def _diffusion_line(meta: Mapping) -> str:
         facts.append(f"label loss {meta.get('label_loss', 'ce')}")
     if meta.get("sigma_data") is not None:
         facts.append(f"sigma_data {meta['sigma_data']:.4g}")
+        facts.append(f"image loss of the {'output' if meta.get('image_loss') == 'output' else 'clean image'}")
     return ", ".join(facts)
 
 

@@ -128,6 +128,11 @@ class TrainJointNetConfig(Section):
     (diffusion/precondition.py; 1 makes the output the velocity). A short training then keeps the speckle. "auto" takes
     the deviation of the training images from their 5 x 5 means."""
 
+    image_loss: Literal["clean", "output"] = "clean"
+    """Squared error that the image branch is trained by: "clean" is that of the estimated clean image (paper); "output"
+    is that of the branch's output, the estimate's weighted as in Karras et al. 2022, and needs sigma_data. By "clean"
+    a short training learns nothing about the last steps of a sampling, which then darken the image."""
+
     generator: Literal["sar_jointnet", "ddpm"] = "sar_jointnet"
     """Kind of teacher: "sar_jointnet" (also JointNet), or the rival "ddpm", one U-Net of `unet` over the image and the
     label's bits with L2 on all of them. "ddpm" trains in one stage with the steps of all three at the learning rate of
@@ -149,6 +154,15 @@ class TrainJointNetConfig(Section):
 
     stage3: StageConfig = StageConfig(steps=100_000, lr=1e-5)
     """Stage 3 of the teacher's training (paper)."""
+
+    @model_validator(mode="after")
+    def _an_output_differs_from_the_clean_image(self) -> TrainJointNetConfig:
+        if self.image_loss == "output" and self.sigma_data is None:
+            raise ValueError(
+                "image_loss is output and sigma_data is null, where the output is the clean image; set sigma_data "
+                "(auto, or a number), or image_loss to clean"
+            )
+        return self
 
     @property
     def stages(self) -> tuple[str, ...]:

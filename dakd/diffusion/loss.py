@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dakd.data.sample import IGNORE_INDEX
 from dakd.diffusion.label_bits import to_bits
+from dakd.diffusion.precondition import clean_image_at, output_weights
+from dakd.diffusion.schedule import CosineSchedule
+
+
+@dataclass(frozen=True)
+class ImageObjective:
+    """The loss of the image branch's output: L_x, or with `of_output`, which needs sigma_data, L_x / (1 - w).
+
+    The second is the squared error of the output F itself (weight 1 / c_out^2 of Karras et al. 2022). By L_x alone an
+    error of F counts 1 - w, which is 0.002 at the first timestep: a short training leaves F there as it began.
+    """
+
+    sigma_data: float | None = None
+    of_output: bool = False
+
+    def __call__(self, x_0: Tensor, output: Tensor, x_t: Tensor, t: Tensor, schedule: CosineSchedule) -> Tensor:
+        """(B,) fp32, from images (B, 1, H, W), x_0 in [-1, 1], and timesteps (B,) of the schedule."""
+        loss = image_loss(x_0, clean_image_at(output, x_t, t, schedule, self.sigma_data))
+        if self.of_output:
+            loss = loss * output_weights(t, schedule, self.sigma_data)
+        return loss
+
+
+PAPERS_OBJECTIVE = ImageObjective()
 
 
 def image_loss(x_0: Tensor, x_hat: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ The second is the preconditioning of Karras et al. 2022 (Table 1), F in units of
 sigma_data; d = 1 is the velocity of Salimans and Ho 2022 (v = -F). w is the share of x_t / a that is signal, for detail
 of standard deviation d. A net whose output is x_0_hat itself must learn to hand fine detail from its input to its
 output, as much of it as is signal, at every level of noise; until it has, it samples seas without speckle. With d near
-the deviation of the fine detail, that much is passed on from the first step. Either way the loss is that of x_0_hat
-(paper, Eq. 5).
+the deviation of the fine detail, that much is passed on from the first step. The loss is that of x_0_hat (paper,
+Eq. 5), or that of F, which the net then learns equally well at every level of noise.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ def clean_image_at(
     if sigma_data is None:
         return output
     return clean_image(output, x_t, skip_and_scale(schedule.noising_table(x_t.device)[t], sigma_data))
+
+
+def output_weights(t: Tensor, schedule: CosineSchedule, sigma_data: float) -> Tensor:
+    """(B,) fp32: 1 / (1 - w) at the timesteps t (B,), by which the squared error of x_0_hat becomes that of F."""
+    return skip_and_scale(schedule.noising_table(t.device)[t], sigma_data)[:, 1].square().reciprocal()
 
 
 def clean_image(output: Tensor, x_t: Tensor, factors: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.label_bits import bits_as_grey, num_bits
 from dakd.diffusion.label_reading import bit_reading
-from dakd.diffusion.loss import bit_loss, image_loss
-from dakd.diffusion.precondition import clean_image_at
+from dakd.diffusion.loss import PAPERS_OBJECTIVE, ImageObjective, bit_loss
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
 from dakd.models.rivals.ddpm import DDPM
@@ -34,17 +33,16 @@ class DDPMLoss(nn.Module):
         num_classes: int,
         seed: int,
         memory_format: torch.memory_format,
-        sigma_data: float | None = None,
+        objective: ImageObjective = PAPERS_OBJECTIVE,
     ):
         super().__init__()
         self.net, self.schedule, self.num_classes, self.seed = net, schedule, num_classes, seed
-        self.memory_format, self.sigma_data = memory_format, sigma_data
+        self.memory_format, self.objective = memory_format, objective
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_t, y_t, t = self.noised(batch, next(self.net.parameters()).dtype)
         output, y_hat = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
-        x_hat = clean_image_at(output, x_t, t, self.schedule, self.sigma_data)
-        loss_x = image_loss(to_teacher(batch.image), x_hat)
+        loss_x = self.objective(to_teacher(batch.image), output, x_t, t, self.schedule)
         loss_y = bit_loss(y_hat, batch.label, self.num_classes)
         n = self.net.label_channels
         return {"loss": (loss_x + n * loss_y) / (1 + n), "loss_x": loss_x, "loss_y": loss_y}
@@ -80,7 +78,7 @@ class DDPMTraining(TeacherTraining):
 
     def build(self, is_new: bool) -> nn.Module:
         num_classes = self.classes.num_classes
-        return DDPMLoss(self.new_net(), self.schedule, num_classes, self.seed, self.memory_format, self.sigma_data)
+        return DDPMLoss(self.new_net(), self.schedule, num_classes, self.seed, self.memory_format, self.objective)
 
     def own_identity(self) -> dict:
         return super().own_identity() | {"generator": "ddpm"}

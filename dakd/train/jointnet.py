@@ -25,8 +25,7 @@ from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.label_reading import READINGS
-from dakd.diffusion.loss import image_loss, label_l2_loss, label_loss
-from dakd.diffusion.precondition import clean_image_at
+from dakd.diffusion.loss import PAPERS_OBJECTIVE, ImageObjective, label_l2_loss, label_loss
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels.joint_noising import joint_noising
 from dakd.models.jointnet import SARJointNet
@@ -47,7 +46,6 @@ class Noising:
     b: float
     num_classes: int
     seed: int
-    sigma_data: float | None = None
 
     def __call__(self, image: Tensor, label: Tensor | None, positions: Tensor, dtype: torch.dtype):
         """x_t, y_t (or None) and t of a batch; see kernels.joint_noising."""
@@ -62,23 +60,24 @@ class Noising:
             out_dtype=dtype,
         )
 
-    def clean_image(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_0_hat, from the image branch's output."""
-        return clean_image_at(output, x_t, t, self.schedule, self.sigma_data)
-
 
 class ImageLoss(nn.Module):
     """Stage 1: L_x of SAR-Net on a batch."""
 
-    def __init__(self, net: UNet, noising: Noising, memory_format: torch.memory_format):
+    def __init__(
+        self,
+        net: UNet,
+        noising: Noising,
+        memory_format: torch.memory_format,
+        objective: ImageObjective = PAPERS_OBJECTIVE,
+    ):
         super().__init__()
-        self.net, self.noising, self.memory_format = net, noising, memory_format
+        self.net, self.noising, self.memory_format, self.objective = net, noising, memory_format, objective
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_t, _, t = self.noising(batch.image, None, batch.positions, _dtype(self.net))
         output = self.net(x_t.to(memory_format=self.memory_format), t)
-        x_hat = self.noising.clean_image(output, x_t, t)
-        loss = image_loss(to_teacher(batch.image), x_hat)
+        loss = self.objective(to_teacher(batch.image), output, x_t, t, self.noising.schedule)
         return {"loss": loss, "loss_x": loss}
 
 
@@ -92,16 +91,16 @@ class JointLoss(nn.Module):
         label_weight: float,
         memory_format: torch.memory_format,
         label_loss_name: str = "ce",
+        objective: ImageObjective = PAPERS_OBJECTIVE,
     ):
         super().__init__()
         self.net, self.noising, self.label_weight, self.memory_format = net, noising, label_weight, memory_format
-        self.label_loss = label_loss_name
+        self.label_loss, self.objective = label_loss_name, objective
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_t, y_t, t = self.noising(batch.image, batch.label, batch.positions, _dtype(self.net))
         output, logits = self.net(x_t.to(memory_format=self.memory_format), y_t.to(memory_format=self.memory_format), t)
-        x_hat = self.noising.clean_image(output, x_t, t)
-        loss_x = image_loss(to_teacher(batch.image), x_hat)
+        loss_x = self.objective(to_teacher(batch.image), output, x_t, t, self.noising.schedule)
         if self.label_loss == "ce":
             loss_y = label_loss(logits, batch.label)  # raw logits against the mask, which b does not touch
         else:
@@ -137,7 +136,7 @@ class StageTraining(TeacherTraining):
             )
         self.kind, self.is_labelled = ("unet" if stage == 1 else "jointnet"), stage > 1
         self.label_channels, self.reading = self.classes.num_classes, READINGS[cfg.label_loss]
-        self.noising = Noising(self.schedule, b, self.classes.num_classes, self.seed, self.sigma_data)
+        self.noising = Noising(self.schedule, b, self.classes.num_classes, self.seed)
         if stage == 1 and cfg.stage1.streams:
             self.data = list(cfg.stage1.streams)
             self.dataset = PipeDataset(
@@ -164,7 +163,7 @@ class StageTraining(TeacherTraining):
     def build(self, is_new: bool) -> nn.Module:
         net = self.new_net()
         if isinstance(net, UNet):
-            return ImageLoss(net, self.noising, self.memory_format)
+            return ImageLoss(net, self.noising, self.memory_format, self.objective)
         if is_new and self.stage == 2:
             load_strict(net.sar_net, load_state(self.start), str(self.start))
             net.start_label_net_from_sar_net()
@@ -172,7 +171,9 @@ class StageTraining(TeacherTraining):
             load_strict(net, load_state(self.start), str(self.start))
         freeze_for_stage(net, self.stage)
         cfg = self.section
-        return JointLoss(net, self.noising, cfg.label_loss_weight, self.memory_format, cfg.label_loss)
+        return JointLoss(
+            net, self.noising, cfg.label_loss_weight, self.memory_format, cfg.label_loss, self.objective
+        )
 
     def own_identity(self) -> dict:
         own = {"stage": self.stage, "starts_from": None if self.start is None else file_hash(self.start)}

@@ -16,6 +16,7 @@ from dakd.data.records import BadRecord
 from dakd.data.shards import ShardSet
 from dakd.diffusion.label_bits import num_bits
 from dakd.diffusion.label_reading import LabelReading
+from dakd.diffusion.loss import ImageObjective
 from dakd.diffusion.precondition import fine_detail
 from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
@@ -74,6 +75,7 @@ class TeacherTraining(Training):
         self.seed = config.seed * 8 + _SEED_OFFSETS[stage]
         self.schedule = CosineSchedule(self.section.schedule.num_train_timesteps)
         self.sigma_data = resolve_sigma_data(self.section.sigma_data, train, config.data.on_bad_record)
+        self.objective = ImageObjective(self.sigma_data, self.section.image_loss == "output")
 
     def new_net(self) -> UNet | SARJointNet | DDPM:
         """The net with fresh weights."""
@@ -88,6 +90,8 @@ class TeacherTraining(Training):
             "schedule": self.section.schedule.model_dump(mode="json"),
             "b": self.b,
             "sigma_data": self.sigma_data,
+            # None, not "clean": files from before this setting have none.
+            "image_loss": "output" if self.objective.of_output else None,
         }
 
     def weights_file(self, kind: str) -> Path:

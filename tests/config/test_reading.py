@@ -173,6 +173,11 @@ def test_sigma_data_has_one_error_line(value):
         assert build_config({"name": "x", "train_jointnet": {"sigma_data": allowed}})
 
 
+def test_a_loss_of_the_output_needs_an_output_that_is_not_the_clean_image():
+    assert "image_loss is output and sigma_data is null" in explain(train_jointnet={"image_loss": "output"})
+    assert build_config({"name": "x", "train_jointnet": {"image_loss": "output", "sigma_data": "auto"}})
+
+
 @pytest.mark.parametrize("value", ["maybe", -1, None, []])
 def test_a_setting_of_several_types_has_one_error_line(value):
     assert explain(generate={"capture": value}) == f"  generate.capture: expected auto, true or false (found {value!r})"

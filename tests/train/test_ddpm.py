@@ -13,6 +13,7 @@ from dakd.data.batch import Batch
 from dakd.data.sample import IGNORE_INDEX
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.label_bits import to_bits
+from dakd.diffusion.loss import ImageObjective
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.rivals.ddpm import DDPM
 from dakd.runtime.runlog import read_records
@@ -50,17 +51,21 @@ def test_it_takes_the_steps_of_all_three_stages(trained):
     assert not (trained.run_path / "train_jointnet" / "stage1").exists()
 
 
-def test_preconditioned_it_says_so_and_its_loss_is_that_of_the_clean_image(tmp_path, training):
-    config = prepared(tmp_path, generator="ddpm", sigma_data=0.2)
+def test_preconditioned_it_says_so_and_its_loss_is_that_of_the_clean_image_or_of_the_output(tmp_path, training):
+    config = prepared(tmp_path, generator="ddpm", sigma_data=0.2, image_loss="output")
     train_jointnet(config)
-    assert load_teacher(stage_weights(config, "ddpm", "ema"))[1]["sigma_data"] == 0.2
+    facts = load_teacher(stage_weights(config, "ddpm", "ema"))[1]
+    assert facts["sigma_data"] == 0.2 and facts["image_loss"] == "output"
     batch = batch_of([3, 4])
     x_t, y_t, t = training.noised(batch, torch.float32)
     a, s = training.schedule.noising_table()[t].view(-1, 2, 1, 1, 1).unbind(1)
     w = 0.2**2 / (0.2**2 + (s / a) ** 2)
-    x_hat = w * x_t / a + (1 - w).sqrt() * training.net(x_t, y_t, t)[0]
-    training.sigma_data = 0.2
-    wanted = (x_hat - to_teacher(batch.image)).square().mean((1, 2, 3))
+    output, seen, x_0 = training.net(x_t, y_t, t)[0], w * x_t / a, to_teacher(batch.image)
+    training.objective = ImageObjective(0.2)
+    wanted = (seen + (1 - w).sqrt() * output - x_0).square().mean((1, 2, 3))
+    torch.testing.assert_close(training(batch)["loss_x"], wanted, rtol=1e-4, atol=1e-6)
+    training.objective = ImageObjective(0.2, of_output=True)
+    wanted = (output - (x_0 - seen) / (1 - w).sqrt()).square().mean((1, 2, 3))
     torch.testing.assert_close(training(batch)["loss_x"], wanted, rtol=1e-4, atol=1e-6)
 
 

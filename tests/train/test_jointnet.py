@@ -13,6 +13,7 @@ from dakd.data.prepare import prepare
 from dakd.data.records import BadRecord
 from dakd.data.sample import SOS_CLASSES, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
+from dakd.diffusion.loss import ImageObjective
 from dakd.diffusion.precondition import fine_detail
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.jointnet import SARJointNet
@@ -371,7 +372,7 @@ def test_frozen_sar_net_costs_no_weight_gradients(trained):
 def test_non_finite_loss_stops_before_the_optimizer_and_names_the_batch(tmp_path, monkeypatch):
     config = prepared(tmp_path)
     train_jointnet(replaced(config, stage1={"steps": 2, "lr": 1e-3}), (1,))
-    import dakd.train.jointnet as module
+    import dakd.diffusion.loss as module
 
     monkeypatch.setattr(module, "image_loss", lambda x_0, x_hat: x_hat.mean(dim=(1, 2, 3)) * float("nan"))
     with pytest.raises(NonFiniteLoss, match=r"the loss is nan.*batch: \w+"):
@@ -434,6 +435,16 @@ def test_a_preconditioned_teacher_says_so_in_its_weights_and_stays_what_it_is(tr
         train_jointnet(replaced(config, sigma_data=0.3), (1,))
 
 
+def test_a_teacher_trained_by_the_loss_of_its_output_says_so_and_stays_what_it_is(trained, tmp_path):
+    config = prepared(tmp_path, sigma_data=0.2, image_loss="output")
+    train_jointnet(config)
+    for stage in (1, 2, 3):
+        assert read_metadata(stage_weights(config, f"stage{stage}", "ema"))["image_loss"] == "output"
+        assert read_metadata(stage_weights(trained, f"stage{stage}", "ema"))["image_loss"] is None
+    with pytest.raises(ValueError, match="image_loss: 'output' there, None now"):
+        train_jointnet(replaced(config, image_loss="clean"), (3,))
+
+
 def test_sigma_data_may_be_left_to_the_training_images(tmp_path, capfd):
     config = prepared(tmp_path, sigma_data="auto", stage1={"steps": 1})
     train_jointnet(config, (1,))
@@ -470,14 +481,19 @@ def test_a_file_with_an_impossible_sigma_data_is_refused(trained, tmp_path):
             load_teacher(tmp_path / "teacher.safetensors")
 
 
+@pytest.mark.parametrize("of_output", [False, True])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_the_preconditioned_loss_is_that_of_the_clean_image(trained, stage):
-    noising = Noising(CosineSchedule(), 0.4, 5, 3, sigma_data=0.2)
+def test_the_preconditioned_loss_is_that_of_the_clean_image_or_of_the_output(trained, stage, of_output):
+    noising, objective = Noising(CosineSchedule(), 0.4, 5, 3), ImageObjective(0.2, of_output)
     unet = trained.train_jointnet.unet
     net = UNet.from_config(unet, 1, 1) if stage == 1 else SARJointNet.from_config(unet, 5)
     torch.nn.init.normal_((net if stage == 1 else net.sar_net).conv_out.weight, std=0.3)
     layout = torch.contiguous_format
-    training = ImageLoss(net, noising, layout) if stage == 1 else JointLoss(net, noising, 1.0, layout)
+    training = (
+        ImageLoss(net, noising, layout, objective)
+        if stage == 1
+        else JointLoss(net, noising, 1.0, layout, objective=objective)
+    )
     shards = ShardSet(trained.run_path / "prepare" / "train")
     samples = [shards.read(i) for i in range(3)]
     batch = Batch(
@@ -489,8 +505,11 @@ def test_the_preconditioned_loss_is_that_of_the_clean_image(trained, stage):
     output = net(x_t, t) if stage == 1 else net(x_t, y_t, t)[0]
     a, s = noising.schedule.noising_table()[t].view(-1, 2, 1, 1, 1).unbind(1)
     w = 0.2**2 / (0.2**2 + (s / a) ** 2)
-    x_hat = w * x_t / a + (1 - w).sqrt() * output
-    wanted = (x_hat - (batch.image / 127.5 - 1)).square().mean((1, 2, 3))
+    x_0, seen = batch.image / 127.5 - 1, w * x_t / a
+    if of_output:
+        wanted = (output - (x_0 - seen) / (1 - w).sqrt()).square().mean((1, 2, 3))
+    else:
+        wanted = (seen + (1 - w).sqrt() * output - x_0).square().mean((1, 2, 3))
     torch.testing.assert_close(training(batch)["loss_x"], wanted, rtol=1e-4, atol=1e-6)
 
 
