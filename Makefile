@@ -43,7 +43,7 @@ help:
 	@echo "make bench-bf16   sampling and training steps on this CPU in bf16 against fp32; bars where it has AMX"
 	@echo "make bench-data   the codecs of soft labels, and the loader against webdataset"
 	@echo "make bench-generate  seconds per 64 pairs against diffusers, eager and compiled; with as many calls, and at equal quality"
-	@echo "make bench-train  a training step of the teacher against a plain PyTorch DDP loop"
+	@echo "make bench-train  a step of the teacher against a plain PyTorch DDP loop; two students side by side"
 	@echo "make compile-check  compiles every GPU kernel for three architectures; needs nvcc, no GPU"
 	@echo "make wheel-check  installs the wheel for another Python (3.13 or 3.12), runs the pipeline and some tests; 3 minutes"
 	@echo "make visit-venv   the software of a GPU host without network, into .venv-visit; 5 GB. compile-check then uses it too"
@@ -109,6 +109,7 @@ bench-generate: venv
 
 bench-train: venv
 	$(BIN)/python benchmarks/models/bench_train.py $(ARGS)
+	$(BIN)/python benchmarks/models/bench_students.py
 
 visit-venv: $(VISIT)/bin/.installed
 

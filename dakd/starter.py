@@ -249,6 +249,7 @@ def _small(teacher_crop: int, student_crop: int, num_train: int) -> str:
 train_jointnet:  # the teacher; longer training gives better pairs
   unet: {{channels: [16, 32, 64, 96], blocks_per_level: 1, attention_levels: [3], norm_groups: 8}}
   sigma_data: auto  # a short training then reproduces the speckle
+  image_loss: output  # and the greys
   crop: [{teacher_crop}, {teacher_crop}]
   flip: true
   global_batch: 8
@@ -270,6 +271,7 @@ train_saross:  # two students: on real images, and on real and synthetic ones
     decoder_channels: [64, 64, 32, 16]
     caft_heads: [1, 1, 1]
   training_sets: [real, real+synthetic]
+  students_at_once: 2
   crop: [{student_crop}, {student_crop}]
   mosaic: false
   global_batch: 8

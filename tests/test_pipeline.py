@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from worlds import toy_config, with_teacher
@@ -28,6 +29,7 @@ from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
 from dakd.runtime.sealed import write_json
 from dakd.runtime.stopping import Preempted, write_requeue_marker
+from dakd.runtime.tensor_files import load_state
 from dakd.train.checkpoint import list_checkpoints
 from dakd.verify import verify_run
 from dakd.weights import load_student
@@ -96,6 +98,43 @@ def test_a_training_refuses_pairs_that_were_generated_with_other_settings(tmp_pa
     assert run_step("train_saross", [*command, "--training-set", "real"]) == 0
     # How the pairs are computed says nothing against those that are there.
     assert run_step("train_saross", [*command[:2], "generate.deterministic=true"]) == 0
+
+
+@pytest.mark.slow
+def test_students_side_by_side_are_those_of_one_after_the_other_also_after_a_stop(tmp_path):
+    runs = {}
+    for name, at_once in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        settings = {"steps": 12, "students_at_once": at_once, "engine": {"threads": 1, "num_workers": 0, "wandb": "off"}}
+        config, runs[name] = write_config(tmp_path / name, {"train_saross": settings}), tmp_path / name / "run"
+        with_teacher(runs[name])
+        for step in ("prepare", "generate"):
+            assert run_step(step, ["--config", str(config)]) == 0
+        command = [sys.executable, "-m", "dakd", "train_saross", "--config", str(config)]
+        if at_once == 2:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            until_s = time.monotonic() + 120
+            folders = [runs[name] / "train_saross" / one for one in ("real", "real+synthetic")]
+            while time.monotonic() < until_s and not all((folder / "metrics.jsonl").exists() for folder in folders):
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            output = process.communicate(timeout=120)[0]
+            assert process.returncode == 85 and output.endswith("(SIGTERM); the same command resumes the work\n"), output
+            assert all(list_checkpoints(folder / "checkpoints") for folder in folders)
+        assert subprocess.run(command).returncode == 0
+    for training_set in ("real", "real+synthetic"):
+        files = [runs[name] / "train_saross" / training_set / "student.safetensors" for name in runs]
+        one, two = map(load_state, files)
+        assert all(torch.equal(one[name], two[name]) for name in one) and one.keys() == two.keys()
+
+
+def test_students_side_by_side_are_refused_together_where_one_lacks_its_data(tmp_path, capsys):
+    sets = {"training_sets": ["real", "real+synthetic"], "students_at_once": 2}
+    config = write_config(tmp_path, {"train_saross": sets})
+    assert run_step("prepare", ["--config", str(config)]) == 0
+    assert run_step("train_saross", ["--config", str(config)]) == 1
+    assert "run the step" in (error := capsys.readouterr().err) or "generate" in error
+    assert not (tmp_path / "run" / "train_saross").exists()
 
 
 def test_a_users_mistake_is_one_message_and_status_1(tmp_path, capsys):

@@ -32,6 +32,8 @@ def on_memory(experiment: Experiment) -> Found:
         precision = precision_of(cost, cfg, StudentTraining if name == "student" else TeacherTraining)
         parts = memory_parts(cost, precision, stage, processes, micro_batch, len(decays_of(cfg.optimizer)))
         needed = sum(parts.values()) * (1 if torch.cuda.is_available() else processes)
+        if name == "student":
+            needed *= config.train_saross.side_by_side(processes)
         said = f"{name}: about {_gib(needed)} of {_gib(free)} on the {where}"
         yield ("warn", f"{said}; lower micro_batch or crop") if needed > _TIGHT * free else ("ok", said)
 

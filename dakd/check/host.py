@@ -81,9 +81,10 @@ def backends(experiment: Experiment) -> Found:
 
 def _slow(experiment: Experiment) -> Found:
     """What runs, but several times slower than need be."""
-    engines = {step: getattr(experiment.config, step).engine for step in ("train_jointnet", "train_saross")}
-    for step, engine in engines.items():
-        readers, cores = engine.num_workers * experiment.processes, distributed.num_cores()
+    config, ranks = experiment.config, experiment.processes
+    processes = {"train_jointnet": ranks, "train_saross": ranks * config.train_saross.side_by_side(ranks)}
+    for step, count in processes.items():
+        readers, cores = getattr(config, step).engine.num_workers * count, distributed.num_cores()
         if readers > cores:
             yield "warn", f"{step}.engine.num_workers makes {readers} reader processes for {cores} cores; lower it"
 

@@ -115,14 +115,14 @@ def _train_saross(args: argparse.Namespace) -> None:
         show(describe_saross(config))
         return
     training_sets = (args.training_set,) if args.training_set else config.train_saross.training_sets
-    at_once = config.train_saross.students_at_once
+    at_once = 1 if args.training_set else config.train_saross.side_by_side(number("WORLD_SIZE", 1))
     with listen_for_stop(config.run_path):
         from dakd.generate.teacher import refuse_settings_of_another_set
         from dakd.train.saross import list_trainings, reads_generated_pairs, train_saross
 
         if reads_generated_pairs(config, training_sets):
             refuse_settings_of_another_set(config, may_grow=False)
-        if at_once == 1 or len(training_sets) == 1 or number("WORLD_SIZE", 1) > 1:
+        if at_once == 1:
             train_saross(config, training_sets)
         else:
             list_trainings(config, training_sets)  # data that one of them lacks is reported before any is trained

@@ -209,6 +209,10 @@ class TrainSarossConfig(Section):
 
     engine: EngineConfig = EngineConfig()
 
+    def side_by_side(self, num_ranks: int) -> int:
+        """How many of the students train at the same time."""
+        return min(self.students_at_once, len(self.training_sets)) if num_ranks == 1 else 1
+
     @field_validator("training_sets")
     @classmethod
     def _has_no_set_twice(cls, names: tuple[TrainingSet, ...]) -> tuple[TrainingSet, ...]:

@@ -60,13 +60,18 @@ def test_more_reader_processes_than_cores_are_reported(tmp_path, monkeypatch):
     assert warnings(toy(tmp_path, train_saross__engine__num_workers=3)) == []
     (text,) = warnings(toy(tmp_path, train_saross__engine__num_workers=4))
     assert "train_saross.engine.num_workers makes 4 reader processes for 3 cores" in text
+    students = {"students_at_once": 2, "training_sets": ["real", "real+synthetic"], "engine": {"num_workers": 2}}
+    (text,) = warnings(toy(tmp_path, train_saross=students))
+    assert "train_saross.engine.num_workers makes 4 reader processes for 3 cores" in text
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_memory_is_that_of_all_ranks_of_a_host_and_tight_from_four_fifths_of_what_is_free(
-    tmp_path, monkeypatch, processes
+@pytest.mark.parametrize(("ranks", "at_once", "processes"), [(1, 1, 1), (2, 1, 2), (1, 4, 2), (2, 4, 2)])
+def test_memory_is_that_of_all_ranks_or_students_of_a_host_and_tight_from_four_fifths_of_what_is_free(
+    tmp_path, monkeypatch, ranks, at_once, processes
 ):
-    experiment = Experiment(toy(tmp_path), processes)
+    sets = ["real", "real+synthetic"]
+    config = toy(tmp_path, train_saross__training_sets=sets, train_saross__students_at_once=at_once)
+    experiment = Experiment(config, ranks)
     experiment.costs["student"] = Cost(num_parameters=1000, num_trained=1000, macs=0.0, saved_bytes=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(capacity, "memory_parts", lambda *_: {"weights": 30.0 * 2**30, "gradients": 50.0 * 2**30})
