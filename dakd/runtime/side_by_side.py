@@ -7,7 +7,6 @@ after the other by all cores. Standard library only.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import tempfile

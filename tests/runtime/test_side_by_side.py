@@ -14,17 +14,17 @@ from dakd.runtime.side_by_side import run_side_by_side
 from dakd.runtime.stopping import PREEMPTED, REQUEST_FILE, Preempted, listen_for_stop
 
 # A process like a training: it waits for SIGTERM, then writes what a checkpoint would be.
-LISTENER = """
+LISTENER = f"""
 import os, signal, sys, time
 from pathlib import Path
 folder, name = Path(sys.argv[1]), sys.argv[2]
 def stop(*_):
-    (folder / f"{name}.stopped").touch()
-    sys.exit(%d)
+    (folder / (name + ".stopped")).touch()
+    sys.exit({PREEMPTED})
 signal.signal(signal.SIGTERM, stop)
-(folder / f"{name}.ready").touch()
+(folder / (name + ".ready")).touch()
 time.sleep(60)
-""" % PREEMPTED
+"""
 
 
 def python(code: str, *arguments: object) -> list[str]:
@@ -66,7 +66,10 @@ def test_no_more_than_asked_for_run_at_once_and_each_knows_its_share(tmp_path):
 
 def test_the_share_is_that_of_those_that_there_are_and_the_rank_is_not_handed_on(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['DAKD_CORES_SHARED_BY'] + os.environ.get('RANK', ''))"
+    code = (
+        "import os, sys\n"
+        "open(sys.argv[1], 'w').write(os.environ['DAKD_CORES_SHARED_BY'] + os.environ.get('RANK', ''))"
+    )
     run_side_by_side({"a": python(code, tmp_path / "a")}, 8)
     assert (tmp_path / "a").read_text() == "1"
 
