@@ -159,8 +159,8 @@ class TrainJointNetConfig(Section):
     def _an_output_differs_from_the_clean_image(self) -> TrainJointNetConfig:
         if self.image_loss == "output" and self.sigma_data is None:
             raise ValueError(
-                "image_loss is output and sigma_data is null, where the output is the clean image; set sigma_data "
-                "(auto, or a number), or image_loss to clean"
+                f"image_loss is output, and sigma_data {self.sigma_data}, with which the output is the clean image; "
+                "set sigma_data to auto or a number, or image_loss to clean"
             )
         return self
 

@@ -174,7 +174,7 @@ def test_sigma_data_has_one_error_line(value):
 
 
 def test_a_loss_of_the_output_needs_an_output_that_is_not_the_clean_image():
-    assert "image_loss is output and sigma_data is null" in explain(train_jointnet={"image_loss": "output"})
+    assert "image_loss is output, and sigma_data None" in explain(train_jointnet={"image_loss": "output"})
     assert build_config({"name": "x", "train_jointnet": {"image_loss": "output", "sigma_data": "auto"}})
 
 
