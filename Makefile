@@ -31,7 +31,7 @@ MEASURING := PYTHONPATH=".:$$PYTHONPATH" $(if $(wildcard $(BIN)/python),$(BIN)/p
 .PHONY: help venv demo test test-slow test-all lint bench-cpu bench-bf16 bench-data bench-generate bench-train fuzz torture mutants compile-check wheel-check visit-venv gpu-kit gpu-rehearsal gpu-run clean
 
 help:
-	@echo "make demo         the whole pipeline on simulated images, with a table and a report; 8 to 14 minutes on two AMD EPYC cores"
+	@echo "make demo         the whole pipeline on simulated images, with a table and a report; 9 to 12 minutes on two Intel Xeon cores"
 	@echo "make venv         only the installation, into .venv"
 	@echo "make lint         ruff"
 	@echo "make test         the quick tests; no GPU needed"
