@@ -211,13 +211,14 @@ def train_each(trees: list[dict], stages: tuple[int, ...], training_set: str | N
 
 def disturb(tree: dict) -> dict[str, str]:
     """Two ranks train stage 1 while rank 1 alone meets trouble: a signal, a loss and a gradient that are not finite."""
-    import dakd.train.jointnet as jointnet
+    import dakd.diffusion.loss as losses_of_teachers
     from dakd.runtime.distributed import barrier, rank
     from dakd.runtime.stopping import Preempted
     from dakd.train.engine import Engine, NonFiniteLoss
+    from dakd.train.jointnet import train_jointnet
 
     config, messages = build_config(tree), {}
-    image_loss, train_step = jointnet.image_loss, Engine.train_step
+    image_loss, train_step = losses_of_teachers.image_loss, Engine.train_step
 
     def signal_rank_1(*args):
         if rank() == 1:
@@ -234,19 +235,19 @@ def disturb(tree: dict) -> dict[str, str]:
 
     Engine.train_step = signal_rank_1
     try:
-        jointnet.train_jointnet(config, (1,))
+        train_jointnet(config, (1,))
     except Preempted as stopped:
         messages["signal"] = str(stopped)
     Engine.train_step = train_step
     for name, poisoned in (("loss", loss_is_nan), ("gradient", gradient_is_nan)):
-        jointnet.image_loss = poisoned
+        losses_of_teachers.image_loss = poisoned
         try:
             _train_without_restoring(config)
         except NonFiniteLoss as error:
             messages[name] = str(error)
         barrier()
-    jointnet.image_loss = image_loss
-    jointnet.train_jointnet(config, (1,))
+    losses_of_teachers.image_loss = image_loss
+    train_jointnet(config, (1,))
     return messages
 
 
