@@ -177,7 +177,7 @@ def test_heun_sampler_equals_algorithm_1_of_karras_after_a_first_step_of_eulers(
 def test_heuns_first_step_is_not_corrected_and_the_others_are():
     table = solver_steps(SCHEDULE, 9, "heun").coefficients
     assert table[1].tolist() == [1.0, 0.0, 0.0, 0.0]  # from T - 1 the factor would be 67 alpha
-    assert (table[3:-1:2, 1] > 0.05).all() and (table[3:-1:2, 1] == -table[3:-1:2, 2]).all()
+    assert (table[3:-1:2, 1] > 0.04).all() and (table[3:-1:2, 1] == -table[3:-1:2, 2]).all()
 
 
 def error_on_normal_data(num_steps, solver):
