@@ -27,8 +27,8 @@ class Setting(NamedTuple):
 
     @property
     def num_calls(self) -> int:
-        """Of the net, for each pair: one a step, and with heun two in each step but the last."""
-        return 2 * self.sampling_steps - 1 if self.solver == "heun" else self.sampling_steps
+        """Of the net, for each pair: one a step, and with heun two in each step but the first and the last."""
+        return max(1, 2 * self.sampling_steps - 2) if self.solver == "heun" else self.sampling_steps
 
     @property
     def family(self) -> str:
@@ -58,10 +58,10 @@ def fine_of(steps: int) -> Setting:
 
 
 def candidates(calls: Iterable[int]) -> list[Setting]:
-    """Each family at each number of calls, the cheapest first; heun at the next smaller odd number."""
+    """Each family at each number of calls, the cheapest first; heun at the next smaller even number."""
     found = (_with_calls(*family, number) for number in sorted(set(calls)) for family in FAMILIES)
     return list(dict.fromkeys(found))
 
 
 def _with_calls(solver: str, spacing: str, number: int) -> Setting:
-    return Setting(solver, spacing, (number + 1) // 2 if solver == "heun" else number)
+    return Setting(solver, spacing, number // 2 + 1 if solver == "heun" else number)

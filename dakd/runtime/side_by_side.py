@@ -36,7 +36,7 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], at_once: int) -> Non
             while running or waiting:
                 while waiting and len(running) < sharers:
                     name = next(iter(waiting))
-                    # A proof of its own: who is asked for one leaves the stop request to the one who asks.
+                    # With a proof of its own to make, it leaves the file of a stop request where the others see it.
                     proof = Path(folder) / f"{len(waiting)}"
                     running[name] = _start(waiting.pop(name), sharers, proof)
                 time.sleep(_POLL_S)

@@ -110,7 +110,7 @@ def test_last_call_returns_its_estimate_itself_and_the_first_needs_none_before_i
     for num_steps in (1, 2, 3, 20):
         timesteps, table = solver_steps(SCHEDULE, num_steps, solver, "logsnr")
         assert table[-1].tolist() == [0.0, 1.0, 0.0, 0.0] and float(table[0, 2]) == 0
-        assert len(timesteps) == len(table) == (2 * num_steps - 1 if solver == "heun" else num_steps)
+        assert len(timesteps) == len(table) == (max(1, 2 * num_steps - 2) if solver == "heun" else num_steps)
 
 
 # --- whole solutions --------------------------------------------------------------------------------------------------
@@ -170,14 +170,17 @@ def test_heun_sampler_equals_algorithm_1_of_karras_after_a_first_step_of_eulers(
         x, y = x + h * (dx + dx_end) / 2, y + h * (dy + dy_end) / 2
     wanted = slopes(x, y, timesteps[-1])[1]
     sampler = PairSampler(toy_net, SCHEDULE, 9, b=B_FACTOR, solver="heun", spacing="logsnr")
-    assert sampler.num_calls == 17
+    assert sampler.num_calls == 16
     torch.testing.assert_close(sampler(*start)[0].double(), wanted.double(), rtol=0, atol=2e-3)
 
 
 def test_heuns_first_step_is_not_corrected_and_the_others_are():
-    table = solver_steps(SCHEDULE, 9, "heun").coefficients
-    assert table[1].tolist() == [1.0, 0.0, 0.0, 0.0]  # from T - 1 the factor would be 67 alpha
-    assert (table[3:-1:2, 1] > 0.04).all() and (table[3:-1:2, 1] == -table[3:-1:2, 2]).all()
+    grid = sampling_timesteps(SCHEDULE, 9, "logsnr").tolist()
+    timesteps, table = solver_steps(SCHEDULE, 9, "heun")
+    assert timesteps.tolist() == [*grid[:2], *(t for t in grid[2:] for _ in range(2))]
+    corrections = table[2:-1:2]
+    assert (table[:2, 0] < 1).all() and (corrections[:, 0] == 1).all()
+    assert (corrections[:, 1] > 0.04).all() and (corrections[:, 1] == -corrections[:, 2]).all()
 
 
 def error_on_normal_data(num_steps, solver):
