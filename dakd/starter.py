@@ -278,7 +278,7 @@ train_saross:  # two students: on real images, and on real and synthetic ones
   micro_batch: 8
   steps: 1500
   optimizer: {{lr: 2.0e-3, warmup_steps: 50, ema_decay: 0.995, lr_decay: cosine}}
-  engine: {{log_every: 50, checkpoint_every: 500, wandb: "off"}}
+  engine: {{num_workers: 1, log_every: 50, checkpoint_every: 500, wandb: "off"}}
 """
 
 
