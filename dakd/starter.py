@@ -46,6 +46,7 @@ def write_starter(
     polarity: str | None = None,
     mask_threshold: int | None = None,
     mask_values: str = "auto",
+    on_missing_mask: str = "stop",
     preset: str = "small",
     out: Path | None = None,
     overwrite: bool = False,
@@ -54,7 +55,8 @@ def write_starter(
 
     dataset: folder, osd, sos or simulated.  root: the folder of the data.  classes: `NAME[:RRGGBB],...` in the order of
     the ids, for a folder.  sensor: palsar or sentinel, for sos.  polarity, mask_threshold: of the masks of sos, see the
-    settings of prepare; None takes the defaults.  mask_values: see prepare.mask_values.
+    settings of prepare; None takes the defaults.  mask_values, on_missing_mask: see
+    prepare.
     preset: small or paper.  out: None takes NAME.yaml.
     The data are opened and some labels read, so that mistakes are found now and not in a later step.
     Raises ValueError (found, expected, remedy) for data or options that make no experiment, and if the file exists.
@@ -85,6 +87,8 @@ def write_starter(
         prepare |= {} if value is None else {key: value}
     if mask_values != "auto":
         prepare["mask_values"] = mask_values
+    if on_missing_mask != "stop":
+        prepare["on_missing_mask"] = on_missing_mask
     facts = _survey(validated(PrepareConfig, prepare, "options of the data"))
     text = _text(name, path, prepare, facts, preset)
     _check_read_back(text, name, prepare)
@@ -146,8 +150,17 @@ def _survey(cfg: PrepareConfig) -> _Facts:
     if cfg.dataset == "simulated":
         return _Facts(cfg.simulation.num_train, min(cfg.simulation.size), True)
     data = open_dataset(cfg)
+    if cfg.on_missing_mask == "image_only":
+        data.set_aside_unmasked()
     if problems := data.problems():
         what = f"{cfg.root} is not a complete {cfg.dataset} dataset:"
+        if data.has_unmasked:
+            raise BadDataset(
+                what,
+                problems,
+                "repair or remove these files, or give dakd init --on-missing-mask image_only: training images without "
+                "a mask then serve the teacher alone",
+            )
         raise BadDataset(what, problems, "repair or remove these files")
     if "train" not in data.splits:
         raise ValueError(f"{cfg.root} has the splits {', '.join(data.splits)}; expected train/ with images/ and masks/")
@@ -238,6 +251,8 @@ def _prepare_block(prepare: dict, facts: _Facts) -> str:
         lines += [f"    {_quoted(name)}: {list(colour)}" for name, colour in prepare["classes"].items()]
     if "mask_values" in prepare:
         lines.append(f"  mask_values: {prepare['mask_values']}")
+    if "on_missing_mask" in prepare:
+        lines.append("  on_missing_mask: image_only  # training images without a mask serve stage 1 of the teacher")
     if not facts.has_test:
         lines.append("  # There is no test split; evaluate needs labelled images in test/images and test/masks.")
     lines.append("  # resize: [256, 256]  # resize every image to (height, width)")

@@ -24,7 +24,7 @@ def data(experiment: Experiment) -> Found:
             yield from _crops(experiment, split, sizes)
     else:
         yield from problems(experiment.dataset, experiment.config.prepare.on_bad_file == "skip")
-        for split in experiment.dataset.splits:
+        for split in experiment.dataset.sets:
             yield from look_into(experiment, experiment.dataset, split)
         meanings = {split: experiment.dataset.label_meaning(split) for split in experiment.dataset.splits}
         meanings = {split: meaning for split, meaning in meanings.items() if meaning is not None}

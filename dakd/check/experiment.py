@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 
 from dakd.config import Config
+from dakd.data.labelled import open_chosen
 from dakd.data.prepare import found_report
 from dakd.data.prepared import open_prepared
-from dakd.data.readers import Dataset, open_dataset
+from dakd.data.readers import Dataset
 from dakd.data.sample import ClassTable
 from dakd.train.dry_run import Cost, num_classes_of
 
@@ -22,7 +23,8 @@ class Experiment:
 
     @cached_property
     def dataset(self) -> Dataset:
-        return open_dataset(self.config.prepare, self.config.seed)
+        seed, subset_seed = self.config.seed, self.config.prepare.subset_seed
+        return open_chosen(self.config.prepare, seed, seed if subset_seed is None else subset_seed)
 
     @cached_property
     def report(self) -> dict | None:

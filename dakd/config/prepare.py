@@ -85,6 +85,23 @@ class PrepareConfig(Section):
     max_samples: Positive | None = None
     """Largest number of samples per split. null takes all."""
 
+    num_labelled: Positive | None = None
+    """Number of training images that keep their labels, as if no more had been labelled; the others serve stage 1 of
+    the teacher as images alone. The choice holds the combinations of classes in their shares, and with one
+    `subset_seed` fewer labels are always among more. null keeps all labels. The test split stays whole."""
+
+    subset_seed: NonNegative | None = None
+    """Seed of the choice of `num_labelled` images. null takes the seed of the experiment."""
+
+    labelled: str | None = None
+    """A text file that names the training images whose labels are used, one key or file name a line, in place of
+    `num_labelled`. No other mask of the training split is opened. `prepare` writes its own choice in this form,
+    RUN/prepare/labelled.txt."""
+
+    on_missing_mask: Literal["stop", "image_only"] = "stop"
+    """What to do about training images without a mask where others have one: "stop" ends with an error, "image_only"
+    takes them for stage 1 of the teacher. In the test split they are always an error."""
+
     shard_size: Positive = 256
     """Samples per shard."""
 
@@ -102,3 +119,18 @@ class PrepareConfig(Section):
         if self.dataset == "folder" and not self.classes:
             raise ValueError("dataset 'folder' has no classes; set prepare.classes to {name: [r, g, b], ...}")
         return self
+
+    @model_validator(mode="after")
+    def _chooses_labels_once(self) -> PrepareConfig:
+        if self.num_labelled is not None and self.labelled is not None:
+            raise ValueError(
+                f"num_labelled ({self.num_labelled}) and labelled ({self.labelled}) both choose the labelled images; "
+                "set one of them to null"
+            )
+        return self
+
+    @property
+    def may_leave_unlabelled(self) -> bool:
+        """Whether training images may be left without a label."""
+        chooses = self.num_labelled is not None or self.labelled is not None
+        return chooses or self.on_missing_mask == "image_only"

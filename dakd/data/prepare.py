@@ -1,6 +1,7 @@
 """PREPARE: a dataset on disk, or the simulated one, packed into shards with an index, a contact sheet and a report.
 
-The run folder gets prepare/{train,test}/ with shards and index.json, prepare/contact_sheet.png and prepare/report.json.
+The run folder gets prepare/{train,test}/ with shards and index.json, prepare/contact_sheet.png and prepare/report.json;
+and prepare/unlabelled/ with the training images whose labels are absent or not used, where there are such.
 All of it is written aside and renamed at the end, by one process at a time: prepare/ is whole or absent. Bad files are
 gathered over the whole dataset and reported together; they are left out only where the settings say so, and then
 report.json lists them.
@@ -23,9 +24,11 @@ from PIL import Image
 
 from dakd.config import Config, PrepareConfig
 from dakd.data.degenerate import notes_on_set, refuse_flat_images, refuse_unknown_labels
+from dakd.data.labelled import entries_to_pack, open_chosen, pick, write_list
 from dakd.data.pictures import contact_sheet
 from dakd.data.prepared import prepare_settings
-from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
+from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles
+from dakd.data.readers.base import UNLABELLED
 from dakd.data.readers.label_meaning import refuse_contradiction
 from dakd.data.sample import Sample
 from dakd.data.shards import write_index, write_shard
@@ -111,7 +114,8 @@ def notes(report: dict) -> list[str]:
     for split, facts in report["splits"].items():
         lines += notes_on_set(split, facts)
     if report["unread"]:
-        are_missing = any(facts["num_labelled"] < facts["num_samples"] for facts in report["splits"].values())
+        splits = {name: facts for name, facts in report["splits"].items() if name != UNLABELLED}
+        are_missing = any(facts["num_labelled"] < facts["num_samples"] for facts in splits.values())
         hint = f"; dakd reads {report['layout']}" if are_missing else ""
         lines.append(f"not read: {', '.join(report['unread'])}{hint}")
     if report["num_off_palette"]:
@@ -176,20 +180,21 @@ def _old(folder: Path) -> Path:
 
 
 def _build(cfg: PrepareConfig, seed: int, settings: dict, folder: Path) -> dict:
-    dataset = open_dataset(cfg, seed)
+    dataset = open_chosen(cfg, seed, settings.get("subset_seed", seed))
     tally = _Tally(problems=dataset.problems())
     if all(dataset.entries(split) for split in dataset.splits):
         dataset.check()
     meanings = _label_meanings(dataset)
     pictures: list[Sample] = []
-    for split in dataset.splits:
-        entries = _pick(dataset.entries(split), cfg.max_samples)
-        shown = set(_pick(range(len(entries)), math.ceil(_NUM_PICTURES / len(dataset.splits))))
-        samples = _read_all(dataset, split, entries, cfg, tally, pictures, shown)
-        _write_split(folder / split, samples, dataset, cfg)
+    for name in dataset.sets:
+        entries = entries_to_pack(dataset, name, cfg.max_samples)
+        shown = set(pick(range(len(entries)), math.ceil(_NUM_PICTURES / len(dataset.sets))))
+        samples = _read_all(dataset, name, entries, cfg, tally, pictures, shown)
+        _write_split(folder / name, samples, dataset, cfg)
     _refuse_bad_files(cfg, tally, folder, dataset.splits)
     report = _write_report(folder, dataset, settings, tally, meanings)
     _sheet(pictures, dataset).save(folder / "contact_sheet.png")
+    write_list(folder, dataset)
     write_manifest(folder, files_of(folder))
     return report
 
@@ -202,13 +207,6 @@ def _label_meanings(dataset: Dataset) -> dict[str, dict]:
         say(f"prepare: {meaning.describe(split)}")
     refuse_contradiction(found)
     return {split: meaning.facts for split, meaning in found.items()}
-
-
-def _pick(entries: list | range, count: int | None) -> list:
-    """`count` entries evenly spread over all of them, or all."""
-    if count is None or count >= len(entries):
-        return list(entries)
-    return [entries[i * len(entries) // count] for i in range(count)]
 
 
 def _read_all(
@@ -267,7 +265,7 @@ def _refuse_bad_files(cfg: PrepareConfig, tally: _Tally, folder: Path, splits: t
 
 def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally, meanings: dict[str, dict]) -> dict:
     splits = {}
-    for split in dataset.splits:
+    for split in _packed_sets(dataset, folder):
         provenance = {"settings": settings, "mask_values": meanings.get(split)}
         index = write_index(folder / split, dataset.classes, kind="real", provenance=provenance)
         where, num_flat = f"{split} of the dataset at {settings['root']}", tally.num_flat[split]
@@ -296,6 +294,11 @@ def _write_report(folder: Path, dataset: Dataset, settings: dict, tally: _Tally,
     }
     write_json(folder / "report.json", report)
     return report
+
+
+def _packed_sets(dataset: Dataset, folder: Path) -> list[str]:
+    """The sets of which a sample at least was packed; of the splits all are (see `_refuse_bad_files`)."""
+    return [name for name in dataset.sets if any(folder.joinpath(name).glob("shard-*.tar"))]
 
 
 def _sheet(pictures: list[Sample], dataset: Dataset) -> Image.Image:

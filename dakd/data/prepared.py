@@ -5,17 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from dakd.config import Config, DataConfig
+from dakd.data.readers.base import UNLABELLED
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet, open_split
 from dakd.data.sources import default_cache
+from dakd.runtime.files import file_hash
 
 # The files may have moved, and how bad ones were met no longer matters.
 _MAY_DIFFER = ("root", "on_bad_file")
 
 
+# Settings that choose the labelled images; at their defaults they are left out, as they were before they existed.
+_OF_CHOICE = {"num_labelled": None, "labelled": None, "on_missing_mask": "stop"}
+
+
 def prepare_settings(cfg: Config) -> dict:
-    """What decides the shards; the seed only where scenes are simulated."""
+    """What decides the shards; the seed only where scenes are simulated, that of the choice only where there is one.
+
+    A list of labelled images stands as its hash; as its path where it is not there any more.
+    """
     settings = cfg.prepare.model_dump(mode="json")
+    settings = {name: value for name, value in settings.items() if _OF_CHOICE.get(name, ...) != value}
+    own_seed = settings.pop("subset_seed")
+    if cfg.prepare.num_labelled is not None:
+        settings["subset_seed"] = cfg.seed if own_seed is None else own_seed
+    if cfg.prepare.labelled is not None and Path(cfg.prepare.labelled).is_file():
+        settings["labelled"] = file_hash(cfg.prepare.labelled)
     if settings["root"] is not None:  # strict readers of JSON take no byte that is not UTF-8
         settings["root"] = settings["root"].encode(errors="backslashreplace").decode()
     simulation = settings.pop("simulation")
@@ -33,10 +48,13 @@ def open_prepared(config: Config, split: str, run_dir: Path | None = None) -> Sh
     shards = open_split((run_dir or config.run_path) / "prepare", split)
     made_with = shards.index.provenance.get("settings", {})
     wanted = prepare_settings(config)
+    names = [*made_with, *(name for name in _OF_CHOICE if name in wanted and name not in made_with and made_with)]
+    if "labelled" in made_with and wanted.get("labelled") == config.prepare.labelled:
+        names.remove("labelled")  # the list is gone; RUN/prepare has a copy
     differing = [
-        f"prepare.{name}: {value!r} then, {wanted.get(name)!r} now"
-        for name, value in made_with.items()
-        if name not in _MAY_DIFFER and wanted.get(name) != value
+        f"prepare.{name}: {made_with.get(name)!r} then, {wanted.get(name)!r} now"
+        for name in names
+        if name not in _MAY_DIFFER and wanted.get(name) != made_with.get(name)
     ]
     if differing:
         raise ValueError(
@@ -44,6 +62,16 @@ def open_prepared(config: Config, split: str, run_dir: Path | None = None) -> Sh
             "set them back, or take another name and prepare again"
         )
     return shards
+
+
+def open_unlabelled(config: Config) -> ShardSet | None:
+    """The training images whose labels are absent or not used, as images alone; None where there are none.
+
+    Raises ValueError where they were prepared with other settings.
+    """
+    if not (config.run_path / "prepare" / UNLABELLED / "index.json").is_file():
+        return None
+    return open_prepared(config, UNLABELLED)
 
 
 def refuse_other_preparation(config: Config) -> None:

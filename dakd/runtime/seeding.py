@@ -47,6 +47,7 @@ class Stream(IntEnum):
     SIMULATE = 12
     MIX = 13
     RESAMPLE = 14
+    LABELLED = 15
 
 
 def numpy_rng(seed: int, *ids: int, stream: Stream) -> np.random.Generator:

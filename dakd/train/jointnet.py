@@ -21,7 +21,8 @@ from dakd.data.balance import resolve_balance
 from dakd.data.batch import Batch
 from dakd.data.datasets import TeacherDataset
 from dakd.data.pipes import PipeDataset
-from dakd.data.prepared import open_prepared, open_shards, reading_options
+from dakd.data.prepared import open_prepared, open_shards, open_unlabelled, reading_options
+from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_teacher
 from dakd.diffusion.label_reading import READINGS
@@ -148,8 +149,7 @@ class StageTraining(TeacherTraining):
                 on_bad_record=config.data.on_bad_record,
             )
         else:
-            extra = cfg.stage1.extra_images if stage == 1 else ()
-            sources = [train] + [open_shards(place, config.data, self.classes, images_only=True) for place in extra]
+            sources = [train, *_images_alone(config, self.classes)] if stage == 1 else [train]
             self.data = [source.fingerprint for source in sources]
             self.dataset = TeacherDataset(
                 sources,
@@ -180,6 +180,16 @@ class StageTraining(TeacherTraining):
         if self.is_labelled:
             own |= {"label_loss": self.section.label_loss, "label_loss_weight": self.section.label_loss_weight}
         return super().own_identity() | own
+
+
+def _images_alone(config: Config, classes: ClassTable) -> list[ShardSet]:
+    """The images without labels of stage 1: the run's own, and those of `stage1.extra_images`."""
+    unlabelled = open_unlabelled(config)
+    extra = [
+        open_shards(place, config.data, classes, images_only=True)
+        for place in config.train_jointnet.stage1.extra_images
+    ]
+    return extra if unlabelled is None else [unlabelled, *extra]
 
 
 def training_of_stage(config: Config, stage: str) -> TeacherTraining:

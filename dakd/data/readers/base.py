@@ -6,8 +6,8 @@ import filecmp
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ from dakd.data.readers.unread import IMAGE_SUFFIXES, contents, is_hidden, list_u
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.tars import KEY_FORM, is_key
 
+UNLABELLED = "unlabelled"  # the set of the training images whose labels are absent or not used
 _LISTED, _LONG = 50, 100  # files; characters of a reason
+_NO_LABEL = "has no label file"
 
 
 class BadDataset(ValueError):
@@ -59,15 +61,25 @@ class Dataset:
     def __init__(self, root: Path | None = None) -> None:
         self._root, self._searched = root, []
         self._entries: dict[str, list[SampleFiles]] = {}
+        self._unlabelled: list[SampleFiles] = []
+        self._unopened: set[Path] = set()  # masks that are set aside
         self._problems: list[BadFile] = []
+        self._lonely: dict[str, list[SampleFiles]] = {}  # images without a label, in splits that have labels
 
     @property
     def splits(self) -> tuple[str, ...]:
         """ "train", "test" and perhaps "val": those that the dataset has."""
         return tuple(self._entries)
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """What is packed: the splits, and "unlabelled" where training images were set aside."""
+        return (*self.splits, *([UNLABELLED] if self._unlabelled else []))
+
     def entries(self, split: str) -> list[SampleFiles]:
-        """The entries of a split, sorted by key; ValueError for a split that is not there."""
+        """The entries of a split or of "unlabelled", sorted by key; ValueError for a split that is not there."""
+        if split == UNLABELLED:
+            return self._unlabelled
         if split not in self._entries:
             raise ValueError(
                 f"the dataset has no split {split!r}; expected one of "
@@ -79,12 +91,40 @@ class Dataset:
         """Faults of the structure, in the order of the splits."""
         return list(self._problems)
 
+    @property
+    def has_unmasked(self) -> bool:
+        """Whether training images without a label lie among others that have one, not set aside."""
+        return bool(self._lonely.get("train"))
+
+    def keep_labels(self, keys: Collection[str]) -> None:
+        """Set the other training images aside as "unlabelled": they come without labels, whose files stay closed.
+
+        keys: of training images.
+        """
+        train = self.entries("train")
+        self._entries["train"] = [entry for entry in train if entry.key in keys]
+        rest = [entry for entry in train if entry.key not in keys]
+        self._unopened |= {entry.label_path for entry in rest if entry.label_path is not None}
+        self._set_aside(rest)
+
+    def set_aside_unmasked(self) -> None:
+        """Set training images without a label aside as "unlabelled", where others have one: no problem any more."""
+        lonely = self._lonely.pop("train", [])
+        paths = {entry.image_path for entry in lonely}
+        self._problems = [one for one in self._problems if one.reason != _NO_LABEL or one.path not in paths]
+        self._set_aside(lonely)
+
+    def _set_aside(self, entries: list[SampleFiles]) -> None:
+        aside = [replace(entry, label_path=None, split=UNLABELLED) for entry in entries]
+        self._unlabelled = sorted([*self._unlabelled, *aside], key=lambda entry: _natural(entry.key))
+
     def unread(self) -> list[str]:
         """The files and folders below the root that no split has, in few words; see `list_unread`."""
         if self._root is None:
             return []
-        entries = [entry for split in self._entries.values() for entry in split]
+        entries = [*self._unlabelled, *(entry for split in self._entries.values() for entry in split)]
         read = {entry.image_path for entry in entries} | {entry.label_path for entry in entries if entry.label_path}
+        read |= self._unopened
         return list_unread(self._root, read | {problem.path for problem in self._problems}, self._searched)
 
     def leave_out_unpackable(self) -> None:
@@ -147,7 +187,8 @@ class Dataset:
             if len(lonely) == len(images):
                 self._problems.append(BadFile(labels_in, _why_unpaired(split, images, labels, labels_in)))
             else:
-                self._problems += [BadFile(images[key], "has no label file") for key in sorted(lonely)]
+                self._problems += [BadFile(images[key], _NO_LABEL) for key in sorted(lonely)]
+                self._lonely[split] = [SampleFiles(key, images[key], None, split) for key in sorted(lonely)]
                 self._problems += [BadFile(labels[key], "has no image file") for key in sorted(orphaned)]
             images = {key: path for key, path in images.items() if key in labels}
         mates = labels or {}

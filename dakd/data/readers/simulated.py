@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dakd.config import SimulationConfig
-from dakd.data.readers.base import Dataset, SampleFiles
+from dakd.data.readers.base import UNLABELLED, Dataset, SampleFiles
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.simulate import simulate
 
@@ -30,4 +30,5 @@ class SimulatedDataset(Dataset):
     def read(self, entry: SampleFiles) -> Sample:
         split, number = entry.key.split("-")
         index = int(number) + (_TEST_START if split == "test" else 0)
-        return replace(simulate(index, self._cfg, self._seed), key=entry.key)
+        sample = replace(simulate(index, self._cfg, self._seed), key=entry.key)
+        return replace(sample, label=None) if entry.split == UNLABELLED else sample
