@@ -36,9 +36,12 @@ def plan_of(*rows: dict, seeds=(0,), overrides=(), **changes) -> TablePlan:
     return make_plan(TableSpec.model_validate(tree), Path("/"), False, list(overrides))
 
 
-def write_scores(store: JobStore, plan: TablePlan, row: str, seed: int, counts: np.ndarray) -> None:
+def write_scores(
+    store: JobStore, plan: TablePlan, row: str, seed: int, counts: np.ndarray, dataset: str = "", repeat: int = 0
+) -> None:
     """Write the results of a cell's finished jobs; counts: (N, K, K) of the test images."""
-    cell = next(cell for cell in plan.cells if cell.row.name == row and cell.seed == seed)
+    place = (row, seed, dataset, repeat)
+    cell = next(cell for cell in plan.cells if (cell.row.name, cell.seed, cell.dataset, cell.repeat) == place)
     for job in cell.jobs["student"].chain():
         place = store.folder_of(job)
         place.mkdir(parents=True, exist_ok=True)

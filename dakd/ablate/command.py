@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Container, Sequence
+from functools import partial
 
 from dakd.ablate.figures import draw_figures
+from dakd.ablate.kept_results import keep_results, take_results
 from dakd.ablate.measures import measure_of
 from dakd.ablate.plan import TablePlan, make_plan
 from dakd.ablate.run import JobStore, Unfinished, work
@@ -47,11 +49,15 @@ def _run(args: argparse.Namespace) -> int:
     store, folder = JobStore(args.store), args.out or table_folder(file)
     refuse_other_tables(folder, file)
     unfinished = Unfinished()
+    if args.results is not None:
+        take_results(plan, store, args.results)
     if not args.status:
         refuse_launcher("ablate")
         show(f"ablate: {len(plan.cells)} cells, {len(plan.jobs)} jobs, {_num_done(plan, store)} of them done")
         place, count = array_task()
-        unfinished = work(plan, store, args.processes, first=place * len(plan.jobs) // count)
+        first, after_each = place * len(plan.jobs) // count, partial(_keep, plan, store, args)
+        unfinished = work(plan, store, args.processes, first, after_each)
+    _keep(plan, store, args)
     path = write_table(plan, store, folder, unfinished.failed, absent, file)
     show(path.read_text())
     if args.figures:
@@ -78,6 +84,8 @@ def narrowed(
     if rows:
         kept["rows"] = [nearest_row(table, name).model_dump() for name in rows]
         kept["reference"] = table.reference if table.reference in rows else None
+        kept["curve"] = table.curve if table.curve in rows else None
+        kept["contrasts"] = [one for one in kept["contrasts"] if {one["of"], *one["to"]} <= set(rows)]
     if reference is not None:
         kept["reference"] = nearest_row(table, reference).name
     if unknown := [name for name in data if name not in table.data]:
@@ -87,15 +95,26 @@ def narrowed(
             raise ValueError(f"dataset {name!r} is tested on {other!r}; name that one too: --data {other!r}")
     if data:
         kept["data"] = {name: kept["data"][name] for name in data}
+        kept["curve"] = kept["curve"] if len(data) > 1 else None
+        kept["contrasts"] = [_on_datasets(one, data) for one in kept["contrasts"]]
+        kept["contrasts"] = [one for one in kept["contrasts"] if one is not None]
     if seeds:
         kept["seeds"] = tuple(seeds)
     if measures:
         kept |= {"measures": tuple(measures), "small_measures": None}
         if reference is None and not any(measure_of(name).source == "student" for name in measures):
             kept["reference"] = None  # differences are between students' scores
+        if not any(measure_of(name).source == "student" for name in measures):
+            kept |= {"contrasts": (), "curve": None}
     for row in kept["rows"]:
         row["paper"] = _shown_of_paper(row["paper"], kept["data"], kept["measures"])
     return build_table(kept, "the chosen part of the table")
+
+
+def _on_datasets(contrast: dict, data: Sequence[str]) -> dict | None:
+    """A contrast on these datasets alone; None where it was on none of them."""
+    kept = tuple(name for name in contrast["data"] if name in data)
+    return contrast | {"data": kept} if kept or not contrast["data"] else None
 
 
 def _shown_of_paper(numbers: dict, datasets: Container[str], measures: Container[str]) -> dict:
@@ -131,5 +150,11 @@ def _data_names(table: TableSpec) -> str:
     return ", ".join(table.data) or "a single dataset, without a name"
 
 
+def _keep(plan: TablePlan, store: JobStore, args: argparse.Namespace) -> None:
+    if args.results is not None:
+        keep_results(plan, store, args.results)
+
+
 def _num_done(plan: TablePlan, store: JobStore) -> int:
-    return sum(store.is_done(job) for job in plan.jobs)
+    """The jobs that are done, and those that no result needs any more."""
+    return len(plan.jobs) - len(store.remaining(plan))

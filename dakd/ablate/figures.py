@@ -3,6 +3,7 @@
     noising.png       the mask and the image over t, with and without the balancing factor (paper, section on b)
     pairs.png         pairs of the table's generators, side by side
     predictions.png   the predictions of the table's students on test images, below the truth
+    curve.png         mIoU against the number of labelled images, for tables with a curve
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from dakd.ablate.curve import draw_curve
 from dakd.ablate.plan import Cell, Job, TablePlan
 from dakd.ablate.run import JobStore
 from dakd.data.balance import resolve_balance
@@ -43,6 +45,9 @@ def draw_figures(plan: TablePlan, store: JobStore, folder: Path) -> list[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"{name}.png")
             written.append(folder / f"{name}.png")
+    folder.mkdir(parents=True, exist_ok=True)
+    if draw_curve(plan, store, folder / "curve.png"):
+        written.append(folder / "curve.png")
     return written
 
 
@@ -135,7 +140,7 @@ def _predict(model: torch.nn.Module, sample: Sample, classes: ClassTable) -> np.
 
 
 def _first_cells(plan: TablePlan) -> list[Cell]:
-    return [cell for cell in plan.cells if cell.seed == plan.table.seeds[0]]
+    return [cell for cell in plan.cells if cell.seed == plan.table.seeds[0] and cell.repeat == 0]
 
 
 def _job_of(cell: Cell, kind: str) -> Job | None:

@@ -11,6 +11,7 @@ ordinary run. Settings that change only speed and logs are not hashed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 
 from dakd.ablate.spec import RowSpec, TableSpec, check_overrides, experiment, foreign_test
 from dakd.config import Config, TrainingSet
+from dakd.data.prepared import prepare_settings
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row on one dataset with one seed.  jobs: those whose results it shows, by the measures' source."""
+    """One row on one dataset with one seed, once or repeated.
+
+    jobs: those whose results it shows, by the measures' source.  repeat: from 0.
+    """
 
     row: RowSpec
     dataset: str
     seed: int
     jobs: dict[str, Job]
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,12 @@ def make_plan(table: TableSpec, folder: Path, small: bool = False, overrides: li
     cells = []
     for dataset in table.datasets:
         other = foreign_test(table, dataset, folder, small, overrides)
-        for row in table.rows:
-            for seed in table.seeds:
-                config = experiment(table, row, dataset, seed, folder, small, overrides)
-                cells.append(Cell(row, dataset, seed, _jobs_of(config, row.training_set, table, other)))
+        for row, seed, repeat in itertools.product(table.rows, table.seeds, range(table.repeats)):
+            config = experiment(table, row, dataset, seed, folder, small, overrides, repeat)
+            cells.append(Cell(row, dataset, seed, _jobs_of(config, row.training_set, table, other), repeat))
     ordered: dict[str, Job] = {}
-    # Seed by seed: a table that is stopped early has whole comparisons.
-    for cell in sorted(cells, key=lambda cell: table.seeds.index(cell.seed)):
+    # Repeat by repeat and seed by seed: a table that is stopped early has whole comparisons.
+    for cell in sorted(cells, key=lambda cell: (cell.repeat, table.seeds.index(cell.seed))):
         for last in cell.jobs.values():
             for job in last.chain():
                 ordered.setdefault(job.name, job)
@@ -98,7 +103,7 @@ def _jobs_of(config: Config, training_set: TrainingSet, table: TableSpec, other:
 
 
 def _prepare(config: Config) -> Job:
-    settings = {"prepare": _dump(config.prepare)}
+    settings = {"prepare": prepare_settings(config)}
     return _job("prepare", settings, config, [("prepare",)], {})
 
 

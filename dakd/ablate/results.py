@@ -11,7 +11,7 @@ import numpy as np
 
 from dakd.ablate.measures import TableMeasure, measure_of
 from dakd.ablate.plan import Cell, Job, TablePlan
-from dakd.ablate.run import JobStore
+from dakd.ablate.run import SECONDS, JobStore
 from dakd.ablate.spec import RowSpec
 from dakd.evaluate.earlier import is_of_earlier_training
 from dakd.evaluate.inputs import own_tables
@@ -44,7 +44,8 @@ class SeedValues:
 class Line:
     """One row on one dataset.
 
-    done, expected: seeds.  difference: its mIoU minus the reference row's.  seconds: of all its jobs.
+    done, expected: seeds, each as often as it is repeated.  difference: its mIoU minus the reference row's.
+    seconds: of all its jobs.
     """
 
     row: RowSpec
@@ -64,7 +65,7 @@ def collect(plan: TablePlan, store: JobStore) -> list[Line]:
         pairs = [(row, dataset) for dataset in table.datasets for row in table.rows]
     lines = []
     for row, dataset in pairs:
-        cells = [cell for cell in plan.cells if cell.row.name == row.name and cell.dataset == dataset]
+        cells = cells_of(plan, row.name, dataset)
         results = [read_results(cell, store) for cell in cells]
         entries = {}
         for name in table.measures:
@@ -74,11 +75,32 @@ def collect(plan: TablePlan, store: JobStore) -> list[Line]:
             intervals = [measure.read_interval(result.get(measure.source, {})) for result in results]
             interval = next((one for one in intervals if one is not None), None) if len(known) == 1 else None
             entries[name] = SeedValues(measure, known, table.paper_number(row, dataset, name), interval)
-        done = tuple(cell.seed for cell, result in zip(cells, results) if set(result) >= set(cell.jobs))
-        reference = [cell for cell in plan.cells if cell.row.name == table.reference and cell.dataset == dataset]
+        are_done = {(cell.seed, cell.repeat) for cell, result in zip(cells, results) if set(result) >= set(cell.jobs)}
+        wanted = [(seed, repeat) for seed in table.seeds for repeat in range(table.repeats)]
+        done = tuple(seed for seed, repeat in wanted if (seed, repeat) in are_done)
+        reference = [] if table.reference is None else cells_of(plan, table.reference, dataset)
         difference = None if row.name == table.reference else _difference(cells, reference, store)
-        lines.append(Line(row, dataset, entries, done, table.seeds, difference, _seconds(cells, store)))
+        expected = tuple(seed for seed, _ in wanted)
+        lines.append(Line(row, dataset, entries, done, expected, difference, _seconds(cells, store)))
     return lines
+
+
+def cells_of(plan: TablePlan, row: str, dataset: str) -> list[Cell]:
+    return [cell for cell in plan.cells if cell.row.name == row and cell.dataset == dataset]
+
+
+def counts_of(plan: TablePlan, store: JobStore, row: str, dataset: str) -> dict[int, np.ndarray]:
+    """By seed the counts (R, N, K, K) of the repeats that are done, on the same images in the same order."""
+    cells = cells_of(plan, row, dataset)
+    return {seed: np.stack([one for one, _ in pairs]) for seed, pairs in _pairs_by_seed(cells, cells, store).items()}
+
+
+def paired_counts(
+    plan: TablePlan, store: JobStore, rows: tuple[str, str], dataset: str
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """By seed the counts (R, N, K, K) of two rows, of the repeats that are done in both."""
+    both = _pairs_by_seed(*(cells_of(plan, row, dataset) for row in rows), store)
+    return {seed: tuple(np.stack(one) for one in zip(*pairs)) for seed, pairs in both.items()}
 
 
 def read_results(cell: Cell, store: JobStore) -> dict[str, dict]:
@@ -86,7 +108,7 @@ def read_results(cell: Cell, store: JobStore) -> dict[str, dict]:
     results = {}
     for source, job in cell.jobs.items():
         if store.is_done(job):
-            path = _result_file(source, cell, store)
+            path = result_file(source, cell, store)
             results[source] = read_json(path, _remedy(store, job))
             if results[source] is None:
                 raise ValueError(f"{path} does not exist, though its job is done; {_remedy(store, job)}")
@@ -104,7 +126,8 @@ def earlier_jobs(plan: TablePlan, store: JobStore) -> list[str]:
     return [str(folder) for folder, is_earlier in found.items() if is_earlier]
 
 
-def _result_file(source: str, cell: Cell, store: JobStore) -> Path:
+def result_file(source: str, cell: Cell, store: JobStore) -> Path:
+    """The file that a cell's measures of this source are read from."""
     job = cell.jobs[source]
     folder = store.folder_of(job)
     if source == "student":
@@ -114,17 +137,28 @@ def _result_file(source: str, cell: Cell, store: JobStore) -> Path:
 
 def _difference(cells: Sequence[Cell], reference: Sequence[Cell], store: JobStore) -> Difference | None:
     """The difference of mIoU, image by image and seed by seed; None where the two have no seed or other images."""
-    by_seed = {cell.seed: cell for cell in reference}
-    both = []
-    for cell in cells:
-        other = by_seed.get(cell.seed)
-        counted = [None if one is None else _image_counts(one, store) for one in (cell, other)]
-        if None not in counted and _have_same_images(*counted):
-            both.append([counts for counts, _ in counted])
+    both = [pair for pairs in _pairs_by_seed(cells, reference, store).values() for pair in pairs]
     if not both:
         return None
     ours, theirs = (np.stack([pair[place] for pair in both]) for place in (0, 1))
     return paired_bootstrap(ours, theirs)
+
+
+def _pairs_by_seed(
+    cells: Sequence[Cell], reference: Sequence[Cell], store: JobStore
+) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
+    """By seed the counts (N, K, K) of cells and of their references with the same seed and repeat, on equal images.
+
+    Seeds and repeats of which one of the two is not done are left out.
+    """
+    others = {(cell.seed, cell.repeat): cell for cell in reference}
+    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for cell in cells:
+        other = others.get((cell.seed, cell.repeat))
+        counted = [None if one is None else _image_counts(one, store) for one in (cell, other)]
+        if None not in counted and _have_same_images(*counted):
+            found.setdefault(cell.seed, []).append((counted[0][0], counted[1][0]))
+    return found
 
 
 def _have_same_images(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
@@ -136,7 +170,7 @@ def _have_same_images(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarra
 def _image_counts(cell: Cell, store: JobStore) -> tuple[np.ndarray, np.ndarray] | None:
     """(N, K, K) counts of the test images and their (N,) keys; None before the job is done."""
     job = cell.jobs.get("student")
-    path = _result_file("student", cell, store).with_suffix(".images.npz") if job is not None else None
+    path = result_file("student", cell, store).with_suffix(".images.npz") if job is not None else None
     if path is None or not store.is_done(job):
         return None
     if not path.is_file():
@@ -155,6 +189,14 @@ def _remedy(store: JobStore, job: Job) -> str:
 
 def _seconds(cells: Sequence[Cell], store: JobStore) -> float:
     """The time of all jobs of a line, including those that other lines share."""
-    jobs: dict[str, Job] = {job.name: job for cell in cells for last in cell.jobs.values() for job in last.chain()}
-    records = [store.record(job) for job in jobs.values()]
-    return sum(record["seconds"] for record in records if record is not None)
+    spent: dict[str, float] = {}
+    for last in (job for cell in cells for job in cell.jobs.values()):
+        spent |= seconds_of_chain(last, store)
+    return sum(spent.values())
+
+
+def seconds_of_chain(last: Job, store: JobStore) -> dict[str, float]:
+    """By name the seconds of a job and those that it builds on, as far as they are known."""
+    records = {job.name: store.record(job) for job in last.chain()}
+    elsewhere = read_json(store.folder_of(last) / SECONDS) or {}
+    return elsewhere | {name: record["seconds"] for name, record in records.items() if record is not None}

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,8 @@ from dakd.shipped import code_version
 from dakd.train.jointnet import train_jointnet
 from dakd.train.saross import train_saross
 
-_DONE = "job.json"
+RECORD = "job.json"  # written last: the job is done
+SECONDS = "seconds.json"  # by name those of the jobs that a result from elsewhere was built on, see `kept_results`
 _SPENT = "spent.json"  # seconds that all calls have spent on the job, including those that were stopped
 _POLL_S = 2.0
 
@@ -62,7 +63,7 @@ class JobStore:
 
     def record(self, job: Job) -> dict | None:
         """The commit, device and seconds of a job that is done; None before. ValueError where it is another job's."""
-        path = self.folder_of(job) / _DONE
+        path = self.folder_of(job) / RECORD
         how = f"remove {path.parent}, and the job is done again"
         found = read_json(path, how)
         if found is not None and (name := found.get("job", job.name)) != job.name:
@@ -70,25 +71,52 @@ class JobStore:
         return found
 
     def is_done(self, job: Job) -> bool:
-        return (self.folder_of(job) / _DONE).is_file()
+        return (self.folder_of(job) / RECORD).is_file()
+
+    def remaining(self, plan: TablePlan) -> list[Job]:
+        """The jobs that results of the table still need, in the plan's order.
+
+        What only finished jobs build on is not among them: a store may lack it where their results came from elsewhere.
+        """
+        needed: set[str] = set()
+
+        def visit(job: Job) -> None:
+            if job.name not in needed and not self.is_done(job):
+                needed.add(job.name)
+                for other in job.links.values():
+                    visit(other)
+
+        for cell in plan.cells:
+            for job in cell.jobs.values():
+                visit(job)
+        return [job for job in plan.jobs if job.name in needed]
 
 
-def work(plan: TablePlan, store: JobStore, processes: int | None = None, first: int = 0) -> Unfinished:
+def work(
+    plan: TablePlan,
+    store: JobStore,
+    processes: int | None = None,
+    first: int = 0,
+    after_each: Callable[[], object] = lambda: None,
+) -> Unfinished:
     """Do the remaining jobs of the plan, and wait for those that other workers are doing.
 
     processes: ranks of each training and generation; None: one per GPU, or 1; 0: in this process, which spares small
     experiments the start of many others.
-    first: the job that this worker looks at first, so that several workers start apart.
+    first: the job that this worker looks at first, so that several workers start apart.  after_each: called after each
+    job that this worker has done.
     Raises Preempted where a training was asked to stop, and Stopped where another step was ended by a signal to this
     process: after a stop request a worker begins no other job.
     """
     unfinished, reported = Unfinished(), None
-    waiting = [*plan.jobs[first:], *plan.jobs[:first]]
+    needed = {job.name for job in store.remaining(plan)}
+    waiting = [job for job in (*plan.jobs[first:], *plan.jobs[:first]) if job.name in needed]
     with _signals_as_preempted():
         while waiting := [job for job in waiting if not _is_settled(job, store, unfinished)]:
             ready = [job for job in waiting if all(store.is_done(one) for one in job.links.values())]
             # Only the first one that can be done: it may make jobs ready that stand before the others.
             if any(_visit(job, store, processes, unfinished) for job in ready):
+                after_each()
                 continue
             names = ", ".join(job.name for job in ready)
             if ready and names != reported:
@@ -163,7 +191,7 @@ def _do(job: Job, store: JobStore, processes: int | None, locks: Sequence[int]) 
     facts = {"job": job.name, "digest": job.digest, "commit": code_version(), "device": device}
     facts["seconds"] = _spent(folder)
     # Last, because this file says that all results are there.
-    write_json(folder / _DONE, facts)
+    write_json(folder / RECORD, facts)
     say(f"ablate: {job.name} done in {format_duration(facts['seconds'])}")
 
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dakd.ablate.measures import Source, measure_of
 from dakd.config import (
@@ -27,6 +27,8 @@ from dakd.config import (
 )
 from dakd.runtime.kept_config import open_config
 from dakd.shipped import find_file, not_found
+
+SEEDS_OF_A_REPEAT = 1000  # repeat r of seed s has the random numbers of seed s + 1000 r
 
 Number = float | int
 # By measure; or by dataset and measure, where a table has several datasets.
@@ -44,6 +46,7 @@ class DataSpec(Section):
     set: Settings
     small: Settings
     test_on: str | None = None  # the dataset of the table whose test split is taken, for cross-domain rows
+    labels: Positive | None = None  # labelled images, its place on the curve
 
 
 class RowSpec(Section):
@@ -63,21 +66,49 @@ class RowSpec(Section):
     paper: PaperNumbers
 
 
+class Contrast(Section):
+    """A comparison that is named before the runs: over all seeds and their repeats, with Holm's p over all of them.
+
+    of: a row.  to: the row that it is compared with, or several, of which the one with the best mean counts.
+    data: the datasets that it is made on; empty for all.
+    """
+
+    of: str
+    to: Annotated[tuple[str, ...], Field(min_length=1)]
+    data: tuple[str, ...] = ()
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def title(self) -> str:
+        better = f"the better of {' and '.join(self.to)}" if len(self.to) > 1 else self.to[0]
+        return f"{self.of} minus {better}"
+
+
 class TableSpec(Section):
     """A whole table.
 
     reference: the row that differences are taken to, image by image.  set, small: settings of all rows.
-    note: text below the table.  group_by: whether the lines of a row or of a dataset stand together.
+    repeats: trainings of each seed, whose random numbers differ in all but the choice of labelled images.
+    contrasts: comparisons over seeds and repeats.  curve: the row whose curve over `DataSpec.labels` says how many
+    labels the others save.  note: text below the table.  group_by: whether the lines of a row or of a dataset stand
+    together.
     """
 
     title: str
     base: str | None = None
     data: Annotated[dict[str, DataSpec], Field(default_factory=dict)]
     seeds: tuple[int, ...] = (0,)
+    repeats: Positive = 1
     runs: Positive = 300  # passes that a cost is the mean of (paper, 7.3)
     measures: Annotated[tuple[str, ...], Field(min_length=1)]
     small_measures: tuple[str, ...] | None = None  # in their place with --small
     reference: str | None = None
+    contrasts: tuple[Contrast, ...] = ()
+    curve: str | None = None
     set: Settings
     small: Settings
     rows: tuple[RowSpec, ...] = Field(min_length=1)
@@ -96,6 +127,11 @@ class TableSpec(Section):
             raise ValueError(f"reference {self.reference!r} is not a row; choose one of {', '.join(names)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds are {list(self.seeds)}; expected different whole numbers of at least 0")
+        if self.repeats > 1 and max(self.seeds) >= SEEDS_OF_A_REPEAT:
+            raise ValueError(
+                f"seeds are {list(self.seeds)} with {self.repeats} repeats; expected seeds below {SEEDS_OF_A_REPEAT}, "
+                "from which those of the repeats are counted"
+            )
         for measures in (self.measures, self.small_measures or ()):
             if twice := {name for name in measures if measures.count(name) > 1}:
                 raise ValueError(f"measures name {', '.join(sorted(twice))} twice; name each once")
@@ -105,12 +141,30 @@ class TableSpec(Section):
             if one.test_on is not None and one.test_on not in self.data:
                 names = ", ".join(self.data)
                 raise ValueError(f"data {name!r} is tested on {one.test_on!r}; expected one of the datasets {names}")
+        self._check_contrasts(names)
         heads = {tuple(row.head) for row in self.rows}
         if len(heads) > 1:
             raise ValueError(f"rows have different heads, {' and '.join(map(str, sorted(heads)))}; give all the same")
         for row in self.rows:
             self._check_paper(row)
         return self
+
+    def _check_contrasts(self, names: list[str]) -> None:
+        used = [(f"contrast {one.title!r}", name) for one in self.contrasts for name in (one.of, *one.to)]
+        used += [("curve", self.curve)] if self.curve is not None else []
+        for where, name in used:
+            if name not in names:
+                raise ValueError(f"{where} names {name!r}, which is no row; choose one of {', '.join(names)}")
+        for one in self.contrasts:
+            if unknown := [name for name in one.data if name not in self.data]:
+                shown = ", ".join(self.data) or "(none: the table has a base)"
+                raise ValueError(f"contrast {one.title!r} is on {', '.join(unknown)}; expected datasets of {shown}")
+        places = [spec.labels for spec in self.data.values()]
+        if self.curve is not None and (None in places or len(set(places)) < max(2, len(places))):
+            raise ValueError(f"the curve {self.curve!r} is over {places} labels; give two datasets or more their own")
+        if (self.curve is not None or self.contrasts) and "student" not in self.sources:
+            shown = ", ".join(self.measures)
+            raise ValueError(f"contrasts and curves are of mIoU, and the measures are {shown}; name one of students")
 
     def _check_paper(self, row: RowSpec) -> None:
         for key, value in row.paper.items():
@@ -173,24 +227,33 @@ def build_table(tree: Any, source: str, written: Written = lambda _: None) -> Ta
 
 
 def experiment(
-    table: TableSpec, row: RowSpec, dataset: str, seed: int, folder: Path, small: bool, overrides: list[str]
+    table: TableSpec,
+    row: RowSpec,
+    dataset: str,
+    seed: int,
+    folder: Path,
+    small: bool,
+    overrides: list[str],
+    repeat: int = 0,
 ) -> Config:
     """The configuration of one cell.
 
-    folder: of the table's file.  overrides: `section.key=value`, over all settings of the table.
+    folder: of the table's file.  overrides: `section.key=value`, over all settings of the table.  repeat: from 0; those
+    of a seed share its choice of labelled images.
     Raises ValueError for settings that no experiment has, or that would leave the table without scores.
     """
     spec = table.datasets[dataset]
     lines = _settings(table, spec, row, small)
     # Both: a base with a generate.seed of its own would give every seed the same noise.
-    settings = [*lines, *overrides, f"seed={seed}", f"generate.seed={seed}"]
+    own_seed = seed + SEEDS_OF_A_REPEAT * repeat
+    settings = [*lines, *overrides, f"seed={own_seed}", f"generate.seed={own_seed}"]
     config = open_config(folder / spec.base, settings, only_shown=True)
     if config.evaluate.folder is not None or config.evaluate.student is not None:
         raise ValueError(
             "evaluate.folder and evaluate.student leave a table without scores: it shows each student on its test "
             "split; to evaluate another folder, run dakd evaluate --config STORE/scores-.../experiment.yaml"
         )
-    return _with_one_set_of_scenes(config)
+    return _with_choice_of_labels(_with_one_set_of_scenes(config), seed)
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -219,6 +282,12 @@ def _with_one_set_of_scenes(config: Config) -> Config:
         return config
     simulation = config.prepare.simulation.model_copy(update={"seed": 0})
     return config.model_copy(update={"prepare": config.prepare.model_copy(update={"simulation": simulation})})
+
+
+def _with_choice_of_labels(config: Config, seed: int) -> Config:
+    if config.prepare.num_labelled is None or config.prepare.subset_seed is not None:
+        return config
+    return config.model_copy(update={"prepare": config.prepare.model_copy(update={"subset_seed": seed})})
 
 
 def _settings(table: TableSpec, spec: DataSpec, row: RowSpec | None, small: bool) -> list[tuple[str, Any]]:

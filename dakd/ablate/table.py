@@ -9,9 +9,14 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from dakd.ablate.contrasts import HEADER as CONTRAST_HEADER
+from dakd.ablate.contrasts import contrast_results, contrast_rows
+from dakd.ablate.curve import HEADER as SAVING_HEADER
+from dakd.ablate.curve import saving_rows, savings
 from dakd.ablate.measures import TableMeasure, measure_of
 from dakd.ablate.plan import TablePlan
 from dakd.ablate.results import Line, SeedValues, collect, earlier_jobs, read_results
@@ -93,9 +98,11 @@ def write_table(
 
 def _selection(plan: TablePlan) -> str:
     """A sha256 of what the numbers of a table come from."""
-    cells = [[cell.dataset, cell.row.name, cell.seed, {key: job.name for key, job in cell.jobs.items()}]
+    cells = [[cell.dataset, cell.row.name, cell.seed, cell.repeat, {key: job.name for key, job in cell.jobs.items()}]
              for cell in plan.cells]  # fmt: skip
     chosen = [cells, list(plan.table.measures), plan.table.reference]
+    if plan.table.contrasts or plan.table.curve:
+        chosen += [[one.title for one in plan.table.contrasts], plan.table.curve]
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
@@ -116,14 +123,11 @@ def markdown(
             "brackets the 95 % interval of a paired bootstrap over the images, means over the seeds: what other "
             "test images would change. It leaves out what other seeds would change."
         )
+    parts += _contrast_parts(plan, store) + _saving_parts(plan, store)
     if plan.table.note:
         parts.append(plan.table.note.strip())
     parts.append("\n".join(f"- {line}" for line in facts(plan, lines, store)))
-    missing = [
-        f"- {_title(line)}: seed {', '.join(str(seed) for seed in line.expected if seed not in line.done)}"
-        for line in lines
-        if line.done != line.expected
-    ]
+    missing = [f"- {_title(line)}: seed {_missing_seeds(line)}" for line in lines if line.done != line.expected]
     if missing:
         parts.append("Missing (the same command resumes the work):\n\n" + "\n".join(missing))
     if earlier:
@@ -133,6 +137,34 @@ def markdown(
     if failed:
         parts.append("Failed:\n\n" + "\n".join(f"- {name}: {why}" for name, why in failed.items()))
     return "\n\n".join(parts) + "\n"
+
+
+def _contrast_parts(plan: TablePlan, store: JobStore) -> list[str]:
+    rows = contrast_rows(contrast_results(plan, store))
+    if not rows:
+        return []
+    explained = (
+        "Contrasts, points of mIoU: each seed's difference is a mean over its repeats. The interval by t is over the "
+        "seeds, with the images fixed; the other one draws seeds and images. p is that of t, Holm's p holds for all "
+        "contrasts at once."
+    )
+    return [_markdown_table(CONTRAST_HEADER, rows), explained]
+
+
+def _saving_parts(plan: TablePlan, store: JobStore) -> list[str]:
+    rows = saving_rows(savings(plan, store))
+    if not rows:
+        return []
+    explained = (
+        f"Labels for that score: the number with which \"{plan.table.curve}\" reaches it, on its curve over the "
+        "logarithm of the labels; the interval draws seeds and images."
+    )
+    return [_markdown_table(SAVING_HEADER, rows), explained]
+
+
+def _missing_seeds(line: Line) -> str:
+    """Each as often as it has repeats that are not done."""
+    return ", ".join(map(str, sorted((Counter(line.expected) - Counter(line.done)).elements())))
 
 
 def grid(plan: TablePlan, lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
@@ -159,7 +191,7 @@ def facts(plan: TablePlan, lines: Sequence[Line], store: JobStore) -> list[str]:
     """Lines with the facts that a reader needs to judge the numbers: seeds, budget, commits, devices."""
     records = [record for record in (store.record(job) for job in plan.jobs) if record is not None]
     configs = {job.config.name: job.config for job in plan.jobs}
-    said = [_about_seeds(plan.table.seeds)]
+    said = [_about_seeds(plan.table.seeds, plan.table.repeats)]
     for config in configs.values():
         said.append(f"{config.name}: {budget(config, plan.table.sources)}")
     if "cost" in plan.table.sources:
@@ -181,8 +213,13 @@ def facts(plan: TablePlan, lines: Sequence[Line], store: JobStore) -> list[str]:
     return said
 
 
-def _about_seeds(seeds: Sequence[int]) -> str:
+def _about_seeds(seeds: Sequence[int], repeats: int) -> str:
     named = ", ".join(str(seed) for seed in seeds)
+    if repeats > 1:
+        return (
+            f"seeds {named}, {repeats} trainings each, of which all random numbers but the choice of labelled images "
+            f"differ; ± is the standard deviation (n - 1) over these {len(seeds) * repeats} trainings"
+        )
     if len(seeds) == 1:
         return f"seed {named}: one training a row, so that no number here shows what other seeds would change"
     return (
@@ -282,7 +319,7 @@ def _seeds_csv(plan: TablePlan, store: JobStore) -> str:
     """Every number unrounded: one line a cell and measure."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["data", "method", "seed", "measure", "value", "low", "high", "job", "commit"])
+    writer.writerow(["data", "method", "seed", "repeat", "measure", "value", "low", "high", "job", "commit"])
     for cell in plan.cells:
         results = read_results(cell, store)
         for name in plan.table.measures:
@@ -292,7 +329,8 @@ def _seeds_csv(plan: TablePlan, store: JobStore) -> str:
                 job = cell.jobs[measure.source]
                 commit = store.record(job)["commit"]
                 interval = measure.read_interval(results.get(measure.source, {})) or (None, None)
-                writer.writerow([cell.dataset, cell.row.name, cell.seed, name, value, *interval, job.name, commit])
+                place = [cell.dataset, cell.row.name, cell.seed, cell.repeat]
+                writer.writerow([*place, name, value, *interval, job.name, commit])
     return stream.getvalue()
 
 

@@ -27,6 +27,7 @@ def _init(args: argparse.Namespace) -> None:
         polarity=args.polarity,
         mask_threshold=args.mask_threshold,
         mask_values=args.mask_values,
+        on_missing_mask=args.on_missing_mask,
         preset=args.preset,
         out=args.out,
         overwrite=args.overwrite,
@@ -48,6 +49,9 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
                         help="for sos: the grey from which a pixel of a mask is white (default: 128)")
     parser.add_argument("--mask-values", choices=("auto", "ids", "colours", "palette", "binary"), default="auto",
                         help="meaning of the masks' values (default: auto; see: dakd config explain prepare)")
+    parser.add_argument("--on-missing-mask", choices=("stop", "image_only"), default="stop",
+                        help="training images without a mask: an error, or images for the teacher's stage 1 (default: "
+                        "stop)")
     parser.add_argument("--preset", choices=("small", "paper"), default="small",
                         help="small nets for a CPU or a first look, or the paper's nets for GPUs (default: small)")
     parser.add_argument("--out", metavar="FILE", type=local_path, help="the YAML file to write (default: NAME.yaml)")
@@ -187,6 +191,8 @@ def _ablate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", type=local_path, default=Path("runs/ablate/store"), help="jobs' folder, shared by tables"
     )
+    parser.add_argument("--results", type=local_path, metavar="DIR",
+                        help="folder that keeps the scores of finished jobs, small zips from which any store goes on")
     parser.add_argument(
         "--processes", type=int, help="ranks of each training (default: GPUs, or 1); 0: all in this process"
     )

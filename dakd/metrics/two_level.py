@@ -6,7 +6,7 @@ S - 1 draws is the unbiased one of a mean of S (Rao and Wu 1988). Both students 
 meet the same images. Repeats within a seed are not drawn: their mean varies between seeds already.
 
 The interval by t looks at the seeds alone, with the images fixed: mean +- t s / sqrt(S). With few seeds percentiles are
-too narrow, and t is the one to believe; `p` is its own. Comparisons that are made at once share one error rate (`holm`).
+too narrow, and t is the one to believe; `p` is its own. Comparisons made at once share one error rate: see `holm`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def _check(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:
         raise ValueError(f"{found}; expected (repeats, images, K, K) of the same images")
     true_pixels = np.concatenate([*ours, *theirs]).sum(axis=3)
     if (true_pixels != true_pixels[0]).any():
-        raise ValueError("the students were counted on other images, or in another order; compare by their keys")
+        raise ValueError(
+            f"students of {len(ours)} seeds were counted on other images, or in another order; compare by their keys"
+        )
 
 
 def _gap(one: np.ndarray, other: np.ndarray, times: np.ndarray | None, score: str) -> np.ndarray | float:

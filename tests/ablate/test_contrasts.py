@@ -1,0 +1,220 @@
+"""Repeats, contrasts over seeds, the labels curve, and results that outlive their store."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ablate_worlds import TABLE, TOY, write_scores
+from scipy import stats
+
+from dakd.ablate.command import narrowed
+from dakd.ablate.contrasts import contrast_results, mean_miou
+from dakd.ablate.curve import draw_curve, equal_at, saving_rows, savings
+from dakd.ablate.kept_results import keep_results, take_results
+from dakd.ablate.plan import TablePlan, make_plan
+from dakd.ablate.run import JobStore, work
+from dakd.ablate.spec import TableSpec
+from dakd.ablate.table import write_table
+
+DATA = {"10": {"base": str(TOY), "labels": 10, "set": {"prepare.num_labelled": 4}},
+        "40": {"base": str(TOY), "labels": 40, "set": {"prepare.num_labelled": 8}}}  # fmt: skip
+ROWS = [
+    {"name": "real"},
+    {"name": "stopped", "set": {"train_saross.steps": 7}},
+    {"name": "soft", "set": {"balance.b": 0.5}, "training_set": "real+synthetic"},
+]
+CONTRASTS = [{"of": "soft", "to": "real"}, {"of": "soft", "to": ["real", "stopped"], "data": ["10"]}]
+CURVES = {"data": DATA, "rows": ROWS, "seeds": [0, 1, 2, 3, 4], "repeats": 2, "measures": ["miou"], "curve": "real",
+          "contrasts": CONTRASTS}  # fmt: skip
+# The share of right pixels by row and number of labels; soft with 10 labels is as good as real with 20.
+SHARES = {"real": {"10": 0.70, "40": 0.80}, "stopped": {"10": 0.72, "40": 0.79}, "soft": {"10": 0.75, "40": 0.82}}
+
+
+def table(**changes) -> TableSpec:
+    return TableSpec.model_validate({"title": "Labels"} | CURVES | changes)
+
+
+def plan_of(**changes) -> TablePlan:
+    return make_plan(table(**changes), Path("/"))
+
+
+def counts_of(share: float, rng: np.random.Generator, num_images: int = 40) -> np.ndarray:
+    counts = np.zeros((num_images, 2, 2), np.int64)
+    for true in (0, 1):
+        counts[:, true, true] = rng.binomial(400, share, num_images)
+        counts[:, true, 1 - true] = 400 - counts[:, true, true]
+    return counts
+
+
+def filled(store: JobStore, plan: TablePlan, seeds=(0, 1, 2, 3, 4), shift: float = 0.01) -> dict:
+    """Results of all cells of these seeds, whose scores differ by seed and repeat; the counts by cell."""
+    written = {}
+    for cell in plan.cells:
+        if cell.seed in seeds:
+            rng = np.random.default_rng([cell.seed, cell.repeat, len(cell.row.name), int(cell.dataset)])
+            share = SHARES[cell.row.name][cell.dataset] + shift * rng.normal()
+            key = cell.row.name, cell.seed, cell.dataset, cell.repeat
+            written[key] = counts_of(share, rng)
+            write_scores(store, plan, cell.row.name, cell.seed, written[key], cell.dataset, cell.repeat)
+    return written
+
+
+# --- repeats ----------------------------------------------------------------------------------------------------------
+
+
+def test_repeats_share_the_choice_of_labels_and_nothing_else():
+    plan = plan_of(seeds=[3, 4], rows=ROWS[2:], curve=None, contrasts=[])
+    of_one = [cell for cell in plan.cells if cell.dataset == "10"]
+    assert [(cell.seed, cell.repeat) for cell in of_one] == [(3, 0), (3, 1), (4, 0), (4, 1)]
+    configs = [cell.jobs["student"].config for cell in of_one]
+    assert [one.seed for one in configs] == [3, 1003, 4, 1004] == [one.generate_seed for one in configs]
+    assert [one.prepare.subset_seed for one in configs] == [3, 3, 4, 4]
+    jobs = {kind: {job.name for job in plan.jobs if job.kind == kind} for kind in ("prepare", "teacher", "student")}
+    assert [len(jobs[kind]) for kind in ("prepare", "teacher", "student")] == [4, 8, 8]
+
+
+def test_a_table_without_few_labels_is_as_it_was():
+    plan = make_plan(TableSpec.model_validate(TABLE), Path("/"))
+    assert all(cell.repeat == 0 and cell.jobs["student"].config.prepare.subset_seed is None for cell in plan.cells)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seeds": [1000]}, "expected seeds below 1000"),
+        ({"contrasts": [{"of": "sofd", "to": "real"}]}, "names 'sofd', which is no row"),
+        ({"contrasts": [{"of": "soft", "to": "real", "data": ["7"]}]}, "is on 7; expected datasets of 10, 40"),
+        ({"curve": "rael"}, "names 'rael', which is no row"),
+        ({"data": {"10": DATA["10"]}}, "give two datasets or more their own"),
+        ({"data": DATA | {"x": {"base": str(TOY)}}}, "give two datasets or more their own"),
+        ({"measures": ["looks"]}, "contrasts and curves are of mIoU"),
+    ],
+)
+def test_comparisons_that_cannot_be_made_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        table(**changes)
+
+
+def test_a_part_of_the_table_keeps_the_comparisons_that_are_left():
+    assert [one.title for one in narrowed(table(), rows=["real", "soft"]).contrasts] == ["soft minus real"]
+    one = narrowed(table(), data=["40"])
+    assert [contrast.title for contrast in one.contrasts] == ["soft minus real"] and one.curve is None
+    assert narrowed(table(), rows=["soft"]).curve is None
+    pairs = narrowed(table(), measures=["looks"])
+    assert pairs.curve is None and pairs.contrasts == ()
+
+
+# --- contrasts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_contrast_is_the_mean_over_seeds_of_means_over_repeats_with_holms_p(tmp_path):
+    plan, store = plan_of(), JobStore(tmp_path)
+    written = filled(store, plan)
+
+    def score(row: str, seed: int, data: str) -> float:
+        return mean_miou(np.stack([written[row, seed, data, repeat] for repeat in (0, 1)]))
+
+    found = contrast_results(plan, store)
+    assert [(one.dataset, one.to) for one in found] == [("10", "real"), ("40", "real"), ("10", "stopped")]
+    for one in found:
+        gaps = [score("soft", seed, one.dataset) - score(one.to, seed, one.dataset) for seed in range(5)]
+        assert one.difference.by_seed == pytest.approx(gaps, abs=1e-12)
+        assert one.difference.p == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue, rel=1e-8)
+    ordered = sorted(found, key=lambda one: one.difference.p)
+    assert ordered[0].holm_p == pytest.approx(min(1, 3 * ordered[0].difference.p))
+    assert ordered[1].holm_p == pytest.approx(max(ordered[0].holm_p, min(1, 2 * ordered[1].difference.p)))
+
+
+def test_seeds_and_repeats_that_one_row_lacks_are_left_out(tmp_path):
+    plan, store = plan_of(), JobStore(tmp_path)
+    filled(store, plan, seeds=(0, 1, 2))
+    cell = next(cell for cell in plan.cells if (cell.row.name, cell.seed, cell.dataset) == ("soft", 1, "10"))
+    shutil.rmtree(store.folder_of(cell.jobs["student"]))
+    found = contrast_results(plan, store)[0]
+    assert found.seeds == (0, 1, 2) and found.difference.num_repeats == 2
+    text = write_table(plan, store, tmp_path / "table").read_text()
+    assert "soft minus the better of real and stopped (here: stopped)" in text
+    assert "- 10, soft: seed 1, 3, 3, 4, 4" in text and "2 trainings each" in text
+
+
+# --- the curve --------------------------------------------------------------------------------------------------------
+
+
+def test_labels_for_a_score_lie_on_the_line_over_their_logarithm():
+    places, scores = np.array([10.0, 40.0, 160.0]), np.array([0.6, 0.7, 0.75])
+    assert equal_at(0.65, places, scores) == pytest.approx(20.0)
+    assert equal_at(0.7, places, scores) == pytest.approx(40.0)
+    assert equal_at(0.5, places, scores) == 10.0 and equal_at(0.76, places, scores) is None
+    # A dip is passed over, whatever the order of the places.
+    assert equal_at(0.65, places[::-1], np.array([0.75, 0.55, 0.6])) == pytest.approx(40 * 4 ** (1 / 3))
+
+
+def test_the_labels_that_a_row_saves_have_an_interval_over_seeds_and_images(tmp_path):
+    plan, store = plan_of(), JobStore(tmp_path)
+    written = filled(store, plan, shift=0.003)
+    soft = next(one for one in savings(plan, store) if (one.row, one.labels) == ("soft", 10))
+
+    def mean(row: str, data: str) -> float:
+        return float(np.mean([mean_miou(np.stack([written[row, seed, data, r] for r in (0, 1)])) for seed in range(5)]))
+
+    share = (mean("soft", "10") - mean("real", "10")) / (mean("real", "40") - mean("real", "10"))
+    assert soft.equal_at == pytest.approx(10 * 4**share) and 15 < soft.equal_at < 25
+    assert 10 < soft.low < soft.equal_at < soft.high < 40
+    rows = saving_rows(savings(plan, store))
+    assert [rows[-1][0], rows[-1][1], rows[-1][3]] == ["40", "soft", "beyond"]
+    assert draw_curve(plan, store, tmp_path / "curve.png") and (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_nothing_is_drawn_or_saved_before_two_numbers_of_labels_are_done(tmp_path):
+    plan, store = plan_of(), JobStore(tmp_path)
+    assert savings(plan, store) == [] and not draw_curve(plan, store, tmp_path / "curve.png")
+    assert contrast_results(plan, store) == []
+
+
+# --- results that outlive their store ---------------------------------------------------------------------------------
+
+
+def test_kept_results_make_the_same_table_in_an_empty_store_and_leave_nothing_to_do(tmp_path):
+    plan, store = plan_of(), JobStore(tmp_path / "store")
+    filled(store, plan)
+    kept = tmp_path / "kept"
+    assert keep_results(plan, store, kept) == 60 == len(list(kept.glob("*.zip")))
+    assert keep_results(plan, store, kept) == 0
+    assert max(path.stat().st_size for path in kept.iterdir()) < 4096
+    other = JobStore(tmp_path / "other")
+    assert take_results(plan, other, kept) == 60 and other.remaining(plan) == []
+    tables = [write_table(plan, one, tmp_path / f"table{i}") for i, one in enumerate((store, other))]
+    of_results = [path.read_text().partition("jobs are done")[0].rpartition("\n")[0] for path in tables]
+    assert of_results[0] == of_results[1] and "soft minus real" in of_results[0]
+    done: list[str] = []
+    work(plan, other, 0, after_each=lambda: done.append("a job"))
+    assert done == []  # neither teachers nor students are trained for results that are there
+
+
+def test_what_is_missing_is_still_to_do_with_all_that_it_builds_on(tmp_path):
+    plan, store = plan_of(), JobStore(tmp_path / "store")
+    filled(store, plan)
+    keep_results(plan, store, tmp_path / "kept")
+    cell = next(cell for cell in plan.cells if cell.row.name == "soft")
+    (tmp_path / "kept" / f"{cell.jobs['student'].name}.zip").unlink()
+    other = JobStore(tmp_path / "other")
+    take_results(plan, other, tmp_path / "kept")
+    assert {job.name for job in other.remaining(plan)} == {job.name for job in cell.jobs["student"].chain()}
+
+
+def test_a_damaged_zip_and_that_of_another_job_are_refused(tmp_path):
+    plan, store = plan_of(), JobStore(tmp_path / "store")
+    filled(store, plan, seeds=(0,))
+    kept = tmp_path / "kept"
+    keep_results(plan, store, kept)
+    first, second = sorted(kept.iterdir())[:2]
+    whole = first.read_bytes()
+    first.write_bytes(whole[:200])
+    with pytest.raises(ValueError, match=r"is damaged .*remove it, and the job is done again"):
+        take_results(plan, JobStore(tmp_path / "one"), kept)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match="is the record of"):
+        take_results(plan, JobStore(tmp_path / "two"), kept)
