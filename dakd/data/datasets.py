@@ -5,6 +5,7 @@ So a run resumes from one integer, and every world size that divides the global 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -92,6 +93,7 @@ class StudentDataset:
     argmax is its label and it has no soft one.
 
     crop_size: (h, w) in pixels; a mosaic's tiles are h/2 by w/2.  num_synthetic: only the first N pairs; None: all.
+    held_out: places of real samples that are never seen (see `held_out.py`).
     window, on_bad_record: see `ordered_records.OrderedRecords`. The tiles of a mosaic follow one another in the order
     of the synthetic records: they come from the shards of one window, or of two where they lie on a seam.
     """
@@ -108,20 +110,21 @@ class StudentDataset:
         num_synthetic: int | None = None,
         hard_labels: bool = False,
         synthetic_share: float | None = None,
+        held_out: Sequence[int] = (),
         window: int = _WINDOW_SHARDS,
         on_bad_record: OnBadRecord = "stop",
     ) -> None:
         _check_student_sources(real, synthetic, crop_size, mosaic, num_synthetic)
         self.real, self.synthetic, self.crop_size = real, synthetic, crop_size
         self.mosaic, self.flip, self.seed, self.hard_labels = mosaic, flip, seed, hard_labels
-        self.num_real = 0 if real is None else len(real)
+        self.num_real = 0 if real is None else len(real) - len(held_out)
         self.num_synthetic = 0 if synthetic is None else (num_synthetic or len(synthetic))
         self._synthetic_items = self.num_synthetic // (_TILES if mosaic else 1)  # when each is taken once
         self._synthetic_per_epoch = self._synthetic_items
         if synthetic_share is not None and real is not None and synthetic is not None:
             self._synthetic_per_epoch = _items_of_share(self.num_real, synthetic_share)
         options = {"seed": seed, "window": window, "on_bad_record": on_bad_record}
-        self._real_records = None if real is None else OrderedRecords([real], **options)
+        self._real_records = None if real is None else OrderedRecords([real], left_out=held_out, **options)
         self._synthetic_records = None
         if synthetic is not None:
             self._synthetic_records = OrderedRecords(

@@ -43,6 +43,7 @@ class OpenShard:
         """fileno: open for reading; it is closed with this object."""
         self.path, self._fileno = path, fileno
         self.spans: list[RecordSpan] = []
+        self.sidecar: Path | None = None  # that the spans are of
 
     def read_into(self, buffer: memoryview, span: RecordSpan) -> None:
         """Fill `buffer`, of span.length bytes, with the bytes of a record: one read. BadRecord where the tar ends."""

@@ -37,7 +37,8 @@ class OrderedRecords:
     """Several sets of shards as one, whose records are read by (epoch, place).
 
     window: shards whose records are shuffled among themselves (see `order`).  limit: only the first records, as the
-    sets list them.  on_bad_record: `stop` raises BadRecord; `skip` takes the next good record of the epoch in its
+    sets list them.  left_out: places, in the sets laid end to end, of records that do not belong to it; `limit` counts
+    the others.  on_bad_record: `stop` raises BadRecord; `skip` takes the next good record of the epoch in its
     place, always the same one, so that all ranks stay in step and a resumed run sees the same.
     """
 
@@ -50,8 +51,12 @@ class OrderedRecords:
         on_bad_record: OnBadRecord = "stop",
         stream: Stream = Stream.ORDER,
         limit: int | None = None,
+        left_out: Sequence[int] = (),
     ) -> None:
         counts = np.concatenate([source.counts for source in sets])
+        self._left_out = _by_shard(counts, left_out)
+        for shard, records in self._left_out.items():
+            counts[shard] -= len(records)
         if limit is not None:
             # Cut before anything is shuffled: a set of the first N pairs is the same in every epoch.
             counts = np.clip(limit - (np.cumsum(counts) - counts), 0, counts)
@@ -97,6 +102,8 @@ class OrderedRecords:
     def _find(self, epoch: int, place: int) -> _Found:
         """Where the record at a place of an epoch lies. Raises BadRecord where its shard cannot be opened."""
         shard, record = self.order.at(epoch, place)
+        if shard in self._left_out:
+            record = _number_in_shard(record, self._left_out[shard])
         number = bisect.bisect_right(self._ends, shard)
         source, local = self.sets[number], shard - (self._ends[number - 1] if number else 0)
         span = source.span(local, record)
@@ -121,6 +128,22 @@ class OrderedRecords:
             f"no good record follows within {most} places; write the shards again; the last reason: "
             f"{error}"
         )
+
+
+def _by_shard(counts: np.ndarray, places: Sequence[int]) -> dict[int, np.ndarray]:
+    """By shard, the ascending numbers of these records within it.  counts: records of each shard, end to end."""
+    ends, found = np.cumsum(counts), np.unique(np.asarray(places, np.int64))
+    if found.size and not 0 <= found[0] <= found[-1] < ends[-1]:
+        raise ValueError(f"left_out has places from {found[0]} to {found[-1]}; expected 0 to {ends[-1] - 1}")
+    shards = np.searchsorted(ends, found, side="right")
+    return {int(one): found[shards == one] - (ends[one] - counts[one]) for one in np.unique(shards)}
+
+
+def _number_in_shard(record: int, left_out: np.ndarray) -> int:
+    """The number within a shard of the record that is number `record` among those that are not left out."""
+    # Of each one left out, how many of the others lie before it.
+    before = left_out - np.arange(len(left_out))
+    return record + int(np.searchsorted(before, record, side="right"))
 
 
 class _Found(NamedTuple):

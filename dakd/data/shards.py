@@ -18,7 +18,7 @@ from typing import overload
 
 import numpy as np
 
-from dakd.data.index import ShardInfo, describe_shard, parse_index, write_index
+from dakd.data.index import RecordInfo, ShardInfo, describe_shard, load_sidecar, parse_index, write_index
 from dakd.data.open_shard import OpenShard, RecordSpan, read_spans
 from dakd.data.records import BadRecord, decode_record, encode_record, members_crc
 from dakd.data.sample import ClassTable, Sample
@@ -312,6 +312,14 @@ class ShardSet:
         shard = bisect.bisect_right(self._ends, i)
         return shard, i - (self._ends[shard - 1] if shard else 0)
 
+    def record_infos(self) -> Iterator[RecordInfo]:
+        """The facts of each sample by place, from the sidecars. BadRecord where a shard or its sidecar is not there."""
+        for shard, entry in enumerate(self.index.shards):
+            opened = self._opened(shard)
+            records = load_sidecar(opened.sidecar).records
+            for first, stop in [(0, len(records))] if entry.kept is None else entry.kept:
+                yield from records[first:stop]
+
     def span(self, shard: int, record: int) -> RecordSpan:
         """Where a record's bytes lie. BadRecord where its shard cannot be read."""
         return self._opened(shard).spans[record]
@@ -356,7 +364,7 @@ class ShardSet:
             tar_path, fileno = self._source.open_tar(entry.file, entry.sha256)
             opened = OpenShard(tar_path, fileno)
             sidecar = find_sidecar(self._source, self._home, entry, self.classes, tar_path)
-            opened.spans = read_spans(sidecar, entry)
+            opened.spans, opened.sidecar = read_spans(sidecar, entry), sidecar
         except FileNotFoundError:
             where = f"{self._source.place}/{entry.file}"
             raise BadRecord(f"{where} does not exist, though the index names it; fetch or write it again") from None

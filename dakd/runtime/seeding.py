@@ -13,6 +13,7 @@ timestep or 0; positions are below 2^60 and device streams below 16.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from enum import IntEnum
@@ -65,6 +66,11 @@ def numpy_rng(seed: int, *ids: int, stream: Stream) -> np.random.Generator:
     key = np.array([seed, int(stream) | len(ids) << 32], dtype=np.uint64)
     counter = np.array([0, *ids, *[0] * (_MAX_IDS - len(ids))], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def key_number(seed: int, key: str) -> int:
+    """64 random bits for a sample's key: the same wherever the sample lies, and whatever others lie beside it."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode(errors="surrogateescape")).digest()[:8], "big")
 
 
 def seed_everything(seed: int) -> None:
