@@ -184,6 +184,22 @@ def mean_iou(counts: np.ndarray) -> float:
     return score(counts, tuple(str(index) for index in range(len(counts)))).miou
 
 
+def one_class_note(who: str, counts: np.ndarray, class_names: Sequence[str], where: str) -> str | None:
+    """A sentence on a student that predicts one class for every counted pixel, where the truth holds others; else None.
+
+    who, where: the student, and the images, as in "27 images".  counts: (K, K), rows the true class.
+    """
+    (predicted,), (true,) = (np.nonzero(np.asarray(counts).sum(axis=axis)) for axis in (0, 1))
+    others = [class_names[one] for one in true if one not in predicted]
+    if len(predicted) != 1 or not others:
+        return None
+    return (
+        f"{who} predicts {class_names[predicted[0]]} for every pixel of {where}, though {', '.join(others)} "
+        f"{'occurs' if len(others) == 1 else 'occur'} there; its scores rank nothing: train longer, or weigh the "
+        "classes (train_saross.loss.class_weights)"
+    )
+
+
 def _class_scores(counts: np.ndarray, index: int, num_pixels: int) -> ClassScores:
     true_positive = int(counts[index, index])
     false_positive = int(counts[:, index].sum()) - true_positive

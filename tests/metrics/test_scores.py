@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dakd.metrics import ConfusionMatrix
-from dakd.metrics.scores import mean_iou, score
+from dakd.metrics.scores import mean_iou, one_class_note, score
 
 # IoU of sea, oil, look-alike, ship, land and the mIoU and F1 published with them (the paper's OSD tables).
 PUBLISHED = {
@@ -168,3 +168,14 @@ def test_matrix_and_miou_are_those_of_torchmetrics(torchmetrics):
     jaccard = functional.multiclass_jaccard_index(prediction, truth, average=None, **options)
     scores = score(matrix.counts.numpy(), NAMES)
     assert [scores.per_class[name].iou for name in NAMES] == pytest.approx(jaccard.tolist(), abs=1e-6)
+
+
+def test_a_student_that_predicts_one_class_where_there_are_others_is_named():
+    names = ("sea", "oil", "ship")
+    note = one_class_note("real", np.array([[9, 0, 0], [2, 0, 0], [0, 0, 0]]), names, "27 images")
+    assert note == (
+        "real predicts sea for every pixel of 27 images, though oil occurs there; its scores rank nothing: train "
+        "longer, or weigh the classes (train_saross.loss.class_weights)"
+    )
+    for counts in ([[9, 0, 0], [0, 0, 0], [0, 0, 0]], [[9, 1, 0], [2, 0, 0], [0, 0, 0]], [[0] * 3] * 3):
+        assert one_class_note("real", np.array(counts), names, "27 images") is None
