@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         return build_student(StudentConfig.model_validate(metadata["student"]), classes.num_classes)
 
     return _rebuild(build, metadata.get("student"), path).to(device).eval(), metadata
+
+
+def temperature_of(metadata: Mapping[str, Any], source: str | Path) -> float:
+    """What a student's logits are divided by before the softmax; 1 where its training calibrated none.
+
+    source: of the metadata, for the message.  ValueError for anything but a positive, finite number.
+    """
+    found = metadata.get("temperature", 1.0)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
+        raise ValueError(f"the temperature of {source} is {found!r:.80}; expected a positive number: write it again")
+    return float(found)
 
 
 def read_student_metadata(path: str | Path) -> dict[str, Any]:

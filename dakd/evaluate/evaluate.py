@@ -22,7 +22,14 @@ from dakd.data.prepared import open_prepared
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet
 from dakd.evaluate.extractors import open_extractor
-from dakd.evaluate.inputs import LabelledFolder, choose_students, inputs_of, open_images, open_student, out_folder
+from dakd.evaluate.inputs import (
+    LabelledFolder,
+    choose_students,
+    inputs_of,
+    open_calibrated,
+    open_images,
+    out_folder,
+)
 from dakd.evaluate.pairs import compare_pairs, format_pairs
 from dakd.evaluate.pictures import write_pictures
 from dakd.evaluate.students import (
@@ -34,6 +41,7 @@ from dakd.evaluate.students import (
     refuse_unknown_objects,
 )
 from dakd.metrics import SegmentationScores, format_scores
+from dakd.metrics.scores import one_class_note
 from dakd.models.student import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.files import file_hash, replacing, write_text
@@ -47,12 +55,14 @@ class Evaluation:
     """scores: by the student's name.  generation: the comparison of the pairs, or None without a synthetic set.
 
     details: by the student's name: objects, boundary_iou, inner_boundary_iou, calibration, bootstrap (None without).
+    notes: sentences on students whose scores mean little, which the table has too.
     """
 
     scores: dict[str, SegmentationScores]
     generation: dict | None
     table: str
     details: dict[str, dict]
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(cfg: Config, run_dir: str | Path | None = None) -> Evaluation:
@@ -82,14 +92,18 @@ def _evaluate(
     # Opened first: an extractor that is missing must not cost an evaluation of all students.
     extractor = None if synthetic is None else open_extractor(cfg.evaluate.fidelity, device())
 
+    def open_with_temperature(name: str) -> tuple[torch.nn.Module, float]:
+        model, temperature = open_calibrated(students[name], held_out.classes)
+        return at_scales(model, cfg.evaluate.scales), temperature
+
     def open_one(name: str) -> torch.nn.Module:
-        return at_scales(open_student(students[name], held_out.classes), cfg.evaluate.scales)
+        return open_with_temperature(name)[0]
 
     results, agreement = {}, None
     shares = {"batch_size": cfg.evaluate.batch_size, "device": device(), "rank": rank(), "world": world_size()}
     for name in students:
-        model = open_one(name)
-        details = DetailCounts.empty(held_out.classes, cfg.evaluate.object_classes, device())
+        model, temperature = open_with_temperature(name)
+        details = DetailCounts.empty(held_out.classes, cfg.evaluate.object_classes, device(), temperature)
         results[name] = evaluate_student(model, held_out, **shares, label=f"evaluate {name}", details=details)
         if name == "real" and synthetic is not None:
             agreed = evaluate_student(model, synthetic, **shares, label="agreement")
@@ -146,17 +160,21 @@ def _summarise(
     weights = f"{cfg.evaluate.weights} weights" if cfg.evaluate.student is None else f"student {cfg.evaluate.student}"
     if cfg.evaluate.scales != (1.0,):
         weights += f", at the scales {', '.join(f'{scale:g}' for scale in cfg.evaluate.scales)}"
-    head = f"{cfg.name}: {len(held_out)} image{'' if len(held_out) == 1 else 's'} of {where}, {weights}, percent"
+    images = f"{len(held_out)} image{'' if len(held_out) == 1 else 's'}"
+    head = f"{cfg.name}: {images} of {where}, {weights}, percent"
     per_image = {name: result.per_image for name, result in results.items()}
     intervals = bootstrap_students(per_image, held_out.classes.names, cfg.evaluate.bootstrap, cfg.seed)
     details = {name: result.details.to_dict() | {"bootstrap": intervals.get(name)} for name, result in results.items()}
     shown = {name: {"miou": one.miou} | details[name] for name, one in scores.items()}
     parts = [head, format_scores(scores), format_details(shown)] if scores else [f"{cfg.name}: no students"]
+    found = (one_class_note(name, one.counts, one.class_names, images) for name, one in scores.items())
+    notes = tuple(note for note in found if note is not None)
+    parts += notes
     if generation is not None:
         parts.append(format_pairs(generation))
     elif cfg.evaluate.folder is None and cfg.evaluate.student is None and cfg.evaluate.split == "test":
         parts.append("synthetic set: none (the step generate has not run)")
-    return Evaluation(scores, generation, "\n\n".join(parts), details)
+    return Evaluation(scores, generation, "\n\n".join(parts), details, notes)
 
 
 def _write(
@@ -186,7 +204,7 @@ def _write(
         write_json(folder / "generation.json", evaluation.generation)
     else:
         (folder / "generation.json").unlink(missing_ok=True)
-    write_json(folder / "table.json", facts | {"sha256": hashes, "students": tables})
+    write_json(folder / "table.json", facts | {"notes": list(evaluation.notes), "sha256": hashes, "students": tables})
     write_text(folder / "table.txt", evaluation.table + "\n")
 
 

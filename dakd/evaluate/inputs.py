@@ -29,7 +29,7 @@ from dakd.names import file_part, hashed, same_file, unique_names
 from dakd.runtime.distributed import device
 from dakd.runtime.runlog import progress, say
 from dakd.runtime.sealed import MANIFEST, read_json
-from dakd.weights import STUDENT_FILES, load_student, read_student_metadata
+from dakd.weights import STUDENT_FILES, load_student, read_student_metadata, temperature_of
 
 # The order of the paper's ablation; students of other names follow by name.
 _ORDER = ("real", "synthetic", "real+synthetic")
@@ -200,6 +200,11 @@ def open_student(path: Path, classes: ClassTable, where: str | None = None) -> t
 
     where: the device; None takes this rank's.
     """
+    return open_calibrated(path, classes, where)[0]
+
+
+def open_calibrated(path: Path, classes: ClassTable, where: str | None = None) -> tuple[torch.nn.Module, float]:
+    """The student as `open_student` gives it, and what its logits are divided by for probabilities."""
     model, metadata = load_student(path, where or device())
     own = ClassTable.from_dict(metadata["classes"])
     if own.names != classes.names:
@@ -207,7 +212,7 @@ def open_student(path: Path, classes: ClassTable, where: str | None = None) -> t
             f"{path} distinguishes {', '.join(own.names)}, the images are labelled {', '.join(classes.names)}; "
             f"train a student on this dataset or evaluate on the other"
         )
-    return model
+    return model, temperature_of(metadata, path)
 
 
 class LabelledFolder:

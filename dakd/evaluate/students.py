@@ -39,25 +39,37 @@ def refuse_unknown_objects(cfg: EvaluateConfig, classes: ClassTable) -> None:
 
 @dataclass(frozen=True)
 class DetailCounts:
-    """Counts besides the confusion matrix, made in the same pass: objects, outlines and confidence."""
+    """Counts besides the confusion matrix, made in the same pass: objects, outlines and confidence.
+
+    temperature: what logits are divided by for the confidence.  uncalibrated: of a temperature of 1; None where it is.
+    """
 
     classes: ClassTable
     objects: ObjectCounts
     boundary: BoundaryCounts
     inner_boundary: BoundaryCounts
     calibration: CalibrationCounts
+    temperature: float = 1.0
+    uncalibrated: CalibrationCounts | None = None
 
     @classmethod
     def empty(
-        cls, classes: ClassTable, object_classes: Sequence[str], device: str | torch.device = "cpu"
+        cls,
+        classes: ClassTable,
+        object_classes: Sequence[str],
+        device: str | torch.device = "cpu",
+        temperature: float = 1.0,
     ) -> DetailCounts:
-        """object_classes: those whose objects are counted."""
+        """object_classes: those whose objects are counted.  temperature: the student's, see `weights.temperature_of`.
+        """
         return cls(
             classes,
             ObjectCounts(classes, object_classes),
             BoundaryCounts(classes.num_classes, device=device),
             BoundaryCounts(classes.num_classes, device=device, frame=False),
             CalibrationCounts(device=device),
+            temperature,
+            None if temperature == 1 else CalibrationCounts(device=device),
         )
 
     def update(self, logits: Tensor, prediction: Tensor, labels: Sequence[np.ndarray]) -> None:
@@ -65,7 +77,9 @@ class DetailCounts:
         target = torch.as_tensor(np.stack(labels), device=logits.device)
         self.boundary.update(prediction, target)
         self.inner_boundary.update(prediction, target)
-        self.calibration.update(logits.float().softmax(dim=1), target)
+        self.calibration.update((logits.float() / self.temperature).softmax(dim=1), target)
+        if self.uncalibrated is not None:
+            self.uncalibrated.update(logits.float().softmax(dim=1), target)
         for one, label in zip(prediction.cpu().numpy(), labels):
             self.objects.update(one, label)
 
@@ -74,14 +88,22 @@ class DetailCounts:
         self.boundary.all_reduce()
         self.inner_boundary.all_reduce()
         self.calibration.all_reduce()
+        if self.uncalibrated is not None:
+            self.uncalibrated.all_reduce()
 
     def to_dict(self) -> dict:
-        """objects, boundary_iou, inner_boundary_iou, calibration: JSON-serialisable."""
+        """objects, boundary_iou, inner_boundary_iou, calibration: JSON-serialisable.
+
+        With a temperature, calibration has it, and the numbers of the plain logits as `uncalibrated`.
+        """
+        calibration = self.calibration.to_dict()
+        if self.uncalibrated is not None:
+            calibration |= {"temperature": self.temperature, "uncalibrated": self.uncalibrated.to_dict()}
         return {
             "objects": self.objects.to_dict(),
             "boundary_iou": self.boundary.to_dict(self.classes.names),
             "inner_boundary_iou": self.inner_boundary.to_dict(self.classes.names),
-            "calibration": self.calibration.to_dict(),
+            "calibration": calibration,
         }
 
 

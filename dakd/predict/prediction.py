@@ -24,15 +24,19 @@ class Prediction:
     """The classes of one image.
 
     sar: (H, W) uint8 grey values.  probability: (K, H, W) float32, by class id, summing to 1.  classes: names, colours.
+    decided: (H, W) uint8 class ids, where the probabilities were calibrated after the classes were decided.
     """
 
     sar: np.ndarray
     probability: np.ndarray
     classes: ClassTable
+    decided: np.ndarray | None = None
 
     @cached_property
     def label(self) -> np.ndarray:
         """(H, W) uint8: the likeliest class of each pixel; the first where several are."""
+        if self.decided is not None:
+            return self.decided
         return self.probability.argmax(axis=0).astype(np.uint8)
 
     @property

@@ -25,7 +25,7 @@ from dakd.predict.record import predict_to_folder
 from dakd.predict.tiles import TILE, checked_overlap, checked_tile, is_large, tiled
 from dakd.runtime.distributed import device_of
 from dakd.runtime.tensor_files import save_weights, tensors_hash
-from dakd.weights import load_student, student_metadata
+from dakd.weights import load_student, student_metadata, temperature_of
 
 
 class Student(HubModel):
@@ -60,6 +60,15 @@ class Student(HubModel):
         self.device = device_of(device)
         self.facts = facts or {}
         self.scales = checked_scales(scales)
+        temperature_of(self.facts, "the facts")  # refused before the first prediction
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by for the probabilities: fitted in training with `validation.calibrate`, else 1.
+
+        It is one of the facts, and is saved with them. It changes no class.
+        """
+        return temperature_of(self.facts, "the facts")
 
     @classmethod
     def load(
@@ -100,8 +109,12 @@ class Student(HubModel):
             overlap = checked_overlap(TILE if tile in ("auto", None) else tile, overlap)
         if tile == "auto":
             tile = TILE if is_large(sar.shape) else None
-        probability = self._probabilities(sar) if tile is None else tiled(self._probabilities, sar, tile, overlap)
-        return Prediction(sar, probability, self.classes)
+        found = self._probabilities(sar) if tile is None else tiled(self._probabilities, sar, tile, overlap)
+        if len(found) == self.classes.num_classes:
+            return Prediction(sar, found, self.classes)
+        plain, calibrated = np.split(found, 2)
+        # A temperature must change no class, and it could by rounding, and where tiles are blended.
+        return Prediction(sar, calibrated, self.classes, plain.argmax(axis=0).astype(np.uint8))
 
     def predict_files(
         self,
@@ -126,6 +139,7 @@ class Student(HubModel):
         sources = file_sources([inputs] if isinstance(inputs, str | Path) else inputs, out_dir)
         state = {name: one for name, one in _uncompiled(self.net).state_dict().items() if isinstance(one, Tensor)}
         maker = {"tensors_sha256": tensors_hash(state), "scales": list(self.scales)}
+        maker["temperature"] = self.facts.get("temperature")
         named = predict_to_folder(
             partial(self.predict, tile=tile),
             sources,
@@ -168,7 +182,8 @@ class Student(HubModel):
 
     @torch.inference_mode()
     def _probabilities(self, sar: np.ndarray) -> np.ndarray:
-        """(K, h, w) float32 probabilities; sar: (h, w) uint8."""
+        """(K, h, w) float32 probabilities; sar: (h, w) uint8. (2 K, h, w) with a temperature: without it, and with it.
+        """
         image = torch.as_tensor(np.require(sar, requirements=["C", "W"]), device=self.device)
         with _in_eval_mode(self.net):
             normalised = to_student(image[None, None])
@@ -178,7 +193,8 @@ class Student(HubModel):
                 f"the net gives {logits.shape[1]} classes; the table has {self.classes.num_classes}; give the table "
                 "of its training set"
             )
-        probability = logits.float().softmax(dim=1)[0].cpu().numpy()
+        temperatures = (1.0,) if self.temperature == 1 else (1.0, self.temperature)
+        probability = torch.cat([(logits.float() / one).softmax(dim=1)[0] for one in temperatures]).cpu().numpy()
         spoilt = np.count_nonzero(np.isnan(probability[0]))  # such a logit makes its pixel NaN in every class
         if spoilt:
             raise ValueError(

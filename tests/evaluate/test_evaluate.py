@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from evaluate_worlds import scene, write_set
+import torch
+from evaluate_worlds import GreyStudent, scene, write_set
 from sealed_edits import content_of
 
 from dakd.config import EvaluateConfig, build_config
-from dakd.data.sample import SOS_CLASSES
+from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
 from dakd.evaluate.evaluate import evaluate
 from dakd.evaluate.inputs import find_students
 from dakd.runtime.lock import locked
@@ -188,3 +189,60 @@ def test_pairs_are_evaluated_before_there_is_a_student(run_dir, config):
     shutil.rmtree(run_dir / "generate")
     with pytest.raises(ValueError, match="no student at"):
         evaluate(config, run_dir)
+
+
+@pytest.fixture
+def with_temperature(monkeypatch):
+    """All weight files hold the student of grey values, with this temperature in its metadata where one is given."""
+
+    def use(temperature=None, net=GreyStudent):
+        facts = {} if temperature is None else {"temperature": temperature}
+
+        def load(path, device):
+            return net().eval(), {"classes": OSD_CLASSES.to_dict()} | facts
+
+        monkeypatch.setattr("dakd.evaluate.inputs.load_student", load)
+
+    return use
+
+
+def test_the_calibration_error_has_the_temperature_and_the_plain_one_stands_beside_it(
+    run_dir, config, with_temperature
+):
+    def scores(temperature=None):
+        with_temperature(temperature)
+        evaluate(config, run_dir)
+        return json.loads((run_dir / "evaluate" / "real.json").read_text())
+
+    plain, calibrated = scores(), scores(20.0)
+    assert "uncalibrated" not in plain["calibration"] and "temperature" not in plain["calibration"]
+    assert calibrated["calibration"]["uncalibrated"] == plain["calibration"]
+    assert calibrated["calibration"]["temperature"] == 20
+    assert calibrated["calibration"]["ece"] > plain["calibration"]["ece"] + 0.02  # the student is nearly always right
+    assert calibrated["calibration"]["num_pixels"] == plain["calibration"]["num_pixels"]
+    same = ("counts", "miou", "objects", "boundary_iou")
+    assert {name: calibrated[name] for name in same} == {name: plain[name] for name in same}
+
+
+def test_a_temperature_that_is_none_is_refused(run_dir, config, with_temperature):
+    with_temperature(-1.0)
+    with pytest.raises(ValueError, match=r"temperature of .*safetensors is -1\.0; expected a positive number"):
+        evaluate(config, run_dir)
+
+
+def test_a_student_that_predicts_one_class_is_named_in_the_table(run_dir, config, with_temperature):
+    class Seas(GreyStudent):
+        def forward(self, image):
+            return super().forward(image) + 1e6 * torch.eye(5)[0].view(1, 5, 1, 1)
+
+    with_temperature(net=Seas)
+    notes = evaluate(config, run_dir).notes
+    assert notes[0] == (
+        "real predicts sea for every pixel of 5 images, though oil, look-alike, ship, land occur there; its scores "
+        "rank nothing: train longer, or weigh the classes (train_saross.loss.class_weights)"
+    )
+    assert content_of(run_dir / "evaluate" / "table.json")["notes"] == list(notes) and len(notes) == 2
+    assert all(note in (run_dir / "evaluate" / "table.txt").read_text() for note in notes)
+    with_temperature()
+    assert evaluate(config, run_dir).notes == ()
+    assert content_of(run_dir / "evaluate" / "table.json")["notes"] == []

@@ -13,6 +13,7 @@ from tiny_students import TINY_STUDENT
 
 from dakd.config import StudentConfig
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, ClassTable
+from dakd.data.transforms import to_student
 from dakd.models.registry import build_student
 from dakd.predict.images import read_image
 from dakd.predict.prediction import Prediction
@@ -330,3 +331,67 @@ def test_probabilities_are_rounded_to_the_nearest_grey(tmp_path):
     sea = np.array([[0.997, 0.9985, 1.0]], np.float32)
     Prediction(np.zeros((1, 3), np.uint8), np.stack([sea, 1 - sea]), classes).save(tmp_path, "a")
     assert np.array(Image.open(tmp_path / "a_probability_sea.png")).tolist() == [[254, 255, 255]]
+
+
+class PerTile(torch.nn.Module):
+    """Random logits by the image's sum: of two tiles that overlap, each has its own."""
+
+    def forward(self, image):
+        generator = torch.Generator().manual_seed(int(image.sum().abs() * 100))
+        return 3 * torch.randn(len(image), 5, *image.shape[2:], generator=generator)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 3.0])
+def test_probabilities_are_of_the_logits_over_the_temperature_and_no_class_changes(sar, temperature):
+    plain = Student(PerTile(), OSD_CLASSES)
+    student = Student(PerTile(), OSD_CLASSES, facts={"temperature": temperature})
+    assert student.temperature == temperature and plain.temperature == 1
+    logits = PerTile()(to_student(torch.as_tensor(sar)[None, None]))
+    found, before = student.predict(sar), plain.predict(sar)
+    assert (found.probability == (logits / temperature).softmax(1)[0].numpy()).all()
+    assert (found.label == before.label).all() and found.label.dtype == np.uint8
+    assert len(np.unique(found.label)) == 5 and np.abs(found.probability - before.probability).max() > 0.1
+    large = np.random.default_rng(1).integers(0, 256, (150, 190), dtype=np.uint8)
+    options = {"tile": 96, "overlap": 32}
+    found, before = student.predict(large, **options), plain.predict(large, **options)
+    assert (found.label == before.label).all()
+    np.testing.assert_allclose(found.probability.sum(axis=0), 1, atol=1e-5)
+    # Where tiles are blended, the calibrated probabilities would decide otherwise.
+    assert 10 < (found.probability.argmax(axis=0) != found.label).sum() < 0.2 * found.label.size
+
+
+def test_a_temperature_that_makes_all_alike_keeps_the_classes(file, sar):
+    plain = Student.load(file)
+    flat = Student(plain.net, plain.classes, facts={"temperature": 1e9})
+    assert (flat.predict(sar).label == plain.predict(sar).label).all()
+    assert np.ptp(flat.predict(sar).probability) < 1e-6
+
+
+def test_the_temperature_is_saved_with_the_facts_and_goes_with_other_ones(file, sar, tmp_path):
+    plain = Student.load(file)
+    student = Student(plain.net, plain.classes, facts=plain.facts | {"temperature": 2.5})
+    student.save(tmp_path / "student.safetensors")
+    student.save_pretrained(tmp_path / "hub")
+    for place in (tmp_path / "student.safetensors", tmp_path / "hub"):
+        again = Student.load(place)
+        assert again.temperature == 2.5
+        assert (again.predict(sar).probability == student.predict(sar).probability).all()
+    student.save(tmp_path / "student.safetensors", facts={})  # trained further: its logits are others
+    assert Student.load(tmp_path / "student.safetensors").temperature == 1
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), True, "2", None])
+def test_a_temperature_that_is_no_positive_number_is_refused(file, temperature):
+    plain = Student.load(file)
+    with pytest.raises(ValueError, match=r"temperature of the facts is .*expected a positive number"):
+        Student(plain.net, plain.classes, facts={"temperature": temperature})
+
+
+def test_predictions_with_another_temperature_are_another_students(file, sar, tmp_path):
+    Image.fromarray(sar).save(tmp_path / "a.png")
+    plain = Student.load(file)
+    plain.predict_files(tmp_path / "a.png", tmp_path / "out")
+    calibrated = Student(plain.net, plain.classes, facts=plain.facts | {"temperature": 2.5})
+    with pytest.raises(ValueError, match="predictions of another student"):
+        calibrated.predict_files(tmp_path / "a.png", tmp_path / "out")
+    plain.predict_files(tmp_path / "a.png", tmp_path / "out")
