@@ -209,6 +209,29 @@ def train_each(trees: list[dict], stages: tuple[int, ...], training_set: str | N
     return losses
 
 
+def score_held_out(tree: dict) -> list:
+    """The line and the temperature of a student with the seed's weights on the held-out images; nothing is kept."""
+    import tempfile
+
+    from dakd.runtime.seeding import seed_everything
+    from dakd.train.saross import StudentTraining
+    from dakd.train.validation import Validation
+
+    distributed.init_process_group()
+    training = StudentTraining(build_config(tree), "real")
+    seed_everything(5)
+    weights = training.new_net().state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        held_out = training.validation
+        alone = Validation(held_out.cfg, training.new_net, held_out.real, held_out.places, Path(folder), "toy",
+                           held_out.on_bad_record)  # fmt: skip
+        alone.begin(0)
+        line = alone.score(weights if distributed.is_main() else {}, 1)
+        fit = alone.fit(weights if distributed.is_main() else {}, "ema")
+        distributed.barrier()
+    return [line, fit.temperature]
+
+
 def disturb(tree: dict) -> dict[str, str]:
     """Two ranks train stage 1 while rank 1 alone meets trouble: a signal, a loss and a gradient that are not finite."""
     import dakd.diffusion.loss as losses_of_teachers

@@ -32,6 +32,7 @@ from dakd.config.student import (
     StudentOptimizerConfig,
     TrainingSet,
     TrainSarossConfig,
+    ValidationConfig,
 )
 from dakd.config.teacher import (
     BalanceConfig,
@@ -84,6 +85,7 @@ __all__ = [
     "TrainSarossConfig",
     "TrainingSet",
     "UNetConfig",
+    "ValidationConfig",
     "Written",
     "build_config",
     "dump_config",

@@ -155,6 +155,38 @@ class StudentOptimizerConfig(OptimizerConfig):
     """Learning rate after the warm-up (inferred)."""
 
 
+class ValidationConfig(Section):
+    """A part of the real training samples that no student learns from: it chooses the weights and calibrates them.
+
+    It follows from the seed and the samples alone, and is the same for all training sets. The test split is never used.
+    """
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the real training samples that is held out, with the classes in about the same mixture. 0: none."""
+
+    every: Positive = 50
+    """Optimizer steps between two scorings of the EMA weights on the held-out samples; the last step is scored too."""
+
+    keep: Literal["last", "best"] = "last"
+    """Step that the final EMA weights are of: the last one, or the one with the highest mIoU on the held-out samples
+    (the earliest of equals)."""
+
+    patience: Positive | None = None
+    """Number of scorings in a row without a higher mIoU that ends the training. null trains to the last step."""
+
+    calibrate: bool = False
+    """Whether the probabilities are calibrated: the logits are divided by one temperature that is fitted to the
+    held-out samples (Guo et al. 2017). Class maps stay as they are."""
+
+    @model_validator(mode="after")
+    def _has_samples(self) -> ValidationConfig:
+        needing = {"keep": self.keep == "best", "patience": self.patience is not None, "calibrate": self.calibrate}
+        if not self.share and any(needing.values()):
+            names = ", ".join(name for name, is_set in needing.items() if is_set)
+            raise ValueError(f"share is 0, and {names} needs held-out samples; set share, such as share: 0.1")
+        return self
+
+
 class TrainSarossConfig(Section):
     """Students on real and synthetic pairs: SAROSS-Net, or a rival by its name (`student.name`)."""
 
@@ -204,6 +236,8 @@ class TrainSarossConfig(Section):
 
     steps: Positive | None = None
     """Optimizer steps, in place of `epochs`. null follows `epochs`."""
+
+    validation: ValidationConfig = ValidationConfig()
 
     optimizer: StudentOptimizerConfig = StudentOptimizerConfig(lr_decay="poly")
 

@@ -10,7 +10,7 @@ import atexit
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -170,6 +170,13 @@ def all_gather_number(value: float) -> list[float]:
 def broadcast(value: Any) -> Any:
     """Rank 0's JSON-serialisable value, on every rank."""
     return json.loads(all_gather_text(json.dumps(value) if is_main() else "")[0])
+
+
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
+    """Fill tensors on this rank's device with rank 0's, in place; all ranks give as many, of the same shapes."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def limit_threads(threads: int) -> None:

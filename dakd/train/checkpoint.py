@@ -65,6 +65,11 @@ def write_state(target: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     sync(target.parent)
 
 
+def remove_state(target: Path) -> None:
+    """Remove a folder that `write_state` wrote, which is never seen in part; one that is not there is fine."""
+    _remove(target)
+
+
 def verified_facts(target: Path) -> dict:
     """The facts of a folder that `write_state` wrote, once both files have the checksums they were written with.
 

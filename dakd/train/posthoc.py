@@ -21,6 +21,7 @@ from dakd.runtime.tensor_files import load_state, read_metadata, save_weights
 from dakd.train.checkpoint import Damaged, list_checkpoints, load_tensors, verified_facts
 
 FOLDER = "posthoc"
+_OF_FINAL_WEIGHTS = ("temperature", "validation_scores")
 
 
 def power_decay(step: int, power: float) -> float:
@@ -84,7 +85,9 @@ def reconstruct(training_folder: Path, weights: Path, length: float, out: Path, 
             f"{training_folder / FOLDER} has snapshots of steps {steps}; expected one of step {step}. They are "
             "taken where optimizer.posthoc_every is set when the training starts"
         )
-    metadata = read_metadata(weights) | {"weights": "posthoc", "ema_length": length, "ema_step": step}
+    # Scores and temperature are those of the final weights, not of this average.
+    found = {key: value for key, value in read_metadata(weights).items() if key not in _OF_FINAL_WEIGHTS}
+    metadata = found | {"weights": "posthoc", "ema_length": length, "ema_step": step}
     _refuse_to_replace(out, metadata)
     used = [(path, facts) for path, facts in snapshots if facts["step"] <= step]
     profiles = [

@@ -12,21 +12,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dakd.config import Config, StudentLossConfig, TrainingSet, TrainSarossConfig
 from dakd.data.batch import Batch
 from dakd.data.datasets import StudentDataset
+from dakd.data.held_out import held_out_places
 from dakd.data.prepared import open_prepared, open_shards, reading_options
 from dakd.data.sample import IGNORE_INDEX
 from dakd.data.soft_labels import check_temperature
 from dakd.data.transforms import to_student
 from dakd.kernels.seg_loss import seg_loss
+from dakd.metrics.confusion import count_pairs
+from dakd.metrics.scores import one_class_note
 from dakd.models.registry import STUDENT_CLASSES, build_student
 from dakd.models.student import StudentNet
 from dakd.runtime.distributed import device, is_main
 from dakd.runtime.precision import pays_in_student
 from dakd.runtime.runlog import say
-from dakd.runtime.tensor_files import load_strict
+from dakd.runtime.tensor_files import load_strict, read_metadata
 from dakd.train.engine import Engine
 from dakd.train.student_losses import boundary_loss, check_kd_form, distillation_loss, kd_scale
-from dakd.train.training import Training, run_training
+from dakd.train.training import Training, is_due, run_training
+from dakd.train.validation import SCORES, Validation
 from dakd.weights import STUDENT_FILES, save_student
+
+_LOOKED_AT = 16  # training samples, for the note on a student that predicts one class
 
 
 class StudentLoss(nn.Module):
@@ -113,6 +119,7 @@ class StudentTraining(Training):
         self.config, self.section, self.training_set = config, config.train_saross, training_set
         self.label, self.folder = f"student {training_set}", student_folder(config, training_set)
         self.dataset = student_dataset(config, training_set)
+        self.validation = self._validation()
         self.classes = self.dataset.classes
         synthetic = self.dataset.synthetic
         soft_range = None if synthetic is None else synthetic.index.soft_range
@@ -121,6 +128,15 @@ class StudentTraining(Training):
         self.total_steps, self.lr, self.seed = student_steps(config), self.section.optimizer.lr, config.seed
         sources = (self.dataset.real, self.dataset.synthetic)
         self.data = [source.fingerprint for source in sources if source is not None]
+
+    def _validation(self) -> Validation | None:
+        cfg, config = self.section.validation, self.config
+        if not cfg.share:
+            return None
+        real = open_prepared(config, "train")
+        places, given = held_out_places(real, cfg.share, config.seed), config.data.on_bad_record
+        say(f"{self.label}: {len(places)} of {len(real)} real training samples are held out for validation")
+        return Validation(cfg, self.new_net, real, places, self.folder, self.label, given)
 
     def new_net(self) -> StudentNet:
         """The student with fresh weights."""
@@ -147,19 +163,105 @@ class StudentTraining(Training):
             "batch_norm": cfg.batch_norm,
             "num_synthetic": self.dataset.num_synthetic,
             "synthetic_share": cfg.synthetic_share,
+            # None: files from before this setting have none. A temperature is no part of the training.
+            "validation": cfg.validation.model_dump(mode="json", exclude={"calibrate"}) if self.validation else None,
         }
 
     def weights_file(self, kind: str) -> Path:
         return self.folder / STUDENT_FILES[kind]
 
+    # -- held-out samples ---------------------------------------------------------------------------------------------
+
+    @property
+    def end_step(self) -> int:
+        ended = None if self.validation is None else self.validation.end_step
+        return self.total_steps if ended is None else min(ended, self.total_steps)
+
+    def begin(self, first_step: int) -> None:
+        if self.validation is not None:
+            self.validation.begin(first_step)
+
+    def score(self, engine: Engine, step: int) -> dict[str, float]:
+        cfg = self.section.validation
+        if self.validation is None or not is_due(cfg.every, step, self.total_steps):
+            return {}
+        line = self.validation.score(engine.net_weights("ema"), step)
+        if step == self.end_step < self.total_steps:
+            say(f"{self.label}: ends after step {step} of {self.total_steps}: {cfg.patience} scorings brought nothing")
+        scores = {"validation_miou": line["miou"], "validation_loss": line["loss"]}
+        return {name: value for name, value in scores.items() if value is not None}
+
+    @property
+    def own_files(self) -> list[Path]:
+        return [] if self.validation is None else [self.folder / SCORES]
+
+    # -- final weights ------------------------------------------------------------------------------------------------
+
+    def is_done(self) -> bool:
+        """As of all trainings; not where the weights were calibrated and are not to be, or the other way round."""
+        if not super().is_done():
+            return False
+        if not self._is_calibrated_as_set():
+            say(f"{self.label}: validation.calibrate has changed: the final weights are written again")
+            return False
+        return True
+
+    def is_done_without_checkpoints(self) -> bool:
+        if not super().is_done_without_checkpoints():
+            return False
+        if not self._is_calibrated_as_set():
+            wanted = self.section.validation.calibrate
+            raise ValueError(
+                f"{self.weights_file('ema')} was finished with validation.calibrate {not wanted}, and its checkpoints "
+                f"are gone; expected {wanted}: set it back, or remove {self.folder} to train again"
+            )
+        return True
+
+    def _is_calibrated_as_set(self) -> bool:
+        """Whether the final weights have a temperature exactly where they are to have one."""
+        try:
+            facts = read_metadata(self.weights_file("ema"))
+        except (ValueError, OSError):  # damaged: who reads the weights says so
+            return True
+        return ("temperature" in facts) == self.section.validation.calibrate
+
     def finish(self, engine: Engine) -> None:
         for kind in STUDENT_FILES:
-            weights = engine.net_weights(kind)
+            weights, facts = self._final(engine, kind)
             if is_main():
                 net = self.new_net()
                 load_strict(net, weights, "the training engine")
-                facts = self.identity | {"weights": kind}
+                facts = self.identity | {"weights": kind} | facts
                 save_student(self.weights_file(kind), net, self.section.student, self.classes, facts)
+                if kind == "ema" and (note := self._one_class_note(net)):
+                    say(note)
+
+    def _final(self, engine: Engine, kind: str) -> tuple[dict[str, Tensor], dict]:
+        """The final weights of a kind on rank 0, and what their metadata say of the held-out samples; a collective."""
+        if self.validation is None:
+            return engine.net_weights(kind), {}
+        weights, facts = None, {}
+        if kind == "ema":
+            weights, facts = self.validation.chosen_weights(), {"validation_scores": self.validation.facts()}
+        weights = engine.net_weights(kind) if weights is None else weights
+        if self.section.validation.calibrate:
+            facts |= {"temperature": self.validation.fit(weights, kind).temperature}
+        return weights, facts
+
+    def _one_class_note(self, net: StudentNet) -> str | None:
+        """A sentence where the averaged weights predict one class for all held-out images, or training samples."""
+        if self.validation is not None:
+            return self.validation.note()
+        count = min(_LOOKED_AT, self.section.global_batch * self.total_steps)
+        net, counts = net.to(device()).eval(), 0
+        for position in range(count):  # one by one: no more memory than an image takes
+            batch = self.dataset.batch([position]).to(device())
+            label = with_teachers_labels(batch.label, batch.teacher, batch.teacher_row)
+            label = label.masked_fill(label >= net.num_classes, IGNORE_INDEX)  # of a class that the table lacks
+            with torch.inference_mode():
+                counts = counts + count_pairs(net(to_student(batch.image)).argmax(1), label, net.num_classes)
+        where = f"the first {count} training samples"
+        return one_class_note(self.label, counts.cpu().numpy(), self.classes.names, where)
 
 
 def check_batch_norm(cfg: TrainSarossConfig) -> None:
@@ -208,7 +310,7 @@ def reads_generated_pairs(config: Config, training_sets: tuple[TrainingSet, ...]
 
 
 def student_dataset(config: Config, training_set: TrainingSet) -> StudentDataset:
-    """The batches of a training set: `real`, `synthetic` or both."""
+    """The batches of a training set: `real`, `synthetic` or both; without the real samples that are held out."""
     cfg = config.train_saross
     real = open_prepared(config, "train") if "real" in training_set else None
     place = cfg.synthetic or str(config.run_path / "generate")
@@ -223,6 +325,7 @@ def student_dataset(config: Config, training_set: TrainingSet) -> StudentDataset
         num_synthetic=cfg.num_synthetic if synthetic is not None else None,
         hard_labels=cfg.loss.hard_labels,
         synthetic_share=cfg.synthetic_share,
+        held_out=[] if real is None else held_out_places(real, cfg.validation.share, config.seed),
         **reading_options(config.data),
     )
 

@@ -97,6 +97,23 @@ class Training(ABC):
     def after_step(self, engine: Engine, step: int) -> None:  # noqa: B027 (a hook: not every training has one)
         """Called after each step and its checkpoint, on all ranks: the teachers' trainings draw pictures here."""
 
+    @property
+    def end_step(self) -> int:
+        """The last step: `total_steps`, or an earlier one at which the training has ended by itself."""
+        return self.total_steps
+
+    def begin(self, first_step: int) -> None:  # noqa: B027 (a hook, as above)
+        """Called once, on all ranks, before the steps after `first_step` are taken; 0 for a new training."""
+
+    def score(self, engine: Engine, step: int) -> dict[str, float]:
+        """Called after each step, before its checkpoint, on all ranks; returns values for the step's log line."""
+        return {}
+
+    @property
+    def own_files(self) -> list[Path]:
+        """Files that the manifest lists, where they are there, besides those of every training."""
+        return []
+
     @cached_property
     def identity(self) -> dict:
         """All settings that a checkpoint must share with the training that resumes it; kept in weights files too.
@@ -131,7 +148,7 @@ class Training(ABC):
         """Whether the last step was taken and its weights are there."""
         checkpoints = list_checkpoints(self.checkpoints)
         last_step = step_of(checkpoints[-1]) if checkpoints else 0
-        return last_step >= self.total_steps and self.weights_file("ema").exists()
+        return last_step >= self.end_step and self.weights_file("ema").exists()
 
     def is_done_without_checkpoints(self) -> bool:
         """Whether the final weights of these settings are there, and their checkpoints were removed.
@@ -144,13 +161,14 @@ class Training(ABC):
                 return False
             facts = read_metadata(path)
             records = read_records(self.folder / METRICS)
+            end_step = self.end_step
         except (ValueError, OSError):  # damaged: they are made again
             return False
         refuse_another_experiment(path, {name: facts.get(name) for name in self.identity}, self.identity)
-        steps = records[-1]["step"] if records else self.total_steps
-        if steps != self.total_steps:
+        steps = records[-1]["step"] if records else end_step
+        if steps != end_step:
             raise ValueError(
-                f"{path} was trained for {steps} steps, and its checkpoints are gone; expected {self.total_steps} "
+                f"{path} was trained for {steps} steps, and its checkpoints are gone; expected {end_step} "
                 f"steps: set them back, or remove {self.folder} to train again"
             )
         return True
@@ -191,7 +209,7 @@ def _run(training: Training, listener: StopListener) -> None:
         (training.folder / MARKER_FILE).unlink(missing_ok=True)
     is_done = training.is_done_without_checkpoints() if saved is None else training.is_done()
     if distributed.broadcast(distributed.is_main() and is_done and training.has_whole_weights()):
-        say(f"{training.label}: {first_step or training.total_steps} steps are done; nothing to do")
+        say(f"{training.label}: {first_step or training.end_step} steps are done; nothing to do")
         return
     _stop_if_requested(training, first_step, distributed.all_reduce_sum(listener.votes(section.engine.max_hours)))
 
@@ -227,7 +245,7 @@ def _finish(training: Training, engine: Engine) -> None:
     training.finish(engine)
     if distributed.is_main():
         files = [*map(training.weights_file, WEIGHTS), training.folder / METRICS, training.folder / CONFIG]
-        files += files_of(training.folder / "samples")
+        files += [*files_of(training.folder / "samples"), *training.own_files]
         write_manifest(training.folder, [path for path in files if path.exists()])
 
 
@@ -248,31 +266,37 @@ def _precision(training: Training, module: nn.Module, began: str | None) -> str:
 def _train_steps(training: Training, engine: Engine, first_step: int, listener: StopListener, chosen: str) -> None:
     """chosen: the precision, for the checkpoints."""
     section, settings, total_steps = training.section, training.section.engine, training.total_steps
+    training.begin(first_step)
     log = RunLog(training.folder, training.label, total_steps, first_step, settings.wandb, training.config)
     batches = _batches(training, first_step)
     since_s, since_step = time.monotonic(), first_step
     num_bad_records = 0.0  # of all ranks, since this start
     for step in range(first_step + 1, total_steps + 1):
+        if step > training.end_step:
+            break
         lr = learning_rate(step - 1, total_steps, training.lr, section.optimizer)
         # Foreign modules (dropout) draw from global generators, whose state a checkpoint does not hold.
         seed_step(training.seed, step, distributed.rank())
         result = engine.train_step(batches, lr, listener.votes(settings.max_hours))
         num_bad_records += result.losses.pop("num_bad_records")
         log.advance()
-        if log.is_due(step, settings.log_every):
+        # Before the log line and the checkpoint: a run that resumes from that one has the scores of its step.
+        scores = training.score(engine, step)
+        end_step = training.end_step
+        if scores or log.is_due(step, settings.log_every):
             now_s = time.monotonic()
             rate = (step - since_step) * section.global_batch / max(1e-9, now_s - since_s)
             # Counts (num_...) are reported only where something was counted.
             values = {name: value for name, value in result.losses.items() if value or not name.startswith("num_")}
             values |= {"num_bad_records": num_bad_records} if num_bad_records else {}
-            values |= {"grad": result.grad_norm, "lr": lr}
+            values |= {**scores, "grad": result.grad_norm, "lr": lr}
             log.report(step, step * section.global_batch, values, rate)
             since_s, since_step = now_s, step
-        is_leaving = step < total_steps and stop_reason(result.stop_votes) is not None
+        is_leaving = step < end_step and stop_reason(result.stop_votes) is not None
         # Before the checkpoint: a run that resumes from that one has the snapshot.
-        if is_due(section.optimizer.posthoc_every, step, total_steps):
+        if is_due(section.optimizer.posthoc_every, step, end_step):
             _write_snapshot(training, engine, step)
-        if is_leaving or is_due(settings.checkpoint_every, step, total_steps):
+        if is_leaving or is_due(settings.checkpoint_every, step, end_step):
             # Before the checkpoint, so that the log is never behind the step that a resume starts from.
             log.flush()
             facts = _checkpoint_facts(training, step, lr) | {"precision": chosen}

@@ -12,6 +12,7 @@ from dakd.runtime.kept_config import CONFIG
 from dakd.runtime.runlog import METRICS, drop_records_after
 from dakd.runtime.sealed import MANIFEST, list_again, seal, seal_yaml
 from dakd.runtime.tensor_files import load_foreign_state, read_metadata, save_weights
+from dakd.train.validation import SCORES
 from dakd.verify.found import has_steps, run_around
 
 
@@ -29,7 +30,7 @@ def accept(path: Path) -> None:
     has_own = path.suffix in _SEALS
     if has_own:
         _SEALS[path.suffix](path)
-    elif path.name == METRICS and run_around(path) is not None:
+    elif path.name in (METRICS, SCORES) and run_around(path) is not None:
         drop_records_after(path, math.inf)
         has_own = True
     if not list_again(path) and not has_own:

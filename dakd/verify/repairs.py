@@ -12,6 +12,7 @@ from dakd.runtime.kept_config import CONFIG, refuse_changed_config
 from dakd.runtime.runlog import METRICS
 from dakd.runtime.sealed import MANIFEST, listed_in
 from dakd.train.checkpoint import list_checkpoints
+from dakd.train.validation import BEST, SCORES
 from dakd.verify.found import OWN_FOLDERS, STEPS, Found, State
 from dakd.verify.made_with import Settings, as_overrides, evaluation_settings, prediction_settings
 
@@ -41,12 +42,14 @@ def next_command(run: Path, found: Found) -> str:
         return _evaluation(run, found.path)
     if step == "predict" and len(parts) > 2:
         return f"dakd predict {options}" + _typed(run, prediction_settings(run / step / parts[1], parts[2]))
-    if parts[-1] == METRICS:
+    if parts[-1] in (METRICS, SCORES):
         return f"dakd verify --accept {place}  # keeps its whole lines; only training again makes the others"
     if "samples" in parts:
         return f"{_removal(found.path)}  # only training again makes it"
     if "checkpoints" in parts and list_checkpoints(found.path.parents[1])[-1:] != [found.path.parent]:
         return f"rm -r {shlex.quote(str(found.path.parent))}  # there is a newer one"
+    if BEST in parts:
+        return f"rm -r {shlex.quote(str(found.path.parent))}  # only training again makes it"
     if "posthoc" in parts:
         return f"rm -r {shlex.quote(str(found.path.parent))}  # dakd ema leaves it out; only training again makes it"
     return f"dakd {step} {options}"
