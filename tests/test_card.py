@@ -321,3 +321,29 @@ def test_the_front_matter_is_read_by_huggingface_hub(run):
         is_evaluated = path.parent.name == "real"
         assert [one.metric_type for one in results] == (["mean_iou", "f1", "accuracy"] if is_evaluated else [])
         assert all(one.dataset_type == "simulated" and 0 <= one.metric_value <= 1 for one in results)
+
+
+def test_a_card_states_the_held_out_images_and_the_temperature(run):
+    path = run / "train_saross" / "real" / "student.safetensors"
+    facts = read_metadata(path)
+    assert "Held-out training images" not in card_of(facts, 10) and "Calibration:" not in card_of(facts, 10)
+    facts |= {
+        "validation": {"share": 0.25, "every": 2, "keep": "best", "patience": 3},
+        "validation_scores": {"num_images": 3, "step": 40, "miou": 0.5123, "loss": 0.4, "ended_early_at": 46},
+        "temperature": 1.375,
+    }
+    text = card_of(facts, 10)
+    assert (
+        "- Held-out training images: 3 (25 %); the weights are of step 40, the best of all steps scored on them, with "
+        "an mIoU of 51.23 %; the training ended early, after step 46\n" in text
+    )
+    assert "- Calibration: logits are divided by 1.375 for the probabilities; no class changes\n" in text
+
+
+def test_a_card_shows_the_calibration_error_without_the_temperature_beside_it(run):
+    path = run / "evaluate" / "real.json"
+    table = content_of(path)
+    table["calibration"] |= {"ece": 0.05, "temperature": 2.0, "uncalibrated": table["calibration"] | {"ece": 0.125}}
+    reseal(path, table)
+    text = card_text(run / "train_saross" / "real" / "student.safetensors", run=run)
+    assert "Expected calibration error: 5.00 (12.50 without the temperature)" in text

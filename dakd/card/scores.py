@@ -71,8 +71,11 @@ def _student_details(scores: Mapping) -> dict[str, str]:
         facts["Mean boundary IoU (Cheng et al. 2021)"] = f"{100 * mean:.2f}"
     if (mean := scores.get("inner_boundary_iou", {}).get("mean")) is not None:
         facts["Mean inner boundary IoU (without the image's frame)"] = f"{100 * mean:.2f}"
-    if (error := scores.get("calibration", {}).get("ece")) is not None:
-        facts["Expected calibration error"] = f"{100 * error:.2f}"
+    calibration = scores.get("calibration", {})
+    if (error := calibration.get("ece")) is not None:
+        plain_ece = calibration.get("uncalibrated", {}).get("ece")
+        before = "" if plain_ece is None else f" ({100 * plain_ece:.2f} without the temperature)"
+        facts["Expected calibration error"] = f"{100 * error:.2f}{before}"
     return facts
 
 

@@ -121,6 +121,7 @@ def training(model: Subject) -> str:
     facts |= {"Loss": _loss_line(meta)} if model.is_student else {"Diffusion": _diffusion_line(meta)}
     facts |= {"Weights": _weights_line(meta, optimizer), "Seed": meta.get("seed")}
     facts |= {"Encoder starts from": pretrained(model) or "random weights"} if model.is_student else {}
+    facts |= _held_out(meta)
     return bullets({name: _NOT_RECORDED if value is None else value for name, value in facts.items()})
 
 
@@ -182,6 +183,22 @@ def _weights_line(meta: Mapping, optimizer: Mapping) -> str | None:
     if kind == "posthoc":
         return f"moving average of relative length {meta['ema_length']:g}, made after the training"
     return "of the last step" if kind == "raw" else kind
+
+
+def _held_out(meta: Mapping) -> dict[str, str]:
+    """Lines on the held-out part of the training samples; none where the training held none out."""
+    facts, settings = {}, meta.get("validation")
+    if (scores := meta.get("validation_scores")) and settings:
+        which = "the best of all steps scored on them" if settings["keep"] == "best" else "the last"
+        ended = scores["ended_early_at"]
+        early = "" if ended is None else f"; the training ended early, after step {ended}"
+        facts["Held-out training images"] = (
+            f"{scores['num_images']} ({100 * settings['share']:g} %); the weights are of step {scores['step']}, "
+            f"{which}, with an mIoU of {100 * scores['miou']:.2f} %{early}"
+        )
+    if (temperature := meta.get("temperature")) is not None:
+        facts["Calibration"] = f"logits are divided by {temperature:.4g} for the probabilities; no class changes"
+    return facts
 
 
 def pretrained(model: Subject) -> str | None:

@@ -46,6 +46,7 @@ _CHECKS: dict[str, Callable[[Experiment], Found]] = {
     "generate": results.generate,
     "student": trainings.student,
     "training sets": trainings.training_sets,
+    "held out": trainings.held_out,
     "resume": trainings.resume,
     "evaluate": results.evaluate,
     "predict": results.predict,

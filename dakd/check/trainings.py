@@ -9,9 +9,10 @@ from dakd.check.experiment import Experiment
 from dakd.check.findings import Found, as_level, is_url, until_error
 from dakd.config import TrainingSet
 from dakd.data.datasets import check_pairs
+from dakd.data.held_out import held_out_places, num_held_out
 from dakd.data.loader import make_loader
 from dakd.data.pipes import PipeDataset
-from dakd.data.prepared import open_shards
+from dakd.data.prepared import open_prepared, open_shards
 from dakd.data.shards import ShardSet
 from dakd.data.soft_labels import range_for
 from dakd.data.sources import bare_tars, default_cache, open_source
@@ -106,6 +107,23 @@ def training_sets(experiment: Experiment) -> Found:
     yield "ok", ", ".join(cfg.training_sets)
 
 
+def held_out(experiment: Experiment) -> Found:
+    """The part of the training images that is for validation; by its size alone before they are prepared."""
+    config, cfg = experiment.config, experiment.config.train_saross.validation
+    if not cfg.share or "train" not in experiment.splits:
+        return
+    if experiment.report is None:
+        num_images = experiment.labelled("train")[1]
+        count = num_held_out(num_images, cfg.share)
+    else:
+        real = open_prepared(config, "train")
+        num_images, count = len(real), len(held_out_places(real, cfg.share, config.seed))
+    yield "ok", f"{count} of {num_images} training images are held out for validation"
+    steps = config.train_saross.steps
+    if steps is not None and cfg.every >= steps and (cfg.keep == "best" or cfg.patience is not None):
+        yield "warn", f"validation.every {cfg.every} leaves one scoring in {steps} steps, and so nothing to choose from"
+
+
 def resume(experiment: Experiment) -> Found:
     """Checkpoints that are there must belong to these settings, as far as what they were trained on is there too."""
     config, found, fitting = experiment.config, 0, 0
@@ -167,7 +185,8 @@ def _made_for_student(experiment: Experiment, training_set: TrainingSet) -> list
     cfg = experiment.config.train_saross
     # An epoch is as long as that of the largest set.
     names = (training_set,) if cfg.steps is not None else cfg.training_sets
-    inputs = _training_images(experiment) if any("real" in name for name in names) else []
+    needs_images = any("real" in name for name in names) or cfg.validation.share > 0
+    inputs = _training_images(experiment) if needs_images else []
     own_pairs = cfg.synthetic is None and any("synthetic" in name for name in names)
     return inputs + [experiment.run / "generate" / "index.json"] * own_pairs
 

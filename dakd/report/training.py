@@ -19,6 +19,7 @@ STAGES = {
 DDPM = {"ddpm": "DDPM: one net for images and label bits"}
 # Recorded with every step, but not a quantity of the training.
 _NOT_PLOTTED = ("step", "images_seen", "images_per_s")
+_OWN_CHART = ("grad", "lr", "validation_miou")
 _MAX_GRIDS = 120  # of a stage, as small pictures
 
 
@@ -63,7 +64,7 @@ def _charts(path: Path) -> list[Markup]:
     """Charts of a metrics.jsonl: the losses in one, every other quantity in its own."""
     records = read_records(path)
     names = list(dict.fromkeys(name for record in records for name in record if name not in _NOT_PLOTTED))
-    losses = [name for name in names if name not in ("grad", "lr")]
+    losses = [name for name in names if name not in _OWN_CHART]
     groups = {"loss": losses} | {name: [name] for name in names if name not in losses}
     drawings = (_chart(records, title, members) for title, members in groups.items())
     return [one for one in drawings if one is not None]
@@ -80,4 +81,5 @@ def _chart(records: list[dict], title: str, names: list[str]) -> Markup | None:
     if not positive:
         return None
     # Losses and gradients fall by powers of ten; a linear axis would flatten the end of the curve.
-    return line_chart(lines, "step", title, log_y=title != "lr" and max(positive) > 5 * min(positive))
+    is_falling = title not in ("lr", "validation_miou")
+    return line_chart(lines, "step", title, log_y=is_falling and max(positive) > 5 * min(positive))

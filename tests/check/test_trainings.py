@@ -146,3 +146,23 @@ def test_training_images_without_labels_are_refused_and_a_stage_of_warm_up_alone
     assert texts == ["warmup_steps 2 last as long as a stage of 2 steps"]
     shutil.rmtree(tmp_path / "data" / "train" / "masks")
     assert "6 of 6 training images have no labels; expected all" in refusals(config)["training sets"]
+
+
+def test_the_held_out_part_is_counted_and_one_that_leaves_nothing_is_refused(tmp_path):
+    def of(**validation):
+        config = toy(tmp_path, train_saross__validation=validation)
+        return [(one.level, one.text) for one in check(config) if one.topic == "held out"]
+
+    assert of() == []
+    assert of(share=0.25) == [("ok", "3 of 12 training images are held out for validation")]
+    text = "validation.every 4 leaves one scoring in 4 steps, and so nothing to choose from"
+    assert of(share=0.25, keep="best", every=4)[-1] == ("warn", text)
+    ((level, text),) = of(share=0.99)
+    assert level == "refused" and "holds out 12, and none is left to train on" in text
+
+
+def test_prepared_images_are_held_out_as_the_training_does_it(tmp_path):
+    tree = with_pairs(tmp_path).model_dump(mode="json")
+    tree["train_saross"]["validation"] = {"share": 0.95}
+    config = build_config(tree)
+    assert re.search("holds out 11, but beyond .* no sample left with", refusals(config)["held out"])

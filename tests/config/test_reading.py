@@ -412,7 +412,8 @@ def test_every_setting_refuses_wrong_values_in_plain_words_and_under_its_own_key
             build_config({"name": "a"} | tree)
         except ValueError as error:
             for line in str(error).splitlines()[1:]:
-                assert [word for word in foreign if word in line] == [], line
+                own = line.replace(setting.key.rpartition(".")[0], "")  # a section may be called validation
+                assert [word for word in foreign if word in own] == [], line
                 assert line.strip().startswith(".".join(setting.key.split(".")[:2])), line
                 assert "found" in line or "unknown key" in line or "has no" in line or "set " in line, line
 
