@@ -48,19 +48,20 @@ _REST_SAID_AFTER_S = 5.0
 def run_pipeline(
     config: Config, config_file: Path, overrides: list[str], steps: Sequence[str], processes: int | None = None
 ) -> None:
-    """Run the steps of the experiment, in the order given.
+    """Run the steps of the experiment, in the order given, as `with_options` has them.
 
     Raises RuntimeError naming the step that failed, and Preempted where one was asked to stop.
     """
     refuse_launcher("pipeline")
     processes = processes or fitting_processes(config, torch.cuda.device_count())
     _refuse_what_a_step_would_refuse(config, processes)
-    seconds = {}
-    for number, step in enumerate(steps, 1):
-        say(f"\n=== {number}/{len(steps)} {step} ===")
+    seconds: dict[str, float] = {}
+    planned = with_options(config, steps)
+    for number, (step, *options) in enumerate(planned, 1):
+        say(f"\n=== {number}/{len(planned)} {' '.join([step, *options])} ===")
         start = time.monotonic()
-        finish_step(step, step_command(step, config_file, overrides, processes), config.run_path)
-        seconds[step] = time.monotonic() - start
+        finish_step(step, [*step_command(step, config_file, overrides, processes), *options], config.run_path)
+        seconds[step] = seconds.get(step, 0.0) + time.monotonic() - start
     table = config.run_path / "evaluate" / "table.txt"
     if table.exists():
         from dakd.evaluate.earlier import earlier_scores
@@ -70,6 +71,15 @@ def run_pipeline(
         say("\n" + "\n".join(lines))
     say("\ntime: " + ", ".join(f"{step} {format_duration(spent)}" for step, spent in seconds.items()))
     say(f"report: {config.run_path / 'report' / 'index.html'}")
+
+
+def with_options(config: Config, steps: Sequence[str]) -> list[tuple[str, ...]]:
+    """The steps, each with its options. Before pseudo_label the student that labels is trained; without a training set
+    that needs it, it is left out."""
+    if not config.train_saross.has_own_pseudo_labels:
+        return [(step,) for step in steps if step != "pseudo_label"]
+    labelling: list[tuple[str, ...]] = [("train_saross", "--training-set", "real"), ("pseudo_label",)]
+    return [one for step in steps for one in (labelling if step == "pseudo_label" else [(step,)])]
 
 
 def _refuse_what_a_step_would_refuse(config: Config, processes: int) -> None:

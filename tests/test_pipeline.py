@@ -1,4 +1,4 @@
-"""All seven steps in a row, and the real commands on several processes: launched, stopped, continued."""
+"""All steps in a row, and the real commands on several processes: launched, stopped, continued."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from worlds import toy_config, with_teacher
 
 from dakd import pipeline
 from dakd.cli import COMMANDS, STEPS, build_parser, main, run_step
+from dakd.config import load_config
 from dakd.data.shards import ShardSet
-from dakd.pipeline import finish_step, fitting_processes, run_pipeline, step_command, step_environment
+from dakd.pipeline import finish_step, fitting_processes, run_pipeline, step_command, step_environment, with_options
 from dakd.runtime.distributed import free_port
 from dakd.runtime.files import file_hash
 from dakd.runtime.lock import locked
@@ -51,13 +52,14 @@ def write_config(folder: Path, overrides: dict | None = None) -> Path:
 
 
 def test_steps_stand_in_pipeline_order():
-    assert " ".join(STEPS) == "prepare balance train_jointnet generate train_saross evaluate predict report pipeline"
+    steps = "prepare balance train_jointnet generate pseudo_label train_saross evaluate predict report pipeline"
+    assert " ".join(STEPS) == steps
     assert {path.stem for path in (ROOT / "launch").glob("*.py")} == {*STEPS, "ablate"}
 
 
 def test_all_steps_run_one_after_the_other(tmp_path, capsys):
     config = write_config(tmp_path)
-    for step in STEPS[:-1]:
+    for (step,) in with_options(load_config(config), STEPS[:-1]):
         assert run_step(step, ["--config", str(config)]) == 0, capsys.readouterr().err
     run = tmp_path / "run"
     synthetic = ShardSet(run / "generate")
@@ -423,7 +425,7 @@ def test_all_steps_run_on_real_images(tmp_path, monkeypatch):
     source["train_jointnet"]["crop"] = source["generate"]["size"] = [32, 32]
     path = tmp_path / "real.yaml"
     path.write_text(yaml.safe_dump(source))
-    for step in STEPS[:-1]:
+    for (step,) in with_options(load_config(path), STEPS[:-1]):
         assert run_step(step, ["--config", str(path)]) == 0
     assert "oil" in (tmp_path / "run" / "evaluate" / "table.txt").read_text()
     assert (tmp_path / "run" / "report" / "index.html").exists()

@@ -42,8 +42,8 @@ def on_disk(experiment: Experiment) -> Found:
     """The finding on the disk that pairs, checkpoints and weights take."""
     config, cfg = experiment.config, experiment.config.generate
     height, width = cfg.size
-    bytes_per_pixel = 1 + experiment.num_classes * (2 if cfg.codec == "fp16" else 0.6)
-    needed = cfg.num_samples * height * width * bytes_per_pixel
+    needed = cfg.num_samples * height * width * _bytes_per_pixel(experiment, cfg.codec)
+    needed += _bytes_of_pseudo_labels(experiment)
     for name, cost in experiment.costs.items():
         section = config.train_saross if name == "student" else config.train_jointnet
         states = 3 + len(decays_of(section.optimizer))
@@ -57,6 +57,22 @@ def on_disk(experiment: Experiment) -> Found:
         yield "refused", f"{said}; free some, or set run_dir to another disk"
     else:
         yield ("warn" if needed > _TIGHT * free else "ok"), said
+
+
+def _bytes_per_pixel(experiment: Experiment, codec: str) -> float:
+    """Of an image with its soft label."""
+    return 1 + experiment.num_classes * (2 if codec == "fp16" else 0.6)
+
+
+def _bytes_of_pseudo_labels(experiment: Experiment) -> float:
+    """Of the images that pseudo_label labels, as far as they are prepared."""
+    index = experiment.unlabelled
+    if index is None or not experiment.config.train_saross.has_own_pseudo_labels:
+        return 0.0
+    cfg = experiment.config.pseudo_label
+    pixels = sum(math.prod(map(int, size.split("x"))) * count for size, count in index.sizes.items())
+    share = min(1.0, (cfg.max_samples or index.num_samples) / index.num_samples)
+    return share * pixels * _bytes_per_pixel(experiment, cfg.codec)
 
 
 def nearest_folder(path: Path) -> Path:

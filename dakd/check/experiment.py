@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 
 from dakd.config import Config
-from dakd.data.labelled import open_chosen
+from dakd.data.index import Index, load_index
+from dakd.data.labelled import entries_to_pack, open_chosen
 from dakd.data.prepare import found_report
 from dakd.data.prepared import open_prepared
 from dakd.data.readers import Dataset
+from dakd.data.readers.base import UNLABELLED
 from dakd.data.sample import ClassTable
 from dakd.train.dry_run import Cost, num_classes_of
 
@@ -44,6 +46,19 @@ class Experiment:
         if self.config.prepare.dataset == "simulated":  # with labels in no file
             return len(entries), len(entries)
         return sum(entry.label_path is not None for entry in entries), len(entries)
+
+    @cached_property
+    def unlabelled(self) -> Index | None:
+        """Of the prepared images without labels, which pseudo_label labels."""
+        path = self.run / "prepare" / UNLABELLED / "index.json"
+        return load_index(path) if path.is_file() else None
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Their number; before `prepare` that which the settings leave without labels."""
+        if self.report is not None or self.unlabelled is not None:
+            return 0 if self.unlabelled is None else self.unlabelled.num_samples
+        return len(entries_to_pack(self.dataset, UNLABELLED, self.config.prepare.max_samples))
 
     @cached_property
     def classes(self) -> ClassTable:

@@ -44,7 +44,8 @@ def packages(experiment: Experiment) -> Found:
         yield "refused", f"{name} is not installed; run: {extra_remedy(extra)}"
     if config.evaluate.fidelity.extractor != "none":
         import_torch_fidelity()
-    if config.generate.codec == "logprob8" and importlib.util.find_spec("zstandard") is None:
+    codecs = {config.generate.codec, config.pseudo_label.codec}
+    if "logprob8" in codecs and importlib.util.find_spec("zstandard") is None:
         yield "refused", "codec logprob8 needs zstandard, which is not installed; pip install zstandard"
     if "wandb" not in missing:
         for mode in sorted({section.engine.wandb for section in (config.train_jointnet, config.train_saross)}):

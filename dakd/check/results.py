@@ -29,6 +29,7 @@ from dakd.generate.gate_measures import Labeller
 from dakd.generate.teacher import refuse_settings_of_another_set
 from dakd.predict.images import list_images, read_image, refuse_outputs_as_inputs
 from dakd.predict.predict import refuse_no_test_split
+from dakd.pseudo_label.step import refuse_settings_of_another_set as refuse_other_pseudo_labels
 from dakd.train.dry_run import cost_of_stage
 from dakd.train.saross import student_folder
 
@@ -57,6 +58,30 @@ def _students_of_pairs(experiment: Experiment) -> Found:
         Labeller(gate.student, experiment.classes, torch.device("cpu"))
     if audit.student is not None:
         student_encoder(audit.student, torch.device("cpu"))
+
+
+def pseudo_label(experiment: Experiment) -> Found:
+    """What self-training needs: the student that labels, images without labels, and the set that is there."""
+    config, cfg = experiment.config, experiment.config.train_saross
+    if not cfg.has_own_pseudo_labels:
+        return
+    if "real" not in cfg.training_sets:
+        yield (
+            "refused",
+            f"train_saross.training_sets is {', '.join(cfg.training_sets)}, and the student of real labels the images; "
+            "add real",
+        )
+    get_codec(config.pseudo_label.codec, config.soft_label_temperature)
+    num_images = experiment.num_unlabelled
+    if num_images == 0:
+        yield (
+            "refused",
+            f"train_saross.training_sets is {', '.join(cfg.training_sets)}, and there are no images without labels; "
+            "set prepare.num_labelled, or prepare.on_missing_mask to image_only, and prepare again",
+        )
+    else:
+        yield "ok", f"{num_images} images without labels, {config.pseudo_label.codec}"
+    refuse_other_pseudo_labels(config)
 
 
 def evaluate(experiment: Experiment) -> Found:

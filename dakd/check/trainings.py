@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from dakd.check.experiment import Experiment
 from dakd.check.findings import Found, as_level, is_url, until_error
@@ -14,7 +15,7 @@ from dakd.data.loader import make_loader
 from dakd.data.pipes import PipeDataset
 from dakd.data.prepared import open_prepared, open_shards
 from dakd.data.shards import ShardSet
-from dakd.data.soft_labels import range_for
+from dakd.data.soft_labels import common_range, range_for
 from dakd.data.sources import bare_tars, default_cache, open_source
 from dakd.runtime.sealed import MANIFEST
 from dakd.train.checkpoint import check_identity, list_checkpoints
@@ -86,20 +87,16 @@ def student(experiment: Experiment) -> Found:
 
 
 def training_sets(experiment: Experiment) -> Found:
-    cfg, generate = experiment.config.train_saross, experiment.config.generate
-    has_synthetic = any("synthetic" in name for name in cfg.training_sets)
-    soft_range, available = None, generate.num_samples
-    if generate.codec == "logprob8":
-        soft_range = range_for(experiment.config.soft_label_temperature, experiment.num_classes)
-    if has_synthetic and cfg.synthetic is not None:
-        if is_url(cfg.synthetic):
-            yield "ok", f"{cfg.synthetic} is a URL and was not looked at"
-            return
-        pairs = open_shards(cfg.synthetic, experiment.config.data)
-        soft_range, available = pairs.index.soft_range, len(pairs)
-    check_loss(cfg, experiment.num_classes, has_synthetic, soft_range)
-    if has_synthetic:
-        yield from as_level("refused", partial(check_pairs, available, cfg.crop, cfg.mosaic, cfg.num_synthetic))
+    cfg = experiment.config.train_saross
+    places = {"synthetic": cfg.synthetic, "pseudo": cfg.pseudo}
+    used = {kind: place for kind, place in places.items() if any(kind in name for name in cfg.training_sets)}
+    urls = [place for place in used.values() if place is not None and is_url(place)]
+    if urls:
+        yield from (("ok", f"{place} is a URL and was not looked at") for place in urls)
+        return
+    sets = {kind: _pair_set(experiment, kind, place) for kind, place in used.items()}
+    for name in cfg.training_sets:
+        yield from _mixed(experiment, name, {kind: pairs for kind, pairs in sets.items() if kind in name})
     if any("real" in name for name in cfg.training_sets) and "train" in experiment.splits:
         labelled, num_images = experiment.labelled("train")
         if labelled < num_images:
@@ -122,6 +119,40 @@ def held_out(experiment: Experiment) -> Found:
     steps = config.train_saross.steps
     if steps is not None and cfg.every >= steps and (cfg.keep == "best" or cfg.patience is not None):
         yield "warn", f"validation.every {cfg.every} leaves one scoring in {steps} steps, and so nothing to choose from"
+
+
+class _PairSet(NamedTuple):
+    """soft_range: as in an index."""
+
+    num_pairs: int
+    soft_range: float | None
+
+
+def _pair_set(experiment: Experiment, kind: str, place: str | None) -> _PairSet:
+    """The synthetic or the pseudo-labelled set: that of a folder, or, for None, what the run's own step will make."""
+    config = experiment.config
+    if place is not None:
+        pairs = open_shards(place, config.data)
+        return _PairSet(len(pairs), pairs.index.soft_range)
+    codec, count = config.generate.codec, config.generate.num_samples
+    if kind == "pseudo":
+        codec, found = config.pseudo_label.codec, experiment.num_unlabelled
+        count = min(found, config.pseudo_label.max_samples or found)
+    is_coded = codec == "logprob8"
+    return _PairSet(count, range_for(config.soft_label_temperature, experiment.num_classes) if is_coded else None)
+
+
+def _mixed(experiment: Experiment, name: TrainingSet, sets: dict[str, _PairSet]) -> Found:
+    """Whether a student can learn from sets together.  sets: those of pairs, by kind."""
+    cfg = experiment.config.train_saross
+    soft_range = None
+    if not cfg.loss.hard_labels:
+        soft_range = common_range({pairs.soft_range for pairs in sets.values()}, f"the training set {name}")
+    check_loss(cfg, experiment.num_classes, bool(sets), soft_range)
+    counts = {kind: pairs.num_pairs for kind, pairs in sets.items()}
+    if any(counts.values()):  # without any images, `pseudo label` has said so
+        wanted = (counts.get("synthetic"), cfg.crop, cfg.mosaic, cfg.num_synthetic, counts.get("pseudo", 0))
+        yield from as_level("refused", partial(check_pairs, *wanted))
 
 
 def resume(experiment: Experiment) -> Found:
@@ -188,7 +219,12 @@ def _made_for_student(experiment: Experiment, training_set: TrainingSet) -> list
     needs_images = any("real" in name for name in names) or cfg.validation.share > 0
     inputs = _training_images(experiment) if needs_images else []
     own_pairs = cfg.synthetic is None and any("synthetic" in name for name in names)
-    return inputs + [experiment.run / "generate" / "index.json"] * own_pairs
+    own_labels = cfg.pseudo is None and "pseudo" in training_set
+    return [
+        *inputs,
+        *[experiment.run / "generate" / "index.json"] * own_pairs,
+        *[experiment.run / "pseudo_label" / "index.json"] * own_labels,
+    ]
 
 
 def _training_images(experiment: Experiment) -> list[Path]:

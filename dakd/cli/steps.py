@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dakd.cli.command import Command, add_config_options, local_path, positive
+from dakd.cli.command import OVERRIDES, Command, add_config_options, local_path, positive
 from dakd.runtime.console import show
 from dakd.runtime.kept_config import open_config
 from dakd.runtime.place import number
@@ -14,6 +14,7 @@ from dakd.runtime.side_by_side import run_side_by_side
 from dakd.runtime.stopping import listen_for_stop
 
 _GENERAL = ("name", "run_dir", "seed")
+_TRAINING_SETS = ("real", "real+synthetic", "synthetic", "real+pseudo", "real+synthetic+pseudo")
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -101,9 +102,72 @@ def _generate(args: argparse.Namespace) -> None:
         generate(config)
 
 
+def _pseudo_label_options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "dakd pseudo_label --config FILE [section.key=value ...]\n"
+        "       dakd pseudo_label --student FILE --images DIR --out DIR [--min-confidence P] [--codec NAME]"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", metavar="FILE",
+                        help="an experiment's YAML, or the name of one that comes with dakd; its student of real "
+                        "images labels its images without labels")
+    source.add_argument("--student", metavar="FILE", help="a student's weights file; no experiment is needed")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"with --config: {OVERRIDES}")
+    of_student = parser.add_argument_group("with --student")
+    of_student.add_argument("--images", metavar="DIR",
+                            help="folder or URL of a set of shards; labels that it has are not used")
+    of_student.add_argument("--out", type=local_path, metavar="DIR", help="folder for the pairs")
+    of_student.add_argument("--min-confidence", type=_share, metavar="P",
+                            help="least probability of the likeliest class with which a pixel counts (default: 0)")
+    of_student.add_argument("--codec", choices=("fp16", "logprob8"), help="format of soft labels (default: fp16)")
+    of_student.add_argument("--temperature", type=float, metavar="T",
+                            help="that logprob8 codes are written for (default: 2, as that of the student's loss)")
+    of_student.add_argument("--max-samples", type=positive, metavar="N", help="only the first N images")
+    of_student.add_argument("--batch-size", type=positive, metavar="N", help="images per pass (default: 1)")
+    of_student.add_argument("--device", metavar="NAME",
+                            help="cpu or cuda (default: a GPU if there is one)")  # fmt: skip
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number from 0 to 1")
+    return value
+
+
+_OF_STUDENT = ("images", "out", "min_confidence", "codec", "temperature", "max_samples", "batch_size", "device")
+
+
+def _check_pseudo_label(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.student is not None and not (args.images and args.out):
+        parser.error("--student needs --images DIR and --out DIR")
+    if args.student is not None and args.overrides:
+        parser.error(f"{args.overrides[0]}: settings go with --config; --student has options of its own")
+    given = [name for name in _OF_STUDENT if getattr(args, name) is not None]
+    if args.config is not None and given:
+        parser.error(f"--{given[0].replace('_', '-')} goes with --student; an experiment has the section pseudo_label")
+
+
+def _pseudo_label(args: argparse.Namespace) -> None:
+    from dakd.pseudo_label.step import label_to_folder, pseudo_label
+    from dakd.runtime.distributed import barrier, init_if_many, is_main
+    from dakd.runtime.runlog import save_config
+
+    config = None if args.config is None else open_config(args.config, args.overrides)
+    init_if_many()  # one process labels, however many were launched
+    if is_main() and config is not None:
+        folder = pseudo_label(config)
+        save_config(config, folder, is_finished=True)
+    elif is_main():
+        settings = {name: getattr(args, name) for name in ("min_confidence", "codec", "max_samples", "batch_size")}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        label_to_folder(args.student, args.images, args.out, args.temperature, args.device, **settings)
+    barrier()
+
+
 def _train_saross_options(parser: argparse.ArgumentParser) -> None:
     _add_training_options(parser)
-    parser.add_argument("--training-set", choices=("real", "real+synthetic", "synthetic"), default=None,
+    parser.add_argument("--training-set", choices=_TRAINING_SETS, default=None,
                         help="train only this set's student (default: all of train_saross.training_sets)")  # fmt: skip
 
 
@@ -118,10 +182,13 @@ def _train_saross(args: argparse.Namespace) -> None:
     at_once = 1 if args.training_set else config.train_saross.side_by_side(number("WORLD_SIZE", 1))
     with listen_for_stop(config.run_path):
         from dakd.generate.teacher import refuse_settings_of_another_set
-        from dakd.train.saross import list_trainings, reads_generated_pairs, train_saross
+        from dakd.pseudo_label.step import refuse_settings_of_another_set as refuse_other_pseudo_labels
+        from dakd.train.saross import list_trainings, reads_generated_pairs, reads_pseudo_labels, train_saross
 
         if reads_generated_pairs(config, training_sets):
             refuse_settings_of_another_set(config, may_grow=False)
+        if reads_pseudo_labels(config, training_sets):
+            refuse_other_pseudo_labels(config)
         if at_once == 1:
             train_saross(config, training_sets)
         else:
@@ -230,6 +297,9 @@ STEP_COMMANDS = (
             _train_jointnet, _train_jointnet_options, (*_GENERAL, "balance", "data", "train_jointnet")),
     Command("generate", "write shards of synthetic pairs", _generate, _generate_options,
             (*_GENERAL, "train_jointnet.generator", "generate", "train_saross.loss.temperature")),
+    Command("pseudo_label", "label images without labels by the student of real images, for self-training",
+            _pseudo_label, _pseudo_label_options, (*_GENERAL, "pseudo_label", "train_saross.loss.temperature"),
+            _check_pseudo_label),
     Command("train_saross", "train students on real and synthetic pairs: SAROSS-Net, or a rival by its name",
             _train_saross, _train_saross_options, (*_GENERAL, "data", "train_saross")),
     Command("evaluate", "score the students on the test split, or on any folder", _evaluate, add_config_options,

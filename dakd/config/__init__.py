@@ -22,6 +22,7 @@ from dakd.config.evaluate import EvaluateConfig, FidelityConfig, PredictConfig
 from dakd.config.experiment import Config
 from dakd.config.generate import AuditConfig, Bounds, GateConfig, GenerateConfig, ShareBounds
 from dakd.config.prepare import PrepareConfig, SceneSide, SimulationConfig
+from dakd.config.pseudo_label import PseudoLabelConfig
 from dakd.config.reading import build_config, dump_config, load_config
 from dakd.config.student import (
     STUDENT_KINDS,
@@ -66,6 +67,7 @@ __all__ = [
     "Positive",
     "PredictConfig",
     "PrepareConfig",
+    "PseudoLabelConfig",
     "SamOilConfig",
     "Scale",
     "SceneSide",

@@ -10,6 +10,7 @@ from dakd.config.base import NonNegative, Section, WrittenPath
 from dakd.config.evaluate import EvaluateConfig, PredictConfig
 from dakd.config.generate import GenerateConfig
 from dakd.config.prepare import PrepareConfig
+from dakd.config.pseudo_label import PseudoLabelConfig
 from dakd.config.student import TrainSarossConfig
 from dakd.config.teacher import BalanceConfig, TrainJointNetConfig
 from dakd.config.training import DataConfig
@@ -39,6 +40,8 @@ class Config(Section):
     train_jointnet: TrainJointNetConfig = TrainJointNetConfig()
 
     generate: GenerateConfig = GenerateConfig()
+
+    pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
 
     train_saross: TrainSarossConfig = TrainSarossConfig()
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from dakd.config.base import Fraction, Positive, Section, Size
 from dakd.config.training import EngineConfig, OptimizerConfig
 
-TrainingSet = Literal["real", "real+synthetic", "synthetic"]
+TrainingSet = Literal["real", "real+synthetic", "synthetic", "real+pseudo", "real+synthetic+pseudo"]
 
 SkipModule = Literal["caft", "conv3x3", "none"]
 
@@ -195,7 +195,8 @@ class TrainSarossConfig(Section):
     loss: StudentLossConfig = StudentLossConfig()
 
     training_sets: Annotated[tuple[TrainingSet, ...], Field(min_length=1)] = ("real+synthetic",)
-    """Sets that students are trained on, one student each, with equal numbers of steps."""
+    """Sets that students are trained on, one student each, with equal numbers of steps. A set with "pseudo" has the
+    images that the student of "real" has labelled."""
 
     crop: Size = (512, 512)
     """Size of the training crops."""
@@ -212,9 +213,13 @@ class TrainSarossConfig(Section):
     num_synthetic: Positive | None = None
     """Number of synthetic pairs, the first ones of the set. null takes all."""
 
+    pseudo: str | None = None
+    """Folder or URL of the pseudo-labelled images. null takes those that this run's step pseudo_label has labelled."""
+
     synthetic_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of synthetic samples in an epoch (a mosaic is one sample), next to every real one once; the synthetic pairs
-    are then used at their own pace. null takes every pair once per epoch."""
+    are then used at their own pace. null takes every pair once per epoch. Pseudo-labelled images count as synthetic
+    pairs."""
 
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     """Statistics of batch norm while training (inferred). "local": those of each rank's micro-batch, so that the losses
@@ -242,6 +247,11 @@ class TrainSarossConfig(Section):
     optimizer: StudentOptimizerConfig = StudentOptimizerConfig(lr_decay="poly")
 
     engine: EngineConfig = EngineConfig()
+
+    @property
+    def has_own_pseudo_labels(self) -> bool:
+        """Whether a student is trained on images that this run's step pseudo_label labels."""
+        return self.pseudo is None and any("pseudo" in name for name in self.training_sets)
 
     def side_by_side(self, num_ranks: int) -> int:
         """How many of the students train at the same time."""

@@ -92,7 +92,10 @@ class StudentDataset:
     A synthetic sample has a soft label, and its label is IGNORE_INDEX everywhere; with `hard_labels` the teacher's
     argmax is its label and it has no soft one.
 
-    crop_size: (h, w) in pixels; a mosaic's tiles are h/2 by w/2.  num_synthetic: only the first N pairs; None: all.
+    Images that a student has labelled (`pseudo`) are synthetic samples too: both sets are taken together as one.
+
+    crop_size: (h, w) in pixels; a mosaic's tiles are h/2 by w/2.  num_synthetic: only the first N pairs of `synthetic`;
+    None: all.  num_pseudo: of images that are not labelled yet, in place of `pseudo`: then samples are only counted.
     held_out: places of real samples that are never seen (see `held_out.py`).
     window, on_bad_record: see `ordered_records.OrderedRecords`. The tiles of a mosaic follow one another in the order
     of the synthetic records: they come from the shards of one window, or of two where they lie on a seam.
@@ -108,32 +111,37 @@ class StudentDataset:
         flip: bool,
         seed: int,
         num_synthetic: int | None = None,
+        pseudo: ShardSet | None = None,
+        num_pseudo: int | None = None,
         hard_labels: bool = False,
         synthetic_share: float | None = None,
         held_out: Sequence[int] = (),
         window: int = _WINDOW_SHARDS,
         on_bad_record: OnBadRecord = "stop",
     ) -> None:
-        _check_student_sources(real, synthetic, crop_size, mosaic, num_synthetic)
-        self.real, self.synthetic, self.crop_size = real, synthetic, crop_size
+        pair_sets = [pairs for pairs in (synthetic, pseudo) if pairs is not None]
+        self.num_pseudo = num_pseudo or (0 if pseudo is None else len(pseudo))
+        _check_student_sources(real, pair_sets)
+        _check_number(synthetic, self.num_pseudo, real is not None, crop_size, mosaic, num_synthetic)
+        self.real, self.synthetic, self.pseudo, self.crop_size = real, synthetic, pseudo, crop_size
         self.mosaic, self.flip, self.seed, self.hard_labels = mosaic, flip, seed, hard_labels
         self.num_real = 0 if real is None else len(real) - len(held_out)
         self.num_synthetic = 0 if synthetic is None else (num_synthetic or len(synthetic))
-        self._synthetic_items = self.num_synthetic // (_TILES if mosaic else 1)  # when each is taken once
+        # When each is taken once.
+        self._synthetic_items = (self.num_synthetic + self.num_pseudo) // (_TILES if mosaic else 1)
         self._synthetic_per_epoch = self._synthetic_items
-        if synthetic_share is not None and real is not None and synthetic is not None:
+        if synthetic_share is not None and real is not None and self._synthetic_items:
             self._synthetic_per_epoch = _items_of_share(self.num_real, synthetic_share)
         options = {"seed": seed, "window": window, "on_bad_record": on_bad_record}
         self._real_records = None if real is None else OrderedRecords([real], left_out=held_out, **options)
         self._synthetic_records = None
-        if synthetic is not None:
-            self._synthetic_records = OrderedRecords(
-                [synthetic], stream=Stream.MOSAIC, limit=self.num_synthetic, **options
-            )
+        if pair_sets and num_pseudo is None:
+            limit = None if synthetic is None else self.num_synthetic
+            self._synthetic_records = OrderedRecords(pair_sets, stream=Stream.MOSAIC, limit=limit, **options)
 
     @property
     def classes(self) -> ClassTable:
-        return (self.real or self.synthetic).classes
+        return (self.real or self.synthetic or self.pseudo).classes
 
     @property
     def epoch_length(self) -> int:
@@ -220,39 +228,55 @@ def _items_of_share(num_real: int, share: float) -> int:
     return max(1, round(num_real * share / (1 - share)))
 
 
-def _check_student_sources(
-    real: ShardSet | None,
-    synthetic: ShardSet | None,
-    crop_size: tuple[int, int],
-    mosaic: bool,
-    num_synthetic: int | None,
-) -> None:
-    if real is None and synthetic is None:
-        raise ValueError("the student's dataset has neither real nor synthetic samples; give at least one")
+def _check_student_sources(real: ShardSet | None, pair_sets: list[ShardSet]) -> None:
     if real is not None and real.index.num_labelled != len(real):
         raise ValueError(f"{real.folder}: {real.index.num_labelled} of {len(real)} samples have labels; expected all")
     if real is not None:
         refuse_unknown_labels(real.index, str(real.folder))
-    if synthetic is None:
-        return
-    if synthetic.index.num_soft != len(synthetic):
-        found = synthetic.index.num_soft
-        raise ValueError(f"{synthetic.folder}: {found} of {len(synthetic)} samples have soft labels; expected all")
-    if real is not None and real.classes.names != synthetic.classes.names:
-        raise ValueError(
-            f"real classes {real.classes.names} differ from synthetic classes {synthetic.classes.names}; generate "
-            "the pairs with a teacher of the real set"
-        )
-    check_pairs(len(synthetic), crop_size, mosaic, num_synthetic)
+    for pairs in pair_sets:
+        if pairs.index.num_soft != len(pairs):
+            found = pairs.index.num_soft
+            raise ValueError(f"{pairs.folder}: {found} of {len(pairs)} samples have soft labels; expected all")
+        first = real or pair_sets[0]
+        if first.classes.names != pairs.classes.names:
+            raise ValueError(
+                f"{'real' if real is not None else 'synthetic'} classes {first.classes.names} differ from synthetic "
+                f"classes {pairs.classes.names}; make the pairs with a teacher or a student of the real set"
+            )
 
 
-def check_pairs(available: int, crop_size: tuple[int, int], mosaic: bool, num_synthetic: int | None) -> None:
-    """ValueError where so many synthetic pairs do not make up the samples that a student is to see."""
-    least, wanted = _TILES if mosaic else 1, available if num_synthetic is None else num_synthetic
-    if not least <= wanted <= available:
-        raise ValueError(
-            f"num_synthetic is {wanted} of {available} synthetic pairs; expected at most all of them, "
-            f"and at least {least} (mosaic: {mosaic})"
-        )
+def _check_number(
+    synthetic: ShardSet | None,
+    num_pseudo: int,
+    has_real: bool,
+    crop_size: tuple[int, int],
+    mosaic: bool,
+    num_synthetic: int | None,
+) -> None:
+    if synthetic is not None or num_pseudo:
+        available = None if synthetic is None else len(synthetic)
+        check_pairs(available, crop_size, mosaic, num_synthetic, num_pseudo)
+    elif not has_real:
+        raise ValueError("the student's dataset has neither real nor synthetic samples; give at least one")
+
+
+def check_pairs(
+    available: int | None, crop_size: tuple[int, int], mosaic: bool, num_synthetic: int | None, num_pseudo: int = 0
+) -> None:
+    """ValueError where so many synthetic pairs do not make up the samples that a student is to see.
+
+    available: generated pairs; None where the student sees none.  num_pseudo: pseudo-labelled images beside them.
+    """
+    least = _TILES if mosaic else 1
+    if available is None:
+        if num_pseudo < least:
+            raise ValueError(f"found {num_pseudo} pseudo-labelled images; expected {least} or more (mosaic: {mosaic})")
+    else:
+        wanted = available if num_synthetic is None else num_synthetic
+        if not max(1, least - num_pseudo) <= wanted <= available:
+            raise ValueError(
+                f"num_synthetic is {wanted} of {available} synthetic pairs; expected at most all of them, "
+                f"and at least {max(1, least - num_pseudo)} (mosaic: {mosaic})"
+            )
     if mosaic and (crop_size[0] % 2 or crop_size[1] % 2):
         raise ValueError(f"crop {crop_size} is odd; a mosaic of 2 x 2 tiles needs even sides")

@@ -36,10 +36,11 @@ class Skipped:
 class OrderedRecords:
     """Several sets of shards as one, whose records are read by (epoch, place).
 
-    window: shards whose records are shuffled among themselves (see `order`).  limit: only the first records, as the
-    sets list them.  left_out: places, in the sets laid end to end, of records that do not belong to it; `limit` counts
-    the others.  on_bad_record: `stop` raises BadRecord; `skip` takes the next good record of the epoch in its
-    place, always the same one, so that all ranks stay in step and a resumed run sees the same.
+    window: shards whose records are shuffled among themselves (see `order`).  limit: only the first records of the
+    first set, as it lists them; the other sets are taken whole.  left_out: places, in the sets laid end to end, of
+    records that do not belong to it; `limit` counts the others.  on_bad_record: `stop` raises BadRecord; `skip` takes
+    the next good record of the epoch in its place, always the same one, so that all ranks stay in step and a resumed
+    run sees the same.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class OrderedRecords:
             counts[shard] -= len(records)
         if limit is not None:
             # Cut before anything is shuffled: a set of the first N pairs is the same in every epoch.
-            counts = np.clip(limit - (np.cumsum(counts) - counts), 0, counts)
+            first = counts[: len(sets[0].counts)]
+            counts[: len(first)] = np.clip(limit - (np.cumsum(first) - first), 0, first)
         self.sets, self.on_bad_record = list(sets), on_bad_record
         self.order = ShardOrder(counts, seed, window, stream)
         self._ends = list(accumulate(len(source.counts) for source in sets))

@@ -64,13 +64,23 @@ def open_prepared(config: Config, split: str, run_dir: Path | None = None) -> Sh
     return shards
 
 
-def open_unlabelled(config: Config) -> ShardSet | None:
+def find_unlabelled(config: Config) -> ShardSet | None:
     """The training images whose labels are absent or not used, as images alone; None where there are none.
 
-    Raises ValueError where they were prepared with other settings.
+    ValueError where other settings prepared them.
     """
-    if not (config.run_path / "prepare" / UNLABELLED / "index.json").is_file():
-        return None
+    is_there = (config.run_path / "prepare" / UNLABELLED / "index.json").is_file()
+    return open_prepared(config, UNLABELLED) if is_there else None
+
+
+def open_unlabelled(config: Config) -> ShardSet:
+    """The run's images without labels.  ValueError where there are none, or other settings prepared them."""
+    folder = config.run_path / "prepare" / UNLABELLED
+    if not (folder / "index.json").is_file():
+        raise ValueError(
+            f"no images without labels in {folder}, which pseudo_label labels; set prepare.num_labelled, or "
+            "prepare.on_missing_mask to image_only, and prepare again"
+        )
     return open_prepared(config, UNLABELLED)
 
 

@@ -31,8 +31,8 @@ from dakd.runtime.runlog import progress, say
 from dakd.runtime.sealed import MANIFEST, read_json
 from dakd.weights import STUDENT_FILES, load_student, read_student_metadata, temperature_of
 
-# The order of the paper's ablation; students of other names follow by name.
-_ORDER = ("real", "synthetic", "real+synthetic")
+# The order of the paper's ablation, then self-training; students of other names follow by name.
+_ORDER = ("real", "synthetic", "real+synthetic", "real+pseudo", "real+synthetic+pseudo")
 _OF_SOS = ("sensor", "polarity", "mask_threshold")  # settings of prepare that say how its masks are read
 
 

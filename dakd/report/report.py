@@ -39,7 +39,8 @@ _NUM_PREDICTIONS = 8
 _WIDE = 200  # pixels; larger images get a row of their own
 
 
-_RESULTS = ("config.yaml", "prepare", "balance", "train_jointnet", "generate", "train_saross", "evaluate", "predict")
+_RESULTS = ("config.yaml", "prepare", "balance", "train_jointnet", "generate", "pseudo_label", "train_saross",
+            "evaluate", "predict")  # fmt: skip
 
 
 def write_report(run_dir: str | Path) -> Path:

@@ -81,7 +81,7 @@ def describe_saross(config: Config) -> str:
     """What `train_saross --dry-run` prints; ValueError for settings that training refuses."""
     cfg, num_classes = config.train_saross, num_classes_of(config)
     micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, world_size())
-    check_loss(cfg, num_classes, any("synthetic" in name for name in cfg.training_sets))
+    check_loss(cfg, num_classes, any(name != "real" for name in cfg.training_sets))
     cost = cost_of_student(cfg, num_classes)
     uncounted = UNCOUNTED.get(cfg.student.name, "")
     lines = [

@@ -21,7 +21,7 @@ from dakd.data.balance import resolve_balance
 from dakd.data.batch import Batch
 from dakd.data.datasets import TeacherDataset
 from dakd.data.pipes import PipeDataset
-from dakd.data.prepared import open_prepared, open_shards, open_unlabelled, reading_options
+from dakd.data.prepared import open_prepared, open_shards, find_unlabelled, reading_options
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_teacher
@@ -184,7 +184,7 @@ class StageTraining(TeacherTraining):
 
 def _images_alone(config: Config, classes: ClassTable) -> list[ShardSet]:
     """The images without labels of stage 1: the run's own, and those of `stage1.extra_images`."""
-    unlabelled = open_unlabelled(config)
+    unlabelled = find_unlabelled(config)
     extra = [
         open_shards(place, config.data, classes, images_only=True)
         for place in config.train_jointnet.stage1.extra_images

@@ -13,9 +13,10 @@ from dakd.config import Config, StudentLossConfig, TrainingSet, TrainSarossConfi
 from dakd.data.batch import Batch
 from dakd.data.datasets import StudentDataset
 from dakd.data.held_out import held_out_places
-from dakd.data.prepared import open_prepared, open_shards, reading_options
+from dakd.data.prepared import open_prepared, open_shards, open_unlabelled, reading_options
 from dakd.data.sample import IGNORE_INDEX
-from dakd.data.soft_labels import check_temperature
+from dakd.data.shards import ShardSet
+from dakd.data.soft_labels import check_temperature, common_range
 from dakd.data.transforms import to_student
 from dakd.kernels.seg_loss import seg_loss
 from dakd.metrics.confusion import count_pairs
@@ -121,12 +122,12 @@ class StudentTraining(Training):
         self.dataset = student_dataset(config, training_set)
         self.validation = self._validation()
         self.classes = self.dataset.classes
-        synthetic = self.dataset.synthetic
-        soft_range = None if synthetic is None else synthetic.index.soft_range
-        check_loss(self.section, self.classes.num_classes, synthetic is not None, soft_range)
+        pair_sets = [pairs for pairs in (self.dataset.synthetic, self.dataset.pseudo) if pairs is not None]
+        soft_range = None if self.section.loss.hard_labels else _soft_range_of(pair_sets)
+        check_loss(self.section, self.classes.num_classes, bool(pair_sets), soft_range)
         check_batch_norm(self.section)
         self.total_steps, self.lr, self.seed = student_steps(config), self.section.optimizer.lr, config.seed
-        sources = (self.dataset.real, self.dataset.synthetic)
+        sources = [self.dataset.real, *pair_sets]
         self.data = [source.fingerprint for source in sources if source is not None]
 
     def _validation(self) -> Validation | None:
@@ -162,6 +163,8 @@ class StudentTraining(Training):
             "mosaic": cfg.mosaic,
             "batch_norm": cfg.batch_norm,
             "num_synthetic": self.dataset.num_synthetic,
+            # None, not 0: files from before such sets have none.
+            "num_pseudo": self.dataset.num_pseudo or None,
             "synthetic_share": cfg.synthetic_share,
             # None: files from before this setting have none. A temperature is no part of the training.
             "validation": cfg.validation.model_dump(mode="json", exclude={"calibrate"}) if self.validation else None,
@@ -285,6 +288,12 @@ def check_loss(cfg: TrainSarossConfig, num_classes: int, has_synthetic: bool, so
         check_temperature(soft_range, temperatures, num_classes)
 
 
+def _soft_range_of(pair_sets: list[ShardSet]) -> float | None:
+    """The one range of the soft labels of sets that are mixed in batches; ValueError where they differ."""
+    where = " with ".join(str(pairs.folder) for pairs in pair_sets)
+    return common_range({pairs.index.soft_range for pairs in pair_sets}, f"a training on {where}")
+
+
 def student_folder(config: Config, training_set: TrainingSet) -> Path:
     return config.run_path / "train_saross" / training_set
 
@@ -309,12 +318,29 @@ def reads_generated_pairs(config: Config, training_sets: tuple[TrainingSet, ...]
     return cfg.synthetic is None and any("synthetic" in name for name in names)
 
 
-def student_dataset(config: Config, training_set: TrainingSet) -> StudentDataset:
-    """The batches of a training set: `real`, `synthetic` or both; without the real samples that are held out."""
+def reads_pseudo_labels(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> bool:
+    """Whether these trainings, None for the configured ones, read what the run's step pseudo_label has written."""
+    cfg = config.train_saross
+    # Epochs are counted over images, labelled or not.
+    return cfg.pseudo is None and any("pseudo" in name for name in training_sets or cfg.training_sets)
+
+
+def student_dataset(config: Config, training_set: TrainingSet, is_counted: bool = False) -> StudentDataset:
+    """The batches of a training set, which holds what its name says: real, synthetic, pseudo.
+
+    Without the real samples that are held out.
+    is_counted: only the samples are to be counted: images that the run's step pseudo_label labels need no labels yet.
+    """
     cfg = config.train_saross
     real = open_prepared(config, "train") if "real" in training_set else None
     place = cfg.synthetic or str(config.run_path / "generate")
     synthetic = open_shards(place, config.data) if "synthetic" in training_set else None
+    pseudo = num_pseudo = None
+    if is_counted and reads_pseudo_labels(config, (training_set,)):
+        num_images = len(open_unlabelled(config))
+        num_pseudo = min(num_images, config.pseudo_label.max_samples or num_images)
+    elif "pseudo" in training_set:
+        pseudo = open_pseudo(config)
     return StudentDataset(
         real,
         synthetic,
@@ -323,11 +349,24 @@ def student_dataset(config: Config, training_set: TrainingSet) -> StudentDataset
         flip=cfg.flip,
         seed=config.seed,
         num_synthetic=cfg.num_synthetic if synthetic is not None else None,
+        pseudo=pseudo,
+        num_pseudo=num_pseudo,
         hard_labels=cfg.loss.hard_labels,
         synthetic_share=cfg.synthetic_share,
         held_out=[] if real is None else held_out_places(real, cfg.validation.share, config.seed),
         **reading_options(config.data),
     )
+
+
+def open_pseudo(config: Config) -> ShardSet:
+    """The pseudo-labelled images.  ValueError where there are none."""
+    place, folder = config.train_saross.pseudo, config.run_path / "pseudo_label"
+    if place is None and not (folder / "index.json").is_file():
+        raise ValueError(
+            f"no pseudo-labelled images in {folder}; train the student of real (dakd train_saross --training-set "
+            "real), then run the step pseudo_label"
+        )
+    return open_shards(place or str(folder), config.data)
 
 
 def student_steps(config: Config) -> int:
@@ -338,7 +377,7 @@ def student_steps(config: Config) -> int:
     cfg = config.train_saross
     if cfg.steps is not None:
         return cfg.steps
-    longest = max(student_dataset(config, name).epoch_length for name in cfg.training_sets)
+    longest = max(student_dataset(config, name, is_counted=True).epoch_length for name in cfg.training_sets)
     steps = cfg.epochs * math.ceil(longest / cfg.global_batch)
     say(f"student: {cfg.epochs} epochs of {longest} samples are {steps} steps")
     return steps

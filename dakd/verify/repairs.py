@@ -33,6 +33,8 @@ def next_command(run: Path, found: Found) -> str:
         if parts[-1].startswith("shard-") and parts[-1].endswith(".json"):
             return f"rm -f {place}  # it is made again from its tar"
         return f"rm -r {shlex.quote(str(run / step))} && dakd prepare {options}"
+    if step == "pseudo_label":
+        return f"rm -r {shlex.quote(str(run / step))} && dakd pseudo_label {options}"
     if step == "generate":
         if "audit" in parts:
             return f"dakd generate {options} --audit"

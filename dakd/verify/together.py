@@ -20,6 +20,7 @@ def absent_and_foreign(run: Path) -> Iterator[Found]:
     yield from _settings(run)
     yield from _prepared(run / "prepare")
     yield from _generated(run / "generate")
+    yield from _pseudo_labelled(run / "pseudo_label")
     trainings = [path for step in ("train_jointnet", "train_saross") for path in (run / step).glob("*/")]
     evaluations = [run / "evaluate"] if _has_own_evaluation(run / "evaluate") else []
     evaluations += [path for path in (run / "evaluate").glob("*/") if path.name not in OWN_FOLDERS]
@@ -93,6 +94,18 @@ def _generated(folder: Path) -> Iterator[Found]:
         yield from _listed(folder)
     if is_ours:
         yield from _derived(folder, index)
+
+
+def _pseudo_labelled(folder: Path) -> Iterator[Found]:
+    if not folder.is_dir():
+        return
+    for name in ("index.json", MANIFEST):  # they appear with the folder
+        if not (folder / name).is_file():
+            yield Found("missing", folder / name, "pseudo_label writes it")
+    if (folder / "index.json").is_file():
+        yield from _shards_of(folder)
+    if (folder / MANIFEST).is_file():
+        yield from _listed(folder)
 
 
 def _derived(folder: Path, index: Index) -> Iterator[Found]:

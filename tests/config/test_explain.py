@@ -123,9 +123,11 @@ def test_defaults_read_back_as_the_models_defaults():
         ("generate.gate.entropy.at_least", "number or null"),
         ("generate.gate.agreement.at_least", "number in [0, 1] or null"),
         ("train_saross.student.encoder_options", "map of names to values"),
-        ("train_saross.training_sets", "list of 1 or more words of real, real+synthetic, synthetic"),
+        ("train_saross.training_sets", "list of 1 or more words of real, real+synthetic, synthetic, "
+         "real+pseudo, real+synthetic+pseudo"),
         ("evaluate.scales", "list of 1 or more numbers in (0, 8]"),
-        ("predict.training_set", "one of real, real+synthetic, synthetic or null"),
+        ("predict.training_set",
+         "one of real, real+synthetic, synthetic, real+pseudo, real+synthetic+pseudo or null"),
     ],
 )
 def test_types_are_said_in_words(key, kind):

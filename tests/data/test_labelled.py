@@ -15,7 +15,7 @@ from dakd.cli import main
 from dakd.config import Config, build_config, load_config
 from dakd.data.labelled import choose_labelled
 from dakd.data.prepare import prepare
-from dakd.data.prepared import open_prepared, open_unlabelled
+from dakd.data.prepared import open_prepared, find_unlabelled
 from dakd.data.readers import BadDataset
 from dakd.data.shards import ShardSet
 from dakd.train.jointnet import train_jointnet, training_of_stage
@@ -106,7 +106,7 @@ def test_more_labels_than_there_are_is_refused(tmp_path):
 def test_the_others_are_packed_as_images_alone_and_the_test_split_stays_whole(tmp_path):
     cfg = config(tmp_path, make_folder(tmp_path / "data"), num_labelled=8)
     report = prepare(cfg).report
-    train, rest = open_prepared(cfg, "train"), open_unlabelled(cfg)
+    train, rest = open_prepared(cfg, "train"), find_unlabelled(cfg)
     keys, others = keys_of(train.folder), keys_of(rest.folder)
     assert len(keys) == 8 and len(others) == 12 and sorted([*keys, *others]) == sorted(f"tile{i}" for i in range(20))
     assert train.index.num_labelled == 8 and rest.index.num_labelled == 0 and rest.index.num_soft == 0
@@ -124,8 +124,8 @@ def test_simulated_scenes_beyond_the_number_lose_their_labels(tmp_path):
     tree = {"name": "sim", "run_dir": str(tmp_path / "run"), "prepare": {"simulation": simulation, "num_labelled": 3}}
     cfg = build_config(tree)
     prepare(cfg)
-    assert len(open_prepared(cfg, "train")) == 3 and len(open_unlabelled(cfg)) == 7
-    assert all(open_unlabelled(cfg).read(i).label is None for i in range(7))
+    assert len(open_prepared(cfg, "train")) == 3 and len(find_unlabelled(cfg)) == 7
+    assert all(find_unlabelled(cfg).read(i).label is None for i in range(7))
 
 
 def test_the_list_of_a_choice_gives_the_same_shards_from_masks_of_garbage(tmp_path):
@@ -198,7 +198,7 @@ def test_images_without_a_mask_serve_stage_1_where_the_settings_say_so(tmp_path,
         prepare(config(tmp_path, root))
     cfg = config(tmp_path, root, on_missing_mask="image_only")
     report = prepare(cfg).report
-    assert len(open_prepared(cfg, "train")) == 5 and len(open_unlabelled(cfg)) == 15 and report["skipped"] == []
+    assert len(open_prepared(cfg, "train")) == 5 and len(find_unlabelled(cfg)) == 15 and report["skipped"] == []
     given = ["init", "mine", "--root", str(root), "--classes", "sea,oil", "--out", str(tmp_path / "mine.yaml")]
     assert main(given) == 1
     assert "--on-missing-mask image_only" in capsys.readouterr().err

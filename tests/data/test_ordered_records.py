@@ -81,6 +81,13 @@ def test_a_limit_takes_the_first_records_of_the_set(real_set):
     assert sorted(sample.key for sample in samples) == [real_set.key(i) for i in range(7)]
 
 
+def test_a_limit_leaves_the_sets_after_the_first_whole(real_set, synthetic_set):
+    records, keys = OrderedRecords([real_set, synthetic_set], 3, 2, limit=7), []
+    records.read([(0, place) for place in range(len(records))], lambda _, sample: keys.append(sample.key))
+    wanted = [real_set.key(i) for i in range(7)] + [synthetic_set.key(i) for i in range(len(synthetic_set))]
+    assert sorted(keys) == sorted(wanted) and len(records) == 17
+
+
 @pytest.mark.parametrize("damage", ["flipped byte", "bad json", "truncated tar", "missing tar", "damaged sidecar"])
 def test_damage_stops_with_a_reason_or_the_next_good_record_stands_in(copied, damage):
     before = keys_of_epoch(teacher(copied))
