@@ -2,6 +2,7 @@
 
     prepare -> stage1 -> teacher -> generate -> student -> scores
                                             `-> pairs
+    prepare -> student (real) -> pseudo -> student -> scores
 
 A job is one step in a run folder of its own, named after a hash of all that its result depends on: the settings of the
 step and the jobs that it builds on. The results of those jobs are linked into its folder, so that the step finds an
@@ -19,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from dakd.ablate.spec import RowSpec, TableSpec, check_overrides, experiment, foreign_test
-from dakd.config import Config, TrainingSet
+from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.prepared import prepare_settings
+
+# Settings of the student's loss that only synthetic samples have.
+_LOSS_OF_PAIRS = ("kd", "temperature", "kd_form", "hard_labels", "dice_samples")
 
 
 @dataclass(frozen=True)
 class Job:
     """A step of the pipeline in a run folder of its own.
 
-    kind: the step's name in the figure above, or cost.  steps: commands of the pipeline with their options, one after
+    kind: the step's name in the figures above, or cost.  steps: commands of the pipeline with their options, one after
     the other, or cost with its number of passes.  links: the jobs that files of the run folder come from, by the path
     within both folders.
     """
@@ -138,22 +142,49 @@ def _generate(config: Config) -> Job:
     return _job("generate", settings, config, [("generate",)], links)
 
 
+def _pseudo(config: Config) -> Job:
+    student = _student(config, "real")
+    settings = {"pseudo_label": _dump(config.pseudo_label, "batch_size")}  # that changes only the rounding
+    if config.pseudo_label.codec != "fp16":
+        settings["temperature"] = config.soft_label_temperature
+    links = {"prepare": student.links["prepare"], "train_saross": student}
+    return _job("pseudo", settings, config, [("pseudo_label",)], links)
+
+
 def _student(config: Config, training_set: TrainingSet) -> Job:
     cfg = config.train_saross
-    unused = ["training_sets"]
-    if training_set == "real":
-        unused += ["synthetic", "num_synthetic", "synthetic_share"]
-    settings = {"student": _dump(cfg, *unused), "set": training_set, "seed": config.seed} | _reading(config)
-    links = {"prepare": _prepare(config)}
     # Epochs are counted over the largest of the configured sets, so that all students take the same number of steps.
-    counts_synthetic = cfg.steps is None and any(name != "real" for name in cfg.training_sets)
-    if (training_set != "real" or counts_synthetic) and cfg.synthetic is None:
+    counted = cfg.training_sets if cfg.steps is None and any(name != "real" for name in cfg.training_sets) else ()
+    links = {"prepare": _prepare(config)}
+    if any("synthetic" in name for name in (training_set, *counted)) and cfg.synthetic is None:
         links["generate"] = _generate(config)
-    if counts_synthetic:
-        settings["epochs_of"] = [list(cfg.training_sets), cfg.num_synthetic, cfg.synthetic_share]
+    if "pseudo" in training_set and cfg.pseudo is None:
+        links["pseudo_label"] = _pseudo(config)
+    if training_set == "real" and not counted:
+        config = _without_pairs(config)
+    unused = ["training_sets"]
+    unused += ["synthetic", "num_synthetic"] if training_set in ("real", "real+pseudo") else []
+    unused += ["synthetic_share"] if training_set == "real" else []
+    unused += ["pseudo"] if "pseudo" not in training_set else []
+    settings = {"student": _dump(config.train_saross, *unused), "set": training_set, "seed": config.seed}
+    settings |= _reading(config)
+    if counted:
+        settings["epochs_of"] = [list(counted), cfg.num_synthetic, cfg.synthetic_share]
         if cfg.synthetic is not None:
             settings["epochs_of"].append(cfg.synthetic)
+        if any("pseudo" in name for name in counted):
+            settings["pseudo_epochs_of"] = [config.pseudo_label.max_samples, cfg.pseudo]
     return _job("student", settings, config, [("train_saross", "--training-set", training_set)], links)
+
+
+def _without_pairs(config: Config) -> Config:
+    """With the settings that matter only beside synthetic pairs as no row sets them: of a student that sees none."""
+    cfg = config.train_saross
+    loss = cfg.loss.model_copy(update={name: StudentLossConfig.model_fields[name].default for name in _LOSS_OF_PAIRS})
+    # Not the default: the experiments of the tables at small size have no mosaics, and keep their jobs so.
+    settings = {"mosaic": False, "loss": loss, "synthetic": None, "pseudo": None}
+    settings |= {"num_synthetic": None, "synthetic_share": None}
+    return config.model_copy(update={"train_saross": cfg.model_copy(update=settings)})
 
 
 def _scores(config: Config, student: Job, prepare: Job) -> Job:

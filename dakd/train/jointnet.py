@@ -21,7 +21,7 @@ from dakd.data.balance import resolve_balance
 from dakd.data.batch import Batch
 from dakd.data.datasets import TeacherDataset
 from dakd.data.pipes import PipeDataset
-from dakd.data.prepared import open_prepared, open_shards, find_unlabelled, reading_options
+from dakd.data.prepared import find_unlabelled, open_prepared, open_shards, reading_options
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_teacher

@@ -15,7 +15,7 @@ from dakd.cli import main
 from dakd.config import Config, build_config, load_config
 from dakd.data.labelled import choose_labelled
 from dakd.data.prepare import prepare
-from dakd.data.prepared import open_prepared, find_unlabelled
+from dakd.data.prepared import find_unlabelled, open_prepared
 from dakd.data.readers import BadDataset
 from dakd.data.shards import ShardSet
 from dakd.train.jointnet import train_jointnet, training_of_stage
