@@ -17,7 +17,7 @@ _PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(_FOLDERS)})/[\w./-]*\w\.\w+")
 
 
 _SETTING = re.compile(
-    r"(?<![\w./-])(?:prepare|balance|data|train_jointnet|generate|train_saross|evaluate|predict)(?:\.[a-z]\w*)+"
+    r"(?<![\w./-])(?:prepare|balance|data|train_jointnet|generate|pseudo_label|train_saross|evaluate|predict)(?:\.[a-z]\w*)+"
 )
 
 
