@@ -153,8 +153,8 @@ def _pseudo(config: Config) -> Job:
 
 def _student(config: Config, training_set: TrainingSet) -> Job:
     cfg = config.train_saross
-    # Epochs are counted over the largest of the configured sets, so that all students take the same number of steps.
-    counted = cfg.training_sets if cfg.steps is None and any(name != "real" for name in cfg.training_sets) else ()
+    # Epochs are counted over the largest of some sets, so that all students have the same budget.
+    counted = cfg.epoch_sets if any(name != "real" for name in cfg.epoch_sets) else ()
     links = {"prepare": _prepare(config)}
     if any("synthetic" in name for name in (training_set, *counted)) and cfg.synthetic is None:
         links["generate"] = _generate(config)
@@ -166,6 +166,10 @@ def _student(config: Config, training_set: TrainingSet) -> Job:
     unused += ["synthetic", "num_synthetic"] if training_set in ("real", "real+pseudo") else []
     unused += ["synthetic_share"] if training_set == "real" else []
     unused += ["pseudo"] if "pseudo" not in training_set else []
+    # Of one kind: neither the order of two nor another number of steps.
+    unused += ["schedule", "budget"] if training_set in ("real", "synthetic") else []
+    # As before there were these settings: jobs that were done then keep their names.
+    unused += [name for name in ("schedule", "budget") if _is_default(cfg, name)]
     settings = {"student": _dump(config.train_saross, *unused), "set": training_set, "seed": config.seed}
     settings |= _reading(config)
     if counted:
@@ -219,6 +223,10 @@ def _dump(section: Any, *without: str) -> dict:
     settings = section.model_dump(mode="json", exclude=set(without))
     engine = settings.pop("engine", {})
     return settings | ({"precision": engine["precision"]} if engine else {})
+
+
+def _is_default(section: Any, name: str) -> bool:
+    return getattr(section, name) == type(section).model_fields[name].default
 
 
 def _job(kind: str, settings: dict, config: Config, steps: list[tuple[str, ...]], links: dict[str, Job]) -> Job:

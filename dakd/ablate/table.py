@@ -21,7 +21,7 @@ from dakd.ablate.measures import TableMeasure, measure_of
 from dakd.ablate.plan import TablePlan
 from dakd.ablate.results import Line, SeedValues, collect, earlier_jobs, read_results
 from dakd.ablate.run import JobStore
-from dakd.config import Config
+from dakd.config import Config, TrainSarossConfig
 from dakd.evaluate.pairs import fewest_images
 from dakd.metrics.bootstrap import few_images_notes, unequal_classes_notes
 from dakd.names import file_part, hashed, same_file
@@ -191,9 +191,7 @@ def facts(plan: TablePlan, lines: Sequence[Line], store: JobStore) -> list[str]:
     """Lines with the facts that a reader needs to judge the numbers: seeds, budget, commits, devices."""
     records = [record for record in (store.record(job) for job in plan.jobs) if record is not None]
     configs = {job.config.name: job.config for job in plan.jobs}
-    said = [_about_seeds(plan.table.seeds, plan.table.repeats)]
-    for config in configs.values():
-        said.append(f"{config.name}: {budget(config, plan.table.sources)}")
+    said = [_about_seeds(plan.table.seeds, plan.table.repeats), *_budgets(plan)]
     if "cost" in plan.table.sources:
         sizes = sorted({"x".join(map(str, config.train_saross.crop)) for config in configs.values()})
         said.append(f"costs: of one image of {', '.join(sizes)}; time: the mean of {plan.table.runs} passes")
@@ -247,6 +245,19 @@ def _image_counts_of_pairs(plan: TablePlan, store: JobStore) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _budgets(plan: TablePlan) -> list[str]:
+    """A line for each experiment; one for each of its budgets, with the names of the rows, where they differ."""
+    rows: dict[tuple[str, str], dict[str, None]] = {}
+    for cell in plan.cells:
+        config = next(iter(cell.jobs.values())).config
+        rows.setdefault((config.name, budget(config, plan.table.sources)), {})[cell.row.name] = None
+    names = [name for name, _ in rows]
+    return [
+        f"{name} ({', '.join(own)}): {text}" if names.count(name) > 1 else f"{name}: {text}"
+        for (name, text), own in rows.items()
+    ]
+
+
 def budget(config: Config, sources: set[str]) -> str:
     """The image size and the budget of an experiment, in one line."""
     teacher, pairs, student = config.train_jointnet, config.generate, config.train_saross
@@ -257,7 +268,16 @@ def budget(config: Config, sources: set[str]) -> str:
     if "student" in sources:
         length = f"{student.steps} steps" if student.steps else f"{student.epochs} epochs"
         said.append(f"student {length} of {student.global_batch}")
+        said += [f"{name} {value}" for name, value in _mix_of(student).items()]
     return ", ".join(said)
+
+
+def _mix_of(student: TrainSarossConfig) -> dict[str, str]:
+    """The settings of budget and mix that are not the defaults."""
+    found = {name: getattr(student, name) for name in ("budget", "schedule", "synthetic_share")}
+    defaults = {name: TrainSarossConfig.model_fields[name].default for name in found}
+    text = {name: f"{one[0]:g} to {one[1]:g}" if isinstance(one, tuple) else str(one) for name, one in found.items()}
+    return {name: text[name] for name in found if found[name] != defaults[name]}
 
 
 def _total(records: Sequence[dict]) -> str:

@@ -214,8 +214,7 @@ def _made_for_stage(experiment: Experiment, stage: str) -> list[Path]:
 def _made_for_student(experiment: Experiment, training_set: TrainingSet) -> list[Path]:
     """The same of a student."""
     cfg = experiment.config.train_saross
-    # An epoch is as long as that of the largest set.
-    names = (training_set,) if cfg.steps is not None else cfg.training_sets
+    names = (training_set, *cfg.epoch_sets)  # an epoch is as long as that of the largest of these
     needs_images = any("real" in name for name in names) or cfg.validation.share > 0
     inputs = _training_images(experiment) if needs_images else []
     own_pairs = cfg.synthetic is None and any("synthetic" in name for name in names)

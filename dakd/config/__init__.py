@@ -34,6 +34,7 @@ from dakd.config.student import (
     TrainingSet,
     TrainSarossConfig,
     ValidationConfig,
+    check_mix,
 )
 from dakd.config.teacher import (
     BalanceConfig,
@@ -90,6 +91,7 @@ __all__ = [
     "ValidationConfig",
     "Written",
     "build_config",
+    "check_mix",
     "dump_config",
     "expected",
     "load_config",

@@ -6,12 +6,19 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from dakd.config.base import Fraction, Positive, Section, Size
+from dakd.config.base import Fraction, Positive, Section, Size, expected
 from dakd.config.training import EngineConfig, OptimizerConfig
 
 TrainingSet = Literal["real", "real+synthetic", "synthetic", "real+pseudo", "real+synthetic+pseudo"]
 
 SkipModule = Literal["caft", "conv3x3", "none"]
+
+MixSchedule = Literal["mixed", "synthetic_then_real"]
+# Of the synthetic samples: a number, or the first and the last share of a training.
+SyntheticShare = Annotated[
+    Annotated[float, Field(gt=0, lt=1)] | tuple[Fraction, Fraction] | None,
+    expected("null, a number above 0 and below 1, or a pair of numbers from 0 to 1, such as [0.8, 0.2]"),
+]
 
 
 class StudentKind(NamedTuple):
@@ -216,10 +223,16 @@ class TrainSarossConfig(Section):
     pseudo: str | None = None
     """Folder or URL of the pseudo-labelled images. null takes those that this run's step pseudo_label has labelled."""
 
-    synthetic_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    synthetic_share: SyntheticShare = None
     """Share of synthetic samples in an epoch (a mosaic is one sample), next to every real one once; the synthetic pairs
-    are then used at their own pace. null takes every pair once per epoch. Pseudo-labelled images count as synthetic
-    pairs."""
+    are then used at their own pace. null takes every pair once per epoch. A pair [from, to]: the share goes linearly
+    from the first number to the second over the training. Only for sets of real and synthetic samples; pseudo-labelled
+    images count as synthetic ones."""
+
+    schedule: MixSchedule = "mixed"
+    """Order of the two kinds of samples. "mixed": side by side in every part of the training. "synthetic_then_real":
+    `synthetic_share` of all samples are synthetic and come first, and only real ones follow; null takes the share that
+    synthetic samples have in an epoch. Only for sets of real and synthetic samples."""
 
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     """Statistics of batch norm while training (inferred). "local": those of each rank's micro-batch, so that the losses
@@ -237,10 +250,15 @@ class TrainSarossConfig(Section):
     """Samples per rank and forward pass; the rest of the global batch is gradient accumulation."""
 
     epochs: Positive = 200
-    """Epochs over the real and synthetic samples together; every training set gets the same number of steps."""
+    """Epochs over the real and synthetic samples together; every training set gets the same number of steps. With
+    `budget: real_views` they are counted over the real samples alone."""
 
     steps: Positive | None = None
     """Optimizer steps, in place of `epochs`. null follows `epochs`."""
+
+    budget: Literal["steps", "real_views"] = "steps"
+    """Unit in which all training sets get the same: "steps", or "real_views". With the latter a set of real and
+    synthetic samples takes more steps, until as many real samples were drawn as the set `real` draws in `steps`."""
 
     validation: ValidationConfig = ValidationConfig()
 
@@ -253,6 +271,14 @@ class TrainSarossConfig(Section):
         """Whether a student is trained on images that this run's step pseudo_label labels."""
         return self.pseudo is None and any("pseudo" in name for name in self.training_sets)
 
+    @property
+    def epoch_sets(self) -> tuple[TrainingSet, ...]:
+        """The training sets over the largest of which epochs are counted; none where `steps` is set."""
+        if self.steps is not None:
+            return ()
+        has_real = any("real" in name for name in self.training_sets)
+        return ("real",) if self.budget == "real_views" and has_real else self.training_sets
+
     def side_by_side(self, num_ranks: int) -> int:
         """How many of the students train at the same time."""
         return min(self.students_at_once, len(self.training_sets)) if num_ranks == 1 else 1
@@ -263,3 +289,25 @@ class TrainSarossConfig(Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)} more than once; expected each set once: one student is trained on it")
         return names
+
+    @model_validator(mode="after")
+    def _has_one_mix(self) -> TrainSarossConfig:
+        check_mix(self.schedule, self.synthetic_share)
+        return self
+
+
+def check_mix(schedule: str, share: float | tuple[float, float] | None) -> None:
+    """ValueError for a share that the schedule does not have, or that leaves one of the two kinds out."""
+    if not isinstance(share, tuple):
+        return
+    if schedule != "mixed":
+        raise ValueError(
+            f"synthetic_share is {list(share)} and schedule {schedule}; expected a number or null with this schedule: "
+            "give the share of all samples that are synthetic, or set schedule to mixed"
+        )
+    if share in ((0, 0), (1, 1)):
+        left, absent = ("synthetic", "real") if share[0] else ("real", "synthetic")
+        raise ValueError(
+            f"synthetic_share is {list(share)}, which leaves no {absent} samples; expected two kinds of them: to train "
+            f"on one, take the training set {left}"
+        )

@@ -15,7 +15,7 @@ from torch import Tensor
 from dakd.config import DataConfig
 from dakd.data.batch import Batch, BatchBuilder, PackedBatch
 from dakd.data.degenerate import refuse_unknown_labels
-from dakd.data.order import interleave
+from dakd.data.mix import MixSettings
 from dakd.data.ordered_records import OnBadRecord, OrderedRecords
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.shards import ShardSet
@@ -87,7 +87,8 @@ class StudentDataset:
     Synthetic samples come in mosaics of four, or singly without `mosaic`. An epoch holds every real sample once, and
     every synthetic one once (but the up to three that no mosaic is left for, others in every epoch); or, where a
     `synthetic_share` is set, so many mosaics that they make this share of the epoch: the synthetic set then goes round
-    at its own pace. The two kinds are mixed evenly (see `order.interleave`).
+    at its own pace. The two kinds are mixed evenly (see `order.interleave`), or as a `schedule` or a pair of shares has
+    it (see `mix.py`), over `num_positions` samples, those of the whole training (None: of one epoch).
 
     A synthetic sample has a soft label, and its label is IGNORE_INDEX everywhere; with `hard_labels` the teacher's
     argmax is its label and it has no soft one.
@@ -114,7 +115,9 @@ class StudentDataset:
         pseudo: ShardSet | None = None,
         num_pseudo: int | None = None,
         hard_labels: bool = False,
-        synthetic_share: float | None = None,
+        synthetic_share: float | tuple[float, float] | None = None,
+        schedule: str = "mixed",
+        num_positions: int | None = None,
         held_out: Sequence[int] = (),
         window: int = _WINDOW_SHARDS,
         on_bad_record: OnBadRecord = "stop",
@@ -129,9 +132,8 @@ class StudentDataset:
         self.num_synthetic = 0 if synthetic is None else (num_synthetic or len(synthetic))
         # When each is taken once.
         self._synthetic_items = (self.num_synthetic + self.num_pseudo) // (_TILES if mosaic else 1)
-        self._synthetic_per_epoch = self._synthetic_items
-        if synthetic_share is not None and real is not None and self._synthetic_items:
-            self._synthetic_per_epoch = _items_of_share(self.num_real, synthetic_share)
+        self.mixing = MixSettings(self.num_real, self._synthetic_items, schedule, synthetic_share, seed)
+        self.mix = self.mixing.over(num_positions or self.mixing.epoch_length)
         options = {"seed": seed, "window": window, "on_bad_record": on_bad_record}
         self._real_records = None if real is None else OrderedRecords([real], left_out=held_out, **options)
         self._synthetic_records = None
@@ -145,7 +147,7 @@ class StudentDataset:
 
     @property
     def epoch_length(self) -> int:
-        return self.num_real + self._synthetic_per_epoch
+        return self.mixing.epoch_length
 
     def batch(self, positions: list[int]) -> Batch:
         return self.pack(positions).unpack()
@@ -167,12 +169,11 @@ class StudentDataset:
 
     def _tiles_at(self, row: int, position: int) -> list[_Tile]:
         """The one sample that stands at a position, or the four tiles of its mosaic."""
-        epoch, place = divmod(position, self.epoch_length)
-        is_synthetic, number = interleave(self.num_real, self._synthetic_per_epoch, self.seed, epoch, place)
+        is_synthetic, number = self.mix.at(position)
         if not is_synthetic:
-            return [_Tile(row, 0, False, (epoch, number), (0, 0), self.crop_size, (position,))]
+            return [_Tile(row, 0, False, divmod(number, self.num_real), (0, 0), self.crop_size, (position,))]
         # Synthetic samples have epochs of their own: the set may go round faster or slower than the real one.
-        epoch, item = divmod(epoch * self._synthetic_per_epoch + number, self._synthetic_items)
+        epoch, item = divmod(number, self._synthetic_items)
         if not self.mosaic:
             return [_Tile(row, 0, True, (epoch, item), (0, 0), self.crop_size, (position,))]
         h, w = self.crop_size[0] // 2, self.crop_size[1] // 2
@@ -219,13 +220,6 @@ class _Tile(NamedTuple):
     corner: tuple[int, int]
     size: tuple[int, int]
     draw: tuple[int, ...]
-
-
-def _items_of_share(num_real: int, share: float) -> int:
-    """How many synthetic items make that share of all, together with `num_real` real ones."""
-    if not 0 < share < 1:
-        raise ValueError(f"synthetic_share is {share}; expected a number between 0 and 1, or none for every pair once")
-    return max(1, round(num_real * share / (1 - share)))
 
 
 def _check_student_sources(real: ShardSet | None, pair_sets: list[ShardSet]) -> None:

@@ -119,14 +119,15 @@ class StudentTraining(Training):
     def __init__(self, config: Config, training_set: TrainingSet):
         self.config, self.section, self.training_set = config, config.train_saross, training_set
         self.label, self.folder = f"student {training_set}", student_folder(config, training_set)
-        self.dataset = student_dataset(config, training_set)
+        self.lr, self.seed = self.section.optimizer.lr, config.seed
+        self.total_steps = student_steps(config, training_set)
+        self.dataset = student_dataset(config, training_set, self.total_steps)
         self.validation = self._validation()
         self.classes = self.dataset.classes
         pair_sets = [pairs for pairs in (self.dataset.synthetic, self.dataset.pseudo) if pairs is not None]
         soft_range = None if self.section.loss.hard_labels else _soft_range_of(pair_sets)
         check_loss(self.section, self.classes.num_classes, bool(pair_sets), soft_range)
         check_batch_norm(self.section)
-        self.total_steps, self.lr, self.seed = student_steps(config), self.section.optimizer.lr, config.seed
         sources = [self.dataset.real, *pair_sets]
         self.data = [source.fingerprint for source in sources if source is not None]
 
@@ -155,7 +156,8 @@ class StudentTraining(Training):
         return pays_in_student(sum(parameter.numel() for parameter in module.parameters()))
 
     def own_identity(self) -> dict:
-        cfg = self.section
+        cfg, mixing = self.section, self.dataset.mixing
+        is_pair, positions = isinstance(cfg.synthetic_share, tuple), self.total_steps * cfg.global_batch
         return {
             "training_set": self.training_set,
             "student": cfg.student.model_dump(mode="json"),
@@ -165,7 +167,9 @@ class StudentTraining(Training):
             "num_synthetic": self.dataset.num_synthetic,
             # None, not 0: files from before such sets have none.
             "num_pseudo": self.dataset.num_pseudo or None,
-            "synthetic_share": cfg.synthetic_share,
+            "synthetic_share": None if is_pair and not mixing.has_both else cfg.synthetic_share,
+            # None as before there were schedules. The budget is not here: it decides nothing but the number of steps.
+            "schedule": {"order": cfg.schedule, "positions": positions} if mixing.follows_length else None,
             # None: files from before this setting have none. A temperature is no part of the training.
             "validation": cfg.validation.model_dump(mode="json", exclude={"calibrate"}) if self.validation else None,
         }
@@ -299,7 +303,7 @@ def student_folder(config: Config, training_set: TrainingSet) -> Path:
 
 
 def train_saross(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> None:
-    """Train one student, SAROSS-Net or a rival by name, for each training set, all for the same number of steps."""
+    """Train one student, SAROSS-Net or a rival by name, for each training set, all with the same budget."""
     # All are set up before the first is trained: data that one of them lacks is reported at once.
     for training in list_trainings(config, training_sets):
         run_training(training)
@@ -313,8 +317,8 @@ def list_trainings(config: Config, training_sets: tuple[TrainingSet, ...] | None
 def reads_generated_pairs(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> bool:
     """Whether these trainings, None for the configured ones, depend on the pairs that the run has generated."""
     cfg = config.train_saross
-    # Epochs are counted over the largest of the configured sets, whichever is trained.
-    names = {*(training_sets or cfg.training_sets), *(cfg.training_sets if cfg.steps is None else ())}
+    # Epochs are counted over the largest of some sets, whichever is trained.
+    names = {*(training_sets or cfg.training_sets), *cfg.epoch_sets}
     return cfg.synthetic is None and any("synthetic" in name for name in names)
 
 
@@ -325,12 +329,20 @@ def reads_pseudo_labels(config: Config, training_sets: tuple[TrainingSet, ...] |
     return cfg.pseudo is None and any("pseudo" in name for name in training_sets or cfg.training_sets)
 
 
-def student_dataset(config: Config, training_set: TrainingSet, is_counted: bool = False) -> StudentDataset:
+def student_dataset(config: Config, training_set: TrainingSet, total_steps: int | None = None) -> StudentDataset:
     """The batches of a training set, which holds what its name says: real, synthetic, pseudo.
 
     Without the real samples that are held out.
-    is_counted: only the samples are to be counted: images that the run's step pseudo_label labels need no labels yet.
+    total_steps: of its training, over which a schedule of the kinds goes; None: those of `student_steps`.
     """
+    steps = student_steps(config, training_set) if total_steps is None else total_steps
+    return _open_dataset(config, training_set, steps * config.train_saross.global_batch)
+
+
+def _open_dataset(
+    config: Config, training_set: TrainingSet, num_positions: int | None = None, is_counted: bool = False
+) -> StudentDataset:
+    """is_counted: only the samples are to be counted: images that the run's step pseudo_label labels need no labels."""
     cfg = config.train_saross
     real = open_prepared(config, "train") if "real" in training_set else None
     place = cfg.synthetic or str(config.run_path / "generate")
@@ -353,6 +365,8 @@ def student_dataset(config: Config, training_set: TrainingSet, is_counted: bool 
         num_pseudo=num_pseudo,
         hard_labels=cfg.loss.hard_labels,
         synthetic_share=cfg.synthetic_share,
+        schedule=cfg.schedule,
+        num_positions=num_positions,
         held_out=[] if real is None else held_out_places(real, cfg.validation.share, config.seed),
         **reading_options(config.data),
     )
@@ -369,15 +383,21 @@ def open_pseudo(config: Config) -> ShardSet:
     return open_shards(place or str(folder), config.data)
 
 
-def student_steps(config: Config) -> int:
-    """Optimizer steps of every student: `steps`, or what `epochs` of the largest configured training set make.
+def student_steps(config: Config, training_set: TrainingSet) -> int:
+    """Optimizer steps of the student of a training set, so that all are compared at equal budgets.
 
-    One number for all training sets, so that they are compared at equal budgets.
+    They are `steps`, or what `epochs` of the largest of `epoch_sets` make. With `budget: real_views` a set of real and
+    synthetic samples takes as many more as it needs to draw as many real samples as `real` does.
     """
     cfg = config.train_saross
-    if cfg.steps is not None:
-        return cfg.steps
-    longest = max(student_dataset(config, name, is_counted=True).epoch_length for name in cfg.training_sets)
-    steps = cfg.epochs * math.ceil(longest / cfg.global_batch)
-    say(f"student: {cfg.epochs} epochs of {longest} samples are {steps} steps")
-    return steps
+    steps = cfg.steps
+    if steps is None:
+        longest = max(_open_dataset(config, name, is_counted=True).epoch_length for name in cfg.epoch_sets)
+        steps = cfg.epochs * math.ceil(longest / cfg.global_batch)
+        say(f"student: {cfg.epochs} epochs of {longest} samples are {steps} steps")
+    if cfg.budget == "steps":
+        return steps
+    own = _open_dataset(config, training_set, is_counted=True).mixing.steps_of_real_views(steps, cfg.global_batch)
+    if own != steps:
+        say(f"student {training_set}: {own} steps draw the {steps * cfg.global_batch} real samples of {steps} steps")
+    return own

@@ -13,6 +13,10 @@ def kinds(plan) -> dict[str, int]:
     return counts
 
 
+def names_of(plan, kind: str) -> set[str]:
+    return {job.name for job in plan.jobs if job.kind == kind}
+
+
 def test_rows_that_differ_in_the_student_share_teacher_and_pairs():
     hard = SOFT | {"name": "hard", "set": {"train_saross.loss.hard_labels": True}}
     plan = plan_of({"name": "real"}, SOFT, hard)
@@ -65,6 +69,34 @@ def test_epochs_are_counted_over_the_pairs_so_that_all_students_take_as_many_ste
     assert kinds(plan)["generate"] == 1
     student = next(job for job in plan.jobs if job.kind == "student")
     assert "generate" in student.links
+
+
+def test_epochs_of_real_views_are_counted_over_the_real_images_alone():
+    overrides = ["train_saross.steps=null", "train_saross.epochs=2", "train_saross.budget=real_views"]
+    plan = plan_of({"name": "real"}, SOFT, overrides=overrides)
+    links = [job.links for job in plan.jobs if job.kind == "student"]
+    assert ["generate" in one for one in links] == [False, True]
+    steps = plan_of({"name": "real"}, SOFT, overrides=overrides[:2])
+    assert names_of(plan, "student").isdisjoint(names_of(steps, "student"))
+
+
+@pytest.mark.parametrize(
+    "setting, sets",
+    [
+        ({"schedule": "synthetic_then_real"}, {"real+synthetic"}),
+        ({"budget": "real_views"}, {"real+synthetic"}),
+        ({"synthetic_share": [0.8, 0.2]}, {"real+synthetic", "synthetic"}),
+        ({"schedule": "mixed", "budget": "steps"}, set()),
+    ],
+)
+def test_students_of_one_kind_share_their_job_between_schedules_and_budgets(setting, sets):
+    changed = set()
+    for name in ("real", "real+synthetic", "synthetic"):
+        row = {"name": name, "training_set": name}
+        settings = {f"train_saross.{key}": value for key, value in setting.items()}
+        plans = [plan_of(row), plan_of(row | {"set": settings})]
+        changed |= {name} if names_of(plans[0], "student") != names_of(plans[1], "student") else set()
+    assert changed == sets
 
 
 def test_ddpm_is_one_job_without_stages_and_does_not_depend_on_b():

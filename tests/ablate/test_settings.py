@@ -103,6 +103,27 @@ def test_a_table_of_costs_says_of_what_and_over_how_many_passes(tmp_path):
     assert not any(line.startswith("costs") for line in facts(plan_of({"name": "real"}), [], JobStore(tmp_path)))
 
 
+def test_a_table_names_the_budgets_and_schedules_of_its_rows(tmp_path):
+    def lines(*rows):
+        return [line for line in facts(plan_of(*rows), [], JobStore(tmp_path)) if line.startswith("toy")]
+
+    views = SOFT | {"name": "views", "set": {"train_saross.budget": "real_views"}}
+    falling = SOFT | {"name": "falling", "set": {"train_saross.synthetic_share": [0.8, 0.25]}}
+    first = SOFT | {"name": "first", "set": {"train_saross.schedule": "synthetic_then_real",
+                                             "train_saross.synthetic_share": 0.5}}  # fmt: skip
+    (alone,) = lines({"name": "real"}, SOFT)
+    assert alone.endswith("student 2 steps of 4") and alone.startswith("toy: ")
+    found = lines({"name": "real"}, SOFT, views, falling, first)
+    text = alone.removeprefix("toy: ")
+    assert found == [
+        f"toy (real, soft): {text}",
+        f"toy (views): {text}, budget real_views",
+        f"toy (falling): {text}, synthetic_share 0.8 to 0.25",
+        f"toy (first): {text}, schedule synthetic_then_real, synthetic_share 0.5",
+    ]
+    assert len(lines(views)) == 1 and lines(views)[0] == f"toy: {text}, budget real_views"
+
+
 @pytest.mark.parametrize("value, message", [("2024", 'prepare.root: must be text (found 2024; quote'),
                                             ("null", None), ("0012", None), ('"no"', None)])  # fmt: skip
 def test_a_tables_text_settings_are_those_of_its_yaml(tmp_path, value, message):

@@ -165,6 +165,24 @@ def test_b_has_one_error_line(b):
     assert explain(balance={"b": b}) == f'  balance.b: expected "auto" or a number above 0 and at most 4 (found {b!r})'
 
 
+@pytest.mark.parametrize("value", [0, 1, "much", [0.5], [0.8, 1.2], [0.8, 0.2, 0.1]])
+def test_a_share_of_synthetic_samples_has_one_error_line(value):
+    wanted = "expected null, a number above 0 and below 1, or a pair of numbers from 0 to 1, such as [0.8, 0.2]"
+    text = explain(train_saross={"synthetic_share": value})
+    assert text == f"  train_saross.synthetic_share: {wanted} (found {value!r})"
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"synthetic_share": [1, 1]}, "which leaves no real samples; expected two kinds"),
+    ({"synthetic_share": [0, 0]}, "which leaves no synthetic samples; expected two kinds"),
+    ({"synthetic_share": [0, 1], "schedule": "synthetic_then_real"}, "expected a number or null with this schedule"),
+])  # fmt: skip
+def test_settings_of_a_student_that_contradict_each_other_are_refused(settings, message):
+    assert message in explain(train_saross=settings)
+    rising = build_config({"name": "a", "train_saross": {"synthetic_share": [0, 1]}})
+    assert rising.train_saross.synthetic_share == (0, 1)
+
+
 @pytest.mark.parametrize("value", [0, -1, 9, "much", [1]])
 def test_sigma_data_has_one_error_line(value):
     wanted = f'  train_jointnet.sigma_data: expected null, "auto" or a number above 0 and at most 8 (found {value!r})'

@@ -78,9 +78,9 @@ def test_both_students_get_the_same_number_of_steps_and_leave_their_files(traine
 def test_epochs_count_real_and_synthetic_samples_of_the_largest_set(trained):
     tree = trained.model_dump(mode="json")
     tree["train_saross"] |= {"steps": None, "epochs": 3}
-    assert student_steps(build_config(tree)) == 3 * 5  # 12 real + 8 synthetic in batches of 4
+    assert student_steps(build_config(tree), "real") == 3 * 5  # 12 real + 8 synthetic in batches of 4
     tree["train_saross"] |= {"mosaic": True}
-    assert student_steps(build_config(tree)) == 3 * 4  # 12 real + 2 mosaics
+    assert student_steps(build_config(tree), "real") == 3 * 4  # 12 real + 2 mosaics
 
 
 def test_resume_is_bitwise_equal_to_the_uninterrupted_run(trained, tmp_path):
