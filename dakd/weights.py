@@ -74,6 +74,29 @@ def read_student_metadata(path: str | Path) -> dict[str, Any]:
     return metadata
 
 
+def refuse_other_student(path: str | Path, student_cfg: StudentConfig, classes: ClassTable) -> None:
+    """ValueError where a training of this net and these classes cannot start from a file's weights.
+
+    Only the metadata are read. `pretrained` may differ: the weights replace all that it gave.
+    """
+    if not Path(path).is_file():
+        raise ValueError(
+            f"train_saross.init_from is {path}, which is no file; expected a student.safetensors: train that student "
+            "first, or set init_from to null"
+        )
+    metadata = read_student_metadata(path)
+    found, wanted = StudentConfig.model_validate(metadata["student"]), student_cfg
+    pairs = {name: (getattr(found, name), getattr(wanted, name)) for name in StudentConfig.model_fields}
+    pairs["classes"] = (ClassTable.from_dict(metadata["classes"]).names, classes.names)
+    del pairs["pretrained"]
+    if differing := [f"{name}: {its} there, {ours} now" for name, (its, ours) in pairs.items() if its != ours]:
+        lines = "\n".join(f"  {line}" for line in differing)
+        raise ValueError(
+            f"train_saross.init_from: {path} holds another student:\n{lines}\n"
+            "expected the same net and classes; set train_saross.student to its settings, or give weights of this net"
+        )
+
+
 def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """The SAR-JointNet of a file that stage 2 or 3 wrote, or a DDPM, in eval mode on `device`, and the metadata.
 

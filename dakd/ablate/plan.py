@@ -169,7 +169,7 @@ def _student(config: Config, training_set: TrainingSet) -> Job:
     # Of one kind: neither the order of two nor another number of steps.
     unused += ["schedule", "budget"] if training_set in ("real", "synthetic") else []
     # As before there were these settings: jobs that were done then keep their names.
-    unused += [name for name in ("schedule", "budget") if _is_default(cfg, name)]
+    unused += [name for name in ("schedule", "budget", "init_from") if _is_default(cfg, name)]
     settings = {"student": _dump(config.train_saross, *unused), "set": training_set, "seed": config.seed}
     settings |= _reading(config)
     if counted:

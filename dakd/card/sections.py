@@ -127,7 +127,9 @@ def training(model: Subject) -> str:
     facts |= {"Augmentation": _augmentation(meta), "Optimizer": _optimizer_line(optimizer)}
     facts |= {"Loss": _loss_line(meta)} if model.is_student else {"Diffusion": _diffusion_line(meta)}
     facts |= {"Weights": _weights_line(meta, optimizer), "Seed": meta.get("seed")}
-    facts |= {"Encoder starts from": pretrained(model) or "random weights"} if model.is_student else {}
+    if model.is_student:
+        starts = f"a student with the sha256 `{meta['init_from']}`" if meta.get("init_from") else pretrained(model)
+        facts["Starts from" if meta.get("init_from") else "Encoder starts from"] = starts or "random weights"
     facts |= _held_out(meta)
     return bullets({name: _NOT_RECORDED if value is None else value for name, value in facts.items()})
 

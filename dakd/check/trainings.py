@@ -19,7 +19,7 @@ from dakd.data.soft_labels import common_range, range_for
 from dakd.data.sources import bare_tars, default_cache, open_source
 from dakd.runtime.sealed import MANIFEST
 from dakd.train.checkpoint import check_identity, list_checkpoints
-from dakd.train.dry_run import check_pretrained, cost_of_stage, cost_of_student
+from dakd.train.dry_run import check_init_from, check_pretrained, cost_of_stage, cost_of_student
 from dakd.train.jointnet import training_of_stage
 from dakd.train.saross import StudentTraining, check_batch_norm, check_loss, student_folder
 from dakd.train.teacher import stage_folder, stage_weights
@@ -84,6 +84,8 @@ def student(experiment: Experiment) -> Found:
     folders = [student_folder(experiment.config, one) for one in cfg.training_sets]
     if cfg.student.pretrained is not None and not all(list_checkpoints(one / "checkpoints") for one in folders):
         check_pretrained(cfg, experiment.num_classes)
+    if cfg.init_from is not None:  # read by a training that resumes too: its hash is part of the identity
+        check_init_from(cfg, experiment.classes)
 
 
 def training_sets(experiment: Experiment) -> Found:

@@ -234,6 +234,10 @@ class TrainSarossConfig(Section):
     `synthetic_share` of all samples are synthetic and come first, and only real ones follow; null takes the share that
     synthetic samples have in an epoch. Only for sets of real and synthetic samples."""
 
+    init_from: str | None = None
+    """A weights file of a student of the same net and classes, from which the training starts. null starts from
+    `student.pretrained` or random weights."""
+
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     """Statistics of batch norm while training (inferred). "local": those of each rank's micro-batch, so that the losses
     depend on how the global batch is cut. "sync": those of the micro-batches of all ranks (GPUs). "frozen": those that
@@ -291,8 +295,13 @@ class TrainSarossConfig(Section):
         return names
 
     @model_validator(mode="after")
-    def _has_one_mix(self) -> TrainSarossConfig:
+    def _has_one_start_and_one_mix(self) -> TrainSarossConfig:
         check_mix(self.schedule, self.synthetic_share)
+        if self.init_from is not None and self.student.pretrained is not None:
+            raise ValueError(
+                f"init_from is {self.init_from} and student.pretrained {self.student.pretrained}; expected one of "
+                "them: leave out student.pretrained, for the weights of init_from replace all of the net's"
+            )
         return self
 
 

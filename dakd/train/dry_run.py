@@ -20,19 +20,21 @@ from dakd.config import (
     TrainSarossConfig,
     dump_config,
 )
-from dakd.data.sample import OSD_CLASSES, SOS_CLASSES
+from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, ClassTable
 from dakd.diffusion.label_bits import num_bits
 from dakd.models.jointnet import SARJointNet
 from dakd.models.registry import build_student
 from dakd.runtime.distributed import device, world_size
 from dakd.runtime.precision import choose, pays_in_student, pays_in_unet
 from dakd.runtime.runlog import format_count
+from dakd.runtime.tensor_files import load_state, refuse_misfit
 from dakd.train.jointnet import freeze_for_stage
 from dakd.train.optim import decays_of
 from dakd.train.saross import StudentTraining, check_loss
 from dakd.train.teacher import TeacherTraining, net_of
 from dakd.train.training import Training
 from dakd.train.zero import fitting_micro_batch, zero_config
+from dakd.weights import refuse_other_student
 
 # The part that a count on the meta device leaves out, by the student's name.
 UNCOUNTED = {
@@ -107,6 +109,14 @@ def check_pretrained(cfg: TrainSarossConfig, num_classes: int) -> None:
         net = build_student(cfg.student, num_classes)
     with warnings.catch_warnings(action="ignore"):  # torch: nothing is copied to that device
         net.load_pretrained(cfg.student.pretrained)
+
+
+def check_init_from(cfg: TrainSarossConfig, classes: ClassTable) -> None:
+    """Read the weights of `init_from`, which are refused as in a training."""
+    refuse_other_student(cfg.init_from, cfg.student, classes)
+    with torch.device("meta"):
+        net = build_student(cfg.student, classes.num_classes)
+    refuse_misfit(net, load_state(cfg.init_from), cfg.init_from)
 
 
 def num_classes_of(config: Config) -> int:

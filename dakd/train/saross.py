@@ -24,14 +24,15 @@ from dakd.metrics.scores import one_class_note
 from dakd.models.registry import STUDENT_CLASSES, build_student
 from dakd.models.student import StudentNet
 from dakd.runtime.distributed import device, is_main
+from dakd.runtime.files import file_hash
 from dakd.runtime.precision import pays_in_student
 from dakd.runtime.runlog import say
-from dakd.runtime.tensor_files import load_strict, read_metadata
+from dakd.runtime.tensor_files import load_state, load_strict, read_metadata
 from dakd.train.engine import Engine
 from dakd.train.student_losses import boundary_loss, check_kd_form, distillation_loss, kd_scale
 from dakd.train.training import Training, is_due, run_training
 from dakd.train.validation import SCORES, Validation
-from dakd.weights import STUDENT_FILES, save_student
+from dakd.weights import STUDENT_FILES, refuse_other_student, save_student
 
 _LOOKED_AT = 16  # training samples, for the note on a student that predicts one class
 
@@ -128,6 +129,8 @@ class StudentTraining(Training):
         soft_range = None if self.section.loss.hard_labels else _soft_range_of(pair_sets)
         check_loss(self.section, self.classes.num_classes, bool(pair_sets), soft_range)
         check_batch_norm(self.section)
+        if self.section.init_from is not None:
+            refuse_other_student(self.section.init_from, self.section.student, self.classes)
         sources = [self.dataset.real, *pair_sets]
         self.data = [source.fingerprint for source in sources if source is not None]
 
@@ -146,7 +149,9 @@ class StudentTraining(Training):
 
     def build(self, is_new: bool) -> nn.Module:
         cfg, net = self.section, self.new_net()
-        if is_new:
+        if is_new and cfg.init_from is not None:
+            load_strict(net, load_state(cfg.init_from), cfg.init_from)
+        elif is_new:
             net.load_pretrained(cfg.student.pretrained)
         if cfg.batch_norm == "sync":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -172,6 +177,7 @@ class StudentTraining(Training):
             "schedule": {"order": cfg.schedule, "positions": positions} if mixing.follows_length else None,
             # None: files from before this setting have none. A temperature is no part of the training.
             "validation": cfg.validation.model_dump(mode="json", exclude={"calibrate"}) if self.validation else None,
+            "init_from": None if cfg.init_from is None else file_hash(cfg.init_from),
         }
 
     def weights_file(self, kind: str) -> Path:

@@ -86,7 +86,8 @@ def test_epochs_of_real_views_are_counted_over_the_real_images_alone():
         ({"schedule": "synthetic_then_real"}, {"real+synthetic"}),
         ({"budget": "real_views"}, {"real+synthetic"}),
         ({"synthetic_share": [0.8, 0.2]}, {"real+synthetic", "synthetic"}),
-        ({"schedule": "mixed", "budget": "steps"}, set()),
+        ({"init_from": "student.safetensors"}, {"real", "real+synthetic", "synthetic"}),
+        ({"schedule": "mixed", "budget": "steps", "init_from": None}, set()),
     ],
 )
 def test_students_of_one_kind_share_their_job_between_schedules_and_budgets(setting, sets):

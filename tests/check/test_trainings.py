@@ -15,12 +15,14 @@ from worlds import teacher_file, with_pairs, with_teacher
 
 from dakd.check.check import check
 from dakd.config import Config, StudentConfig, build_config
+from dakd.data.sample import OSD_CLASSES, ClassTable
 from dakd.data.shards import ShardSet
 from dakd.models.registry import build_student
 from dakd.runtime.tensor_files import save_weights
 from dakd.train.checkpoint import write_state
 from dakd.train.jointnet import training_of_stage
 from dakd.train.saross import StudentTraining, student_folder
+from dakd.weights import save_student
 
 
 def test_a_pretrained_encoder_that_is_none_is_refused(tmp_path):
@@ -55,6 +57,25 @@ def test_a_student_that_resumes_needs_no_pretrained_encoder(tmp_path):
     assert "student" in refusals(config)
     write_state(student_folder(config, "real") / "checkpoints" / "step-00000001", {}, {"identity": {}, "step": 1})
     assert "student" not in refusals(config)
+
+
+def test_a_start_that_does_not_fit_or_is_damaged_is_refused(tmp_path):
+    path = tmp_path / "student.safetensors"
+    cfg = StudentConfig(**TINY_STUDENT)
+    for net, classes, what in (
+        (cfg, ClassTable(("sea", "oil"), ((0, 0, 0), (1, 1, 1))), r"classes: \('sea', 'oil'\) there"),
+        (cfg.model_copy(update={"caft_ratio": 0.25}), OSD_CLASSES, r"caft_ratio: 0\.25 there, 0\.5 now"),
+        (cfg, OSD_CLASSES, None),
+    ):
+        save_student(path, build_student(net, classes.num_classes), net, classes, {})
+        found = refusals(toy(tmp_path, train_saross__student=TINY_STUDENT, train_saross__init_from=str(path)))
+        assert found == {} if what is None else re.search(what, found["student"])
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    found = refusals(toy(tmp_path, train_saross__student=TINY_STUDENT, train_saross__init_from=str(path)))
+    assert "has changed since dakd wrote it" in found["student"]
+    path.unlink()
+    found = refusals(toy(tmp_path, train_saross__student=TINY_STUDENT, train_saross__init_from=str(path)))
+    assert "which is no file; expected a student.safetensors" in found["student"]
 
 
 def test_a_mosaic_of_odd_sides_is_refused(tmp_path):

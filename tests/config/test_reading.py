@@ -176,6 +176,7 @@ def test_a_share_of_synthetic_samples_has_one_error_line(value):
     ({"synthetic_share": [1, 1]}, "which leaves no real samples; expected two kinds"),
     ({"synthetic_share": [0, 0]}, "which leaves no synthetic samples; expected two kinds"),
     ({"synthetic_share": [0, 1], "schedule": "synthetic_then_real"}, "expected a number or null with this schedule"),
+    ({"init_from": "a", "student": {"pretrained": "b"}}, "init_from is a and student.pretrained b; expected one of"),
 ])  # fmt: skip
 def test_settings_of_a_student_that_contradict_each_other_are_refused(settings, message):
     assert message in explain(train_saross=settings)
