@@ -36,7 +36,8 @@ def train_nothing(config: Config, training_set: str) -> Path:
     torch.manual_seed(0)
     net = build_student(config.train_saross.student, 5)
     path = training.folder / STUDENT_FILES["ema"]
-    save_student(path, net, config.train_saross.student, OSD_CLASSES, training.identity | {"weights": "ema"})
+    facts = training.identity | {"weights": "ema", "views": training.views()}
+    save_student(path, net, config.train_saross.student, OSD_CLASSES, facts)
     save_config(config, training.folder)
     return path
 
@@ -71,6 +72,15 @@ def finished(tmp_path_factory) -> Path:
 @pytest.fixture
 def run(finished, tmp_path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_a_students_scores_stand_beside_its_budget_and_a_start_from_another_student_is_named(run):
+    weights = run / "train_saross" / "real" / STUDENT_FILES["ema"]
+    text = card_text(weights, run=run)
+    assert re.search(r"Training\W+4 steps, 16 real and 0 synthetic samples drawn, with repeats", text)
+    assert "Encoder starts from" in text
+    metadata = read_metadata(weights) | {"init_from": "ab" * 32}
+    assert re.search(rf"\WStarts from\W+a student with the sha256 `{'ab' * 32}`", card_of(metadata, 5))
 
 
 def front_of(text: str) -> dict:

@@ -66,6 +66,9 @@ def _scores() -> dict[str, TableMeasure]:
     table["boundary_miou"] = TableMeasure("boundary mIoU", "student", "boundary_iou.mean", 100)
     table["inner_boundary_miou"] = TableMeasure("inner boundary mIoU", "student", "inner_boundary_iou.mean", 100)
     table["ece"] = TableMeasure("ECE, %", "student", "calibration.ece", 100, better="down")
+    for key, title in {"steps": "steps", "real": "real views", "synthetic": "synthetic views"}.items():
+        name = title.replace(" ", "_")
+        table[name] = TableMeasure(title, "student", f"views.{key}", digits=0, better=None)
     return table
 
 

@@ -62,6 +62,9 @@ def _student_scores(scores: Mapping) -> Iterator[str]:
 
 def _student_details(scores: Mapping) -> dict[str, str]:
     facts = {"Pixel accuracy": f"{100 * scores['pixel_accuracy']:.2f}"}
+    if views := scores.get("views"):
+        drawn = f"{views['real']} real and {views['synthetic']} synthetic samples drawn, with repeats"
+        facts["Training"] = f"{views['steps']} steps, {drawn}"
     for name, one in ((scores.get("bootstrap") or {}).get("scores") or {}).items():
         if one["value"] is not None:
             field, _, label = name.partition(":")

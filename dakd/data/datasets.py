@@ -149,6 +149,11 @@ class StudentDataset:
     def epoch_length(self) -> int:
         return self.mixing.epoch_length
 
+    def views(self, num_positions: int) -> dict[str, int]:
+        """How many of the first samples of a training are `real` and `synthetic`; a mosaic is one sample."""
+        synthetic = self.mix.synthetic_before(num_positions)
+        return {"real": num_positions - synthetic, "synthetic": synthetic}
+
     def batch(self, positions: list[int]) -> Batch:
         return self.pack(positions).unpack()
 

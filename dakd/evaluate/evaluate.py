@@ -26,8 +26,9 @@ from dakd.evaluate.inputs import (
     LabelledFolder,
     choose_students,
     inputs_of,
-    open_calibrated,
     open_images,
+    open_student,
+    open_with_metadata,
     out_folder,
 )
 from dakd.evaluate.pairs import compare_pairs, format_pairs
@@ -42,19 +43,22 @@ from dakd.evaluate.students import (
 )
 from dakd.metrics import SegmentationScores, format_scores
 from dakd.metrics.scores import one_class_note
+from dakd.metrics.tables import Views
 from dakd.models.student import at_scales
 from dakd.runtime.distributed import barrier, device, init_if_many, is_main, rank, world_size
 from dakd.runtime.files import file_hash, replacing, write_text
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import say
 from dakd.runtime.sealed import files_of, read_json, remove_manifest, write_json, write_manifest
+from dakd.weights import temperature_of
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """scores: by the student's name.  generation: the comparison of the pairs, or None without a synthetic set.
 
-    details: by the student's name: objects, boundary_iou, inner_boundary_iou, calibration, bootstrap (None without).
+    details: by the student's name: objects, boundary_iou, inner_boundary_iou, calibration, bootstrap (None without),
+    views (steps of its training, real and synthetic samples drawn in it; None of a file that does not have them).
     notes: sentences on students whose scores mean little, which the table has too.
     """
 
@@ -92,17 +96,15 @@ def _evaluate(
     # Opened first: an extractor that is missing must not cost an evaluation of all students.
     extractor = None if synthetic is None else open_extractor(cfg.evaluate.fidelity, device())
 
-    def open_with_temperature(name: str) -> tuple[torch.nn.Module, float]:
-        model, temperature = open_calibrated(students[name], held_out.classes)
-        return at_scales(model, cfg.evaluate.scales), temperature
-
     def open_one(name: str) -> torch.nn.Module:
-        return open_with_temperature(name)[0]
+        return at_scales(open_student(students[name], held_out.classes), cfg.evaluate.scales)
 
-    results, agreement = {}, None
+    results, views, agreement = {}, {}, None
     shares = {"batch_size": cfg.evaluate.batch_size, "device": device(), "rank": rank(), "world": world_size()}
     for name in students:
-        model, temperature = open_with_temperature(name)
+        student, metadata = open_with_metadata(students[name], held_out.classes)
+        model, views[name] = at_scales(student, cfg.evaluate.scales), metadata.get("views")
+        temperature = temperature_of(metadata, students[name])
         details = DetailCounts.empty(held_out.classes, cfg.evaluate.object_classes, device(), temperature)
         results[name] = evaluate_student(model, held_out, **shares, label=f"evaluate {name}", details=details)
         if name == "real" and synthetic is not None:
@@ -111,7 +113,7 @@ def _evaluate(
     generation = None
     if synthetic is not None:
         generation = compare_pairs(cfg, run_dir, pair_sets["real"], synthetic, extractor, agreement)
-    evaluation = _summarise(cfg, results, generation, held_out)
+    evaluation = _summarise(cfg, results, generation, held_out, views)
     if is_main():
         _say_what_is_replaced(cfg, out_dir)
         remove_manifest(out_dir)
@@ -154,6 +156,7 @@ def _summarise(
     results: dict[str, StudentEvaluation],
     generation: dict | None,
     held_out: ShardSet | LabelledFolder,
+    views: Views,
 ) -> Evaluation:
     scores = {name: result.matrix.scores(held_out.classes) for name, result in results.items()}
     where = f"the {cfg.evaluate.split} split" if cfg.evaluate.folder is None else f"the folder {cfg.evaluate.folder}"
@@ -164,9 +167,12 @@ def _summarise(
     head = f"{cfg.name}: {images} of {where}, {weights}, percent"
     per_image = {name: result.per_image for name, result in results.items()}
     intervals = bootstrap_students(per_image, held_out.classes.names, cfg.evaluate.bootstrap, cfg.seed)
-    details = {name: result.details.to_dict() | {"bootstrap": intervals.get(name)} for name, result in results.items()}
+    details = {
+        name: result.details.to_dict() | {"bootstrap": intervals.get(name), "views": views[name]}
+        for name, result in results.items()
+    }
     shown = {name: {"miou": one.miou} | details[name] for name, one in scores.items()}
-    parts = [head, format_scores(scores), format_details(shown)] if scores else [f"{cfg.name}: no students"]
+    parts = [head, format_scores(scores, views), format_details(shown)] if scores else [f"{cfg.name}: no students"]
     found = (one_class_note(name, one.counts, one.class_names, images) for name, one in scores.items())
     notes = tuple(note for note in found if note is not None)
     parts += notes

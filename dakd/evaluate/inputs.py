@@ -29,7 +29,7 @@ from dakd.names import file_part, hashed, same_file, unique_names
 from dakd.runtime.distributed import device
 from dakd.runtime.runlog import progress, say
 from dakd.runtime.sealed import MANIFEST, read_json
-from dakd.weights import STUDENT_FILES, load_student, read_student_metadata, temperature_of
+from dakd.weights import STUDENT_FILES, load_student, read_student_metadata
 
 # The order of the paper's ablation, then self-training; students of other names follow by name.
 _ORDER = ("real", "synthetic", "real+synthetic", "real+pseudo", "real+synthetic+pseudo")
@@ -200,11 +200,13 @@ def open_student(path: Path, classes: ClassTable, where: str | None = None) -> t
 
     where: the device; None takes this rank's.
     """
-    return open_calibrated(path, classes, where)[0]
+    return open_with_metadata(path, classes, where)[0]
 
 
-def open_calibrated(path: Path, classes: ClassTable, where: str | None = None) -> tuple[torch.nn.Module, float]:
-    """The student as `open_student` gives it, and what its logits are divided by for probabilities."""
+def open_with_metadata(
+    path: Path, classes: ClassTable, where: str | None = None
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The same with the file's metadata."""
     model, metadata = load_student(path, where or device())
     own = ClassTable.from_dict(metadata["classes"])
     if own.names != classes.names:
@@ -212,7 +214,7 @@ def open_calibrated(path: Path, classes: ClassTable, where: str | None = None) -
             f"{path} distinguishes {', '.join(own.names)}, the images are labelled {', '.join(classes.names)}; "
             f"train a student on this dataset or evaluate on the other"
         )
-    return model, temperature_of(metadata, path)
+    return model, metadata
 
 
 class LabelledFolder:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dakd.metrics.scores import SegmentationScores
 
 # Column heads of the paper's segmentation tables and the fields behind them.
 COLUMNS = {"mIoU": "miou", "F1": "f1", "A": "accuracy", "R": "recall", "P": "precision"}
+# Column heads of a training's length and samples, and the keys of its `views`.
+VIEW_COLUMNS = {"steps": "steps", "real views": "real", "synthetic views": "synthetic"}
+# By the student's name: {"steps", "real", "synthetic"}, None of a student whose file does not have them.
+Views = Mapping[str, Mapping[str, int] | None]
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str | float | int | None]]) -> str:
@@ -34,10 +38,18 @@ def percent(fraction: float | None) -> float | None:
     return None if fraction is None else 100 * fraction
 
 
-def score_rows(scores: dict[str, SegmentationScores]) -> tuple[list[str], list[list[str | float]]]:
-    """Header and rows of mIoU, F1, A, R, P in percent; scores: by the student's name."""
-    rows = [[name, *(100 * getattr(result, field) for field in COLUMNS.values())] for name, result in scores.items()]
-    return ["student", *COLUMNS], rows
+def score_rows(
+    scores: dict[str, SegmentationScores], views: Views | None = None
+) -> tuple[list[str], list[list[str | float | int | None]]]:
+    """Header and rows of mIoU, F1, A, R, P in percent, and of steps and samples drawn where `views` are given.
+
+    scores: by the student's name.
+    """
+    rows: list[list[str | float | int | None]] = []
+    for name, result in scores.items():
+        own = () if views is None else [(views.get(name) or {}).get(key) for key in VIEW_COLUMNS.values()]
+        rows.append([name, *(100 * getattr(result, field) for field in COLUMNS.values()), *own])
+    return ["student", *COLUMNS, *(VIEW_COLUMNS if views is not None else ())], rows
 
 
 def iou_rows(scores: dict[str, SegmentationScores]) -> tuple[list[str], list[list[str | float | None]]]:
@@ -60,14 +72,15 @@ def oil_rows(scores: dict[str, SegmentationScores]) -> tuple[list[str], list[lis
     return ["oil alone", *COLUMNS], rows
 
 
-def format_scores(scores: dict[str, SegmentationScores]) -> str:
+def format_scores(scores: dict[str, SegmentationScores], views: Views | None = None) -> str:
     """All score tables of students on one test set as text; scores: by the student's name, at least one.
 
-    Classes that neither occur nor are predicted are named; with two classes both conventions are shown.
+    views: see `score_rows`. Classes that neither occur nor are predicted are named; with two classes both conventions
+    are shown.
     """
     if not scores:
         raise ValueError("no scores to show; give those of at least one student")
-    parts = [format_table(*score_rows(scores)), format_table(*iou_rows(scores))]
+    parts = [format_table(*score_rows(scores, views)), format_table(*iou_rows(scores))]
     oil_header, oil_lines = oil_rows(scores)
     if oil_lines:
         note = "(A, R, P and F1 of oil alone; the table above shows class means)"

@@ -30,7 +30,7 @@ def results(run_dir: Path) -> dict | None:
     return {
         "table": table,
         "scores": scores,
-        "pooled": score_rows(scores),
+        "pooled": score_rows(scores, _views(students)),
         "iou": iou_rows(scores),
         "oil": oil_rows(scores),
         "intervals": _intervals(students),
@@ -53,7 +53,7 @@ def other_evaluations(run_dir: Path) -> list[dict]:
                 "name": path.parent.name,
                 "folder": str(path.parent),
                 "table": table,
-                "pooled": score_rows(_all_scores(table)),
+                "pooled": score_rows(_all_scores(table), _views(table["students"])),
                 "details": detail_rows(table["students"]),
             }
         )
@@ -62,6 +62,10 @@ def other_evaluations(run_dir: Path) -> list[dict]:
 
 def _all_scores(table: dict) -> dict[str, SegmentationScores]:
     return {name: score(one["counts"], tuple(one["class_names"])) for name, one in table["students"].items()}
+
+
+def _views(students: dict[str, dict]) -> dict[str, dict | None]:
+    return {name: one.get("views") for name, one in students.items()}
 
 
 def _intervals(students: dict[str, dict]) -> dict | None:

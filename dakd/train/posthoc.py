@@ -88,6 +88,8 @@ def reconstruct(training_folder: Path, weights: Path, length: float, out: Path, 
     # Scores and temperature are those of the final weights, not of this average.
     found = {key: value for key, value in read_metadata(weights).items() if key not in _OF_FINAL_WEIGHTS}
     metadata = found | {"weights": "posthoc", "ema_length": length, "ema_step": step}
+    if metadata.get("views", {}).get("steps") != step:
+        metadata.pop("views", None)  # of the whole training, not of the part before this step
     _refuse_to_replace(out, metadata)
     used = [(path, facts) for path, facts in snapshots if facts["step"] <= step]
     profiles = [

@@ -238,13 +238,17 @@ class StudentTraining(Training):
             return True
         return ("temperature" in facts) == self.section.validation.calibrate
 
+    def views(self) -> dict[str, int]:
+        """The training's steps, and the real and synthetic samples that they draw."""
+        return {"steps": self.end_step} | self.dataset.views(self.end_step * self.section.global_batch)
+
     def finish(self, engine: Engine) -> None:
         for kind in STUDENT_FILES:
             weights, facts = self._final(engine, kind)
             if is_main():
                 net = self.new_net()
                 load_strict(net, weights, "the training engine")
-                facts = self.identity | {"weights": kind} | facts
+                facts = self.identity | {"weights": kind, "views": self.views()} | facts
                 save_student(self.weights_file(kind), net, self.section.student, self.classes, facts)
                 if kind == "ema" and (note := self._one_class_note(net)):
                     say(note)

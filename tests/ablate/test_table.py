@@ -9,6 +9,7 @@ import pytest
 from ablate_worlds import SOFT, plan_of, write_scores
 from sealed_edits import content_of, reseal
 
+from dakd.ablate.measures import measure_of
 from dakd.ablate.results import collect
 from dakd.ablate.run import JobStore
 from dakd.ablate.table import TABLES, refuse_other_tables, table_folder, write_table
@@ -243,3 +244,13 @@ def test_a_table_over_the_training_images_finds_their_scores(tmp_path):
             file.rename(run / "evaluate" / "train" / file.name)
     real, soft = collect(plan, store)
     assert real.entries["miou"].mean == soft.entries["miou"].mean and real.difference.value == 0
+
+
+def test_steps_and_views_are_measures_of_a_student():
+    result = {"views": {"steps": 7, "real": 28, "synthetic": 12}}
+    found = {name: measure_of(name) for name in ("steps", "real_views", "synthetic_views")}
+    assert {name: measure.read(result) for name, measure in found.items()} == {
+        "steps": 7, "real_views": 28, "synthetic_views": 12,
+    }  # fmt: skip
+    assert [measure.read({"views": None}) for measure in found.values()] == [None] * 3
+    assert {(measure.source, measure.digits, measure.better) for measure in found.values()} == {("student", 0, None)}

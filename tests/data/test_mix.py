@@ -108,13 +108,21 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_every_sample_is_drawn_equally_often(real_set, synthetic_set, options):
+def test_every_sample_is_drawn_equally_often_and_the_views_are_counted(real_set, synthetic_set, options):
     dataset = student(real_set, synthetic_set, 330, **options)
     batch = dataset.batch(list(range(330)))
     counts = Counter(batch.keys)
     for one, size in ((real_set, 13), (synthetic_set, 10)):
         own = [counts[one.key(i)] for i in range(size)]
         assert max(own) - min(own) <= 1 and min(own) > 0
+    synthetic = int(batch.is_synthetic.sum())
+    assert dataset.views(330) == {"real": 330 - synthetic, "synthetic": synthetic}
+
+
+def test_a_mosaic_is_one_view(real_set, synthetic_set):
+    dataset = student(real_set, synthetic_set, 200, mosaic=True, synthetic_share=(0.2, 0.6))
+    batch = dataset.batch(list(range(200)))
+    assert dataset.views(200) == {"real": 120, "synthetic": 80} and int(batch.is_synthetic.sum()) == 80
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

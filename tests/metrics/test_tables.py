@@ -23,6 +23,15 @@ def test_a_short_row_is_refused():
         format_table(["a", "b"], [["x"]])
 
 
+def test_steps_and_views_stand_beside_the_scores_and_are_a_dash_where_a_file_lacks_them():
+    scores = {name: score(np.diag([5, 4]), ("sea", "oil")) for name in ("real", "old")}
+    text = format_scores(scores, {"real": {"steps": 4, "real": 16, "synthetic": 0}, "old": None})
+    header, _, first, second = text.splitlines()[:4]
+    assert header.endswith("steps  real views  synthetic views")
+    assert first.split()[-4:] == ["100.00", "4", "16", "0"] and second.split()[-4:] == ["100.00", "-", "-", "-"]
+    assert "views" not in format_scores(scores)
+
+
 def test_two_classes_show_both_conventions_beside_the_shares():
     text = format_scores({"real": score(np.array([[80, 4], [6, 10]]), ("sea", "oil"))})
     assert "pixel share   84.00  16.00" in text

@@ -9,7 +9,7 @@ from worlds import with_pairs
 
 from dakd.cli import main
 from dakd.config import build_config, dump_config
-from dakd.runtime.tensor_files import load_state, save_weights
+from dakd.runtime.tensor_files import load_state, read_metadata, save_weights
 from dakd.train.checkpoint import list_checkpoints, write_state
 from dakd.train.jointnet import train_jointnet
 from dakd.train.optim import AveragingAdamW, decays_of
@@ -93,6 +93,16 @@ def test_an_average_from_twenty_snapshots_is_the_direct_one(tmp_path, length, to
     off = np.linalg.norm(found["w"].numpy() - wanted) / np.linalg.norm(weights[:step].std(axis=0))
     assert off < tolerance and error < 0.1, (off, error)
     assert torch.equal(found["held"], torch.ones(2))
+
+
+def test_views_of_the_whole_training_are_not_those_of_an_average_before_its_end(tmp_path):
+    snapshots_of(weights_of_a_training(), tmp_path)
+    facts = {"kind": "toy", "views": {"steps": STEPS, "real": 16, "synthetic": 0}}
+    save_weights(tmp_path / "final.safetensors", {"w": torch.zeros(50)}, facts)
+    for step in (STEPS, 450):
+        reconstruct(tmp_path, tmp_path / "final.safetensors", 0.1, tmp_path / f"{step}.safetensors", step)
+    assert read_metadata(tmp_path / f"{STEPS}.safetensors")["views"] == facts["views"]
+    assert "views" not in read_metadata(tmp_path / "450.safetensors")
 
 
 def test_a_length_far_below_the_interval_of_the_snapshots_shows_in_the_fits_error():
