@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dakd.check.experiment import Experiment
 from dakd.check.findings import Found, as_level, is_url, until_error
 from dakd.config import TrainingSet
-from dakd.data.datasets import check_pairs
+from dakd.data.datasets import check_pairs, stores_labels
 from dakd.data.held_out import held_out_places, num_held_out
 from dakd.data.loader import make_loader
 from dakd.data.pipes import PipeDataset
@@ -124,10 +124,11 @@ def held_out(experiment: Experiment) -> Found:
 
 
 class _PairSet(NamedTuple):
-    """soft_range: as in an index."""
+    """soft_range: as in an index.  has_ignored: whether it stores hard labels, which mark pixels as ignored."""
 
     num_pairs: int
     soft_range: float | None
+    has_ignored: bool
 
 
 def _pair_set(experiment: Experiment, kind: str, place: str | None) -> _PairSet:
@@ -135,22 +136,25 @@ def _pair_set(experiment: Experiment, kind: str, place: str | None) -> _PairSet:
     config = experiment.config
     if place is not None:
         pairs = open_shards(place, config.data)
-        return _PairSet(len(pairs), pairs.index.soft_range)
-    codec, count = config.generate.codec, config.generate.num_samples
+        return _PairSet(len(pairs), pairs.index.soft_range, stores_labels(pairs))
+    codec, count, has_ignored = config.generate.codec, config.generate.num_samples, False
     if kind == "pseudo":
         codec, found = config.pseudo_label.codec, experiment.num_unlabelled
+        has_ignored = config.pseudo_label.min_confidence > 0
         count = min(found, config.pseudo_label.max_samples or found)
     is_coded = codec == "logprob8"
-    return _PairSet(count, range_for(config.soft_label_temperature, experiment.num_classes) if is_coded else None)
+    soft_range = range_for(config.soft_label_temperature, experiment.num_classes) if is_coded else None
+    return _PairSet(count, soft_range, has_ignored)
 
 
 def _mixed(experiment: Experiment, name: TrainingSet, sets: dict[str, _PairSet]) -> Found:
     """Whether a student can learn from sets together.  sets: those of pairs, by kind."""
     cfg = experiment.config.train_saross
     soft_range = None
-    if not cfg.loss.hard_labels:
+    if cfg.loss.hard_labels is not True:
         soft_range = common_range({pairs.soft_range for pairs in sets.values()}, f"the training set {name}")
-    check_loss(cfg, experiment.num_classes, bool(sets), soft_range)
+    has_ignored = any(pairs.has_ignored for pairs in sets.values())
+    check_loss(cfg, experiment.num_classes, bool(sets), soft_range, has_ignored)
     counts = {kind: pairs.num_pairs for kind, pairs in sets.items()}
     if any(counts.values()):  # without any images, `pseudo label` has said so
         wanted = (counts.get("synthetic"), cfg.crop, cfg.mosaic, cfg.num_synthetic, counts.get("pseudo", 0))

@@ -136,7 +136,8 @@ class StudentLossConfig(Section):
     """Temperature tau that soft labels are softened with (inferred)."""
 
     dice_samples: Literal["real", "all"] = "real"
-    """Samples that have a Dice loss: real ones, or synthetic ones too (inferred)."""
+    """Samples that have a Dice loss: real ones, or synthetic ones too (inferred). A synthetic sample is compared with
+    its hard label where it has one as a target (`hard_labels`), else with its soft label."""
 
     dice_form: Literal["soft", "generalized"] = "soft"
     """Form of the Dice loss: "soft", a mean over the classes, or "generalized" (Sudre et al. 2017)."""
@@ -144,8 +145,10 @@ class StudentLossConfig(Section):
     class_weights: tuple[float, ...] | None = None
     """Weights of the classes in the cross-entropy, one for each class id. null weighs all classes equally."""
 
-    hard_labels: bool = False
-    """Whether synthetic samples carry the teacher's argmax and are treated as real ones."""
+    hard_labels: Literal["both"] | bool = False
+    """Targets of synthetic samples. false: the soft label. true: the hard label, by which they are treated as real
+    ones. "both": distillation from the soft label and cross-entropy with the hard one. The hard label is the one that
+    the pairs store, else the teacher's argmax."""
 
     kd_form: Literal["temperature", "confidence", "standardized", "dist"] = "temperature"
     """Form of the distillation. "temperature" is the paper's; others are for comparison (train/student_losses.py)."""

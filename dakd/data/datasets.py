@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -17,9 +17,9 @@ from dakd.data.batch import Batch, BatchBuilder, PackedBatch
 from dakd.data.degenerate import refuse_unknown_labels
 from dakd.data.mix import MixSettings
 from dakd.data.ordered_records import OnBadRecord, OrderedRecords
+from dakd.data.records import hard_label
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.shards import ShardSet
-from dakd.data.soft_labels import likeliest_class
 from dakd.data.transforms import crop_and_flip
 from dakd.runtime.seeding import Stream
 
@@ -90,8 +90,10 @@ class StudentDataset:
     at its own pace. The two kinds are mixed evenly (see `order.interleave`), or as a `schedule` or a pair of shares has
     it (see `mix.py`), over `num_positions` samples, those of the whole training (None: of one epoch).
 
-    A synthetic sample has a soft label, and its label is IGNORE_INDEX everywhere; with `hard_labels` the teacher's
-    argmax is its label and it has no soft one.
+    A synthetic sample has a soft label, and its label is IGNORE_INDEX everywhere; with `hard_labels` its hard label is
+    its label and it has no soft one; with "both" it has both. The hard label is the one that the set stores, else the
+    teacher's argmax. Where the set stores hard labels beside the soft ones (`stores_labels`), a sample with a soft
+    label has that label too: IGNORE_INDEX marks pixels that count in no loss, as padded ones then do.
 
     Images that a student has labelled (`pseudo`) are synthetic samples too: both sets are taken together as one.
 
@@ -114,7 +116,7 @@ class StudentDataset:
         num_synthetic: int | None = None,
         pseudo: ShardSet | None = None,
         num_pseudo: int | None = None,
-        hard_labels: bool = False,
+        hard_labels: Literal["both"] | bool = False,
         synthetic_share: float | tuple[float, float] | None = None,
         schedule: str = "mixed",
         num_positions: int | None = None,
@@ -128,6 +130,7 @@ class StudentDataset:
         _check_number(synthetic, self.num_pseudo, real is not None, crop_size, mosaic, num_synthetic)
         self.real, self.synthetic, self.pseudo, self.crop_size = real, synthetic, pseudo, crop_size
         self.mosaic, self.flip, self.seed, self.hard_labels = mosaic, flip, seed, hard_labels
+        self.stores_labels = any(map(stores_labels, pair_sets))
         self.num_real = 0 if real is None else len(real) - len(held_out)
         self.num_synthetic = 0 if synthetic is None else (num_synthetic or len(synthetic))
         # When each is taken once.
@@ -164,7 +167,7 @@ class StudentDataset:
             of_row = self._tiles_at(row, position)
             is_synthetic.append(of_row[0].is_synthetic)
             tiles += of_row
-        has_soft = [synthetic and not self.hard_labels for synthetic in is_synthetic]
+        has_soft = [synthetic and self.hard_labels is not True for synthetic in is_synthetic]
         builder = BatchBuilder(positions, self.crop_size, True, is_synthetic=is_synthetic, has_soft=has_soft,
                                block=block)  # fmt: skip
         # The synthetic ones first: they show the builder the form of the soft labels.
@@ -195,18 +198,22 @@ class StudentDataset:
 
         def take(i: int, sample: Sample) -> None:
             tile = tiles[i]
-            sample = self._without_second_label(sample, tile.is_synthetic)
+            sample = self._with_its_labels(sample, tile.is_synthetic)
             sample = crop_and_flip(sample, tile.size, self.flip, self.seed, *tile.draw)
             builder.write(tile.row, sample, tile.number, tile.corner)
 
         return [entry.reason for entry in records.read([tile.record for tile in tiles], take)]
 
-    def _without_second_label(self, sample: Sample, is_synthetic: bool) -> Sample:
-        """A sample with one label: a real one's own, a synthetic one's soft label or the hard one that follows."""
+    def _with_its_labels(self, sample: Sample, is_synthetic: bool) -> Sample:
+        """A sample with the labels that count: a real one's own, a synthetic one's soft label, its hard one, or both.
+
+        Where the set stores labels, a soft label's sample keeps its hard one, whose ignored pixels mask it.
+        """
         if not is_synthetic:
             return replace(sample, soft_label=None)
-        if self.hard_labels:
-            return replace(sample, label=likeliest_class(sample.soft_label), soft_label=None)
+        if self.hard_labels or self.stores_labels:
+            soft = None if self.hard_labels is True else sample.soft_label
+            return replace(sample, label=hard_label(sample), soft_label=soft)
         # Broadcast: one byte stands for all pixels, and the batch copies them.
         return replace(sample, label=np.broadcast_to(np.uint8(IGNORE_INDEX), sample.sar.shape))
 
@@ -225,6 +232,17 @@ class _Tile(NamedTuple):
     corner: tuple[int, int]
     size: tuple[int, int]
     draw: tuple[int, ...]
+
+
+def stores_labels(pairs: ShardSet) -> bool:
+    """Whether a set of pairs stores a hard label beside each soft one; ValueError where it does for some alone."""
+    found = pairs.index.num_labelled
+    if found not in (0, len(pairs)):
+        raise ValueError(
+            f"{pairs.folder} has hard labels beside the soft ones for {found} of {len(pairs)} pairs; expected all or "
+            "none; write the set again"
+        )
+    return found > 0
 
 
 def _check_student_sources(real: ShardSet | None, pair_sets: list[ShardSet]) -> None:

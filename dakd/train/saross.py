@@ -18,7 +18,7 @@ from dakd.data.sample import IGNORE_INDEX
 from dakd.data.shards import ShardSet
 from dakd.data.soft_labels import check_temperature, common_range
 from dakd.data.transforms import to_student
-from dakd.kernels.seg_loss import seg_loss
+from dakd.kernels.seg_loss import SegLoss, seg_loss
 from dakd.metrics.confusion import count_pairs
 from dakd.metrics.scores import one_class_note
 from dakd.models.registry import STUDENT_CLASSES, build_student
@@ -29,7 +29,7 @@ from dakd.runtime.precision import pays_in_student
 from dakd.runtime.runlog import say
 from dakd.runtime.tensor_files import load_state, load_strict, read_metadata
 from dakd.train.engine import Engine
-from dakd.train.student_losses import boundary_loss, check_kd_form, distillation_loss, kd_scale
+from dakd.train.student_losses import boundary_loss, check_kd_form, distillation_loss, kd_scale, soft_dice
 from dakd.train.training import Training, is_due, run_training
 from dakd.train.validation import SCORES, Validation
 from dakd.weights import STUDENT_FILES, refuse_other_student, save_student
@@ -47,10 +47,12 @@ class StudentLoss(nn.Module):
         seed: int,
         memory_format: torch.memory_format,
         batch_norm: str = "local",
+        masks_pairs: bool = False,
     ):
+        """masks_pairs: whether the label beside a soft label marks, by IGNORE_INDEX, the pixels that do not count."""
         super().__init__()
         self.net, self.cfg, self.seed, self.memory_format = net, cfg, seed, memory_format
-        self.batch_norm = batch_norm
+        self.batch_norm, self.masks_pairs = batch_norm, masks_pairs
         weights = None if cfg.class_weights is None else torch.tensor(cfg.class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -69,32 +71,77 @@ class StudentLoss(nn.Module):
             return self._own_loss(batch)
         self.net.set_sample_positions(batch.host_positions, self.seed)
         logits = self.net(to_student(batch.image).to(memory_format=self.memory_format))
-        teacher, row, soft_range = batch.teacher, batch.teacher_row, batch.teacher_range
-        has_other_kd = cfg.kd_form != "temperature"
-        terms = seg_loss(
-            logits,
-            batch.label,
-            None if has_other_kd and cfg.dice_samples != "all" else teacher,
-            row,
-            teacher_range=soft_range,
-            temperature=cfg.temperature,
-            class_weights=self.class_weights,
-            dice_samples=cfg.dice_samples,
-            dice_form=cfg.dice_form,
-        )
-        kd = distillation_loss(logits, teacher, row, soft_range, cfg) if has_other_kd else terms.kd
-        loss = cfg.ce * terms.ce + cfg.kd * kd_scale(cfg) * kd + cfg.dice * terms.dice
+        terms = self._terms_of_both(logits, batch) if cfg.hard_labels == "both" else self._terms(logits, batch)
+        loss = cfg.ce * terms.ce + cfg.kd * kd_scale(cfg) * terms.kd + cfg.dice * terms.dice
         extra = {}
         if cfg.boundary:
+            row = None if cfg.hard_labels == "both" else batch.teacher_row
             extra["boundary"] = boundary_loss(logits, batch.label, row)
             loss = loss + cfg.boundary * extra["boundary"]
         # pixels whose class the table does not have; they count as unknown
         invalid = terms.num_invalid.to(loss.dtype)
-        return {"loss": loss, "ce": terms.ce, "kd": kd, "dice": terms.dice, "num_invalid_labels": invalid} | extra
+        losses = {"loss": loss, "ce": terms.ce, "kd": terms.kd, "dice": terms.dice, "num_invalid_labels": invalid}
+        return losses | extra
+
+    def _terms(self, logits: Tensor, batch: Batch) -> SegLoss:
+        """Of real samples cross-entropy and Dice, of samples with a soft label distillation and, if asked for, Dice."""
+        cfg, counts = self.cfg, self._counts(batch)
+        teacher, row, soft_range = batch.teacher, batch.teacher_row, batch.teacher_range
+        has_other_kd = cfg.kd_form != "temperature" or counts is not None
+        has_soft_dice = cfg.dice_samples == "all"
+        needs_teacher = not has_other_kd or (has_soft_dice and counts is None)
+        terms = self._op(logits, batch.label, teacher if needs_teacher else None, row, soft_range, cfg.dice_samples)
+        if has_soft_dice and counts is not None:
+            masked = soft_dice(logits, teacher, row, soft_range, counts, cfg.dice_form)
+            terms = terms._replace(dice=torch.where(row < 0, terms.dice, masked))
+        if has_other_kd:
+            terms = terms._replace(kd=distillation_loss(logits, teacher, row, soft_range, cfg, counts))
+        return terms
+
+    def _terms_of_both(self, logits: Tensor, batch: Batch) -> SegLoss:
+        """Of all samples cross-entropy with their hard labels, of those with a soft label distillation too."""
+        cfg, counts = self.cfg, self._counts(batch)
+        teacher, row, soft_range = batch.teacher, batch.teacher_row, batch.teacher_range
+        # The op gives a sample with a teacher no cross-entropy, so it is called once without and once with it.
+        terms = self._op(logits, batch.label, None, None, None, "all")
+        if cfg.dice_samples == "real":
+            terms = terms._replace(dice=torch.where(row < 0, terms.dice, 0))
+        if cfg.kd_form != "temperature" or counts is not None:
+            return terms._replace(kd=distillation_loss(logits, teacher, row, soft_range, cfg, counts))
+        return terms._replace(kd=self._op(logits, batch.label, teacher, row, soft_range, "none").kd)
+
+    def _op(
+        self,
+        logits: Tensor,
+        label: Tensor,
+        teacher: Tensor | None,
+        row: Tensor | None,
+        soft_range: float | None,
+        dice_samples: str,
+    ) -> SegLoss:
+        return seg_loss(
+            logits,
+            label,
+            teacher,
+            row,
+            teacher_range=soft_range,
+            temperature=self.cfg.temperature,
+            class_weights=self.class_weights,
+            dice_samples=dice_samples,
+            dice_form=self.cfg.dice_form,
+        )
+
+    def _counts(self, batch: Batch) -> Tensor | None:
+        """(B, H, W): the pixels that count beside a soft label; None where all do."""
+        return batch.label != IGNORE_INDEX if self.masks_pairs else None
 
     def _own_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Of a net that has a loss of its own, on labels: synthetic samples are labelled by the teacher's argmax."""
-        label = with_teachers_labels(batch.label, batch.teacher, batch.teacher_row)
+        """Of a net that has a loss of its own, on labels: synthetic samples are labelled by the teacher's argmax.
+
+        Or by their hard label, where they have one beside the soft label.
+        """
+        has_labels = self.masks_pairs or self.cfg.hard_labels == "both"
+        label = batch.label if has_labels else with_teachers_labels(batch.label, batch.teacher, batch.teacher_row)
         losses = self.net.loss_of(to_student(batch.image).to(memory_format=self.memory_format), label)
         invalid = ((label != IGNORE_INDEX) & (label >= self.net.num_classes)).sum()
         return losses | {"num_invalid_labels": invalid.to(losses["loss"].dtype)}
@@ -126,8 +173,9 @@ class StudentTraining(Training):
         self.validation = self._validation()
         self.classes = self.dataset.classes
         pair_sets = [pairs for pairs in (self.dataset.synthetic, self.dataset.pseudo) if pairs is not None]
-        soft_range = None if self.section.loss.hard_labels else _soft_range_of(pair_sets)
-        check_loss(self.section, self.classes.num_classes, bool(pair_sets), soft_range)
+        soft_range = None if self.section.loss.hard_labels is True else _soft_range_of(pair_sets)
+        has_ignored = self.dataset.stores_labels
+        check_loss(self.section, self.classes.num_classes, bool(pair_sets), soft_range, has_ignored)
         check_batch_norm(self.section)
         if self.section.init_from is not None:
             refuse_other_student(self.section.init_from, self.section.student, self.classes)
@@ -155,7 +203,8 @@ class StudentTraining(Training):
             net.load_pretrained(cfg.student.pretrained)
         if cfg.batch_norm == "sync":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        return StudentLoss(net, cfg.loss, self.seed, self.memory_format, cfg.batch_norm)
+        masks_pairs = self.dataset.stores_labels
+        return StudentLoss(net, cfg.loss, self.seed, self.memory_format, cfg.batch_norm, masks_pairs)
 
     def pays_in_bf16(self, module: nn.Module) -> bool:
         return pays_in_student(sum(parameter.numel() for parameter in module.parameters()))
@@ -287,18 +336,26 @@ def check_batch_norm(cfg: TrainSarossConfig) -> None:
         raise ValueError("batch_norm is sync, which torch supports only on GPUs; set it to local or frozen")
 
 
-def check_loss(cfg: TrainSarossConfig, num_classes: int, has_synthetic: bool, soft_range: float | None = None) -> None:
+def check_loss(
+    cfg: TrainSarossConfig,
+    num_classes: int,
+    has_synthetic: bool,
+    soft_range: float | None = None,
+    has_ignored: bool = False,
+) -> None:
     """ValueError for settings of the loss that do not fit the classes or the soft labels.
 
     soft_range: of the stored codes; None for logits, and where they are not known yet.
+    has_ignored: whether the pairs store hard labels, which may mark pixels that count in no loss.
     """
     weights = cfg.loss.class_weights
     if weights is not None and len(weights) != num_classes:
         raise ValueError(f"class_weights has {len(weights)} values for {num_classes} classes; give one for each")
-    if has_synthetic and not cfg.loss.hard_labels and not STUDENT_CLASSES[cfg.student.name].has_own_loss:
-        temperatures = check_kd_form(cfg.loss, num_classes, soft_range)
+    if has_synthetic and cfg.loss.hard_labels is not True and not STUDENT_CLASSES[cfg.student.name].has_own_loss:
+        temperatures = check_kd_form(cfg.loss, num_classes, soft_range, has_ignored)
         # Dice compares with the soft label as it is, at temperature 1.
-        temperatures += [1.0] if cfg.loss.dice_samples == "all" and cfg.loss.dice else []
+        has_soft_dice = cfg.loss.dice_samples == "all" and cfg.loss.dice and not cfg.loss.hard_labels
+        temperatures += [1.0] if has_soft_dice else []
         check_temperature(soft_range, temperatures, num_classes)
 
 

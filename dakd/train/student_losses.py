@@ -2,13 +2,13 @@
 
 The forms by which a student can learn from soft labels:
 
-    temperature    softened cross-entropy (Hinton et al. 2015; paper, Eq. 9): the op `seg_loss`, not here
+    temperature    softened cross-entropy (Hinton et al. 2015; paper, Eq. 9): the op `seg_loss`; here with a mask
     confidence     the same, each pixel weighted by how sure the teacher is of it
     standardized   the same of logits that are standardised over the classes (Sun et al. 2024)
     dist           one minus Pearson's correlation, over classes and over pixels (DIST, Huang et al. 2022)
 
 Each takes the teacher's raw logits z (or their codes) and the student's s; each is a loss by sample, a mean over its
-pixels.
+pixels. Of pairs that mark pixels as ignored it is a mean over the others, and the paper's form is computed here too.
 """
 
 from __future__ import annotations
@@ -28,25 +28,35 @@ _BOUNDARY, _TOLERANCE = 3, 5  # sides of the boundary term's windows, pixels
 
 
 def distillation_loss(
-    logits: Tensor, teacher: Tensor | None, teacher_row: Tensor, teacher_range: float | None, cfg: StudentLossConfig
+    logits: Tensor,
+    teacher: Tensor | None,
+    teacher_row: Tensor,
+    teacher_range: float | None,
+    cfg: StudentLossConfig,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """(B,) losses of the form `cfg.kd_form`, 0 for real samples; fp32 (fp64 for fp64 logits); `kd_scale` is not in it.
 
     logits, teacher, teacher_row, teacher_range: as `seg_loss` takes them. Only the logits get a gradient.
+    counts: (B, H, W) bool, the pixels that count; a sample without one has loss 0. None: all. ValueError for the form
+    dist with it, and for the form temperature without: the op has that.
     """
     logits = logits.to(compute_dtype(logits.dtype))
     if teacher is None or not len(teacher):
         return logits.new_zeros(len(logits))
     z = decode_teacher(teacher, teacher_range, logits.dtype)[teacher_row.clamp_min(0)]
     if cfg.kd_form == "confidence":
-        losses = confidence_weighted_kd(logits, z, cfg.temperature)
+        losses = confidence_weighted_kd(logits, z, cfg.temperature, counts)
     elif cfg.kd_form == "standardized":
-        losses = standardized_kd(logits, z, cfg.temperature)
-    elif cfg.kd_form == "dist":
+        losses = standardized_kd(logits, z, cfg.temperature, counts)
+    elif cfg.kd_form == "temperature" and counts is not None:
+        losses = pixel_mean(softened_cross_entropy(logits, z, cfg.temperature), counts)
+    elif cfg.kd_form == "dist" and counts is None:
         inter, intra = dist_relations((logits / cfg.temperature).softmax(1), (z / cfg.temperature).softmax(1))
         losses = DIST_INTER * inter + DIST_INTRA * intra
     else:
-        raise ValueError(f"kd_form is {cfg.kd_form}; expected confidence, standardized or dist")
+        fourth = "dist" if counts is None else "temperature (pixels are ignored)"
+        raise ValueError(f"kd_form is {cfg.kd_form}; expected confidence, standardized or {fourth}")
     return torch.where(teacher_row < 0, 0, losses)
 
 
@@ -59,11 +69,19 @@ def kd_scale(cfg: StudentLossConfig) -> float:
     return 1.0 if cfg.kd_form == "dist" else cfg.temperature**2
 
 
-def check_kd_form(cfg: StudentLossConfig, num_classes: int, soft_range: float | None) -> list[float]:
+def check_kd_form(
+    cfg: StudentLossConfig, num_classes: int, soft_range: float | None, has_ignored: bool = False
+) -> list[float]:
     """The temperatures that the form softens the teacher by, for the check of its codes.
 
-    soft_range: the nats that code 255 stands for, None for logits. ValueError for a form that does not work with these.
+    soft_range: the nats that code 255 stands for, None for logits.  has_ignored: whether the pairs mark pixels as
+    ignored. ValueError for a form that does not work with these.
     """
+    if cfg.kd_form == "dist" and has_ignored:
+        raise ValueError(
+            "kd_form dist correlates all pixels of a class, and the pairs hold pixels that count in no loss (hard "
+            "labels beside the soft ones); set it to temperature, confidence or standardized"
+        )
     if cfg.kd_form == "standardized":
         if num_classes < 3:
             raise ValueError(
@@ -90,24 +108,35 @@ def softened_cross_entropy(logits: Tensor, z: Tensor, temperature: float) -> Ten
     return -((z / temperature).softmax(1) * (logits / temperature).log_softmax(1)).sum(1)
 
 
-def confidence_weighted_kd(logits: Tensor, z: Tensor, temperature: float) -> Tensor:
+def pixel_mean(values: Tensor, counts: Tensor | None = None) -> Tensor:
+    """(B,) means over the pixels of (B, H, W) that count, 0 where none does.  counts: bool; None: all."""
+    if counts is None:
+        return values.mean((1, 2))
+    # Selected and not multiplied: 0 times an infinite loss would be NaN.
+    total = torch.where(counts, values, 0).sum((1, 2))
+    return total / counts.sum((1, 2)).clamp_min(1)
+
+
+def confidence_weighted_kd(logits: Tensor, z: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
     """(B,) softened cross-entropies, a pixel weighted by max_c softmax(z)_c over the sample's mean of it.
 
     The largest probability is the usual measure of confidence (Hendrycks & Gimpel 2017), and never 0. The weights of a
     sample average 1, so that its whole weight is that of the plain form, and only the pixels' shares differ.
     """
     confidence = z.softmax(1).amax(1)
-    weight = confidence / confidence.mean((1, 2), keepdim=True)
-    return (weight * softened_cross_entropy(logits, z, temperature)).mean((1, 2))
+    mean = pixel_mean(confidence, counts)
+    # A sample without a pixel that counts has mean 0, and its loss is 0 whatever the weights.
+    weight = confidence / torch.where(mean > 0, mean, 1)[:, None, None]
+    return pixel_mean(weight * softened_cross_entropy(logits, z, temperature), counts)
 
 
-def standardized_kd(logits: Tensor, z: Tensor, temperature: float) -> Tensor:
+def standardized_kd(logits: Tensor, z: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
     """(B,) softened cross-entropies of logits that have mean 0 and deviation 1 over the classes of a pixel.
 
     temperature: the base temperature. The student need not match how far the teacher's logits lie apart (Sun et al.
     2024); its own distances follow from the labelled samples.
     """
-    return softened_cross_entropy(standardize(logits, 1), standardize(z, 1), temperature).mean((1, 2))
+    return pixel_mean(softened_cross_entropy(standardize(logits, 1), standardize(z, 1), temperature), counts)
 
 
 def dist_relations(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,6 +156,36 @@ def standardize(x: Tensor, dim: int) -> Tensor:
     """x less its mean over its deviation along `dim`; 0 where x is constant."""
     centred = x - x.mean(dim, keepdim=True)
     return centred * (centred.square().mean(dim, keepdim=True) + DEVIATION_FLOOR**2).rsqrt()
+
+
+def soft_dice(
+    logits: Tensor,
+    teacher: Tensor | None,
+    teacher_row: Tensor,
+    teacher_range: float | None,
+    counts: Tensor,
+    form: str,
+    smooth: float = 1.0,
+) -> Tensor:
+    """(B,) Dice losses with the soft labels over the pixels that count, by the formulas of `seg_loss`; 0 for real ones.
+
+    counts: (B, H, W) bool.  form: "soft" or "generalized".  smooth: the op's `dice_smooth`.
+    """
+    logits = logits.to(compute_dtype(logits.dtype))
+    if teacher is None or not len(teacher):
+        return logits.new_zeros(len(logits))
+    p = logits.softmax(1)
+    r = decode_teacher(teacher, teacher_range, logits.dtype)[teacher_row.clamp_min(0)].softmax(1)
+    overlap, predicted, actual = ((part * counts.unsqueeze(1)).sum((2, 3)) for part in (r * p, p, r))
+    if form == "soft":
+        losses = (1 - (2 * overlap + smooth) / (predicted + actual + smooth)).mean(1)
+    else:
+        # A class of less than one pixel has no weight, as in the op.
+        weight = torch.where(actual >= 1, actual.clamp_min(1).square().reciprocal(), 0)
+        total = (weight * (predicted + actual)).sum(1)
+        ratio = 2 * (weight * overlap).sum(1) / torch.where(total > 0, total, 1)
+        losses = torch.where(total > 0, 1 - ratio, 0)
+    return torch.where(teacher_row < 0, 0, losses)
 
 
 def boundary_loss(logits: Tensor, labels: Tensor, teacher_row: Tensor | None = None) -> Tensor:
