@@ -98,6 +98,8 @@ def narrowed(
         kept["curve"] = kept["curve"] if len(data) > 1 else None
         kept["contrasts"] = [_on_datasets(one, data) for one in kept["contrasts"]]
         kept["contrasts"] = [one for one in kept["contrasts"] if one is not None]
+        on_these = [row | {"data": tuple(name for name in row["data"] if name in data)} for row in kept["rows"]]
+        kept["rows"] = [new for new, row in zip(on_these, kept["rows"]) if new["data"] or not row["data"]]
     if seeds:
         kept["seeds"] = tuple(seeds)
     if measures:

@@ -23,6 +23,8 @@ from dakd.ablate.spec import RowSpec, TableSpec, check_overrides, experiment, fo
 from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.prepared import prepare_settings
 
+# Settings that came later, left out at their defaults: jobs that were done before keep their names.
+_SINCE = ("schedule", "budget", "init_from", "validation", "pseudo")
 # Settings of the student's loss that only synthetic samples have.
 _LOSS_OF_PAIRS = ("kd", "temperature", "kd_form", "hard_labels", "dice_samples")
 
@@ -83,7 +85,8 @@ def make_plan(table: TableSpec, folder: Path, small: bool = False, overrides: li
     cells = []
     for dataset in table.datasets:
         other = foreign_test(table, dataset, folder, small, overrides)
-        for row, seed, repeat in itertools.product(table.rows, table.seeds, range(table.repeats)):
+        rows = [row for row in table.rows if row.is_on(dataset)]
+        for row, seed, repeat in itertools.product(rows, table.seeds, range(table.repeats)):
             config = experiment(table, row, dataset, seed, folder, small, overrides, repeat)
             cells.append(Cell(row, dataset, seed, _jobs_of(config, row.training_set, table, other), repeat))
     ordered: dict[str, Job] = {}
@@ -168,8 +171,7 @@ def _student(config: Config, training_set: TrainingSet) -> Job:
     unused += ["pseudo"] if "pseudo" not in training_set else []
     # Of one kind: neither the order of two nor another number of steps.
     unused += ["schedule", "budget"] if training_set in ("real", "synthetic") else []
-    # As before there were these settings: jobs that were done then keep their names.
-    unused += [name for name in ("schedule", "budget", "init_from") if _is_default(cfg, name)]
+    unused += [name for name in _SINCE if _is_default(cfg, name)]
     settings = {"student": _dump(config.train_saross, *unused), "set": training_set, "seed": config.seed}
     settings |= _reading(config)
     if counted:

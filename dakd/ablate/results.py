@@ -64,7 +64,7 @@ def collect(plan: TablePlan, store: JobStore) -> list[Line]:
     if table.group_by == "data":
         pairs = [(row, dataset) for dataset in table.datasets for row in table.rows]
     lines = []
-    for row, dataset in pairs:
+    for row, dataset in ((row, dataset) for row, dataset in pairs if row.is_on(dataset)):
         cells = cells_of(plan, row.name, dataset)
         results = [read_results(cell, store) for cell in cells]
         entries = {}

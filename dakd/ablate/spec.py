@@ -55,6 +55,7 @@ class RowSpec(Section):
     head: the content of the columns after its name.  set: dotted settings.  small: over these, with --small.
     training_set: the student's.  paper: the paper's numbers.  needs: an environment variable that the settings use,
     such as the folder of weights that have to be downloaded by hand; without it the row is listed as absent.
+    data: the datasets that it is made on; empty for all.
     """
 
     name: str
@@ -63,7 +64,11 @@ class RowSpec(Section):
     small: Settings
     training_set: TrainingSet = "real"
     needs: str | None = None
+    data: tuple[str, ...] = ()
     paper: PaperNumbers
+
+    def is_on(self, dataset: str) -> bool:
+        return not self.data or dataset in self.data
 
 
 class Contrast(Section):
@@ -141,6 +146,7 @@ class TableSpec(Section):
             if one.test_on is not None and one.test_on not in self.data:
                 names = ", ".join(self.data)
                 raise ValueError(f"data {name!r} is tested on {one.test_on!r}; expected one of the datasets {names}")
+        self._check_rows_data()
         self._check_contrasts(names)
         heads = {tuple(row.head) for row in self.rows}
         if len(heads) > 1:
@@ -148,6 +154,18 @@ class TableSpec(Section):
         for row in self.rows:
             self._check_paper(row)
         return self
+
+    def _check_rows_data(self) -> None:
+        for row in self.rows:
+            if unknown := [name for name in row.data if name not in self.data]:
+                shown = ", ".join(self.data) or "(none: the table has a base)"
+                raise ValueError(f"row {row.name!r} is on {', '.join(unknown)}; expected datasets of {shown}")
+            if row.data and row.name in (self.reference, self.curve):
+                where = ", ".join(row.data)
+                raise ValueError(
+                    f"row {row.name!r} is on {where} alone; the reference and the curve's row need all datasets: leave "
+                    "its data out"
+                )
 
     def _check_contrasts(self, names: list[str]) -> None:
         used = [(f"contrast {one.title!r}", name) for one in self.contrasts for name in (one.of, *one.to)]

@@ -15,6 +15,7 @@ from dakd.ablate.contrasts import contrast_results, mean_miou
 from dakd.ablate.curve import draw_curve, equal_at, saving_rows, savings
 from dakd.ablate.kept_results import keep_results, take_results
 from dakd.ablate.plan import TablePlan, make_plan
+from dakd.ablate.results import collect
 from dakd.ablate.run import JobStore, work
 from dakd.ablate.spec import TableSpec
 from dakd.ablate.table import write_table
@@ -74,6 +75,18 @@ def test_repeats_share_the_choice_of_labels_and_nothing_else():
     assert [one.prepare.subset_seed for one in configs] == [3, 3, 4, 4]
     jobs = {kind: {job.name for job in plan.jobs if job.kind == kind} for kind in ("prepare", "teacher", "student")}
     assert [len(jobs[kind]) for kind in ("prepare", "teacher", "student")] == [4, 8, 8]
+
+
+def test_a_row_may_be_on_some_datasets_alone():
+    rows = [ROWS[0], ROWS[2] | {"data": ["10"]}]
+    plan = plan_of(rows=rows, contrasts=[], seeds=[0], repeats=1)
+    assert [(cell.row.name, cell.dataset) for cell in plan.cells] == [("real", "10"), ("soft", "10"), ("real", "40")]
+    assert [one.row.name for one in collect(plan, JobStore("absent"))] == ["real", "soft", "real"]
+    assert [row.name for row in narrowed(table(rows=rows, contrasts=[]), data=["40"]).rows] == ["real"]
+    with pytest.raises(ValueError, match="'soft' is on 7; expected datasets of 10, 40"):
+        table(rows=[ROWS[0], ROWS[2] | {"data": ["7"]}], contrasts=[])
+    with pytest.raises(ValueError, match="need all datasets"):
+        table(rows=[ROWS[0] | {"data": ["10"]}], contrasts=[])
 
 
 def test_a_table_without_few_labels_is_as_it_was():
