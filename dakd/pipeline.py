@@ -48,7 +48,7 @@ _REST_SAID_AFTER_S = 5.0
 def run_pipeline(
     config: Config, config_file: Path, overrides: list[str], steps: Sequence[str], processes: int | None = None
 ) -> None:
-    """Run the steps of the experiment, in the order given, as `with_options` has them.
+    """Run the steps of the experiment, in the order given, as `pipeline_calls` has them.
 
     Raises RuntimeError naming the step that failed, and Preempted where one was asked to stop.
     """
@@ -56,9 +56,9 @@ def run_pipeline(
     processes = processes or fitting_processes(config, torch.cuda.device_count())
     _refuse_what_a_step_would_refuse(config, processes)
     seconds: dict[str, float] = {}
-    planned = with_options(config, steps)
-    for number, (step, *options) in enumerate(planned, 1):
-        say(f"\n=== {number}/{len(planned)} {' '.join([step, *options])} ===")
+    calls = pipeline_calls(config, steps)
+    for number, (step, *options) in enumerate(calls, 1):
+        say(f"\n=== {number}/{len(calls)} {' '.join((step, *options))} ===")
         start = time.monotonic()
         finish_step(step, [*step_command(step, config_file, overrides, processes), *options], config.run_path)
         seconds[step] = seconds.get(step, 0.0) + time.monotonic() - start
@@ -73,13 +73,18 @@ def run_pipeline(
     say(f"report: {config.run_path / 'report' / 'index.html'}")
 
 
-def with_options(config: Config, steps: Sequence[str]) -> list[tuple[str, ...]]:
-    """The steps, each with its options. Before pseudo_label the student that labels is trained; without a training set
-    that needs it, it is left out."""
-    if not config.train_saross.has_own_pseudo_labels:
-        return [(step,) for step in steps if step != "pseudo_label"]
-    labelling: list[tuple[str, ...]] = [("train_saross", "--training-set", "real"), ("pseudo_label",)]
-    return [one for step in steps for one in (labelling if step == "pseudo_label" else [(step,)])]
+def pipeline_calls(config: Config, steps: Sequence[str]) -> list[tuple[str, ...]]:
+    """The steps that the settings ask for, in order, each with its options.
+
+    The student of the set real is trained before the first step that reads it; train_saross then finds it done.
+    """
+    asked = {"refine": config.refine.is_set, "pseudo_label": config.train_saross.has_own_pseudo_labels}
+    calls = [(step,) for step in steps if asked.get(step, True)]
+    reading = [name for name, is_asked in asked.items() if is_asked]
+    reading += ["generate"] * config.generate.gate.asks_own_student
+    if first := next((call for call in calls if call[0] in reading), None):
+        calls.insert(calls.index(first), ("train_saross", "--training-set", "real"))
+    return calls
 
 
 def _refuse_what_a_step_would_refuse(config: Config, processes: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dakd.config import ScheduleConfig, StudentConfig, UNetConfig
+from dakd.config import Config, ScheduleConfig, StudentConfig, UNetConfig
 from dakd.data.sample import ClassTable
 from dakd.diffusion.label_bits import num_bits
 from dakd.diffusion.label_reading import READINGS
@@ -63,6 +63,17 @@ def temperature_of(metadata: Mapping[str, Any], source: str | Path) -> float:
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
         raise ValueError(f"the temperature of {source} is {found!r:.80}; expected a positive number: write it again")
     return float(found)
+
+
+def real_student(config: Config, asked_by: str) -> Path:
+    """The weights file of the run's own student of real images; ValueError, naming the setting, where there is none."""
+    path = config.real_student
+    if not path.is_file():
+        raise ValueError(
+            f"{asked_by} needs the student of the set real, and there is no {path} yet; run dakd train_saross "
+            "--training-set real first"
+        )
+    return path
 
 
 def read_student_metadata(path: str | Path) -> dict[str, Any]:

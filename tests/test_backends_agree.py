@@ -14,7 +14,7 @@ from dakd.cli import STEPS, run_step
 from dakd.config import load_config
 from dakd.data.shards import ShardSet
 from dakd.kernels import backend
-from dakd.pipeline import with_options
+from dakd.pipeline import pipeline_calls
 from dakd.runtime.runlog import read_records
 
 
@@ -34,7 +34,7 @@ def run_pipeline(folder: Path) -> Path:
     tree["train_jointnet"]["crop"] = tree["generate"]["size"] = [32, 32]
     config.parent.mkdir()
     config.write_text(yaml.safe_dump(tree))
-    for (step,) in with_options(load_config(config), STEPS[:-1]):
+    for (step,) in pipeline_calls(load_config(config), STEPS[:-1]):
         assert run_step(step, ["--config", str(config)]) == 0
     return folder / "run"
 

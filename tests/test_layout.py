@@ -19,7 +19,7 @@ ROWS = [
     {"api"},
     {"pipeline", "report"},
     {"check"},
-    {"train", "generate", "pseudo_label", "evaluate", "predict"},
+    {"train", "generate", "refine", "pseudo_label", "evaluate", "predict"},
     {"hub"},
     {"card", "starter"},
     {"metrics", "weights"},

@@ -21,9 +21,9 @@ from worlds import toy_config, with_teacher
 
 from dakd import pipeline
 from dakd.cli import COMMANDS, STEPS, build_parser, main, run_step
-from dakd.config import load_config
+from dakd.config import build_config, load_config
 from dakd.data.shards import ShardSet
-from dakd.pipeline import finish_step, fitting_processes, run_pipeline, step_command, step_environment, with_options
+from dakd.pipeline import finish_step, fitting_processes, pipeline_calls, run_pipeline, step_command, step_environment
 from dakd.runtime.distributed import free_port
 from dakd.runtime.files import file_hash
 from dakd.runtime.lock import locked
@@ -52,14 +52,14 @@ def write_config(folder: Path, overrides: dict | None = None) -> Path:
 
 
 def test_steps_stand_in_pipeline_order():
-    steps = "prepare balance train_jointnet generate pseudo_label train_saross evaluate predict report pipeline"
+    steps = "prepare balance train_jointnet generate refine pseudo_label train_saross evaluate predict report pipeline"
     assert " ".join(STEPS) == steps
     assert {path.stem for path in (ROOT / "launch").glob("*.py")} == {*STEPS, "ablate"}
 
 
 def test_all_steps_run_one_after_the_other(tmp_path, capsys):
     config = write_config(tmp_path)
-    for (step,) in with_options(load_config(config), STEPS[:-1]):
+    for (step,) in pipeline_calls(load_config(config), STEPS[:-1]):
         assert run_step(step, ["--config", str(config)]) == 0, capsys.readouterr().err
     run = tmp_path / "run"
     synthetic = ShardSet(run / "generate")
@@ -76,6 +76,44 @@ def test_all_steps_run_one_after_the_other(tmp_path, capsys):
     assert "data:image/png;base64" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert (run / "train_jointnet" / "stage3" / "samples" / "step-00000004.png").exists()
     assert [one for one in verify_run(run) if one.state != "ok"] == []
+
+
+def test_the_student_of_real_images_is_trained_before_the_first_step_that_reads_it(tmp_path):
+    config, real = toy_config(tmp_path), ("train_saross", "--training-set", "real")
+
+    def calls(**sections):
+        return pipeline_calls(build_config(config.model_dump(mode="json") | sections), STEPS[:-1])
+
+    plain = [(step,) for step in STEPS[:-1] if step not in ("refine", "pseudo_label")]
+    gate = {"generate": {"gate": {"enabled": True, "student": "real"}}}
+    assert calls() == calls(generate={"gate": {"student": "real"}}) == plain
+    assert calls(**gate) == [*plain[:3], real, *plain[3:]]
+    refined = [*plain[:4], real, ("refine",), *plain[4:]]
+    assert calls(refine={"pixel_gate": 1.25}) == calls(refine={"repeats": 2}) == refined
+    assert calls(**gate, refine={"repeats": 2}) == [*plain[:3], real, plain[3], ("refine",), *plain[4:]]
+
+
+def test_a_run_whose_own_student_judges_and_refines_the_pairs(tmp_path, capsys):
+    gate = {"enabled": True, "student": "real", "agreement": {"at_least": 0.0}}
+    path = write_config(tmp_path, {"generate": {"gate": gate}, "refine": {"pixel_gate": 1.0, "repeats": 2}})
+    run, config = tmp_path / "run", load_config(path)
+    for step, *options in pipeline_calls(config, STEPS[:-1]):
+        if step == "generate":
+            assert [one.name for one in (run / "train_saross").iterdir()] == ["real"]
+        assert run_step(step, ["--config", str(path), *options]) == 0, capsys.readouterr().err
+    own = file_hash(run / "train_saross" / "real" / "student.safetensors")
+    pairs, made = ShardSet(run / "generate"), ShardSet(run / "refine")
+    assert pairs.index.provenance["gate"]["student"] == own and len(pairs) == 7
+    assert made.index.provenance["refined"] == {
+        "pairs": pairs.fingerprint, "student": own, "pixel_gate": 1.0, "repeats": 2,
+    }  # fmt: skip
+    assert len(made) == made.index.num_labelled == 7 + 4 and made.index.ignored_pixels > 0
+    _, facts = load_student(run / "train_saross" / "real+synthetic" / "student.safetensors")
+    assert made.fingerprint in facts["data"] and facts["num_synthetic"] == 11
+    assert [one for one in verify_run(run) if one.state != "ok"] == []
+    capsys.readouterr()
+    assert run_step("train_saross", ["--config", str(path), "refine.repeats=3"]) == 1
+    assert "was made with another repeats" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", ["balance", "train_saross", "evaluate", "predict", "report"])
@@ -425,7 +463,7 @@ def test_all_steps_run_on_real_images(tmp_path, monkeypatch):
     source["train_jointnet"]["crop"] = source["generate"]["size"] = [32, 32]
     path = tmp_path / "real.yaml"
     path.write_text(yaml.safe_dump(source))
-    for (step,) in with_options(load_config(path), STEPS[:-1]):
+    for (step,) in pipeline_calls(load_config(path), STEPS[:-1]):
         assert run_step(step, ["--config", str(path)]) == 0
     assert "oil" in (tmp_path / "run" / "evaluate" / "table.txt").read_text()
     assert (tmp_path / "run" / "report" / "index.html").exists()

@@ -4,6 +4,8 @@
                                             `-> pairs
     prepare -> student (real) -> pseudo -> student -> scores
 
+The student of the set real comes before generate, or between generate and refine, where these read it.
+
 A job is one step in a run folder of its own, named after a hash of all that its result depends on: the settings of the
 step and the jobs that it builds on. The results of those jobs are linked into its folder, so that the step finds an
 ordinary run. Settings that change only speed and logs are not hashed.
@@ -23,6 +25,7 @@ from dakd.ablate.spec import RowSpec, TableSpec, check_overrides, experiment, fo
 from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.prepared import prepare_settings
 
+_REAL = "train_saross/real"  # within a run folder
 # Settings that came later, left out at their defaults: jobs that were done before keep their names.
 _SINCE = ("schedule", "budget", "init_from", "validation", "pseudo")
 # Settings of the student's loss that only synthetic samples have.
@@ -142,7 +145,17 @@ def _generate(config: Config) -> Job:
         settings["temperature"] = config.soft_label_temperature
     teacher = _teacher(config)
     links = {"prepare": teacher.links["prepare"], "train_jointnet": teacher}
+    if config.generate.gate.asks_own_student:
+        links[_REAL] = _student(config, "real")
     return _job("generate", settings, config, [("generate",)], links)
+
+
+def _refine(config: Config) -> Job:
+    settings = {"refine": _dump(config.refine), "synthetic": config.train_saross.synthetic}
+    links = {_REAL: _student(config, "real")}
+    if config.train_saross.synthetic is None:
+        links["generate"] = _generate(config)
+    return _job("refine", settings, config, [("refine",)], links)
 
 
 def _pseudo(config: Config) -> Job:
@@ -159,7 +172,9 @@ def _student(config: Config, training_set: TrainingSet) -> Job:
     # Epochs are counted over the largest of some sets, so that all students have the same budget.
     counted = cfg.epoch_sets if any(name != "real" for name in cfg.epoch_sets) else ()
     links = {"prepare": _prepare(config)}
-    if any("synthetic" in name for name in (training_set, *counted)) and cfg.synthetic is None:
+    if "synthetic" in training_set and config.refine.is_set:
+        links["refine"] = _refine(config)
+    elif any("synthetic" in name for name in (training_set, *counted)) and cfg.synthetic is None:
         links["generate"] = _generate(config)
     if "pseudo" in training_set and cfg.pseudo is None:
         links["pseudo_label"] = _pseudo(config)

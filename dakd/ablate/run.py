@@ -30,6 +30,7 @@ from dakd.evaluate.evaluate import evaluate
 from dakd.generate.generate import generate
 from dakd.pipeline import UNDER_DEEPSPEED, Stopped, finish_step, fitting_processes, step_command
 from dakd.pseudo_label.step import pseudo_label
+from dakd.refine.refine import refine
 from dakd.runtime.files import write_text
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import format_duration, say
@@ -229,6 +230,8 @@ def _do_here(step: str, options: Sequence[str], config: Config) -> None:
         generate(config)
     elif step == "pseudo_label":
         pseudo_label(config)
+    elif step == "refine":
+        refine(config)
     elif step == "train_saross":
         train_saross(config, (options[1],))
     elif step == "evaluate":

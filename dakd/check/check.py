@@ -44,6 +44,7 @@ _CHECKS: dict[str, Callable[[Experiment], Found]] = {
     "teacher": trainings.teacher,
     "extra images": trainings.extra_images,
     "generate": results.generate,
+    "refine": results.refine,
     "pseudo label": results.pseudo_label,
     "student": trainings.student,
     "training sets": trainings.training_sets,

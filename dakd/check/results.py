@@ -10,6 +10,7 @@ import torch
 from dakd.check.data import look_into, problems
 from dakd.check.experiment import Experiment
 from dakd.check.findings import Found, until_error
+from dakd.config.generate import OWN_STUDENT
 from dakd.data.readers.label_meaning import LabelMeaning
 from dakd.data.soft_labels import get_codec
 from dakd.evaluate.extractors import find_inception
@@ -24,12 +25,13 @@ from dakd.evaluate.inputs import (
 )
 from dakd.evaluate.neighbours import student_encoder
 from dakd.evaluate.students import refuse_unknown_objects
-from dakd.generate.gate import open_gate
+from dakd.generate.gate import Gate, open_gate
 from dakd.generate.gate_measures import Labeller
 from dakd.generate.teacher import refuse_settings_of_another_set
 from dakd.predict.images import list_images, read_image, refuse_outputs_as_inputs
 from dakd.predict.predict import refuse_no_test_split
 from dakd.pseudo_label.step import refuse_settings_of_another_set as refuse_other_pseudo_labels
+from dakd.refine.losses import PairLosses
 from dakd.train.dry_run import cost_of_stage
 from dakd.train.saross import student_folder
 
@@ -48,16 +50,32 @@ def generate(experiment: Experiment) -> Found:
 def _students_of_pairs(experiment: Experiment) -> Found:
     gate, audit = experiment.config.generate.gate, experiment.config.generate.audit
     absent = False
-    for key, path in (("gate.student", gate.student), ("audit.student", audit.student)):
+    named = [("gate.student", gate.student)] if gate.student != OWN_STUDENT else []
+    for key, path in (*named, ("audit.student", audit.student)):
         if path is not None and not Path(path).expanduser().is_file():
             absent = True
             yield "refused", f"generate.{key} is {path}, which is no file; give a student.safetensors"
     if absent:
         return
-    if open_gate(experiment.config, experiment.classes) is not None and gate.student is not None:
-        Labeller(gate.student, experiment.classes, torch.device("cpu"))
+    own = experiment.config.real_student
+    if gate.asks_own_student and not own.is_file():
+        Gate(gate.model_copy(update={"student": None}), experiment.classes)
+        yield "ok", "gate.student is the student of the set real, which the pipeline trains before"
+    elif open_gate(experiment.config, experiment.classes) is not None and gate.student is not None:
+        Labeller(own if gate.asks_own_student else gate.student, experiment.classes, torch.device("cpu"))
     if audit.student is not None:
         student_encoder(audit.student, torch.device("cpu"))
+
+
+def refine(experiment: Experiment) -> Found:
+    cfg, own = experiment.config.refine, experiment.config.real_student
+    if not cfg.is_set:
+        return
+    if own.is_file():
+        PairLosses(own, experiment.classes, torch.device("cpu"))
+        yield "ok", f"by the student {own}"
+    else:
+        yield "ok", "by the student of the set real, which the pipeline trains before"
 
 
 def pseudo_label(experiment: Experiment) -> Found:

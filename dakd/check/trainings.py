@@ -136,14 +136,18 @@ def _pair_set(experiment: Experiment, kind: str, place: str | None) -> _PairSet:
     config = experiment.config
     if place is not None:
         pairs = open_shards(place, config.data)
-        return _PairSet(len(pairs), pairs.index.soft_range, stores_labels(pairs))
-    codec, count, has_ignored = config.generate.codec, config.generate.num_samples, False
-    if kind == "pseudo":
-        codec, found = config.pseudo_label.codec, experiment.num_unlabelled
-        has_ignored = config.pseudo_label.min_confidence > 0
-        count = min(found, config.pseudo_label.max_samples or found)
-    is_coded = codec == "logprob8"
-    soft_range = range_for(config.soft_label_temperature, experiment.num_classes) if is_coded else None
+        count, soft_range, has_ignored = len(pairs), pairs.index.soft_range, stores_labels(pairs)
+    else:
+        codec = config.generate.codec if kind == "synthetic" else config.pseudo_label.codec
+        is_coded = codec == "logprob8"
+        soft_range = range_for(config.soft_label_temperature, experiment.num_classes) if is_coded else None
+        count, has_ignored = config.generate.num_samples, False
+        if kind == "pseudo":
+            num_images, has_ignored = experiment.num_unlabelled, config.pseudo_label.min_confidence > 0
+            count = min(num_images, config.pseudo_label.max_samples or num_images)
+    if kind == "synthetic":
+        count = config.refine.num_written(count)
+        has_ignored = has_ignored or config.refine.pixel_gate is not None
     return _PairSet(count, soft_range, has_ignored)
 
 
@@ -219,15 +223,16 @@ def _made_for_stage(experiment: Experiment, stage: str) -> list[Path]:
 
 def _made_for_student(experiment: Experiment, training_set: TrainingSet) -> list[Path]:
     """The same of a student."""
-    cfg = experiment.config.train_saross
+    config, cfg = experiment.config, experiment.config.train_saross
     names = (training_set, *cfg.epoch_sets)  # an epoch is as long as that of the largest of these
     needs_images = any("real" in name for name in names) or cfg.validation.share > 0
     inputs = _training_images(experiment) if needs_images else []
-    own_pairs = cfg.synthetic is None and any("synthetic" in name for name in names)
+    has_own = cfg.synthetic is None or config.refine.is_set
+    own_pairs = has_own and any("synthetic" in name for name in names)
     own_labels = cfg.pseudo is None and "pseudo" in training_set
     return [
         *inputs,
-        *[experiment.run / "generate" / "index.json"] * own_pairs,
+        *[Path(config.pairs) / "index.json"] * own_pairs,
         *[experiment.run / "pseudo_label" / "index.json"] * own_labels,
     ]
 

@@ -102,6 +102,56 @@ def _generate(args: argparse.Namespace) -> None:
         generate(config)
 
 
+def _refine_options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "dakd refine --config FILE [section.key=value ...]\n"
+        "       dakd refine --student FILE --pairs DIR --out DIR [--pixel-gate K] [--repeats N] [--overwrite] "
+        "[--device NAME]"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", metavar="FILE", help="an experiment's YAML, or the name of one of dakd's")
+    source.add_argument("--student", metavar="FILE", help="weights of a student of real images, without an experiment")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"with --config: {OVERRIDES}")
+    of_student = parser.add_argument_group("with --student")
+    of_student.add_argument("--pairs", metavar="DIR", help="folder of the pairs, shards with an index")
+    of_student.add_argument("--out", type=local_path, metavar="DIR", help="folder for the refined pairs")
+    of_student.add_argument("--pixel-gate", type=float, metavar="K",
+                            help="ignore pixels whose loss is above K times the mean of their class (FreeMask: 1.25)")
+    of_student.add_argument("--repeats", type=positive, metavar="N",
+                            help="write the hardest pair N times, the others less often by their rank (default: 1)")
+    of_student.add_argument("--overwrite", action="store_true", help="replace a set that is already in --out")
+    of_student.add_argument("--device", metavar="NAME",
+                            help="cpu or cuda (default: a GPU if there is one)")  # fmt: skip
+
+
+def _check_refine(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    own = {"--pairs": args.pairs, "--out": args.out, "--pixel-gate": args.pixel_gate, "--repeats": args.repeats,
+           "--overwrite": args.overwrite, "--device": args.device}  # fmt: skip
+    given = [name for name, value in own.items() if value]
+    if args.config is not None and given:
+        parser.error(f"{', '.join(given)} go with --student; an experiment has refine.pixel_gate and refine.repeats")
+    if args.student is not None and (not args.pairs or not args.out or args.overrides):
+        parser.error("--student needs --pairs DIR and --out DIR, and takes no settings")
+
+
+def _refine(args: argparse.Namespace) -> None:
+    from dakd.config import RefineConfig, validated
+    from dakd.refine.refine import refine, refine_pairs
+    from dakd.runtime.distributed import barrier, init_if_many, is_main
+
+    config = None if args.config is None else open_config(args.config, args.overrides)
+    init_if_many()  # one process writes, however many were launched
+    if not is_main():
+        pass
+    elif config is not None:
+        refine(config)
+    else:
+        given = {"pixel_gate": args.pixel_gate, "repeats": args.repeats or 1}
+        cfg = validated(RefineConfig, given, "settings of the refined pairs")
+        refine_pairs(args.student, args.pairs, args.out, cfg, device=args.device, overwrite=args.overwrite)
+    barrier()
+
+
 def _pseudo_label_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "dakd pseudo_label --config FILE [section.key=value ...]\n"
@@ -183,10 +233,13 @@ def _train_saross(args: argparse.Namespace) -> None:
     with listen_for_stop(config.run_path):
         from dakd.generate.teacher import refuse_settings_of_another_set
         from dakd.pseudo_label.step import refuse_settings_of_another_set as refuse_other_pseudo_labels
+        from dakd.refine.refine import refuse_other_refinement
         from dakd.train.saross import list_trainings, reads_generated_pairs, reads_pseudo_labels, train_saross
 
         if reads_generated_pairs(config, training_sets):
             refuse_settings_of_another_set(config, may_grow=False)
+        if any("synthetic" in name for name in training_sets):
+            refuse_other_refinement(config)
         if reads_pseudo_labels(config, training_sets):
             refuse_other_pseudo_labels(config)
         if at_once == 1:
@@ -297,11 +350,13 @@ STEP_COMMANDS = (
             _train_jointnet, _train_jointnet_options, (*_GENERAL, "balance", "data", "train_jointnet")),
     Command("generate", "write shards of synthetic pairs", _generate, _generate_options,
             (*_GENERAL, "train_jointnet.generator", "generate", "train_saross.loss.temperature")),
+    Command("refine", "ignore hard pixels of the pairs and repeat hard pairs, by a student of real images", _refine,
+            _refine_options, (*_GENERAL, "refine", "train_saross.synthetic"), _check_refine),
     Command("pseudo_label", "label images without labels by the student of real images, for self-training",
             _pseudo_label, _pseudo_label_options, (*_GENERAL, "pseudo_label", "train_saross.loss.temperature"),
             _check_pseudo_label),
     Command("train_saross", "train students on real and synthetic pairs: SAROSS-Net, or a rival by its name",
-            _train_saross, _train_saross_options, (*_GENERAL, "data", "train_saross")),
+            _train_saross, _train_saross_options, (*_GENERAL, "data", "refine", "train_saross")),
     Command("evaluate", "score the students on the test split, or on any folder", _evaluate, add_config_options,
             (*_GENERAL, "train_saross.training_sets", "evaluate")),
     Command("predict", "write class maps, overlays and probabilities for images", _predict, _predict_options,

@@ -24,6 +24,7 @@ from dakd.config.generate import AuditConfig, Bounds, GateConfig, GenerateConfig
 from dakd.config.prepare import PrepareConfig, SceneSide, SimulationConfig
 from dakd.config.pseudo_label import PseudoLabelConfig
 from dakd.config.reading import build_config, dump_config, load_config
+from dakd.config.refine import RefineConfig
 from dakd.config.student import (
     STUDENT_KINDS,
     SamOilConfig,
@@ -69,6 +70,7 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "PseudoLabelConfig",
+    "RefineConfig",
     "SamOilConfig",
     "Scale",
     "SceneSide",

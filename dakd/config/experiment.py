@@ -11,6 +11,7 @@ from dakd.config.evaluate import EvaluateConfig, PredictConfig
 from dakd.config.generate import GenerateConfig
 from dakd.config.prepare import PrepareConfig
 from dakd.config.pseudo_label import PseudoLabelConfig
+from dakd.config.refine import RefineConfig
 from dakd.config.student import TrainSarossConfig
 from dakd.config.teacher import BalanceConfig, TrainJointNetConfig
 from dakd.config.training import DataConfig
@@ -40,6 +41,8 @@ class Config(Section):
     train_jointnet: TrainJointNetConfig = TrainJointNetConfig()
 
     generate: GenerateConfig = GenerateConfig()
+
+    refine: RefineConfig = RefineConfig()
 
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
 
@@ -71,6 +74,35 @@ class Config(Section):
         check_num_steps(self.generate.sampling_steps, timesteps, "generate.sampling_steps")
         check_num_steps(self.train_jointnet.engine.sample_steps, timesteps, "train_jointnet.engine.sample_steps")
         return self
+
+    @model_validator(mode="after")
+    def _knows_the_steps_of_a_student_that_comes_first(self) -> Config:
+        """Epochs are counted over the pairs, which are not there yet where a student of real images helps make them."""
+        cfg = self.train_saross
+        counts_pairs = cfg.steps is None and any("synthetic" in name for name in cfg.training_sets)
+        is_first = self.refine.is_set or (self.generate.gate.asks_own_student and cfg.synthetic is None)
+        if counts_pairs and is_first:
+            asked_by = "refine" if self.refine.is_set else "generate.gate.student"
+            raise ValueError(
+                f"{asked_by} needs the student of the set real before there are pairs, over which its "
+                f"train_saross.epochs ({cfg.epochs}) are counted; set train_saross.steps"
+            )
+        return self
+
+    @property
+    def real_student(self) -> Path:
+        """The weights file of the run's own student of real images."""
+        return self.run_path / "train_saross" / "real" / "student.safetensors"
+
+    @property
+    def unrefined_pairs(self) -> str | Path:
+        """Folder or URL of the pairs before `refine`."""
+        return self.train_saross.synthetic or self.run_path / "generate"
+
+    @property
+    def pairs(self) -> str | Path:
+        """Folder or URL of the pairs that students are trained on."""
+        return self.run_path / "refine" if self.refine.is_set else self.unrefined_pairs
 
     @property
     def soft_label_temperature(self) -> float:

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from dakd.config.base import Fraction, NonNegative, Positive, Section, Size
 from dakd.sampling import Solver, Spacing, check_solver, spacing_of
 
+OWN_STUDENT = "real"  # of `gate.student`: the run's own student of that training set
+
 
 class Bounds(Section):
     """The range that a value must lie in, ends included; null leaves an end open."""
@@ -70,7 +72,9 @@ class GateConfig(Section):
     """Bounds of the mIoU between a student's prediction and the teacher's label."""
 
     student: str | None = None
-    """Weights file of the student that `agreement` is measured with. null measures no agreement."""
+    """Weights file of the student that `agreement` is measured with. "real" is the run's own student of the set real
+    (its file student.safetensors), which is then trained first; a file of that name is ./real. null measures no
+    agreement."""
 
     enl: Bounds = Bounds()
     """Bounds of the equivalent number of looks (ENL) in windows of 8 x 8 pixels of `enl_class`, from grey values as
@@ -86,6 +90,11 @@ class GateConfig(Section):
 
     max_candidates: Annotated[float, Field(ge=1)] = 4.0
     """Largest number of candidates, as a multiple of `num_samples`; generation stops there even if too few are kept."""
+
+    @property
+    def asks_own_student(self) -> bool:
+        """Whether candidates are judged by the run's own student of real images."""
+        return self.enabled and self.student == OWN_STUDENT
 
     @model_validator(mode="after")
     def _can_be_met(self) -> GateConfig:

@@ -27,6 +27,7 @@ from dakd.generate.plan import GenerationPlan, Selection, keep_first, sample_key
 from dakd.generate.sidecar import checked_sidecar
 from dakd.runtime import distributed
 from dakd.runtime.sealed import Changed, parse_sealed, seal
+from dakd.weights import real_student
 
 _FORMAT = 1
 # A round makes at least this share more than there is: rounds stay few however rare a class is.
@@ -42,11 +43,13 @@ class Gate:
     Raises ValueError where the settings name a class that the table does not have, or a student's file that is absent.
     """
 
-    def __init__(self, cfg: GateConfig, classes: ClassTable) -> None:
+    def __init__(self, cfg: GateConfig, classes: ClassTable, own_student: Path | None = None) -> None:
+        """own_student: the file in the place of `cfg.student`, where that is the word for the run's own student."""
         self.cfg, self.classes = cfg, classes
+        self._student_file = own_student or (None if cfg.student is None else Path(cfg.student))
         for name in [*cfg.areas, *cfg.quotas, *([cfg.enl_class] if cfg.enl.is_set else [])]:
             classes.id_of(name)
-        self._measuring = measuring_settings(cfg)
+        self._measuring = measuring_settings(cfg, self._student_file)
         self._hash = _digest(self._measuring)
         self._student: Labeller | None = None
 
@@ -55,8 +58,8 @@ class Gate:
 
         Raises ValueError where it cannot be read or knows other classes than the teacher.
         """
-        if self.cfg.student is not None and self._student is None:
-            self._student = Labeller(self.cfg.student, self.classes, distributed.device())
+        if self._student_file is not None and self._student is None:
+            self._student = Labeller(self._student_file, self.classes, distributed.device())
 
     def path(self, plan: GenerationPlan, shard: int) -> Path:
         """The file with the measures of a shard's samples; gates that measure alike share it."""
@@ -134,8 +137,11 @@ class Verdict:
 
 
 def open_gate(config: Config, classes: ClassTable) -> Gate | None:
-    """The gate of a run; None where it is off."""
-    return Gate(config.generate.gate, classes) if config.generate.gate.enabled else None
+    """The gate of a run; None where it is off.  ValueError where its student is the run's own and not trained yet."""
+    cfg = config.generate.gate
+    if not cfg.enabled:
+        return None
+    return Gate(cfg, classes, real_student(config, "generate.gate.student") if cfg.asks_own_student else None)
 
 
 def judge(plan: GenerationPlan, gate: Gate) -> Iterator[Verdict]:

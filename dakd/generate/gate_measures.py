@@ -58,16 +58,16 @@ class Labeller:
         return logits[0].argmax(dim=0).cpu().numpy()
 
 
-def measuring_settings(cfg: GateConfig) -> dict:
+def measuring_settings(cfg: GateConfig, student: Path | None) -> dict:
     """The settings and constants that change a measure; the bounds do not.  ValueError where the student is absent."""
-    if cfg.student is not None and not Path(cfg.student).is_file():
+    if student is not None and not student.is_file():
         raise ValueError(f"generate.gate.student is {cfg.student}, which is no file; give a student.safetensors")
     return {
         "enl_class": cfg.enl_class,
         "enl_window": LOOKS_WINDOW,
         "enl_min_windows": LOOKS_MIN_WINDOWS,
         "presence_pixels": PRESENCE_PIXELS,
-        "student": None if cfg.student is None else file_hash(cfg.student),
+        "student": None if student is None else file_hash(student),
     }
 
 

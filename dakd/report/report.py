@@ -39,7 +39,7 @@ _NUM_PREDICTIONS = 8
 _WIDE = 200  # pixels; larger images get a row of their own
 
 
-_RESULTS = ("config.yaml", "prepare", "balance", "train_jointnet", "generate", "pseudo_label", "train_saross",
+_RESULTS = ("config.yaml", "prepare", "balance", "train_jointnet", "generate", "refine", "pseudo_label", "train_saross",
             "evaluate", "predict")  # fmt: skip
 
 

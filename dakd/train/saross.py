@@ -412,8 +412,7 @@ def _open_dataset(
     """is_counted: only the samples are to be counted: images that the run's step pseudo_label labels need no labels."""
     cfg = config.train_saross
     real = open_prepared(config, "train") if "real" in training_set else None
-    place = cfg.synthetic or str(config.run_path / "generate")
-    synthetic = open_shards(place, config.data) if "synthetic" in training_set else None
+    synthetic = open_shards(str(config.pairs), config.data) if "synthetic" in training_set else None
     pseudo = num_pseudo = None
     if is_counted and reads_pseudo_labels(config, (training_set,)):
         num_images = len(open_unlabelled(config))

@@ -79,8 +79,8 @@ def check_kd_form(
     """
     if cfg.kd_form == "dist" and has_ignored:
         raise ValueError(
-            "kd_form dist correlates all pixels of a class, and the pairs hold pixels that count in no loss (hard "
-            "labels beside the soft ones); set it to temperature, confidence or standardized"
+            f"kd_form is {cfg.kd_form}, which correlates all pixels of a class, and the pairs hold pixels that count "
+            "in no loss (hard labels beside the soft ones); set it to temperature, confidence or standardized"
         )
     if cfg.kd_form == "standardized":
         if num_classes < 3:

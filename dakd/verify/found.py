@@ -14,8 +14,8 @@ from dakd.runtime.kept_config import CONFIG
 from dakd.runtime.sealed import remedy
 
 State = Literal["ok", "damaged", "missing", "unexpected", "unfinished"]
-STEPS = ("prepare", "balance", "train_jointnet", "generate", "pseudo_label", "train_saross", "evaluate", "predict",
-         "report")  # fmt: skip
+STEPS = ("prepare", "balance", "train_jointnet", "generate", "refine", "pseudo_label", "train_saross", "evaluate",
+         "predict", "report")  # fmt: skip
 OWN_FOLDERS = ("pictures", "features")  # in evaluate/, of the run's own evaluation
 # What reading a damaged file raises.
 ERRORS = (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, SyntaxError, zipfile.BadZipFile,

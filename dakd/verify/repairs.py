@@ -40,6 +40,8 @@ def next_command(run: Path, found: Found) -> str:
             return f"dakd generate {options} --audit"
         is_derived = parts[-1].endswith((".png", "provenance.json", CONFIG, MANIFEST))
         return f"rm -f {place} && dakd generate {options}" if is_derived else f"dakd generate {options} --repair"
+    if step == "refine":
+        return f"rm -r {shlex.quote(str(run / step))} && dakd refine {options}"
     if step == "evaluate":
         return _evaluation(run, found.path)
     if step == "predict" and len(parts) > 2:

@@ -20,6 +20,7 @@ def absent_and_foreign(run: Path) -> Iterator[Found]:
     yield from _settings(run)
     yield from _prepared(run / "prepare")
     yield from _generated(run / "generate")
+    yield from _refined(run / "refine")
     yield from _pseudo_labelled(run / "pseudo_label")
     trainings = [path for step in ("train_jointnet", "train_saross") for path in (run / step).glob("*/")]
     evaluations = [run / "evaluate"] if _has_own_evaluation(run / "evaluate") else []
@@ -106,6 +107,12 @@ def _pseudo_labelled(folder: Path) -> Iterator[Found]:
         yield from _shards_of(folder)
     if (folder / MANIFEST).is_file():
         yield from _listed(folder)
+
+
+def _refined(folder: Path) -> Iterator[Found]:
+    if (folder / "index.json").is_file():
+        yield from _shards_of(folder)
+    yield from _listed(folder)
 
 
 def _derived(folder: Path, index: Index) -> Iterator[Found]:

@@ -120,3 +120,55 @@ def test_jobs_stand_after_what_they_build_on_and_seed_by_seed():
         seen.add(job.name)
     seeds = [job.config.seed for job in plan.jobs if job.kind == "scores"]
     assert seeds == sorted(seeds)
+
+
+def refined(name: str, loss: str | None = None, **settings) -> dict:
+    given = {f"refine.{key}": value for key, value in settings.items()}
+    given |= {"train_saross.loss.hard_labels": loss} if loss else {}
+    return SOFT | {"name": name, "set": given}
+
+
+def test_refined_pairs_are_a_job_between_pairs_and_student_by_the_student_of_the_set_real():
+    plan = plan_of({"name": "real"}, SOFT, refined("gated", pixel_gate=1.25), refined("both", "both", pixel_gate=1.25))
+    wanted = {"prepare": 1, "stage1": 1, "teacher": 1, "generate": 1, "refine": 1, "student": 4, "scores": 4}
+    assert kinds(plan) == wanted
+    job = next(job for job in plan.jobs if job.kind == "refine")
+    assert job.steps == (("refine",),) and set(job.links) == {"train_saross/real", "generate"}
+    real = job.links["train_saross/real"]
+    assert real.steps == (("train_saross", "--training-set", "real"),)
+    assert real.name in {other.name for other in plan.jobs if other.kind == "student"}
+    students = [job for job in plan.jobs if job.kind == "student" and "refine" in job.links]
+    assert len(students) == 2 and all("generate" not in one.links for one in students)
+    assert [job.config.train_saross.loss.hard_labels for job in students] == [False, "both"]
+
+
+def test_other_settings_of_refine_are_other_refined_pairs_of_the_same_ones():
+    plan = plan_of(refined("a", pixel_gate=1.25), refined("b", pixel_gate=1.5), refined("c", repeats=3))
+    assert (kinds(plan)["refine"], kinds(plan)["generate"], kinds(plan)["student"]) == (3, 1, 4)
+    elsewhere = SOFT | {"name": "d", "set": {"refine.repeats": 3, "train_saross.synthetic": "/pairs"}}
+    (job,) = [job for job in plan_of(elsewhere).jobs if job.kind == "refine"]
+    assert set(job.links) == {"train_saross/real"}
+    other = SOFT | {"name": "d", "set": {"refine.repeats": 3, "train_saross.synthetic": "/others"}}
+    assert plan_of(elsewhere).jobs[-2].name != plan_of(other).jobs[-2].name
+
+
+def test_a_gate_by_the_own_student_builds_on_its_job_and_students_of_real_images_share_it():
+    gate = {"generate.gate.enabled": True, "generate.gate.student": "real"}
+    row = SOFT | {"set": gate}
+    softer = SOFT | {"name": "softer", "set": gate | {"train_saross.loss.temperature": 4.0}}
+    plan = plan_of({"name": "real"}, row, softer)
+    assert kinds(plan) == {
+        "prepare": 1, "stage1": 1, "teacher": 1, "generate": 1, "student": 3, "scores": 3,
+    }  # fmt: skip
+    job = next(job for job in plan.jobs if job.kind == "generate")
+    assert set(job.links) == {"prepare", "train_jointnet", "train_saross/real"}
+    off = SOFT | {"set": {"generate.gate.student": "real"}}
+    assert "train_saross/real" not in next(job for job in plan_of(off).jobs if job.kind == "generate").links
+
+
+def test_a_student_of_real_images_is_the_same_whatever_is_lost_on_pairs():
+    losses = {"hard_labels": True, "kd": 0.5, "kd_form": "dist", "temperature": 3.0, "dice_samples": "all"}
+    rows = [{"name": key, "set": {f"train_saross.loss.{key}": value}} for key, value in losses.items()]
+    plan = plan_of({"name": "real"}, *rows)
+    assert kinds(plan)["student"] == 1
+    assert kinds(plan_of({"name": "real"}, {"name": "ce", "set": {"train_saross.loss.ce": 0.5}}))["student"] == 2

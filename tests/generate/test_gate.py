@@ -411,3 +411,34 @@ def test_a_student_takes_part_and_its_weights_are_recorded(student_file, tmp_pat
     folder = generate(config)
     assert all(0 <= verdict["agreement"] <= 1 for verdict in verdicts(folder))
     assert ShardSet(folder).index.provenance["gate"]["student"] == file_hash(student_file)
+
+
+# --- the run's own student --------------------------------------------------------------------------------------------
+
+
+def test_the_word_real_is_the_runs_own_student(tmp_path, student_file, on_the_cpu, monkeypatch):
+    settings = {"gate": {"enabled": True, "student": "real", "agreement": {"at_least": 0.0}}, "num_samples": 4}
+    config = with_teacher(tmp_path / "run", **settings)
+    with pytest.raises(ValueError, match=r"student of the set real.*run dakd train_saross --training-set real first"):
+        generate(config)
+    assert not list((tmp_path / "run" / "generate").glob("shard-*"))
+    config.real_student.parent.mkdir(parents=True)
+    shutil.copy(student_file, config.real_student)
+    generate(config)
+    named = with_teacher(tmp_path / "named", **settings | {"gate": settings["gate"] | {"student": str(student_file)}})
+    generate(named)
+    own, other = ((one.run_path / "generate" / "verdicts.jsonl").read_text() for one in (config, named))
+    assert own == other and all(json.loads(line)["agreement"] is not None for line in own.splitlines())
+    # The measures go by the file's hash, whatever it is called.
+    folders = [{path.name for path in (one.run_path / "generate" / "measures").iterdir()} for one in (config, named)]
+    assert folders[0] == folders[1] and len(folders[0]) == 1
+    assert ShardSet(config.run_path / "generate").index.provenance["gate"]["student"] == file_hash(student_file)
+    verify_set(config)
+    # A file of that name in the current folder is ./real.
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(student_file, "real")
+    config.real_student.unlink()
+    file = Gate(config.generate.gate.model_copy(update={"student": "./real"}), OSD_CLASSES)
+    assert file.facts["student"] == file_hash(student_file)
+    with pytest.raises(ValueError, match=r"there is no .*student\.safetensors yet"):
+        status(config)

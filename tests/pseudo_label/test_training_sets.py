@@ -20,7 +20,7 @@ from dakd.data.prepare import prepare
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, write_shards
 from dakd.evaluate.inputs import find_students
-from dakd.pipeline import with_options
+from dakd.pipeline import pipeline_calls
 from dakd.pseudo_label.step import pseudo_label
 from dakd.runtime.tensor_files import read_metadata
 from dakd.train.saross import StudentTraining, student_dataset, student_steps, train_saross
@@ -158,7 +158,7 @@ def test_pseudo_labels_may_lie_elsewhere(tmp_path):
     other = run_with(tmp_path / "two", pseudo=str(place))
     prepare(other)
     assert kinds_of_epoch(student_dataset(other, "real+pseudo")) == {"train": 12, "image": 5}
-    assert with_options(other, ("pseudo_label", "train_saross")) == [("train_saross",)]
+    assert pipeline_calls(other, ("pseudo_label", "train_saross")) == [("train_saross",)]
 
 
 def test_students_of_pseudo_labels_follow_those_of_the_papers_sets(tmp_path):
@@ -172,9 +172,9 @@ def test_students_of_pseudo_labels_follow_those_of_the_papers_sets(tmp_path):
 def test_the_pipeline_trains_the_student_that_labels_first():
     steps = STEPS[:-1]
     plain = load_config("smoke")
-    assert with_options(plain, steps) == [(step,) for step in steps if step != "pseudo_label"]
+    assert pipeline_calls(plain, steps) == [(step,) for step in steps if step not in ("refine", "pseudo_label")]
     config = load_config("smoke", ["train_saross.training_sets=[real, real+pseudo]"])
-    assert with_options(config, steps)[3:7] == [
+    assert pipeline_calls(config, steps)[3:7] == [
         ("generate",), ("train_saross", "--training-set", "real"), ("pseudo_label",), ("train_saross",)
     ]  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_a_run_trains_itself_from_the_real_student_to_the_report(tmp_path, capsy
     config = run_with(tmp_path, {"min_confidence": 0.01})
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    steps = [one for one in with_options(config, STEPS[:-1]) if one[0] not in ("train_jointnet", "generate")]
+    steps = [one for one in pipeline_calls(config, STEPS[:-1]) if one[0] not in ("train_jointnet", "generate")]
     for step, *options in steps:
         assert run_step(step, ["--config", str(path), *options]) == 0, capsys.readouterr().err
         if step == "prepare":

@@ -142,7 +142,7 @@ def test_a_mask_that_ignores_nothing_changes_no_loss(form, dice_samples):
     if form == "dist":
         with pytest.raises(ValueError, match="kd_form is dist; expected confidence"):
             losses_of(batch, logits, masks_pairs=True, **settings)
-        with pytest.raises(ValueError, match=r"kd_form dist correlates all pixels.*set it to temperature"):
+        with pytest.raises(ValueError, match=r"kd_form is dist, which correlates all pixels.*set it to temperature"):
             check_kd_form(StudentLossConfig(kd_form="dist"), 4, None, has_ignored=True)
         return
     masked = losses_of(batch, logits, masks_pairs=True, **settings)
@@ -310,7 +310,7 @@ def test_masked_pairs_are_another_experiment_and_refuse_correlations(tmp_path):
     assert StudentTraining(plain, "synthetic").data != StudentTraining(masked, "synthetic").data
     tree = masked.model_dump(mode="json")
     tree["train_saross"]["loss"]["kd_form"] = "dist"
-    with pytest.raises(ValueError, match="kd_form dist correlates all pixels"):
+    with pytest.raises(ValueError, match="kd_form is dist, which correlates all pixels"):
         StudentTraining(build_config(tree), "synthetic")
     assert StudentTraining(build_config(tree), "real")
 
