@@ -63,8 +63,14 @@ def fit_temperature(means_at: Callable[[float], Terms]) -> Fit:
     """The temperature from LOWEST to HIGHEST with the smallest mean cross-entropy, to TOLERANCE.
 
     means_at: the three terms, averaged over all pixels, at a beta; one pass over the pixels a call.
+    Raises ValueError where the logits are not finite.
     """
     first = terms = means_at(1.0)
+    if not math.isfinite(first.loss):
+        raise ValueError(
+            f"the mean cross-entropy is {first.loss}; expected a finite number to fit a temperature to: the logits are "
+            "NaN or infinite; train at a lower rate"
+        )
     beta, low, high = 1.0, 1 / HIGHEST, 1 / LOWEST
     seen_low = seen_high = False  # whether f' was found below and above 0: else the bracket's end is the bound
     for _ in range(_MAX_PASSES):

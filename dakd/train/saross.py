@@ -187,9 +187,8 @@ class StudentTraining(Training):
         if not cfg.share:
             return None
         real = open_prepared(config, "train")
-        places, given = held_out_places(real, cfg.share, config.seed), config.data.on_bad_record
-        say(f"{self.label}: {len(places)} of {len(real)} real training samples are held out for validation")
-        return Validation(cfg, self.new_net, real, places, self.folder, self.label, given)
+        places = held_out_places(real, cfg.share, config.seed)
+        return Validation(cfg, self.new_net, real, places, self.folder, self.label, config.data.on_bad_record)
 
     def new_net(self) -> StudentNet:
         """The student with fresh weights."""
@@ -241,6 +240,8 @@ class StudentTraining(Training):
 
     def begin(self, first_step: int) -> None:
         if self.validation is not None:
+            count, of = len(self.validation.places), len(self.validation.real)
+            say(f"{self.label}: {count} of {of} real training samples are held out for validation")
             self.validation.begin(first_step)
 
     def score(self, engine: Engine, step: int) -> dict[str, float]:

@@ -89,3 +89,10 @@ def test_where_every_pixel_is_wrong_it_is_the_upper_bound():
 def test_logits_that_are_equal_everywhere_end_at_a_bound_and_change_nothing():
     found, passes = fit(torch.zeros(3, 4, 4), torch.zeros(4, 4, dtype=torch.uint8))
     assert found.is_at_bound and found.loss == found.loss_before == pytest.approx(np.log(3)) and len(passes) == 2
+
+
+def test_logits_that_are_not_finite_are_refused():
+    logits, label = drawn(1.0, size=4)
+    logits[2, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match="mean cross-entropy is nan; expected a finite number"):
+        fit(logits, label)

@@ -276,6 +276,7 @@ def test_a_training_without_improvement_ends_early_and_is_done(straight, tmp_pat
     scripted(monkeypatch, [0.3, 0.5, 0.4, 0.5, 0.9, 0.9])
     train_saross(early, ("real",))
     said = capfd.readouterr().out
+    assert "student real: 3 of 12 real training samples are held out for validation" in said
     assert "student real: ends after step 4 of 6: 2 scorings brought nothing" in said
     assert [step_of(path) for path in list_checkpoints(folder / "checkpoints")] == [2, 4]
     assert [record["step"] for record in read_records(folder / "metrics.jsonl")] == [1, 2, 3, 4]
