@@ -10,9 +10,12 @@ from ablate_worlds import SOFT, plan_of
 
 from dakd.ablate import run
 from dakd.ablate.run import JobStore, work
+from dakd.data.shards import ShardSet
+from dakd.runtime.files import file_hash
 from dakd.runtime.lock import locked
 from dakd.runtime.sealed import write_json
 from dakd.runtime.stopping import Preempted
+from dakd.weights import load_student
 
 
 @pytest.fixture
@@ -172,3 +175,18 @@ def test_a_killed_workers_job_is_taken_by_the_next(tmp_path):
     assert _work_apart_here.exitcode == 0
     store = JobStore(tmp_path / "store")
     assert all(store.is_done(job) for job in plan_of({"name": "real"}, SOFT, seeds=(0, 1)).jobs)
+
+
+def test_a_row_of_refined_pairs_finds_its_student_and_its_pairs(tmp_path):
+    gate = {"generate.gate.enabled": True, "generate.gate.student": "real"}
+    row = SOFT | {"set": gate | {"refine.pixel_gate": 1.0, "refine.repeats": 2, "train_saross.steps": 1}}
+    plan, store = plan_of(row), JobStore(tmp_path)
+    unfinished = work(plan, store, processes=0)
+    assert not unfinished.failed and all(store.is_done(job) for job in plan.jobs)
+    jobs = {job.kind if job.kind != "student" else job.steps[0][2]: store.folder_of(job) for job in plan.jobs}
+    own = file_hash(jobs["real"] / "train_saross" / "real" / "student.safetensors")
+    refined = ShardSet(jobs["refine"] / "refine").index
+    assert ShardSet(jobs["generate"] / "generate").index.provenance["gate"]["student"] == own
+    assert refined.provenance["refined"]["student"] == own and refined.num_samples == 30
+    _, facts = load_student(jobs["real+synthetic"] / "train_saross" / "real+synthetic" / "student.safetensors")
+    assert refined.fingerprint in facts["data"] and facts["num_synthetic"] == 30

@@ -147,3 +147,19 @@ def test_a_folder_to_evaluate_whose_masks_mean_something_else_is_refused(tmp_pat
         prepare(config)
     assert "'oil' in the masks of 'train' and 'sea' in those of 'evaluate.folder'" in refusals(config)["evaluate"]
     assert refusals(toy(tmp_path, prepare=data, evaluate__folder=data["root"])) == {}
+
+
+def test_the_runs_own_student_need_not_be_there_before_it_is_trained_and_must_fit_where_it_is(tmp_path):
+    gate = {"enabled": True, "student": "real"}
+    asked = {"generate__gate": gate, "refine__pixel_gate": 1.25}
+    config = toy(tmp_path, **asked)
+    assert refusals(config) == {} and refusals(toy(tmp_path, generate__gate={"student": "real"})) == {}
+    texts = [finding.text for finding in check(config) if finding.topic in ("generate", "refine")]
+    assert sum("the student of the set real, which the pipeline trains before" in text for text in texts) == 2
+    no_class = toy(tmp_path, **asked | {"generate__gate": gate | {"areas": {"ice": {"at_most": 0.5}}}})
+    assert "no class is called 'ice'" in refusals(no_class)["generate"]
+    student_file(config.real_student)
+    assert refusals(config) == {}
+    student_file(config.real_student, SOS_CLASSES)
+    assert re.search("the student .* knows the classes sea, oil, the teacher", refusals(config)["generate"])
+    assert re.search("the student .* knows the classes sea, oil, the pairs", refusals(config)["refine"])

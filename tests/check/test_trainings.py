@@ -187,3 +187,15 @@ def test_prepared_images_are_held_out_as_the_training_does_it(tmp_path):
     tree["train_saross"]["validation"] = {"share": 0.95}
     config = build_config(tree)
     assert re.search("holds out 11, but beyond .* no sample left with", refusals(config)["held out"])
+
+
+def test_refined_pairs_are_counted_and_their_ignored_pixels_refuse_correlations(tmp_path):
+    changes = dict(generate__num_samples=8, train_saross__num_synthetic=12)
+    assert "num_synthetic is 12 of 8" in refusals(toy(tmp_path, **changes))["training sets"]
+    assert refusals(toy(tmp_path, **changes, refine__repeats=2)) == {}
+    assert "is 13 of 12" in refusals(toy(tmp_path, **changes | {"train_saross__num_synthetic": 13}, refine__repeats=2))[
+        "training sets"
+    ]
+    dist = dict(train_saross__loss={"kd_form": "dist"})
+    assert refusals(toy(tmp_path, **dist, refine__repeats=2)) == {}
+    assert "kd_form is dist, which" in refusals(toy(tmp_path, **dist, refine__pixel_gate=1.25))["training sets"]
