@@ -185,7 +185,7 @@ def soft_dice(
         total = (weight * (predicted + actual)).sum(1)
         ratio = 2 * (weight * overlap).sum(1) / torch.where(total > 0, total, 1)
         losses = torch.where(total > 0, 1 - ratio, 0)
-    return torch.where(teacher_row < 0, 0, losses)
+    return losses.masked_fill(teacher_row < 0, 0)
 
 
 def boundary_loss(logits: Tensor, labels: Tensor, teacher_row: Tensor | None = None) -> Tensor:
