@@ -27,7 +27,7 @@ from dakd.data.prepared import prepare_settings
 
 _REAL = "train_saross/real"  # within a run folder
 # Settings that came later, left out at their defaults: jobs that were done before keep their names.
-_SINCE = ("schedule", "budget", "init_from", "validation", "pseudo")
+_SINCE = ("schedule", "budget", "init_from", "validation", "pseudo", "recalibrate")
 # Settings of the student's loss that only synthetic samples have.
 _LOSS_OF_PAIRS = ("kd", "temperature", "kd_form", "hard_labels", "dice_samples")
 
@@ -188,6 +188,9 @@ def _student(config: Config, training_set: TrainingSet) -> Job:
     unused += ["schedule", "budget"] if training_set in ("real", "synthetic") else []
     unused += [name for name in _SINCE if _is_default(cfg, name)]
     settings = {"student": _dump(config.train_saross, *unused), "set": training_set, "seed": config.seed}
+    # As far as they have an effect on this set.
+    statistics = cfg.statistics_of(training_set)
+    settings["student"] |= {name: value for name, value in statistics.items() if name not in unused}
     settings |= _reading(config)
     if counted:
         settings["epochs_of"] = [list(counted), cfg.num_synthetic, cfg.synthetic_share]

@@ -21,7 +21,7 @@ from dakd.runtime.sealed import MANIFEST
 from dakd.train.checkpoint import check_identity, list_checkpoints
 from dakd.train.dry_run import check_init_from, check_pretrained, cost_of_stage, cost_of_student
 from dakd.train.jointnet import training_of_stage
-from dakd.train.saross import StudentTraining, check_batch_norm, check_loss, student_folder
+from dakd.train.saross import StudentTraining, check_batch_norm, check_loss, check_statistics, student_folder
 from dakd.train.teacher import stage_folder, stage_weights
 from dakd.train.zero import fitting_micro_batch, zero_config
 
@@ -77,6 +77,7 @@ def student(experiment: Experiment) -> Found:
     fitting_micro_batch(cfg.global_batch, cfg.micro_batch, experiment.processes)
     zero_config(cfg.engine.deepspeed)
     check_batch_norm(cfg)
+    check_statistics(cfg, experiment.num_classes)
     experiment.costs["student"] = cost_of_student(cfg, experiment.num_classes)
     yield "ok", f"{cfg.student.name}, {experiment.costs['student'].num_parameters / 1e6:.1f} M parameters"
     if cfg.steps is not None and cfg.optimizer.warmup_steps >= cfg.steps:
@@ -104,6 +105,12 @@ def training_sets(experiment: Experiment) -> Found:
         if labelled < num_images:
             yield "refused", f"{num_images - labelled} of {num_images} training images have no labels; expected all"
     yield "ok", ", ".join(cfg.training_sets)
+    statistics = {name: cfg.statistics_of(name) for name in cfg.training_sets}
+    if cfg.batch_norm == "separate" and all(one["batch_norm"] != "separate" for one in statistics.values()):
+        yield "warn", "batch_norm separate is local: no training set mixes real and synthetic samples"
+    left = [name for name, one in statistics.items() if one["recalibrate"] != cfg.recalibrate]
+    if left:
+        yield "warn", f"recalibrate {cfg.recalibrate} changes nothing in {', '.join(left)}: it has no real images"
 
 
 def held_out(experiment: Experiment) -> Found:

@@ -241,10 +241,17 @@ class TrainSarossConfig(Section):
     """A weights file of a student of the same net and classes, from which the training starts. null starts from
     `student.pretrained` or random weights."""
 
-    batch_norm: Literal["local", "sync", "frozen"] = "local"
+    batch_norm: Literal["local", "sync", "frozen", "separate"] = "local"
     """Statistics of batch norm while training (inferred). "local": those of each rank's micro-batch, so that the losses
     depend on how the global batch is cut. "sync": those of the micro-batches of all ranks (GPUs). "frozen": those that
-    the encoder came with, so that neither ranks nor micro-batch matter. Drop-path is a function of (seed, position)."""
+    the encoder came with, so that neither ranks nor micro-batch matter. "separate" (not in the paper): those of the
+    real and those of the synthetic samples of each micro-batch, both with affine parameters of their own; the student
+    keeps the real ones. With samples of one kind alone it is "local". Drop-path is a function of (seed, position)."""
+
+    recalibrate: Literal["none", "real"] = "none"
+    """Images from which the final batch norm statistics are computed after the last step (not in the paper): "none"
+    leaves the averages of the training, "real" takes one pass over the real training images, cropped and not flipped,
+    about `global_batch` at a time. A training set without real images is left as it is."""
 
     students_at_once: Positive = 1
     """Students that one rank trains at the same time, each by a process with an equal share of the cores. Small nets
@@ -286,9 +293,37 @@ class TrainSarossConfig(Section):
         has_real = any("real" in name for name in self.training_sets)
         return ("real",) if self.budget == "real_views" and has_real else self.training_sets
 
+    def statistics_of(self, training_set: TrainingSet) -> dict[str, str]:
+        """The values of `batch_norm` and `recalibrate` that have the same effect on the student of one set."""
+        has_real, is_mixed = "real" in training_set, training_set.startswith("real+")
+        is_alone = self.batch_norm == "separate" and not is_mixed
+        return {
+            "batch_norm": "local" if is_alone else self.batch_norm,
+            "recalibrate": self.recalibrate if has_real else "none",
+        }
+
     def side_by_side(self, num_ranks: int) -> int:
         """How many of the students train at the same time."""
         return min(self.students_at_once, len(self.training_sets)) if num_ranks == 1 else 1
+
+    @model_validator(mode="after")
+    def _statistics_fit_the_other_settings(self) -> TrainSarossConfig:
+        if self.batch_norm == "separate" and self.engine.compile:
+            raise ValueError(
+                "batch_norm is separate, and engine.compile true: the net would be compiled again for each number of "
+                "synthetic samples; set engine.compile to false, or batch_norm to local"
+            )
+        if self.recalibrate != "none" and self.batch_norm == "frozen":
+            raise ValueError(
+                f"recalibrate is {self.recalibrate}, and batch_norm frozen, which keeps the statistics that the "
+                "weights were trained with; set recalibrate to none, or batch_norm to local"
+            )
+        if self.recalibrate != "none" and self.optimizer.posthoc_every:
+            raise ValueError(
+                f"recalibrate is {self.recalibrate}, and optimizer.posthoc_every {self.optimizer.posthoc_every}, from "
+                "which `dakd ema` makes averages without images to recalibrate them on; set one of the two back"
+            )
+        return self
 
     @field_validator("training_sets")
     @classmethod

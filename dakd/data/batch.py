@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     keys: the B names; that of a mosaic joins those of its tiles with "+".
     skipped: a line for each bad record that was skipped for this batch, with its name.
     host_positions: `positions` on the CPU, where some random numbers are drawn; `to` sets it.
+    host_is_synthetic: `is_synthetic` on the CPU, in the same way.
 
     A loader sets all fields; only `label`, `teacher` and `teacher_range` may then be None. It is a tuple because
     DeepSpeed's hooks and torch.compile find tensors in tuples.
@@ -54,12 +55,14 @@ class Batch(NamedTuple):
     keys: Sequence[str] = ()
     skipped: Sequence[str] = ()
     host_positions: Tensor | None = None
+    host_is_synthetic: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, from the CPU."""
         moved = {name: value.to(device, non_blocking=True) for name, value in self._asdict().items()
                  if torch.is_tensor(value)}  # fmt: skip
-        return self._replace(**moved | {"host_positions": self.positions})
+        on_host = {"host_positions": self.positions, "host_is_synthetic": self.is_synthetic}
+        return self._replace(**moved | on_host)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from dakd.runtime.runlog import format_count
 from dakd.runtime.tensor_files import load_state, refuse_misfit
 from dakd.train.jointnet import freeze_for_stage
 from dakd.train.optim import decays_of
-from dakd.train.saross import StudentTraining, check_loss
+from dakd.train.saross import StudentTraining, check_loss, check_statistics
 from dakd.train.teacher import TeacherTraining, net_of
 from dakd.train.training import Training
 from dakd.train.zero import fitting_micro_batch, zero_config
@@ -84,6 +84,7 @@ def describe_saross(config: Config) -> str:
     cfg, num_classes = config.train_saross, num_classes_of(config)
     micro_batch = fitting_micro_batch(cfg.global_batch, cfg.micro_batch, world_size())
     check_loss(cfg, num_classes, any(name != "real" for name in cfg.training_sets))
+    check_statistics(cfg, num_classes)
     cost = cost_of_student(cfg, num_classes)
     uncounted = UNCOUNTED.get(cfg.student.name, "")
     lines = [

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dakd.config import EngineConfig, OptimizerConfig
 from dakd.data.batch import Batch
+from dakd.models.separate_norm import without_auxiliary
 from dakd.runtime import distributed
 from dakd.runtime.tensor_files import save_weights
 from dakd.train.optim import build_optimizer, decays_of
@@ -201,8 +202,8 @@ class Engine:
         return trained | frozen | self.buffers(kind)
 
     def net_weights(self, kind: str) -> dict[str, Tensor]:
-        """`weights` under the names of the net within the loss module; a collective."""
-        return {name.removeprefix("net."): value for name, value in self.weights(kind).items()}
+        """`weights` that the net has outside its training, under its own names; a collective."""
+        return {name.removeprefix("net."): value for name, value in without_auxiliary(self.weights(kind)).items()}
 
     def save_net_weights(self, file_of: Callable[[str], Path], metadata: dict) -> None:
         """Write the net's `raw` and `ema` weights to the files that `file_of` names, on rank 0; a collective."""
@@ -212,8 +213,8 @@ class Engine:
                 save_weights(file_of(kind), weights, metadata | {"weights": kind})
 
     def averages(self, kinds: Sequence[str]) -> dict[str, Tensor]:
-        """The named averages of trained parameters and buffers, flat, by `kind/name`, on rank 0; a collective."""
-        parts = {kind: self.collect(kind) | self.buffers(kind) for kind in kinds}
+        """The named averages of the net's parameters and buffers, flat, by `kind/name`, on rank 0; a collective."""
+        parts = {kind: without_auxiliary(self.collect(kind) | self.buffers(kind)) for kind in kinds}
         return {f"{kind}/{name}": value for kind, values in parts.items() for name, value in values.items()}
 
     def state(self) -> dict[str, Tensor]:

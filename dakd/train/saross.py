@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dakd.config import Config, StudentLossConfig, TrainingSet, TrainSarossConfig
+from dakd.config import Config, StudentConfig, StudentLossConfig, TrainingSet, TrainSarossConfig
 from dakd.data.batch import Batch
 from dakd.data.datasets import StudentDataset
 from dakd.data.held_out import held_out_places
+from dakd.data.loader import report_skipped
 from dakd.data.prepared import open_prepared, open_shards, open_unlabelled, reading_options
 from dakd.data.sample import IGNORE_INDEX
 from dakd.data.shards import ShardSet
@@ -22,6 +24,7 @@ from dakd.kernels.seg_loss import SegLoss, seg_loss
 from dakd.metrics.confusion import count_pairs
 from dakd.metrics.scores import one_class_note
 from dakd.models.registry import STUDENT_CLASSES, build_student
+from dakd.models.separate_norm import separate_batch_norm, separate_norms
 from dakd.models.student import StudentNet
 from dakd.runtime.distributed import device, is_main
 from dakd.runtime.files import file_hash
@@ -29,6 +32,7 @@ from dakd.runtime.precision import pays_in_student
 from dakd.runtime.runlog import say
 from dakd.runtime.tensor_files import load_state, load_strict, read_metadata
 from dakd.train.engine import Engine
+from dakd.train.recalibrate import even_batches, recalibrate
 from dakd.train.student_losses import boundary_loss, check_kd_form, distillation_loss, kd_scale, soft_dice
 from dakd.train.training import Training, is_due, run_training
 from dakd.train.validation import SCORES, Validation
@@ -53,6 +57,7 @@ class StudentLoss(nn.Module):
         super().__init__()
         self.net, self.cfg, self.seed, self.memory_format = net, cfg, seed, memory_format
         self.batch_norm, self.masks_pairs = batch_norm, masks_pairs
+        self.separate_norms = separate_norms(net)
         weights = None if cfg.class_weights is None else torch.tensor(cfg.class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -69,8 +74,7 @@ class StudentLoss(nn.Module):
         cfg = self.cfg
         if self.net.has_own_loss:
             return self._own_loss(batch)
-        self.net.set_sample_positions(batch.host_positions, self.seed)
-        logits = self.net(to_student(batch.image).to(memory_format=self.memory_format))
+        logits = self._logits(batch)
         terms = self._terms_of_both(logits, batch) if cfg.hard_labels == "both" else self._terms(logits, batch)
         loss = cfg.ce * terms.ce + cfg.kd * kd_scale(cfg) * terms.kd + cfg.dice * terms.dice
         extra = {}
@@ -135,6 +139,25 @@ class StudentLoss(nn.Module):
         """(B, H, W): the pixels that count beside a soft label; None where all do."""
         return batch.label != IGNORE_INDEX if self.masks_pairs else None
 
+    def _logits(self, batch: Batch) -> Tensor:
+        """(B, K, H, W).  Where batch norm is separate the net is given the real samples before the synthetic ones."""
+        image, positions = batch.image, batch.host_positions
+        order = self._real_ones_first(batch) if self.separate_norms else None
+        if order is not None:
+            image, positions = image.index_select(0, order.to(image.device)), positions[order]
+        self.net.set_sample_positions(positions, self.seed)
+        logits = self.net(to_student(image).to(memory_format=self.memory_format))
+        return logits if order is None else logits.index_select(0, order.argsort().to(logits.device))
+
+    def _real_ones_first(self, batch: Batch) -> Tensor | None:
+        """(B,) rows on the host, None where they stand so already; and the batch norms learn how many there are."""
+        is_synthetic = batch.host_is_synthetic
+        num_synthetic = int(is_synthetic.sum())
+        for norm in self.separate_norms:
+            norm.rows = len(is_synthetic) - num_synthetic, num_synthetic
+        order = is_synthetic.int().argsort(stable=True)
+        return None if bool((order.diff() == 1).all()) else order
+
     def _own_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Of a net that has a loss of its own, on labels: synthetic samples are labelled by the teacher's argmax.
 
@@ -177,6 +200,14 @@ class StudentTraining(Training):
         has_ignored = self.dataset.stores_labels
         check_loss(self.section, self.classes.num_classes, bool(pair_sets), soft_range, has_ignored)
         check_batch_norm(self.section)
+        check_statistics(self.section, self.classes.num_classes)
+        statistics = self.section.statistics_of(training_set)
+        self.batch_norm, self.recalibrate = statistics["batch_norm"], statistics["recalibrate"]
+        if self.recalibrate != "none" and self.dataset.num_real < 2:
+            raise ValueError(
+                f"recalibrate is {self.recalibrate}, and there are {self.dataset.num_real} real images; expected at "
+                "least 2; set recalibrate to none"
+            )
         if self.section.init_from is not None:
             refuse_other_student(self.section.init_from, self.section.student, self.classes)
         sources = [self.dataset.real, *pair_sets]
@@ -200,10 +231,12 @@ class StudentTraining(Training):
             load_strict(net, load_state(cfg.init_from), cfg.init_from)
         elif is_new:
             net.load_pretrained(cfg.student.pretrained)
-        if cfg.batch_norm == "sync":
+        if self.batch_norm == "sync":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        elif self.batch_norm == "separate":
+            net = separate_batch_norm(net)
         masks_pairs = self.dataset.stores_labels
-        return StudentLoss(net, cfg.loss, self.seed, self.memory_format, cfg.batch_norm, masks_pairs)
+        return StudentLoss(net, cfg.loss, self.seed, self.memory_format, self.batch_norm, masks_pairs)
 
     def pays_in_bf16(self, module: nn.Module) -> bool:
         return pays_in_student(sum(parameter.numel() for parameter in module.parameters()))
@@ -216,7 +249,8 @@ class StudentTraining(Training):
             "student": cfg.student.model_dump(mode="json"),
             "loss": cfg.loss.model_dump(mode="json"),
             "mosaic": cfg.mosaic,
-            "batch_norm": cfg.batch_norm,
+            "batch_norm": self.batch_norm,
+            "recalibrate": None if self.recalibrate == "none" else self.recalibrate,
             "num_synthetic": self.dataset.num_synthetic,
             # None, not 0: files from before such sets have none.
             "num_pseudo": self.dataset.num_pseudo or None,
@@ -305,12 +339,12 @@ class StudentTraining(Training):
 
     def _final(self, engine: Engine, kind: str) -> tuple[dict[str, Tensor], dict]:
         """The final weights of a kind on rank 0, and what their metadata say of the held-out samples; a collective."""
-        if self.validation is None:
-            return engine.net_weights(kind), {}
         weights, facts = None, {}
-        if kind == "ema":
+        if kind == "ema" and self.validation is not None:
             weights, facts = self.validation.chosen_weights(), {"validation_scores": self.validation.facts()}
         weights = engine.net_weights(kind) if weights is None else weights
+        if self.recalibrate == "real" and is_main():
+            weights = self._recalibrated(weights, kind)
         if self.section.validation.calibrate:
             facts |= {"temperature": self.validation.fit(weights, kind).temperature}
         return weights, facts
@@ -330,11 +364,48 @@ class StudentTraining(Training):
         where = f"the first {count} training samples"
         return one_class_note(self.label, counts.cpu().numpy(), self.classes.names, where)
 
+    def _recalibrated(self, weights: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+        """The weights with batch norm's statistics of the real images that the student was trained on."""
+        say(f"{self.label}: batch norm of the {kind} weights is recalibrated on {self.dataset.num_real} real images")
+        net = self.new_net()
+        load_strict(net, weights, "the training engine")
+        recalibrate(net.to(device(), memory_format=self.memory_format), self._real_images())
+        return net.to("cpu", memory_format=torch.contiguous_format).state_dict()
+
+    def _real_images(self) -> Iterator[Tensor]:
+        """(B, 3, h, w): every real image once, cropped as a training on real images alone crops its first epoch."""
+        cfg, config = self.section, self.config
+        options = {"mosaic": False, "flip": False, "seed": config.seed} | reading_options(config.data)
+        held_out = [] if self.validation is None else self.validation.places
+        dataset = StudentDataset(self.dataset.real, None, cfg.crop, held_out=held_out, **options)
+        batches = map(dataset.batch, even_batches(dataset.epoch_length, cfg.global_batch))
+        for batch in report_skipped(batches, self.folder):
+            yield to_student(batch.image.to(device())).to(memory_format=self.memory_format)
+
 
 def check_batch_norm(cfg: TrainSarossConfig) -> None:
     """ValueError where the device has no batch norm of that kind."""
     if cfg.batch_norm == "sync" and device().type != "cuda":
         raise ValueError("batch_norm is sync, which torch supports only on GPUs; set it to local or frozen")
+
+
+def check_statistics(cfg: TrainSarossConfig, num_classes: int) -> None:
+    """ValueError where batch norm is separate or recalibrated, and the student has none of samples."""
+    asked = {"batch_norm": "local"} if cfg.batch_norm == "separate" else {}
+    asked |= {"recalibrate": "none"} if cfg.recalibrate != "none" else {}
+    lack = _lack_of_batch_norm(cfg.student, num_classes) if asked else ""
+    for setting, default in asked.items() if lack else ():
+        raise ValueError(f"{setting} is {getattr(cfg, setting)}, and the student {lack}; set {setting} to {default}")
+
+
+def _lack_of_batch_norm(cfg: StudentConfig, num_classes: int) -> str:
+    """What the student has in place of batch norms of samples; empty where it has such ones."""
+    if STUDENT_CLASSES[cfg.name].has_own_loss:
+        return f"{cfg.name} has batch norms that may see objects"
+    with torch.device("meta"):
+        net = build_student(cfg, num_classes)
+    has_one = any(isinstance(module, _BatchNorm) for module in net.modules())
+    return "" if has_one else f"{cfg.name} with {cfg.encoder} has no batch norm"
 
 
 def check_loss(

@@ -64,6 +64,19 @@ def test_a_student_of_real_images_does_not_depend_on_the_teacher():
     assert kinds(before) == {"prepare": 1, "student": 1, "scores": 1}
 
 
+def students(row: dict, **settings: object) -> list[str]:
+    changed = row | {"set": {f"train_saross.{key}": value for key, value in settings.items()}}
+    return [job.name for job in plan_of(changed).jobs if job.kind == "student"]
+
+
+def test_batch_norm_settings_without_effect_on_a_set_share_its_student():
+    real, synthetic = ({"name": name, "training_set": name} for name in ("real", "synthetic"))
+    assert students(real, batch_norm="separate") == students(real)
+    assert students(real, recalibrate="real") != students(real)
+    assert students(synthetic, batch_norm="separate", recalibrate="real") == students(synthetic)
+    assert students(SOFT, batch_norm="separate") != students(SOFT) != students(SOFT, recalibrate="real")
+
+
 def test_epochs_are_counted_over_the_pairs_so_that_all_students_take_as_many_steps():
     plan = plan_of({"name": "real"}, overrides=["train_saross.steps=null", "train_saross.epochs=2"])
     assert kinds(plan)["generate"] == 1
