@@ -239,9 +239,10 @@ def test_only_places_are_cut():
         "classes": {"names": ["/sea", "oil"]},
         "options": [{"file": "C:\\Users\\me\\a.pth", "drop": 0.1}],
         "student": {"pretrained": "weights/b.pth"},
+        "pseudo": "labelled/by/me",
         "root": "data",
     }
-    wanted = {"options": [{"file": "a.pth", "drop": 0.1}], "student": {"pretrained": "b.pth"}}
+    wanted = {"options": [{"file": "a.pth", "drop": 0.1}], "student": {"pretrained": "b.pth"}, "pseudo": "me"}
     assert without_places(tree) == {name: wanted.get(name, tree[name]) for name in tree if name != "root"}
 
 

@@ -18,7 +18,8 @@ TITLES = {"jointnet": "SAR-JointNet", "ddpm": "DDPM"}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # Settings with a folder of data, which are left out, and settings with a file, of which the name is kept.
 _PLACES = {"root", "cache", "cache_gib", "run_dir"}
-_FILES = {"pretrained", "deepspeed", "synthetic", "extra_images", "streams", "student", "init_from"}
+_FILES = {"pretrained", "init_from", "labelled", "deepspeed", "synthetic", "pseudo", "extra_images", "streams",
+          "student"}  # fmt: skip
 
 
 @dataclass(frozen=True)
