@@ -186,10 +186,10 @@ def _student(config: Config, training_set: TrainingSet) -> Job:
     unused += ["pseudo"] if "pseudo" not in training_set else []
     # Of one kind: neither the order of two nor another number of steps.
     unused += ["schedule", "budget"] if training_set in ("real", "synthetic") else []
-    unused += [name for name in _SINCE if _is_default(cfg, name)]
-    settings = {"student": _dump(config.train_saross, *unused), "set": training_set, "seed": config.seed}
-    # As far as they have an effect on this set.
+    # As far as they have an effect on this set; those without one are left out as defaults are.
     statistics = cfg.statistics_of(training_set)
+    unused += [name for name in _SINCE if _is_default(cfg.model_copy(update=statistics), name)]
+    settings = {"student": _dump(config.train_saross, *unused), "set": training_set, "seed": config.seed}
     settings["student"] |= {name: value for name, value in statistics.items() if name not in unused}
     settings |= _reading(config)
     if counted:

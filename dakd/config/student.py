@@ -310,8 +310,9 @@ class TrainSarossConfig(Section):
     def _statistics_fit_the_other_settings(self) -> TrainSarossConfig:
         if self.batch_norm == "separate" and self.engine.compile:
             raise ValueError(
-                "batch_norm is separate, and engine.compile true: the net would be compiled again for each number of "
-                "synthetic samples; set engine.compile to false, or batch_norm to local"
+                f"batch_norm is {self.batch_norm}, and engine.compile {str(self.engine.compile).lower()}: the net "
+                "would be compiled again for each number of synthetic samples; set engine.compile to false, or "
+                "batch_norm to local"
             )
         if self.recalibrate != "none" and self.batch_norm == "frozen":
             raise ValueError(

@@ -14,7 +14,7 @@ from dakd.names import written_path
 from dakd.pseudo_label.write_set import label_images, provenance, refuse_other_set
 from dakd.runtime.distributed import device, device_of
 from dakd.runtime.files import file_hash
-from dakd.weights import STUDENT_FILES, read_student_metadata
+from dakd.weights import read_student_metadata
 
 
 def pseudo_label(config: Config) -> Path:
@@ -22,7 +22,7 @@ def pseudo_label(config: Config) -> Path:
 
     Raises ValueError where the student or the images are not there, and where the folder holds another set.
     """
-    folder, student = set_folder(config), labelling_student(config)
+    folder, student = set_folder(config), config.real_student
     if not student.is_file():
         raise ValueError(
             f"no student at {student}, which labels the images; train it first: dakd train_saross --training-set real"
@@ -62,10 +62,6 @@ def set_folder(config: Config) -> Path:
     return config.run_path / "pseudo_label"
 
 
-def labelling_student(config: Config) -> Path:
-    return config.run_path / "train_saross" / "real" / STUDENT_FILES["ema"]
-
-
 def refuse_settings_of_another_set(config: Config) -> None:
     """ValueError where the run's set was made with other settings, by another student or of other images than now.
 
@@ -75,7 +71,7 @@ def refuse_settings_of_another_set(config: Config) -> None:
     if not (folder / "index.json").is_file():
         return
     found = load_index(folder / "index.json").provenance
-    student, images = labelling_student(config), config.run_path / "prepare" / UNLABELLED / "index.json"
+    student, images = config.real_student, config.run_path / "prepare" / UNLABELLED / "index.json"
     wanted = provenance(
         file_hash(student) if student.is_file() else str(found.get("student")),
         load_index(images).fingerprint if images.is_file() else str(found.get("images")),
