@@ -61,6 +61,21 @@ DAKD_INLINE To copy_bits(const From& from) {
   return to;
 }
 
+// a b + c, rounded once where the instruction set can. Left to the compiler, a sum of two products is contracted by the
+// one or by the other, and two copies of one loop may differ in their last bit.
+DAKD_INLINE Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) {
+#if defined(__AVX512F__)
+  return copy_bits<Floats>(_mm512_fmadd_ps(copy_bits<__m512>(a), copy_bits<__m512>(b), copy_bits<__m512>(c)));
+#elif defined(__AVX2__)
+  return copy_bits<Floats>(_mm256_fmadd_ps(copy_bits<__m256>(a), copy_bits<__m256>(b), copy_bits<__m256>(c)));
+#else
+  return a * b + c;
+#endif
+}
+DAKD_INLINE Floats multiply_add(float a, const Floats& b, const Floats& c) {
+  return multiply_add(Floats{} + a, b, c);
+}
+
 template <typename Number>
 struct Line {
   Number first[kLanes];

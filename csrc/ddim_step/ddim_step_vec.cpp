@@ -51,8 +51,9 @@ struct Update {
 
   template <bool kWhole>
   DAKD_INLINE Floats advance(Coefficients c, int64_t i, int64_t count, const Floats& taken) const {
-    const Floats advanced = c.keep * state.template at<kWhole>(i, count) + taken;
-    return noise == nullptr ? advanced : advanced + c.sigma * Row<const float>{noise, 1}.at<kWhole>(i, count);
+    const Floats advanced = multiply_add(c.keep, state.template at<kWhole>(i, count), taken);
+    if (noise == nullptr) return advanced;
+    return multiply_add(c.sigma, Row<const float>{noise, 1}.at<kWhole>(i, count), advanced);
   }
   void put(int64_t i, int64_t count, const Floats& advanced) const {
     next.put(i, count, advanced);
@@ -109,7 +110,7 @@ struct Step {
     DAKD_INLINE Floats at(int64_t i, int64_t count) const {
       const Floats taken = c.take * clamp(x0.template at<kWhole>(i, count), clip);
       if (before.first == nullptr) return taken;
-      return taken + c.take_before * clamp(before.template at<kWhole>(i, count), clip);
+      return multiply_add(c.take_before, clamp(before.template at<kWhole>(i, count), clip), taken);
     }
     bool is_contiguous() const { return x0.stride == 1 && (before.first == nullptr || before.stride == 1); }
   };
@@ -164,8 +165,8 @@ struct Step {
       const Floats inverse = 1 / total;
       // matches the range that the label was noised in (paper, Eq. 21)
       for (int k = 0; k < kClasses; ++k) {
-        const Floats own = factor * (2 * b * (e[k] * inverse) - b);
-        taken[k] = kAdds ? taken[k] + own : own;
+        const Floats clean = multiply_add(2 * b, e[k] * inverse, Floats{} - b);
+        taken[k] = kAdds ? multiply_add(factor, clean, taken[k]) : factor * clean;
       }
     }
   };
@@ -227,7 +228,7 @@ struct Step {
     for (int64_t k = 0; k < p.num_classes; ++k)
       for (int64_t i = k * Runs::kChunk; i < k * Runs::kChunk + chunk.length; i += kLanes) {
         const Floats scaled = factor * load(clean + i);
-        store(clean + i, other == nullptr ? scaled : scaled + other_factor * load(other + i));
+        store(clean + i, other == nullptr ? scaled : multiply_add(other_factor, load(other + i), scaled));
       }
   }
 
@@ -246,7 +247,7 @@ struct Step {
       const Floats inverse = 1 / total;
       for (int64_t k = 0; k < p.num_classes; ++k) {
         float* at = clean + k * Runs::kChunk + i;
-        store(at, twice_b * (load(at) * inverse) - p.b);
+        store(at, multiply_add(twice_b, load(at) * inverse, Floats{} - p.b));
       }
     }
   }
