@@ -82,7 +82,9 @@ class Config(Section):
         counts_pairs = cfg.steps is None and any("synthetic" in name for name in cfg.training_sets)
         is_first = self.refine.is_set or (self.generate.gate.asks_own_student and cfg.synthetic is None)
         if counts_pairs and is_first:
-            asked_by = "refine" if self.refine.is_set else "generate.gate.student"
+            asked_by = "generate.gate.student"
+            if self.refine.is_set:
+                asked_by = "refine.repeats" if self.refine.pixel_gate is None else "refine.pixel_gate"
             raise ValueError(
                 f"{asked_by} needs the student of the set real before there are pairs, over which its "
                 f"train_saross.epochs ({cfg.epochs}) are counted; set train_saross.steps"

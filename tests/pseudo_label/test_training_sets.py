@@ -144,10 +144,10 @@ def test_epochs_are_counted_alike_before_and_after_the_images_are_labelled(tmp_p
     config = run_with(tmp_path, {"max_samples": 4}, steps=None, epochs=3)
     prepare(config)
     with_unlabelled(config)
-    assert student_steps(config) == 3 * 4  # of 12 + 4 samples
+    assert student_steps(config, "real+pseudo") == 3 * 4  # of 12 + 4 samples
     with_student(config)
     pseudo_label(config)
-    assert student_steps(config) == 3 * 4
+    assert student_steps(config, "real+pseudo") == 3 * 4
     assert StudentTraining(config, "real").total_steps == StudentTraining(config, "real+pseudo").total_steps == 12
 
 

@@ -377,7 +377,7 @@ def test_all_training_sets_hold_out_the_same_images_and_train_on_none_of_them(st
         assert len(set(seen)) == per_epoch and not held_out & set(seen)
     tree = config.model_dump(mode="json")
     tree["train_saross"] |= {"steps": None, "epochs": 4}
-    assert student_steps(build_config(tree)) == 4 * 5  # of 17 samples in batches of 4
+    assert student_steps(build_config(tree), "real") == 4 * 5  # of 17 samples in batches of 4
 
 
 def test_without_a_share_the_identity_is_the_one_of_before_and_with_one_it_is_refused_there(straight):
