@@ -224,7 +224,7 @@ def _student() -> None:
 
     from dakd.config import StudentLossConfig
     from dakd.models.registry import build_student
-    from dakd.train.saross import StudentLoss
+    from dakd.train.batch_loss import StudentLoss
 
     with torch.device("meta"):
         net = build_student(student_config(is_tiny=False), NUM_CLASSES)

@@ -31,9 +31,9 @@ from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.jointnet import SARJointNet
 from dakd.models.registry import build_student
 from dakd.runtime import precision
+from dakd.train.batch_loss import StudentLoss
 from dakd.train.engine import Engine
 from dakd.train.jointnet import JointLoss, Noising
-from dakd.train.saross import StudentLoss
 
 Call = Callable[[], object]
 

@@ -28,8 +28,8 @@ from dakd.config import EngineConfig, TrainSarossConfig
 from dakd.models.registry import build_student
 from dakd.runtime import distributed
 from dakd.runtime.kept_config import open_config
+from dakd.train.batch_loss import StudentLoss
 from dakd.train.engine import Engine
-from dakd.train.saross import StudentLoss
 
 OURS, RIVAL = "side by side", "one after the other"
 BAR = 1.3  # the least ratio of the rival's time to ours, on two cores or more

@@ -37,9 +37,9 @@ from dakd.config import EngineConfig, OptimizerConfig, StudentLossConfig
 from dakd.data.batch import Batch
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.models.registry import build_student
+from dakd.train.batch_loss import StudentLoss
 from dakd.train.dry_run import measure
 from dakd.train.jointnet import JointLoss, Noising, freeze_for_stage
-from dakd.train.saross import StudentLoss
 
 _STEPS, _RATE = 8, 1e-5
 

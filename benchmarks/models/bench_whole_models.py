@@ -26,8 +26,8 @@ from dakd.diffusion.schedule import CosineSchedule
 from dakd.kernels import backend as backends
 from dakd.models.jointnet import SARJointNet
 from dakd.models.registry import build_student
+from dakd.train.batch_loss import StudentLoss
 from dakd.train.jointnet import JointLoss, Noising
-from dakd.train.saross import StudentLoss
 
 Call = Callable[[], object]
 

@@ -21,7 +21,8 @@ from dakd.runtime.sealed import MANIFEST
 from dakd.train.checkpoint import check_identity, list_checkpoints
 from dakd.train.dry_run import check_init_from, check_pretrained, cost_of_stage, cost_of_student
 from dakd.train.jointnet import training_of_stage
-from dakd.train.saross import StudentTraining, check_batch_norm, check_loss, check_statistics, student_folder
+from dakd.train.saross import StudentTraining, student_folder
+from dakd.train.student_checks import check_batch_norm, check_loss, check_statistics
 from dakd.train.teacher import stage_folder, stage_weights
 from dakd.train.zero import fitting_micro_batch, zero_config
 

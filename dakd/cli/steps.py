@@ -234,7 +234,8 @@ def _train_saross(args: argparse.Namespace) -> None:
         from dakd.generate.teacher import refuse_settings_of_another_set
         from dakd.pseudo_label.step import refuse_settings_of_another_set as refuse_other_pseudo_labels
         from dakd.refine.refine import refuse_other_refinement
-        from dakd.train.saross import list_trainings, reads_generated_pairs, reads_pseudo_labels, train_saross
+        from dakd.train.saross import list_trainings, train_saross
+        from dakd.train.student_data import reads_generated_pairs, reads_pseudo_labels
 
         if reads_generated_pairs(config, training_sets):
             refuse_settings_of_another_set(config, may_grow=False)

@@ -30,7 +30,8 @@ from dakd.runtime.runlog import format_count
 from dakd.runtime.tensor_files import load_state, refuse_misfit
 from dakd.train.jointnet import freeze_for_stage
 from dakd.train.optim import decays_of
-from dakd.train.saross import StudentTraining, check_loss, check_statistics
+from dakd.train.saross import StudentTraining
+from dakd.train.student_checks import check_loss, check_statistics
 from dakd.train.teacher import TeacherTraining, net_of
 from dakd.train.training import Training
 from dakd.train.zero import fitting_micro_batch, zero_config

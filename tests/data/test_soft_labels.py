@@ -36,7 +36,7 @@ from dakd.data.soft_labels import (
     to_half,
 )
 from dakd.kernels.seg_loss import seg_loss
-from dakd.train.saross import StudentLoss
+from dakd.train.batch_loss import StudentLoss
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 # What float arithmetic adds to a bound that real numbers keep.

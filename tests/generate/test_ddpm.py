@@ -18,7 +18,7 @@ from dakd.diffusion.sampler import PairSampler, start_noise, to_grey
 from dakd.diffusion.schedule import CosineSchedule
 from dakd.generate.generate import generate
 from dakd.generate.teacher import teacher_file
-from dakd.train.saross import student_dataset
+from dakd.train.student_data import student_dataset
 from dakd.weights import load_teacher
 
 

@@ -23,7 +23,8 @@ from dakd.evaluate.inputs import find_students
 from dakd.pipeline import pipeline_calls
 from dakd.pseudo_label.step import pseudo_label
 from dakd.runtime.tensor_files import read_metadata
-from dakd.train.saross import StudentTraining, student_dataset, student_steps, train_saross
+from dakd.train.saross import StudentTraining, train_saross
+from dakd.train.student_data import student_dataset, student_steps
 from dakd.verify import verify_run
 
 SETS = ("real", "synthetic", "real+synthetic", "real+pseudo", "real+synthetic+pseudo")

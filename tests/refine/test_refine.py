@@ -28,7 +28,8 @@ from dakd.refine.losses import Hardness, gated
 from dakd.refine.refine import refine, refine_pairs, refuse_other_refinement
 from dakd.runtime.files import file_hash
 from dakd.runtime.sealed import read_json, read_manifest
-from dakd.train.saross import StudentTraining, student_dataset
+from dakd.train.saross import StudentTraining
+from dakd.train.student_data import student_dataset
 from dakd.verify import verify_run
 from dakd.weights import load_student, save_student
 

@@ -17,7 +17,8 @@ from dakd.evaluate.evaluate import evaluate
 from dakd.runtime.runlog import read_records
 from dakd.runtime.tensor_files import load_state, read_metadata, save_weights
 from dakd.train.checkpoint import load_tensors, verified_facts, write_state
-from dakd.train.saross import StudentTraining, reads_generated_pairs, student_folder, student_steps, train_saross
+from dakd.train.saross import StudentTraining, student_folder, train_saross
+from dakd.train.student_data import reads_generated_pairs, student_steps
 from dakd.weights import load_student
 
 BOTH = "real+synthetic"

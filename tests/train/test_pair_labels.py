@@ -21,7 +21,8 @@ from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.data.soft_labels import likeliest_class
 from dakd.runtime.runlog import read_records
 from dakd.train import saross
-from dakd.train.saross import StudentLoss, StudentTraining, student_folder, train_saross
+from dakd.train.batch_loss import StudentLoss
+from dakd.train.saross import StudentTraining, student_folder, train_saross
 from dakd.train.student_losses import check_kd_form, distillation_loss
 
 FORMS = ("temperature", "confidence", "standardized")

@@ -14,8 +14,9 @@ from dakd.data.sample import IGNORE_INDEX
 from dakd.evaluate.evaluate import evaluate
 from dakd.runtime.runlog import read_records
 from dakd.runtime.tensor_files import load_state
+from dakd.train.batch_loss import StudentLoss, with_teachers_labels
 from dakd.train.dry_run import describe_saross
-from dakd.train.saross import StudentLoss, StudentTraining, student_folder, train_saross, with_teachers_labels
+from dakd.train.saross import StudentTraining, student_folder, train_saross
 
 BATCHES = {"micro_batch": 2, "global_batch": 2}
 

@@ -17,8 +17,10 @@ from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import read_records
 from dakd.runtime.sealed import read_manifest
 from dakd.runtime.tensor_files import load_state
+from dakd.train.batch_loss import StudentLoss
 from dakd.train.checkpoint import check_identity, write_state
-from dakd.train.saross import StudentLoss, StudentTraining, student_folder, student_steps, train_saross
+from dakd.train.saross import StudentTraining, student_folder, train_saross
+from dakd.train.student_data import student_steps
 from dakd.weights import load_student
 
 

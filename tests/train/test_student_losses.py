@@ -16,8 +16,9 @@ from dakd.data.batch import Batch
 from dakd.kernels.seg_loss import seg_loss
 from dakd.runtime.runlog import read_records
 from dakd.train import student_losses
+from dakd.train.batch_loss import StudentLoss
 from dakd.train.dry_run import describe_saross
-from dakd.train.saross import StudentLoss, StudentTraining, student_folder, train_saross
+from dakd.train.saross import StudentTraining, student_folder, train_saross
 from dakd.train.student_losses import (
     boundary_loss,
     check_kd_form,

@@ -22,7 +22,8 @@ from dakd.runtime.tensor_files import load_state, read_metadata
 from dakd.testing.distributed import run_world
 from dakd.train.checkpoint import check_identity, list_checkpoints, step_of
 from dakd.train.engine import Engine
-from dakd.train.saross import StudentTraining, student_folder, student_steps, train_saross
+from dakd.train.saross import StudentTraining, student_folder, train_saross
+from dakd.train.student_data import student_steps
 from dakd.train.validation import Validation, best_of, ending_step
 from dakd.verify.run import verify_run
 from dakd.weights import load_student
