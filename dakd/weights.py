@@ -54,6 +54,22 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     return _rebuild(build, metadata.get("student"), path).to(device).eval(), metadata
 
 
+def load_student_of(
+    path: str | Path, classes: ClassTable, device: str | torch.device, owner: str, remedy: str
+) -> tuple[StudentNet, dict[str, Any]]:
+    """As `load_student`; ValueError, with the remedy, where the student knows other classes than these.
+
+    owner: of the classes, for the message.
+    """
+    net, metadata = load_student(path, device)
+    known = metadata["classes"]["names"]
+    if known != list(classes.names):
+        raise ValueError(
+            f"the student {path} knows the classes {', '.join(known)}, the {owner} {', '.join(classes.names)}; {remedy}"
+        )
+    return net, metadata
+
+
 def temperature_of(metadata: Mapping[str, Any], source: str | Path) -> float:
     """What a student's logits are divided by before the softmax; 1 where its training calibrated none.
 

@@ -117,5 +117,5 @@ def grey_student(monkeypatch):
     def load(path, device):
         return GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()}
 
-    monkeypatch.setattr("dakd.evaluate.inputs.load_student", load)
+    monkeypatch.setattr("dakd.weights.load_student", load)
     return GreyStudent().eval()

@@ -105,7 +105,7 @@ ELSEWHERE = {
     ("train/checkpoint.py", "{}"): PARTS,
     ("train/engine.py", "{}"): PARTS,
     ("train/jointnet.py", "train_jointnet.generator is ddpm"): "the value stands in the text",
-    ("train/saross.py", "batch_norm is sync"): "the value stands in the text",
+    ("train/student_checks.py", "batch_norm is sync"): "the value stands in the text",
     ("train/student_losses.py", "kd_form standardized"): "the value stands in the text",
     ("train/zero.py", "{}"): PARTS,
     ("predict/images.py", "{} {}"): PARTS,

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from dakd.config import FidelityConfig
 from dakd.data.shards import ShardSet
+from dakd.data.size_batches import batches_of_one_size
 from dakd.evaluate.extractors import Extractor
-from dakd.evaluate.students import batches_of_one_size, stack_images
+from dakd.evaluate.students import stack_images
 from dakd.evaluate.windows import RandomWindow, choose_windows, cut_windows, groups_of
 from dakd.metrics.bootstrap import CONFIDENCE, draw_weights, recentred_interval
 from dakd.metrics.confusion import sum_over_ranks

@@ -29,7 +29,7 @@ from dakd.names import file_part, hashed, same_file, unique_names
 from dakd.runtime.distributed import device
 from dakd.runtime.runlog import progress, say
 from dakd.runtime.sealed import MANIFEST, read_json
-from dakd.weights import STUDENT_FILES, load_student, read_student_metadata
+from dakd.weights import STUDENT_FILES, load_student_of, read_student_metadata
 
 # The order of the paper's ablation, then self-training; students of other names follow by name.
 _ORDER = ("real", "synthetic", "real+synthetic", "real+pseudo", "real+synthetic+pseudo")
@@ -207,14 +207,8 @@ def open_with_metadata(
     path: Path, classes: ClassTable, where: str | None = None
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The same with the file's metadata."""
-    model, metadata = load_student(path, where or device())
-    own = ClassTable.from_dict(metadata["classes"])
-    if own.names != classes.names:
-        raise ValueError(
-            f"{path} distinguishes {', '.join(own.names)}, the images are labelled {', '.join(classes.names)}; "
-            f"train a student on this dataset or evaluate on the other"
-        )
-    return model, metadata
+    remedy = "train a student on this dataset, or evaluate on the other"
+    return load_student_of(path, classes, where or device(), "images", remedy)
 
 
 class LabelledFolder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from dakd.config import EvaluateConfig
 from dakd.data.records import hard_label
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet
+from dakd.data.size_batches import batches_of_one_size
 from dakd.data.transforms import to_student
 from dakd.metrics import BoundaryCounts, CalibrationCounts, ObjectCounts, bootstrap, format_table, paired_bootstrap
 from dakd.metrics.bootstrap import FEW_IMAGES, MIN_IMAGES, few_images_notes, unequal_classes_notes
@@ -179,18 +180,6 @@ def labels_of(sample: Sample) -> np.ndarray:
 def stack_images(samples: Iterable[Sample], device: str | torch.device) -> Tensor:
     """(B, 1, H, W) uint8 on the device."""
     return torch.as_tensor(np.stack([sample.sar for sample in samples]), device=device)[:, None]
-
-
-def batches_of_one_size(samples: Iterable[tuple[int, Sample]], batch_size: int) -> Iterator[list[tuple[int, Sample]]]:
-    """Group consecutive samples; a batch ends when it is full or the image size changes."""
-    batch: list[tuple[int, Sample]] = []
-    for index, sample in samples:
-        if batch and (len(batch) == batch_size or batch[0][1].sar.shape != sample.sar.shape):
-            yield batch
-            batch = []
-        batch.append((index, sample))
-    if batch:
-        yield batch
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------

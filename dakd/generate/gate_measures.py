@@ -18,7 +18,7 @@ from dakd.data.transforms import to_student
 from dakd.metrics.confusion import ConfusionMatrix
 from dakd.metrics.speckle import LOOKS_MIN_WINDOWS, LOOKS_WINDOW, equivalent_looks
 from dakd.runtime.files import file_hash
-from dakd.weights import load_student
+from dakd.weights import load_student_of
 
 PRESENCE_PIXELS = 8  # an image with fewer pixels of a class does not count as holding it
 _DIGITS = 6  # after the point; further ones differ between devices
@@ -44,12 +44,8 @@ class Labeller:
 
     def __init__(self, path: str | Path, classes: ClassTable, device: torch.device) -> None:
         self.device = device
-        self._net, facts = load_student(path, device)
-        if facts["classes"]["names"] != list(classes.names):
-            raise ValueError(
-                f"the student {path} knows the classes {', '.join(facts['classes']['names'])}, the teacher "
-                f"{', '.join(classes.names)}; set generate.gate.student to a student of the same dataset"
-            )
+        remedy = "set generate.gate.student to a student of the same dataset"
+        self._net = load_student_of(path, classes, device, "teacher", remedy)[0]
 
     @torch.inference_mode()
     def label(self, sar: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dakd.data.sample import IGNORE_INDEX, Sample
 from dakd.data.shards import ShardSet
+from dakd.data.size_batches import batches_of_one_size
 from dakd.data.transforms import to_student
 
 
@@ -21,7 +22,8 @@ def labelled(
     Labels that the set has are left out.  batch_size: images of one size per pass.  min_confidence: see
     `confident_label`; 0 gives no hard label.
     """
-    for batch in _batches(images, num, batch_size):
+    for numbered in batches_of_one_size(enumerate(map(images.read, range(num))), batch_size):
+        batch = [sample for _, sample in numbered]
         logits = _logits(net, np.stack([sample.sar for sample in batch]), device)
         labels = [confident_label(one, min_confidence) if min_confidence else None for one in logits]
         for sample, soft, label in zip(batch, logits.cpu().numpy(), labels):
@@ -33,18 +35,6 @@ def confident_label(logits: Tensor, min_confidence: float) -> np.ndarray:
     confidence, label = logits.softmax(dim=0).max(dim=0)
     label = label.to(torch.uint8)
     return label.masked_fill(confidence < min_confidence, IGNORE_INDEX).cpu().numpy()
-
-
-def _batches(images: ShardSet, num: int, batch_size: int) -> Iterator[list[Sample]]:
-    """Neighbours of one size, at most batch_size together."""
-    batch: list[Sample] = []
-    for sample in map(images.read, range(num)):
-        if batch and (len(batch) == batch_size or sample.sar.shape != batch[0].sar.shape):
-            yield batch
-            batch = []
-        batch.append(sample)
-    if batch:
-        yield batch
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.shards import ShardSet
 from dakd.data.transforms import to_student
 from dakd.runtime.runlog import progress
-from dakd.weights import load_student
+from dakd.weights import load_student_of
 
 
 class PairLosses:
@@ -23,13 +23,8 @@ class PairLosses:
     """
 
     def __init__(self, path: str | Path, classes: ClassTable, device: torch.device) -> None:
-        self.device, self.classes = device, classes
-        self._net, facts = load_student(path, device)
-        if facts["classes"]["names"] != list(classes.names):
-            raise ValueError(
-                f"the student {path} knows the classes {', '.join(facts['classes']['names'])}, the pairs "
-                f"{', '.join(classes.names)}; give a student of the same dataset"
-            )
+        self.device, remedy = device, "give a student of the same dataset"
+        self._net = load_student_of(path, classes, device, "pairs", remedy)[0]
 
     @torch.inference_mode()
     def of(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:

@@ -136,8 +136,8 @@ def test_test_images_without_labels_are_refused_before_the_first_student_is_load
 
 def test_a_student_of_other_classes_is_refused(run_dir, config, monkeypatch):
     metadata = {"classes": SOS_CLASSES.to_dict()}
-    monkeypatch.setattr("dakd.evaluate.inputs.load_student", lambda path, device: (None, metadata))
-    with pytest.raises(ValueError, match="distinguishes sea, oil,"):
+    monkeypatch.setattr("dakd.weights.load_student", lambda path, device: (None, metadata))
+    with pytest.raises(ValueError, match=r"knows the classes sea, oil, .*train a student on this dataset"):
         evaluate(config, run_dir)
 
 
@@ -145,13 +145,13 @@ ONE_RANK = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import evaluate_worlds
+from dakd import weights
 from dakd.config import load_config
 from dakd.data.sample import OSD_CLASSES
-from dakd.evaluate import inputs
 from dakd.evaluate import evaluate as step
 from dakd.runtime.distributed import shut_down
 
-inputs.load_student = lambda path, device: (evaluate_worlds.GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()})
+weights.load_student = lambda path, device: (evaluate_worlds.GreyStudent().eval(), {"classes": OSD_CLASSES.to_dict()})
 step.evaluate(load_config(sys.argv[2]))
 shut_down()
 """
@@ -201,7 +201,7 @@ def with_temperature(monkeypatch):
         def load(path, device):
             return net().eval(), {"classes": OSD_CLASSES.to_dict()} | facts
 
-        monkeypatch.setattr("dakd.evaluate.inputs.load_student", load)
+        monkeypatch.setattr("dakd.weights.load_student", load)
 
     return use
 

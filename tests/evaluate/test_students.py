@@ -12,10 +12,10 @@ from evaluate_worlds import write_test_images
 from dakd.config import EvaluateConfig, build_config
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, Sample
 from dakd.data.shards import ShardSet
+from dakd.data.size_batches import batches_of_one_size
 from dakd.evaluate.evaluate import evaluate
 from dakd.evaluate.students import (
     DetailCounts,
-    batches_of_one_size,
     bootstrap_notes,
     bootstrap_students,
     detail_rows,
