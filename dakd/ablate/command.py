@@ -85,6 +85,8 @@ def narrowed(
         kept["rows"] = [nearest_row(table, name).model_dump() for name in rows]
         kept["reference"] = table.reference if table.reference in rows else None
         kept["curve"] = table.curve if table.curve in rows else None
+        panels = {title: tuple(name for name in of_panel if name in rows) for title, of_panel in table.panels.items()}
+        kept["panels"] = {title: of_panel for title, of_panel in panels.items() if of_panel}
         kept["contrasts"] = [one for one in kept["contrasts"] if {one["of"], *one["to"]} <= set(rows)]
     if reference is not None:
         kept["reference"] = nearest_row(table, reference).name

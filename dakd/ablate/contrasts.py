@@ -11,8 +11,7 @@ from dakd.ablate.plan import TablePlan
 from dakd.ablate.results import counts_of, paired_counts
 from dakd.ablate.run import JobStore
 from dakd.ablate.spec import Contrast
-from dakd.metrics.scores import pooled_score
-from dakd.metrics.two_level import SeedsAndImages, difference_over_seeds, holm
+from dakd.metrics.two_level import SeedsAndImages, difference_over_seeds, holm, mean_score
 
 HEADER = ("data", "contrast", "seeds", "difference by seed", "mean", "95 %, t over seeds", "95 %, seeds and images",
           "p", "Holm's p")  # fmt: skip
@@ -56,12 +55,7 @@ def _best(plan: TablePlan, store: JobStore, rows: Sequence[str], dataset: str) -
     common = set.intersection(*(set(one) for one in counts.values()))
     if not common:
         return None
-    return max(rows, key=lambda row: np.mean([mean_miou(counts[row][seed]) for seed in sorted(common)]))
-
-
-def mean_miou(counts: np.ndarray) -> float:
-    """The mean over repeats of the mIoU of pooled counts (R, N, K, K)."""
-    return float(pooled_score(counts.sum(axis=1), "miou", None).mean())
+    return max(rows, key=lambda row: np.mean([mean_score(counts[row][seed]) for seed in sorted(common)]))
 
 
 def contrast_rows(results: Sequence[ContrastResult]) -> list[list[str]]:

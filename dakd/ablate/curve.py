@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from dakd.ablate.plan import TablePlan
 from dakd.ablate.results import counts_of
 from dakd.ablate.run import JobStore
 from dakd.metrics.bootstrap import CONFIDENCE, MIN_IMAGES, draw_weights
-from dakd.metrics.scores import pooled_score
-from dakd.metrics.two_level import MIN_SEEDS, t_quantile
+from dakd.metrics.two_level import MIN_SEEDS, mean_score, over_drawn_seeds, t_quantile
 from dakd.shipped import extra_remedy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HEADER = ("data", "row", "mIoU, %", "labels for that score", "95 %", "times its labels")
 _NUM_RESAMPLES = 1000
@@ -31,8 +34,9 @@ Counts = Mapping[int, np.ndarray]  # (R, N, K, K) by seed
 class Saving:
     """A row with so many labels.
 
-    equal_at: the labels with which the curve has its score; None beyond the curve's end.  low, high: of it, None where
-    a number of labels has fewer than MIN_SEEDS seeds; infinite where so many resamples lie beyond the end.
+    equal_at: the labels with which the curve has its score; None beyond the curve's end, 0 before its beginning.
+    low, high: of it, None where a number of labels has fewer than MIN_SEEDS seeds; infinite where so many resamples lie
+    beyond the end.
     """
 
     dataset: str
@@ -79,8 +83,8 @@ def savings(plan: TablePlan, store: JobStore) -> list[Saving]:
 def equal_at(score: float, places: np.ndarray, scores: np.ndarray) -> float | None:
     """The place at which a curve through (places, scores) reaches a score first; None where it never does.
 
-    Between places it is straight over the logarithm of the place; it is made never to fall. A score below its first one
-    is reached at the first place.
+    Between places it is straight over the logarithm of the place; it is made never to fall. The place of a score below
+    its first one is not known: 0.
     """
     order = np.argsort(places)
     logs, rising = np.log(places[order]), np.maximum.accumulate(scores[order])
@@ -88,7 +92,7 @@ def equal_at(score: float, places: np.ndarray, scores: np.ndarray) -> float | No
         return None
     above = int(np.argmax(rising >= score))
     if above == 0:
-        return float(places[order][0])
+        return float(places[order][0]) if score == rising[0] else 0.0
     share = (score - rising[above - 1]) / (rising[above] - rising[above - 1])
     return float(np.exp(logs[above - 1] + share * (logs[above] - logs[above - 1])))
 
@@ -97,45 +101,44 @@ def saving_rows(found: Sequence[Saving]) -> list[list[str]]:
     rows = []
     for one in found:
         ends = "-" if one.low is None or one.high is None else f"[{_place(one.low)}, {_place(one.high)}]"
-        times = "more than the curve shows" if one.equal_at is None else f"{one.equal_at / one.labels:.2f}"
+        times = f"{one.equal_at / one.labels:.2f}" if one.equal_at else "-"
         rows.append([one.dataset, one.row, f"{100 * one.score:.2f}", _place(one.equal_at), ends, times])
     return rows
 
 
 def draw_curve(plan: TablePlan, store: JobStore, path: Path) -> bool:
-    """Draw mIoU over the places, a line a row; False for a table without a curve or with fewer than two places done.
+    """Draw mIoU over the places, a line a row, in a panel for each of the table's `panels`.
 
-    Bars are 95 % intervals by t over the seeds, dots the single seeds.
+    Bars are 95 % intervals by t over the seeds, dots the single seeds. False, and nothing is drawn, for a table without
+    a curve or with fewer than two places done.
     """
     if plan.table.curve is None:
         return False
-    lines = {row.name: _points(plan, store, row.name) for row in plan.table.rows}
-    if max(len(points) for points in lines.values()) < 2:
+    points = {row.name: _points(plan, store, row.name) for row in plan.table.rows}
+    if max(map(len, points.values())) < 2:
         return False
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError(f"the curve needs matplotlib, which is not installed; run: {extra_remedy('dev')}") from None
-    figure = Figure(figsize=(8, 5.2), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    shifts = np.linspace(-0.03, 0.03, len(lines))
-    for (name, points), shift in zip(lines.items(), shifts):
-        if points:
-            _draw_line(axes, name, points, 1 + shift, is_base=name == plan.table.curve)
+    panels = plan.table.panels or {plan.table.title: tuple(points)}
+    figure = Figure(figsize=(7.5 * len(panels), 5.2), dpi=110, layout="constrained")
     places = sorted(spec.labels for spec in plan.table.data.values())
-    axes.set_xscale("log")
-    axes.set_xticks(places, [f"{place:g}" for place in places])
-    axes.minorticks_off()
-    axes.set_xlabel("labelled images")
-    axes.set_ylabel("mIoU, %")
-    axes.set_title(plan.table.title)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    for axes, (title, rows) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
+        shown = {name: points[name] for name in rows if points.get(name)}
+        for number, (name, own) in enumerate(shown.items()):
+            _draw_line(axes, name, own, 1 + 0.012 * (number - len(shown) / 2), is_base=number == 0)
+        axes.set(xscale="log", xlabel="labelled images", ylabel="mIoU, %", title=title)
+        axes.set_xticks(places, [str(place) for place in places])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return True
 
 
-def _draw_line(axes, name: str, points: dict[float, list[float]], shift: float, is_base: bool) -> None:
+def _draw_line(axes: Axes, name: str, points: dict[float, list[float]], shift: float, is_base: bool) -> None:
     places = sorted(points)
     means = [float(np.mean(points[place])) for place in places]
     halves = [_half_width(points[place]) for place in places]
@@ -165,22 +168,13 @@ def _half_width(values: Sequence[float]) -> float:
 
 def _score(counts: Counts) -> float:
     """The mean over seeds of the means over repeats of mIoU."""
-    return float(np.mean([pooled_score(one.sum(axis=1), "miou", None).mean() for one in counts.values()]))
+    return float(np.mean([mean_score(one) for one in counts.values()]))
 
 
 def _drawn_scores(counts: Counts, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(B,) scores of resamples; times: (B, N) draws of the images, the seeds are drawn here."""
-    by_seed = []
-    for one in counts.values():
-        repeats, num_images, num_classes = one.shape[:3]
-        pooled = (times @ one.reshape(repeats, num_images, -1).astype(np.float64)).reshape(
-            repeats, len(times), num_classes, num_classes
-        )
-        by_seed.append(pooled_score(pooled, "miou", None).mean(axis=0))
-    if len(by_seed) < MIN_SEEDS:
-        return np.mean(by_seed, axis=0)
-    chosen = rng.multinomial(len(by_seed) - 1, np.full(len(by_seed), 1 / len(by_seed)), size=len(times))
-    return (np.stack(by_seed) * chosen.T).sum(axis=0) / (len(by_seed) - 1)
+    by_seed = np.stack([mean_score(one, times) for one in counts.values()])
+    return over_drawn_seeds(by_seed, rng) if len(by_seed) >= MIN_SEEDS else by_seed.mean(axis=0)
 
 
 def _ends(reached: np.ndarray) -> tuple[float, float]:
@@ -191,4 +185,7 @@ def _ends(reached: np.ndarray) -> tuple[float, float]:
 
 
 def _place(value: float | None) -> str:
-    return "beyond" if value is None or np.isinf(value) else f"{value:.0f}"
+    """In words where it lies beyond either end of the curve."""
+    if value is None or np.isinf(value):
+        return "more than measured"
+    return f"{value:.0f}" if value else "fewer than measured"

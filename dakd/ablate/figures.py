@@ -45,7 +45,6 @@ def draw_figures(plan: TablePlan, store: JobStore, folder: Path) -> list[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"{name}.png")
             written.append(folder / f"{name}.png")
-    folder.mkdir(parents=True, exist_ok=True)
     if draw_curve(plan, store, folder / "curve.png"):
         written.append(folder / "curve.png")
     return written

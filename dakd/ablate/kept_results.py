@@ -15,7 +15,7 @@ from dakd.ablate.results import result_file, seconds_of_chain
 from dakd.ablate.run import RECORD, SECONDS, JobStore
 from dakd.runtime.files import replacing
 from dakd.runtime.runlog import say
-from dakd.runtime.sealed import seal
+from dakd.runtime.sealed import parse_sealed, seal
 
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # equal results make equal bytes
 
@@ -31,12 +31,14 @@ def take_results(plan: TablePlan, store: JobStore, folder: Path) -> int:
         if store.is_done(job) or not path.is_file():
             continue
         content = _read(path, [*names, SECONDS, RECORD])
+        record = parse_sealed(content[RECORD], path)
+        if record.get("job") != job.name:
+            raise ValueError(f"{path} is the record of {record.get('job')}; expected that of {job.name}; remove it")
         for name, data in content.items():  # the record last: it says that the others are there
             place = store.folder_of(job) / name
             place.parent.mkdir(parents=True, exist_ok=True)
             with replacing(place) as aside:
                 aside.write_bytes(data)
-        store.record(job)  # refuses that of another job
         count += 1
     if count:
         say(f"ablate: {count} results were taken from {folder}")

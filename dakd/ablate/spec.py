@@ -99,8 +99,8 @@ class TableSpec(Section):
     reference: the row that differences are taken to, image by image.  set, small: settings of all rows.
     repeats: trainings of each seed, whose random numbers differ in all but the choice of labelled images.
     contrasts: comparisons over seeds and repeats.  curve: the row whose curve over `DataSpec.labels` says how many
-    labels the others save.  note: text below the table.  group_by: whether the lines of a row or of a dataset stand
-    together.
+    labels the others save.  panels: of the curve's figure, rows by title; none shows all in one.
+    note: text below the table.  group_by: whether the lines of a row or of a dataset stand together.
     """
 
     title: str
@@ -114,6 +114,7 @@ class TableSpec(Section):
     reference: str | None = None
     contrasts: tuple[Contrast, ...] = ()
     curve: str | None = None
+    panels: Annotated[dict[str, tuple[str, ...]], Field(default_factory=dict)]
     set: Settings
     small: Settings
     rows: tuple[RowSpec, ...] = Field(min_length=1)
@@ -170,6 +171,7 @@ class TableSpec(Section):
     def _check_contrasts(self, names: list[str]) -> None:
         used = [(f"contrast {one.title!r}", name) for one in self.contrasts for name in (one.of, *one.to)]
         used += [("curve", self.curve)] if self.curve is not None else []
+        used += [(f"panel {title!r}", name) for title, rows in self.panels.items() for name in rows]
         for where, name in used:
             if name not in names:
                 raise ValueError(f"{where} names {name!r}, which is no row; choose one of {', '.join(names)}")

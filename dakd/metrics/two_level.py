@@ -75,6 +75,25 @@ def difference_over_seeds(
     return SeedsAndImages(float(by_seed.mean()), values, low, high, t_low, t_high, p, num_images, repeats)
 
 
+def mean_score(counts: np.ndarray, times: np.ndarray | None = None, score: str = "miou") -> np.ndarray:
+    """The mean over repeats of the score of pooled counts (R, N, K, K): (), or (B,) of resamples.
+
+    times: (B, N) draws of the images; None takes each once.
+    """
+    repeats, num_images, num_classes = counts.shape[:3]
+    if times is None:
+        return pooled_score(counts.sum(axis=1), score, None).mean()
+    pooled = times @ counts.reshape(repeats, num_images, -1).astype(np.float64)
+    return pooled_score(pooled.reshape(repeats, len(times), num_classes, num_classes), score, None).mean(axis=0)
+
+
+def over_drawn_seeds(by_seed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(B,) means over S - 1 draws of the S seeds, others for each resample; by_seed: (S, B)."""
+    num_seeds, size = by_seed.shape
+    chosen = rng.multinomial(num_seeds - 1, np.full(num_seeds, 1 / num_seeds), size=size)
+    return (by_seed * chosen.T).sum(axis=0) / (num_seeds - 1)
+
+
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's adjusted p of several comparisons: those below 0.05 hold together at that rate (Holm 1979)."""
     ordered, adjusted, largest = sorted(p_values.items(), key=lambda item: item[1]), {}, 0.0
@@ -99,30 +118,20 @@ def _check(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> None:
         )
 
 
-def _gap(one: np.ndarray, other: np.ndarray, times: np.ndarray | None, score: str) -> np.ndarray | float:
-    return _mean_score(one, times, score) - _mean_score(other, times, score)
-
-
-def _mean_score(counts: np.ndarray, times: np.ndarray | None, score: str) -> np.ndarray | float:
-    """The mean over repeats of the score of the pooled counts; times: (B, N) draws of the images, None: each once."""
-    if times is None:
-        return float(pooled_score(counts.sum(axis=1), score, None).mean())
-    repeats, num_images, num_classes = counts.shape[:3]
-    pooled = times @ counts.reshape(repeats, num_images, -1).astype(np.float64)
-    return pooled_score(pooled.reshape(repeats, len(times), num_classes, num_classes), score, None).mean(axis=0)
+def _gap(one: np.ndarray, other: np.ndarray, times: np.ndarray | None, score: str) -> np.ndarray:
+    return mean_score(one, times, score) - mean_score(other, times, score)
 
 
 def _draw(
     ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], score: str, num_resamples: int, rng: np.random.Generator
 ) -> np.ndarray:
     """(num_resamples,) differences."""
-    num_seeds, draws = len(ours), []
+    draws = []
     for start in range(0, num_resamples, _CHUNK):
         size = min(_CHUNK, num_resamples - start)
         times = draw_weights(size, ours[0].shape[1], rng).astype(np.float64)
         gaps = np.stack([_gap(one, two, times, score) for one, two in zip(ours, theirs)])
-        chosen = rng.multinomial(num_seeds - 1, np.full(num_seeds, 1 / num_seeds), size=size)
-        draws.append((gaps * chosen.T).sum(axis=0) / (num_seeds - 1))
+        draws.append(over_drawn_seeds(gaps, rng))
     return np.concatenate(draws)
 
 

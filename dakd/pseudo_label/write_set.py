@@ -95,7 +95,7 @@ def refuse_other_set(folder: Path, found: dict[str, Any], wanted: dict[str, Any]
 
 @contextmanager
 def _aside(folder: Path) -> Iterator[Path]:
-    """An empty folder beside another one, locked. What is in it is removed at the end, and so is that of a kill."""
+    """An empty folder beside another one, locked. Its content is removed at the end, and so is that of a kill."""
     aside = folder.with_name(f"{folder.name}.partial")
     # The lock file stays in place, or moves with the folder: never are there two.
     with locked(aside):

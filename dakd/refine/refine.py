@@ -86,7 +86,7 @@ def refine(config: Config) -> Path | None:
 def refuse_other_refinement(config: Config) -> None:
     """ValueError where RUN/refine was made with other settings, or from other pairs or another student than are there.
 
-    What is not there any more, or lies behind a URL, is not compared.
+    Pairs behind a URL, and a student or pairs that are gone, are not compared.
     """
     found = _made_with(config.run_path / "refine")
     if not config.refine.is_set or found is None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ablate_worlds import TABLE, TOY, write_scores
+from PIL import Image
 from scipy import stats
 
 from dakd.ablate.command import narrowed
-from dakd.ablate.contrasts import contrast_results, mean_miou
+from dakd.ablate.contrasts import contrast_results
 from dakd.ablate.curve import draw_curve, equal_at, saving_rows, savings
 from dakd.ablate.kept_results import keep_results, take_results
 from dakd.ablate.plan import TablePlan, make_plan
@@ -19,6 +20,7 @@ from dakd.ablate.results import collect
 from dakd.ablate.run import JobStore, work
 from dakd.ablate.spec import TableSpec
 from dakd.ablate.table import write_table
+from dakd.metrics.two_level import mean_score
 
 DATA = {"10": {"base": str(TOY), "labels": 10, "set": {"prepare.num_labelled": 4}},
         "40": {"base": str(TOY), "labels": 40, "set": {"prepare.num_labelled": 8}}}  # fmt: skip
@@ -101,6 +103,7 @@ def test_a_table_without_few_labels_is_as_it_was():
         ({"contrasts": [{"of": "sofd", "to": "real"}]}, "names 'sofd', which is no row"),
         ({"contrasts": [{"of": "soft", "to": "real", "data": ["7"]}]}, "is on 7; expected datasets of 10, 40"),
         ({"curve": "rael"}, "names 'rael', which is no row"),
+        ({"panels": {"a": ["rael"]}}, "panel 'a' names 'rael', which is no row"),
         ({"data": {"10": DATA["10"]}}, "give two datasets or more their own"),
         ({"data": DATA | {"x": {"base": str(TOY)}}}, "give two datasets or more their own"),
         ({"measures": ["looks"]}, "contrasts and curves are of mIoU"),
@@ -128,7 +131,7 @@ def test_a_contrast_is_the_mean_over_seeds_of_means_over_repeats_with_holms_p(tm
     written = filled(store, plan)
 
     def score(row: str, seed: int, data: str) -> float:
-        return mean_miou(np.stack([written[row, seed, data, repeat] for repeat in (0, 1)]))
+        return mean_score(np.stack([written[row, seed, data, repeat] for repeat in (0, 1)]))
 
     found = contrast_results(plan, store)
     assert [(one.dataset, one.to) for one in found] == [("10", "real"), ("40", "real"), ("10", "stopped")]
@@ -160,7 +163,8 @@ def test_labels_for_a_score_lie_on_the_line_over_their_logarithm():
     places, scores = np.array([10.0, 40.0, 160.0]), np.array([0.6, 0.7, 0.75])
     assert equal_at(0.65, places, scores) == pytest.approx(20.0)
     assert equal_at(0.7, places, scores) == pytest.approx(40.0)
-    assert equal_at(0.5, places, scores) == 10.0 and equal_at(0.76, places, scores) is None
+    assert equal_at(0.6, places, scores) == 10.0 and equal_at(0.76, places, scores) is None
+    assert equal_at(0.59, places, scores) == 0  # fewer labels than any that were tried
     # A dip is passed over, whatever the order of the places.
     assert equal_at(0.65, places[::-1], np.array([0.75, 0.55, 0.6])) == pytest.approx(40 * 4 ** (1 / 3))
 
@@ -171,14 +175,21 @@ def test_the_labels_that_a_row_saves_have_an_interval_over_seeds_and_images(tmp_
     soft = next(one for one in savings(plan, store) if (one.row, one.labels) == ("soft", 10))
 
     def mean(row: str, data: str) -> float:
-        return float(np.mean([mean_miou(np.stack([written[row, seed, data, r] for r in (0, 1)])) for seed in range(5)]))
+        of_seeds = [np.stack([written[row, seed, data, repeat] for repeat in (0, 1)]) for seed in range(5)]
+        return float(np.mean([mean_score(counts) for counts in of_seeds]))
 
     share = (mean("soft", "10") - mean("real", "10")) / (mean("real", "40") - mean("real", "10"))
     assert soft.equal_at == pytest.approx(10 * 4**share) and 15 < soft.equal_at < 25
     assert 10 < soft.low < soft.equal_at < soft.high < 40
     rows = saving_rows(savings(plan, store))
-    assert [rows[-1][0], rows[-1][1], rows[-1][3]] == ["40", "soft", "beyond"]
-    assert draw_curve(plan, store, tmp_path / "curve.png") and (tmp_path / "curve.png").stat().st_size > 10_000
+    assert [rows[-1][0], rows[-1][1], rows[-1][3]] == ["40", "soft", "more than measured"]
+    panels = {"all": ["real", "stopped", "soft"], "two": ["stopped", "soft"]}
+    sizes = []
+    for number, own in enumerate(({}, panels)):
+        path = tmp_path / "figures" / f"{number}.png"
+        assert draw_curve(plan_of(panels=own), store, path) and path.stat().st_size > 10_000
+        sizes.append(Image.open(path).size)
+    assert sizes[1][0] == 2 * sizes[0][0]
 
 
 def test_nothing_is_drawn_or_saved_before_two_numbers_of_labels_are_done(tmp_path):
@@ -231,3 +242,4 @@ def test_a_damaged_zip_and_that_of_another_job_are_refused(tmp_path):
     first.write_bytes(second.read_bytes())
     with pytest.raises(ValueError, match="is the record of"):
         take_results(plan, JobStore(tmp_path / "two"), kept)
+    assert not (tmp_path / "two" / first.stem).exists()  # nothing of it is in the store

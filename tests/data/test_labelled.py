@@ -100,7 +100,7 @@ def test_more_labels_than_there_are_is_refused(tmp_path):
     assert not (tmp_path / "run" / "prepare").exists()
 
 
-# --- what is packed ---------------------------------------------------------------------------------------------------
+# --- packing ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_others_are_packed_as_images_alone_and_the_test_split_stays_whole(tmp_path):

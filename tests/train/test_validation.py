@@ -100,7 +100,7 @@ def straight_run(folder, seed):
 
 
 def plain_scores(config, weights) -> list[tuple[float, float]]:
-    """(mIoU, mean cross-entropy) of each step, computed anew from the held-out images."""
+    """(mIoU, mean cross-entropy) of each step, computed again from the held-out images."""
     training = StudentTraining(config, "real")
     images = [open_prepared(config, "train").read(place) for place in training.validation.places]
     found = []

@@ -73,7 +73,7 @@ class Dataset:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """What is packed: the splits, and "unlabelled" where training images were set aside."""
+        """The sets to pack: the splits, and "unlabelled" where training images were set aside."""
         return (*self.splits, *([UNLABELLED] if self._unlabelled else []))
 
     def entries(self, split: str) -> list[SampleFiles]:
