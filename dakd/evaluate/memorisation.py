@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dakd.config import AuditConfig, Config
-from dakd.data.prepared import open_prepared
+from dakd.data.joined_sets import JoinedSets
+from dakd.data.prepared import find_unlabelled, open_prepared
 from dakd.data.records import hard_label
 from dakd.data.shards import ShardSet
 from dakd.evaluate.memorisation_report import write_audit
@@ -54,13 +55,16 @@ _MIN_SPREAD = 1e-6  # of a feature
 def audit(config: Config) -> Path:
     """Compare the run's generated pairs with its training images, on one rank; the folder with the results.
 
+    Those without labels are among them, as stage 1 of the teacher saw them.
+
     Raises ValueError where either set is absent.
     """
     folder = config.run_path / "generate" / "audit"
     if not distributed.is_main():
         return folder
     distributed.limit_threads(config.generate.threads)
-    synthetic, train = ShardSet(config.run_path / "generate"), open_prepared(config, "train")
+    synthetic, unlabelled = ShardSet(config.run_path / "generate"), find_unlabelled(config)
+    train = JoinedSets([open_prepared(config, "train"), *([] if unlabelled is None else [unlabelled])])
     has_held_out = (config.run_path / "prepare" / "test" / "index.json").is_file()
     held_out = open_prepared(config, "test") if has_held_out else None
     text = audit_sets(synthetic, train, held_out, config.generate.audit, config.generate.gate.enl_class, folder)
@@ -69,7 +73,12 @@ def audit(config: Config) -> Path:
 
 
 def audit_sets(
-    synthetic: ShardSet, train: ShardSet, held_out: ShardSet | None, cfg: AuditConfig, enl_class: str, folder: Path
+    synthetic: ShardSet,
+    train: ShardSet | JoinedSets,
+    held_out: ShardSet | None,
+    cfg: AuditConfig,
+    enl_class: str,
+    folder: Path,
 ) -> str:
     """Write audit.json, audit.txt and nearest.png into `folder`; the text.
 

@@ -12,7 +12,8 @@ from PIL import Image
 from worlds import toy_config, with_teacher
 
 from dakd.cli import run_step
-from dakd.config import AuditConfig, SimulationConfig, dump_config
+from dakd.config import AuditConfig, SimulationConfig, build_config, dump_config
+from dakd.data.joined_sets import JoinedSets
 from dakd.data.prepare import prepare
 from dakd.data.sample import OSD_CLASSES, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
@@ -94,6 +95,38 @@ def test_a_planted_copy_of_a_training_image_is_found_named_and_drawn_first(sets,
     assert "new-07" in text and "grey_gradient_pyramid" in text and "equivalent number of looks" in text
     with Image.open(tmp_path / "nearest.png") as picture:
         assert picture.height > 3 * 160
+
+
+def test_a_copy_of_an_image_without_a_label_is_found_too(sets, tmp_path):
+    """Stage 1 of the teacher sees them: the copied scene is one of those that were set aside."""
+    synthetic, train, held_out = sets
+    samples = [train.read(i) for i in range(len(train))]
+    labelled = write(tmp_path / "train", samples[:3] + samples[4:6])
+    aside = write(tmp_path / "aside", [replace(one, label=None) for one in (samples[3], *samples[6:])])
+    joined = JoinedSets([labelled, aside])
+    assert [joined.key(i) for i in (0, 4, 5, 11)] == [labelled.key(0), labelled.key(4), "sim-00000003", aside.key(6)]
+    assert np.array_equal(joined.read(5).sar, samples[3].sar) and joined.size(5) == (64, 96) and len(joined) == 12
+    assert JoinedSets([labelled]).fingerprint == labelled.fingerprint != joined.fingerprint
+    with pytest.raises(IndexError, match="image 12 of 12"):
+        joined.read(12)
+    audit_sets(synthetic, joined, held_out, AuditConfig(), "sea", tmp_path / "audit")
+    pair = json.loads((tmp_path / "audit" / "audit.json").read_text())["pairs"][7]
+    assert pair["grain"]["training"] == "sim-00000003" and pair["grain"]["below_limit"]
+
+
+def test_the_audit_of_a_run_reads_the_images_without_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "device", lambda: torch.device("cpu"))
+    config = with_teacher(tmp_path / "run")
+    tree = config.model_dump(mode="json")
+    total = tree["prepare"]["simulation"]["num_train"]
+    tree["prepare"]["num_labelled"] = total - 4
+    config = build_config(tree)
+    prepare(config)
+    generate(config)
+    seen = []
+    monkeypatch.setattr(memorisation, "audit_sets", lambda synthetic, train, *_: seen.append(len(train)) or "")
+    memorisation.audit(config)
+    assert seen == [total]
 
 
 def test_held_out_windows_are_as_far_from_the_training_windows_as_these_from_one_another(sets):
