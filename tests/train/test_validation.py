@@ -325,6 +325,29 @@ def test_an_early_end_that_a_kill_undid_comes_again(straight, tmp_path, monkeypa
 # --- a temperature ----------------------------------------------------------------------------------------------------
 
 
+def test_recalibrated_weights_have_their_own_temperature_and_see_no_held_out_image(tmp_path):
+    config = with_validation(tmp_path / "run", calibrate=True)
+    tree = config.model_dump(mode="json")
+    tree["train_saross"]["recalibrate"] = "real"
+    config = build_config(tree)
+    train_saross(config, ("real",))
+    training = StudentTraining(config, "real")
+    real = open_prepared(config, "train")
+    held_out = [real.read(place) for place in training.validation.places]
+    seen = torch.cat(list(training._real_images()))
+    assert len(seen) == 9
+    for sample in held_out:
+        image = to_student(torch.from_numpy(sample.sar.copy())[None, None])
+        assert not any(torch.equal(image[0], one) for one in seen)
+    net, facts = load_student(student_folder(config, "real") / "student.safetensors")
+    with torch.inference_mode():
+        logits = torch.cat([net(to_student(torch.from_numpy(one.sar.copy())[None, None])) for one in held_out]).double()
+    label = torch.stack([torch.from_numpy(one.label.astype("int64")) for one in held_out])
+    losses = {t: F.cross_entropy(logits / t, label, ignore_index=255).item()
+              for t in facts["temperature"] * np.linspace(0.9, 1.1, 401)}  # fmt: skip
+    assert min(losses, key=losses.get) == pytest.approx(facts["temperature"], rel=1e-3)
+
+
 def test_the_weights_are_calibrated_on_the_held_out_images_and_again_where_the_setting_changes(
     straight, tmp_path, capfd
 ):
