@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import Field
@@ -32,5 +33,8 @@ class RefineConfig(Section):
         return -(-self.repeats * rank // num_pairs)
 
     def num_written(self, num_pairs: int) -> int:
-        """The records of the refined set of so many pairs."""
-        return sum(self.copies(rank, num_pairs) for rank in range(1, num_pairs + 1))
+        """The records of the refined set of so many pairs: the sum of `copies` over the ranks, in closed form.
+
+        A run may have 10^12 pairs, and `dakd check` counts them.
+        """
+        return (self.repeats * (num_pairs + 1) + num_pairs - math.gcd(self.repeats, num_pairs)) // 2

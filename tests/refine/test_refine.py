@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -170,6 +171,13 @@ def test_ranks_go_by_the_mean_loss_and_equal_pairs_keep_their_order():
     cfg = RefineConfig(repeats=4)
     assert [cfg.copies(rank, 4) for rank in (1, 2, 3, 4)] == [1, 2, 3, 4]
     assert [RefineConfig(repeats=1).copies(rank, 9) for rank in range(1, 10)] == [1] * 9
+
+
+def test_the_records_of_a_refined_set_are_counted_without_a_look_at_each_pair():
+    for repeats, num_pairs in itertools.product((1, 2, 3, 4, 6, 9, 25), range(13)):
+        cfg = RefineConfig(repeats=repeats)
+        assert cfg.num_written(num_pairs) == sum(cfg.copies(rank, num_pairs) for rank in range(1, num_pairs + 1))
+    assert RefineConfig(repeats=3).num_written(3 * 10**12) == 6 * 10**12
 
 
 def test_copies_share_the_ignored_pixels_and_the_hardness_is_that_before_the_gate(tmp_path, student):
