@@ -19,8 +19,8 @@ from dakd.data.datasets import StudentDataset
 from dakd.data.sample import IGNORE_INDEX
 from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.data.soft_labels import likeliest_class
+from dakd.kernels.seg_loss import seg_loss
 from dakd.runtime.runlog import read_records
-from dakd.train import saross
 from dakd.train.batch_loss import StudentLoss
 from dakd.train.saross import StudentTraining, student_folder, train_saross
 from dakd.train.student_losses import check_kd_form, distillation_loss
@@ -218,7 +218,7 @@ def test_losses_without_stored_labels_are_bitwise_those_of_the_op_and_of_the_for
     batch.label[0] = batch.label[2] = IGNORE_INDEX
     found = losses_of(batch, logits, kd_form=form, dice_samples="all")
     cfg = StudentLossConfig(kd_form=form, dice_samples="all")
-    terms = saross.seg_loss(logits, batch.label, batch.teacher, batch.teacher_row, dice_samples="all")
+    terms = seg_loss(logits, batch.label, batch.teacher, batch.teacher_row, dice_samples="all")
     kd = terms.kd
     if form != "temperature":
         kd = distillation_loss(logits, batch.teacher, batch.teacher_row, None, cfg)

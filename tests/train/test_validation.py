@@ -35,7 +35,8 @@ def with_validation(folder, seed=3, **settings):
     """A toy run that is scored after each of its 6 steps, at a rate at which the scores go up and down."""
     train = {"validation": SETTINGS | settings, "steps": 6}
     config = with_pairs(folder, **train)
-    tree = config.model_dump(mode="json") | {"seed": seed}
+    tree = config.model_dump(mode="json")
+    tree["prepare"]["simulation"]["seed"], tree["seed"] = config.seed, seed
     tree["train_saross"]["optimizer"] |= {"lr": 0.03, "warmup_steps": 0, "ema_decay": 0.5}
     return build_config(tree)
 
