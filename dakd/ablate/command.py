@@ -88,6 +88,9 @@ def narrowed(
         panels = {title: tuple(name for name in of_panel if name in rows) for title, of_panel in table.panels.items()}
         kept["panels"] = {title: of_panel for title, of_panel in panels.items() if of_panel}
         kept["contrasts"] = [one for one in kept["contrasts"] if {one["of"], *one["to"]} <= set(rows)]
+        for row in kept["rows"]:
+            if (start := row["start_from"]) is not None and start not in rows:
+                raise ValueError(f"row {row['name']!r} starts from {start!r}; name that one too: --row {start!r}")
     if reference is not None:
         kept["reference"] = nearest_row(table, reference).name
     if unknown := [name for name in data if name not in table.data]:
@@ -102,6 +105,7 @@ def narrowed(
         kept["contrasts"] = [one for one in kept["contrasts"] if one is not None]
         on_these = [row | {"data": tuple(name for name in row["data"] if name in data)} for row in kept["rows"]]
         kept["rows"] = [new for new, row in zip(on_these, kept["rows"]) if new["data"] or not row["data"]]
+        _keep_earlier(kept)
     if seeds:
         kept["seeds"] = tuple(seeds)
     if measures:
@@ -113,6 +117,17 @@ def narrowed(
     for row in kept["rows"]:
         row["paper"] = _shown_of_paper(row["paper"], kept["data"], kept["measures"])
     return build_table(kept, "the chosen part of the table")
+
+
+def _keep_earlier(kept: dict) -> None:
+    """Drop the earlier datasets that no row needs; ValueError for one that a row needs and the table has not kept."""
+    for name, spec in kept["data"].items():
+        if (earlier := spec["earlier"]) is None or earlier in kept["data"]:
+            continue
+        starting = [row for row in kept["rows"] if row["start_from"] is not None]
+        if any(not row["data"] or name in row["data"] for row in starting):
+            raise ValueError(f"students on {name!r} start from those on {earlier!r}; name it too: --data {earlier!r}")
+        kept["data"][name] = spec | {"earlier": None}
 
 
 def _on_datasets(contrast: dict, data: Sequence[str]) -> dict | None:

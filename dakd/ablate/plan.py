@@ -4,7 +4,8 @@
                                             `-> pairs
     prepare -> student (real) -> pseudo -> student -> scores
 
-The student of the set real comes before generate, or between generate and refine, where these read it.
+The student of the set real comes before generate, or between generate and refine, where these read it. With a start,
+the students of a row start from the one of another row and dataset.
 
 A job is one step in a run folder of its own, named after a hash of all that its result depends on: the settings of the
 step and the jobs that it builds on. The results of those jobs are linked into its folder, so that the step finds an
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dakd.ablate.spec import RowSpec, TableSpec, check_overrides, experiment, foreign_test
+from dakd.ablate.spec import RowSpec, TableSpec, check_overrides, experiment, foreign_test, nearest_row
 from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.prepared import prepare_settings
 
@@ -38,7 +39,7 @@ class Job:
 
     kind: the step's name in the figures above, or cost.  steps: commands of the pipeline with their options, one after
     the other, or cost with its number of passes.  links: the jobs that files of the run folder come from, by the path
-    within both folders.
+    within both folders.  start: the job of the student whose weights this one starts from.
     """
 
     kind: str
@@ -46,14 +47,20 @@ class Job:
     config: Config
     steps: tuple[tuple[str, ...], ...]
     links: dict[str, Job] = field(default_factory=dict)
+    start: Job | None = None
 
     @property
     def name(self) -> str:
         return f"{self.kind}-{self.digest[:12]}"
 
+    @property
+    def needs(self) -> tuple[Job, ...]:
+        """The jobs that this one builds on directly."""
+        return (*self.links.values(), *([] if self.start is None else [self.start]))
+
     def chain(self) -> Iterator[Job]:
         """The jobs that this one builds on, in an order in which they can be done, and itself."""
-        for job in self.links.values():
+        for job in self.needs:
             yield from job.chain()
         yield self
 
@@ -91,7 +98,13 @@ def make_plan(table: TableSpec, folder: Path, small: bool = False, overrides: li
         rows = [row for row in table.rows if row.is_on(dataset)]
         for row, seed, repeat in itertools.product(rows, table.seeds, range(table.repeats)):
             config = experiment(table, row, dataset, seed, folder, small, overrides, repeat)
-            cells.append(Cell(row, dataset, seed, _jobs_of(config, row.training_set, table, other), repeat))
+            start = None
+            if row.start_from is not None:
+                _refuse_other_start(row, config)
+                first, earlier = nearest_row(table, row.start_from), table.datasets[dataset].earlier
+                of_first = experiment(table, first, earlier, seed, folder, small, overrides, repeat)
+                start = _student(of_first, first.training_set, None)
+            cells.append(Cell(row, dataset, seed, _jobs_of(config, row.training_set, start, table, other), repeat))
     ordered: dict[str, Job] = {}
     # Repeat by repeat and seed by seed: a table that is stopped early has whole comparisons.
     for cell in sorted(cells, key=lambda cell: (cell.repeat, table.seeds.index(cell.seed))):
@@ -101,14 +114,27 @@ def make_plan(table: TableSpec, folder: Path, small: bool = False, overrides: li
     return TablePlan(table, tuple(cells), tuple(ordered.values()))
 
 
-def _jobs_of(config: Config, training_set: TrainingSet, table: TableSpec, other: Config | None) -> dict[str, Job]:
+def _refuse_other_start(row: RowSpec, config: Config) -> None:
+    cfg = config.train_saross
+    for key, found in (("init_from", cfg.init_from), ("student.pretrained", cfg.student.pretrained)):
+        if found is not None:
+            raise ValueError(
+                f"row {row.name!r} starts from {row.start_from!r}, and train_saross.{key} is {found}; expected one of "
+                f"them: set train_saross.{key} to null"
+            )
+
+
+def _jobs_of(
+    config: Config, training_set: TrainingSet, start: Job | None, table: TableSpec, other: Config | None
+) -> dict[str, Job]:
+    """start: the student that those of the run start from.  other: whose test split is taken."""
     jobs = {}
     if "cost" in table.sources:
         jobs["cost"] = _cost(config, table.runs)
     if "student" in table.sources:
-        jobs["student"] = _scores(config, _student(config, training_set), _prepare(other or config))
+        jobs["student"] = _scores(config, _student(config, training_set, start), _prepare(other or config))
     if "pairs" in table.sources:
-        jobs["pairs"] = _pairs(config, _generate(config))
+        jobs["pairs"] = _pairs(config, _generate(config, start))
     return jobs
 
 
@@ -136,7 +162,7 @@ def _teacher(config: Config) -> Job:
     return _job("teacher", settings, config, steps, links)
 
 
-def _generate(config: Config) -> Job:
+def _generate(config: Config, start: Job | None) -> Job:
     # They change no pair, threads at most its rounding.
     unhashed = ("audit", "claim_patience_s", "capture", "threads")
     settings = {"generate": _dump(config.generate, *unhashed), "seed": config.generate_seed}
@@ -146,20 +172,20 @@ def _generate(config: Config) -> Job:
     teacher = _teacher(config)
     links = {"prepare": teacher.links["prepare"], "train_jointnet": teacher}
     if config.generate.gate.asks_own_student:
-        links[_REAL] = _student(config, "real")
+        links[_REAL] = _student(config, "real", start)
     return _job("generate", settings, config, [("generate",)], links)
 
 
-def _refine(config: Config) -> Job:
+def _refine(config: Config, start: Job | None) -> Job:
     settings = {"refine": _dump(config.refine), "synthetic": config.train_saross.synthetic}
-    links = {_REAL: _student(config, "real")}
+    links = {_REAL: _student(config, "real", start)}
     if config.train_saross.synthetic is None:
-        links["generate"] = _generate(config)
+        links["generate"] = _generate(config, start)
     return _job("refine", settings, config, [("refine",)], links)
 
 
-def _pseudo(config: Config) -> Job:
-    student = _student(config, "real")
+def _pseudo(config: Config, start: Job | None) -> Job:
+    student = _student(config, "real", start)
     settings = {"pseudo_label": _dump(config.pseudo_label, "batch_size")}  # that changes only the rounding
     if config.pseudo_label.codec != "fp16":
         settings["temperature"] = config.soft_label_temperature
@@ -167,17 +193,17 @@ def _pseudo(config: Config) -> Job:
     return _job("pseudo", settings, config, [("pseudo_label",)], links)
 
 
-def _student(config: Config, training_set: TrainingSet) -> Job:
+def _student(config: Config, training_set: TrainingSet, start: Job | None) -> Job:
     cfg = config.train_saross
     # Epochs are counted over the largest of some sets, so that all students have the same budget.
     counted = cfg.epoch_sets if any(name != "real" for name in cfg.epoch_sets) else ()
     links = {"prepare": _prepare(config)}
     if "synthetic" in training_set and config.refine.is_set:
-        links["refine"] = _refine(config)
+        links["refine"] = _refine(config, start)
     elif any("synthetic" in name for name in (training_set, *counted)) and cfg.synthetic is None:
-        links["generate"] = _generate(config)
+        links["generate"] = _generate(config, start)
     if "pseudo" in training_set and cfg.pseudo is None:
-        links["pseudo_label"] = _pseudo(config)
+        links["pseudo_label"] = _pseudo(config, start)
     if training_set == "real" and not counted:
         config = _without_pairs(config)
     unused = ["training_sets"]
@@ -198,7 +224,7 @@ def _student(config: Config, training_set: TrainingSet) -> Job:
             settings["epochs_of"].append(cfg.synthetic)
         if any("pseudo" in name for name in counted):
             settings["pseudo_epochs_of"] = [config.pseudo_label.max_samples, cfg.pseudo]
-    return _job("student", settings, config, [("train_saross", "--training-set", training_set)], links)
+    return _job("student", settings, config, [("train_saross", "--training-set", training_set)], links, start)
 
 
 def _without_pairs(config: Config) -> Config:
@@ -249,8 +275,17 @@ def _is_default(section: Any, name: str) -> bool:
     return getattr(section, name) == type(section).model_fields[name].default
 
 
-def _job(kind: str, settings: dict, config: Config, steps: list[tuple[str, ...]], links: dict[str, Job]) -> Job:
+def _job(
+    kind: str,
+    settings: dict,
+    config: Config,
+    steps: list[tuple[str, ...]],
+    links: dict[str, Job],
+    start: Job | None = None,
+) -> Job:
     # The digest of a linked job stands for everything that its result depends on.
     facts = {"kind": kind, "settings": settings, "links": {path: job.digest for path, job in links.items()}}
+    if start is not None:
+        facts["start"] = start.digest
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return Job(kind, digest, config, tuple(steps), links)
+    return Job(kind, digest, config, tuple(steps), links, start)

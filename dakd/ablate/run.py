@@ -39,6 +39,7 @@ from dakd.runtime.stopping import Preempted, stop_signals
 from dakd.shipped import code_version
 from dakd.train.jointnet import train_jointnet
 from dakd.train.saross import train_saross
+from dakd.weights import STUDENT_FILES
 
 RECORD = "job.json"  # written last: the job is done
 SECONDS = "seconds.json"  # by name those of the jobs that a result from elsewhere was built on, see `kept_results`
@@ -85,7 +86,7 @@ class JobStore:
         def visit(job: Job) -> None:
             if job.name not in needed and not self.is_done(job):
                 needed.add(job.name)
-                for other in job.links.values():
+                for other in job.needs:
                     visit(other)
 
         for cell in plan.cells:
@@ -115,7 +116,7 @@ def work(
     waiting = [job for job in (*plan.jobs[first:], *plan.jobs[:first]) if job.name in needed]
     with _signals_as_preempted():
         while waiting := [job for job in waiting if not _is_settled(job, store, unfinished)]:
-            ready = [job for job in waiting if all(store.is_done(one) for one in job.links.values())]
+            ready = [job for job in waiting if all(store.is_done(one) for one in job.needs)]
             # Only the first one that can be done: it may make jobs ready that stand before the others.
             if any(_visit(job, store, processes, unfinished) for job in ready):
                 after_each()
@@ -146,7 +147,7 @@ def _signals_as_preempted() -> Iterator[None]:
 
 
 def _is_settled(job: Job, store: JobStore, unfinished: Unfinished) -> bool:
-    if any(one.name in unfinished.failed or one.name in unfinished.blocked for one in job.links.values()):
+    if any(one.name in unfinished.failed or one.name in unfinished.blocked for one in job.needs):
         unfinished.blocked.add(job.name)
     return store.is_done(job) or job.name in unfinished.failed or job.name in unfinished.blocked
 
@@ -177,9 +178,13 @@ def _do(job: Job, store: JobStore, processes: int | None, locks: Sequence[int]) 
     """locks: file descriptors that the steps inherit: a step that outlives a killed worker keeps the lock."""
     folder = store.folder_of(job)
     config = job.config.model_copy(update={"run_dir": str(folder), "name": job.name})
+    for other in job.needs:
+        store.record(other)  # nothing is built on a job whose record is damaged or another's
+    if job.start is not None:
+        update = {"init_from": str(_weights_of(job.start, store))}
+        config = config.model_copy(update={"train_saross": config.train_saross.model_copy(update=update)})
     write_text(folder / "experiment.yaml", dump_config(config))
     for path, other in job.links.items():
-        store.record(other)  # nothing is built on a job whose record is damaged or another's
         _link(folder / path, store.folder_of(other) / path)
     say(f"ablate: {job.name}")
     with _time_kept(folder):
@@ -195,6 +200,11 @@ def _do(job: Job, store: JobStore, processes: int | None, locks: Sequence[int]) 
     # Last, because this file says that all results are there.
     write_json(folder / RECORD, facts)
     say(f"ablate: {job.name} done in {format_duration(facts['seconds'])}")
+
+
+def _weights_of(student: Job, store: JobStore) -> Path:
+    ((_, _, training_set),) = student.steps  # train_saross --training-set SET
+    return store.folder_of(student) / "train_saross" / training_set / STUDENT_FILES["ema"]
 
 
 @contextmanager

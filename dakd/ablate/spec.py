@@ -40,22 +40,28 @@ Settings = Annotated[dict[str, Any], Field(default_factory=dict)]  # by dotted k
 
 
 class DataSpec(Section):
-    """The data that rows are trained on, given by the configuration of an experiment on them."""
+    """The data that rows are trained on, given by the configuration of an experiment on them.
+
+    test_on: the dataset of the table whose test split is taken, for cross-domain rows.  earlier: the dataset of the
+    table whose students the rows with `start_from` start from.  labels: labelled images, its place on the curve.
+    """
 
     base: str  # relative to the table's file
     set: Settings
     small: Settings
-    test_on: str | None = None  # the dataset of the table whose test split is taken, for cross-domain rows
-    labels: Positive | None = None  # labelled images, its place on the curve
+    test_on: str | None = None
+    earlier: str | None = None
+    labels: Positive | None = None
 
 
 class RowSpec(Section):
     """One line of the table.
 
     head: the content of the columns after its name.  set: dotted settings.  small: over these, with --small.
-    training_set: the student's.  paper: the paper's numbers.  needs: an environment variable that the settings use,
-    such as the folder of weights that have to be downloaded by hand; without it the row is listed as absent.
-    data: the datasets that it is made on; empty for all.
+    training_set: the student's.  start_from: the row whose student of the dataset `DataSpec.earlier`, with the same
+    seed and repeat, this row's students start from, in place of random weights.  paper: the paper's numbers.
+    needs: an environment variable that the settings use, such as the folder of weights that have to be downloaded by
+    hand; without it the row is listed as absent.  data: the datasets that it is made on; empty for all.
     """
 
     name: str
@@ -63,6 +69,7 @@ class RowSpec(Section):
     set: Settings
     small: Settings
     training_set: TrainingSet = "real"
+    start_from: str | None = None
     needs: str | None = None
     data: tuple[str, ...] = ()
     paper: PaperNumbers
@@ -148,6 +155,7 @@ class TableSpec(Section):
                 names = ", ".join(self.data)
                 raise ValueError(f"data {name!r} is tested on {one.test_on!r}; expected one of the datasets {names}")
         self._check_rows_data()
+        self._check_starts(names)
         self._check_contrasts(names)
         heads = {tuple(row.head) for row in self.rows}
         if len(heads) > 1:
@@ -167,6 +175,33 @@ class TableSpec(Section):
                     f"row {row.name!r} is on {where} alone; the reference and the curve's row need all datasets: leave "
                     "its data out"
                 )
+
+    def _check_starts(self, names: list[str]) -> None:
+        for name, one in self.data.items():
+            if one.earlier is not None and one.earlier not in self.data:
+                shown = ", ".join(self.data)
+                raise ValueError(f"data {name!r} has the earlier {one.earlier!r}; expected one of the datasets {shown}")
+        for row in self.rows:
+            if row.start_from is None:
+                continue
+            where = f"row {row.name!r} starts from {row.start_from!r}"
+            if row.start_from not in names:
+                raise ValueError(f"{where}, which is no row; choose one of {', '.join(names)}")
+            start = self.rows[names.index(row.start_from)]
+            if start.start_from is not None:
+                raise ValueError(
+                    f"{where}, which starts from {start.start_from!r}; name a row that starts from random weights"
+                )
+            if not self.data:
+                raise ValueError(f"{where}, and the table has a base; give datasets by data")
+            for dataset in filter(row.is_on, self.data):
+                earlier = self.data[dataset].earlier
+                if earlier is None or not start.is_on(earlier):
+                    found = "no earlier" if earlier is None else f"the earlier {earlier!r}, on which that row is not"
+                    raise ValueError(
+                        f"{where}, and data {dataset!r} has {found}; name a dataset of that row as its earlier, or "
+                        "list the datasets of this row by data"
+                    )
 
     def _check_contrasts(self, names: list[str]) -> None:
         used = [(f"contrast {one.title!r}", name) for one in self.contrasts for name in (one.of, *one.to)]

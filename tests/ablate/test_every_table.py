@@ -20,8 +20,8 @@ SIMULATED = yaml.safe_dump(yaml.safe_load(TOY.read_text())["prepare"], default_f
 _FEW_LABELS = ["prepare.num_labelled=16"]
 OVERRIDES = {
     "amount": ["generate.num_samples=210", "generate.shard_size=70"],
-    **dict.fromkeys(["labels", "pair_labels", "sampler_labels", "schedule", "self_training", "teacher_steps"],
-                    _FEW_LABELS),
+    **dict.fromkeys(["labels", "other_sensor", "pair_labels", "sampler_labels", "schedule", "self_training",
+                     "teacher_steps"], _FEW_LABELS),
 }  # fmt: skip
 
 
