@@ -85,9 +85,6 @@ def narrowed(
         kept["rows"] = [nearest_row(table, name).model_dump() for name in rows]
         kept["reference"] = table.reference if table.reference in rows else None
         kept["curve"] = table.curve if table.curve in rows else None
-        panels = {title: tuple(name for name in of_panel if name in rows) for title, of_panel in table.panels.items()}
-        kept["panels"] = {title: of_panel for title, of_panel in panels.items() if of_panel}
-        kept["contrasts"] = [one for one in kept["contrasts"] if {one["of"], *one["to"]} <= set(rows)]
         for row in kept["rows"]:
             if (start := row["start_from"]) is not None and start not in rows:
                 raise ValueError(f"row {row['name']!r} starts from {start!r}; name that one too: --row {start!r}")
@@ -101,11 +98,11 @@ def narrowed(
     if data:
         kept["data"] = {name: kept["data"][name] for name in data}
         kept["curve"] = kept["curve"] if len(data) > 1 else None
-        kept["contrasts"] = [_on_datasets(one, data) for one in kept["contrasts"]]
-        kept["contrasts"] = [one for one in kept["contrasts"] if one is not None]
         on_these = [row | {"data": tuple(name for name in row["data"] if name in data)} for row in kept["rows"]]
         kept["rows"] = [new for new, row in zip(on_these, kept["rows"]) if new["data"] or not row["data"]]
         _keep_earlier(kept)
+    if rows or data:
+        _drop_unused(kept, table)
     if seeds:
         kept["seeds"] = tuple(seeds)
     if measures:
@@ -130,10 +127,17 @@ def _keep_earlier(kept: dict) -> None:
         kept["data"][name] = spec | {"earlier": None}
 
 
-def _on_datasets(contrast: dict, data: Sequence[str]) -> dict | None:
-    """A contrast on these datasets alone; None where it was on none of them."""
-    kept = tuple(name for name in contrast["data"] if name in data)
-    return contrast | {"data": kept} if kept or not contrast["data"] else None
+def _drop_unused(kept: dict, table: TableSpec) -> None:
+    """Leave the rows and datasets that are not kept out of panels and contrasts; Holm's p stays over all contrasts."""
+    names = {row["name"] for row in kept["rows"]}
+    panels = {title: tuple(name for name in of_panel if name in names) for title, of_panel in table.panels.items()}
+    kept["panels"] = {title: of_panel for title, of_panel in panels.items() if of_panel}
+    contrasts = []
+    for one in kept["contrasts"]:
+        on = tuple(name for name in one["data"] if name in kept["data"])
+        if {one["of"], *one["to"]} <= names and (on or not one["data"]):
+            contrasts.append(one | {"data": on})
+    kept |= {"contrasts": contrasts, "num_compared": table.comparisons if contrasts else None}
 
 
 def _shown_of_paper(numbers: dict, datasets: Container[str], measures: Container[str]) -> dict:

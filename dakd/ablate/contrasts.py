@@ -21,7 +21,8 @@ HEADER = ("data", "contrast", "seeds", "difference by seed", "mean", "95 %, t ov
 class ContrastResult:
     """A contrast on one dataset, from the seeds that are done in both rows.
 
-    to: the row that it was made to, of several the one with the best mean.  holm_p: over all contrasts of the table.
+    to: the row that it was made to, of several the one with the best mean.  holm_p: over all contrasts of the table,
+    also those that are not done yet.
     """
 
     contrast: Contrast
@@ -44,9 +45,16 @@ def contrast_results(plan: TablePlan, store: JobStore) -> list[ContrastResult]:
                 ours, theirs = zip(*(both[seed] for seed in seeds))
                 found.append(ContrastResult(contrast, dataset, to, seeds, difference_over_seeds(ours, theirs)))
     known = {str(i): one.difference.p for i, one in enumerate(found) if one.difference.p is not None}
-    adjusted = holm(known)
+    adjusted = holm(known, plan.table.comparisons)
     return [ContrastResult(one.contrast, one.dataset, one.to, one.seeds, one.difference, adjusted.get(str(i)))
             for i, one in enumerate(found)]  # fmt: skip
+
+
+def open_contrasts(plan: TablePlan, results: Sequence[ContrastResult]) -> list[str]:
+    """The titles of those that have no p yet: fewer seeds are done than it needs."""
+    done = {(one.contrast.title, one.dataset) for one in results if one.difference.p is not None}
+    wanted = [(one.title, dataset) for one in plan.table.contrasts for dataset in one.data or plan.table.datasets]
+    return [f"{dataset}, {title}" if dataset else title for title, dataset in wanted if (title, dataset) not in done]
 
 
 def _best(plan: TablePlan, store: JobStore, rows: Sequence[str], dataset: str) -> str | None:

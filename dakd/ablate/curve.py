@@ -2,7 +2,8 @@
 
 A row saves labels where its score equals that of the table's `curve` row with more of them: the number at which that
 row's curve, straight between its places on a logarithmic axis and never falling, reaches the score. The interval draws
-the seeds of every place (S - 1 of S, see `metrics.two_level`) and the images, the same for all.
+the images, the same for all, and the seeds (S - 1 of S, see `metrics.two_level`). Places and rows with as many seeds
+share their draws: the labelled images of a seed at one place are among its images at the next.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ def savings(plan: TablePlan, store: JobStore) -> list[Saving]:
     times = draw_weights(_NUM_RESAMPLES, num_images, rng).astype(np.float64)
     known = np.array([places[name] for name in base])
     curve = np.array([_score(counts) for counts in base.values()])
-    drawn = np.stack([_drawn_scores(counts, times, rng) for counts in base.values()])
+    drawn = np.stack([_drawn_scores(counts, times) for counts in base.values()])
     found = []
     for row in (row.name for row in table.rows if row.name != table.curve):
         for name in places:
             counts = counts_of(plan, store, row, name)
             if counts:
                 score = _score(counts)
-                own = _drawn_scores(counts, times, rng)
+                own = _drawn_scores(counts, times)
                 equal = equal_at(score, known, curve)
                 ends = (None, None)
                 if min(map(len, [*base.values(), counts])) >= MIN_SEEDS and num_images >= MIN_IMAGES:
@@ -171,9 +172,10 @@ def _score(counts: Counts) -> float:
     return float(np.mean([mean_score(one) for one in counts.values()]))
 
 
-def _drawn_scores(counts: Counts, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(B,) scores of resamples; times: (B, N) draws of the images, the seeds are drawn here."""
-    by_seed = np.stack([mean_score(one, times) for one in counts.values()])
+def _drawn_scores(counts: Counts, times: np.ndarray) -> np.ndarray:
+    """(B,) scores of resamples; times: (B, N) draws of the images. The seeds are drawn here, as for all of as many."""
+    by_seed = np.stack([mean_score(counts[seed], times) for seed in sorted(counts)])
+    rng = np.random.default_rng(len(by_seed))
     return over_drawn_seeds(by_seed, rng) if len(by_seed) >= MIN_SEEDS else by_seed.mean(axis=0)
 
 

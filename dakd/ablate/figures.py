@@ -120,6 +120,8 @@ def _predictions(plan: TablePlan, store: JobStore) -> Image.Image | None:
         if job is None or not store.is_done(job):
             continue
         folder = store.folder_of(job)
+        if not (folder / "prepare" / "test").is_dir():  # scores that were kept without images and weights
+            continue
         held_out = ShardSet(folder / "prepare" / "test")
         chosen = np.unique(np.linspace(0, len(held_out) - 1, min(NUM_IMAGES, len(held_out))).round().astype(int))
         samples = [held_out.read(int(index)) for index in chosen]

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 from dakd.ablate.plan import Job, TablePlan
-from dakd.ablate.results import result_file, seconds_of_chain
+from dakd.ablate.results import earlier_jobs, result_file, seconds_of_chain
 from dakd.ablate.run import RECORD, SECONDS, JobStore
 from dakd.runtime.files import replacing
 from dakd.runtime.runlog import say
@@ -26,16 +26,16 @@ def take_results(plan: TablePlan, store: JobStore, folder: Path) -> int:
     Raises ValueError for a zip that is damaged or holds another job.
     """
     count = 0
-    for job, names in _shown_jobs(plan, store):
+    for job, files in _shown_jobs(plan, store):
         path = folder / f"{job.name}.zip"
         if store.is_done(job) or not path.is_file():
             continue
-        content = _read(path, [*names, SECONDS, RECORD])
+        content = _read(path, [*files, SECONDS, RECORD])
         record = parse_sealed(content[RECORD], path)
         if record.get("job") != job.name:
             raise ValueError(f"{path} is the record of {record.get('job')}; expected that of {job.name}; remove it")
         for name, data in content.items():  # the record last: it says that the others are there
-            place = store.folder_of(job) / name
+            place = files.get(name, store.folder_of(job) / name)
             place.parent.mkdir(parents=True, exist_ok=True)
             with replacing(place) as aside:
                 aside.write_bytes(data)
@@ -46,15 +46,16 @@ def take_results(plan: TablePlan, store: JobStore, folder: Path) -> int:
 
 
 def keep_results(plan: TablePlan, store: JobStore, folder: Path) -> int:
-    """Pack the results of finished jobs that the folder lacks; their number."""
-    count = 0
-    for job, names in _shown_jobs(plan, store):
+    """Pack the results of finished jobs that the folder lacks; their number. Scores of an earlier training stay."""
+    count, earlier = 0, set(earlier_jobs(plan, store))
+    for job, files in _shown_jobs(plan, store):
         path = folder / f"{job.name}.zip"
-        if not store.is_done(job) or path.is_file():
+        if not store.is_done(job) or path.is_file() or str(store.folder_of(job)) in earlier:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
-            content = {name: (store.folder_of(job) / name).read_bytes() for name in (*names, RECORD)}
+            content = {name: place.read_bytes() for name, place in files.items()}
+            content[RECORD] = (store.folder_of(job) / RECORD).read_bytes()
             content[SECONDS] = seal(json.dumps(seconds_of_chain(job, store), sort_keys=True)).encode()
             for name, data in content.items():
                 entry = zipfile.ZipInfo(name, _FIXED_TIME)
@@ -64,14 +65,19 @@ def keep_results(plan: TablePlan, store: JobStore, folder: Path) -> int:
     return count
 
 
-def _shown_jobs(plan: TablePlan, store: JobStore) -> list[tuple[Job, list[str]]]:
-    """The jobs whose results the table shows, each once, and the paths within their folders that it reads."""
+def _shown_jobs(plan: TablePlan, store: JobStore) -> list[tuple[Job, dict[str, Path]]]:
+    """The jobs whose results the table shows, each once, and the files that it reads, by their names in a zip.
+
+    A zip has one layout, whatever folders of scores a store has for its splits.
+    """
     found = {}
     for cell in plan.cells:
         for source, job in cell.jobs.items():
             path = result_file(source, cell, store)
             files = [path, path.with_suffix(".images.npz")] if source == "student" else [path]
-            found[job.name] = (job, [one.relative_to(store.folder_of(job)).as_posix() for one in files])
+            within = [one.relative_to(store.folder_of(job)).parts for one in files]
+            names = ["/".join(dict.fromkeys((parts[0], parts[-1]))) for parts in within]
+            found[job.name] = (job, dict(zip(names, files)))
     return list(found.values())
 
 

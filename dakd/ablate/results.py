@@ -184,7 +184,7 @@ def _image_counts(cell: Cell, store: JobStore) -> tuple[np.ndarray, np.ndarray] 
 
 
 def _remedy(store: JobStore, job: Job) -> str:
-    return f"remove {store.folder_of(job)}, and the job is done again"
+    return f"remove {store.folder_of(job)}, and its zip where --results has one, and the job is done again"
 
 
 def _seconds(cells: Sequence[Cell], store: JobStore) -> float:

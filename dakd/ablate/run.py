@@ -67,7 +67,7 @@ class JobStore:
     def record(self, job: Job) -> dict | None:
         """The commit, device and seconds of a job that is done; None before. ValueError where it is another job's."""
         path = self.folder_of(job) / RECORD
-        how = f"remove {path.parent}, and the job is done again"
+        how = f"remove {path.parent}, and its zip where --results has one, and the job is done again"
         found = read_json(path, how)
         if found is not None and (name := found.get("job", job.name)) != job.name:
             raise ValueError(f"{path} is the record of {name}; expected that of {job.name}; {how}")

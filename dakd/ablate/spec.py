@@ -105,8 +105,10 @@ class TableSpec(Section):
 
     reference: the row that differences are taken to, image by image.  set, small: settings of all rows.
     repeats: trainings of each seed, whose random numbers differ in all but the choice of labelled images.
-    contrasts: comparisons over seeds and repeats.  curve: the row whose curve over `DataSpec.labels` says how many
-    labels the others save.  panels: of the curve's figure, rows by title; none shows all in one.
+    contrasts: comparisons over seeds and repeats.  num_compared: what Holm's p is over; None: the contrasts of the
+    table on all their datasets. A chosen part of a table keeps the number of the whole.
+    curve: the row whose curve over `DataSpec.labels` says how many labels the others save.  panels: of the curve's
+    figure, rows by title; none shows all in one.
     note: text below the table.  group_by: whether the lines of a row or of a dataset stand together.
     """
 
@@ -120,6 +122,7 @@ class TableSpec(Section):
     small_measures: tuple[str, ...] | None = None  # in their place with --small
     reference: str | None = None
     contrasts: tuple[Contrast, ...] = ()
+    num_compared: Positive | None = None
     curve: str | None = None
     panels: Annotated[dict[str, tuple[str, ...]], Field(default_factory=dict)]
     set: Settings
@@ -214,6 +217,12 @@ class TableSpec(Section):
             if unknown := [name for name in one.data if name not in self.data]:
                 shown = ", ".join(self.data) or "(none: the table has a base)"
                 raise ValueError(f"contrast {one.title!r} is on {', '.join(unknown)}; expected datasets of {shown}")
+            for row in (self.rows[names.index(name)] for name in (one.of, *one.to)):
+                if lacking := [name for name in one.data or self.data if not row.is_on(name)]:
+                    raise ValueError(
+                        f"contrast {one.title!r} is on {', '.join(lacking)}, and row {row.name!r} is not; list by data "
+                        "the datasets that all its rows are on"
+                    )
         places = [spec.labels for spec in self.data.values()]
         if self.curve is not None and (None in places or len(set(places)) < max(2, len(places))):
             raise ValueError(f"the curve {self.curve!r} is over {places} labels; give two datasets or more their own")
@@ -235,6 +244,11 @@ class TableSpec(Section):
     def datasets(self) -> dict[str, DataSpec]:
         """By name; the name of a table's only dataset is empty."""
         return self.data or {"": DataSpec(base=self.base or "")}
+
+    @property
+    def comparisons(self) -> int:
+        """What Holm's p is over."""
+        return self.num_compared or sum(len(one.data or self.datasets) for one in self.contrasts)
 
     @property
     def sources(self) -> set[Source]:
@@ -361,6 +375,9 @@ def without_absent(table: TableSpec) -> tuple[TableSpec, dict[str, str]]:
     absent = {
         row.name: f"set {row.needs} to run it" for row in table.rows if row.needs and not os.environ.get(row.needs)
     }
+    for row in table.rows:  # one that starts from an absent row has no student to start from
+        if row.start_from in absent:
+            absent[row.name] = absent[row.start_from]
     rows = tuple(row for row in table.rows if row.name not in absent)
     if not rows:
         raise ValueError("; ".join(f"row {name!r}: {why}" for name, why in absent.items()))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dakd.ablate.contrasts import HEADER as CONTRAST_HEADER
-from dakd.ablate.contrasts import contrast_results, contrast_rows
+from dakd.ablate.contrasts import contrast_results, contrast_rows, open_contrasts
 from dakd.ablate.curve import HEADER as SAVING_HEADER
 from dakd.ablate.curve import saving_rows, savings
 from dakd.ablate.measures import TableMeasure, measure_of
@@ -32,7 +32,10 @@ from dakd.runtime.sealed import read_json, write_json
 MISSING = "missing"
 TABLES = Path("runs/ablate")
 _SOURCE = "source.json"
-_OF_EARLIER = "Scores of an earlier training of their student; remove these folders, and they are made again"
+_OF_EARLIER = (
+    "Scores of an earlier training of their student; remove these folders, and their zips where --results has some, "
+    "and they are made again"
+)
 _TABLES = ("table.md", "table.csv", "table.tex", "seeds.csv")
 
 
@@ -140,15 +143,19 @@ def markdown(
 
 
 def _contrast_parts(plan: TablePlan, store: JobStore) -> list[str]:
-    rows = contrast_rows(contrast_results(plan, store))
-    if not rows:
+    if not plan.table.contrasts:
         return []
+    results = contrast_results(plan, store)
+    rows, undone = contrast_rows(results), open_contrasts(plan, results)
+    parts = [f"Contrasts without enough seeds yet: {'; '.join(undone)}."] if undone else []
+    if not rows:
+        return parts
     explained = (
         "Contrasts, points of mIoU: each seed's difference is a mean over its repeats. The interval by t is over the "
-        "seeds, with the images fixed; the other one draws seeds and images. p is that of t, Holm's p holds for all "
-        "contrasts at once."
+        "seeds, with the images fixed; the other one draws seeds and images. p is that of t; Holm's p holds for "
+        f"all {plan.table.comparisons} contrasts of the table at once."
     )
-    return [_markdown_table(CONTRAST_HEADER, rows), explained]
+    return [_markdown_table(CONTRAST_HEADER, rows), explained, *parts]
 
 
 def _saving_parts(plan: TablePlan, store: JobStore) -> list[str]:

@@ -94,11 +94,15 @@ def over_drawn_seeds(by_seed: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return (by_seed * chosen.T).sum(axis=0) / (num_seeds - 1)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's adjusted p of several comparisons: those below 0.05 hold together at that rate (Holm 1979)."""
+def holm(p_values: Mapping[str, float], count: int | None = None) -> dict[str, float]:
+    """Holm's adjusted p of several comparisons: those below 0.05 hold together at that rate (Holm 1979).
+
+    count: of the comparisons, where some have no p yet; these are taken to have larger ones.
+    """
     ordered, adjusted, largest = sorted(p_values.items(), key=lambda item: item[1]), {}, 0.0
+    count = max(count or 0, len(ordered))
     for rank, (name, p) in enumerate(ordered):
-        largest = max(largest, min(1.0, (len(ordered) - rank) * p))
+        largest = max(largest, min(1.0, (count - rank) * p))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}
 

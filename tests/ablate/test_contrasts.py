@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,16 +13,19 @@ from PIL import Image
 from scipy import stats
 
 from dakd.ablate.command import narrowed
-from dakd.ablate.contrasts import contrast_results
+from dakd.ablate.contrasts import contrast_results, open_contrasts
 from dakd.ablate.curve import draw_curve, equal_at, saving_rows, savings
+from dakd.ablate.figures import draw_figures
 from dakd.ablate.kept_results import keep_results, take_results
 from dakd.ablate.plan import TablePlan, make_plan
 from dakd.ablate.results import collect
 from dakd.ablate.run import JobStore, work
-from dakd.ablate.spec import TableSpec
+from dakd.ablate.spec import TableSpec, load_table
 from dakd.ablate.table import write_table
 from dakd.metrics.two_level import mean_score
+from dakd.runtime.sealed import write_json
 
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "ablate"
 DATA = {"10": {"base": str(TOY), "labels": 10, "set": {"prepare.num_labelled": 4}},
         "40": {"base": str(TOY), "labels": 40, "set": {"prepare.num_labelled": 8}}}  # fmt: skip
 ROWS = [
@@ -102,6 +106,7 @@ def test_a_table_without_few_labels_is_as_it_was():
         ({"seeds": [1000]}, "expected seeds below 1000"),
         ({"contrasts": [{"of": "sofd", "to": "real"}]}, "names 'sofd', which is no row"),
         ({"contrasts": [{"of": "soft", "to": "real", "data": ["7"]}]}, "is on 7; expected datasets of 10, 40"),
+        ({"rows": [*ROWS[:2], ROWS[2] | {"data": ["10"]}]}, "is on 40, and row 'soft' is not; list by data"),
         ({"curve": "rael"}, "names 'rael', which is no row"),
         ({"panels": {"a": ["rael"]}}, "panel 'a' names 'rael', which is no row"),
         ({"data": {"10": DATA["10"]}}, "give two datasets or more their own"),
@@ -123,6 +128,15 @@ def test_a_part_of_the_table_keeps_the_comparisons_that_are_left():
     assert pairs.curve is None and pairs.contrasts == ()
 
 
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.yaml")), ids=lambda file: file.stem)
+def test_each_dataset_of_each_table_can_be_chosen_alone_with_those_that_it_needs(file):
+    whole = load_table(file)
+    for name, spec in whole.data.items():
+        needed = {name, spec.test_on or name, spec.earlier or name}
+        part = narrowed(whole, data=[one for one in whole.data if one in needed])
+        assert set(part.data) == needed and part.comparisons in (0, whole.comparisons)
+
+
 # --- contrasts --------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +156,22 @@ def test_a_contrast_is_the_mean_over_seeds_of_means_over_repeats_with_holms_p(tm
     ordered = sorted(found, key=lambda one: one.difference.p)
     assert ordered[0].holm_p == pytest.approx(min(1, 3 * ordered[0].difference.p))
     assert ordered[1].holm_p == pytest.approx(max(ordered[0].holm_p, min(1, 2 * ordered[1].difference.p)))
+
+
+def test_holms_p_is_over_the_planned_contrasts_whatever_part_of_them_is_made(tmp_path):
+    plan, store = plan_of(), JobStore(tmp_path / "store")
+    filled(store, plan)
+    whole = contrast_results(plan, store)
+    part = make_plan(narrowed(table(), data=["40"]), Path("/"))
+    (alone,) = contrast_results(part, store)
+    assert alone.difference.p == whole[1].difference.p and alone.holm_p == pytest.approx(min(1, 3 * alone.difference.p))
+    assert "all 3 contrasts of the table" in write_table(part, store, tmp_path / "part").read_text()
+    two = make_plan(table(seeds=[0, 1]), Path("/"))  # two seeds have no interval and no p
+    assert open_contrasts(two, contrast_results(two, store)) == [
+        "10, soft minus real", "40, soft minus real", "10, soft minus the better of real and stopped"]  # fmt: skip
+    assert open_contrasts(plan, whole) == []
+    text = write_table(make_plan(table(), Path("/")), JobStore(tmp_path / "none"), tmp_path / "none").read_text()
+    assert "Contrasts without enough seeds yet: 10, soft minus real; 40, soft minus real; 10, soft minus the" in text
 
 
 def test_seeds_and_repeats_that_one_row_lacks_are_left_out(tmp_path):
@@ -227,6 +257,49 @@ def test_what_is_missing_is_still_to_do_with_all_that_it_builds_on(tmp_path):
     other = JobStore(tmp_path / "other")
     take_results(plan, other, tmp_path / "kept")
     assert {job.name for job in other.remaining(plan)} == {job.name for job in cell.jobs["student"].chain()}
+
+
+def test_kept_results_draw_the_curve_without_the_images_and_weights_of_their_jobs(tmp_path):
+    plan, store, kept = plan_of(), JobStore(tmp_path / "store"), tmp_path / "kept"
+    filled(store, plan)
+    keep_results(plan, store, kept)
+    other = JobStore(tmp_path / "other")
+    take_results(plan, other, kept)
+    assert [path.name for path in draw_figures(plan, other, tmp_path / "figures")] == ["curve.png"]
+
+
+def test_scores_of_an_earlier_training_are_not_kept(tmp_path):
+    plan, store, kept = plan_of(), JobStore(tmp_path / "store"), tmp_path / "kept"
+    filled(store, plan, seeds=(0,))
+    job = plan.cells[0].jobs["student"]
+    weights = store.folder_of(job) / "train_saross" / "real" / "student.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("second")
+    path = store.folder_of(job) / "evaluate" / "real.json"
+    facts = {key: value for key, value in json.loads(path.read_text()).items() if key != "seal"}
+    write_json(path, facts | {"student": "real", "weights": "ema", "sha256": "of the first"})
+    assert keep_results(plan, store, kept) == 11 and not (kept / f"{job.name}.zip").exists()
+    weights.unlink()
+    assert keep_results(plan, store, kept) == 1
+
+
+def test_the_zip_of_a_training_split_serves_a_store_with_and_without_test_images(tmp_path):
+    plan = plan_of(set={"evaluate.split": "train"})
+    store, kept = JobStore(tmp_path / "store"), tmp_path / "kept"
+    for cell in plan.cells:  # before the scores are written: they have a folder of their own beside a test split
+        index = store.folder_of(cell.jobs["student"]) / "prepare" / "test" / "index.json"
+        index.parent.mkdir(parents=True)
+        index.write_text("{}")
+    filled(store, plan, seeds=(0,))
+    for scores in store.folder.glob("*/evaluate"):
+        (scores / "train").mkdir()
+        for path in scores.glob("real*") if (scores / "real.json").exists() else scores.glob("real+synthetic*"):
+            path.rename(scores / "train" / path.name)
+    assert keep_results(plan, store, kept) == 12
+    other = JobStore(tmp_path / "other")
+    assert take_results(plan, other, kept) == 12
+    found = [[line.entries["miou"].values for line in collect(plan, one)] for one in (store, other)]
+    assert found[0] == found[1] and all(found[0])
 
 
 def test_a_damaged_zip_and_that_of_another_job_are_refused(tmp_path):

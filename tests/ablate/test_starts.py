@@ -9,9 +9,9 @@ from ablate_worlds import TABLE, TOY
 from dakd.ablate.command import narrowed
 from dakd.ablate.plan import make_plan
 from dakd.ablate.run import JobStore, work
-from dakd.ablate.spec import TableSpec, load_table
+from dakd.ablate.spec import TableSpec, load_table, without_absent
 from dakd.cli import run_step
-from dakd.runtime.files import file_hash
+from dakd.runtime.tensor_files import weights_hash
 from dakd.weights import read_student_metadata
 
 REAL, STARTED = {"name": "real"}, {"name": "started", "data": ["few"], "start_from": "real"}
@@ -70,7 +70,7 @@ def test_the_weights_of_the_start_are_those_that_the_training_begins_with(tmp_pa
     first = store.folder_of(student_of(plan, "real", "all")) / "train_saross" / "real" / "student.safetensors"
     for row, name in (("real", "real"), ("started", "real"), ("pseudo", "real+pseudo")):
         folder = store.folder_of(student_of(plan, row)) / "train_saross" / name
-        wanted = None if row == "real" else file_hash(first)
+        wanted = None if row == "real" else weights_hash(first)
         assert read_student_metadata(folder / "student.safetensors").get("init_from") == wanted
 
 
@@ -101,6 +101,15 @@ def test_starts_that_do_not_fit_are_refused(tmp_path):
 def test_a_row_does_not_start_from_two_files(tmp_path, key, value):
     found = refused(tmp_path, REAL, STARTED | {"set": {f"train_saross.{key}": value}})
     assert f"row 'started' starts from 'real', and train_saross.{key} is {value}; expected one of them" in found
+
+
+def test_a_row_whose_start_is_absent_is_absent_too(monkeypatch):
+    monkeypatch.delenv("SOME_WEIGHTS", raising=False)
+    asking = {"name": "asking", "needs": "SOME_WEIGHTS"}
+    table = TableSpec.model_validate(tree_of(REAL, asking, STARTED | {"start_from": "asking"}))
+    kept, absent = without_absent(table)
+    assert [row.name for row in kept.rows] == ["real"]
+    assert absent == dict.fromkeys(["asking", "started"], "set SOME_WEIGHTS to run it")
 
 
 def test_a_part_of_the_table_keeps_what_its_rows_start_from(tmp_path, capsys):
