@@ -6,7 +6,7 @@ from functools import cached_property
 
 from dakd.config import Config
 from dakd.data.index import Index, load_index
-from dakd.data.labelled import entries_to_pack, open_chosen
+from dakd.data.labelled import entries_to_pack, open_with_as_many
 from dakd.data.prepare import found_report
 from dakd.data.prepared import open_prepared
 from dakd.data.readers import Dataset
@@ -25,8 +25,7 @@ class Experiment:
 
     @cached_property
     def dataset(self) -> Dataset:
-        seed, subset_seed = self.config.seed, self.config.prepare.subset_seed
-        return open_chosen(self.config.prepare, seed, seed if subset_seed is None else subset_seed)
+        return open_with_as_many(self.config.prepare, self.config.seed)
 
     @cached_property
     def report(self) -> dict | None:

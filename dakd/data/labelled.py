@@ -31,13 +31,32 @@ def open_chosen(cfg: PrepareConfig, seed: int, subset_seed: int) -> Dataset:
     seed: of simulated scenes.  subset_seed: of the choice.
     Raises ValueError for more labels than there are, and for a list that names other images.
     """
+    if cfg.num_labelled is None:
+        return open_with_as_many(cfg, seed)
+    chosen = choose_labelled(_presence(_open_limited(cfg, seed)), cfg.num_labelled, subset_seed)
+    dataset = _open_limited(cfg, seed)  # by the chosen masks alone is decided what masks mean
+    dataset.keep_labels(chosen)
+    return dataset
+
+
+def open_with_as_many(cfg: PrepareConfig, seed: int) -> Dataset:
+    """As `open_chosen`, but with any `num_labelled` images, for which no mask is opened; for `dakd check`."""
+    if cfg.num_labelled is not None:
+        dataset = _open_limited(cfg, seed)
+        keys = [entry.key for entry in dataset.entries("train")]
+        _refuse_too_few(cfg.num_labelled, len(keys))
+        dataset.keep_labels(pick(keys, cfg.num_labelled))
+        return dataset
     dataset = _open(cfg, seed)
     if cfg.labelled is not None:
         dataset.keep_labels(_listed(Path(cfg.labelled), dataset))
-    elif cfg.num_labelled is not None:
-        chosen = choose_labelled(_presence(dataset, cfg.max_samples), cfg.num_labelled, subset_seed)
-        dataset = _open(cfg, seed)  # by the chosen masks alone is decided what masks mean
-        dataset.keep_labels(chosen)
+    return dataset
+
+
+def _open_limited(cfg: PrepareConfig, seed: int) -> Dataset:
+    """With the training images that `max_samples` takes, whatever number of them has a label."""
+    dataset = _open(cfg, seed)
+    dataset.keep_images(pick([entry.key for entry in dataset.entries("train")], cfg.max_samples))
     return dataset
 
 
@@ -68,12 +87,16 @@ def choose_labelled(presence: Mapping[str, frozenset[int]], count: int, seed: in
     presence: by key, the classes that its label holds. The choice depends on the seed and on `presence` only.
     Raises ValueError for more keys than there are.
     """
-    if count > len(presence):
-        raise ValueError(
-            f"prepare.num_labelled is {count}, and {len(presence)} training images have labels that can be read; set "
-            "it to at most that number, or to null for all"
-        )
+    _refuse_too_few(count, len(presence))
     return _stratified_order(presence, seed)[:count]
+
+
+def _refuse_too_few(count: int, found: int) -> None:
+    if count > found:
+        raise ValueError(
+            f"prepare.num_labelled is {count}, and {found} training images have labels that can be read; set it to at "
+            "most that number, or to null for all"
+        )
 
 
 def _stratified_order(presence: Mapping[str, frozenset[int]], seed: int) -> list[str]:
@@ -90,9 +113,9 @@ def _stratified_order(presence: Mapping[str, frozenset[int]], seed: int) -> list
     return [key for _, _, key in sorted(places)]
 
 
-def _presence(dataset: Dataset, max_samples: int | None) -> dict[str, frozenset[int]]:
+def _presence(dataset: Dataset) -> dict[str, frozenset[int]]:
     """The classes that the label of each training image holds; without images whose files cannot be read."""
-    entries, found = pick(dataset.entries("train"), max_samples), {}
+    entries, found = dataset.entries("train"), {}
     for entry in progress(entries, len(entries), "classes of train"):
         try:
             label = dataset.read(entry).label
@@ -105,13 +128,8 @@ def _presence(dataset: Dataset, max_samples: int | None) -> dict[str, frozenset[
 
 def _listed(path: Path, dataset: Dataset) -> set[str]:
     """The keys that a file lists.  ValueError for a file that cannot be read, is empty or names other images."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prepare.labelled is {path}, which cannot be read ({error}); expected a text file with one "
-                         "key or file name of a training image a line") from None  # fmt: skip
     by_name = _names(dataset)
-    found = {line: by_name.get(line) for line in lines if line and not line.startswith("#")}
+    found = {line: by_name.get(line) for line in listed_names(path)}
     unknown = [line for line, key in found.items() if key is None]
     if unknown or not found:
         named = ", ".join(unknown[:_NAMED]) + (f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else "")
@@ -120,6 +138,16 @@ def _listed(path: Path, dataset: Dataset) -> set[str]:
             f"images with a label, one a line, such as {min(by_name, default='a.png')}"
         )
     return {key for key in found.values() if key is not None}
+
+
+def listed_names(path: Path) -> list[str]:
+    """The lines of a list, sorted, each once, without comments; ValueError for a file that cannot be read."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prepare.labelled is {path}, which cannot be read ({error}); expected a text file with one "
+                         "key or file name of a training image a line") from None  # fmt: skip
+    return sorted({line for line in lines if line and not line.startswith("#")})
 
 
 def _names(dataset: Dataset) -> dict[str, str]:

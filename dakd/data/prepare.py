@@ -26,9 +26,9 @@ from dakd.config import Config, PrepareConfig
 from dakd.data.degenerate import notes_on_set, refuse_flat_images, refuse_unknown_labels
 from dakd.data.labelled import entries_to_pack, open_chosen, pick, write_list
 from dakd.data.pictures import contact_sheet
-from dakd.data.prepared import prepare_settings
+from dakd.data.prepared import prepare_settings, with_kept_list
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles
-from dakd.data.readers.base import UNLABELLED
+from dakd.data.readers.base import NO_LABEL, UNLABELLED
 from dakd.data.readers.label_meaning import refuse_contradiction
 from dakd.data.sample import Sample
 from dakd.data.shards import write_index, write_shard
@@ -246,11 +246,10 @@ def _write_split(folder: Path, samples: Iterator[Sample], dataset: Dataset, cfg:
 def _refuse_bad_files(cfg: PrepareConfig, tally: _Tally, folder: Path, splits: tuple[str, ...]) -> None:
     problems = tally.problems
     if problems and cfg.on_bad_file == "stop":
-        raise BadDataset(
-            f"dataset {cfg.dataset!r} at {cfg.root} has {len(problems)} problem(s):",
-            problems,
-            "fix or remove them, or set prepare.on_bad_file to skip to leave these samples out",
-        )
+        remedy = "fix or remove them, or set prepare.on_bad_file to skip to leave these samples out"
+        if any(one.reason == NO_LABEL for one in problems):
+            remedy += "; prepare.on_missing_mask: image_only takes training images without a mask as images alone"
+        raise BadDataset(f"dataset {cfg.dataset!r} at {cfg.root} has {len(problems)} problem(s):", problems, remedy)
     empty = [split for split in splits if not any(folder.joinpath(split).glob("shard-*.tar"))]
     if empty or not splits:
         raise BadDataset(
@@ -337,6 +336,7 @@ def _find_report(folder: Path) -> dict | None:
 
 
 def _refuse_other_settings(folder: Path, report: dict, settings: dict) -> None:
+    settings = with_kept_list(settings, report["settings"])
     if report["settings_sha256"] == _fingerprint(settings):
         return
     before = report["settings"]

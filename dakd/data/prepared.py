@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from dakd.config import Config, DataConfig
+from dakd.data.labelled import listed_names
 from dakd.data.readers.base import UNLABELLED
 from dakd.data.sample import ClassTable
 from dakd.data.shards import ShardSet, open_split
 from dakd.data.sources import default_cache
-from dakd.runtime.files import file_hash
 
 # The files may have moved, and how bad ones were met no longer matters.
 _MAY_DIFFER = ("root", "on_bad_file")
 
 
 # Settings that choose the labelled images; at their defaults they are left out, as they were before they existed.
+_HASHED = "sha256 "  # before the hash of a list
 _OF_CHOICE = {"num_labelled": None, "labelled": None, "on_missing_mask": "stop"}
 
 
 def prepare_settings(cfg: Config) -> dict:
     """What decides the shards; the seed only where scenes are simulated, that of the choice only where there is one.
 
-    A list of labelled images stands as its hash; as its path where it is not there any more.
+    A list of labelled images stands as the hash of its names; as its path where it is not there any more.
     """
     settings = cfg.prepare.model_dump(mode="json")
     settings = {name: value for name, value in settings.items() if _OF_CHOICE.get(name, ...) != value}
@@ -30,7 +32,8 @@ def prepare_settings(cfg: Config) -> dict:
     if cfg.prepare.num_labelled is not None:
         settings["subset_seed"] = cfg.seed if own_seed is None else own_seed
     if cfg.prepare.labelled is not None and Path(cfg.prepare.labelled).is_file():
-        settings["labelled"] = file_hash(cfg.prepare.labelled)
+        names = "\n".join(listed_names(Path(cfg.prepare.labelled)))
+        settings["labelled"] = f"{_HASHED}{hashlib.sha256(names.encode()).hexdigest()}"
     if settings["root"] is not None:  # strict readers of JSON take no byte that is not UTF-8
         settings["root"] = settings["root"].encode(errors="backslashreplace").decode()
     simulation = settings.pop("simulation")
@@ -40,6 +43,17 @@ def prepare_settings(cfg: Config) -> dict:
     return settings
 
 
+def with_kept_list(settings: dict, made_with: dict) -> dict:
+    """The settings, with the list of labelled images of a prepared set where their own is gone: the set has a copy.
+
+    settings: of `prepare_settings`.  made_with: those of the set.
+    """
+    found = settings.get("labelled")
+    if found is None or found.startswith(_HASHED) or "labelled" not in made_with:
+        return settings
+    return settings | {"labelled": made_with["labelled"]}
+
+
 def open_prepared(config: Config, split: str, run_dir: Path | None = None) -> ShardSet:
     """The run's shards of a split.  run_dir: None takes the configuration's.
 
@@ -47,10 +61,8 @@ def open_prepared(config: Config, split: str, run_dir: Path | None = None) -> Sh
     """
     shards = open_split((run_dir or config.run_path) / "prepare", split)
     made_with = shards.index.provenance.get("settings", {})
-    wanted = prepare_settings(config)
+    wanted = with_kept_list(prepare_settings(config), made_with)
     names = [*made_with, *(name for name in _OF_CHOICE if name in wanted and name not in made_with and made_with)]
-    if "labelled" in made_with and wanted.get("labelled") == config.prepare.labelled:
-        names.remove("labelled")  # the list is gone; RUN/prepare has a copy
     differing = [
         f"prepare.{name}: {made_with.get(name)!r} then, {wanted.get(name)!r} now"
         for name in names

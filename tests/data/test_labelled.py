@@ -13,10 +13,11 @@ from PIL import Image
 from dakd.check.check import check
 from dakd.cli import main
 from dakd.config import Config, build_config, load_config
-from dakd.data.labelled import choose_labelled
+from dakd.data.labelled import choose_labelled, open_with_as_many
 from dakd.data.prepare import prepare
 from dakd.data.prepared import find_unlabelled, open_prepared
 from dakd.data.readers import BadDataset
+from dakd.data.readers.folder import FolderDataset
 from dakd.data.shards import ShardSet
 from dakd.train.jointnet import train_jointnet, training_of_stage
 
@@ -164,6 +165,41 @@ def test_a_list_takes_file_names_and_refuses_images_that_are_not_there(tmp_path)
         config(tmp_path, root, labelled=str(listed), num_labelled=2)
 
 
+def test_a_list_is_known_by_its_names_and_by_its_copy_once_it_is_gone(tmp_path):
+    root, listed = make_folder(tmp_path / "data"), tmp_path / "list.txt"
+    listed.write_text("tile3\ntile5\n")
+    cfg = config(tmp_path, root, labelled=str(listed))
+    prepare(cfg)
+    listed.write_bytes(b"\xef\xbb\xbf" + b"# chosen by eye\r\ntile5\r\ntile3\r\n")  # by another editor
+    assert prepare(cfg).is_reused and len(open_prepared(cfg, "train")) == 2
+    listed.unlink()
+    assert prepare(cfg).is_reused and len(open_prepared(cfg, "train")) == 2
+    assert not [one for one in check(cfg, 1) if one.topic == "data" and one.level == "refused"]
+    with pytest.raises(ValueError, match="num_labelled: None then, 2 now"):
+        prepare(config(tmp_path, root, num_labelled=2))
+
+
+def test_a_check_chooses_without_a_look_at_the_masks(tmp_path, monkeypatch):
+    cfg = config(tmp_path, make_folder(tmp_path / "data"), num_labelled=6)
+    reads = Counter()
+    monkeypatch.setattr(FolderDataset, "read", lambda self, entry: reads.update(["read"]))
+    dataset = open_with_as_many(cfg.prepare, 0)
+    assert len(dataset.entries("train")) == 6 and len(dataset.entries("unlabelled")) == 14 and not reads
+    with pytest.raises(ValueError, match="num_labelled is 21, and 20 training images have labels"):
+        open_with_as_many(cfg.prepare.model_copy(update={"num_labelled": 21}), 0)
+
+
+def test_the_images_of_max_samples_are_the_same_for_every_number_of_labels(tmp_path):
+    root, found = make_folder(tmp_path / "data"), []
+    for number in (None, 2, 5):
+        cfg = config(tmp_path, root, f"run{number}", max_samples=8, num_labelled=number)
+        report = prepare(cfg).report
+        rest = find_unlabelled(cfg)
+        found.append({*keys_of(open_prepared(cfg, "train").folder), *(keys_of(rest.folder) if rest else ())})
+        assert report["unread"] == []
+    assert found[0] == found[1] == found[2] and len(found[0]) == 8
+
+
 def test_a_prepared_set_with_other_labels_is_refused(tmp_path):
     root, listed = make_folder(tmp_path / "data"), tmp_path / "list.txt"
     cfg = config(tmp_path, root, num_labelled=6)
@@ -194,7 +230,7 @@ def test_images_without_a_mask_serve_stage_1_where_the_settings_say_so(tmp_path,
     root = make_folder(tmp_path / "data")
     for i in range(5, 20):
         (root / "train" / "masks" / f"tile{i}.png").unlink()
-    with pytest.raises(BadDataset, match="has 15 problem"):
+    with pytest.raises(BadDataset, match=r"has 15 problem[\s\S]*prepare.on_missing_mask: image_only takes training"):
         prepare(config(tmp_path, root))
     cfg = config(tmp_path, root, on_missing_mask="image_only")
     report = prepare(cfg).report

@@ -22,7 +22,7 @@ from dakd.data.tars import KEY_FORM, is_key
 
 UNLABELLED = "unlabelled"  # the set of the training images whose labels are absent or not used
 _LISTED, _LONG = 50, 100  # files; characters of a reason
-_NO_LABEL = "has no label file"
+NO_LABEL = "has no label file"
 
 
 class BadDataset(ValueError):
@@ -62,7 +62,7 @@ class Dataset:
         self._root, self._searched = root, []
         self._entries: dict[str, list[SampleFiles]] = {}
         self._unlabelled: list[SampleFiles] = []
-        self._unopened: set[Path] = set()  # masks that are set aside
+        self._unopened: set[Path] = set()  # masks that are set aside, images that are left out
         self._problems: list[BadFile] = []
         self._lonely: dict[str, list[SampleFiles]] = {}  # images without a label, in splits that have labels
 
@@ -101,17 +101,24 @@ class Dataset:
 
         keys: of training images.
         """
-        train = self.entries("train")
+        train, keys = self.entries("train"), set(keys)
         self._entries["train"] = [entry for entry in train if entry.key in keys]
         rest = [entry for entry in train if entry.key not in keys]
         self._unopened |= {entry.label_path for entry in rest if entry.label_path is not None}
         self._set_aside(rest)
 
+    def keep_images(self, keys: Collection[str]) -> None:
+        """Leave the other training images out: neither they nor their labels are read.  keys: of training images."""
+        train, keys = self.entries("train"), set(keys)
+        self._entries["train"] = [entry for entry in train if entry.key in keys]
+        left_out = [entry for entry in train if entry.key not in keys]
+        self._unopened |= {path for entry in left_out for path in (entry.image_path, entry.label_path) if path}
+
     def set_aside_unmasked(self) -> None:
         """Set training images without a label aside as "unlabelled", where others have one: no problem any more."""
         lonely = self._lonely.pop("train", [])
         paths = {entry.image_path for entry in lonely}
-        self._problems = [one for one in self._problems if one.reason != _NO_LABEL or one.path not in paths]
+        self._problems = [one for one in self._problems if one.reason != NO_LABEL or one.path not in paths]
         self._set_aside(lonely)
 
     def _set_aside(self, entries: list[SampleFiles]) -> None:
@@ -187,7 +194,7 @@ class Dataset:
             if len(lonely) == len(images):
                 self._problems.append(BadFile(labels_in, _why_unpaired(split, images, labels, labels_in)))
             else:
-                self._problems += [BadFile(images[key], _NO_LABEL) for key in sorted(lonely)]
+                self._problems += [BadFile(images[key], NO_LABEL) for key in sorted(lonely)]
                 self._lonely[split] = [SampleFiles(key, images[key], None, split) for key in sorted(lonely)]
                 self._problems += [BadFile(labels[key], "has no image file") for key in sorted(orphaned)]
             images = {key: path for key, path in images.items() if key in labels}
