@@ -23,10 +23,9 @@ from dakd.models.registry import build_student
 from dakd.models.separate_norm import separate_batch_norm
 from dakd.models.student import StudentNet
 from dakd.runtime.distributed import device, is_main
-from dakd.runtime.files import file_hash
 from dakd.runtime.precision import pays_in_student
 from dakd.runtime.runlog import say
-from dakd.runtime.tensor_files import load_state, load_strict, read_metadata
+from dakd.runtime.tensor_files import load_state, load_strict, read_metadata, weights_hash
 from dakd.train.batch_loss import StudentLoss, with_teachers_labels
 from dakd.train.engine import Engine
 from dakd.train.recalibrate import even_batches, recalibrate
@@ -71,6 +70,8 @@ class StudentTraining(Training):
         if self.section.init_from is not None:
             refuse_other_student(self.section.init_from, self.section.student, self.classes)
         sources = [self.dataset.real, *pair_sets]
+        if self.validation is not None and self.dataset.real is None:  # it chooses weights by real images nevertheless
+            sources.append(self.validation.real)
         self.data = [source.fingerprint for source in sources if source is not None]
 
     def _validation(self) -> Validation | None:
@@ -119,7 +120,7 @@ class StudentTraining(Training):
             "schedule": {"order": cfg.schedule, "positions": positions} if mixing.follows_length else None,
             # None: files from before this setting have none. A temperature is no part of the training.
             "validation": cfg.validation.model_dump(mode="json", exclude={"calibrate"}) if self.validation else None,
-            "init_from": None if cfg.init_from is None else file_hash(cfg.init_from),
+            "init_from": None if cfg.init_from is None else weights_hash(cfg.init_from),
         }
 
     def weights_file(self, kind: str) -> Path:
@@ -142,7 +143,10 @@ class StudentTraining(Training):
         cfg = self.section.validation
         if self.validation is None or not is_due(cfg.every, step, self.total_steps):
             return {}
-        line = self.validation.score(engine.net_weights("ema"), step)
+        weights = engine.net_weights("ema")
+        if self.recalibrate == "real" and is_main():  # as the final weights will be
+            weights = self._recalibrated(weights)
+        line = self.validation.score(weights, step)
         if step == self.end_step < self.total_steps:
             say(f"{self.label}: ends after step {step} of {self.total_steps}: {cfg.patience} scorings brought nothing")
         scores = {"validation_miou": line["miou"], "validation_loss": line["loss"]}
@@ -204,7 +208,9 @@ class StudentTraining(Training):
             weights, facts = self.validation.chosen_weights(), {"validation_scores": self.validation.facts()}
         weights = engine.net_weights(kind) if weights is None else weights
         if self.recalibrate == "real" and is_main():
-            weights = self._recalibrated(weights, kind)
+            num_real = self.dataset.num_real
+            say(f"{self.label}: batch norm of the {kind} weights is recalibrated on {num_real} real images")
+            weights = self._recalibrated(weights)
         if self.section.validation.calibrate:
             facts |= {"temperature": self.validation.fit(weights, kind).temperature}
         return weights, facts
@@ -224,9 +230,8 @@ class StudentTraining(Training):
         where = f"the first {count} training samples"
         return one_class_note(self.label, counts.cpu().numpy(), self.classes.names, where)
 
-    def _recalibrated(self, weights: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-        """The weights with batch norm's statistics of the real images that the student was trained on."""
-        say(f"{self.label}: batch norm of the {kind} weights is recalibrated on {self.dataset.num_real} real images")
+    def _recalibrated(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights with batch norm's statistics of the real images that the student is trained on."""
         net = self.new_net()
         load_strict(net, weights, "the training engine")
         recalibrate(net.to(device(), memory_format=self.memory_format), self._real_images())

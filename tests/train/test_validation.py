@@ -347,6 +347,11 @@ def test_recalibrated_weights_have_their_own_temperature_and_see_no_held_out_ima
     losses = {t: F.cross_entropy(logits / t, label, ignore_index=255).item()
               for t in facts["temperature"] * np.linspace(0.9, 1.1, 401)}  # fmt: skip
     assert min(losses, key=losses.get) == pytest.approx(facts["temperature"], rel=1e-3)
+    # The scores are of the weights that are kept, not of those before they were recalibrated.
+    chosen = next(line for line in lines_of(config) if line["step"] == facts["validation_scores"]["step"])
+    ours = F.cross_entropy(logits, label, ignore_index=255).item()
+    assert facts["validation_scores"]["loss"] == chosen["loss"] == pytest.approx(ours, rel=1e-5)
+    assert [line["miou"] for line in lines_of(config)].index(chosen["miou"]) + 1 == chosen["step"]
 
 
 def test_the_weights_are_calibrated_on_the_held_out_images_and_again_where_the_setting_changes(
@@ -424,6 +429,10 @@ def test_without_a_share_the_identity_is_the_one_of_before_and_with_one_it_is_re
     with pytest.raises(ValueError, match=r"validation\.share: 0\.25 there, 0\.3 now"):
         check_identity(checkpoints, StudentTraining(changed(config, share=0.3), "real").identity)
     check_identity(checkpoints, StudentTraining(changed(config, calibrate=True), "real").identity)
+    # Pairs alone: the held-out real images choose the weights, and are part of the data.
+    fingerprint = open_prepared(config, "train").fingerprint
+    assert fingerprint in StudentTraining(config, "synthetic").data
+    assert fingerprint not in StudentTraining(changed(config, share=0.0, keep="last"), "synthetic").data
 
 
 @pytest.mark.parametrize("settings, named", [({"keep": "best"}, "keep"), ({"patience": 2}, "patience"),
