@@ -17,7 +17,7 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.data.transforms import to_student
 from dakd.metrics.confusion import ConfusionMatrix
 from dakd.metrics.speckle import LOOKS_MIN_WINDOWS, LOOKS_WINDOW, equivalent_looks
-from dakd.runtime.files import file_hash
+from dakd.runtime.tensor_files import weights_hash
 from dakd.weights import load_student_of
 
 PRESENCE_PIXELS = 8  # an image with fewer pixels of a class does not count as holding it
@@ -63,7 +63,7 @@ def measuring_settings(cfg: GateConfig, student: Path | None) -> dict:
         "enl_window": LOOKS_WINDOW,
         "enl_min_windows": LOOKS_MIN_WINDOWS,
         "presence_pixels": PRESENCE_PIXELS,
-        "student": None if student is None else file_hash(student),
+        "student": None if student is None else weights_hash(student),
     }
 
 

@@ -13,7 +13,7 @@ from dakd.data.sample import ClassTable
 from dakd.names import written_path
 from dakd.pseudo_label.write_set import label_images, provenance, refuse_other_set
 from dakd.runtime.distributed import device, device_of
-from dakd.runtime.files import file_hash
+from dakd.runtime.tensor_files import weights_hash
 from dakd.weights import read_student_metadata
 
 
@@ -73,7 +73,7 @@ def refuse_settings_of_another_set(config: Config) -> None:
     found = load_index(folder / "index.json").provenance
     student, images = config.real_student, config.run_path / "prepare" / UNLABELLED / "index.json"
     wanted = provenance(
-        file_hash(student) if student.is_file() else str(found.get("student")),
+        weights_hash(student) if student.is_file() else str(found.get("student")),
         load_index(images).fingerprint if images.is_file() else str(found.get("images")),
         config.pseudo_label,
         config.soft_label_temperature,

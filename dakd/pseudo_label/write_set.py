@@ -17,10 +17,11 @@ from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.data.soft_labels import get_codec
 from dakd.pseudo_label.logits import labelled
-from dakd.runtime.files import file_hash, sync
+from dakd.runtime.files import sync
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import progress, say
 from dakd.runtime.sealed import write_manifest
+from dakd.runtime.tensor_files import weights_hash
 from dakd.weights import load_student
 
 
@@ -32,7 +33,7 @@ def label_images(
     temperature: that codes are written for; fp16 logits serve any.
     Raises ValueError where the folder holds anything else, RuntimeError where another process writes the same set.
     """
-    wanted = provenance(file_hash(student), images.fingerprint, cfg, temperature)
+    wanted = provenance(weights_hash(student), images.fingerprint, cfg, temperature)
     if (found := find_set(folder, wanted)) is not None:
         say(f"pseudo_label: {folder} is there already, made with the same settings")
         return found
@@ -52,7 +53,7 @@ def label_images(
 
 
 def provenance(student: str, images: str, cfg: PseudoLabelConfig, temperature: float) -> dict[str, Any]:
-    """What decides a set.  student: the sha256 of its file.  images: their fingerprint."""
+    """What decides a set.  student: the sha256 of its weights.  images: their fingerprint."""
     # How many images share a pass changes only the rounding.
     settings = cfg.model_dump(mode="json", exclude={"batch_size"})
     if cfg.codec != "fp16":

@@ -29,10 +29,10 @@ from dakd.metrics.tables import format_table
 from dakd.names import written_path
 from dakd.refine.losses import Hardness, PairLosses, gated, measure_set
 from dakd.runtime.distributed import device_of
-from dakd.runtime.files import file_hash
 from dakd.runtime.kept_config import CONFIG
 from dakd.runtime.runlog import progress, save_config, say
-from dakd.runtime.sealed import MANIFEST, is_as_listed, remove_manifest, write_json, write_manifest
+from dakd.runtime.sealed import is_as_listed, remove_manifest, write_json, write_manifest
+from dakd.runtime.tensor_files import weights_hash
 from dakd.weights import real_student
 
 TABLE = "refine.json"
@@ -96,7 +96,7 @@ def refuse_other_refinement(config: Config) -> None:
     if "://" not in str(config.unrefined_pairs) and index.is_file():
         wanted["pairs"] = load_index(index).fingerprint
     if config.real_student.is_file():
-        wanted["student"] = file_hash(config.real_student)
+        wanted["student"] = weights_hash(config.real_student)
     if differing := [name for name, value in wanted.items() if found.get(name) != value]:
         raise ValueError(
             f"{config.run_path / 'refine'} was made with another {', '.join(differing)}; set it back, or run dakd "
@@ -143,12 +143,12 @@ def _refined(
 
 def _facts(student: Path, pairs: ShardSet, cfg: RefineConfig) -> dict:
     """All that a refined set depends on."""
-    return {"pairs": pairs.fingerprint, "student": file_hash(student), **cfg.model_dump(mode="json")}
+    return {"pairs": pairs.fingerprint, "student": weights_hash(student), **cfg.model_dump(mode="json")}
 
 
 def _made_with(folder: Path) -> dict | None:
     """The facts of the refined set in a folder; None where there is none."""
-    if not (folder / MANIFEST).is_file() or not (folder / "index.json").is_file():
+    if not (folder / "index.json").is_file():
         return None
     return load_index(folder / "index.json").provenance.get("refined")
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dakd.runtime.files import replacing
+from dakd.runtime.files import file_hash, replacing
 from dakd.runtime.sealed import Changed, parse_sealed, refuse_unlisted, remedy, seal
 
 _METADATA_KEY = "dakd"
@@ -50,6 +50,14 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def stated_hash(path: str | Path) -> str | None:
     """The checksum that a file states of its tensors, which are not read; None for a file of another origin."""
     return _stored_metadata(path).get(_DIGEST_KEY)
+
+
+def weights_hash(path: str | Path) -> str:
+    """What the tensors of a weights file are known by: the checksum that it states of them, else that of the file.
+
+    Other metadata, such as a student's temperature, leave it as it is.
+    """
+    return stated_hash(path) or file_hash(path)
 
 
 def load_state(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:

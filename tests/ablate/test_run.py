@@ -11,10 +11,10 @@ from ablate_worlds import SOFT, plan_of
 from dakd.ablate import run
 from dakd.ablate.run import JobStore, work
 from dakd.data.shards import ShardSet
-from dakd.runtime.files import file_hash
 from dakd.runtime.lock import locked
 from dakd.runtime.sealed import write_json
 from dakd.runtime.stopping import Preempted
+from dakd.runtime.tensor_files import weights_hash
 from dakd.weights import load_student
 
 
@@ -184,7 +184,7 @@ def test_a_row_of_refined_pairs_finds_its_student_and_its_pairs(tmp_path):
     unfinished = work(plan, store, processes=0)
     assert not unfinished.failed and all(store.is_done(job) for job in plan.jobs)
     jobs = {job.kind if job.kind != "student" else job.steps[0][2]: store.folder_of(job) for job in plan.jobs}
-    own = file_hash(jobs["real"] / "train_saross" / "real" / "student.safetensors")
+    own = weights_hash(jobs["real"] / "train_saross" / "real" / "student.safetensors")
     refined = ShardSet(jobs["refine"] / "refine").index
     assert ShardSet(jobs["generate"] / "generate").index.provenance["gate"]["student"] == own
     assert refined.provenance["refined"]["student"] == own and refined.num_samples == 30

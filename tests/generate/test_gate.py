@@ -26,6 +26,7 @@ from dakd.generate.plan import open_plan
 from dakd.generate.status import status
 from dakd.models.registry import build_student
 from dakd.runtime.files import file_hash
+from dakd.runtime.tensor_files import weights_hash
 from dakd.weights import load_student, save_student
 
 
@@ -119,8 +120,8 @@ def test_a_candidate_is_refused_with_every_bound_that_it_breaks(settings, reason
     assert bounded.refuse(measure(sample(label_with(ship=20, land=100)), OSD_CLASSES, bounded.cfg)) == reason
 
 
-def test_agreement_is_bounded_where_it_was_measured():
-    bounded = gate(agreement={"at_least": 0.6}, student=__file__)
+def test_agreement_is_bounded_where_it_was_measured(student_file):
+    bounded = gate(agreement={"at_least": 0.6}, student=str(student_file))
     measures = GateMeasures(class_pixels=[1, 0, 0, 0, 0], entropy=0.0, enl=None, agreement=0.59)
     assert bounded.refuse(measures) == ["agreement"] and bounded.refuse(measures._replace(agreement=0.6)) == []
 
@@ -410,7 +411,7 @@ def test_a_student_takes_part_and_its_weights_are_recorded(student_file, tmp_pat
     config = gated(tmp_path / "run", 3, student=str(student_file), agreement={"at_least": 0.0})
     folder = generate(config)
     assert all(0 <= verdict["agreement"] <= 1 for verdict in verdicts(folder))
-    assert ShardSet(folder).index.provenance["gate"]["student"] == file_hash(student_file)
+    assert ShardSet(folder).index.provenance["gate"]["student"] == weights_hash(student_file)
 
 
 # --- the run's own student --------------------------------------------------------------------------------------------
@@ -432,13 +433,13 @@ def test_the_word_real_is_the_runs_own_student(tmp_path, student_file, on_the_cp
     # The measures go by the file's hash, whatever it is called.
     folders = [{path.name for path in (one.run_path / "generate" / "measures").iterdir()} for one in (config, named)]
     assert folders[0] == folders[1] and len(folders[0]) == 1
-    assert ShardSet(config.run_path / "generate").index.provenance["gate"]["student"] == file_hash(student_file)
+    assert ShardSet(config.run_path / "generate").index.provenance["gate"]["student"] == weights_hash(student_file)
     verify_set(config)
     # A file of that name in the current folder is ./real.
     monkeypatch.chdir(tmp_path)
     shutil.copy(student_file, "real")
     config.real_student.unlink()
     file = Gate(config.generate.gate.model_copy(update={"student": "./real"}), OSD_CLASSES)
-    assert file.facts["student"] == file_hash(student_file)
+    assert file.facts["student"] == weights_hash(student_file)
     with pytest.raises(ValueError, match=r"there is no .*student\.safetensors yet"):
         status(config)

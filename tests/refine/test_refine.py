@@ -27,8 +27,8 @@ from dakd.models.registry import build_student
 from dakd.refine import refine as refining
 from dakd.refine.losses import Hardness, gated
 from dakd.refine.refine import refine, refine_pairs, refuse_other_refinement
-from dakd.runtime.files import file_hash
-from dakd.runtime.sealed import read_json, read_manifest
+from dakd.runtime.sealed import read_json, read_manifest, remove_manifest
+from dakd.runtime.tensor_files import load_state, read_metadata, save_weights, weights_hash
 from dakd.train.saross import StudentTraining
 from dakd.train.student_data import student_dataset
 from dakd.verify import verify_run
@@ -199,7 +199,7 @@ def test_copies_share_the_ignored_pixels_and_the_hardness_is_that_before_the_gat
 def test_the_set_says_what_it_was_made_from(tmp_path, student):
     pairs = ShardSet(make_pairs(tmp_path / "pairs"))
     out = refine_pairs(student, pairs.folder, tmp_path / "out", RefineConfig(pixel_gate=2.0, repeats=2))
-    facts = {"pairs": pairs.fingerprint, "student": file_hash(student), "pixel_gate": 2.0, "repeats": 2}
+    facts = {"pairs": pairs.fingerprint, "student": weights_hash(student), "pixel_gate": 2.0, "repeats": 2}
     assert ShardSet(out).index.provenance == {"refined": facts, "pairs": pairs.index.provenance}
     assert read_json(out / "refine.json")["refined"] == facts and set(read_manifest(out)) == {"refine.json"}
     first = {path.name: path.read_bytes() for path in out.glob("*") if path.is_file()}
@@ -274,7 +274,7 @@ def run_with(tmp_path, refined, **train):
 
 def test_students_are_trained_on_the_refined_pairs_where_settings_ask_for_them(tmp_path):
     config = run_with(tmp_path, {"pixel_gate": 1.0, "repeats": 2})
-    with pytest.raises(ValueError, match="refine"):
+    with pytest.raises(ValueError, match=r"no refined pairs in .*refine ask for; run: dakd refine"):
         student_dataset(config, "synthetic")
     out = refine(config)
     assert out == config.run_path / "refine" and student_dataset(config, "real+synthetic").num_synthetic == 12
@@ -299,7 +299,7 @@ def test_the_step_keeps_what_is_of_its_settings_and_replaces_what_is_not(tmp_pat
     assert ShardSet(out).index.provenance["refined"]["pixel_gate"] == 2.0
     write_student(config.real_student, seed=1)
     refine(other)
-    assert ShardSet(out).index.provenance["refined"]["student"] == file_hash(config.real_student)
+    assert ShardSet(out).index.provenance["refined"]["student"] == weights_hash(config.real_student)
     assert "nothing to do" not in capfd.readouterr().out
 
 
@@ -319,6 +319,25 @@ def test_a_set_that_was_refined_otherwise_is_refused_by_the_training(tmp_path):
     shutil.copytree(tmp_path / "others", config.run_path / "generate")
     with pytest.raises(ValueError, match="made with another pairs;"):
         refuse_other_refinement(config)
+
+
+def test_a_set_of_other_settings_whose_replacement_was_killed_is_refused(tmp_path):
+    config = run_with(tmp_path, {"pixel_gate": 1.0})
+    remove_manifest(refine(config))  # as a kill leaves it while the new set is made
+    refuse_other_refinement(config)
+    with pytest.raises(ValueError, match="made with another pixel_gate; set it back"):
+        refuse_other_refinement(config.model_copy(update={"refine": RefineConfig(pixel_gate=2.0)}))
+    assert read_manifest(refine(config)) is not None
+
+
+def test_a_temperature_of_the_student_changes_no_refined_set(tmp_path, capfd):
+    config = run_with(tmp_path, {"pixel_gate": 1.0})
+    refine(config)
+    before, facts = load_state(config.real_student), read_metadata(config.real_student)
+    save_weights(config.real_student, before, facts | {"temperature": 1.5})
+    refuse_other_refinement(config)
+    refine(config)
+    assert "nothing to do" in capfd.readouterr().out
 
 
 def test_the_step_names_the_training_that_it_needs(tmp_path):
