@@ -42,7 +42,10 @@ def on_disk(experiment: Experiment) -> Found:
     """The finding on the disk that pairs, checkpoints and weights take."""
     config, cfg = experiment.config, experiment.config.generate
     height, width = cfg.size
-    needed = cfg.num_samples * height * width * _bytes_per_pixel(experiment, cfg.codec)
+    num_records = cfg.num_samples
+    if config.refine.is_set and config.train_saross.synthetic is None:
+        num_records += config.refine.num_written(cfg.num_samples)
+    needed = num_records * height * width * _bytes_per_pixel(experiment, cfg.codec)
     needed += _bytes_of_pseudo_labels(experiment)
     for name, cost in experiment.costs.items():
         section = config.train_saross if name == "student" else config.train_jointnet

@@ -83,12 +83,6 @@ def pseudo_label(experiment: Experiment) -> Found:
     config, cfg = experiment.config, experiment.config.train_saross
     if not cfg.has_own_pseudo_labels:
         return
-    if "real" not in cfg.training_sets:
-        yield (
-            "refused",
-            f"train_saross.training_sets is {', '.join(cfg.training_sets)}, and the student of real labels the images; "
-            "add real",
-        )
     get_codec(config.pseudo_label.codec, config.soft_label_temperature)
     num_images = experiment.num_unlabelled
     if num_images == 0:

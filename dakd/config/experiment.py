@@ -79,7 +79,7 @@ class Config(Section):
     def _knows_the_steps_of_a_student_that_comes_first(self) -> Config:
         """Epochs are counted over the pairs, which are not there yet where a student of real images helps make them."""
         cfg = self.train_saross
-        counts_pairs = cfg.steps is None and any("synthetic" in name for name in cfg.training_sets)
+        counts_pairs = any("synthetic" in name for name in cfg.epoch_sets)
         is_first = self.refine.is_set or (self.generate.gate.asks_own_student and cfg.synthetic is None)
         if counts_pairs and is_first:
             asked_by = "generate.gate.student"

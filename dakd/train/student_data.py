@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from dakd.config import Config, TrainingSet
 from dakd.data.datasets import StudentDataset
@@ -43,6 +44,8 @@ def _open_dataset(
     """is_counted: only the samples are to be counted: images that the run's step pseudo_label labels need no labels."""
     cfg = config.train_saross
     real = open_prepared(config, "train") if "real" in training_set else None
+    if "synthetic" in training_set and config.refine.is_set and not (Path(config.pairs) / "index.json").is_file():
+        raise ValueError(f"no refined pairs in {config.pairs}, which the settings of refine ask for; run: dakd refine")
     synthetic = open_shards(str(config.pairs), config.data) if "synthetic" in training_set else None
     pseudo = num_pseudo = None
     if is_counted and reads_pseudo_labels(config, (training_set,)):
