@@ -175,7 +175,8 @@ class ValidationConfig(Section):
     """Share of the real training samples that is held out, with the classes in about the same mixture. 0: none."""
 
     every: Positive = 50
-    """Optimizer steps between two scorings of the EMA weights on the held-out samples; the last step is scored too."""
+    """Optimizer steps between two scorings of the EMA weights on the held-out samples; the last step is scored too.
+    With `recalibrate` each scoring recalibrates them first, as it will the final ones."""
 
     keep: Literal["last", "best"] = "last"
     """Step that the final EMA weights are of: the last one, or the one with the highest mIoU on the held-out samples

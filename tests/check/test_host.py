@@ -89,3 +89,6 @@ def test_the_disk_that_pairs_take_is_that_of_their_codec(tmp_path):
         sizes[codec] = float(text.split()[1])
     # A GiB for each byte of a pixel: one grey, and five classes of two bytes, or of one that zstandard packs.
     assert sizes["fp16"] == 1 + 5 * 2 and 1 < sizes["logprob8"] < 1 + 5
+    config = toy(tmp_path, generate__num_samples=2**20, refine__repeats=2)
+    ((_, text),) = capacity.on_disk(Experiment(config, 1))  # half of the pairs stand in the refined set twice
+    assert float(text.split()[1]) == 11 * (1 + 1.5)

@@ -272,6 +272,15 @@ def run_with(tmp_path, refined, **train):
     return config
 
 
+def test_epochs_that_are_counted_over_pairs_are_refused_and_those_of_real_views_are_not(tmp_path):
+    tree = run_with(tmp_path, {"repeats": 2}).model_dump(mode="json")
+    tree["train_saross"] |= {"steps": None, "epochs": 3, "training_sets": ["real", "real+synthetic"]}
+    with pytest.raises(ValueError, match=r"refine.repeats needs the student .*over which .*set train_saross.steps"):
+        build_config(tree)
+    tree["train_saross"]["budget"] = "real_views"
+    assert build_config(tree).refine.is_set
+
+
 def test_students_are_trained_on_the_refined_pairs_where_settings_ask_for_them(tmp_path):
     config = run_with(tmp_path, {"pixel_gate": 1.0, "repeats": 2})
     with pytest.raises(ValueError, match=r"no refined pairs in .*refine ask for; run: dakd refine"):
