@@ -55,7 +55,8 @@ def loop_phase(visit: Visit) -> Phase:
 
 
 def train_phase(visit: Visit) -> Phase:
-    jobs = [Job(f"train {name}", _train_job(visit, name), 50) for name in ("stage3", "student", "stage2")]
+    limit_s = 50 if visit.is_gpu else 150  # a rehearsal shares its cores with other tests
+    jobs = [Job(f"train {name}", _train_job(visit, name), limit_s) for name in ("stage3", "student", "stage2")]
     return Phase("train", 60 if visit.is_gpu else 150, jobs)
 
 
@@ -71,7 +72,8 @@ def candidates_phase(visit: Visit) -> Phase:
 
 def training_families_phase(visit: Visit) -> Phase:
     trainings = ("stage3", "channels_last"), ("stage3", "contiguous"), ("student", "channels_last")
-    jobs = [Job(f"families of {name} {layout}", partial(_training_families, visit, name, layout), 30)
+    limit_s = 30 if visit.is_gpu else 120
+    jobs = [Job(f"families of {name} {layout}", partial(_training_families, visit, name, layout), limit_s)
             for name, layout in trainings]  # fmt: skip
     return Phase("families", 45 if visit.is_gpu else 120, jobs)
 
