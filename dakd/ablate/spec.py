@@ -220,8 +220,8 @@ class TableSpec(Section):
             for row in (self.rows[names.index(name)] for name in (one.of, *one.to)):
                 if lacking := [name for name in one.data or self.data if not row.is_on(name)]:
                     raise ValueError(
-                        f"contrast {one.title!r} is on {', '.join(lacking)}, and row {row.name!r} is not; list by data "
-                        "the datasets that all its rows are on"
+                        f"contrast {one.title!r} is on {', '.join(lacking)}, and row {row.name!r} is not; give by "
+                        "data the datasets that all its rows are on"
                     )
         places = [spec.labels for spec in self.data.values()]
         if self.curve is not None and (None in places or len(set(places)) < max(2, len(places))):

@@ -246,10 +246,13 @@ def _write_split(folder: Path, samples: Iterator[Sample], dataset: Dataset, cfg:
 def _refuse_bad_files(cfg: PrepareConfig, tally: _Tally, folder: Path, splits: tuple[str, ...]) -> None:
     problems = tally.problems
     if problems and cfg.on_bad_file == "stop":
-        remedy = "fix or remove them, or set prepare.on_bad_file to skip to leave these samples out"
-        if any(one.reason == NO_LABEL for one in problems):
-            remedy += "; prepare.on_missing_mask: image_only takes training images without a mask as images alone"
-        raise BadDataset(f"dataset {cfg.dataset!r} at {cfg.root} has {len(problems)} problem(s):", problems, remedy)
+        of_masks = "; prepare.on_missing_mask: image_only takes training images without a mask as images alone"
+        raise BadDataset(
+            f"dataset {cfg.dataset!r} at {cfg.root} has {len(problems)} problem(s):",
+            problems,
+            "fix or remove them, or set prepare.on_bad_file to skip to leave these samples out"
+            + of_masks * any(one.reason == NO_LABEL for one in problems),
+        )
     empty = [split for split in splits if not any(folder.joinpath(split).glob("shard-*.tar"))]
     if empty or not splits:
         raise BadDataset(

@@ -106,7 +106,7 @@ def test_a_table_without_few_labels_is_as_it_was():
         ({"seeds": [1000]}, "expected seeds below 1000"),
         ({"contrasts": [{"of": "sofd", "to": "real"}]}, "names 'sofd', which is no row"),
         ({"contrasts": [{"of": "soft", "to": "real", "data": ["7"]}]}, "is on 7; expected datasets of 10, 40"),
-        ({"rows": [*ROWS[:2], ROWS[2] | {"data": ["10"]}]}, "is on 40, and row 'soft' is not; list by data"),
+        ({"rows": [*ROWS[:2], ROWS[2] | {"data": ["10"]}]}, "is on 40, and row 'soft' is not; give by data"),
         ({"curve": "rael"}, "names 'rael', which is no row"),
         ({"panels": {"a": ["rael"]}}, "panel 'a' names 'rael', which is no row"),
         ({"data": {"10": DATA["10"]}}, "give two datasets or more their own"),
