@@ -30,7 +30,7 @@ from dakd.runtime.lock import locked
 from dakd.runtime.runlog import read_records
 from dakd.runtime.sealed import write_json
 from dakd.runtime.stopping import Preempted, write_requeue_marker
-from dakd.runtime.tensor_files import load_state
+from dakd.runtime.tensor_files import load_state, weights_hash
 from dakd.train.checkpoint import list_checkpoints
 from dakd.verify import verify_run
 from dakd.weights import load_student
@@ -101,7 +101,7 @@ def test_a_run_whose_own_student_judges_and_refines_the_pairs(tmp_path, capsys):
         if step == "generate":
             assert [one.name for one in (run / "train_saross").iterdir()] == ["real"]
         assert run_step(step, ["--config", str(path), *options]) == 0, capsys.readouterr().err
-    own = file_hash(run / "train_saross" / "real" / "student.safetensors")
+    own = weights_hash(run / "train_saross" / "real" / "student.safetensors")
     pairs, made = ShardSet(run / "generate"), ShardSet(run / "refine")
     assert pairs.index.provenance["gate"]["student"] == own and len(pairs) == 7
     assert made.index.provenance["refined"] == {

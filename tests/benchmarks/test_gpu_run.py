@@ -356,7 +356,9 @@ def test_a_phase_that_cannot_be_made_costs_no_other_phase(tmp_path, monkeypatch)
 
     monkeypatch.setattr(gpu_run.races, "phase", broken)
     monkeypatch.setattr(gpu_run.nets, "loop_phase", lambda run: workers.Phase("loop", 20, [workers.Job("x", str, 20)]))
-    monkeypatch.setattr(sys, "argv", ["gpu_run.py", "--device", "cpu", "--tiny", "--only", "races", "--only", "loop"])
+    # Time counts from the start of the process, which here has made other tests before.
+    options = ["--device", "cpu", "--tiny", "--total-s", "100000", "--only", "races", "--only", "loop"]
+    monkeypatch.setattr(sys, "argv", ["gpu_run.py", *options])
     monkeypatch.setenv("OUT", str(tmp_path))
     assert gpu_run.main() == 1
     found = {(row["phase"], row["name"]): row for row in read(tmp_path / "facts.csv")}
