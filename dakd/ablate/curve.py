@@ -125,10 +125,12 @@ def draw_curve(plan: TablePlan, store: JobStore, path: Path) -> bool:
     panels = plan.table.panels or {plan.table.title: tuple(points)}
     figure = Figure(figsize=(7.5 * len(panels), 5.2), dpi=110, layout="constrained")
     places = sorted(spec.labels for spec in plan.table.data.values())
+    colours = {name: f"C{number % 10}" for number, name in enumerate(points)}  # a row has one in all panels
     for axes, (title, rows) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
         shown = {name: points[name] for name in rows if points.get(name)}
         for number, (name, own) in enumerate(shown.items()):
-            _draw_line(axes, name, own, 1 + 0.012 * (number - len(shown) / 2), is_base=number == 0)
+            style = {"color": "black", "linewidth": 2.2} if number == 0 else {"color": colours[name], "linewidth": 1.4}
+            _draw_line(axes, name, own, 1 + 0.012 * (number - len(shown) / 2), style)
         axes.set(xscale="log", xlabel="labelled images", ylabel="mIoU, %", title=title)
         axes.set_xticks(places, [str(place) for place in places])
         axes.minorticks_off()
@@ -139,16 +141,14 @@ def draw_curve(plan: TablePlan, store: JobStore, path: Path) -> bool:
     return True
 
 
-def _draw_line(axes: Axes, name: str, points: dict[float, list[float]], shift: float, is_base: bool) -> None:
+def _draw_line(axes: Axes, name: str, points: dict[float, list[float]], shift: float, style: dict) -> None:
     places = sorted(points)
     means = [float(np.mean(points[place])) for place in places]
     halves = [_half_width(points[place]) for place in places]
-    style = {"color": "black", "linewidth": 2.2} if is_base else {"linewidth": 1.4}
     shifted = [place * shift for place in places]
-    bars = axes.errorbar(shifted, means, yerr=halves, marker="o", markersize=4, capsize=3, label=name, **style)
-    colour = bars.lines[0].get_color()
+    axes.errorbar(shifted, means, yerr=halves, marker="o", markersize=4, capsize=3, label=name, **style)
     for place, at in zip(places, shifted):
-        axes.plot([at] * len(points[place]), points[place], ".", color=colour, alpha=0.35, markersize=4)
+        axes.plot([at] * len(points[place]), points[place], ".", color=style["color"], alpha=0.35, markersize=4)
 
 
 def _points(plan: TablePlan, store: JobStore, row: str) -> dict[float, list[float]]:
