@@ -54,7 +54,7 @@ def as_a_kill_after_step_2_leaves_it(config: Config, training_set: str) -> None:
         path.unlink()
 
 
-def resumed_to_equal_files(straight, folder):
+def assert_resumed_to_equal_files(straight, folder):
     """The config of a copy of a run that was killed after step 2 and resumed; its files are those of the run."""
     config = in_folder(straight, folder)
     as_a_kill_after_step_2_leaves_it(config, PAIRS)
@@ -109,7 +109,7 @@ def test_real_images_are_the_same_for_every_training_set_and_not_flipped(recalib
 
 
 def test_a_resumed_training_is_recalibrated_to_the_same_file(recalibrated, tmp_path):
-    resumed_to_equal_files(recalibrated, tmp_path / "run")
+    assert_resumed_to_equal_files(recalibrated, tmp_path / "run")
 
 
 def test_another_recalibration_is_another_experiment_but_not_without_real_images(plain):
@@ -176,7 +176,7 @@ def test_the_final_files_are_those_of_any_student_and_the_twins_stay_in_the_chec
 
 
 def test_a_resumed_training_with_separate_statistics_is_bitwise_equal(separate, tmp_path):
-    config = resumed_to_equal_files(separate, tmp_path / "run")
+    config = assert_resumed_to_equal_files(separate, tmp_path / "run")
     ours, theirs = (
         load_tensors(list_checkpoints(student_folder(one, PAIRS) / "checkpoints")[-1]) for one in (config, separate)
     )
