@@ -9,6 +9,7 @@ import torch
 from lib import device, diffusers_pairs, nets, race, rounds, table
 from lib.timing import Timing
 from models import bench_generate as bench
+from torch_threads import torch_threads
 
 from dakd.diffusion.sampler import PairSampler, to_grey
 from dakd.diffusion.schedule import CosineSchedule
@@ -24,15 +25,14 @@ def small_copy(monkeypatch):
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Runs the bench with options; returns its exit status and its rows."""
-    threads = torch.get_num_threads()
 
     def run(*options):
         path = tmp_path / "rows.csv"
         monkeypatch.setattr(sys, "argv", ["bench_generate.py", "--device", "cpu", *options, "--csv", str(path)])
         return bench.main(), table.read_rows(tmp_path)
 
-    yield run
-    torch.set_num_threads(threads)
+    with torch_threads(torch.get_num_threads()):  # the bench sets its own
+        yield run
 
 
 def times_of(monkeypatch, **seconds_a_step):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_students import TINY_STUDENT
 from worlds import teacher_file, with_teacher
 
 import dakd
+from dakd.check.check import check
 from dakd.cli import main
 from dakd.config import load_config
 from dakd.data.sample import OSD_CLASSES
@@ -141,6 +143,26 @@ def test_init_writes_a_commented_yaml_for_ones_own_folder(tmp_path, monkeypatch,
     assert main(["init", "mine", "--root", "data", *again]) == 0
     config = load_config("mine.yaml")
     assert list(config.prepare.classes) == ["sea", "oil", "2024"] and config.train_jointnet.stage2.steps == 250_000
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_init_sets_up_self_training_where_most_images_have_no_mask(preset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # The paper's checkpoints take 47 GiB, which not every host has free.
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**40))
+    own_data(tmp_path / "data", num=5)
+    argv = ["init", "mine", "--root", "data", "--classes", "sea,oil", "--preset", preset, "--overwrite"]
+    for masks, sets, share in ((4, ("real", "real+synthetic"), None), (2, ("real", "real+pseudo"), 0.5)):
+        for path in (tmp_path / "data" / "train" / "masks").glob(f"[{masks}-9].png"):
+            path.unlink()
+        assert main([*argv, "--on-missing-mask", "image_only"]) == 0, capsys.readouterr().err
+        config = load_config("mine.yaml")
+        assert config.train_saross.training_sets == sets and config.train_saross.synthetic_share == share
+        assert config.generate.num_samples == 5
+        text = (tmp_path / "mine.yaml").read_text()
+        assert f"{masks} training images with labels, {5 - masks} without" in text
+        assert ("made where training_sets has real+synthetic" in text) == (masks == 2)
+        assert not any(one.level == "refused" for one in check(config))
 
 
 def test_prepare_runs_on_the_yaml_of_init(tmp_path, monkeypatch, capsys):

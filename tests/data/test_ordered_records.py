@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damaged_records import flip_byte
 from pydantic import ValidationError
 from sealed_edits import content_of, reseal
 
@@ -28,18 +29,6 @@ def copied(real_set, tmp_path) -> ShardSet:
     """The 13 samples of `real_set`, in three shards of 5, 5 and 3, to be damaged."""
     shutil.copytree(real_set.folder, tmp_path / "set")
     return ShardSet(tmp_path / "set")
-
-
-def flip_byte(shards: ShardSet, i: int, extension: str = "sar.u8") -> str:
-    """Change one byte of sample i; returns its key."""
-    shard, record = shards.locate(i)
-    span = shards.span(shard, record)
-    start = next(start for name, start, _ in span.members if name == extension)
-    path = shards.folder / shards.index.shards[shard].file
-    content = bytearray(path.read_bytes())
-    content[span.first + start + 3] ^= 1
-    path.write_bytes(content)
-    return span.key
 
 
 def teacher(shards: ShardSet, **options) -> TeacherDataset:

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch_threads import torch_threads
 from variants import variants
 
 from dakd.kernels import extension, triton_runtime
@@ -82,6 +83,17 @@ def test_results_too_large_for_a_cache_are_those_of_small_ones(isa):
                            input_dtype=torch.bfloat16, backend="cpu") for i in range(3)]  # fmt: skip
     for together, *alone in zip(whole, *parts, strict=True):
         assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_number_of_threads_does_not_change_a_bit(order):
+    inputs = inputs_of(dict(batch=3, num_classes=5, height=61, width=67), order) | dict(stochastic=True)
+    found = []
+    for num_threads in (1, 3):
+        with torch_threads(num_threads), numerics.poisoned_memory():
+            found.append(ddim_step(**inputs, input_dtype=torch.bfloat16, backend="cpu"))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(("backend", "device"), variants("ddim_step", without=("triton", "cuda")))

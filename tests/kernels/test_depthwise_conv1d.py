@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from torch_threads import torch_threads
 from variants import variants
 
 from dakd.kernels import backend as backends
@@ -237,13 +238,10 @@ def test_every_instruction_set_is_exact(isa, dtype, layout):
 def test_the_number_of_threads_does_not_change_a_bit(layout):
     inputs = operands("depthwise_conv1d", dict(batch=6, channels=70, length=40))
     inputs["x"] = layout(inputs["x"])
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
+    found = []
+    for num_threads in (1, 2):
+        with torch_threads(num_threads):
             found.append(results("cpu", inputs))
-    finally:
-        torch.set_num_threads(before)
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cuda_on_cpu
 import pytest
 import torch
+from torch_threads import torch_threads
 from variants import variants
 
 from dakd.kernels import backend as backends
@@ -54,6 +55,15 @@ def test_every_instruction_set_matches_plain_torch(isa, dtype):
     inputs = operands("joint_noising", dict(batch=2, num_classes=3, height=31, width=35))
     with extension.using_cpu_isa(isa):
         check(inputs, dtype, "cpu")
+
+
+@pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
+def test_the_number_of_threads_does_not_change_a_bit():
+    inputs, found = operands("joint_noising", dict(batch=3, num_classes=5, height=61, width=67)), []
+    for num_threads in (1, 3):
+        with torch_threads(num_threads), numerics.poisoned_memory():
+            found.append(joint_noising(**inputs, out_dtype=torch.float32, backend="cpu"))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import cuda_on_cpu
 import pytest
 import torch
 import torch.nn.functional as F
+from torch_threads import torch_threads
 from variants import variants
 
 from dakd.kernels import arrival_counters, extension, triton_runtime
@@ -240,11 +241,10 @@ def test_every_instruction_set_is_right(dtype, isa):
 @pytest.mark.skipif(extension.why_not_cpu("cpu") is not None, reason="the extension is not built")
 def test_any_number_of_threads_gives_equal_bits():
     inputs = operands("seg_loss", dict(batch=3, synthetic=1, num_classes=5, height=90, width=90))
-    before, results = torch.get_num_threads(), []
+    results = []
     for num_threads in (1, 3):
-        torch.set_num_threads(num_threads)
-        results.append(numerics.forward_and_gradients(partial(seg_loss, backend="cpu"), inputs, ("logits",)))
-    torch.set_num_threads(before)
+        with torch_threads(num_threads):
+            results.append(numerics.forward_and_gradients(partial(seg_loss, backend="cpu"), inputs, ("logits",)))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch_threads import torch_threads
 
 from dakd.kernels import extension
 from dakd.kernels.selective_scan import selective_scan
@@ -87,14 +88,10 @@ def test_every_operand_may_have_a_layout_of_its_own(isa, names):
 @pytest.mark.parametrize("shape", [dict(batch=3, channels=150, states=8, length=130), "small"])
 def test_the_number_of_threads_does_not_change_a_bit(shape):
     inputs = operands("selective_scan", shape)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with torch_threads(1):
         wanted = results(inputs)
-        torch.set_num_threads(4)
+    with torch_threads(4):
         got = results(inputs)
-    finally:
-        torch.set_num_threads(before)
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 

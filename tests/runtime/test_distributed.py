@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import torch
+from torch_threads import torch_threads
 from worlds import use_collectives
 
 from dakd.runtime import distributed
@@ -28,17 +29,14 @@ def test_launchers_environment_is_read(monkeypatch):
 
 
 def test_ranks_of_a_host_share_its_cores(monkeypatch):
-    before = torch.get_num_threads()
     monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: set(range(8)))
-    try:
+    with torch_threads(1):
         for ranks, wanted in (("2", 4), ("16", 1)):
             monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
             distributed.limit_threads(0)
             assert torch.get_num_threads() == wanted
         distributed.limit_threads(3)
         assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_free_ports_can_be_listened_on():
