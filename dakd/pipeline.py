@@ -42,6 +42,7 @@ from dakd.shipped import extra_remedy
 
 UNDER_DEEPSPEED = ("train_jointnet", "generate", "train_saross")
 TRAININGS = ("train_jointnet", "train_saross")
+_OF_THE_TEACHER = ("train_jointnet", "generate")
 _REST_SAID_AFTER_S = 5.0
 
 
@@ -57,6 +58,9 @@ def run_pipeline(
     _refuse_what_a_step_would_refuse(config, processes)
     seconds: dict[str, float] = {}
     calls = pipeline_calls(config, steps)
+    if left_out := [step for step in _OF_THE_TEACHER if step in steps and (step,) not in calls]:
+        sets = ", ".join(config.train_saross.training_sets)
+        say(f"pipeline: without {' and '.join(left_out)}, whose pairs no student of {sets} learns from")
     for number, (step, *options) in enumerate(calls, 1):
         say(f"\n=== {number}/{len(calls)} {' '.join((step, *options))} ===")
         start = time.monotonic()
@@ -76,12 +80,16 @@ def run_pipeline(
 def pipeline_calls(config: Config, steps: Sequence[str]) -> list[tuple[str, ...]]:
     """The steps that the settings ask for, in order, each with its options.
 
-    The student of the set real is trained before the first step that reads it; train_saross then finds it done.
+    A teacher and its pairs are made where a student learns from them. The student of the set real is trained before the
+    first step that reads it; train_saross then finds it done.
     """
-    asked = {"refine": config.refine.is_set, "pseudo_label": config.train_saross.has_own_pseudo_labels}
+    cfg = config.train_saross
+    asked = dict.fromkeys(_OF_THE_TEACHER, cfg.reads_generated_pairs()) | {
+        "refine": config.refine.is_set and any("synthetic" in name for name in cfg.training_sets),
+        "pseudo_label": cfg.reads_pseudo_labels(),
+    }
     calls = [(step,) for step in steps if asked.get(step, True)]
-    reading = [name for name, is_asked in asked.items() if is_asked]
-    reading += ["generate"] * config.generate.gate.asks_own_student
+    reading = ["refine", "pseudo_label", *["generate"] * config.generate.gate.asks_own_student]
     if first := next((call for call in calls if call[0] in reading), None):
         calls.insert(calls.index(first), ("train_saross", "--training-set", "real"))
     return calls

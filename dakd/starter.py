@@ -13,6 +13,7 @@ import yaml
 
 from dakd.config import PrepareConfig, build_config, parse_yaml, validated
 from dakd.data.readers import BadDataset, BadFile, Dataset, SampleFiles, open_dataset
+from dakd.data.readers.base import UNLABELLED
 from dakd.data.readers.label_meaning import refuse_contradiction
 from dakd.data.readers.read_picture import picture_size
 from dakd.data.readers.sos import SosDataset
@@ -29,11 +30,23 @@ _NUM_LABELS_READ = 8
 
 @dataclass(frozen=True)
 class _Facts:
-    """num_train: training images.  shortest_side: in pixels, of the smallest image.  has_test: of a test split."""
+    """num_train, num_unlabelled: training images with and without labels.  has_test: of a test split.
+
+    shortest_side: in pixels, of the smallest training image.
+    """
 
     num_train: int
+    num_unlabelled: int
     shortest_side: int
     has_test: bool
+
+    @property
+    def trains_itself(self) -> bool:
+        """Whether most images have no labels: then self-training brought more than pairs of a teacher.
+
+        Found with 25 and 50 of 839 labels, benchmarks/evidence/labels_64.md.
+        """
+        return self.num_unlabelled >= self.num_train
 
 
 def write_starter(
@@ -148,7 +161,7 @@ def _free_colour(name: str, taken: set[tuple[int, int, int]]) -> tuple[int, int,
 
 def _survey(cfg: PrepareConfig) -> _Facts:
     if cfg.dataset == "simulated":
-        return _Facts(cfg.simulation.num_train, min(cfg.simulation.size), True)
+        return _Facts(cfg.simulation.num_train, 0, min(cfg.simulation.size), True)
     data = open_dataset(cfg)
     if cfg.on_missing_mask == "image_only":
         data.set_aside_unmasked()
@@ -159,7 +172,7 @@ def _survey(cfg: PrepareConfig) -> _Facts:
                 what,
                 problems,
                 "repair or remove these files, or give dakd init --on-missing-mask image_only: training images without "
-                "a mask then serve the teacher alone",
+                "a mask then serve self-training and stage 1 of the teacher",
             )
         raise BadDataset(what, problems, "repair or remove these files")
     if "train" not in data.splits:
@@ -171,7 +184,9 @@ def _survey(cfg: PrepareConfig) -> _Facts:
             f"to images/, each mask with the stem of its image (not read: {', '.join(data.unread()) or 'nothing'})"
         )
     _read_some_labels(data, cfg.classes)
-    return _Facts(len(entries), min(map(_shortest_side, entries)), "test" in data.splits)
+    unlabelled = data.entries(UNLABELLED)
+    shortest = min(map(_shortest_side, [*entries, *unlabelled]))
+    return _Facts(len(entries), len(unlabelled), shortest, "test" in data.splits)
 
 
 def _read_some_labels(data: Dataset, classes: Iterable[str] | None) -> None:
@@ -223,7 +238,7 @@ def _text(name: str, path: Path, prepare: dict, facts: _Facts, preset: str) -> s
         _head(name, path, preset),
         _prepare_block(prepare, facts),
         "balance: {b: auto}  # the balancing factor, computed from the training images\n",
-        (_small if preset == "small" else _paper)(teacher_crop, student_crop, facts.num_train),
+        (_small if preset == "small" else _paper)(teacher_crop, student_crop, facts),
         "evaluate: {batch_size: 8}\n\npredict: {num_images: 6}\n",
     ]
     return "\n".join(blocks)
@@ -244,7 +259,7 @@ def _head(name: str, path: Path, preset: str) -> str:
 def _prepare_block(prepare: dict, facts: _Facts) -> str:
     lines = ["prepare:", f"  dataset: {prepare['dataset']}"]
     if "root" in prepare:
-        lines.append(f"  root: {_quoted(prepare['root'])}  # {facts.num_train} training images")
+        lines.append(f"  root: {_quoted(prepare['root'])}  # {_number_of_images(facts)}")
     lines += [f"  {key}: {prepare[key]}" for key in ("sensor", "polarity", "mask_threshold") if key in prepare]
     if "classes" in prepare:
         lines.append("  classes:  # ids in this order; masks hold ids (255: unknown) or these colours")
@@ -252,16 +267,42 @@ def _prepare_block(prepare: dict, facts: _Facts) -> str:
     if "mask_values" in prepare:
         lines.append(f"  mask_values: {prepare['mask_values']}")
     if "on_missing_mask" in prepare:
-        lines.append("  on_missing_mask: image_only  # training images without a mask serve stage 1 of the teacher")
+        lines.append("  on_missing_mask: image_only  # training images without a mask: for pseudo labels, and stage 1")
     if not facts.has_test:
         lines.append("  # There is no test split; evaluate needs labelled images in test/images and test/masks.")
     lines.append("  # resize: [256, 256]  # resize every image to (height, width)")
     return "\n".join(lines) + "\n"
 
 
-def _small(teacher_crop: int, student_crop: int, num_train: int) -> str:
+def _number_of_images(facts: _Facts) -> str:
+    if not facts.num_unlabelled:
+        return f"{facts.num_train} training images"
+    return f"{facts.num_train} training images with labels, {facts.num_unlabelled} without"
+
+
+def _training_sets(facts: _Facts) -> str:
+    """The first lines of train_saross."""
+    if facts.trains_itself:
+        return """\
+train_saross:  # two students: on the labelled images, and on these and all others as the first one labels them
+  training_sets: [real, real+pseudo]
+  synthetic_share: 0.5  # of images that the first one labelled
+"""
+    return """\
+train_saross:  # two students: on real images, and on real and synthetic ones
+  training_sets: [real, real+synthetic]
+"""
+
+
+def _when_made(facts: _Facts) -> str:
+    """What the comment on the teacher adds where the pipeline makes none."""
+    return "; made where training_sets has real+synthetic" if facts.trains_itself else ""
+
+
+def _small(teacher_crop: int, student_crop: int, facts: _Facts) -> str:
+    at_once = 1 if facts.trains_itself else 2  # the second student waits for labels of the first
     return f"""\
-train_jointnet:  # the teacher; longer training gives better pairs
+train_jointnet:  # the teacher{_when_made(facts)}; longer training gives better pairs
   unet: {{channels: [16, 32, 64, 96], blocks_per_level: 1, attention_levels: [3], norm_groups: 8}}
   sigma_data: auto  # a short training then reproduces the speckle
   image_loss: output  # and the greys
@@ -276,17 +317,19 @@ train_jointnet:  # the teacher; longer training gives better pairs
   stage3: {{steps: 1200, lr: 3.0e-4}}  # both
 
 generate:  # 20 steps of this solver give nearly the pairs of the paper's 200
-  {{num_samples: {num_train}, size: [{teacher_crop}, {teacher_crop}], solver: dpmpp_2m, sampling_steps: 20}}
+  num_samples: {facts.num_train + facts.num_unlabelled}
+  size: [{teacher_crop}, {teacher_crop}]
+  solver: dpmpp_2m
+  sampling_steps: 20
 
-train_saross:  # two students: on real images, and on real and synthetic ones
+{_training_sets(facts)}\
+  students_at_once: {at_once}
   student:
     encoder: mamba_vision
     encoder_options:
       {{dim: 32, in_dim: 16, depths: [1, 1, 2, 2], num_heads: [1, 2, 4, 8], window_size: [8, 8, 4, 2], drop_path: 0.0}}
     decoder_channels: [64, 64, 32, 16]
     caft_heads: [1, 1, 1]
-  training_sets: [real, real+synthetic]
-  students_at_once: 2
   crop: [{student_crop}, {student_crop}]
   mosaic: false
   global_batch: 8
@@ -297,9 +340,9 @@ train_saross:  # two students: on real images, and on real and synthetic ones
 """
 
 
-def _paper(teacher_crop: int, student_crop: int, num_train: int) -> str:
+def _paper(teacher_crop: int, student_crop: int, facts: _Facts) -> str:
     return f"""\
-train_jointnet:  # the teacher: 231.5 M parameters, days on two GPUs
+train_jointnet:  # the teacher: 231.5 M parameters, days on two GPUs{_when_made(facts)}
   crop: [{teacher_crop}, {teacher_crop}]
   global_batch: 32
   micro_batch: 16  # per GPU
@@ -307,11 +350,13 @@ train_jointnet:  # the teacher: 231.5 M parameters, days on two GPUs
   stage2: {{steps: 250000}}  # labels
   stage3: {{steps: 100000, lr: 1.0e-5}}  # both
 
-generate: {{num_samples: {num_train}, size: [{teacher_crop}, {teacher_crop}], sampling_steps: 200}}
+generate:
+  num_samples: {facts.num_train + facts.num_unlabelled}
+  size: [{teacher_crop}, {teacher_crop}]
+  sampling_steps: 200
 
-train_saross:  # two students: on real images, and on real and synthetic ones
+{_training_sets(facts)}\
   student: {{encoder: mamba_vision_b}}  # add pretrained: PATH/mambavision_base_1k.pth.tar (non-commercial weights)
-  training_sets: [real, real+synthetic]
   crop: [{student_crop}, {student_crop}]
   mosaic: {str(student_crop == 2 * teacher_crop).lower()}  # tiles four synthetic images to one of twice the size
   global_batch: 16

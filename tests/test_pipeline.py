@@ -440,6 +440,19 @@ def test_the_pipelines_table_says_where_its_scores_are_of_an_earlier_training(tm
     assert "the table\nreal: scores of an earlier training of this student; run:" in capsys.readouterr().out
 
 
+def test_the_pipeline_says_that_it_trains_no_teacher(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dakd.pipeline._refuse_what_a_step_would_refuse", lambda *_: None)
+    ran = []
+    monkeypatch.setattr("dakd.pipeline.finish_step", lambda step, *_: ran.append(step))
+    run_pipeline(toy_config(tmp_path / "run"), tmp_path / "toy.yaml", [], ["train_jointnet", "generate"], 1)
+    assert ran == ["train_jointnet", "generate"] and "without" not in capsys.readouterr().out
+    config = toy_config(tmp_path / "run").model_dump(mode="json")
+    config["train_saross"]["training_sets"] = ["real", "real+pseudo"]
+    run_pipeline(build_config(config), tmp_path / "toy.yaml", [], ["train_jointnet", "generate"], 1)
+    said = "pipeline: without train_jointnet and generate, whose pairs no student of real, real+pseudo learns from"
+    assert ran == ["train_jointnet", "generate"] and said in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_plain_python_runs_the_same_script(tmp_path):
     config = str(write_config(tmp_path))

@@ -38,6 +38,8 @@ def _run(args: argparse.Namespace) -> int:
     file = table_file(args.config)
     table = narrowed(load_table(file), args.row, args.data, args.seeds, args.reference, args.measure)
     table = with_bases(table, args.base)
+    if args.repeats is not None:
+        table = build_table(table.model_dump() | {"repeats": args.repeats}, f"the table with --repeats {args.repeats}")
     if args.runs is not None:
         table = build_table(table.model_dump() | {"runs": args.runs}, f"the table with --runs {args.runs}")
     if args.small and table.small_measures is not None:

@@ -110,8 +110,9 @@ def saving_rows(found: Sequence[Saving]) -> list[list[str]]:
 def draw_curve(plan: TablePlan, store: JobStore, path: Path) -> bool:
     """Draw mIoU over the places, a line a row, in a panel for each of the table's `panels`.
 
-    Bars are 95 % intervals by t over the seeds, dots the single seeds. False, and nothing is drawn, for a table without
-    a curve or with fewer than two places done.
+    Bars are 95 % intervals by t over the seeds, dots the single seeds. A line has a gap where its row lacks a place
+    that another row of the panel has. False, and nothing is drawn, for a table without a curve or with fewer than two
+    places done.
     """
     if plan.table.curve is None:
         return False
@@ -128,9 +129,10 @@ def draw_curve(plan: TablePlan, store: JobStore, path: Path) -> bool:
     colours = {name: f"C{number % 10}" for number, name in enumerate(points)}  # a row has one in all panels
     for axes, (title, rows) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
         shown = {name: points[name] for name in rows if points.get(name)}
+        measured = sorted({place for own in shown.values() for place in own})
         for number, (name, own) in enumerate(shown.items()):
             style = {"color": "black", "linewidth": 2.2} if number == 0 else {"color": colours[name], "linewidth": 1.4}
-            _draw_line(axes, name, own, 1 + 0.012 * (number - len(shown) / 2), style)
+            _draw_line(axes, name, own, measured, 1 + 0.012 * (number - len(shown) / 2), style)
         axes.set(xscale="log", xlabel="labelled images", ylabel="mIoU, %", title=title)
         axes.set_xticks(places, [str(place) for place in places])
         axes.minorticks_off()
@@ -141,14 +143,17 @@ def draw_curve(plan: TablePlan, store: JobStore, path: Path) -> bool:
     return True
 
 
-def _draw_line(axes: Axes, name: str, points: dict[float, list[float]], shift: float, style: dict) -> None:
-    places = sorted(points)
-    means = [float(np.mean(points[place])) for place in places]
-    halves = [_half_width(points[place]) for place in places]
+def _draw_line(
+    axes: Axes, name: str, points: dict[float, list[float]], places: list[float], shift: float, style: dict
+) -> None:
+    """places: those between which the line runs; it is interrupted at one that `points` lacks."""
+    means = [float(np.mean(points[place])) if place in points else np.nan for place in places]
+    halves = [_half_width(points[place]) if place in points else np.nan for place in places]
     shifted = [place * shift for place in places]
     axes.errorbar(shifted, means, yerr=halves, marker="o", markersize=4, capsize=3, label=name, **style)
     for place, at in zip(places, shifted):
-        axes.plot([at] * len(points[place]), points[place], ".", color=style["color"], alpha=0.35, markersize=4)
+        own = points.get(place, [])
+        axes.plot([at] * len(own), own, ".", color=style["color"], alpha=0.35, markersize=4)
 
 
 def _points(plan: TablePlan, store: JobStore, row: str) -> dict[float, list[float]]:

@@ -25,8 +25,15 @@ def take_results(plan: TablePlan, store: JobStore, folder: Path) -> int:
 
     Raises ValueError for a zip that is damaged or holds another job.
     """
-    count = 0
-    for job, files in _shown_jobs(plan, store):
+    count, shown = 0, _shown_jobs(plan, store)
+    if (there := {path.stem for path in folder.glob("*.zip")}) and not there & {job.name for job, _ in shown}:
+        roots = dict.fromkeys(str(job.config.prepare.root) for job, _ in shown)
+        say(
+            f"ablate: none of the {len(there)} results in {folder} is of a job of this table: they were made with "
+            f"other settings, or with another prepare.root than {' and '.join(roots)}; set these back, or the jobs are "
+            "done"
+        )
+    for job, files in shown:
         path = folder / f"{job.name}.zip"
         if store.is_done(job) or not path.is_file():
             continue

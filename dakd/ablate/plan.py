@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from dakd.config import Config, StudentLossConfig, TrainingSet
 from dakd.data.prepared import prepare_settings
 
 _REAL = "train_saross/real"  # within a run folder
+_REAL_DATA = "DAKD_REAL_DATA"  # the variable by which the configs that come with dakd name real images
 # Settings that came later, left out at their defaults: jobs that were done before keep their names.
 _SINCE = ("schedule", "budget", "init_from", "validation", "pseudo", "recalibrate")
 # Settings of the student's loss that only synthetic samples have.
@@ -104,7 +106,7 @@ def make_plan(table: TableSpec, folder: Path, small: bool = False, overrides: li
                 first, earlier = nearest_row(table, row.start_from), table.datasets[dataset].earlier
                 of_first = experiment(table, first, earlier, seed, folder, small, overrides, repeat)
                 start = _student(of_first, first.training_set, None)
-            cells.append(Cell(row, dataset, seed, _jobs_of(config, row.training_set, start, table, other), repeat))
+            cells.append(Cell(row, dataset, seed, _jobs_of(config, row, start, table, other), repeat))
     ordered: dict[str, Job] = {}
     # Repeat by repeat and seed by seed: a table that is stopped early has whole comparisons.
     for cell in sorted(cells, key=lambda cell: (cell.repeat, table.seeds.index(cell.seed))):
@@ -124,23 +126,29 @@ def _refuse_other_start(row: RowSpec, config: Config) -> None:
             )
 
 
-def _jobs_of(
-    config: Config, training_set: TrainingSet, start: Job | None, table: TableSpec, other: Config | None
-) -> dict[str, Job]:
+def _jobs_of(config: Config, row: RowSpec, start: Job | None, table: TableSpec, other: Config | None) -> dict[str, Job]:
     """start: the student that those of the run start from.  other: whose test split is taken."""
     jobs = {}
     if "cost" in table.sources:
         jobs["cost"] = _cost(config, table.runs)
     if "student" in table.sources:
-        jobs["student"] = _scores(config, _student(config, training_set, start), _prepare(other or config))
-    if "pairs" in table.sources:
+        jobs["student"] = _scores(config, _student(config, row.training_set, start), _prepare(other or config))
+    if "pairs" in table.sources and table.shows_pairs(row):
         jobs["pairs"] = _pairs(config, _generate(config, start))
     return jobs
 
 
 def _prepare(config: Config) -> Job:
-    settings = {"prepare": prepare_settings(config)}
-    return _job("prepare", settings, config, [("prepare",)], {})
+    settings = prepare_settings(config)
+    return _job("prepare", {"prepare": settings | {"root": _portable(settings["root"])}}, config, [("prepare",)], {})
+
+
+def _portable(root: str | None) -> str | None:
+    """A dataset's folder as configs name it: what lies in the folder of real images is the same on another host."""
+    base = os.environ.get(_REAL_DATA)
+    if not base or root is None or not Path(root).is_relative_to(base):
+        return root
+    return f"${{{_REAL_DATA}}}/{Path(root).relative_to(base).as_posix()}"
 
 
 def _stage1(config: Config) -> Job:

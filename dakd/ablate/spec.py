@@ -172,11 +172,11 @@ class TableSpec(Section):
             if unknown := [name for name in row.data if name not in self.data]:
                 shown = ", ".join(self.data) or "(none: the table has a base)"
                 raise ValueError(f"row {row.name!r} is on {', '.join(unknown)}; expected datasets of {shown}")
-            if row.data and row.name in (self.reference, self.curve):
-                where = ", ".join(row.data)
+            lacking = [name for name in self.data if not row.is_on(name)]
+            if lacking and row.name in (self.reference, self.curve):
                 raise ValueError(
-                    f"row {row.name!r} is on {where} alone; the reference and the curve's row need all datasets: leave "
-                    "its data out"
+                    f"row {row.name!r} is not on {', '.join(lacking)}; the reference and the curve's row need all "
+                    "datasets: leave its data out, or choose datasets that it is on by --data"
                 )
 
     def _check_starts(self, names: list[str]) -> None:
@@ -254,6 +254,10 @@ class TableSpec(Section):
     def sources(self) -> set[Source]:
         """The jobs that the measures are read from."""
         return {measure_of(name).source for name in self.measures}
+
+    def shows_pairs(self, row: RowSpec) -> bool:
+        """Whether the row has measures of generated pairs: its students see them, or the table has no students."""
+        return "synthetic" in row.training_set or "student" not in self.sources
 
     def paper_number(self, row: RowSpec, dataset: str, measure: str) -> Number | None:
         of_data = row.paper.get(dataset, {}) if dataset else row.paper
@@ -342,7 +346,8 @@ def foreign_test(table: TableSpec, dataset: str, folder: Path, small: bool, over
         return None
     spec = table.datasets[test_on]
     settings = [*_settings(table, spec, None, small), *overrides]
-    return _with_one_set_of_scenes(open_config(folder / spec.base, settings, only_shown=True))
+    config = _with_one_set_of_scenes(open_config(folder / spec.base, settings, only_shown=True))
+    return _with_choice_of_labels(config, config.seed)  # for cells of all seeds: the choice leaves the test split whole
 
 
 def _with_one_set_of_scenes(config: Config) -> Config:

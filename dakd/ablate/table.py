@@ -187,7 +187,8 @@ def grid(plan: TablePlan, lines: Sequence[Line]) -> tuple[list[str], list[list[s
     for line in lines:
         row = [*([line.dataset] if table.data else []), line.row.name, *line.row.head.values()]
         for name, entry in line.entries.items():
-            row.append(_value(entry, line))
+            has_none = entry.measure.source == "pairs" and not table.shows_pairs(line.row)
+            row.append("-" if has_none else _value(entry, line))
             row += [_plain(entry.paper, entry.measure)] if name in shown_paper else []
         row += [_difference_text(line, table.reference)] if table.reference is not None else []
         rows.append([*row, format_duration(line.seconds) if line.seconds else "-"])

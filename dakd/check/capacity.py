@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import torch
 
 from dakd.check.experiment import Experiment
 from dakd.check.findings import Found
+from dakd.data.readers.base import UNLABELLED
 from dakd.runtime.runlog import format_count
 from dakd.train.dry_run import memory_parts, precision_of
 from dakd.train.optim import decays_of
@@ -42,11 +44,12 @@ def on_disk(experiment: Experiment) -> Found:
     """The finding on the disk that pairs, checkpoints and weights take."""
     config, cfg = experiment.config, experiment.config.generate
     height, width = cfg.size
-    num_records = cfg.num_samples
-    if config.refine.is_set and config.train_saross.synthetic is None:
-        num_records += config.refine.num_written(cfg.num_samples)
+    num_pairs = num_records = cfg.num_samples if experiment.makes_pairs else 0
+    if config.refine.is_set and experiment.makes_pairs:
+        num_records += config.refine.num_written(num_pairs)
     needed = num_records * height * width * _bytes_per_pixel(experiment, cfg.codec)
-    needed += _bytes_of_pseudo_labels(experiment)
+    num_labelled, of_labels = _pseudo_labels(experiment)
+    needed += of_labels
     for name, cost in experiment.costs.items():
         section = config.train_saross if name == "student" else config.train_jointnet
         states = 3 + len(decays_of(section.optimizer))
@@ -55,7 +58,8 @@ def on_disk(experiment: Experiment) -> Found:
         kept = section.engine.keep_checkpoints + 1
         needed += 4 * copies * (cost.num_parameters * (2 + kept) + cost.num_trained * kept * (states - 1))
     free = shutil.disk_usage(nearest_folder(experiment.run)).free
-    said = f"about {_gib(needed)} of {_gib(free)} free: {format_count(cfg.num_samples)} pairs, checkpoints, weights"
+    labelled = f", {format_count(num_labelled)} pseudo-labelled images" if num_labelled else ""
+    said = f"about {_gib(needed)} of {_gib(free)} free: {format_count(num_pairs)} pairs{labelled}, checkpoints, weights"
     if needed > free:
         yield "refused", f"{said}; free some, or set run_dir to another disk"
     else:
@@ -67,15 +71,19 @@ def _bytes_per_pixel(experiment: Experiment, codec: str) -> float:
     return 1 + experiment.num_classes * (2 if codec == "fp16" else 0.6)
 
 
-def _bytes_of_pseudo_labels(experiment: Experiment) -> float:
-    """Of the images that pseudo_label labels, as far as they are prepared."""
-    index = experiment.unlabelled
-    if index is None or not experiment.config.train_saross.has_own_pseudo_labels:
-        return 0.0
-    cfg = experiment.config.pseudo_label
-    pixels = sum(math.prod(map(int, size.split("x"))) * count for size, count in index.sizes.items())
-    share = min(1.0, (cfg.max_samples or index.num_samples) / index.num_samples)
-    return share * pixels * _bytes_per_pixel(experiment, cfg.codec)
+def _pseudo_labels(experiment: Experiment) -> tuple[int, float]:
+    """Number and bytes of the images that pseudo_label will write: before `prepare`, of the sizes of some."""
+    cfg, count = experiment.config.pseudo_label, 0
+    if experiment.config.train_saross.reads_pseudo_labels():
+        count = min(experiment.num_unlabelled, cfg.max_samples or math.inf)
+    if not count:
+        return 0, 0.0
+    if experiment.unlabelled is not None:
+        sizes = {tuple(map(int, size.split("x"))): number for size, number in experiment.unlabelled.sizes.items()}
+    else:
+        sizes = Counter(experiment.sizes.get(UNLABELLED, ()))
+    pixels = sum(height * width * number for (height, width), number in sizes.items()) / max(1, sum(sizes.values()))
+    return count, count * pixels * _bytes_per_pixel(experiment, cfg.codec)
 
 
 def nearest_folder(path: Path) -> Path:

@@ -55,6 +55,8 @@ def look_into(experiment: Experiment, dataset: Dataset, split: str) -> Found:
                 labels.num_labelled += 1
                 labels.ignored_pixels += unknown
                 labels.class_pixels[0] += sample.label.size - unknown
+    if dataset is experiment.dataset:
+        experiment.sizes[split] = sizes
     level: Level = "warn" if experiment.config.prepare.on_bad_file == "skip" else "refused"
     yield from ((level, str(problem)) for problem in bad)
     if entries:
@@ -70,7 +72,8 @@ def look_into(experiment: Experiment, dataset: Dataset, split: str) -> Found:
 
 def _crops(experiment: Experiment, split: str, sizes: list[tuple[int, int]]) -> Found:
     """Smaller images are padded with unknown pixels, which is seldom meant."""
-    for step in ("train_jointnet", "train_saross") if split == "train" and sizes else ():
+    steps = ["train_jointnet"] * experiment.makes_pairs + ["train_saross"]
+    for step in steps if split == "train" and sizes else ():
         crop = getattr(experiment.config, step).crop
         small = [size for size in sizes if size[0] < crop[0] or size[1] < crop[1]]
         if small:

@@ -16,12 +16,21 @@ from dakd.train.dry_run import Cost, num_classes_of
 
 
 class Experiment:
-    """processes: ranks of each training.  costs: of the nets that can be built, by the training's name."""
+    """processes: ranks of each training.  costs: of the nets that can be built, by the training's name.
+
+    sizes: (height, width), as `prepare` will write them, of the images that `look_into` read, by set.
+    """
 
     def __init__(self, config: Config, processes: int) -> None:
         self.config, self.processes = config, processes
         self.run, self.num_classes = config.run_path, num_classes_of(config)
         self.costs: dict[str, Cost] = {}
+        self.sizes: dict[str, list[tuple[int, int]]] = {}
+
+    @property
+    def makes_pairs(self) -> bool:
+        """Whether a student learns from the run's own pairs: else the pipeline makes neither these nor a teacher."""
+        return self.config.train_saross.reads_generated_pairs()
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -11,6 +11,7 @@ from dakd.check.data import look_into, problems
 from dakd.check.experiment import Experiment
 from dakd.check.findings import Found, until_error
 from dakd.config.generate import OWN_STUDENT
+from dakd.data.prepared import HOW_TO_ADD_UNLABELLED
 from dakd.data.readers.label_meaning import LabelMeaning
 from dakd.data.soft_labels import get_codec
 from dakd.evaluate.extractors import find_inception
@@ -37,6 +38,8 @@ from dakd.train.saross import student_folder
 
 
 def generate(experiment: Experiment) -> Found:
+    if not experiment.makes_pairs:
+        return
     cfg = experiment.config.generate
     teacher = experiment.config.train_jointnet
     if cfg.size != teacher.crop:  # the net's levels must divide it
@@ -69,7 +72,7 @@ def _students_of_pairs(experiment: Experiment) -> Found:
 
 def refine(experiment: Experiment) -> Found:
     cfg, own = experiment.config.refine, experiment.config.real_student
-    if not cfg.is_set:
+    if not cfg.is_set or not any("synthetic" in name for name in experiment.config.train_saross.training_sets):
         return
     if own.is_file():
         PairLosses(own, experiment.classes, torch.device("cpu"))
@@ -81,7 +84,7 @@ def refine(experiment: Experiment) -> Found:
 def pseudo_label(experiment: Experiment) -> Found:
     """What self-training needs: the student that labels, images without labels, and the set that is there."""
     config, cfg = experiment.config, experiment.config.train_saross
-    if not cfg.has_own_pseudo_labels:
+    if not cfg.reads_pseudo_labels():
         return
     get_codec(config.pseudo_label.codec, config.soft_label_temperature)
     num_images = experiment.num_unlabelled
@@ -89,7 +92,7 @@ def pseudo_label(experiment: Experiment) -> Found:
         yield (
             "refused",
             f"train_saross.training_sets is {', '.join(cfg.training_sets)}, and there are no images without labels; "
-            "set prepare.num_labelled, or prepare.on_missing_mask to image_only, and prepare again",
+            f"{HOW_TO_ADD_UNLABELLED}",
         )
     else:
         yield "ok", f"{num_images} images without labels, {config.pseudo_label.codec}"

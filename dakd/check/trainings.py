@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,9 +27,15 @@ from dakd.train.student_checks import check_batch_norm, check_loss, check_statis
 from dakd.train.teacher import stage_folder, stage_weights
 from dakd.train.zero import fitting_micro_batch, zero_config
 
+_FEW = 0.1  # share of the real samples in a training set below which check warns
+
 
 def teacher(experiment: Experiment) -> Found:
     cfg = experiment.config.train_jointnet
+    if not experiment.makes_pairs:
+        sets = ", ".join(experiment.config.train_saross.training_sets)
+        yield "ok", f"the pipeline makes none: no student of {sets} learns from its pairs"
+        return
     fitting_micro_batch(cfg.global_batch, cfg.micro_batch, experiment.processes)
     zero_config(cfg.engine.deepspeed)
     last = cfg.stages[-1]  # of which all parameters are trained: no stage takes more
@@ -42,7 +49,7 @@ def teacher(experiment: Experiment) -> Found:
 def extra_images(experiment: Experiment) -> Found:
     """The images of stage 1 besides the prepared ones, or in their place."""
     cfg = experiment.config.train_jointnet
-    if "stage1" not in cfg.stages:
+    if "stage1" not in cfg.stages or not experiment.makes_pairs:
         return
     if cfg.stage1.streams:
         yield from _streams(experiment)
@@ -171,13 +178,24 @@ def _mixed(experiment: Experiment, name: TrainingSet, sets: dict[str, _PairSet])
     if any(counts.values()):  # without any images, `pseudo label` has said so
         wanted = (counts.get("synthetic"), cfg.crop, cfg.mosaic, cfg.num_synthetic, counts.get("pseudo", 0))
         yield from as_level("refused", partial(check_pairs, *wanted))
+    if "real" in name and sets and "train" in experiment.splits and cfg.synthetic_share is None:
+        num_real = experiment.labelled("train")[0]
+        num_pairs = min(counts.get("synthetic", 0), cfg.num_synthetic or math.inf) + counts.get("pseudo", 0)
+        if num_real < _FEW * (num_real + num_pairs):
+            share = num_real / (num_real + num_pairs)
+            yield (
+                "warn",
+                f"{name}: {num_real} real images beside {num_pairs} pairs are {100 * share:.1f} % of the samples that "
+                "this student sees; set train_saross.synthetic_share, such as 0.5",
+            )
 
 
 def resume(experiment: Experiment) -> Found:
     """Checkpoints that are there must belong to these settings, as far as what they were trained on is there too."""
     config, found, fitting = experiment.config, 0, 0
     remade: dict[Path, list[Path]] = {}  # by an input that is not there, the folders of trainings
-    stages, sets = config.train_jointnet.stages, config.train_saross.training_sets
+    stages = config.train_jointnet.stages if experiment.makes_pairs else ()
+    sets = config.train_saross.training_sets
     trainings = [(one, stage_folder, training_of_stage, _made_for_stage) for one in stages]
     trainings += [(one, student_folder, StudentTraining, _made_for_student) for one in sets]
     for name, folder_of, make, made_for in trainings:

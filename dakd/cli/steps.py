@@ -235,13 +235,12 @@ def _train_saross(args: argparse.Namespace) -> None:
         from dakd.pseudo_label.step import refuse_settings_of_another_set as refuse_other_pseudo_labels
         from dakd.refine.refine import refuse_other_refinement
         from dakd.train.saross import list_trainings, train_saross
-        from dakd.train.student_data import reads_generated_pairs, reads_pseudo_labels
 
-        if reads_generated_pairs(config, training_sets):
+        if config.train_saross.reads_generated_pairs(training_sets):
             refuse_settings_of_another_set(config, may_grow=False)
         if any("synthetic" in name for name in training_sets):
             refuse_other_refinement(config)
-        if reads_pseudo_labels(config, training_sets):
+        if config.train_saross.reads_pseudo_labels(training_sets):
             refuse_other_pseudo_labels(config)
         if at_once == 1:
             train_saross(config, training_sets)

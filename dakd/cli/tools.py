@@ -50,8 +50,8 @@ def _init_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-values", choices=("auto", "ids", "colours", "palette", "binary"), default="auto",
                         help="meaning of the masks' values (default: auto; see: dakd config explain prepare)")
     parser.add_argument("--on-missing-mask", choices=("stop", "image_only"), default="stop",
-                        help="training images without a mask: an error, or images for the teacher's stage 1 (default: "
-                        "stop)")
+                        help="training images without a mask: an error, or images for self-training and the teacher's "
+                        "stage 1 (default: stop)")
     parser.add_argument("--preset", choices=("small", "paper"), default="small",
                         help="small nets for a CPU or a first look, or the paper's nets for GPUs (default: small)")
     parser.add_argument("--out", metavar="FILE", type=local_path, help="the YAML file to write (default: NAME.yaml)")
@@ -179,6 +179,8 @@ def _ablate_options(parser: argparse.ArgumentParser) -> None:
         "--base", action="append", default=[], metavar="[DATA=]FILE", help="another experiment for the table's data"
     )
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds to run instead of the table's")
+    parser.add_argument("--repeats", type=positive, metavar="N",
+                        help="trainings of each seed, instead of the table's number")  # fmt: skip
     parser.add_argument("--runs", type=int, metavar="N", help="timed passes per cost, instead of the table's number")
     parser.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; repeatable")
     parser.add_argument("--data", action="append", default=[], metavar="NAME", help="only this dataset; repeatable")

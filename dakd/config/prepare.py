@@ -86,9 +86,10 @@ class PrepareConfig(Section):
     """Largest number of samples per split. null takes all."""
 
     num_labelled: Positive | None = None
-    """Number of training images that keep their labels, as if no more had been labelled; the others serve stage 1 of
-    the teacher as images alone. The choice holds the combinations of classes in their shares, and with one
-    `subset_seed` fewer labels are always among more. null keeps all labels. The test split stays whole."""
+    """Number of training images that keep their labels, as if no more had been labelled; the others serve as images
+    alone: in stage 1 of the teacher, and for pseudo labels. The choice holds the combinations of classes in their
+    shares, and with one `subset_seed` fewer labels are always among more. null keeps all labels. The test split stays
+    whole."""
 
     subset_seed: NonNegative | None = None
     """Seed of the choice of `num_labelled` images. null takes the seed of the experiment."""
@@ -100,7 +101,7 @@ class PrepareConfig(Section):
 
     on_missing_mask: Literal["stop", "image_only"] = "stop"
     """What to do about training images without a mask where others have one: "stop" ends with an error, "image_only"
-    takes them for stage 1 of the teacher. In the test split they are always an error."""
+    takes them for stage 1 of the teacher and for pseudo labels. In the test split they are always an error."""
 
     shard_size: Positive = 256
     """Samples per shard."""

@@ -282,17 +282,23 @@ class TrainSarossConfig(Section):
     engine: EngineConfig = EngineConfig()
 
     @property
-    def has_own_pseudo_labels(self) -> bool:
-        """Whether a student is trained on images that this run's step pseudo_label labels."""
-        return self.pseudo is None and any("pseudo" in name for name in self.training_sets)
-
-    @property
     def epoch_sets(self) -> tuple[TrainingSet, ...]:
         """The training sets over the largest of which epochs are counted; none where `steps` is set."""
         if self.steps is not None:
             return ()
         has_real = any("real" in name for name in self.training_sets)
         return ("real",) if self.budget == "real_views" and has_real else self.training_sets
+
+    def reads_generated_pairs(self, training_sets: tuple[TrainingSet, ...] | None = None) -> bool:
+        """Whether these trainings, None for the configured ones, depend on the pairs that the run generates."""
+        # Epochs are counted over the largest of some sets, whichever is trained.
+        names = {*(training_sets or self.training_sets), *self.epoch_sets}
+        return self.synthetic is None and any("synthetic" in name for name in names)
+
+    def reads_pseudo_labels(self, training_sets: tuple[TrainingSet, ...] | None = None) -> bool:
+        """Whether these trainings, None for the configured ones, read what the run's step pseudo_label writes."""
+        # Epochs are counted over images, labelled or not.
+        return self.pseudo is None and any("pseudo" in name for name in training_sets or self.training_sets)
 
     def statistics_of(self, training_set: TrainingSet) -> dict[str, str]:
         """The values of `batch_norm` and `recalibrate` that have the same effect on the student of one set."""

@@ -18,7 +18,7 @@ class DataConfig(Section):
 
     on_bad_record: Literal["stop", "skip"] = "stop"
     """What to do about a truncated tar, a damaged record or a missing shard: "stop" ends with an error, "skip" counts
-    and reports it and takes the next good record."""
+    and reports it and takes the next good record. pseudo_label and refine leave it out."""
 
     cache: WrittenPath | None = None
     """Folder for shards that come from URLs. null takes the folder dakd in XDG_CACHE_HOME, or else in ~/.cache."""

@@ -103,7 +103,8 @@ def describe(report: dict) -> list[str]:
     lines = []
     for split, facts in report["splits"].items():
         sizes = ", ".join(f"{number} of {size}" for size, number in facts["sizes"].items())
-        labels = _describe_labels(facts)
+        use = "they serve stage 1 and pseudo_label" if split == UNLABELLED else "they serve stage 1 only"
+        labels = _describe_labels(facts) if facts["num_labelled"] else f"no labels ({use})"
         lines.append(f"{split}: {facts['num_samples']} samples ({sizes})  {labels}  b {facts['balancing_factor']:.4f}")
     return lines + notes(report)
 
@@ -127,8 +128,6 @@ def notes(report: dict) -> list[str]:
 
 
 def _describe_labels(facts: dict) -> str:
-    if not facts["num_labelled"]:
-        return "no labels (they serve stage 1 only)"
     shares = [f"{name} {100 * share:.2f}%" for name, share in facts["class_pixel_shares"].items()]
     if unknown := facts.get("unknown_share"):
         shares.append(f"(unknown: {100 * unknown:.2f}% of all)")

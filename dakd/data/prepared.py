@@ -20,6 +20,11 @@ _MAY_DIFFER = ("root", "on_bad_file")
 _HASHED = "sha256 "  # before the hash of a list
 _OF_CHOICE = {"num_labelled": None, "labelled": None, "on_missing_mask": "stop"}
 
+HOW_TO_ADD_UNLABELLED = (
+    "put them beside the labelled images (train/images) and set prepare.on_missing_mask to image_only, or set "
+    "prepare.num_labelled; then prepare again"
+)
+
 
 def prepare_settings(cfg: Config) -> dict:
     """What decides the shards; the seed only where scenes are simulated, that of the choice only where there is one.
@@ -90,8 +95,7 @@ def open_unlabelled(config: Config) -> ShardSet:
     folder = config.run_path / "prepare" / UNLABELLED
     if not (folder / "index.json").is_file():
         raise ValueError(
-            f"no images without labels in {folder}, which pseudo_label labels; set prepare.num_labelled, or "
-            "prepare.on_missing_mask to image_only, and prepare again"
+            f"no images without labels in {folder}, which pseudo_label labels; {HOW_TO_ADD_UNLABELLED}"
         )
     return open_prepared(config, UNLABELLED)
 

@@ -179,7 +179,9 @@ def _summarise(
     if generation is not None:
         parts.append(format_pairs(generation))
     elif cfg.evaluate.folder is None and cfg.evaluate.student is None and cfg.evaluate.split == "test":
-        parts.append("synthetic set: none (the step generate has not run)")
+        is_needed = cfg.train_saross.reads_generated_pairs()
+        why = "the step generate has not run" if is_needed else "no student learns from generated pairs"
+        parts.append(f"synthetic set: none ({why})")
     return Evaluation(scores, generation, "\n\n".join(parts), details, notes)
 
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dakd.data.sample import IGNORE_INDEX, Sample
-from dakd.data.shards import ShardSet
 from dakd.data.size_batches import batches_of_one_size
 from dakd.data.transforms import to_student
 
 
 def labelled(
-    net: nn.Module, images: ShardSet, num: int, batch_size: int, min_confidence: float, device: torch.device
+    net: nn.Module, images: Iterable[tuple[int, Sample]], batch_size: int, min_confidence: float, device: torch.device
 ) -> Iterator[Sample]:
-    """The first `num` images of a set, whole, each with its key and the net's logits (K, H, W) float32.
+    """Numbered images, whole, each with its key and the net's logits (K, H, W) float32.
 
-    Labels that the set has are left out.  batch_size: images of one size per pass.  min_confidence: see
+    Labels that they have are left out.  batch_size: images of one size per pass.  min_confidence: see
     `confident_label`; 0 gives no hard label.
     """
-    for numbered in batches_of_one_size(enumerate(map(images.read, range(num))), batch_size):
+    for numbered in batches_of_one_size(images, batch_size):
         batch = [sample for _, sample in numbered]
         logits = _logits(net, np.stack([sample.sar for sample in batch]), device)
         labels = [confident_label(one, min_confidence) if min_confidence else None for one in logits]

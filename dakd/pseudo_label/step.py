@@ -20,7 +20,8 @@ from dakd.weights import read_student_metadata
 def pseudo_label(config: Config) -> Path:
     """Write RUN/pseudo_label, the pairs of RUN/train_saross/real on RUN/prepare/unlabelled, or reuse it; the folder.
 
-    Raises ValueError where the student or the images are not there, and where the folder holds another set.
+    Damaged images stop it or are left out, as `data.on_bad_record` has it. Raises ValueError where the student or the
+    images are not there, and where the folder holds another set.
     """
     folder, student = set_folder(config), config.real_student
     if not student.is_file():
@@ -28,7 +29,8 @@ def pseudo_label(config: Config) -> Path:
             f"no student at {student}, which labels the images; train it first: dakd train_saross --training-set real"
         )
     images = open_unlabelled(config)
-    label_images(folder, student, images, config.pseudo_label, config.soft_label_temperature, device())
+    softened_by, on_bad_record = config.soft_label_temperature, config.data.on_bad_record
+    label_images(folder, student, images, config.pseudo_label, softened_by, device(), on_bad_record)
     return folder
 
 

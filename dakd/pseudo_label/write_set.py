@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from dakd.config import PseudoLabelConfig
+from dakd.data.good_records import good_samples, without_damaged
 from dakd.data.index import Index, load_index
+from dakd.data.ordered_records import OnBadRecord
 from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet, write_index, write_shard
 from dakd.data.soft_labels import get_codec
@@ -26,24 +28,35 @@ from dakd.weights import load_student
 
 
 def label_images(
-    folder: Path, student: Path, images: ShardSet, cfg: PseudoLabelConfig, temperature: float, device: torch.device
+    folder: Path,
+    student: Path,
+    images: ShardSet,
+    cfg: PseudoLabelConfig,
+    temperature: float,
+    device: torch.device,
+    on_bad_record: OnBadRecord | None = None,
 ) -> Index:
     """Write the set of a student's pairs to a folder, or find it there; its index.
 
-    temperature: that codes are written for; fp16 logits serve any.
-    Raises ValueError where the folder holds anything else, RuntimeError where another process writes the same set.
+    temperature: that codes are written for; fp16 logits serve any.  on_bad_record: see `good_samples`; a set without
+    some damaged images stays when these are repaired, and a message says so.
+    Raises ValueError where the folder holds anything else, RuntimeError where another process writes the same set, and
+    BadRecord for a damaged image.
     """
     wanted = provenance(weights_hash(student), images.fingerprint, cfg, temperature)
+    num = min(len(images), cfg.max_samples or len(images))
     if (found := find_set(folder, wanted)) is not None:
-        say(f"pseudo_label: {folder} is there already, made with the same settings")
+        lacking = without_damaged(found.num_samples, num)
+        say(f"pseudo_label: {folder} is there already, made with the same settings{lacking}")
         return found
     get_codec(cfg.codec, temperature)  # refused before anything is written
     net, facts = load_student(student, device)
-    classes, num = ClassTable.from_dict(facts["classes"]), min(len(images), cfg.max_samples or len(images))
+    classes = ClassTable.from_dict(facts["classes"])
     with _aside(folder) as aside:
         if (found := find_set(folder, wanted)) is not None:  # of a process that had the lock before
             return found
-        pairs = labelled(net, images, num, cfg.batch_size, cfg.min_confidence, device)
+        good = good_samples(images, range(num), on_bad_record, "pseudo_label")
+        pairs = labelled(net, good, cfg.batch_size, cfg.min_confidence, device)
         pairs = progress(pairs, num, "pseudo_label")
         index = _write(aside, pairs, classes, cfg, temperature, wanted)
         aside.rename(folder)

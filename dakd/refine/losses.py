@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dakd.data.good_records import good_samples
+from dakd.data.ordered_records import OnBadRecord
 from dakd.data.records import hard_label
 from dakd.data.sample import IGNORE_INDEX, ClassTable, Sample
 from dakd.data.shards import ShardSet
@@ -60,16 +62,23 @@ class Hardness(NamedTuple):
         return ranks
 
 
-def measure_set(pairs: ShardSet, student: PairLosses) -> Hardness:
-    """One pass over the set; sums in float64."""
-    pixels, sums, means = np.zeros(256, np.int64), np.zeros(256), []
-    for sample in progress(pairs, len(pairs), "refine: losses"):
+def measure_set(
+    pairs: ShardSet, student: PairLosses, on_bad_record: OnBadRecord | None = None
+) -> tuple[list[int], Hardness]:
+    """One pass over the set: the places of the pairs that can be read, and their hardness; sums in float64.
+
+    Damaged pairs raise BadRecord or are left out, see `good_samples`.
+    """
+    pixels, sums, means, places = np.zeros(256, np.int64), np.zeros(256), [], []
+    good = good_samples(pairs, range(len(pairs)), on_bad_record, "refine")
+    for place, sample in progress(good, len(pairs), "refine: losses"):
+        places.append(place)
         label, losses = student.of(sample)
         pixels += np.bincount(label.ravel(), minlength=256)
         sums += np.bincount(label.ravel(), losses.ravel(), minlength=256)
         means.append(losses.sum() / max(1, np.count_nonzero(label != IGNORE_INDEX)))
     known = slice(pairs.classes.num_classes)
-    return Hardness(pixels[known], sums[known] / np.maximum(1, pixels[known]), np.array(means))
+    return places, Hardness(pixels[known], sums[known] / np.maximum(1, pixels[known]), np.array(means))
 
 
 def gated(label: np.ndarray, losses: np.ndarray, class_losses: np.ndarray, factor: float) -> np.ndarray:

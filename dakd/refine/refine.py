@@ -14,16 +14,18 @@ The set is written aside and takes its place when it is whole; manifest.json, wr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dakd.config import Config, RefineConfig
+from dakd.data.good_records import without_damaged
 from dakd.data.index import load_index
+from dakd.data.ordered_records import OnBadRecord
 from dakd.data.prepared import open_shards
-from dakd.data.sample import Sample
+from dakd.data.sample import ClassTable, Sample
 from dakd.data.shards import ShardSet, write_shards
 from dakd.metrics.tables import format_table
 from dakd.names import written_path
@@ -31,7 +33,7 @@ from dakd.refine.losses import Hardness, PairLosses, gated, measure_set
 from dakd.runtime.distributed import device_of
 from dakd.runtime.kept_config import CONFIG
 from dakd.runtime.runlog import progress, save_config, say
-from dakd.runtime.sealed import is_as_listed, remove_manifest, write_json, write_manifest
+from dakd.runtime.sealed import is_as_listed, read_json, remove_manifest, write_json, write_manifest
 from dakd.runtime.tensor_files import weights_hash
 from dakd.weights import real_student
 
@@ -58,7 +60,7 @@ def refine_pairs(
             f"pixel_gate is {cfg.pixel_gate} and repeats {cfg.repeats}, which leaves the pairs as they are; set one of "
             "them"
         )
-    out_dir = _write(Path(student), ShardSet(pairs), written_path(out_dir), cfg, device, overwrite)
+    out_dir = _write(Path(student), ShardSet(pairs), written_path(out_dir), cfg, None, device, overwrite)
     write_manifest(out_dir, [out_dir / TABLE])
     return out_dir
 
@@ -66,8 +68,9 @@ def refine_pairs(
 def refine(config: Config) -> Path | None:
     """The step: RUN/refine from the run's pairs and its student of the set real; None where the settings ask for none.
 
-    A set of these settings, pairs and student that is there is kept; another one is replaced. Raises ValueError where
-    there is no such student or there are no pairs yet.
+    A set of these settings, pairs and student that is there is kept; another one is replaced. Damaged pairs stop it or
+    are left out, as `data.on_bad_record` has it. Raises ValueError where there is no such student or there are no pairs
+    yet.
     """
     cfg, out_dir = config.refine, config.run_path / "refine"
     if not cfg.is_set:
@@ -75,9 +78,10 @@ def refine(config: Config) -> Path | None:
         return None
     student, pairs = real_student(config, "refine"), open_shards(config.unrefined_pairs, config.data)
     if _made_with(out_dir) == _facts(student, pairs, cfg) and is_as_listed(out_dir):
-        say(f"refine: the pairs in {out_dir} are of these settings; nothing to do")
+        lacking = without_damaged(read_json(out_dir / TABLE)["num_pairs"], len(pairs))
+        say(f"refine: the pairs in {out_dir} are of these settings; nothing to do{lacking}")
         return out_dir
-    _write(student, pairs, out_dir, cfg, None, overwrite=True)
+    _write(student, pairs, out_dir, cfg, config.data.on_bad_record, None, overwrite=True)
     save_config(config, out_dir)
     write_manifest(out_dir, [out_dir / TABLE, out_dir / CONFIG])
     return out_dir
@@ -105,22 +109,28 @@ def refuse_other_refinement(config: Config) -> None:
 
 
 def _write(
-    student: Path, pairs: ShardSet, out_dir: Path, cfg: RefineConfig, device: str | None, overwrite: bool
+    student: Path,
+    pairs: ShardSet,
+    out_dir: Path,
+    cfg: RefineConfig,
+    on_bad_record: OnBadRecord | None,
+    device: str | None,
+    overwrite: bool,
 ) -> Path:
     """Write the shards, then their table; the manifest is the caller's."""
     _refuse_pairs(pairs, out_dir, overwrite)
     losses = PairLosses(student, pairs.classes, device_of(device))
-    hardness, facts = measure_set(pairs, losses), _facts(student, pairs, cfg)
+    (places, hardness), facts = measure_set(pairs, losses, on_bad_record), _facts(student, pairs, cfg)
     ignored = np.zeros(256, np.int64)
     remove_manifest(out_dir)  # of a set that will be replaced
-    samples = _refined(pairs, losses, hardness, cfg, ignored)
+    samples = _refined(map(pairs.read, places), losses, hardness, cfg, ignored)
     codec = pairs.index.codec or ("fp16" if pairs.index.soft_range is None else "logprob8")
     provenance = {"refined": facts, "pairs": pairs.index.provenance}
     shard_size = int(pairs.counts.max())
     write_shards(
         out_dir, samples, pairs.classes, shard_size=shard_size, codec=codec, provenance=provenance, overwrite=overwrite
     )
-    table = _table(pairs, hardness, cfg, ignored)
+    table = _table(pairs.classes, hardness, cfg, ignored)
     write_json(out_dir / TABLE, {"refined": facts} | table)
     say(_as_text(table, cfg))
     say(f"refine: {table['num_written']} records of {table['num_pairs']} pairs in {out_dir}")
@@ -128,16 +138,16 @@ def _write(
 
 
 def _refined(
-    pairs: ShardSet, student: PairLosses, hardness: Hardness, cfg: RefineConfig, ignored: np.ndarray
+    pairs: Iterable[Sample], student: PairLosses, hardness: Hardness, cfg: RefineConfig, ignored: np.ndarray
 ) -> Iterator[Sample]:
     """The records of the refined set; adds the ignored pixels of each class to `ignored` (256,), once for each pair."""
     ranks = hardness.ranks
-    for i, sample in enumerate(progress(pairs, len(pairs), "refine: pairs")):
+    for sample, rank in zip(progress(pairs, len(ranks), "refine: pairs"), ranks):
         if cfg.pixel_gate is not None:
             label, losses = student.of(sample)
             sample = replace(sample, label=gated(label, losses, hardness.class_losses, cfg.pixel_gate))
             ignored += np.bincount(label[sample.label != label], minlength=256)
-        for copy in range(1, cfg.copies(int(ranks[i]), len(pairs)) + 1):
+        for copy in range(1, cfg.copies(int(rank), len(ranks)) + 1):
             yield sample if copy == 1 else replace(sample, key=f"{sample.key}-copy{copy}")
 
 
@@ -163,10 +173,11 @@ def _refuse_pairs(pairs: ShardSet, out_dir: Path, overwrite: bool) -> None:
         raise ValueError(f"{out_dir} holds a set of pairs already; give another folder, or --overwrite")
 
 
-def _table(pairs: ShardSet, hardness: Hardness, cfg: RefineConfig, ignored: np.ndarray) -> dict:
-    copies = Counter(cfg.copies(int(rank), len(pairs)) for rank in hardness.ranks)
+def _table(classes: ClassTable, hardness: Hardness, cfg: RefineConfig, ignored: np.ndarray) -> dict:
+    num_pairs = len(hardness.pair_losses)
+    copies = Counter(cfg.copies(int(rank), num_pairs) for rank in hardness.ranks)
     return {
-        "num_pairs": len(pairs),
+        "num_pairs": num_pairs,
         "num_written": sum(count * pairs_of for count, pairs_of in copies.items()),
         "classes": {
             name: {
@@ -174,7 +185,7 @@ def _table(pairs: ShardSet, hardness: Hardness, cfg: RefineConfig, ignored: np.n
                 "mean_loss": float(hardness.class_losses[number]),
                 "ignored_pixels": int(ignored[number]),
             }
-            for number, name in enumerate(pairs.classes.names)
+            for number, name in enumerate(classes.names)
         },
         "pairs_by_copies": {str(count): copies[count] for count in sorted(copies)},
     }

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from dakd.config import read_yaml
 from dakd.data.prepare import notes
+from dakd.data.readers.base import UNLABELLED
 from dakd.data.sample import ClassTable
 from dakd.evaluate.earlier import earlier_predictions, earlier_scores
 from dakd.evaluate.pairs import fidelity_notes, fidelity_rows, physics_note, physics_rows, statistics_rows
@@ -109,6 +110,7 @@ def _page(run_dir: Path, earlier: dict[str, list[str]]) -> str:
         others=other_evaluations(run_dir),
         shown=_shown_images(run_dir),
         predicted=_predicted(run_dir),
+        no_pairs=_no_pairs(run_dir, tree),
         synthetic=_synthetic(run_dir),
         teacher=teacher_trainings(run_dir),
         students=student_trainings(run_dir),
@@ -145,6 +147,16 @@ def _predicted(run_dir: Path) -> list[dict]:
         if overlays:
             calls.append({"folder": str(path.parent), "record": record, "overlays": overlays})
     return calls
+
+
+def _no_pairs(run_dir: Path, tree: object) -> str | None:
+    """A sentence where the run has no teacher and no pairs, and by its settings needs none.  tree: of these."""
+    cfg = tree.get("train_saross") if isinstance(tree, dict) else None
+    sets = cfg.get("training_sets") if isinstance(cfg, dict) else None
+    is_made = any((run_dir / name).exists() for name in ("train_jointnet", "generate"))
+    if not sets or is_made or any("synthetic" in str(name) for name in sets):
+        return None
+    return f"There is none: no student of {', '.join(sets)} learns from generated pairs."
 
 
 def _synthetic(run_dir: Path) -> dict:
@@ -187,7 +199,8 @@ def _statistics(statistics: dict | None) -> dict | None:
 
 
 def _data(run_dir: Path) -> dict:
-    folders = {"train": "prepare/train", "test": "prepare/test", "synthetic": "generate"}
+    folders = {"train": "prepare/train", "unlabelled": f"prepare/{UNLABELLED}", "test": "prepare/test",
+               "synthetic": "generate", "pseudo-labelled": "pseudo_label"}  # fmt: skip
     indexes = {name: read_json(run_dir / folder / "index.json") for name, folder in folders.items()}
     sets = {name: index for name, index in indexes.items() if index is not None}
     prepared = read_json(run_dir / "prepare" / "report.json")
@@ -207,7 +220,7 @@ def _set_rows(sets: dict[str, dict]) -> tuple[list[str], list[list]]:
     rows = []
     for name, index in sets.items():
         sizes = ", ".join(f"{size} ({count})" for size, count in index["sizes"].items())
-        shares = [100 * share for share in index["class_pixel_shares"]]
+        shares = [100 * share if any(index["class_pixels"]) else None for share in index["class_pixel_shares"]]
         rows.append([name, index["num_samples"], sizes, *shares, index["fingerprint"][:12]])
     return ["set", "images", "height x width", *(f"{name}, %" for name in classes), "fingerprint"], rows
 

@@ -13,21 +13,6 @@ from dakd.data.shards import ShardSet
 from dakd.runtime.runlog import say
 
 
-def reads_generated_pairs(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> bool:
-    """Whether these trainings, None for the configured ones, depend on the pairs that the run has generated."""
-    cfg = config.train_saross
-    # Epochs are counted over the largest of some sets, whichever is trained.
-    names = {*(training_sets or cfg.training_sets), *cfg.epoch_sets}
-    return cfg.synthetic is None and any("synthetic" in name for name in names)
-
-
-def reads_pseudo_labels(config: Config, training_sets: tuple[TrainingSet, ...] | None = None) -> bool:
-    """Whether these trainings, None for the configured ones, read what the run's step pseudo_label has written."""
-    cfg = config.train_saross
-    # Epochs are counted over images, labelled or not.
-    return cfg.pseudo is None and any("pseudo" in name for name in training_sets or cfg.training_sets)
-
-
 def student_dataset(config: Config, training_set: TrainingSet, total_steps: int | None = None) -> StudentDataset:
     """The batches of a training set, which holds what its name says: real, synthetic, pseudo.
 
@@ -48,7 +33,7 @@ def _open_dataset(
         raise ValueError(f"no refined pairs in {config.pairs}, which the settings of refine ask for; run: dakd refine")
     synthetic = open_shards(str(config.pairs), config.data) if "synthetic" in training_set else None
     pseudo = num_pseudo = None
-    if is_counted and reads_pseudo_labels(config, (training_set,)):
+    if is_counted and cfg.reads_pseudo_labels((training_set,)):
         num_images = len(open_unlabelled(config))
         num_pseudo = min(num_images, config.pseudo_label.max_samples or num_images)
     elif "pseudo" in training_set:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dakd.config import Config, TrainJointNetConfig
+from dakd.data.good_records import good_samples
+from dakd.data.ordered_records import OnBadRecord
 from dakd.data.pictures import contact_sheet, save_png
-from dakd.data.records import BadRecord
 from dakd.data.shards import ShardSet
 from dakd.diffusion.label_bits import num_bits
 from dakd.diffusion.label_reading import LabelReading
@@ -147,7 +146,9 @@ class _WithBlankLabels(nn.Module):
         return self.net(x_t, t), torch.zeros_like(y_t)
 
 
-def resolve_sigma_data(setting: float | str | None, train: ShardSet, on_bad_record: str = "stop") -> float | None:
+def resolve_sigma_data(
+    setting: float | str | None, train: ShardSet, on_bad_record: OnBadRecord = "stop"
+) -> float | None:
     """The sigma_data to train with; "auto": the deviation of the fine detail of the training images.
 
     It is that of at most 512 of them, evenly spread, to four digits. Damaged ones raise BadRecord or are left out, as
@@ -156,19 +157,12 @@ def resolve_sigma_data(setting: float | str | None, train: ShardSet, on_bad_reco
     if setting != "auto":
         return setting
     count = min(len(train), _MAX_IMAGES)
-    deviation = round(fine_detail(_images(train, count, on_bad_record)), 4)
+    places = (i * len(train) // count for i in range(count))
+    images = (sample.sar for _, sample in good_samples(train, places, on_bad_record, "sigma_data"))
+    deviation = round(fine_detail(images), 4)
     if deviation == 0:
         raise ValueError(
             f"sigma_data is auto and the {count} training images have no fine detail; set train_jointnet.sigma_data"
         )
     say(f"sigma_data {deviation} (auto: the deviation of the fine detail of {count} training images)")
     return deviation
-
-
-def _images(train: ShardSet, count: int, on_bad_record: str) -> Iterator[np.ndarray]:
-    for i in range(count):
-        try:
-            yield train.read(i * len(train) // count).sar
-        except BadRecord:
-            if on_bad_record == "stop":
-                raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from check_worlds import refusals, toy
+from check_worlds import folder, refusals, toy
 from pseudo_worlds import with_student, with_unlabelled
 
 from dakd.check.check import check
@@ -26,7 +26,7 @@ def test_self_training_needs_the_real_student_and_images_without_labels(tmp_path
     config = toy(tmp_path, train_saross__training_sets=["real+pseudo"])
     found = refusals(config)
     assert set(found) == {"pseudo label"}
-    assert "there are no images without labels; set prepare.num_labelled" in found["pseudo label"]
+    assert "there are no images without labels; put them beside the labelled images" in found["pseudo label"]
     prepare(config)
     assert set(refusals(config)) == {"pseudo label"}
 
@@ -41,6 +41,51 @@ def test_a_prepared_run_with_images_without_labels_is_accepted(tmp_path):
     gib = [float(found[0][1].split()[1]) for found in (disk, findings(config, "disk"))]
     # Of 5 images of 4 Mi pixels with five logits in half precision each.
     assert abs(gib[1] - gib[0] - 5 * 2048**2 * 11 / 2**30) < 0.02
+
+
+def with_unmasked(root, count: int, size=(2048, 1024)) -> dict:
+    """The settings of a dataset of four labelled images, with `count` training images without masks beside them."""
+    settings = folder(root, count=4, size=size) | {"on_missing_mask": "image_only"}
+    for i in range(count):
+        shutil.copyfile(root / "train" / "images" / "0.png", root / "train" / "images" / f"more{i}.png")
+    return settings
+
+
+def test_the_disk_of_pseudo_labels_is_known_before_the_images_are_prepared(tmp_path):
+    data, sizes = with_unmasked(tmp_path / "data", 20), []
+    for resize in (None, [64, 64]):
+        config = toy(tmp_path, prepare=data | {"resize": resize}, train_saross__training_sets=SETS)
+        ((_, text),) = findings(config, "disk")
+        assert " free: 0 pairs, 20 pseudo-labelled images, " in text
+        sizes.append(float(text.split()[1]))
+    # Of 20 images of 2 Mi pixels: a byte of grey, two logits in half precision.
+    assert abs(sizes[0] - sizes[1] - 20 * 2048 * 1024 * 5 / 2**30) < 0.02
+
+
+def test_a_teacher_that_the_pipeline_does_not_make_is_not_judged(tmp_path):
+    """Its crop, its memory and its disk; checkpoints of other settings, too."""
+    odd = {"train_jointnet__crop": [99, 99], "generate__size": [98, 98]}
+    data = with_unmasked(tmp_path / "data", 6, (64, 64))
+    config = toy(tmp_path, prepare=data, train_saross__training_sets=SETS, **odd)
+    assert refusals(config) == {}
+    assert findings(config, "teacher") == [
+        ("ok", "the pipeline makes none: no student of real, real+pseudo learns from its pairs")
+    ]
+    text = "\n".join(one.text for one in check(config))
+    assert findings(config, "generate") == [] and "teacher:" not in text and "train_jointnet" not in text
+    # One that it makes is.
+    config = toy(tmp_path, prepare=data, train_saross__training_sets=["real", "real+synthetic"], **odd)
+    assert "teacher" in refusals(config)
+
+
+def test_labelled_images_that_nearly_vanish_among_others_are_named(tmp_path):
+    data = with_unmasked(tmp_path / "data", 60, (64, 64))
+    found = findings(toy(tmp_path, prepare=data, train_saross__training_sets=SETS), "training sets")
+    assert ("warn", "real+pseudo: 4 real images beside 60 pairs are 6.2 % of the samples that this student sees; set "
+            "train_saross.synthetic_share, such as 0.5") in found  # fmt: skip
+    for enough in ({"train_saross__synthetic_share": 0.5}, {"pseudo_label__max_samples": 30}):
+        found = findings(toy(tmp_path, prepare=data, train_saross__training_sets=SETS, **enough), "training sets")
+        assert [level for level, _ in found] == ["ok"]
 
 
 def test_a_set_of_another_student_is_refused_before_the_training(tmp_path):

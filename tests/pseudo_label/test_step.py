@@ -7,16 +7,18 @@ import multiprocessing
 import numpy as np
 import pytest
 import torch
+from damaged_records import flip_byte
 from pseudo_worlds import killed_in_the_second_shard, run_with, with_student, with_unlabelled
 
 from dakd.cli import run_step
-from dakd.config import dump_config
+from dakd.config import DataConfig, dump_config
+from dakd.data.records import BadRecord
 from dakd.data.sample import IGNORE_INDEX, OSD_CLASSES
 from dakd.data.shards import ShardSet
 from dakd.data.soft_labels import range_for, to_half
 from dakd.data.transforms import to_student
 from dakd.pseudo_label import logits as logits_of
-from dakd.pseudo_label.step import label_to_folder, pseudo_label, refuse_settings_of_another_set
+from dakd.pseudo_label.step import label_to_folder, pseudo_label, refuse_settings_of_another_set, set_folder
 from dakd.runtime.files import file_hash
 from dakd.verify import format_found, verify_run
 from dakd.weights import save_student
@@ -61,6 +63,40 @@ def test_images_of_one_size_share_a_pass_without_changing_place(tmp_path, monkey
     for pair, logits in zip(pairs, direct_logits(net, images)):
         # Half precision, and sums in another order.
         assert np.allclose(pair.soft_label, logits, rtol=2**-10, atol=1e-4)
+
+
+def skipping(config):
+    return config.model_copy(update={"data": DataConfig(on_bad_record="skip")})
+
+
+def test_damaged_images_stop_the_step_or_are_left_out(tmp_path, capsys):
+    config = run_with(tmp_path, {"batch_size": 2})
+    net, shards = with_student(config), ShardSet(with_unlabelled(config))
+    images = list(shards)
+    flip_byte(shards, 1)
+    with pytest.raises(BadRecord, match=r"image-1.*data.on_bad_record: skip to leave the sample out of"):
+        pseudo_label(config)
+    assert not set_folder(config).exists()
+    config = skipping(config)
+    pairs = ShardSet(pseudo_label(config))
+    assert "left out of pseudo_label" in (shown := capsys.readouterr().out) and "image-1" in shown
+    assert [pair.key for pair in pairs] == ["image-0", "image-2", "image-3", "image-4"]
+    for pair, logits in zip(pairs, direct_logits(net, [images[i] for i in (0, 2, 3, 4)])):
+        assert np.allclose(pair.soft_label, logits, rtol=2**-10, atol=1e-4)
+    pseudo_label(config)
+    assert "is there already, made with the same settings; damaged samples left out: 1 (" in capsys.readouterr().out
+
+
+def test_a_set_of_damaged_images_alone_is_refused(tmp_path):
+    config = run_with(tmp_path)
+    with_student(config)
+    images = ShardSet(with_unlabelled(config))
+    for i in range(len(images)):
+        flip_byte(images, i)
+    config = skipping(config)
+    with pytest.raises(ValueError, match=r"none of 5 samples of .* can be read"):
+        pseudo_label(config)
+    assert not set_folder(config).exists()
 
 
 def test_unsure_pixels_are_those_of_a_plain_computation(tmp_path):
@@ -157,7 +193,7 @@ def test_the_step_says_what_it_lacks(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"no student at .*; train it first: dakd train_saross --training-set real"):
         pseudo_label(config)
     with_student(config)
-    with pytest.raises(ValueError, match=r"no images without labels in .*; set prepare.num_labelled, or"):
+    with pytest.raises(ValueError, match=r"no images without labels in .*; put them beside .* image_only, or set"):
         pseudo_label(config)
     (config.run_path / "pseudo_label").mkdir()
     (config.run_path / "pseudo_label" / "notes.txt").write_text("mine")

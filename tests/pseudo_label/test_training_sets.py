@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 
@@ -22,6 +23,7 @@ from dakd.data.shards import ShardSet, write_shards
 from dakd.evaluate.inputs import find_students
 from dakd.pipeline import pipeline_calls
 from dakd.pseudo_label.step import pseudo_label
+from dakd.report.report import write_report
 from dakd.runtime.tensor_files import read_metadata
 from dakd.train.saross import StudentTraining, train_saross
 from dakd.train.student_data import student_dataset, student_steps
@@ -174,18 +176,34 @@ def test_the_pipeline_trains_the_student_that_labels_first():
     steps = STEPS[:-1]
     plain = load_config("smoke")
     assert pipeline_calls(plain, steps) == [(step,) for step in steps if step not in ("refine", "pseudo_label")]
-    config = load_config("smoke", ["train_saross.training_sets=[real, real+pseudo]"])
+    config = load_config("smoke", ["train_saross.training_sets=[real, real+synthetic+pseudo]"])
     assert pipeline_calls(config, steps)[3:7] == [
         ("generate",), ("train_saross", "--training-set", "real"), ("pseudo_label",), ("train_saross",)
     ]  # fmt: skip
+
+
+def test_the_pipeline_makes_no_teacher_for_students_that_learn_from_no_pairs():
+    first, last = [("prepare",), ("balance",)], [("train_saross",), ("evaluate",), ("predict",), ("report",)]
+
+    def calls(*overrides):
+        return pipeline_calls(load_config("smoke", list(overrides)), STEPS[:-1])
+
+    real = "train_saross.training_sets=[real]"
+    assert calls(real) == calls(real, "refine.repeats=2", "train_saross.steps=4") == [*first, *last]
+    gate = ("generate.gate.enabled=true", "generate.gate.student=real")
+    assert calls(real, "train_saross.steps=4", *gate) == [*first, *last]
+    assert calls("train_saross.training_sets=[real, real+pseudo]") == [
+        *first, ("train_saross", "--training-set", "real"), ("pseudo_label",), *last
+    ]  # fmt: skip
+    elsewhere = calls("train_saross.synthetic=pairs", "train_saross.steps=4", "refine.repeats=2")
+    assert elsewhere == [*first, ("train_saross", "--training-set", "real"), ("refine",), *last]
 
 
 def test_a_run_trains_itself_from_the_real_student_to_the_report(tmp_path, capsys):
     config = run_with(tmp_path, {"min_confidence": 0.01})
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    steps = [one for one in pipeline_calls(config, STEPS[:-1]) if one[0] not in ("train_jointnet", "generate")]
-    for step, *options in steps:
+    for step, *options in pipeline_calls(config, STEPS[:-1]):
         assert run_step(step, ["--config", str(path), *options]) == 0, capsys.readouterr().err
         if step == "prepare":
             with_unlabelled(config)
@@ -200,6 +218,12 @@ def test_a_run_trains_itself_from_the_real_student_to_the_report(tmp_path, capsy
     assert len(losses[0]) == len(losses[1]) == 4 and losses[0] != losses[1]
     table = (run / "evaluate" / "table.txt").read_text()
     assert table.index("real ") < table.index("real+pseudo")
+    assert "synthetic set: none (no student learns from generated pairs)" in table
+    page = write_report(run).read_text()
+    assert page.count("no student of real, real+pseudo learns from generated pairs") == 2  # the pairs; the teacher
+    assert "generate</b>" not in page and "train_jointnet" not in page.partition("Settings</h2>")[0]
+    rows = re.findall(r"<tr><td>(train|unlabelled|pseudo-labelled|synthetic)</td><td>(\d+)</td>", page)
+    assert dict(rows) == {"train": "12", "unlabelled": "5", "pseudo-labelled": "5"}, rows
     assert [one for one in verify_run(run) if one.state not in ("ok",)] == []
     write_cards(run)
     card = (run / "train_saross" / "real+pseudo" / "README.md").read_text()

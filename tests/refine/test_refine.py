@@ -15,11 +15,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from damaged_records import flip_byte
 from tiny_students import TINY_MAMBA_STUDENT
 from worlds import with_pairs
 
 from dakd.cli import run_step
-from dakd.config import RefineConfig, StudentConfig, build_config, dump_config
+from dakd.config import DataConfig, RefineConfig, StudentConfig, build_config, dump_config
+from dakd.data.records import BadRecord
 from dakd.data.sample import OSD_CLASSES, SOS_CLASSES, Sample
 from dakd.data.shards import ShardSet, verify, write_shards
 from dakd.data.transforms import to_student
@@ -310,6 +312,34 @@ def test_the_step_keeps_what_is_of_its_settings_and_replaces_what_is_not(tmp_pat
     refine(other)
     assert ShardSet(out).index.provenance["refined"]["student"] == weights_hash(config.real_student)
     assert "nothing to do" not in capfd.readouterr().out
+
+
+def test_damaged_pairs_stop_the_step_or_are_left_out(tmp_path, capfd):
+    config = run_with(tmp_path, {"pixel_gate": 1.0, "repeats": 2})
+    pairs = ShardSet(config.unrefined_pairs)
+    good = [pair for i, pair in enumerate(pairs) if i != 2]
+    key = flip_byte(pairs, 2)
+    with pytest.raises(BadRecord, match=f"{key}.*data.on_bad_record: skip to leave the sample out of refine"):
+        refine(config)
+    config = config.model_copy(update={"data": DataConfig(on_bad_record="skip")})
+    made = ShardSet(refine(config))
+    assert "left out of refine" in (shown := capfd.readouterr().out) and key in shown
+    write_shards(tmp_path / "good", good, OSD_CLASSES)
+    wanted = ShardSet(refine_pairs(config.real_student, tmp_path / "good", tmp_path / "out", config.refine))
+    for one, other in zip(made, wanted, strict=True):
+        assert one.key == other.key and np.array_equal(one.label, other.label)
+    assert read_json(made.folder / "refine.json")["num_pairs"] == 7 and len(made) == config.refine.num_written(7)
+    refine(config)
+    assert "nothing to do; damaged samples left out: 1 (" in capfd.readouterr().out
+
+
+def test_a_set_of_damaged_pairs_alone_is_refused(tmp_path):
+    config = run_with(tmp_path, {"repeats": 2})
+    pairs = ShardSet(config.unrefined_pairs)
+    for i in range(len(pairs)):
+        flip_byte(pairs, i)
+    with pytest.raises(ValueError, match=r"none of 8 samples of .* can be read"):
+        refine(config.model_copy(update={"data": DataConfig(on_bad_record="skip")}))
 
 
 def test_a_set_that_was_refined_otherwise_is_refused_by_the_training(tmp_path):

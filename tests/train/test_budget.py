@@ -18,7 +18,7 @@ from dakd.runtime.runlog import read_records
 from dakd.runtime.tensor_files import load_state, read_metadata, save_weights
 from dakd.train.checkpoint import load_tensors, verified_facts, write_state
 from dakd.train.saross import StudentTraining, student_folder, train_saross
-from dakd.train.student_data import reads_generated_pairs, student_steps
+from dakd.train.student_data import student_steps
 from dakd.weights import load_student
 
 BOTH = "real+synthetic"
@@ -96,8 +96,9 @@ def test_epochs_of_real_views_are_counted_over_the_real_samples(data):
     assert {name: student_steps(config, name) for name in ("real", BOTH, "synthetic")} == {
         "real": 9, "synthetic": 9, BOTH: 15,  # 3 epochs of 12 + 8 samples
     }  # fmt: skip
-    assert not reads_generated_pairs(config, ("real",)) and reads_generated_pairs(config)
-    assert reads_generated_pairs(changed(config, budget="steps"), ("real",))
+    cfg = config.train_saross
+    assert not cfg.reads_generated_pairs(("real",)) and cfg.reads_generated_pairs()
+    assert changed(config, budget="steps").train_saross.reads_generated_pairs(("real",))
     pairs_alone = changed(config, training_sets=["synthetic"])
     assert student_steps(pairs_alone, "synthetic") == 6
 

@@ -82,6 +82,7 @@ def test_the_boundary_term_is_logged_and_makes_another_experiment_where_it_is_on
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cpu_with_amx")
 @pytest.mark.parametrize("name", ["deeplabv3plus", "segformer"])
 def test_a_rival_with_dropout_resumes_as_if_it_had_not_stopped(tmp_path, name):
     straight = with_rival(tmp_path / "straight", name, steps=4)
