@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ablate_worlds import TABLE, TOY, write_scores
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
 from dakd.ablate.command import narrowed
 from dakd.ablate.contrasts import contrast_results, open_contrasts
-from dakd.ablate.curve import draw_curve, equal_at, saving_rows, savings
+from dakd.ablate.curve import _draw_line, draw_curve, equal_at, saving_rows, savings
 from dakd.ablate.figures import draw_figures
 from dakd.ablate.kept_results import keep_results, take_results
 from dakd.ablate.plan import TablePlan, make_plan
@@ -93,6 +94,10 @@ def test_a_row_may_be_on_some_datasets_alone():
         table(rows=[ROWS[0], ROWS[2] | {"data": ["7"]}], contrasts=[])
     with pytest.raises(ValueError, match="need all datasets"):
         table(rows=[ROWS[0] | {"data": ["10"]}], contrasts=[])
+    chosen = narrowed(table(rows=rows, contrasts=[]), data=["10"], reference="soft")
+    assert chosen.reference == "soft" and list(chosen.data) == ["10"]
+    with pytest.raises(ValueError, match=r"'soft' is not on 40; .* choose datasets that it is on by --data"):
+        narrowed(table(rows=rows, contrasts=[]), reference="soft")
 
 
 def test_a_table_without_few_labels_is_as_it_was():
@@ -222,6 +227,14 @@ def test_the_labels_that_a_row_saves_have_an_interval_over_seeds_and_images(tmp_
     assert sizes[1][0] == 2 * sizes[0][0]
 
 
+def test_a_line_is_interrupted_where_its_row_was_not_trained():
+    axes = Figure().subplots()
+    _draw_line(axes, "soft", {10: [70.0, 72.0], 40: [75.0, 75.0]}, [10, 20, 40], 1.0, {"color": "C1"})
+    drawn = axes.containers[0].lines[0]
+    np.testing.assert_array_equal(drawn.get_xdata(), [10, 20, 40])
+    np.testing.assert_array_equal(np.asarray(drawn.get_ydata(), float), [71.0, np.nan, 75.0])
+
+
 def test_nothing_is_drawn_or_saved_before_two_numbers_of_labels_are_done(tmp_path):
     plan, store = plan_of(), JobStore(tmp_path)
     assert savings(plan, store) == [] and not draw_curve(plan, store, tmp_path / "curve.png")
@@ -246,6 +259,18 @@ def test_kept_results_make_the_same_table_in_an_empty_store_and_leave_nothing_to
     done: list[str] = []
     work(plan, other, 0, after_each=lambda: done.append("a job"))
     assert done == []  # neither teachers nor students are trained for results that are there
+
+
+def test_kept_results_of_other_settings_are_named_with_the_root_they_may_differ_by(tmp_path, capsys):
+    plan, store = plan_of(), JobStore(tmp_path / "store")
+    filled(store, plan)
+    keep_results(plan, store, tmp_path / "kept")
+    resized = make_plan(table(), Path("/"), overrides=["prepare.resize=[48, 48]"])
+    assert take_results(resized, JobStore(tmp_path / "other"), tmp_path / "kept") == 0
+    assert "none of the 60 results in" in (said := capsys.readouterr().out) and "another prepare.root than None" in said
+    assert take_results(plan, JobStore(tmp_path / "other"), tmp_path / "empty") == 0
+    assert take_results(plan, JobStore(tmp_path / "other"), tmp_path / "kept") == 60
+    assert "none of the" not in capsys.readouterr().out
 
 
 def test_what_is_missing_is_still_to_do_with_all_that_it_builds_on(tmp_path):

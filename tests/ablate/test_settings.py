@@ -70,6 +70,17 @@ def test_scores_are_shared_by_tables_that_look_at_pairs_and_tables_that_do_not()
     }
 
 
+def test_jobs_on_real_images_are_the_same_wherever_these_lie(tmp_path, monkeypatch):
+    names = []
+    for host in ("a", "b/c"):
+        monkeypatch.setenv("DAKD_REAL_DATA", str(tmp_path / host))
+        roots = [str(tmp_path / host / "sos"), str(tmp_path / host / "palsar"), "/elsewhere/sos"]
+        prepares = [[f"prepare={{dataset: sos, sensor: sentinel, root: {root}}}"] for root in roots]
+        names.append([[job.name for job in plan_of(SOFT, overrides=one).jobs] for one in prepares])
+    assert names[0] == names[1]
+    assert not set(names[0][0]) & set(names[0][1]) and not set(names[0][0]) & set(names[0][2])
+
+
 def test_steps_that_are_counted_over_pairs_from_elsewhere_depend_on_these():
     epochs = ["train_saross.steps=null", "train_saross.epochs=2"]
     plans = [plan_of({"name": "real"}, overrides=[*epochs, f"train_saross.synthetic=/{one}"]) for one in "ab"]
@@ -95,6 +106,15 @@ def test_a_choice_that_makes_no_sense_is_refused_in_a_line(tmp_path, capsys, opt
     assert run_step("ablate", argv) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("options, missing", [([], "0, 0, 1, 1"), (["--repeats", "1"], "0, 1")])
+def test_a_table_may_train_each_seed_another_number_of_times(tmp_path, capsys, options, missing):
+    table = TABLE | {"base": str(TOY), "rows": [{"name": "real"}], "reference": None, "seeds": [0, 1], "repeats": 2}
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
+    places = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "table")]
+    assert run_step("ablate", ["--config", str(tmp_path / "table.yaml"), "--status", *places, *options]) == 0
+    assert f"\n- real: seed {missing}\n" in capsys.readouterr().out
 
 
 def test_a_table_of_costs_says_of_what_and_over_how_many_passes(tmp_path):

@@ -13,6 +13,7 @@ from dakd.ablate.measures import MEASURES, measure_of
 from dakd.ablate.plan import make_plan
 from dakd.ablate.spec import experiment, foreign_test, load_table, without_absent
 from dakd.cli import run_step
+from dakd.data.prepared import prepare_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,6 +79,17 @@ def test_a_data_set_may_be_tested_on_another(tmp_path):
     found = {cell.dataset: cell.jobs["student"] for cell in make_plan(table, tmp_path).cells}
     looks = {name: scores.config.prepare.simulation.looks for name, scores in found.items()}
     assert looks == {"A": 3.0, "A to B": 9.0, "B": 9.0}  # a job refuses images of other settings than its own
+
+
+def test_every_seed_is_scored_on_another_dataset_of_few_labels_as_it_is_prepared(tmp_path):
+    few = {"base": str(TOY), "set": {"prepare.num_labelled": 8}}
+    data = {"A": few, "A to B": {"base": str(TOY), "test_on": "B"}, "B": few}
+    tree = {"base": None, "data": data, "rows": TABLE["rows"][1:], "reference": None, "seeds": [0, 1]}
+    scores = [cell.jobs["student"] for cell in make_plan(load_table(write(tmp_path, tree)), tmp_path).cells]
+    chosen = [job.config.prepare.subset_seed for job in scores]
+    assert [chosen.count(seed) for seed in (0, 1)] == [2 + 2, 2]  # the choice of "A to B" is one for both seeds
+    for job in scores:
+        assert prepare_settings(job.config) == prepare_settings(job.links["prepare"].config)
 
 
 def test_a_row_whose_needs_are_not_met_is_named(tmp_path, monkeypatch):

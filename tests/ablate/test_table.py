@@ -94,6 +94,19 @@ def test_nothing_done_is_a_table_of_what_is_missing(tmp_path):
     assert text.count("| missing") == 4 and "- soft: seed 0" in text and "commit nothing yet" in text
 
 
+def test_rows_whose_students_see_no_pairs_have_no_measures_of_pairs(tmp_path):
+    plan = plan_of(REAL, WITH_B, seeds=(0,), measures=["miou", "spectrum"])
+    assert [set(cell.jobs) for cell in plan.cells] == [{"student"}, {"student", "pairs"}]
+    write_scores(JobStore(tmp_path / "store"), plan, "real & plain", 0, counts(0))
+    path = write_table(plan, JobStore(tmp_path / "store"), tmp_path / "out")
+    real, soft = (line for line in path.read_text().splitlines() if line.startswith(("| real & plain", "| soft")))
+    *_, of_pairs, _, _ = (cell.strip() for cell in real.split("|"))  # before the time
+    assert of_pairs == "-" and soft.count("missing") == 2
+    # In a table of pairs alone they are of the row's generator, whatever students its rows would have.
+    alone = plan_of({"name": "plain"}, {"name": "soft"} | SOFT, measures=["spectrum"])
+    assert [set(cell.jobs) for cell in alone.cells] == [{"pairs"}, {"pairs"}]
+
+
 def test_time_counts_every_job_that_a_line_needs_once(half_done):
     plan, store = half_done
     real, soft = collect(plan, store)
