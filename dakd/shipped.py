@@ -6,6 +6,7 @@ The files are in `configs/` of a checkout and in `dakd/configs/` of an installed
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import subprocess
 from functools import cache
@@ -33,7 +34,7 @@ def find_file(name: str | Path, kind: str = "", suffix: str = ".yaml") -> Path |
     `demo`, `demo.yaml` and `configs/demo.yaml` name the same shipped file; `~/` is the home folder.
     """
     path = Path(os.path.expanduser(name)) if str(name).startswith("~/") else Path(name)
-    if path.is_file():
+    if _is_file(path):
         return path
     parts = list(path.with_suffix("").parts if path.suffix == suffix else path.parts)
     if parts[:1] == [_FOLDER]:
@@ -43,7 +44,17 @@ def find_file(name: str | Path, kind: str = "", suffix: str = ".yaml") -> Path |
     if len(parts) != 1 or path.is_absolute():
         return None
     shipped = config_folder() / kind / f"{parts[0]}{suffix}"
-    return shipped if shipped.is_file() else None
+    return shipped if _is_file(shipped) else None
+
+
+def _is_file(path: Path) -> bool:
+    """Path.is_file; False for a name that is too long for any file too, where it raises."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def known_files(kind: str = "", suffix: str = ".yaml") -> list[str]:

@@ -8,7 +8,9 @@ from importlib import metadata
 import pytest
 
 from dakd import shipped
+from dakd.ablate.spec import load_table
 from dakd.config import load_config
+from dakd.train.zero import zero_config
 
 AUTHOR = ("-c", "user.name=a", "-c", "user.email=a@b")
 
@@ -45,6 +47,13 @@ def test_tables_and_zero_files_have_kinds_of_their_own(tmp_path, monkeypatch):
 def test_a_path_that_leads_nowhere_finds_no_shipped_file(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert shipped.find_file(name) is None
+
+
+@pytest.mark.parametrize("name", ["9" * 300, "9" * 252, "folder/" * 600 + "9"])
+def test_a_name_that_is_too_long_for_a_file_is_an_unknown_one(name):
+    for read in (load_config, load_table, zero_config):
+        with pytest.raises(ValueError, match="give a path, or the name of one that comes with dakd"):
+            read(name)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_and_all_that_there_are(tmp_path, monkeypatch):

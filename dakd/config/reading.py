@@ -29,9 +29,9 @@ def load_config(path: str | Path, overrides: Sequence[Override] | None = None) -
     Raises ValueError naming the key, what was found and what was expected.
     """
     found = find_file(path)
-    if found is None and Path(path).is_dir():
+    if found is None and os.path.isdir(path):
         raise ValueError(f"{path} is a folder; give the YAML file of one experiment")
-    if found is None and Path(path).exists():
+    if found is None and os.path.exists(path):  # False for names that no file can have
         raise ValueError(f"{path} is no regular file; save the YAML in a file, which each step reads again")
     if found is None:
         raise ValueError(not_found(path, "configuration"))

@@ -47,7 +47,7 @@ def import_deepspeed() -> Any:
 def zero_config(path: str) -> dict:
     """The ZeRO section of a JSON file: at the path, or one that comes with dakd, such as `zero2`."""
     in_checkout = config_folder().parent / path
-    found = find_file(path, "deepspeed", ".json") or (in_checkout if in_checkout.is_file() else None)
+    found = find_file(path, "deepspeed", ".json") or (in_checkout if os.path.isfile(in_checkout) else None)
     if found is None:
         raise ValueError(not_found(path, "DeepSpeed configuration", "deepspeed", ".json"))
     tree = parse_json(found.read_bytes(), found, 'expected {"zero_optimization": {"stage": 1}}')
