@@ -38,7 +38,7 @@ help:
 	@echo "make test-slow    the slow tests; make test-all runs both"
 	@echo "make fuzz         22,000 damaged inputs: each must be read right, skipped or refused; 5 minutes"
 	@echo "make torture      965 faults: kills, damaged files, full disks, hangs, races, jumping clocks; 20 to 30 minutes"
-	@echo "make mutants      211 faults put into the source, one at a time: the tests must notice each; 13 minutes"
+	@echo "make mutants      224 faults put into the source, one at a time: the tests must notice each; 10 minutes"
 	@echo "make bench-cpu    every op on this CPU against eager torch and torch.compile, one thread"
 	@echo "make bench-bf16   sampling and training steps on this CPU in bf16 against fp32; bars where it has AMX"
 	@echo "make bench-data   the codecs of soft labels, and the loader against webdataset"
