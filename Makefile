@@ -58,7 +58,7 @@ $(BIN)/.installed: pyproject.toml setup.py configs/constraints/cpu.txt configs/c
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip wheel setuptools
 	$(BIN)/pip install -q $(PINS) $(TORCH_INDEX) torch torchvision numpy
-	$(BIN)/pip install -q $(PINS) --no-build-isolation -e '.[train,encoders,rivals,eval,dev]'
+	$(BIN)/pip install -q $(PINS) --no-build-isolation -e '.[train,encoders,rivals,eval,geo,dev]'
 	touch $@
 
 demo: venv

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 import os
 import subprocess
 from functools import cache
@@ -68,6 +69,11 @@ def not_found(name: str | Path, what: str, kind: str = "", suffix: str = ".yaml"
     nearest = difflib.get_close_matches(Path(name).stem, known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"no {what} at {name}; {hint}give a path, or the name of one that comes with dakd: {', '.join(known)}"
+
+
+def version() -> str:
+    """The version of dakd. By its name: the package's front door lies above whoever asks."""
+    return str(importlib.import_module("dakd").__version__)
 
 
 def extra_remedy(extra: str) -> str:

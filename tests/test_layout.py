@@ -20,7 +20,7 @@ ROWS = [
     {"pipeline", "report"},
     {"check"},
     {"train", "generate", "refine", "pseudo_label", "evaluate", "predict"},
-    {"hub"},
+    {"hub", "scene"},
     {"card", "starter"},
     {"metrics", "weights"},
     {"models", "diffusion", "testing"},

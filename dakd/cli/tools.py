@@ -10,6 +10,7 @@ from typing import get_args
 
 from dakd.cli.command import Command, add_config_options, local_path, positive
 from dakd.cli.convergence import check_sample, convergence_options, run_convergence
+from dakd.cli.scene import run_scene, run_simulation, scene_options, simulation_options
 from dakd.runtime.console import show
 from dakd.runtime.kept_config import CONFIG, open_config
 from dakd.sampling import Solver, Spacing
@@ -318,6 +319,10 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 
 
 TOOL_COMMANDS = (
+    Command("scene", "find slicks in radar scenes of any size: polygons, class rasters, a quick-look", run_scene,
+            scene_options),
+    Command("simulate-scene", "write a simulated scene with a place on Earth, and the polygons that are in it",
+            run_simulation, simulation_options, resumes=False),
     Command("init", "write the YAML of an experiment on your own data", _init, _init_options, resumes=False),
     Command("sample", "sample pairs from a teacher's weights file; no experiment is needed", _sample, _sample_options,
             check=check_sample, resumes=False),

@@ -21,7 +21,7 @@ from dakd.config.base import (
 from dakd.config.evaluate import EvaluateConfig, FidelityConfig, PredictConfig
 from dakd.config.experiment import Config
 from dakd.config.generate import AuditConfig, Bounds, GateConfig, GenerateConfig, ShareBounds
-from dakd.config.prepare import PrepareConfig, SceneSide, SimulationConfig
+from dakd.config.prepare import PrepareConfig, RadiometryConfig, SceneSide, SimulationConfig
 from dakd.config.pseudo_label import PseudoLabelConfig
 from dakd.config.reading import build_config, dump_config, load_config
 from dakd.config.refine import RefineConfig
@@ -70,6 +70,7 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "PseudoLabelConfig",
+    "RadiometryConfig",
     "RefineConfig",
     "SamOilConfig",
     "Scale",

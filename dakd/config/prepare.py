@@ -46,6 +46,26 @@ class SimulationConfig(Section):
     """Mean share of the pixels that are land."""
 
 
+class RadiometryConfig(Section):
+    """What the grey values of the images mean. Students store it, and `dakd scene` brings scenes to the same greys."""
+
+    quantity: Literal["sigma0", "gamma0", "beta0", "amplitude"] | None = None
+    """Quantity that the greys show: backscatter, or uncalibrated amplitude. null: unknown; sigma0 where simulated."""
+
+    window_db: tuple[float, float] | None = None
+    """dB that grey 0 and grey 255 stand for, between which greys are linear in dB. null: unknown; the simulator's own.
+    """
+
+    pixel_spacing_m: Annotated[float, Field(gt=0, lt=1e6)] | None = None
+    """Metres between pixels, as prepared (after `resize`). null: unknown; 40 where simulated."""
+
+    @model_validator(mode="after")
+    def _window_rises(self) -> RadiometryConfig:
+        if self.window_db is not None and not self.window_db[0] < self.window_db[1]:
+            raise ValueError(f"window_db is {list(self.window_db)}; expected the lower one first: change their order")
+        return self
+
+
 class PrepareConfig(Section):
     """The dataset, and how it is packed into shards."""
 
@@ -110,6 +130,8 @@ class PrepareConfig(Section):
     """What to do about a file that cannot be read: "stop" ends with an error, "skip" leaves the sample out."""
 
     simulation: SimulationConfig = SimulationConfig()
+
+    radiometry: RadiometryConfig = RadiometryConfig()
 
     @model_validator(mode="after")
     def _dataset_has_what_it_needs(self) -> PrepareConfig:

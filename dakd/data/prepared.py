@@ -33,6 +33,7 @@ def prepare_settings(cfg: Config) -> dict:
     """
     settings = cfg.prepare.model_dump(mode="json")
     settings = {name: value for name, value in settings.items() if _OF_CHOICE.get(name, ...) != value}
+    del settings["radiometry"]  # it says what the greys mean, and changes none
     own_seed = settings.pop("subset_seed")
     if cfg.prepare.num_labelled is not None:
         settings["subset_seed"] = cfg.seed if own_seed is None else own_seed

@@ -27,7 +27,16 @@ _MAX_MEAN_AREA = 0.5  # of a scene; a class with a greater share is present more
 _R3 = 1.2207440846057596 ** -np.arange(1.0, 4.0)
 # By how much a slick, or a look-alike, damps the backscatter of the sea: drawn per object from this range, in dB.
 _OIL_DAMPING_DB, _LOOK_ALIKE_DAMPING_DB = (6.0, 11.0), (2.0, 4.5)
-_NOISE_FLOOR_DB = -13.0  # below the mean sea
+NOISE_FLOOR_DB = -13.0  # below the mean sea
+# Greys per dB, and the grey of a sea of 0 dB: at least, and by how much more at most.
+_LEVELS_PER_DB, _SEA_LEVEL, _BRIGHTER = (8.0, 11.0), 46, 130
+_BRIGHTNESS = (0.7, 2.0)  # of the beta distribution between them
+# What a student of these scenes can be shown: backscatter and spacing at which a scene looks like the average of them.
+SEA_DB = -18.0  # sigma0, VV, of a moderate wind at the middle of an IW swath
+PIXEL_SPACING_M = 40.0  # ships of 3 to 6 pixels
+_MEAN_LEVELS_PER_DB = sum(_LEVELS_PER_DB) / 2
+_MEAN_SEA_LEVEL = _SEA_LEVEL + _BRIGHTER * _BRIGHTNESS[0] / sum(_BRIGHTNESS)
+WINDOW_DB = (SEA_DB - _MEAN_SEA_LEVEL / _MEAN_LEVELS_PER_DB, SEA_DB + (255 - _MEAN_SEA_LEVEL) / _MEAN_LEVELS_PER_DB)
 _SPECKLE_TAP = 0.12  # weight of each neighbour in the speckle's point spread, per axis
 
 
@@ -40,9 +49,9 @@ def simulate(index: int, cfg: SimulationConfig, seed: int) -> Sample:
     db = _sea(rng, shape)
     land_db = _add_land(rng, label, land_area)
     # Film on a calm sea changes little: where both damp the waves, the stronger counts.
-    db -= np.maximum(_add_oil(rng, label, oil_area), _add_look_alike(rng, label, look_alike_area))
+    db -= np.maximum(add_oil(rng, label, oil_area), add_look_alike(rng, label, look_alike_area))
     db = np.where(label == LAND, land_db, db)
-    intensity = 10 ** (db / 10) + 10 ** (_NOISE_FLOOR_DB / 10)
+    intensity = 10 ** (db / 10) + 10 ** (NOISE_FLOOR_DB / 10)
     intensity += _add_ships(rng, label, cfg)
     intensity *= speckle(rng, shape, cfg.looks)
     meta = {"source": "simulated", "seed": seed, "index": index, "looks": cfg.looks}
@@ -65,8 +74,8 @@ def speckle(rng: np.random.Generator, shape: tuple[int, int], looks: float) -> n
 
 def _to_grey(rng: np.random.Generator, intensity: np.ndarray) -> np.ndarray:
     """dB to grey values linearly, with the brightness and gain of a scene; 0 and 255 saturate."""
-    sea_level = 46 + 130 * rng.beta(0.7, 2.0)
-    levels_per_db = rng.uniform(8.0, 11.0)
+    sea_level = _SEA_LEVEL + _BRIGHTER * rng.beta(*_BRIGHTNESS)
+    levels_per_db = rng.uniform(*_LEVELS_PER_DB)
     grey = sea_level + levels_per_db * 10 * np.log10(np.maximum(intensity, 1e-6))
     return np.clip(np.round(grey), 0, 255).astype(np.uint8)
 
@@ -96,8 +105,11 @@ def _streaks(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return _unit(_field(rng, shape, amplitude).real)
 
 
-def _add_look_alike(rng: np.random.Generator, label: np.ndarray, area: float) -> np.ndarray:
-    """Labels broad areas of low wind and gives their damping in dB: smooth outline, weak, fading over a wide margin."""
+def add_look_alike(rng: np.random.Generator, label: np.ndarray, area: float, rim: float = 0.0) -> np.ndarray:
+    """Labels broad areas of low wind and gives their damping in dB: smooth outline, weak, fading over a wide margin.
+
+    rim: see `add_oil`.
+    """
     shape = label.shape
     if not area:
         return np.zeros(shape)
@@ -105,16 +117,17 @@ def _add_look_alike(rng: np.random.Generator, label: np.ndarray, area: float) ->
     bumps, variation = noise_pair(rng, shape, slope=4.2)
     half_length, half_width = rng.uniform(0.35, 0.9), rng.uniform(0.12, 0.35)
     form = 0.45 * bumps - np.sqrt((u / half_length) ** 2 + (v / half_width) ** 2)
-    mask = _cut(form, label == SEA, area)
+    mask = _cut(form - _repelled(shape, rim), label == SEA, area)
     label[mask] = LOOK_ALIKE
     damping = rng.uniform(*_LOOK_ALIKE_DAMPING_DB) * (1 + 0.12 * variation)
     return damping * blur(mask, rng.uniform(0.015, 0.035) * min(shape))
 
 
-def _add_oil(rng: np.random.Generator, label: np.ndarray, area: float) -> np.ndarray:
+def add_oil(rng: np.random.Generator, label: np.ndarray, area: float, rim: float = 0.0) -> np.ndarray:
     """Labels a slick and gives its damping in dB: one to three winding bands, or a patch with a ragged rim.
 
     Thicker and thinner film makes the damping vary inside; a thin sheen may trail off on the lee side.
+    rim: share of the window's side, from each edge, that the slick keeps away from; 0 lets it run out of the window.
     """
     shape = label.shape
     if not area:
@@ -125,7 +138,7 @@ def _add_oil(rng: np.random.Generator, label: np.ndarray, area: float) -> np.nda
             form = np.maximum(form, _band(rng, shape) - rng.uniform(0, 0.02))
     else:
         form = _patch(rng, shape)
-    mask = _cut(form, label == SEA, area)
+    mask = _cut(form - _repelled(shape, rim), label == SEA, area)
     label[mask] = OIL
     film, _ = noise_pair(rng, shape, slope=2.5)
     damping = rng.uniform(*_OIL_DAMPING_DB) * np.clip(1 + 0.15 * film, 0.55, 1.3)
@@ -171,11 +184,11 @@ def _add_ships(rng: np.random.Generator, label: np.ndarray, cfg: SimulationConfi
         distance = np.sqrt((2 * along / length) ** 2 + (2 * across / (0.42 * length)) ** 2)
         label[(distance <= 1) & (label != LAND)] = SHIP
         hull = np.exp(-(distance**4))
-        intensity += peak * (hull + _side_lobes(dx, dy, length) + _side_lobes(dy, dx, length))
+        intensity += peak * (hull + side_lobes(dx, dy, length) + side_lobes(dy, dx, length))
     return intensity
 
 
-def _side_lobes(along: np.ndarray, across: np.ndarray, length: float) -> np.ndarray:
+def side_lobes(along: np.ndarray, across: np.ndarray, length: float) -> np.ndarray:
     """Lobes of a point target along one axis of the image: falling with the square of the distance, one pixel wide."""
     scaled = np.abs(along) / (0.35 * length)
     return 0.35 * np.exp(-((across / 0.7) ** 2)) / (1 + scaled**2) * np.exp(-scaled / 6)
@@ -203,6 +216,15 @@ def blur(mask: np.ndarray, sigma: float) -> np.ndarray:
         parts = (tap * padded.take(range(i, i + size), axis=axis) for i, tap in enumerate(taps / taps.sum()))
         result = sum(parts)
     return result
+
+
+def _repelled(shape: tuple[int, int], rim: float) -> np.ndarray | float:
+    """(H, W): how much a form is lowered near the edges, so that none of it is cut there; 0 for no rim."""
+    if not rim:
+        return 0.0
+    sides = [np.abs(np.arange(side) + 0.5 - side / 2) / side for side in shape]
+    beyond = np.maximum(np.maximum(sides[0][:, None], sides[1][None, :]) - (0.5 - rim), 0)
+    return 40 * beyond
 
 
 def _band(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,23 @@ class StudentNet(nn.Module, ABC):
     def self_contained(self, cfg: StudentConfig) -> StudentConfig:
         """The settings `cfg` for the net's weights file: with all that rebuilds it, so that no other file is needed."""
         return cfg
+
+
+def uncompiled(net: nn.Module) -> nn.Module:
+    """The net itself where torch.compile has wrapped it."""
+    return getattr(net, "_orig_mod", net)
+
+
+@contextmanager
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Each module of a net in eval mode, and in its own again afterwards."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

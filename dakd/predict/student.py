@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from dakd.data.pictures import check_alpha
 from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
 from dakd.hub import HubModel, local_weights, refuse_other_model
-from dakd.models.student import StudentNet, at_scales, checked_logits, checked_scales
+from dakd.models.student import StudentNet, at_scales, checked_logits, checked_scales, in_eval_mode, uncompiled
 from dakd.names import written_path
 from dakd.predict.images import file_sources, grey_image
 from dakd.predict.prediction import OVERLAY_ALPHA, Prediction
@@ -25,6 +26,7 @@ from dakd.predict.record import predict_to_folder
 from dakd.predict.tiles import TILE, checked_overlap, checked_tile, is_large, tiled
 from dakd.runtime.distributed import device_of
 from dakd.runtime.tensor_files import save_weights, tensors_hash
+from dakd.scene.scene_job import SceneResult
 from dakd.weights import load_student, student_metadata, temperature_of
 
 
@@ -49,7 +51,7 @@ class Student(HubModel):
         if not isinstance(classes, ClassTable):
             raise TypeError(f"classes is a {type(classes).__name__}; expected a dakd.ClassTable")
         # Any module may serve as the net; one that states no number of classes is checked at its first prediction.
-        num_classes = getattr(_uncompiled(net), "num_classes", classes.num_classes)
+        num_classes = getattr(uncompiled(net), "num_classes", classes.num_classes)
         if num_classes != classes.num_classes:
             raise ValueError(
                 f"the net has {num_classes} classes and the table {classes.num_classes}: "
@@ -137,7 +139,7 @@ class Student(HubModel):
         if tile is not None and tile != "auto":
             checked_tile(tile)
         sources = file_sources([inputs] if isinstance(inputs, str | Path) else inputs, out_dir)
-        state = {name: one for name, one in _uncompiled(self.net).state_dict().items() if isinstance(one, Tensor)}
+        state = {name: one for name, one in uncompiled(self.net).state_dict().items() if isinstance(one, Tensor)}
         maker = {"tensors_sha256": tensors_hash(state), "scales": list(self.scales)}
         maker["temperature"] = self.facts.get("temperature")
         named = predict_to_folder(
@@ -150,6 +152,28 @@ class Student(HubModel):
             overlay_alpha=overlay_alpha,
         )
         return [source.name for source in named]
+
+    def predict_scene(
+        self, scene: Any, out_dir: str | Path | None = None, *, overwrite: bool = False, **options: Any
+    ) -> SceneResult:
+        """Polygons and rasters of a radar scene of any size: what `dakd scene` does, for one scene.
+
+        scene: a GeoTIFF, COG, VRT, PNG, JPEG or BMP: its path, a name that GDAL opens, or an open dataset of rasterio.
+        out_dir: folder of the files; None takes a temporary one, which goes with the result.
+        options: of `dakd.scene.options.SceneOptions`: band, unit, window, spacing, nodata, aoi, tile, outputs, ...
+        Returns a SceneResult: `features`, `read("class")`, `read("probability")`, `files`, `record`.
+        Raises RuntimeError where the extra `geo` is not installed, TypeError for an unknown option, ValueError for one
+        that makes no sense, and for a scene that cannot be read or whose meaning is unclear.
+        """
+        from dakd.scene.detect import detect
+        from dakd.scene.options import SceneOptions
+
+        place = str(getattr(scene, "name", scene))
+        asked = SceneOptions(**options)
+        if out_dir is not None:
+            return detect(place, self, out_dir, asked, overwrite)
+        kept = tempfile.TemporaryDirectory(prefix="dakd-scene-")
+        return replace(detect(place, self, kept.name, asked), kept=kept)
 
     def save(self, path: str | Path, facts: dict[str, Any] | None = None) -> None:
         """Write the net with all that `load_student` needs, whole or not at all.
@@ -171,7 +195,7 @@ class Student(HubModel):
         return cls.load(path, **settings)
 
     def _state_and_metadata(self, facts: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        net = _uncompiled(self.net)
+        net = uncompiled(self.net)
         if not isinstance(net, StudentNet) or net.student_config is None:
             raise ValueError(
                 f"{type(net).__name__} carries no settings that it could be built from again; make it with "
@@ -185,7 +209,7 @@ class Student(HubModel):
         """(K, h, w) float32 probabilities; sar: (h, w) uint8. (2 K, h, w) with a temperature: without it, and with it.
         """
         image = torch.as_tensor(np.require(sar, requirements=["C", "W"]), device=self.device)
-        with _in_eval_mode(self.net):
+        with in_eval_mode(self.net):
             normalised = to_student(image[None, None])
             logits = checked_logits(at_scales(self.net, self.scales)(normalised), normalised)
         if logits.shape[1] != self.classes.num_classes:
@@ -202,20 +226,3 @@ class Student(HubModel):
                 "take weights of an earlier step, or of a training whose loss stayed finite"
             )
         return probability
-
-
-def _uncompiled(net: nn.Module) -> nn.Module:
-    """The net itself where torch.compile has wrapped it."""
-    return getattr(net, "_orig_mod", net)
-
-
-@contextmanager
-def _in_eval_mode(net: nn.Module) -> Iterator[None]:
-    """Each module of a net in eval mode, and in its own again afterwards."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in modes:
-            module.training = was_training

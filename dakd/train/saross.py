@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from dakd.config import Config, TrainingSet, TrainSarossConfig
 from dakd.data.datasets import StudentDataset
+from dakd.data.good_records import good_samples
 from dakd.data.held_out import held_out_places
 from dakd.data.loader import report_skipped
 from dakd.data.prepared import open_prepared, reading_options
+from dakd.data.radiometry import Radiometry, radiometry_of
 from dakd.data.sample import IGNORE_INDEX
 from dakd.data.shards import ShardSet
 from dakd.data.soft_labels import common_range
@@ -35,6 +37,7 @@ from dakd.train.training import Training, is_due, run_training
 from dakd.train.validation import SCORES, Validation
 from dakd.weights import STUDENT_FILES, refuse_other_student, save_student
 
+_MEASURED = 1000  # images, for the radiometry
 _LOOKED_AT = 16  # training samples, for the note on a student that predicts one class
 
 
@@ -190,13 +193,25 @@ class StudentTraining(Training):
         """The training's steps, and the real and synthetic samples that they draw."""
         return {"steps": self.end_step} | self.dataset.views(self.end_step * self.section.global_batch)
 
+    def facts(self) -> dict:
+        """What the files of the weights state beside the net and its classes."""
+        return self.identity | {"views": self.views(), "radiometry": self._radiometry().to_dict()}
+
+    def _radiometry(self) -> Radiometry:
+        """Of the real images, of at most a thousand of them, evenly spread."""
+        real = self.dataset.real or open_prepared(self.config, "train")
+        places = range(0, len(real), -(-len(real) // _MEASURED))
+        samples = good_samples(real, places, self.config.data.on_bad_record, "the radiometry")
+        return radiometry_of(self.config.prepare, (sample.sar for _, sample in samples))
+
     def finish(self, engine: Engine) -> None:
+        own_facts = self.facts() if is_main() else {}
         for kind in STUDENT_FILES:
             weights, facts = self._final(engine, kind)
             if is_main():
                 net = self.new_net()
                 load_strict(net, weights, "the training engine")
-                facts = self.identity | {"weights": kind, "views": self.views()} | facts
+                facts = own_facts | {"weights": kind} | facts
                 save_student(self.weights_file(kind), net, self.section.student, self.classes, facts)
                 if kind == "ema" and (note := self._one_class_note(net)):
                     say(note)
