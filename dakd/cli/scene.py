@@ -95,7 +95,7 @@ def simulation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gcps", action="store_true", help="give its place by ground control points, as a GRD has it")
     parser.add_argument("--collar", type=int, default=0, metavar="PIXELS",
                         help="without data at both sides (default: 0)")
-    parser.add_argument("--no-land", action="store_true", help="leave the coast out")  # fmt: skip
+    parser.add_argument("--land", action="store_true", help="with a coast in the east")  # fmt: skip
 
 
 def run_simulation(args: argparse.Namespace) -> None:
@@ -104,6 +104,6 @@ def run_simulation(args: argparse.Namespace) -> None:
     from dakd.scene.simulated import SimulatedScene, write_simulated
     from dakd.scene.texts import read_place
 
-    scene = SimulatedScene(*args.size, args.seed, land=not args.no_land, collar=args.collar)
+    scene = SimulatedScene(*args.size, args.seed, land=args.land, collar=args.collar)
     files = write_simulated(args.out, scene, args.unit, args.spacing, read_place(args.centre), args.gcps)
     say(f"simulate-scene: {', '.join(str(path) for path in files.values())}")

@@ -116,7 +116,8 @@ class _Crew:
         except Exception as error:  # of any class: the other scenes are to be written
             self.failures[where] = _reason(error)
             self.first_error = self.first_error or error
-            say(f"{self._named[where]}: no result: {self.failures[where]}")
+            if len(self._named) > 1:  # of one alone the error says it
+                say(f"{self._named[where]}: no result: {self.failures[where]}")
             return self._close(where)
         if result is None:
             return False

@@ -143,13 +143,10 @@ class _Blend:
         self._left = self._tiles.start * grid.stride
         width = (len(self._tiles) - 1) * grid.stride + grid.tile
         self._sums = np.zeros((num_classes, grid.tile, width), np.float32)
-        weights = grid.weights()
-        self._weights = np.outer(weights, weights)
         self._column_sums = grid.sums(*columns, grid.num_columns)
 
     def add(self, column: int, logits: np.ndarray) -> None:
-        """logits: (K, T, T) of a tile, which are changed. A product and a sum, each rounded by itself."""
-        logits *= self._weights
+        """logits: (K, T, T) of a tile, times its weights. A product and a sum, each rounded by itself."""
         left = column * self._grid.stride - self._left
         self._sums[:, :, left : left + self._grid.tile] += logits
 
@@ -159,7 +156,7 @@ class _Blend:
         sums = self._sums[:, : bottom - top, left - self._left : right - self._left]
         weights = np.outer(self._grid.sums(top, bottom, self._grid.num_rows), self._column_sums)
         logits = sums / weights
-        label = np.where(shown.valid, logits.argmax(axis=0).astype(np.uint8), np.uint8(NO_DATA))
+        label = np.where(shown.valid, _likeliest(logits), np.uint8(NO_DATA))
         probability = _probability(logits, temperature)
         probability[:, ~shown.valid] = NO_DATA
         return Band(self.row, top, bottom, left, right, label, probability, shown.level, shown.grey)
@@ -169,6 +166,17 @@ class _Blend:
         self._sums[:, : self._grid.tile - step] = self._sums[:, step:]
         self._sums[:, self._grid.tile - step :] = 0
         self.row += 1
+
+
+def _likeliest(logits: np.ndarray) -> np.ndarray:
+    """(h, w) uint8: the class of the largest logit (K, h, w), the first of several. numpy's argmax takes ten times it.
+    """
+    best, label = logits[0].copy(), np.zeros(logits.shape[1:], np.uint8)
+    for class_id in range(1, len(logits)):
+        is_larger = logits[class_id] > best
+        label[is_larger] = class_id
+        np.maximum(best, logits[class_id], out=best)
+    return label
 
 
 def _probability(logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -213,10 +213,8 @@ def _on_earth(lonlat: Any) -> tuple[list[float], float, tuple[float, float, floa
         found = [earth.polygon_area_perimeter(*np.array(ring.coords).T) for ring in rings]
         areas.append(abs(found[0][0]) - sum(abs(one[0]) for one in found[1:]))
         perimeter += sum(one[1] for one in found)
-    centre = lonlat.centroid
-    plane = need("pyproj").Transformer.from_crs(
-        "EPSG:4326", f"+proj=aeqd +lat_0={centre.y} +lon_0={centre.x} +datum=WGS84 +units=m", always_xy=True
-    )
-    points = shapely.get_coordinates(lonlat)
-    x, y = plane.transform(points[:, 0], points[:, 1])
-    return areas, perimeter, rectangle(np.stack([x, y], axis=1))
+    # The azimuthal equidistant projection around the centroid: azimuths and geodesic distances from it.
+    centre, points = lonlat.centroid, shapely.get_coordinates(shapely.convex_hull(lonlat))
+    azimuth, _, distance = earth.inv(*(np.full(len(points), one) for one in (centre.x, centre.y)), *points.T)
+    angle = np.radians(azimuth)
+    return areas, perimeter, rectangle(np.stack([distance * np.sin(angle), distance * np.cos(angle)], axis=1))

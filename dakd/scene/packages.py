@@ -12,7 +12,7 @@ from typing import Any
 
 from dakd.shipped import extra_remedy
 
-_CACHE_MIB = 128  # of GDAL's blocks; by default it takes 5 % of the host's memory
+_CACHE_BYTES = 160 << 20  # of GDAL's blocks; by default it takes 5 % of the host's memory
 
 
 def need(name: str) -> ModuleType:
@@ -39,7 +39,7 @@ def gdal_settings(**settings: Any) -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.CRITICAL)  # each error is raised too
     try:
-        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE_MIB, **settings):
+        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, **settings):
             # Rasters without a place are known as such, and so are those that are about to get theirs.
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             yield

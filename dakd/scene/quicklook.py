@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dakd.data.pictures import save_png
 from dakd.data.radiometry import grey_percentiles
 from dakd.data.sample import ClassTable
+from dakd.runtime.files import replacing
 from dakd.scene.engine import NO_DATA
 from dakd.scene.georeference import Georeference, geod
 from dakd.scene.measures import Slick
@@ -41,7 +41,9 @@ def write_quicklook(
                 draw.line(points, fill=colour, width=2 if picture.width > 900 else 1, joint="curve")
         if number <= _MOST_NUMBERED:
             _number(draw, picture, slick.outline.geometry.bounds, scale, str(number), colour)
-    save_png(_with_foot(picture, scale, place, classes, {one.outline.class_id for one in slicks}, title), path)
+    whole = _with_foot(picture, scale, place, classes, {one.outline.class_id for one in slicks}, title)
+    with replacing(path) as aside:
+        whole.save(aside, format="PNG", compress_level=3)
 
 
 def _greys(scratch: Scratch) -> tuple[Image.Image, float]:

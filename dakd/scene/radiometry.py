@@ -147,23 +147,20 @@ def choose_window(
 def _matched(student: Radiometry, levels: np.ndarray) -> tuple[Window, str]:
     if student.image_greys is None:
         raise BadScene("the student's file has no greys of its training images to match; give --window LO,HI")
-    low, middle, high = np.percentile(levels, (1, 50, 99))
-    wanted_low, wanted_middle, wanted_high = student.image_greys
-    # The upper half of a scene may be land and ships, of a training image hardly ever: the narrower half decides.
-    gains = [(middle - low) / max(wanted_middle - wanted_low, 1), (high - middle) / max(wanted_high - wanted_middle, 1)]
-    gain = float(min((gain for gain in gains if gain > 0), default=0))  # levels per grey
-    if gain <= 0:
+    low, middle = (float(one) for one in np.percentile(levels, (1, 50)))
+    wanted_low, wanted_middle, _ = student.image_greys
+    # The upper half of a scene may be land and ships, of a training image hardly ever: the lower half decides.
+    if middle <= low:
         raise BadScene(
-            f"its levels are {_SHOW(low)} at the 1 % and {_SHOW(high)} at the 99 %, of one value; expected a spread to "
-            "match: give --window LO,HI"
+            f"its levels are {_SHOW(low)} at the 1 % and at the 50 %; expected a spread to match: give --window LO,HI"
         )
-    start = float(middle) - wanted_middle * gain
-    found = (start, start + 255 * gain)
+    gain = (middle - low) / max(wanted_middle - wanted_low, 1)  # levels per grey
+    start = middle - wanted_middle * gain
     reason = (
-        f"matched: {_SHOW(low)}, {_SHOW(middle)} and {_SHOW(high)} at its 1, 50 and 99 % to the greys "
-        f"{wanted_low:g}, {wanted_middle:g} and {wanted_high:g} of a training image"
+        f"matched: {_SHOW(low)} and {_SHOW(middle)} at its 1 and 50 % to the greys {wanted_low:g} and "
+        f"{wanted_middle:g} of a training image"
     )
-    return found, reason
+    return (start, start + 255 * gain), reason
 
 
 def foreign_greys(greys: np.ndarray, student: Radiometry) -> str | None:

@@ -80,6 +80,11 @@ def open_raster(
     """
     if is_local(path) and not Path(path).exists():
         raise BadScene(f"there is no file at {path}; check the path")
+    if path.rstrip("/").lower().endswith((".safe", ".zip")):
+        raise BadScene(
+            "it is a product folder or a ZIP, such as Sentinel-1's SAFE; expected a raster: calibrate it to sigma0 "
+            "(SNAP, pyroSAR) and give that GeoTIFF"
+        )
     if Path(path).suffix.lower() in PICTURE_SUFFIXES and is_local(path):
         return Picture(path, band, nodata, crs, pixel_size_m)
     return GdalRaster(path, band, nodata, crs, pixel_size_m)
@@ -199,6 +204,8 @@ class GdalRaster:
         pixels = Georeference(height, width, pixel_size_m=pixel_size_m)
         if crs == "none":
             return pixels
+        if crs is not None and is_identity and not points:
+            raise BadScene(f"it has no transform and no ground control points for the CRS {crs}; leave --crs out")
         if is_identity and not points:
             if found.rpcs is not None:
                 raise BadScene(
@@ -326,7 +333,7 @@ def scenes_in(paths: Sequence[str]) -> list[str]:
     """The scenes of files, URLs and folders of files, each once, in order.  ValueError where a folder has none."""
     found: dict[str, None] = {}
     for path in paths:
-        if is_local(path) and Path(path).is_dir():
+        if is_local(path) and Path(path).is_dir() and not path.rstrip("/").lower().endswith(".safe"):
             files = (one for one in Path(path).iterdir() if one.is_file() and not one.name.startswith("."))
             inside = sorted(str(one) for one in files if one.suffix.lower() in SCENE_SUFFIXES)
             if not inside:

@@ -28,7 +28,7 @@ from dakd.scene.packages import gdal_settings, need
 _BLOCK = 512  # pixels
 _SCRATCH = {"driver": "GTiff", "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "zstd",
             "zstd_level": 1, "bigtiff": "if_safer", "num_threads": "all_cpus", "interleave": "band"}  # fmt: skip
-_COG = {"driver": "COG", "compress": "deflate", "level": 6, "predictor": "no", "blocksize": _BLOCK,
+_COG = {"driver": "COG", "compress": "deflate", "level": 3, "predictor": "no", "blocksize": _BLOCK,
         "bigtiff": "if_safer", "num_threads": "all_cpus", "statistics": "no"}  # fmt: skip
 LABEL, PROBABILITY, LEVEL, GREY, TRACED = "class.tif", "probability.tif", "level.tif", "grey.tif", "traced.tif"
 

@@ -184,7 +184,7 @@ class SceneJob:
 
         A process that finishes a chunk goes on into the next one where that is free, without a row of tiles made twice.
         """
-        net = TileNet(self._student, self.grid.tile)
+        net = TileNet(self._student, self.grid)
         report = _Report(self)
         for number in self.store.missing():
             if not self.store.has(number):

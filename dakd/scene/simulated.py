@@ -72,7 +72,7 @@ class SimulatedScene:
     oil: int | None = None
     look_alikes: int | None = None
     ships: int | None = None
-    land: bool = True
+    land: bool = False
     collar: int = 0
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
@@ -144,7 +144,7 @@ class SimulatedScene:
     @cached_property
     def _coast(self) -> tuple[np.ndarray, np.ndarray]:
         rng = self._rng(3)
-        coast, _ = noise_pair(rng, (2, 257), slope=2.2)
+        coast, _ = noise_pair(rng, (1, 257), slope=3.4)
         return coast, noise_pair(rng, (_PERIOD[0], _PERIOD[0]), slope=2.8)[0]
 
     @cached_property

@@ -22,8 +22,9 @@ from torch import nn
 from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
 from dakd.models.student import at_scales, checked_logits, in_eval_mode
+from dakd.scene.grid import Grid
 
-_PIXELS_A_BATCH = {"cpu": 1 << 16, "cuda": 1 << 21}
+_PIXELS_A_BATCH = {"cpu": 1 << 18, "cuda": 1 << 21}  # at most
 
 
 class SceneStudent(Protocol):
@@ -49,13 +50,18 @@ class Batch:
 
 
 class TileNet:
-    """tiles (B, T, T) uint8 -> logits (B, K, T, T) float32, on the student's device, B = `batch`."""
+    """tiles (B, T, T) uint8 -> logits (B, K, T, T) float32 times the weights of their places; B = `batch`.
 
-    def __init__(self, student: SceneStudent, tile: int) -> None:
+    The tiles of a row share as few batches as memory allows, evenly.
+    """
+
+    def __init__(self, student: SceneStudent, grid: Grid) -> None:
         self._student, self._net = student, at_scales(student.net, student.scales)
         self.num_classes = student.classes.num_classes
         kind = "cpu" if student.device.type == "cpu" else "cuda"
-        self.batch = max(1, _PIXELS_A_BATCH[kind] // tile**2)
+        most = max(1, _PIXELS_A_BATCH[kind] // grid.tile**2)
+        self.batch = -(-grid.num_columns // -(-grid.num_columns // most))
+        self._weights = np.outer(grid.weights(), grid.weights())
         self.num_workers = usable_cores() if kind == "cpu" else 1
         self._lock, self._is_warm = threading.Lock(), False
 
@@ -82,7 +88,8 @@ class TileNet:
                 f"the net gives logits that are NaN or infinite at {np.count_nonzero(~np.isfinite(logits))} of "
                 f"{logits.size} places; expected finite: take weights of an earlier step"
             )
-        return logits
+        weighted: np.ndarray = np.multiply(logits, self._weights, out=logits)
+        return weighted
 
     @contextmanager
     def running(self) -> Iterator[Callable[[Iterable[Batch]], Iterator[tuple[Batch, np.ndarray]]]]:

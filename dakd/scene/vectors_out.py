@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def write_gpkg(path: Path, slicks: Sequence[Slick], place: Georeference) -> None
         geometries = [rfc_7946(one) for one in geometries]
     made = [_column(kind, [one.properties[name] for one in slicks]) for name, (kind, _) in FIELDS.items()]
     columns, masks = [one for one, _ in made], [one for _, one in made]
-    with replacing(path) as aside:
+    with replacing(path) as aside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")
         # GDAL takes the driver's name, but wants the ending.
         whole = aside.with_suffix(".gpkg")
         try:
