@@ -168,7 +168,7 @@ class Student(HubModel):
         from dakd.scene.detect import detect
         from dakd.scene.options import SceneOptions
 
-        place = str(getattr(scene, "name", scene))
+        place = str(scene if isinstance(scene, str | Path) else scene.name)
         asked = SceneOptions(**options)
         if out_dir is not None:
             return detect(place, self, out_dir, asked, overwrite)

@@ -76,11 +76,17 @@ class _Plan:
         self._shown: dict[int, Rows] = {}  # the rows of each band to come
 
     def batches(self, rows: range) -> Iterator[Batch]:
-        """The batches of these rows of tiles; tiles without a valid pixel are left out."""
+        """The batches of these rows of tiles; tiles without a valid pixel are left out.
+
+        A row of none but these is a batch of no tiles, so that the rows read do not pile up beneath it.
+        """
         read: Rows | None = None
         for row in rows:
             read = self._read(row, read)
             self._shown[row] = read.cut(0, self._band_height(row), *self._columns)
+            if not read.valid.any():
+                yield Batch(row, (), np.zeros((0, self._grid.tile, self._grid.tile), np.uint8))
+                continue
             for first in range(self._tiles.start // self._batch * self._batch, self._tiles.stop, self._batch):
                 places = [one for one in range(first, first + self._batch) if one in self._tiles]
                 chosen = tuple(one for one in places if self._part(read.valid, one).any())

@@ -187,7 +187,10 @@ class Georeference:
         rasterio = need("rasterio")
         transform = need("rasterio.transform")
         points = [rasterio.control.GroundControlPoint(one.row, one.column, one.x, one.y, one.z) for one in self.points]
+        pixels = np.array([(one.column, one.row) for one in self.points])
         try:
+            if len(points) < 3 or np.linalg.matrix_rank(pixels - pixels.mean(axis=0), tol=1e-3) < 2:
+                raise ValueError("they lie on a line")  # GDAL would take them
             return transform.GCPTransformer(points, tps=True)
         except Exception as error:  # GDAL's errors have no common base
             raise BadScene(

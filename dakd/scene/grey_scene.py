@@ -148,7 +148,8 @@ class GreyScene:
         """(N,) valid numbers of evenly spread rows, as stored; of the first rows that have any where those have none.
         """
         height = self._raster.place.height
-        for blocks in (_blocks(height), [(top, min(top + 512, height)) for top in range(0, height, 512)]):
+        step = max(1, min(512, _PIXELS_AT_ONCE // self._raster.place.width))
+        for blocks in (_blocks(height), [(top, min(top + step, height)) for top in range(0, height, step)]):
             found: list[np.ndarray] = []
             for top, bottom in blocks:
                 values, valid = self._raster.read(top, bottom)

@@ -102,9 +102,9 @@ def window_period(facts: Mapping[str, Any]) -> int:
 
 
 def default_stride(tile: int, facts: Mapping[str, Any]) -> int:
-    """The largest multiple of the windows' period that leaves an overlap of at least a quarter; else half a tile."""
+    """The largest multiple of the windows' period that leaves an overlap of at least an eighth; else half a tile."""
     period = window_period(facts)
-    found = tile * 3 // 4 // period * period
+    found = tile * 7 // 8 // period * period
     return found or max(COARSEST_STRIDE, tile // 2 // COARSEST_STRIDE * COARSEST_STRIDE)
 
 

@@ -18,7 +18,8 @@ ENDINGS = {"class": ".class.tif", "probability": ".probability.tif", "geojson": 
            "gpkg": ".polygons.gpkg", "ships": ".ships.geojson", "quicklook": ".quicklook.png"}  # fmt: skip
 RECORD_ENDING = ".json"
 LEAST_AREA_KM2 = 0.05
-LEAST_PIXELS = 16  # where areas are not known
+LEAST_PIXELS = 16.0  # where areas are not known
+LEAST_OF_SHIP = 3.0  # pixels
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def need(name: str) -> ModuleType:
 
 def need_all() -> None:
     """RuntimeError where a package of the extra is missing."""
-    for name in ("rasterio", "shapely", "pyproj", "pyogrio"):
+    for name in ("rasterio", "shapely", "pyproj", "pyogrio", "scipy.ndimage"):
         need(name)
 
 

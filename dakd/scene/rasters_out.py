@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ import numpy as np
 
 from dakd.data.sample import ClassTable
 from dakd.runtime.files import replacing, write_text
+from dakd.scene.bad_scene import BadScene
 from dakd.scene.bands import BandStore
-from dakd.scene.engine import NO_DATA, PROBABILITY_STEPS
+from dakd.scene.engine import NO_DATA, PROBABILITY_STEPS, Band
 from dakd.scene.georeference import Georeference
 from dakd.scene.grey_scene import NO_LEVEL
 from dakd.scene.packages import gdal_settings, need
@@ -30,6 +31,7 @@ _SCRATCH = {"driver": "GTiff", "tiled": True, "blockxsize": _BLOCK, "blockysize"
             "zstd_level": 1, "bigtiff": "if_safer", "num_threads": "all_cpus", "interleave": "band"}  # fmt: skip
 _COG = {"driver": "COG", "compress": "deflate", "level": 3, "predictor": "no", "blocksize": _BLOCK,
         "bigtiff": "if_safer", "num_threads": "all_cpus", "statistics": "no"}  # fmt: skip
+_MOST_EDGES = 10_000_000  # that are traced: of a sound map of a whole Sentinel-1 scene there are a few 100,000
 LABEL, PROBABILITY, LEVEL, GREY, TRACED = "class.tif", "probability.tif", "level.tif", "grey.tif", "traced.tif"
 
 
@@ -47,17 +49,20 @@ class Scratch:
 
 
 def write_scratch(
-    store: BandStore, top: int, place: Georeference, classes: ClassTable, traced: Sequence[int]
-) -> tuple[Scratch, np.ndarray]:
-    """Bring the bands together; returns the rasters, and (K,) the number of pixels of each class.
+    store: BandStore, top: int, place: Georeference, classes: ClassTable, least_pixels: Mapping[int, float]
+) -> tuple[Scratch, np.ndarray, dict[int, int]]:
+    """Bring the bands together.
 
-    top: the result's first row on the scene's grid.  place: of the result.  traced: the ids of classes with polygons.
+    top: the result's first row on the scene's grid.  place: of the result.  least_pixels: of an outline, by the ids of
+    the classes that are traced.
+    Returns the rasters, (256,) the number of pixels of each id, and the number of outlines of each class that were
+    found too small.
     """
     rasterio = need("rasterio")
     scratch, counts = Scratch(store.folder), np.zeros(256, np.int64)
     kinds = ((LABEL, 1, "uint8", NO_DATA), (PROBABILITY, classes.num_classes, "uint8", NO_DATA),
              (LEVEL, 1, "int16", int(NO_LEVEL)), (GREY, 1, "uint8", None), (TRACED, 1, "uint8", None))  # fmt: skip
-    is_traced = np.isin(np.arange(256), traced)
+    dropped, num_edges = dict.fromkeys(least_pixels, 0), 0
     with gdal_settings():
         files = []
         try:
@@ -68,19 +73,60 @@ def write_scratch(
                 if name != TRACED:  # GDAL would trace it on the map, and pixels are wanted
                     set_place(one, place)
             _describe(files[0], files[1], classes)
-            for band in store.all():
-                window = rasterio.windows.Window(0, band.top - top, place.width, band.bottom - band.top)
-                counts += np.bincount(band.label.ravel(), minlength=256)
-                chosen = np.where(is_traced[band.label], band.label, np.uint8(0))
-                arrays = (band.label[None], band.probability, band.level[None], band.grey[None], chosen[None])
-                for one, array in zip(files, arrays):
+            for start, bands in _several(store.all()):
+                label, probability, level, grey = (
+                    np.concatenate([getattr(band, name) for band in bands], axis=-2)
+                    for name in ("label", "probability", "level", "grey")
+                )
+                counts += np.bincount(label.ravel(), minlength=256)
+                traced = without_specks(label, least_pixels, dropped)
+                num_edges += int(np.count_nonzero(traced[:, 1:] != traced[:, :-1]))
+                if num_edges > _MOST_EDGES:
+                    raise BadScene(
+                        f"its classes change at more than {_MOST_EDGES:,} places, which is speckle, no outline; check "
+                        "--unit and --window, or leave the polygons out: --outputs class,probability"
+                    )
+                window = rasterio.windows.Window(0, start - top, place.width, len(label))
+                for one, array in zip(files, (label[None], probability, level[None], grey[None], traced[None])):
                     one.write(array, window=window)
         finally:
             for one in files:
                 one.close()
     for name, *_ in kinds:
         check_whole(store.folder / name)
-    return scratch, counts
+    return scratch, counts, dropped
+
+
+def _several(bands: Iterator[Band]) -> Iterator[tuple[int, list[Band]]]:
+    """(first row, bands) of at least a block's rows together."""
+    held: list[Band] = []
+    for band in bands:
+        held.append(band)
+        if band.bottom - held[0].top >= _BLOCK:
+            yield held[0].top, held
+            held = []
+    if held:
+        yield held[0].top, held
+
+
+def without_specks(label: np.ndarray, least_pixels: Mapping[int, float], dropped: dict[int, int]) -> np.ndarray:
+    """(h, W) uint8 class ids, 0 for classes that are not traced and for connected pixels fewer than the least.
+
+    Those at the first and the last row stay: more of them may lie beyond. So what is traced does not grow with speckle.
+    dropped: counts them by class.
+    """
+    ndimage, kept = need("scipy.ndimage"), np.zeros_like(label)
+    for class_id, least in least_pixels.items():
+        is_class = label == class_id
+        if not is_class.any():
+            continue
+        parts, number = ndimage.label(is_class, structure=np.ones((3, 3), bool))
+        stays = np.bincount(parts.ravel(), minlength=number + 1) >= least
+        stays[np.concatenate([parts[0], parts[-1]])] = True
+        dropped[class_id] += int(number - stays[1:].sum())
+        stays[0] = False
+        kept[stays[parts]] = class_id
+    return kept
 
 
 def set_place(dataset: Any, place: Georeference) -> None:

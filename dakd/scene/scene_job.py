@@ -22,7 +22,7 @@ from dakd.scene.engine import classify
 from dakd.scene.grey_scene import GreyScene
 from dakd.scene.grid import Grid
 from dakd.scene.measures import Coast, Slick, measure
-from dakd.scene.options import ENDINGS, LEAST_PIXELS, RECORD_ENDING, SceneOptions
+from dakd.scene.options import ENDINGS, LEAST_OF_SHIP, LEAST_PIXELS, RECORD_ENDING, SceneOptions
 from dakd.scene.packages import need
 from dakd.scene.polygons import Outline, trace
 from dakd.scene.quicklook import write_quicklook
@@ -227,22 +227,28 @@ class SceneJob:
                 return found
             made_s = time.monotonic() - self._begun
             self.record_path.unlink(missing_ok=True)  # it must not speak of other files
-            ids = [one for ones in self.traced.values() for one in ones]
-            scratch, counts = write_scratch(self.store, self.rows[0], self.place, self._student.classes, ids)
-            slicks, ships, dropped = self._measured(scratch)
+            least = self._least_pixels()
+            scratch, counts, specks = write_scratch(self.store, self.rows[0], self.place, self._student.classes, least)
+            slicks, ships, dropped = self._measured(scratch, least)
+            dropped += sum(specks.get(one, 0) for one in self.traced["slicks"])
             self._write(scratch, slicks, ships)
             record = self._record(counts, slicks, ships, dropped, made_s)
             write_json(self.record_path, record)
         self.store.remove()
         return SceneResult(self.name, self.files | {"record": self.record_path}, record)
 
-    def _measured(self, scratch: Scratch) -> tuple[list[Slick], list[Slick], int]:
-        """The slicks, the ships, and the number of outlines that were too small."""
-        spacing = self.place.spacing_m
+    def _least_pixels(self) -> dict[int, float]:
+        """The least number of pixels of an outline, by the ids of the classes that are traced."""
+        spacing, kinds = self.place.spacing_m, self.traced
         least = LEAST_PIXELS if spacing is None else self.options.least_area_km2 * 1e6 / (spacing[0] * spacing[1])
+        if not {"geojson", "gpkg", "ships", "quicklook"} & set(self.files):
+            return {}
+        return dict.fromkeys((*kinds["slicks"], *kinds["land"]), least) | dict.fromkeys(kinds["ships"], LEAST_OF_SHIP)
+
+    def _measured(self, scratch: Scratch, least: dict[int, float]) -> tuple[list[Slick], list[Slick], int]:
+        """The slicks, the ships, and the number of outlines of slicks that were too small."""
         kinds = self.traced
-        least_of = {one: least for one in kinds["slicks"]} | {one: 0.0 for one in (*kinds["ships"], *kinds["land"])}
-        outlines, dropped = trace(scratch.folder / TRACED, least_of)
+        outlines, dropped = trace(scratch.folder / TRACED, least)
         coast = Coast(self.place, [one for one in outlines if one.class_id in kinds["land"]])
         with ZoneReader(scratch, self.scene.has_db) as zones:
             slicks, ships = (
@@ -250,7 +256,7 @@ class SceneJob:
                     (one for one in outlines if one.class_id in kinds[what]), start=1)]
                 for what in ("slicks", "ships")
             )  # fmt: skip
-        return slicks, ships, sum(dropped[one] for one in kinds["slicks"])
+        return slicks, ships, sum(dropped.get(one, 0) for one in kinds["slicks"])
 
     def _slick(self, number: int, outline: Outline, zones: ZoneReader, coast: Coast) -> Slick:
         common = {

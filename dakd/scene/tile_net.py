@@ -68,6 +68,8 @@ class TileNet:
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
         """Raises ValueError where the net gives anything but finite logits of these classes.
         """
+        if not len(tiles):
+            return np.zeros((0, self.num_classes, *tiles.shape[1:]), np.float32)
         if self._is_warm:
             return self._logits(tiles)
         with self._lock:  # the first batch chooses backends and reports them, once

@@ -151,3 +151,42 @@ def safetensors_with_a_lying_header(draw, original: bytes) -> bytes:
     header = draw(mutated_tree(json.loads(original[8 : 8 + length]), values=("F64", "I8", [0, 2**60], [-4, 4])))
     text = json.dumps(header).encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(text)) + text + original[8 + length :]
+
+
+_TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_DOUBLES = (0.0, -1.0, 1e-300, 1e7, 1e300, -1e300, float("nan"), float("inf"), 500_000.0, 91.0)
+_TIFF_TAGS = (256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339, 33550, 33922,
+              34264, 34735, 34736, 34737, 42112, 42113)  # fmt: skip
+
+
+@st.composite
+def tiff_with_a_lying_header(draw, original: bytes) -> bytes:
+    """One to three changed entries of a little-endian TIFF's directories: tag, type, count, value, or what it leads to.
+    """
+    data, entries = bytearray(original), []
+    (directory,) = struct.unpack_from("<I", data, 4)
+    while directory:
+        (count,) = struct.unpack_from("<H", data, directory)
+        entries += [directory + 2 + 12 * i for i in range(count)]
+        (directory,) = struct.unpack_from("<I", data, directory + 2 + 12 * count)
+    integers = st.sampled_from((*_INTEGERS, 3, 4, 7, 16, 100_000)).map(lambda number: number % 2**32)
+    for _ in range(draw(st.integers(1, 3))):
+        entry, change = draw(st.sampled_from(entries)), draw(st.integers(0, 7))
+        tag, kind, count, value = struct.unpack_from("<HHII", data, entry)
+        size = _TIFF_BYTES.get(kind, 1)
+        if change == 0:
+            tag = draw(st.sampled_from(_TIFF_TAGS))
+        elif change == 1:
+            kind = draw(st.integers(0, 19))
+        elif change == 2:
+            count = draw(integers)
+        elif change == 3 and kind == 3 and count == 1:
+            value = draw(integers) % 2**16
+        elif change <= 4 or size * count <= 4 or value + size * count > len(data):
+            value = draw(integers)
+        else:
+            place = value + size * draw(st.integers(0, count - 1))
+            new = struct.pack("<d", draw(st.sampled_from(_DOUBLES))) if size == 8 else struct.pack("<I", draw(integers))
+            data[place : place + size] = new[:size]
+        struct.pack_into("<HHII", data, entry, tag, kind, count, value)
+    return bytes(data)
