@@ -36,6 +36,7 @@ CHECKPOINT = "an older checkpoint is taken, or `load_latest` says what to do"
 PARTS = "it passes on messages that have both"
 REFUSAL = "a function of that name makes the text: what was found, what was expected, and what to do"
 VERIFY = "`dakd verify` prints the file, this, and the command that repairs it"
+SCENE = "`BadScenes` adds the scene's path"
 ELSEWHERE = {
     ("ablate/command.py", "--reference {}: {}"): PARTS,
     ("ablate/command.py", "{}"): PARTS,
@@ -120,6 +121,24 @@ ELSEWHERE = {
     ("runtime/place.py", "MASTER_PORT is {}"): REFUSAL,
     ("runtime/place.py", "{}"): REFUSAL,
     ("runtime/slurm.py", "{} "): REFUSAL,
+    ("scene/bands.py", "its checksum differs"): "the file and the remedy are added where it is caught",
+    ("scene/detect.py", "{}: {}"): PARTS,
+    ("scene/detect.py", "{} {}"): PARTS,
+    ("scene/georeference.py", "a raster without a CRS"): NONE,
+    ("scene/georeference.py", "its georeference leads outside"): SCENE,
+    ("scene/georeference.py", "they lie on a line"): "the number of points and the remedy are added where it is caught",
+    ("scene/grey_scene.py", "none of its pixels is valid"): SCENE,
+    ("scene/radiometry.py", "its numbers are amplitudes"): SCENE,
+    ("scene/radiometry.py", "the student's file has no greys"): NONE,
+    ("scene/rasters_in.py", "it is a product folder or a ZIP"): SCENE,
+    ("scene/rasters_in.py", "it stores numbers of colours"): SCENE,
+    ("scene/rasters_in.py", "it has no band but"): SCENE,
+    ("scene/rasters_in.py", "it has a transform but no CRS"): SCENE,
+    ("scene/rasters_in.py", "its place is given by rational"): SCENE,
+    ("scene/rasters_in.py", "its red, green and blue differ"): SCENE,
+    ("scene/rasters_in.py", "{} {}"): PARTS,
+    ("scene/rasters_out.py", "{} {} {}"): "`cli/errors.py` adds the remedy to an error of the system",
+    ("scene/scene_job.py", "it has no place on Earth"): SCENE,
     ("verify/one_file.py", "{} does not exist"): VERIFY,
     ("verify/one_file.py", "holds no settings"): VERIFY,
     ("verify/one_file.py", "is empty"): VERIFY,

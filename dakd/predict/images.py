@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from dakd.data.radiometry import Radiometry
 from dakd.data.readers.bad_file import BadFile
+from dakd.data.readers.picture_structure import read_structure
 from dakd.data.readers.read_picture import MAX_SCENE_PIXELS, grey_values, read_grey
 from dakd.data.readers.unread import IMAGE_SUFFIXES, contents, is_hidden, list_unread
 from dakd.data.records import BadRecord
@@ -26,7 +28,10 @@ from dakd.runtime.distributed import barrier, rank, world_size
 from dakd.runtime.files import NO_ROOM
 from dakd.runtime.runlog import progress, say
 from dakd.runtime.stopping import Preempted
+from dakd.scene.radiometry import foreign_greys
+from dakd.scene.rasters_in import collar_of
 
+_LEAST_BORDER = 0.001  # of the pixels
 _NUM_SHOWN = 10  # names that differ; predict.json has all
 
 
@@ -178,16 +183,35 @@ def name_sources(
     return named
 
 
+def remarks_on(path: Path, sar: np.ndarray, radiometry: Radiometry) -> list[str]:
+    """What is lost, or likely to be wrong, where an image is predicted as a picture and not as a scene.
+
+    path: where it comes from, a file or not.  sar: (H, W) uint8 greys.  radiometry: of the student's training images.
+    """
+    found = []
+    if path.is_file():
+        with path.open("rb") as stream:
+            if read_structure(stream).has_place:
+                found.append("the PNGs do not keep its place on Earth; dakd scene does, and outlines slicks")
+    border = collar_of(sar)
+    if (share := border.mean()) > _LEAST_BORDER:
+        found.append(f"{share:.1%} of it is a black border, whose classes mean nothing; dakd scene leaves it out")
+    if (warning := foreign_greys(sar[~border], radiometry)) is not None:
+        found.append(warning)
+    return found
+
+
 def predict_sources(
     predict: Callable[[np.ndarray], Prediction],
     sources: list[Source],
     out_dir: str | Path,
     endings: Sequence[str],
     overlay_alpha: float = OVERLAY_ALPHA,
+    radiometry: Radiometry | None = None,
 ) -> None:
     """Predict and write images one by one; rank r takes sources i with i % world == r. Raises BadImages at the end.
 
-    sources: with names.  endings: of an image's files.
+    sources: with names.  endings: of an image's files.  radiometry: of the student's training images, for warnings.
     An image whose reading, prediction or writing fails costs no other; no file of this call is left of it. Files of an
     earlier call go only where the image cannot be read.
     """
@@ -199,6 +223,8 @@ def predict_sources(
         lost, sar = [path for path in files if not path.exists()], None  # of a failure
         try:
             sar = source.read()
+            for remark in remarks_on(Path(source.where), sar, radiometry or Radiometry()):
+                say(f"{_shown(source.where)}: {remark}")
             predict(sar).save(out_dir, source.name, overlay_alpha)
         except Preempted:
             raise

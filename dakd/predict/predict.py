@@ -58,7 +58,10 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
     # Whole, as `evaluate` takes them: the scores hold for these predictions.
     whole = partial(student.predict, tile=None)
     with locked(out_dir):
-        predict_to_folder(whole, sources, out_dir, student.classes, maker, facts, is_own=True)
+        radiometry = student.radiometry
+        predict_to_folder(
+            whole, sources, out_dir, student.classes, maker, facts, is_own=True, radiometry=radiometry
+        )
     say(f"predictions of the student trained on {training_set}: {out_dir}")
     return out_dir
 

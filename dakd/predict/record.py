@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dakd.data.radiometry import Radiometry
 from dakd.data.sample import ClassTable
 from dakd.names import is_file_part
 from dakd.predict.images import BadImages, Source, name_sources, predict_sources
@@ -42,12 +43,14 @@ def predict_to_folder(
     *,
     is_own: bool = False,
     overlay_alpha: float = OVERLAY_ALPHA,
+    radiometry: Radiometry | None = None,
 ) -> list[Source]:
     """Predict the sources and write them to a folder beside those of earlier calls; returns them with their names.
 
     classes: the student's.  maker: what tells the student from others.  facts: more for the record.
     is_own: whether the folder is the step's own, where predictions of another student are replaced. In any other they
     are an error, and no file is written over that is not a prediction of the same image.
+    radiometry: of the student's training images, for warnings.
     Every rank takes its share. Raises BadImages at the end when some images were not predicted.
     """
     if out_dir.is_file():
@@ -76,7 +79,7 @@ def predict_to_folder(
     barrier()
     problem = None
     try:
-        predict_sources(predict, named, out_dir, record["endings"], overlay_alpha)
+        predict_sources(predict, named, out_dir, record["endings"], overlay_alpha, radiometry)
     except BadImages as error:
         problem = error
     if is_main():

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dakd.data.pictures import check_alpha
+from dakd.data.radiometry import Radiometry
 from dakd.data.sample import ClassTable
 from dakd.data.transforms import to_student
 from dakd.hub import HubModel, local_weights, refuse_other_model
@@ -71,6 +72,12 @@ class Student(HubModel):
         It is one of the facts, and is saved with them. It changes no class.
         """
         return temperature_of(self.facts, "the facts")
+
+    @property
+    def radiometry(self) -> Radiometry:
+        """What its training's greys meant and how they were spread, as far as its file says; see `dakd config explain
+        prepare.radiometry`."""
+        return Radiometry.from_dict(self.facts.get("radiometry"), "the student's file")
 
     @classmethod
     def load(
@@ -150,6 +157,7 @@ class Student(HubModel):
             maker,
             {},
             overlay_alpha=overlay_alpha,
+            radiometry=self.radiometry,
         )
         return [source.name for source in named]
 

@@ -28,6 +28,7 @@ from dakd.scene.resample import Axis, area_mean
 NO_LEVEL = np.int16(-32768)
 LEVELS_PER_DB = 100  # of the stored levels
 _AS_GOOD = 0.05  # a spacing that differs by less is kept
+_COARSEST = 16  # times the student's spacing: beyond it a scene would be made of interpolated pixels
 _SURVEYED = 32  # blocks of rows
 _BLOCK = 8  # rows
 _PIXELS_AT_ONCE = 1 << 22  # of the source
@@ -111,6 +112,11 @@ class GreyScene:
         right, down = wanted / own[0], wanted / own[1]
         if abs(right - 1) < _AS_GOOD and abs(down - 1) < _AS_GOOD:
             return source.height, source.width
+        if min(right, down) * _COARSEST < 1:
+            raise BadScene(
+                f"its pixels are {own[1]:.4g} x {own[0]:.4g} m, more than {_COARSEST} times as wide as the {wanted:g} m "
+                "that it is to be brought to; check its transform, or give --spacing native"
+            )
         height, width = max(1, round(source.height / down)), max(1, round(source.width / right))
         self.notes.append(
             f"{source.height} x {source.width} pixels of {own[1]:.4g} x {own[0]:.4g} m are averaged to "
@@ -149,12 +155,13 @@ class GreyScene:
         """
         height = self._raster.place.height
         step = max(1, min(512, _PIXELS_AT_ONCE // self._raster.place.width))
-        for blocks in (_blocks(height), [(top, min(top + step, height)) for top in range(0, height, step)]):
+        every_row = ((top, min(top + step, height)) for top in range(0, height, step))
+        for are_spread, blocks in ((True, _blocks(height)), (False, every_row)):
             found: list[np.ndarray] = []
             for top, bottom in blocks:
                 values, valid = self._raster.read(top, bottom)
                 found.append(values[valid])
-                if len(blocks) != _SURVEYED and len(found[-1]):
+                if not are_spread and len(found[-1]):
                     break
             if sum(map(len, found)):
                 return np.concatenate(found)

@@ -29,6 +29,8 @@ from dakd.scene.packages import gdal_settings, need
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 SCENE_SUFFIXES = (".tif", ".tiff", ".vrt", *PICTURE_SUFFIXES)
 _COLLAR = 8  # pixels
+_LONGEST_SIDE = 10_000_000  # pixels: around the Earth at 4 m
+_LARGEST_BLOCK = 1 << 30  # bytes, which GDAL decodes at once
 _PREFERRED = "VV"
 _TIMES = (
     re.compile(r"(?<!\d)(\d{4})(\d\d)(\d\d)[Tt](\d\d)(\d\d)(\d\d)(?!\d)"),
@@ -142,7 +144,7 @@ class GdalRaster:
             driver = "VRT" if path.lower().endswith(".vrt") else "GTiff"
             self._dataset = self._guarded(lambda: self._rasterio.open(path, driver=driver, sharing=False))
             try:
-                self._set_up(band, nodata, crs, pixel_size_m)
+                self._guarded(lambda: self._set_up(band, nodata, crs, pixel_size_m))
             except BaseException:
                 self._dataset.close()
                 raise
@@ -156,6 +158,7 @@ class GdalRaster:
                 f"its numbers are {self.dtype}, a single-look complex image; expected a detected one: take the GRD "
                 "product, or write the squared magnitude as sigma0"
             )
+        self._refuse_size()
         if found.colorinterp[self._bands[0] - 1].name == "palette":
             raise BadScene("it stores numbers of colours, a palette; expected radar values: give the scene itself")
         own = found.nodatavals[self._bands[0] - 1]
@@ -169,6 +172,21 @@ class GdalRaster:
         tags = found.tags()
         times = map(time_in, (*(tags.get(one) for one in _TIME_TAGS), Path(self._path).name))
         self.time_utc = next((time for time in times if time is not None), None)
+
+    def _refuse_size(self) -> None:
+        """BadScene for a size that only a damaged header states, before memory is taken for it."""
+        found = self._dataset
+        if max(found.shape) > _LONGEST_SIDE:
+            raise BadScene(
+                f"it claims to have {found.height} x {found.width} pixels; expected at most {_LONGEST_SIDE:,} on a "
+                "side: copy or download it again"
+            )
+        rows, columns = found.block_shapes[self._bands[0] - 1]
+        if rows * columns * np.dtype(self.dtype).itemsize > _LARGEST_BLOCK:
+            raise BadScene(
+                f"it is stored in blocks of {rows} x {columns} pixels, more than memory should hold; expected tiles or "
+                "short strips: copy it again, or write it anew (gdal_translate -co TILED=YES)"
+            )
 
     def _chosen(self, band: str | None) -> list[int]:
         """The numbers of the bands that are read: one, or three of a grey picture that is stored as colours."""
@@ -198,12 +216,12 @@ class GdalRaster:
     def _place(self, crs: str | None, pixel_size_m: float | None) -> Georeference:
         found = self._dataset
         height, width = found.shape
-        points, points_crs = found.gcps
-        affine = tuple(found.transform)[:6]
-        is_identity = affine in ((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 0.0, -1.0, 0.0))
         pixels = Georeference(height, width, pixel_size_m=pixel_size_m)
         if crs == "none":
             return pixels
+        points, points_crs = self._control_points()
+        affine = tuple(found.transform)[:6]
+        is_identity = affine in ((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 0.0, -1.0, 0.0))
         if crs is not None and is_identity and not points:
             raise BadScene(f"it has no transform and no ground control points for the CRS {crs}; leave --crs out")
         if is_identity and not points:
@@ -232,6 +250,16 @@ class GdalRaster:
         if not math.isfinite(sum(affine)) or affine[0] * affine[4] == affine[1] * affine[3]:
             raise BadScene(f"its transform is {affine}; expected one that can be undone: check it, or give --crs none")
         return Georeference(height, width, wkt, transform=affine)
+
+    def _control_points(self) -> tuple[list, Any]:
+        try:
+            points, crs = self._dataset.gcps
+        except Exception as error:  # GDAL's errors have no common base
+            raise BadScene(
+                f"its ground control points or their CRS cannot be understood ({error}); copy or download it again, "
+                "or give --crs none to work in pixels"
+            ) from error
+        return points, crs
 
     @staticmethod
     def _wkt(crs: str) -> str:

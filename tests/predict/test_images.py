@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from dakd.data.readers import BadFile
 from dakd.predict.images import list_images, read_image
@@ -77,3 +77,26 @@ def test_a_tiff_whose_pages_cannot_be_counted_is_named(tmp_path):
     path.write_bytes(data[:end] + len(data).to_bytes(4, "little") + data[end + 4 :] + bytes(2) + bytes(4))
     with pytest.raises(BadFile, match=r"a\.tif: (cannot be read as a picture|has 2 pages)"):
         read_image(path)
+
+
+def test_what_a_picture_loses_or_hides_is_said(tmp_path, capsys):
+    """A place on Earth, a black border, and greys that the student has never seen."""
+    from dakd.data.radiometry import Radiometry
+    from dakd.predict.images import remarks_on
+
+    greys = np.random.default_rng(0).integers(90, 130, (40, 60), dtype=np.uint8)
+    radiometry = Radiometry(greys=(5, 110, 250), image_greys=(20, 110, 200), image_medians=(60, 180))
+    assert remarks_on(tmp_path / "none.png", greys, radiometry) == []
+    placed = TiffImagePlugin.ImageFileDirectory_v2()
+    placed[33550], placed[33922] = (40.0, 40.0, 0.0), (0.0, 0.0, 0.0, 5e5, 4.6e6, 0.0)
+    Image.fromarray(greys).save(tmp_path / "placed.tif", tiffinfo=placed)
+    (remark,) = remarks_on(tmp_path / "placed.tif", greys, radiometry)
+    assert "place on Earth" in remark and "dakd scene" in remark
+    Image.fromarray(greys).save(tmp_path / "plain.tif")
+    assert remarks_on(tmp_path / "plain.tif", greys, radiometry) == []
+    bordered = greys.copy()
+    bordered[:, :15] = 0
+    (remark,) = remarks_on(tmp_path / "none.png", bordered, radiometry)
+    assert remark.startswith("25.0% of it is a black border")
+    (remark,) = remarks_on(tmp_path / "none.png", greys // 10, radiometry)
+    assert "darker than the student's training images" in remark and "--window match" in remark

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from fixed_logits import FixedLogits
 from torch.nn import functional as F
 from worlds import toy_config, with_pairs
 
-from dakd.config import StudentLossConfig, build_config
+from dakd.config import PrepareConfig, StudentLossConfig, build_config
 from dakd.data.batch import Batch
 from dakd.data.prepare import prepare
+from dakd.data.prepared import open_prepared, prepare_settings
+from dakd.data.radiometry import Radiometry, radiometry_of
+from dakd.data.simulate import PIXEL_SPACING_M, WINDOW_DB
 from dakd.runtime.files import file_hash
 from dakd.runtime.runlog import read_records
 from dakd.runtime.sealed import read_manifest
@@ -240,3 +244,29 @@ def test_another_batch_norm_is_another_experiment(trained):
     tree["train_saross"]["batch_norm"] = "frozen"
     with pytest.raises(ValueError, match="batch_norm: 'local' there, 'frozen' now"):
         train_saross(build_config(tree), ("real",))
+
+
+def test_a_students_file_states_what_its_trainings_greys_meant(trained):
+    """The simulator's window and spacing, and the greys of the real training images, counted here one by one."""
+    greys = np.concatenate([sample.sar.ravel() for sample in open_prepared(trained, "train")])
+    medians = [np.percentile(sample.sar, 50, method="inverted_cdf") for sample in open_prepared(trained, "train")]
+    for kind in ("student.safetensors", "student_raw.safetensors"):
+        facts = load_student(student_folder(trained, "real+synthetic") / kind)[1]
+        found = Radiometry.from_dict(facts["radiometry"], kind)
+        assert found.window_db == pytest.approx(WINDOW_DB) and found.pixel_spacing_m == PIXEL_SPACING_M
+        assert found.greys == tuple(np.percentile(greys, (1, 50, 99), method="inverted_cdf"))
+        assert found.image_greys[1] == np.median(medians)
+        assert facts["crop"] == list(trained.train_saross.crop)
+
+
+def test_settings_say_what_greys_mean_and_change_no_prepared_image(trained):
+    overrides = {"radiometry": {"window_db": [-25, 0], "pixel_spacing_m": 50, "quantity": "sigma0"}}
+    config = trained.model_copy(update={"prepare": PrepareConfig(**(trained.prepare.model_dump() | overrides))})
+    assert prepare_settings(config) == prepare_settings(trained)
+    images = [np.full((4, 4), 9, np.uint8)]
+    found = radiometry_of(config.prepare, images)
+    assert found == Radiometry("sigma0", (-25, 0), 50, (9, 9, 9), (9, 9, 9), (9, 9))
+    folder = PrepareConfig(dataset="folder", root="x", classes={"a": (0, 0, 0), "b": (1, 1, 1)})
+    assert radiometry_of(folder, images).window_db is None
+    with pytest.raises(ValueError, match="lower one first"):
+        PrepareConfig(radiometry={"window_db": [0, -25]})

@@ -25,6 +25,7 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _WORDS, _ORIENTATION, _SAMPLES, _PALETTE, _EXTRA, _FORMAT, _NODATA = (
     254, 258, 259, 262, 270, 274, 277, 320, 338, 339, 42113
 )  # fmt: skip
+_TIEPOINTS, _TRANSFORM = 33922, 34264  # tags of GeoTIFF; each places pixels on Earth
 _STRIPS, _TILES = (273, 279), (324, 325)  # tags of their places and of their sizes
 _LOSSY = (6, 7, 34712, 34887, 34892, 50001, 50002)  # JPEG, JPEG 2000, LERC, WebP, JPEG XL; some know exact modes too
 _DEFLATE = (8, 32946)
@@ -62,7 +63,8 @@ class Structure:
     "no data", or None.  orientation: 1 unless a viewer should turn the picture.  is_lossy: compressed by a method that
     changes values.  pixel_bits: of a BMP, the bits of a whole pixel.  palette: red, green and blue of each entry where
     a TIFF stores them with 8 bits, not 16.  deflated: (place, size) of each part of a TIFF that has a checksum.
-    is_sparse: a TIFF without some of its parts.  has_photometric: False for a TIFF that does not say what 0 shows.
+    is_sparse: a TIFF without some of its parts.  has_place: a TIFF that says where its pixels lie.
+    has_photometric: False for a TIFF that does not say what 0 shows.
     """
 
     format: str
@@ -80,6 +82,7 @@ class Structure:
     palette: bytes | None = None
     deflated: tuple[tuple[int, int], ...] = ()
     is_sparse: bool = False
+    has_place: bool = False
     has_photometric: bool = True
 
     def __str__(self) -> str:
@@ -207,6 +210,7 @@ def _first_page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> dict:
         "deflated": _parts(tags) if compression in _DEFLATE else (),
         # By the sizes of 0 it would also be a file that states none.
         "is_sparse": 0 in _places(tags) or _lacks_parts(tags),
+        "has_place": _TIEPOINTS in tags or _TRANSFORM in tags,
         "has_photometric": _PHOTOMETRIC in tags or not _places(tags),  # cut before its places: damaged
     }
 
