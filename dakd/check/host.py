@@ -39,6 +39,8 @@ def packages(experiment: Experiment) -> Found:
     for section in (config.train_jointnet, config.train_saross):
         if section.engine.wandb in ("online", "offline"):
             needed["wandb"] = "train"
+    if config.predict.scenes:
+        needed |= dict.fromkeys(("rasterio", "shapely", "pyproj", "pyogrio", "scipy"), "geo")
     missing = {name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None}
     for name, extra in missing.items():
         yield "refused", f"{name} is not installed; run: {extra_remedy(extra)}"

@@ -84,3 +84,7 @@ class PredictConfig(Section):
 
     num_images: Positive = 8
     """Images taken from the test split where `inputs` is not set."""
+
+    scenes: tuple[str, ...] = ()
+    """Radar scenes whose slicks are outlined, as `dakd scene` does: files, folders, or "simulated", which makes one of
+    768 x 1024 pixels. Needs the extra geo. Results go to RUN/scene/TRAINING_SET."""

@@ -10,11 +10,13 @@ NAME is the stem of the image's file name or the key of its record; where two im
 not safe on every file system, it is the whole file name, or has digits of a sha256.
 
 The step writes to RUN/predict/TRAINING_SET, with a predict.json (see `record.py`). Calls with one student add to the
-folder; one with another student (other weights or scales) replaces its predictions.
+folder; one with another student (other weights or scales) replaces its predictions. Scenes that `predict.scenes` names
+go to RUN/scene/TRAINING_SET, as `dakd scene` writes them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,11 +26,19 @@ from dakd.data.shards import ShardSet
 from dakd.predict.images import Source, file_sources, key_source
 from dakd.predict.record import predict_to_folder
 from dakd.predict.student import Student
-from dakd.runtime.distributed import device, init_if_many
+from dakd.runtime.distributed import barrier, device, init_if_many, is_main
 from dakd.runtime.files import file_hash
 from dakd.runtime.lock import locked
 from dakd.runtime.runlog import say
+from dakd.scene.detect import detect_all
+from dakd.scene.options import SceneOptions
+from dakd.scene.packages import need_all
+from dakd.scene.rasters_in import scenes_in
+from dakd.scene.simulated import SimulatedScene, write_simulated
 from dakd.weights import STUDENT_FILES
+
+SIMULATED, SIMULATED_FILE = "simulated", "simulated.tif"
+SIMULATED_SCENE = SimulatedScene(768, 1024, collar=40)
 
 
 def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
@@ -63,7 +73,26 @@ def predict(cfg: Config, run_dir: str | Path | None = None) -> Path:
             whole, sources, out_dir, student.classes, maker, facts, is_own=True, radiometry=radiometry
         )
     say(f"predictions of the student trained on {training_set}: {out_dir}")
+    if cfg.predict.scenes:
+        outline_scenes(cfg.predict.scenes, student, run_dir / "scene" / training_set)
     return out_dir
+
+
+def outline_scenes(scenes: Sequence[str], student: Student, out_dir: Path) -> None:
+    """The slicks of scenes, one of them perhaps simulated, as `dakd scene` makes them; ranks share the work.
+
+    Results of another student or of other settings are replaced.
+    """
+    need_all()
+    made = out_dir / SIMULATED_FILE
+    if SIMULATED in scenes and is_main() and not made.exists():
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_simulated(made, SIMULATED_SCENE)
+    barrier()
+    found = scenes_in([str(made) if one == SIMULATED else one for one in scenes])
+    results = detect_all(found, student, out_dir, SceneOptions(), overwrite=True)
+    slicks = sum(one.record["num_slicks"] for one in results)
+    say(f"scenes: {slicks} slicks in {len(results)}: {', '.join(str(one.files['quicklook']) for one in results)}")
 
 
 def refuse_no_test_split(folder: Path, is_there: bool) -> None:

@@ -36,6 +36,7 @@ SECTIONS = {
     "data": "Data",
     "settings": "Settings",
 }
+_QUICKLOOK = ".quicklook.png"
 _NUM_PREDICTIONS = 8
 _WIDE = 200  # pixels; larger images get a row of their own
 
@@ -110,6 +111,7 @@ def _page(run_dir: Path, earlier: dict[str, list[str]]) -> str:
         others=other_evaluations(run_dir),
         shown=_shown_images(run_dir),
         predicted=_predicted(run_dir),
+        scenes=_scenes(run_dir),
         no_pairs=_no_pairs(run_dir, tree),
         synthetic=_synthetic(run_dir),
         teacher=teacher_trainings(run_dir),
@@ -147,6 +149,17 @@ def _predicted(run_dir: Path) -> list[dict]:
         if overlays:
             calls.append({"folder": str(path.parent), "record": record, "overlays": overlays})
     return calls
+
+
+def _scenes(run_dir: Path) -> list[dict]:
+    """The quick-looks of the run's scenes."""
+    found = []
+    for path in sorted((run_dir / "scene").glob(f"*/*{_QUICKLOOK}")):
+        name = path.name.removesuffix(_QUICKLOOK)
+        if (record := read_json(path.with_name(f"{name}.json"))) is not None:
+            facts = {key: record[key] for key in ("num_slicks", "num_ships", "warning")}
+            found.append({"name": name, "student": path.parent.name, "picture": pictures.embed(path)} | facts)
+    return found
 
 
 def _no_pairs(run_dir: Path, tree: object) -> str | None:
