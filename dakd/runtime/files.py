@@ -82,11 +82,14 @@ def _not_plain(path: str | Path, found: str) -> ValueError:
     return ValueError(f"{path} is {found}; expected a plain file that dakd made itself; remove it and run this again")
 
 
-def left_overs(folder: str | Path) -> list[Path]:
-    """The files in a folder that writers of this host left there when they were killed."""
+def left_overs(folder: str | Path, pattern: str = ".*.tmp") -> list[Path]:
+    """The files in a folder that writers of this host left there when they were killed.
+
+    pattern: of their names; a library may have put files of its own next to one.
+    """
     mine = f".{socket.gethostname()}."
     found = []
-    for path in sorted(Path(folder).glob(".*.tmp")):
+    for path in sorted(Path(folder).glob(pattern)):
         owner, _, rest = path.name.rpartition(mine)
         pid = rest.split(".")[0]
         if owner and pid.isdecimal() and not is_alive(int(pid)):

@@ -11,7 +11,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ _ARRAYS = ("label", "probability", "level", "grey")
 _TYPES = {"label": np.uint8, "probability": np.uint8, "level": np.int16, "grey": np.uint8}
 
 
+def plan_in(folder: Path) -> dict | None:
+    """The plan of the bands in a work folder; None where there is none that can be read."""
+    try:
+        return read_json(folder / PLAN)
+    except (ValueError, OSError):
+        return None
+
+
 class BandStore:
     """The bands of one scene in a work folder.
 
@@ -41,15 +49,9 @@ class BandStore:
         self._per_chunk = max(1, _CHUNK_ROWS // stride)
         folder.mkdir(parents=True, exist_ok=True)
         with self.lock("plan", wait=True):
-            if self._kept_plan() != plan:
+            if plan_in(folder) != plan:
                 self._clear()
                 write_json(folder / PLAN, plan)
-
-    def _kept_plan(self) -> dict | None:
-        try:
-            return read_json(self.folder / PLAN)
-        except (ValueError, OSError):
-            return None
 
     def _clear(self) -> None:
         for path in self.folder.iterdir():
@@ -128,6 +130,13 @@ class BandStore:
     def remove(self) -> None:
         """The whole work folder, once its scene is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def remove_idle(self) -> None:
+        """The same, unless another process is at work in it."""
+        chunks = sorted({f"chunk-{self.chunk_of(number):05d}" for number in self._bands})
+        with ExitStack() as locks:
+            if all(locks.enter_context(self.lock(name)) for name in ("finish", *chunks)):
+                self.remove()
 
     def _path(self, number: int) -> Path:
         return self.folder / f"band-{number:06d}.zst"

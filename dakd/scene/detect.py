@@ -138,13 +138,18 @@ class _Crew:
         job = self._jobs[where]
         if found := job.finished():
             say(f"{job.name}: {_summary(found)} (there already)")
+            job.clear_away()
             return found
         if is_new:
             self._refuse_other(job)
-            job.describe()
-        if not job.make_bands():
-            return None
-        result = job.finish()
+        try:
+            if is_new:
+                job.describe()
+            result = job.finish() if job.make_bands() else None
+        except FileNotFoundError:
+            if not job.finished():
+                raise
+            return None  # another process has just finished it and removed the work folder: the next look finds it
         if result is not None:
             say(f"{job.name}: {_summary(result)}")
         return result

@@ -114,8 +114,8 @@ class GreyScene:
             return source.height, source.width
         if min(right, down) * _COARSEST < 1:
             raise BadScene(
-                f"its pixels are {own[1]:.4g} x {own[0]:.4g} m, more than {_COARSEST} times as wide as the {wanted:g} m "
-                "that it is to be brought to; check its transform, or give --spacing native"
+                f"its pixels are {own[1]:.4g} x {own[0]:.4g} m, more than {_COARSEST} times the {wanted:g} m to which "
+                "it is to be brought; check its transform, or give --spacing native"
             )
         height, width = max(1, round(source.height / down)), max(1, round(source.width / right))
         self.notes.append(

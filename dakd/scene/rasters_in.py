@@ -216,12 +216,12 @@ class GdalRaster:
     def _place(self, crs: str | None, pixel_size_m: float | None) -> Georeference:
         found = self._dataset
         height, width = found.shape
+        points, points_crs = found.gcps
+        affine = tuple(found.transform)[:6]
+        is_identity = affine in ((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 0.0, -1.0, 0.0))
         pixels = Georeference(height, width, pixel_size_m=pixel_size_m)
         if crs == "none":
             return pixels
-        points, points_crs = self._control_points()
-        affine = tuple(found.transform)[:6]
-        is_identity = affine in ((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 0.0, -1.0, 0.0))
         if crs is not None and is_identity and not points:
             raise BadScene(f"it has no transform and no ground control points for the CRS {crs}; leave --crs out")
         if is_identity and not points:
@@ -250,16 +250,6 @@ class GdalRaster:
         if not math.isfinite(sum(affine)) or affine[0] * affine[4] == affine[1] * affine[3]:
             raise BadScene(f"its transform is {affine}; expected one that can be undone: check it, or give --crs none")
         return Georeference(height, width, wkt, transform=affine)
-
-    def _control_points(self) -> tuple[list, Any]:
-        try:
-            points, crs = self._dataset.gcps
-        except Exception as error:  # GDAL's errors have no common base
-            raise BadScene(
-                f"its ground control points or their CRS cannot be understood ({error}); copy or download it again, "
-                "or give --crs none to work in pixels"
-            ) from error
-        return points, crs
 
     @staticmethod
     def _wkt(crs: str) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from dakd.data.radiometry import Radiometry
-from dakd.runtime.files import file_hash
+from dakd.runtime.files import file_hash, left_overs
 from dakd.runtime.runlog import format_duration, say
 from dakd.runtime.sealed import read_json, write_json
 from dakd.scene.bad_scene import BadScene
-from dakd.scene.bands import BandStore
+from dakd.scene.bands import BandStore, plan_in
 from dakd.scene.engine import classify
 from dakd.scene.grey_scene import GreyScene
 from dakd.scene.grid import Grid
@@ -163,9 +163,13 @@ class SceneJob:
         found["nodata"] = _finite(found["nodata"])
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
+    @property
+    def work_folder(self) -> Path:
+        return self.out_dir / f".{self.name}.work"
+
     @cached_property
     def store(self) -> BandStore:
-        return BandStore(self.out_dir / f".{self.name}.work", self.plan, self.bands, self.grid.stride)
+        return BandStore(self.work_folder, self.plan, self.bands, self.grid.stride)
 
     def describe(self) -> None:
         """Print what was decided about the scene."""
@@ -197,7 +201,7 @@ class SceneJob:
             if not locks.enter_context(self.store.lock(f"chunk-{held:05d}")):
                 return
             missing = set(self.store.missing())  # another process may have made it before the lock was free
-            if first not in missing:
+            if first not in missing or self.finished():  # or removed it with all others
                 return
             wanted = range(first, self.bands.stop)
             bands = classify(self.scene, net, self.grid, wanted, self.columns, self._student.temperature)
@@ -234,8 +238,16 @@ class SceneJob:
             self._write(scratch, slicks, ships)
             record = self._record(counts, slicks, ships, dropped, made_s)
             write_json(self.record_path, record)
+            for path in left_overs(self.out_dir, ".*"):
+                if path.is_file():
+                    path.unlink(missing_ok=True)
         self.store.remove()
         return SceneResult(self.name, self.files | {"record": self.record_path}, record)
+
+    def clear_away(self) -> None:
+        """Remove the work folder of a finished scene, which a process that was killed at its very end left."""
+        if self.work_folder.is_dir() and plan_in(self.work_folder) == self.plan:
+            self.store.remove_idle()
 
     def _least_pixels(self) -> dict[int, float]:
         """The least number of pixels of an outline, by the ids of the classes that are traced."""

@@ -207,3 +207,31 @@ def test_the_share_of_a_class_that_there_is_not_is_an_error_with_the_classes():
         prediction.shares["Oil"]
     table = "sea, oil, look-alike, ship, land"
     assert str(caught.value) == f"no class is called 'Oil'; the table has {table}; did you mean 'oil'?"
+
+
+def test_scenes_of_a_run_are_outlined_beside_its_predictions_and_shown_in_the_report(tmp_path, monkeypatch):
+    pytest.importorskip("rasterio")
+    from scene_worlds import toy_student
+
+    from dakd.scene.simulated import SimulatedScene
+
+    run_dir = tmp_path / "run"
+    weights = run_dir / "train_saross" / "real+synthetic" / "student.safetensors"
+    weights.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    save_student(weights, build_student(TINY, 5), TINY, OSD_CLASSES, toy_student().facts)
+    samples = [Sample("0", np.full((6, 6), 20, np.uint8), label=np.ones((6, 6), np.uint8))]
+    write_shard(run_dir / "prepare" / "test", 0, samples, OSD_CLASSES)
+    write_index(run_dir / "prepare" / "test", kind="real", classes=OSD_CLASSES)
+    monkeypatch.setattr("dakd.predict.predict.SIMULATED_SCENE", SimulatedScene(120, 150))
+    cfg = build_config({"name": "tiny", "run_dir": str(run_dir), "predict": {"scenes": ["simulated"]}})
+    predict(cfg)
+    folder = run_dir / "scene" / "real+synthetic"
+    assert {"simulated.tif", "simulated.truth.geojson", "simulated.polygons.gpkg", "simulated.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    before = (folder / "simulated.json").read_bytes()
+    predict(cfg)
+    assert (folder / "simulated.json").read_bytes() == before, "a finished scene was made again"
+    text = write_report(run_dir).read_text()
+    assert "Slicks in scenes" in text and "simulated, by the student trained on real+synthetic" in text

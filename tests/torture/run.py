@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from hang_up import heed_signals
-from torture import believed_files, damaged_shards, ends, full_disk, generation, preparing, training, walks
+from torture import believed_files, damaged_shards, ends, full_disk, generation, preparing, scenes, training, walks
 from torture.trials import Trials
 
 from dakd.shipped import code_version
@@ -41,6 +41,7 @@ FAMILIES: dict[str, Callable[[Path, random.Random, Callable[[int], int]], list[T
     ],
     "believed": lambda folder, chance, many: believed_files.damage_believed_files(folder, chance, many(20)),
     "disk": lambda folder, chance, many: full_disk.fill(folder, chance, many),
+    "scene": lambda folder, chance, many: scenes.disturb_scenes(folder, chance, many),
     "hang": lambda folder, chance, many: [
         generation.hang(folder / "generate", chance, many(15)),
         walks.hang_walks(folder / "checkpoints", chance, many(15)),

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyogrio
-import rasterio
 from PIL import Image
 from scene_worlds import ByGrey, toy_student
 from torch import Tensor
@@ -27,12 +25,14 @@ from dakd.runtime.sealed import read_json
 from dakd.scene import bands
 from dakd.scene.detect import detect_all
 from dakd.scene.options import SceneOptions
+from dakd.scene.packages import need, need_all
 from dakd.scene.simulated import SimulatedScene, write_simulated
 
 _SIZE = 300, 400  # pixels
 _TIMED = ("seconds", "peak_memory_mib")  # of the record
 _DATED = ".gpkg"  # holds the time at which it was written
 _BATCH_S = 0.04
+_LEAST_KM2 = 0.15
 
 
 class Slow(ByGrey):
@@ -60,12 +60,13 @@ class UndisturbedScene:
 def detect(scene: Path, out: Path) -> None:
     """The command of all processes. Only in a fork: threads of GDAL do not go over into further ones."""
     bands._CHUNK_ROWS = 64  # so that two processes share even so small a scene
-    detect_all([str(scene)], toy_student(Slow()), out, SceneOptions())
+    detect_all([str(scene)], toy_student(Slow()), out, SceneOptions(least_area_km2=_LEAST_KM2))
 
 
 def make_undisturbed_scene(folder: Path) -> UndisturbedScene:
+    need_all()  # so that its processes start at once
     scene, out = folder / "scene.tif", folder / "alone"
-    _finish(lambda: write_simulated(scene, SimulatedScene(*_SIZE, oil=4, look_alikes=3, ships=4, land=True)), folder)
+    _finish(lambda: write_simulated(scene, SimulatedScene(*_SIZE, oil=2, look_alikes=2, ships=3, land=True)), folder)
     start_s = time.monotonic()
     _finish(lambda: detect(scene, out), folder)
     seconds = time.monotonic() - start_s
@@ -83,11 +84,11 @@ def _finish(work: Callable[[], object], folder: Path) -> None:
 def content_of(path: Path) -> Any:
     """All that a reader finds in a file, in a form that can be compared."""
     if path.suffix == ".tif":
-        with rasterio.open(path) as found:
+        with need("rasterio").open(path) as found:
             pixels = hashlib.sha256(found.read().tobytes()).hexdigest()
             return found.profile, found.descriptions, found.overviews(1), found.tags(1), pixels
     if path.suffix == ".gpkg":
-        meta, _, geometries, columns = pyogrio.raw.read(path)
+        meta, _, geometries, columns = need("pyogrio.raw").read(path)
         return str(meta["crs"]), geometries.tolist(), [one.tolist() for one in columns]
     if path.suffix == ".png":
         with Image.open(path) as picture:
@@ -222,6 +223,6 @@ def disturb_scenes(folder: Path, chance: random.Random, many: Callable[[int], in
     return [
         kill_scenes(folder, undisturbed, chance, many(30)),
         kill_one_of_two(folder, undisturbed, chance, many(20)),
-        share_scenes(folder, undisturbed, many(5)),
+        share_scenes(folder, undisturbed, many(10)),
         *fill_scenes(folder, undisturbed, chance, many(20)),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torture import believed_files, ends, generation, run, walks
+from torture import believed_files, ends, generation, run, scenes, walks
 from torture.pair_sets import compare_finished, make_undisturbed_set
 from torture.trials import Findings, Trials
 
@@ -35,7 +35,7 @@ def test_its_short_form_loses_doubles_and_accepts_nothing():
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:-1]
-    assert len(rows) == 32
+    assert len(rows) == 36
     assert all(int(tried) == int(survived) > 0 for _, _, tried, survived, *_ in rows)
     assert all(int(count) == 0 for *_, lost, doubled, accepted, _ in rows for count in (lost, doubled, accepted))
 
@@ -120,6 +120,26 @@ def test_a_generated_tar_that_differs_is_seen(tmp_path):
     found = compare_finished(config, undisturbed)
     assert found.accepted == 1
     assert any("is not the tar that an undisturbed worker made" in problem for problem in found.problems)
+
+
+@pytest.mark.slow
+def test_a_file_of_a_scene_that_differs_is_damaged_or_left_over_is_seen(tmp_path):
+    pytest.importorskip("rasterio")
+    undisturbed = scenes.make_undisturbed_scene(tmp_path)
+    out = tmp_path / "alone"
+    assert scenes.compare(out, undisturbed, is_finished=True).is_good
+    content = bytearray((out / "scene.quicklook.png").read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / "scene.quicklook.png").write_bytes(content)
+    os.truncate(out / "scene.probability.tif", 3000)
+    text = (out / "scene.polygons.geojson").read_text()
+    (out / "scene.polygons.geojson").write_text(text.replace('"oil"', '"look-alike"', 1))
+    (out / ".scene.class.tif.tmp").touch()
+    (out / "scene.ships.geojson").unlink()
+    found = scenes.compare(out, undisturbed, is_finished=True)
+    assert found.accepted == 4  # and the record, whose hashes are those of other files
+    assert any("lacks ['scene.ships.geojson']" in problem for problem in found.problems)
+    assert any("['.scene.class.tif.tmp'] were left" in problem for problem in found.problems)
 
 
 @pytest.mark.slow
