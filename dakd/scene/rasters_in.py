@@ -46,7 +46,6 @@ class Raster(Protocol):
     place: of its pixels.  dtype: of the stored numbers.  band: the name or number of the band that is read.
     notes: what was decided about it, in words.  time_utc: of the acquisition, ISO 8601, None for unknown.
     unit: what the numbers are, where the product says so ("sigma0"); else None.
-    is_picture: whether its numbers are 8-bit greys as the training images are.
     """
 
     place: Georeference
@@ -55,7 +54,6 @@ class Raster(Protocol):
     notes: list[str]
     time_utc: str | None
     unit: str | None
-    is_picture: bool
 
     def read(self, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray]:
         """(bottom - top, width) float32 numbers of these rows, and bool: valid. Numbers that are not valid are 0.
@@ -100,7 +98,7 @@ def is_local(path: str) -> bool:
 class Picture:
     """A PNG, JPEG or BMP of 8-bit grey, read as images of a dataset are: whole, into memory."""
 
-    dtype, unit, is_picture = "uint8", None, True
+    dtype, unit = "uint8", None
 
     def __init__(
         self, path: str, band: str | None, nodata: float | None, crs: str | None, pixel_size_m: float | None
@@ -167,7 +165,6 @@ class GdalRaster:
         self._has_mask = any(flag.name in ("per_dataset", "alpha") for flag in flags)
         self._has_collar = self._nodata is None and not self._has_mask
         self._scale = tuple(getattr(found, name + "s")[self._bands[0] - 1] for name in _SCALES)
-        self.is_picture = False
         self.place = self._place(crs, pixel_size_m)
         tags = found.tags()
         times = map(time_in, (*(tags.get(one) for one in _TIME_TAGS), Path(self._path).name))

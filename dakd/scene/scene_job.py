@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import time
 from dataclasses import asdict, dataclass
@@ -54,8 +55,6 @@ class SceneResult:
     @property
     def features(self) -> list[dict[str, Any]]:
         """The polygons as GeoJSON features."""
-        import json
-
         if "geojson" not in self.files:
             raise ValueError(f"{self.name} has no polygons, for outputs left geojson out; add it to outputs")
         return json.loads(self.files["geojson"].read_text())["features"]

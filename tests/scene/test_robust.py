@@ -104,7 +104,7 @@ def test_a_damaged_crs_of_control_points_is_refused_as_a_damaged_file_is(tmp_pat
 class Empty:
     """A raster without a valid pixel; `most` were read at once."""
 
-    unit, dtype, band, time_utc, is_picture = None, "float32", "1", None, False
+    unit, dtype, band, time_utc = None, "float32", "1", None
 
     def __init__(self) -> None:
         self.place, self.notes, self.most = Georeference(2000, 100_000), [], 0
