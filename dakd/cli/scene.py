@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from dakd.cli.command import local_path, positive
+from dakd.runtime.console import show
+from dakd.runtime.stopping import is_rank_0
 
 
 def scene_options(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +52,8 @@ def scene_options(parser: argparse.ArgumentParser) -> None:
 
 def run_scene(args: argparse.Namespace) -> int:
     """`dakd scene`."""
+    if is_rank_0():  # before torch is imported, which takes seconds
+        show(f"scene: {', '.join(args.scenes[:3])}{' ...' if len(args.scenes) > 3 else ''} by {args.student}")
     from dakd.predict.student import Student
     from dakd.runtime.runlog import say
     from dakd.scene.detect import detect_all
