@@ -21,7 +21,7 @@ def scene_options(parser: argparse.ArgumentParser) -> None:
                         "(/vsicurl/...), or a folder of such files")
     parser.add_argument("--student", required=True, metavar="FILE", help="a student's weights file")
     parser.add_argument("--out", required=True, type=local_path, metavar="DIR", help="folder for the results")
-    meaning = parser.add_argument_group("what the scene's numbers are")
+    meaning = parser.add_argument_group("meaning of the scene's numbers")
     meaning.add_argument("--band", metavar="NAME", help="name or number of the band (default: VV, else the first)")
     meaning.add_argument("--unit", choices=("auto", "db", "sigma0", "amplitude", "grey"), default="auto",
                          help="dB, linear power, uncalibrated amplitude, or greys (default: auto, by the numbers)")
@@ -34,7 +34,7 @@ def scene_options(parser: argparse.ArgumentParser) -> None:
     meaning.add_argument("--crs", metavar="EPSG:N | none", help="CRS in place of the file's; none: work in pixels")
     meaning.add_argument("--pixel-size", type=float, metavar="M", help="metres a pixel, of a scene without a CRS")
     meaning.add_argument("--time", metavar="UTC", help="time of the acquisition (default: by the file's tags or name)")
-    made = parser.add_argument_group("what is made of it")
+    made = parser.add_argument_group("results")
     made.add_argument("--aoi", metavar="W,S,E,N | FILE",
                       help="area of interest in degrees, or a vector file; rounded outwards to the tile grid")
     made.add_argument("--polygons", metavar="CLASS,...", help="classes that are traced (default: oil,look-alike)")

@@ -43,7 +43,7 @@ class Radiometry:
 
     @classmethod
     def from_dict(cls, found: Any, source: str) -> Radiometry:
-        """The facts of `to_dict`; what is None or absent is unknown.
+        """The facts of `to_dict`; None or an absent one is unknown.
 
         source: of the facts, for the message.  ValueError for anything else.
         """

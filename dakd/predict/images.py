@@ -184,12 +184,12 @@ def name_sources(
 
 
 def remarks_on(path: Path, sar: np.ndarray, radiometry: Radiometry) -> list[str]:
-    """What is lost, or likely to be wrong, where an image is predicted as a picture and not as a scene.
+    """Remarks on losses and likely errors where an image is predicted as a picture and not as a scene.
 
     path: where it comes from, a file or not.  sar: (H, W) uint8 greys.  radiometry: of the student's training images.
     """
     found = []
-    if path.is_file():
+    if path.is_absolute() and path.is_file():  # a key of a record is neither
         with path.open("rb") as stream:
             if read_structure(stream).has_place:
                 found.append("the PNGs do not keep its place on Earth; dakd scene does, and outlines slicks")

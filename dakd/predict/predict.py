@@ -85,7 +85,8 @@ def outline_scenes(scenes: Sequence[str], student: Student, out_dir: Path) -> No
     """
     need_all()
     made = out_dir / SIMULATED_FILE
-    if SIMULATED in scenes and is_main() and not made.exists():
+    is_whole = made.with_suffix(".truth.geojson").exists()  # written last
+    if SIMULATED in scenes and is_main() and not is_whole:
         out_dir.mkdir(parents=True, exist_ok=True)
         write_simulated(made, SIMULATED_SCENE)
     barrier()

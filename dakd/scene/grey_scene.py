@@ -56,6 +56,7 @@ class Rows:
 class GreyScene:
     """height, width, place: at the spacing that the student sees.  unit, window and reasons: how its greys are made.
 
+    grey_window: the dB by which greys are averaged as power, None for other units and where it is unknown.
     has_db: whether levels are dB of backscatter (or of amplitude squared).  notes: what was decided, in words.
     warning: that its greys are far from the training's, or None.
     """
@@ -70,7 +71,7 @@ class GreyScene:
     ) -> None:
         """spacing: metres; None takes the student's, where both are known; "native" the scene's own.
 
-        Raises BadScene where the unit or the window cannot be told, and where no pixel is valid.
+        Raises BadScene where the unit or the window is unclear, and where no pixel is valid.
         """
         self._raster, self.notes = raster, list(raster.notes)
         source = raster.place
@@ -84,7 +85,7 @@ class GreyScene:
         if (self.height, self.width) != (source.height, source.width):
             self._axes = Axis.between(source.height, self.height), Axis.between(source.width, self.width)
             self.place = source.resized(self.height, self.width)
-        self._grey_window = student.window_db if self.unit == "grey" else None
+        self.grey_window = student.window_db if self.unit == "grey" else None
         self.window: Window = AS_THEY_ARE
         levels = self._surveyed_levels()
         self.window, reason = choose_window(window, self.unit, student, levels)
@@ -144,9 +145,9 @@ class GreyScene:
         rows, columns = self._axes
         start, stop = rows.rows_for(top, bottom, self._raster.place.height)
         values, valid = self._raster.read(start, stop)
-        power = np.where(valid, to_power(values, self.unit, self._grey_window), np.float32(0))
+        power = np.where(valid, to_power(values, self.unit, self.grey_window), np.float32(0))
         mean, is_valid = area_mean(power, valid, start, top, bottom, rows, columns)
-        return power_to_level(mean, self.unit, self._grey_window), is_valid
+        return power_to_level(mean, self.unit, self.grey_window), is_valid
 
     # -- some of its rows ---------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@
 | amplitude | digital numbers without calibration | dB of their squares, then as db; has no window of its own |
 | grey | 8-bit greys, made as the training images were | as they are, or stretched by a window of greys |
 
-`auto` takes 8-bit numbers as grey, 16-bit ones without a sign as amplitude, and floats by their range; what it cannot
-tell is an error. The window is the student's (`window_db` of its radiometry), the user's, or a match of the scene's
+`auto` takes 8-bit numbers as grey, 16-bit ones without a sign as amplitude, and floats by their range; the rest
+is an error. The window is the student's (`window_db` of its radiometry), the user's, or a match of the scene's
 percentiles to those of the training images.
 """
 
@@ -43,7 +43,7 @@ class Decision:
 def decide_unit(asked: str, dtype: str, values: np.ndarray, stated: str | None = None) -> Decision:
     """asked: one of UNITS.  dtype: of the stored numbers.  values: (N,) some valid ones.  stated: by the product.
 
-    Raises BadScene where `auto` cannot tell, and where the numbers cannot be what is asked for.
+    Raises BadScene where `auto` cannot decide, and where the numbers do not fit the unit that is asked for.
     """
     low, middle, high = (float(one) for one in np.percentile(values, (1, 50, 99)))
     spread = f"{_SHOW(low)}, {_SHOW(middle)} and {_SHOW(high)} at its 1, 50 and 99 %"
@@ -62,7 +62,7 @@ def decide_unit(asked: str, dtype: str, values: np.ndarray, stated: str | None =
         if low >= 0 and 0 < middle < 1 and high < 30:
             return Decision("sigma0", f"its numbers are small and positive as linear power is ({spread})")
     raise BadScene(
-        f"its numbers are {dtype}, {spread}: it cannot be told whether they are dB, linear power, amplitudes or greys; "
+        f"its numbers are {dtype}, {spread}: they may be dB, linear power, amplitudes or greys; "
         "give --unit db, sigma0, amplitude or grey"
     )
 

@@ -31,7 +31,7 @@ _SCRATCH = {"driver": "GTiff", "tiled": True, "blockxsize": _BLOCK, "blockysize"
             "zstd_level": 1, "bigtiff": "if_safer", "num_threads": "all_cpus", "interleave": "band"}  # fmt: skip
 _COG = {"driver": "COG", "compress": "deflate", "level": 3, "predictor": "no", "blocksize": _BLOCK,
         "bigtiff": "if_safer", "num_threads": "all_cpus", "statistics": "no"}  # fmt: skip
-_MOST_EDGES = 10_000_000  # that are traced: of a sound map of a whole Sentinel-1 scene there are a few 100,000
+_MOST_EDGES = 10_000_000  # between pixels of a row: the memory of outlines grows with them
 LABEL, PROBABILITY, LEVEL, GREY, TRACED = "class.tif", "probability.tif", "level.tif", "grey.tif", "traced.tif"
 
 
@@ -112,7 +112,8 @@ def _several(bands: Iterator[Band]) -> Iterator[tuple[int, list[Band]]]:
 def without_specks(label: np.ndarray, least_pixels: Mapping[int, float], dropped: dict[int, int]) -> np.ndarray:
     """(h, W) uint8 class ids, 0 for classes that are not traced and for connected pixels fewer than the least.
 
-    Those at the first and the last row stay: more of them may lie beyond. So what is traced does not grow with speckle.
+    Those at the first and the last row stay: more of them may lie beyond. So the number of outlines does not grow with
+    speckle.
     dropped: counts them by class.
     """
     ndimage, kept = need("scipy.ndimage"), np.zeros_like(label)

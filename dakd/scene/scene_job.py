@@ -127,12 +127,13 @@ class SceneJob:
                         "temperature": self._student.temperature, "classes": self._student.classes.to_dict()},
             "input": {"band": self._raster.band, "dtype": self._raster.dtype, "unit": self.scene.unit,
                       "window": list(self.scene.window), "nodata": _finite(self.options.nodata),
+                      "averaged_by": self.scene.grey_window and list(self.scene.grey_window),
                       "size": [self._raster.place.height, self._raster.place.width]},
             "grid": {"tile": self.grid.tile, "stride": self.grid.stride, "size": [self.grid.height, self.grid.width],
                      "bands": [self.bands.start, self.bands.stop], "columns": list(self.columns)},
         }  # fmt: skip
 
-    # -- what is there already ----------------------------------------------------------------------------------------
+    # -- earlier results ----------------------------------------------------------------------------------------------
 
     @property
     def record_path(self) -> Path:
@@ -326,7 +327,7 @@ class SceneJob:
 
 
 class _Report:
-    """A line of progress after 3 s, then every 30 s, with what is left in Mpixel."""
+    """A line of progress after 3 s, then every 30 s, with the rest in Mpixel."""
 
     def __init__(self, job: SceneJob) -> None:
         self._job, self._start = job, time.monotonic()

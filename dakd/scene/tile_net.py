@@ -66,8 +66,7 @@ class TileNet:
         self._lock, self._is_warm = threading.Lock(), False
 
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
-        """Raises ValueError where the net gives anything but finite logits of these classes.
-        """
+        """Raises ValueError where the net gives anything but finite logits of these classes."""
         if not len(tiles):
             return np.zeros((0, self.num_classes, *tiles.shape[1:]), np.float32)
         if self._is_warm:

@@ -70,6 +70,7 @@ def test_ground_control_points_are_followed_and_not_replaced_by_an_affine_transf
     assert metres(lon, lat, *curved(*between)).mean() > 500, "the points are such that an affine transform would do"
 
 
+@pytest.mark.real_data
 def test_a_real_grds_points_are_met_and_those_left_out_are_near(tmp_path):
     root = Path(os.environ.get("DAKD_REAL_DATA", "/nowhere")) / "sar"
     found = list(root.glob("S1B_IW_GRDH*5371.zip"))

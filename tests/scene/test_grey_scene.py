@@ -1,4 +1,4 @@
-"""Units are told or asked for, windows bring scenes to the training's greys, and means are those of power."""
+"""Units are decided or asked for, windows bring scenes to the training's greys, and means are those of power."""
 
 from __future__ import annotations
 

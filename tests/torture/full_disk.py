@@ -218,8 +218,4 @@ def _rest(chance: random.Random, largest: int) -> int:
 
 def _count(trials: Trials, has_failed: bool, state: str, found: Findings) -> None:
     """A disk that sufficed is no fault; the comparison must be clean all the same."""
-    if has_failed:
-        trials.count(state, found)
-    else:
-        trials.missed += 1
-        trials.note(found)
+    trials.count_if(has_failed, state, found)

@@ -55,9 +55,5 @@ def kill_prepares(folder: Path, chance: random.Random, kills: int) -> Trials:
         found.expect(last.wait() == 0, f"prepare could not resume: {last.output()[-300:]}")
         is_same = tree_hash(run / "prepare") == wanted[turn]
         found.expect(is_same, f"{run / 'prepare'} is not the undisturbed set")
-        if has_landed:
-            trials.count(state, found)
-        else:
-            trials.missed += 1
-            trials.note(found)
+        trials.count_if(has_landed, state, found)
     return trials

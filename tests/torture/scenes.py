@@ -173,11 +173,7 @@ def kill_one_of_two(folder: Path, undisturbed: UndisturbedScene, chance: random.
         other = pair[1 - first]
         found.expect(other.wait() == 0, f"the other process could not finish: {other.output()[-300:]}")
         found.add(compare(out, undisturbed, is_finished=True))
-        if has_landed:
-            trials.count(state, found)
-        else:
-            trials.missed += 1
-            trials.note(found)
+        trials.count_if(has_landed, state, found)
     return trials
 
 

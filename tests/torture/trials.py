@@ -63,6 +63,14 @@ class Trials:
         self.survived += findings.is_good
         self.note(findings)
 
+    def count_if(self, has_landed: bool, state: str, findings: Findings) -> None:
+        """The same where the fault came in time; else a missed one, whose findings count nevertheless."""
+        if has_landed:
+            self.count(state, findings)
+        else:
+            self.missed += 1
+            self.note(findings)
+
     def note(self, findings: Findings) -> None:
         """Add findings that belong to no single fault, such as the finished run's."""
         self.seconds = time.monotonic() - self._start_s
